@@ -1,0 +1,29 @@
+# The project's chores. `make check` is what has to pass before a change lands.
+PYTHON ?= .venv/bin/python
+
+.PHONY: check lint types test test-slow test-gpu test-torture format
+check: lint types test
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	$(PYTHON) -m pyright
+
+test:
+	bash test.sh
+
+test-slow:
+	bash test.sh -m slow
+
+test-torture:
+	bash test.sh -m torture
+
+# uses the GPU, which test.sh hides
+test-gpu:
+	$(PYTHON) -m pytest -m gpu
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .

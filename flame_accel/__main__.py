@@ -1,0 +1,29 @@
+"""`python -m flame_accel COMMAND`: finds the command's module and runs it."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from flame_accel.config.errors import exit_on_user_error
+
+COMMANDS = ("export", "report")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m flame_accel", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    modules = {}
+    for name in COMMANDS:
+        module = modules[name] = importlib.import_module(f"flame_accel.commands.{name}")
+        summary = (module.__doc__ or "").splitlines()[0]
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        module.add_arguments(subparser)
+    arguments = parser.parse_args(argv)
+    with exit_on_user_error():
+        modules[arguments.command].run(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,94 @@
+"""Weights in the Hugging Face format: what `from_pretrained` reads, written from any engine.
+
+Used for the model part of every checkpoint and for the final export. The rest of a checkpoint is in `state`.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flame_accel.checkpoint.card import write_model_card
+
+
+def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """All weights on the main process's CPU, in the dtype they are trained in; empty elsewhere. Every rank must call it."""
+    inner = accelerator.unwrap_model(model)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(inner, options=options)
+    return weights if accelerator.is_main_process else {}
+
+
+def save_hf_model(
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype,
+) -> None:
+    """Writes config, weights and tokenizer so that `from_pretrained(folder)` gives the same model. For one process.
+
+    Args:
+        model: Gives the configuration and the names of tied weights; its own weights are not read.
+        weights: All weights, on CPU.
+        tokenizer: Of the run.
+        folder: Created if it is not there.
+        dtype: Floating-point weights are stored in it, and `config.dtype` says so.
+    """
+    cast = {
+        name: weight.to(dtype) if weight.is_floating_point() else weight
+        for name, weight in weights.items()
+    }
+    previous = model.config.dtype
+    # from_pretrained loads in the dtype that the config names, whatever the file holds
+    model.config.dtype = dtype
+    try:
+        model.save_pretrained(folder, state_dict=cast)
+    finally:
+        model.config.dtype = previous
+    tokenizer.save_pretrained(folder)
+
+
+def export_model(
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    facts: Mapping[str, str],
+) -> None:
+    """Exports a trained model with its card; the folder appears whole. Every rank must call it.
+
+    Args:
+        accelerator: Of the run.
+        model: Prepared.
+        tokenizer: Of the run.
+        folder: Replaced if it is there.
+        dtype: Of the stored weights.
+        facts: Rows of the card's table.
+    """
+    weights = gather_weights(accelerator, model)
+    if accelerator.is_main_process:
+        inner = accelerator.unwrap_model(model)
+        with replaced_folder(folder) as draft:
+            save_hf_model(inner, weights, tokenizer, draft, dtype)
+            write_model_card(draft, name=folder.parent.name, config=inner.config, facts=facts)
+    accelerator.wait_for_everyone()
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A draft folder that takes the place of `folder` when it is complete."""
+    draft = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)

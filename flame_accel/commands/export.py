@@ -1,0 +1,86 @@
+"""Exports a checkpoint as a Hugging Face model: config, weights in the dtype you choose, tokenizer and card.
+
+The work is in `checkpoint`; a checkpoint already is such a model in fp32, beside what a restart needs.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from flame_accel.config import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "source", type=Path, help="a checkpoint (.../step-N), or a run folder for its newest one"
+    )
+    parser.add_argument("output", type=Path, help="folder of the exported model; must not exist")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    parser.add_argument(
+        "--custom",
+        action="append",
+        default=[],
+        help="package or path that registers the architecture",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the model."""
+    if arguments.output.exists():
+        raise UserError(
+            "already exists", where=str(arguments.output), remedy="name a folder that does not"
+        )
+    checkpoint = find_checkpoint(arguments.source)
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from flame_accel.checkpoint.card import write_model_card
+    from flame_accel.checkpoint.hf import replaced_folder, save_hf_model
+    from flame_accel.models import register_models
+
+    register_models(arguments.custom)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    with replaced_folder(arguments.output) as draft:
+        save_hf_model(
+            model, model.state_dict(), tokenizer, draft, getattr(torch, arguments.dtype)
+        )
+        write_model_card(
+            draft,
+            name=arguments.output.name,
+            config=model.config,
+            facts={"tokens": f"{state['tokens']:,}", "updates": f"{state['step']:,}"},
+        )
+    print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
+
+
+def find_checkpoint(source: Path) -> Path:
+    """The checkpoint itself, or the newest one below a run folder.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, find_damage
+
+    folders = [source] if (source / MANIFEST).is_file() else []
+    if not folders:
+        found = source.glob(f"*/{STEP_PREFIX}*/{MANIFEST}")
+        complete = [m.parent for m in found if m.parent.name.removeprefix(STEP_PREFIX).isdecimal()]
+        folders = sorted(complete, key=lambda f: int(f.name.removeprefix(STEP_PREFIX)))
+    if not folders:
+        raise UserError(
+            "holds no complete checkpoint",
+            where=str(source),
+            remedy="name a run folder, or a step-N folder of a run",
+        )
+    damage = find_damage(folders[-1])
+    if damage is not None:
+        raise UserError(
+            f"is damaged: {damage}", where=str(folders[-1]), remedy="name another checkpoint"
+        )
+    return folders[-1]

@@ -1,0 +1,12 @@
+"""Checks a command line before anything heavy starts: `python -m flame_accel.config [options]`.
+
+Prints nothing and exits 0 when all is well, else prints all problems on stderr and exits 2.
+train.sh calls it first, since `accelerate launch` answers exit code 2 with its own traceback.
+"""
+
+import sys
+
+from flame_accel.config.parsing import parse_or_exit
+
+if __name__ == "__main__":
+    parse_or_exit(sys.argv[1:])

@@ -1,0 +1,65 @@
+"""Options of what a run keeps (checkpoints, exported model) and how it is judged (validation)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """What survives a restart, and what is handed back at the end."""
+
+    enable_checkpoint: bool = True
+    """Save checkpoints, and go on from the newest one when the run starts again."""
+    folder: str = "checkpoint"
+    """Folder of the checkpoints, inside the run folder: job.dump_folder/checkpoint.folder."""
+    interval_type: Literal["step", "seconds"] = "step"
+    """Unit of checkpoint.interval."""
+    interval: int = 500
+    """Time between two checkpoints, in steps or seconds as checkpoint.interval_type says. The end
+    of the run is always saved."""
+    model_weights_only: bool = False
+    """Save only the model's weights at the end of training. False saves the full checkpoint: model,
+    optimizer and training state, from which training can go on."""
+    export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
+    """Precision of the weights in the model that is exported when training completes."""
+    keep_latest_k: int = 3
+    """Keep this many of the newest checkpoints and delete older ones. 0 keeps all."""
+    load_step: int = -1
+    """Step of the checkpoint to go on from. -1 takes the newest one."""
+    async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
+    """Write checkpoints while training goes on; async_with_pinned_mem copies to pinned memory."""
+    initial_load_path: str | None = None
+    """Checkpoint or Hugging Face model to start from when the run has no checkpoint of its own."""
+    create_seed_checkpoint: bool = False
+    """Save the initial weights as a checkpoint of step 0 and end."""
+    last_save_model_weights_only: bool = False
+    """Save only the model's weights in the last checkpoint."""
+    exclude_from_loading: tuple[str, ...] = ()
+    """Parts of a checkpoint that are not loaded, for example optimizer; several are separated by
+    commas."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Validation during the run, and the sample that the finished model writes."""
+
+    dataset: str | None = None
+    """Validation data, in the forms of training.dataset. None means no validation."""
+    dataset_name: str | None = None
+    """Name of the dataset's configuration; None takes its default."""
+    dataset_split: str | None = None
+    """Split of the dataset; None takes "validation" of a named dataset and all of any other."""
+    data_dir: str | None = None
+    """Folder within the dataset, passed on to datasets."""
+    data_files: str | None = None
+    """Files or patterns within the dataset, passed on to datasets."""
+    interval: int = 0
+    """Validate every so many steps, and at the end. 0 validates only at the end."""
+    batch_size: int = 8
+    """Rows per device in a validation batch."""
+    max_tokens: int = 0
+    """Validate on whole documents until there are so many tokens. 0 takes all."""
+    prompt: str = ""
+    """Text that the printed sample goes on from. Empty starts a new document."""
+    sample_tokens: int = 128
+    """Length of the sample printed at the end, in tokens. 0 prints none."""

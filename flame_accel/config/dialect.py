@@ -1,0 +1,88 @@
+"""Names that only flame's newer dialect has: what they mean here, or that they mean nothing here.
+
+Aliases become our options; the rest is known by name so that `availability` can refuse it with a
+reason. Values are checked like those of our own options.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flame_accel.config.schema import Option
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alias:
+    """Another name of one of our options."""
+
+    option: Option
+    target: str
+    convert: Callable[[Any], Any]
+    """From the alias's value to that of the target."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+DECAY_RATIO = Option(name="lr_scheduler.decay_ratio", kind=float, optional=True)
+DECAY_TYPE = Option(
+    name="lr_scheduler.decay_type", kind=str, default="linear", choices=("linear", "sqrt", "cosine")
+)
+
+_ALIASES = (
+    Alias(
+        option=Option(name="lr_scheduler.warmup_steps", kind=int),
+        target="training.warmup_steps",
+        convert=_same,
+    ),
+    Alias(
+        option=Option(name="lr_scheduler.lr_min", kind=float),
+        target="optimizer.min_lr_ratio",
+        convert=_same,
+    ),
+    Alias(
+        option=Option(
+            name="optimizer.implementation", kind=str, choices=("fused", "foreach", "for-loop")
+        ),
+        target="optimizer.fused",
+        convert=lambda implementation: implementation == "fused",
+    ),
+    Alias(
+        option=Option(name="metrics.save_for_all_ranks", kind=bool),
+        target="metrics.rank_0_only",
+        convert=lambda all_ranks: not all_ranks,
+    ),
+    Alias(
+        option=Option(name="experimental.custom_model_path", kind=str),
+        target="model.custom",
+        convert=lambda path: (path,) if path else (),
+    ),
+)
+ALIASES = {alias.option.name: alias for alias in _ALIASES}
+
+# flame's options without a counterpart; the default is the value that asks for nothing
+_FOREIGN = (
+    Option(name="model.name", kind=str, default="fla"),
+    Option(name="model.converters", kind=str, many=True, default=()),
+    Option(name="model.print_after_conversion", kind=bool, default=False),
+    Option(name="checkpoint.initial_load_model_weights_only", kind=bool, default=True),
+    Option(name="experimental.pipeline_parallel_split_points", kind=str, many=True, default=()),
+    Option(name="experimental.pipeline_parallel_schedule", kind=str, default="1F1B"),
+    Option(name="experimental.pipeline_parallel_schedule_csv", kind=str, default=""),
+    Option(name="experimental.pipeline_parallel_microbatches", kind=int, optional=True),
+    Option(name="experimental.context_parallel_rotate_method", kind=str, default="allgather"),
+    Option(name="activation_offload.mode", kind=str, default="none"),
+    Option(name="memory_estimation.enabled", kind=bool, default=False),
+    Option(name="memory_estimation.disable_fake_mode", kind=bool, default=False),
+    Option(name="fault_tolerance.enable", kind=bool, default=False),
+    Option(name="fault_tolerance.replica_id", kind=int, default=0),
+    Option(name="fault_tolerance.group_size", kind=int, default=0),
+    Option(name="fault_tolerance.min_replica_size", kind=int, default=1),
+)
+FOREIGN = {option.name: option for option in _FOREIGN}
+
+DIALECT = {
+    option.name: option
+    for option in (DECAY_RATIO, DECAY_TYPE, *(alias.option for alias in _ALIASES), *_FOREIGN)
+}

@@ -1,0 +1,79 @@
+"""What a user did wrong: one exception for one problem, one for all problems of a configuration.
+
+`exit_on_user_error` is how such an error ends a process: `str(error)` on one screen, without a
+traceback, and `error.exit_code` as exit status.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A problem that the user can solve; `str()` is the whole message.
+
+    Args:
+        what: The value and the rule that it breaks.
+        where: The flag, file and line, or path concerned.
+        remedy: What to do about it.
+        exit_code: Exit status of a process that ends so: 2 for the configuration, 1 for others.
+    """
+
+    def __init__(
+        self, what: str, *, where: str | None = None, remedy: str | None = None, exit_code: int = 1
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        self.exit_code = exit_code
+        message = f"{where}: {what}" if where else what
+        super().__init__(f"{message}\n    {remedy}" if remedy else message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is wrong in a configuration."""
+
+    where: str
+    """The flag, or the file, line and option."""
+    value: str | None
+    """The value as the user may recognise it; None when there is none."""
+    rule: str
+    """The rule that it breaks."""
+    remedy: str
+    """What to do about it."""
+
+    def __str__(self) -> str:
+        given = "" if self.value is None else f" = {self.value}"
+        return f"{self.where}{given}: {self.rule}\n    {self.remedy}"
+
+
+class ConfigError(UserError):
+    """All problems of a configuration at once; exit code 2."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        title = f"{count} problem{'' if count == 1 else 's'} in the configuration"
+        super().__init__("\n".join([f"{title}:", *map(str, self.problems)]), exit_code=2)
+        self.what = title
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Ends the process, without a traceback, where a `UserError` would leave the block."""
+    try:
+        yield
+    except UserError as error:
+        exit_with(error)
+
+
+def exit_with(error: UserError) -> NoReturn:
+    """Prints the message on standard error and ends the process with the error's exit code."""
+    rank = os.environ.get("RANK", "0")
+    # every rank of a launch finds the same mistake: one of them explains it
+    print(f"\n{error}" if rank == "0" else f"rank {rank}: {error.what}", file=sys.stderr)
+    raise SystemExit(error.exit_code) from error

@@ -1,0 +1,191 @@
+"""TOML, YAML and JSON text into entries, each with its line; what they mean is up to `run_file`.
+
+Nothing is built from a file but text, numbers, booleans, dates, and lists and tables of them.
+"""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A section (without a key), or an option (outside of any section if that is empty)."""
+
+    section: str
+    key: str | None = None
+    value: Any = None
+    line: int
+
+
+class SyntaxProblem(Exception):
+    """The text is not in its format."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+
+
+class Table(list[tuple[str, int, Any]]):
+    """A mapping as (key, line, value), so that a key given twice is still there twice."""
+
+
+def _entries(root: Table) -> Iterator[Entry]:
+    for name, line, body in root:
+        if isinstance(body, Table):
+            yield Entry(section=name, line=line)
+            for key, key_line, value in body:
+                yield Entry(section=name, key=key, value=value, line=key_line)
+        elif body is None and "." not in name:
+            # a section whose options are all commented out
+            yield Entry(section=name, line=line)
+        else:
+            yield Entry(section="", key=name, value=body, line=line)
+
+
+def read_toml(text: str) -> list[Entry]:
+    """Entries of a TOML document."""
+    # tomllib came with Python 3.11; tomli is the same module for older ones
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    lines = text.split("\n")
+    try:
+        toml.loads(text)
+    except ValueError as error:
+        message, _, place = str(error).partition(" (at ")
+        number = re.match(r"line (\d+)", place)
+        line = int(number[1]) if number else len(lines)
+        # the parser does not name a key that is given twice: the entries do
+        if message != "Cannot overwrite a value":
+            raise SyntaxProblem(f"is not valid TOML: {message}", line) from None
+        lines = lines[:line]
+    return list(_entries(_toml_table(toml.loads, lines)))
+
+
+def _toml_table(loads: Callable[[str], dict[str, Any]], lines: list[str]) -> Table:
+    """The sections of valid lines, where the fewest lines that parse on their own are a statement.
+
+    TOML's own parser tells no lines. A section stands where it is first named.
+    """
+    root, tables = Table(), dict[str, Table]()
+    section, start = "", 0
+    for end in range(1, len(lines) + 1):
+        statement = "\n".join(lines[start:end])
+        try:
+            content = loads(statement)
+        except ValueError:
+            continue
+        line, start = start + 1, end
+        if statement.lstrip().startswith("["):
+            section = _header_name(content)
+        elif section and content:
+            content = {section: content}
+        for name, body in content.items():
+            if not isinstance(body, dict):
+                root.append((name, line, body))
+                continue
+            if name not in tables:
+                tables[name] = Table()
+                root.append((name, line, tables[name]))
+            tables[name].extend((key, line, value) for key, value in body.items())
+    return root
+
+
+def _header_name(content: dict[str, Any]) -> str:
+    """The name in a header, which parses as tables of one key each."""
+    names: list[str] = []
+    inner: Any = content
+    while isinstance(inner, dict) and inner:
+        [(name, inner)] = inner.items()
+        names.append(name)
+    return ".".join(names)
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as (key, value)."""
+
+
+# strings (with a colon after them: keys) and brackets
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|[{}\[\]]')
+
+
+def _json_key_lines(text: str) -> Iterator[int]:
+    """Lines of the keys of sections and options, in their order in a valid document."""
+    depth = 0
+    for token in _JSON_TOKEN.finditer(text):
+        if token[0] in ("{", "["):
+            depth += 1
+        elif token[0] in ("}", "]"):
+            depth -= 1
+        elif token[1] and depth <= 2:
+            yield text.count("\n", 0, token.start()) + 1
+
+
+def read_json(text: str) -> list[Entry]:
+    """Entries of a JSON document."""
+    try:
+        content = json.loads(text, object_pairs_hook=_Object)
+    except json.JSONDecodeError as error:
+        raise SyntaxProblem(f"is not valid JSON: {error.msg}", error.lineno) from None
+    if not isinstance(content, _Object):
+        raise SyntaxProblem("must be an object of sections", 1)
+    root, lines = Table(), _json_key_lines(text)
+    for name, body in content:
+        line = next(lines)
+        if isinstance(body, _Object):
+            body = Table((key, next(lines), value) for key, value in body)
+        root.append((name, line, body))
+    return list(_entries(root))
+
+
+_YAML_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+
+
+def read_yaml(text: str) -> list[Entry]:
+    """Entries of a YAML document; a tag that asks for an object is refused."""
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+
+    def table(node: yaml.MappingNode, depth: int) -> Table:
+        rows = Table()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise SyntaxProblem("has a key that is not text", line)
+            if depth < 2 and isinstance(value, yaml.MappingNode):
+                rows.append((key.value, line, table(value, depth + 1)))
+            else:
+                rows.append((key.value, line, _yaml_value(loader, value, line)))
+        return rows
+
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return []
+        if not isinstance(root, yaml.MappingNode):
+            raise SyntaxProblem("must be a mapping of sections", root.start_mark.line + 1)
+        return list(_entries(table(root, 1)))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = mark.line + 1 if mark else 1
+        raise SyntaxProblem(f"is not valid YAML: {error.problem}", line) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SyntaxProblem(f"is not valid YAML: {error.reason}", line) from None
+
+
+def _yaml_value(loader: Any, node: Any, line: int) -> Any:
+    try:
+        value = loader.construct_object(node, deep=True)
+    except ValueError as error:
+        # a date or number that there is not
+        raise SyntaxProblem(str(error), line) from None
+    # yaml 1.1 takes 1e-4 for text unless it is written 1.0e-4
+    if isinstance(value, str) and node.style is None and _YAML_FLOAT.fullmatch(value):
+        return float(value)
+    return value

@@ -1,0 +1,72 @@
+"""The form in which a model gets rows: ``input_ids``, ``labels`` and, with varlen, ``cu_seqlens``.
+
+Shapes: ``B`` rows, ``T`` tokens in a row. Labels stand at the positions of their tokens (the model
+shifts them) and are -100 where a row or segment starts, so that ``num_targets`` counts the same
+before and after the shift. ``attention_mask`` is never made: beside ``cu_seqlens`` it would
+overwrite them.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import torch
+
+from flame_accel.data.lanes import Packing, Row
+
+IGNORED_LABEL = -100
+"""What the loss functions of torch, transformers and fla leave out."""
+
+
+class _Rows(TypedDict):
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    num_targets: int
+
+
+class MicroBatch(_Rows, total=False):
+    """Input of one forward pass: int64 [B, T], with varlen [1, B * T] and int32 [segments + 1]."""
+
+    cu_seqlens: torch.Tensor
+
+
+def build_micro_batch(
+    rows: Sequence[Row], packing: Packing, *, padding: tuple[int, int] | None = None
+) -> MicroBatch:
+    """Put rows together.
+
+    Args:
+        rows: the rows, in order.
+        packing: how they were filled.
+        padding: a token id that stands for padding in ``rows``, and the id to show the model in its
+            place; padding is no target.
+    """
+    input_ids = torch.from_numpy(np.stack([row.tokens for row in rows]).astype(np.int64))
+    labels = input_ids.clone()
+    if padding is not None:
+        padded = input_ids == padding[0]
+        labels[padded] = IGNORED_LABEL
+        input_ids[padded] = padding[1]
+    starts = [
+        index * packing.seq_len + start for index, row in enumerate(rows) for start in row.starts
+    ]
+    labels.view(-1)[starts] = IGNORED_LABEL
+    num_targets = int((labels != IGNORED_LABEL).sum())
+    if not packing.varlen:
+        return {"input_ids": input_ids, "labels": labels, "num_targets": num_targets}
+    return {
+        "input_ids": input_ids.view(1, -1),
+        "labels": labels.view(1, -1),
+        "num_targets": num_targets,
+        "cu_seqlens": torch.tensor([*starts, input_ids.numel()], dtype=torch.int32),
+    }
+
+
+def pin(batch: MicroBatch) -> MicroBatch:
+    """Copy a micro-batch into page-locked memory, from which a GPU fetches without blocking."""
+    pinned = batch.copy()
+    pinned["input_ids"] = batch["input_ids"].pin_memory()
+    pinned["labels"] = batch["labels"].pin_memory()
+    if "cu_seqlens" in batch:
+        pinned["cu_seqlens"] = batch["cu_seqlens"].pin_memory()
+    return pinned

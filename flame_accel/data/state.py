@@ -1,0 +1,123 @@
+"""What a checkpoint keeps of the data stream: the cursors of all lanes, and of which stream.
+
+A rank's state holds its own lanes; ``merge_states`` joins those of all ranks into one that any
+number of ranks, workers and micro-batches can continue. Nothing here reads data or touches files.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.lanes import Cursor
+
+FORMAT = 1
+"""Version of the layout below."""
+
+Identity = Mapping[str, int | str | bool | None]
+"""What must be the same for cursors to mean the same tokens: its name -> its value."""
+
+WHERE = "the checkpoint's data position"
+
+
+def rank_state(
+    identity: Identity,
+    *,
+    rows_per_step: int,
+    steps: int,
+    first_lane: int,
+    cursors: Sequence[Cursor],
+) -> dict[str, Any]:
+    """State of the lanes of one rank after ``steps`` steps; plain JSON values."""
+    return {
+        "format": FORMAT,
+        "rows_per_step": rows_per_step,
+        "steps": steps,
+        "identity": dict(identity),
+        "first_lane": first_lane,
+        "cursors": [list(cursor) for cursor in cursors],
+    }
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join the states of all data-parallel ranks, in any order, into the state of all lanes.
+
+    Raises:
+        ValueError: the states are not of the same step and stream, or lanes are missing or twice.
+    """
+    ordered = sorted(states, key=lambda state: state["first_lane"])
+    shared = [
+        {key: value for key, value in state.items() if key not in ("first_lane", "cursors")}
+        for state in ordered
+    ]
+    if any(other != shared[0] for other in shared):
+        raise ValueError(f"the ranks disagree about the data stream: {shared}")
+    cursors: list[list[int]] = []
+    for state in ordered:
+        if state["first_lane"] != len(cursors):
+            raise ValueError(f"lane {len(cursors)} is missing or given twice")
+        cursors += state["cursors"]
+    if len(cursors) != shared[0]["rows_per_step"]:
+        raise ValueError(f"{len(cursors)} lanes for {shared[0]['rows_per_step']} rows per step")
+    return {**shared[0], "first_lane": 0, "cursors": cursors}
+
+
+def read_cursors(state: Mapping[str, Any], identity: Identity, lanes: range) -> list[Cursor]:
+    """Cursors of ``lanes`` from a merged state.
+
+    Raises:
+        UserError: the state is of another format, or of a stream other than ``identity``; all
+            differences are named.
+    """
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"has format {state.get('format')}, this version reads format {FORMAT}",
+            where=WHERE,
+            remedy="continue with the version of flame_accel that wrote the checkpoint",
+        )
+    saved = state["identity"]
+    different = [
+        f"{name} is {identity.get(name)!r}, the checkpoint has {saved.get(name)!r}"
+        for name in sorted({*identity, *saved})
+        if identity.get(name) != saved.get(name)
+    ]
+    if different:
+        raise UserError(
+            "belongs to another stream of tokens: " + "; ".join(different),
+            where=WHERE,
+            remedy="continue with the same values, or start a new run from these weights",
+        )
+    cursors = [Cursor(*cursor) for cursor in state["cursors"]]
+    first = state["first_lane"]
+    if lanes.start < first or lanes.stop > first + len(cursors):
+        raise ValueError(
+            f"lanes {lanes.start} to {lanes.stop - 1} are not in the state of lanes {first} to "
+            f"{first + len(cursors) - 1}: merge the states of all ranks first"
+        )
+    return cursors[lanes.start - first : lanes.stop - first]
+
+
+def accumulation_for(rows_per_step: int, *, micro_batch_size: int, world_size: int) -> int:
+    """Gradient accumulation that keeps the rows per step on ``world_size`` data-parallel ranks.
+
+    Raises:
+        UserError: it does not divide; names the sizes that would work.
+    """
+    accumulation, rest = divmod(rows_per_step, micro_batch_size * world_size)
+    if accumulation and not rest:
+        return accumulation
+    share, uneven = divmod(rows_per_step, world_size)
+    if uneven:
+        sizes = ", ".join(str(n) for n in range(1, rows_per_step + 1) if rows_per_step % n == 0)
+        remedy = f"use a number of data-parallel ranks that divides it: {sizes}"
+    else:
+        pairs = ", ".join(f"{b} x {share // b}" for b in range(1, share + 1) if share % b == 0)
+        remedy = (
+            "on these ranks, training.batch_size x training.gradient_accumulation_steps can be "
+            + pairs
+        )
+    raise UserError(
+        f"{rows_per_step} rows per step cannot be split into {world_size} ranks x batches of "
+        f"{micro_batch_size}",
+        where="training.batch_size",
+        remedy=remedy,
+    )

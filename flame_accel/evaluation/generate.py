@@ -1,0 +1,41 @@
+"""Text from a model: the sample that a run prints. Scores of generated text are none of this module's business."""
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def sample_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: str,
+    new_tokens: int,
+    seed: int,
+    temperature: float = 0.8,
+) -> str:
+    """Continues a prompt by sampling token by token; the same seed gives the same text.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Of the model.
+        prompt: An empty one stands for the start of a document.
+        new_tokens: At most so many; the end-of-document token ends the text earlier.
+        seed: Of the sampling; the process's random state is left as it was.
+        temperature: Divides the logits.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    inputs = torch.tensor([ids or [start]], device=model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        output = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=new_tokens,
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    return prompt + tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)

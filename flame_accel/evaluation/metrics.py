@@ -1,0 +1,46 @@
+"""Figures of a language model from sums over its targets, as a metric of the `evaluate` library.
+
+Sums and not token-wise predictions go in, so that a validation set of any size costs a few numbers. The sums come from
+`validate`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import evaluate
+
+
+class LanguageModeling(evaluate.Metric):
+    """Loss, perplexity, bits per byte and next-token accuracy from rows of sums (one row a batch, a rank or a run)."""
+
+    def __init__(self) -> None:
+        super().__init__(keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Loss, perplexity, bits per byte and next-token accuracy",
+            citation="",
+            inputs_description="nats and correct predictions summed over targets; bytes of text",
+            features=datasets.Features(
+                {
+                    "nats": datasets.Value("float64"),
+                    "correct": datasets.Value("int64"),
+                    "targets": datasets.Value("int64"),
+                    "bytes": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def _compute(self, **columns: Sequence[Any]) -> dict[str, float]:
+        """Mean nats per target; its exponential; nats / ln 2 per byte of text; share of targets that the argmax hits."""
+        nats, targets = math.fsum(columns["nats"]), sum(columns["targets"])
+        loss = nats / targets
+        return {
+            "loss": loss,
+            # beyond this the exponential is no float
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "bits_per_byte": nats / math.log(2) / sum(columns["bytes"]),
+            "accuracy": sum(columns["correct"]) / targets,
+        }

@@ -1,0 +1,196 @@
+"""The decay family under fla's names and signatures: GLA, simple GLA, and what is built on them. The arithmetic is in `decay`.
+
+RetNet, lightning attention, linear attention, HGRN2, LightNet, Rodimus and Mamba2 call these functions.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.decay import decay_attention
+
+States = tuple[Tensor, Tensor | None]
+
+
+def chunk_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
+) -> States:
+    """Decay per key channel, `g` [B, T, H, K]; see `decay.decay_attention`."""
+    return _attend(
+        q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens
+    )
+
+
+def fused_chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **options: Any) -> States:
+    """As `chunk_gla`; fla 0.6 has only the name of it left, which its layers still know as a mode."""
+    return chunk_gla(q, k, v, g, **options)
+
+
+def fused_recurrent_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gk: Tensor | None = None,
+    gv: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    reverse: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> States:
+    """As `chunk_gla`; `reverse` runs from the last token to the first."""
+    if gv is not None:
+        raise UserError(
+            "fused_recurrent_gla with decays of the values (gv) has no PyTorch implementation",
+            remedy="run this model on a machine with a Triton device",
+        )
+    return _attend(
+        q, k, v, gk, scale, initial_state, output_final_state, state_v_first, cu_seqlens, reverse
+    )
+
+
+def chunk_simple_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    g_gamma: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> States:
+    """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none. The chunk size is ours to choose."""
+    return _attend(
+        q, k, v, _head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
+        state_v_first, cu_seqlens,
+    )  # fmt: skip
+
+
+def fused_chunk_simple_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    g_gamma: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> States:
+    """As `chunk_simple_gla`."""
+    g = _head_decay(q, g, g_gamma)
+    return _attend(q, k, v, g, scale, initial_state, output_final_state, False, cu_seqlens)
+
+
+def fused_recurrent_simple_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    g_gamma: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    reverse: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> States:
+    """As `chunk_simple_gla`; `reverse` runs from the last token to the first."""
+    return _attend(
+        q, k, v, _head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
+        state_v_first, cu_seqlens, reverse,
+    )  # fmt: skip
+
+
+def parallel_simple_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    output_attentions: bool = False,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
+) -> States:
+    """As `chunk_simple_gla` without states; the second value, attention scores, is None and cannot be asked for."""
+    if output_attentions:
+        raise UserError(
+            "parallel_simple_gla has no attention scores in PyTorch",
+            remedy="call it without output_attentions",
+        )
+    return _attend(q, k, v, _head_decay(q, g, None), scale, None, False, False, cu_seqlens)
+
+
+def _head_decay(q: Tensor, g: Tensor | None, g_gamma: Tensor | None) -> Tensor | None:
+    if g is not None:
+        return g.unsqueeze(-1)
+    return None if g_gamma is None else g_gamma.view(1, 1, -1, 1).expand(*q.shape[:2], -1, 1)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    scale: float | None,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    state_v_first: bool,
+    cu_seqlens: Tensor | None,
+    reverse: bool = False,
+) -> States:
+    if reverse:
+        q, k, v = q.flip(1), k.flip(1), v.flip(1)
+        g = None if g is None else g.flip(1)
+        if cu_seqlens is not None:
+            cu_seqlens = cu_seqlens[-1] - cu_seqlens.flip(0)
+            initial_state = None if initial_state is None else initial_state.flip(0)
+    o, state = decay_attention(
+        q,
+        k,
+        v,
+        g,
+        scale=k.shape[-1] ** -0.5 if scale is None else scale,
+        initial_state=initial_state,
+        state_v_first=state_v_first,
+        cu_seqlens=cu_seqlens,
+    )
+    if reverse:
+        o = o.flip(1)
+        state = state if cu_seqlens is None else state.flip(0)
+    return o, state if output_final_state else None
+
+
+def chunk_global_cumsum(
+    s: Tensor,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = None,
+    output_dtype: torch.dtype | None = torch.float,
+) -> Tensor:
+    """Running sum of `s` [B, T, ...] over each sequence, from the end if `reverse`, times `scale`."""
+    x = s.float() if cu_seqlens is None else s.double()
+    total = x.flip(1).cumsum(1).flip(1) if reverse else x.cumsum(1)
+    if cu_seqlens is not None:
+        # what the neighbouring sequence has summed up, at its last token before this sequence, goes off again
+        edge = F.pad(total, (0, 0) * (total.dim() - 2) + (1, 1))[0]
+        before = edge[cu_seqlens[1:] + 1 if reverse else cu_seqlens[:-1]]
+        total = total - torch.repeat_interleave(before, cu_seqlens.diff(), 0)
+    return (total if scale is None else total * scale).to(output_dtype or s.dtype)

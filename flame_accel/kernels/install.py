@@ -1,0 +1,146 @@
+"""Puts the PyTorch implementations in fla's place, and takes them away again. What serves what is in `table`.
+
+A function that fla dispatches through `fla/backends.py` gets a backend there. Any other is replaced by name: where fla
+defines it, and wherever a module of fla has imported it since, by identity. Modules imported later find the replacement.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable
+from inspect import unwrap
+from typing import Any, Literal
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.table import COMPOSED, MISSING, SERVED
+
+Kind = Literal["auto", "torch", "triton"]
+_undo: list[Callable[[], None]] = []
+
+
+def triton_has_device() -> bool:
+    """Whether Triton is installed and has exactly what it needs to run here: a driver for a device of this machine."""
+    try:
+        from triton.backends import backends
+    except ImportError:
+        return False
+    return any(backend.driver.is_active() for backend in backends.values())
+
+
+def install(kind: Kind = "auto") -> str:
+    """Makes fla run on this machine; returns what is active afterwards, "torch" or "triton".
+
+    "auto" takes PyTorch only where Triton has no device. "torch" takes it anywhere. Calling it again is harmless. Install
+    before a model is built: a model may hold on to the functions that it was built with.
+
+    Raises:
+        UserError: "triton" was asked for and Triton has no device.
+    """
+    if kind == "auto":
+        kind = "triton" if triton_has_device() else "torch"
+    if kind == "triton":
+        if not triton_has_device():
+            raise UserError(
+                "Triton kernels were asked for, and Triton has no device on this machine",
+                where="model.kernels",
+                remedy="use --model.kernels auto, which runs fla on PyTorch here",
+            )
+        uninstall()
+        return "triton"
+    if not _undo:
+        _install_torch()
+    return "torch"
+
+
+def uninstall() -> None:
+    """Restores what fla had before `install`."""
+    while _undo:
+        _undo.pop()()
+
+
+def _install_torch() -> None:
+    importlib.import_module("fla")
+    replacements: dict[int, tuple[Any, Any]] = {}
+    for row in SERVED:
+        owner, name, original = _resolve(f"fla.{row.fla}")
+        ours = _resolve(f"flame_accel.kernels.{row.ours}")[2]
+        if isinstance(owner, type):
+            _set(owner, name, ours)
+        elif not _register(original, ours):
+            replacements[id(original)] = (original, ours)
+    for name, original in _missing().items():
+        replacements[id(original)] = (original, _refusal(name))
+    _sweep(replacements)
+
+
+def _resolve(path: str) -> tuple[Any, str, Any]:
+    """Owner (a module or a class), name, and value at a dotted path."""
+    owner_path, _, name = path.rpartition(".")
+    if owner_path in sys.modules or owner_path.rpartition(".")[2].islower():
+        owner = importlib.import_module(owner_path)
+    else:
+        owner = _resolve(owner_path)[2]
+    return owner, name, getattr(owner, name)
+
+
+def _register(original: Any, ours: Callable[..., Any]) -> bool:
+    """Registers with fla's own dispatch; False where fla does not dispatch this function."""
+    from fla import backends
+
+    class TorchBackend(backends.BaseBackend):
+        backend_type = "flame_accel"
+        priority = -1
+        active = True
+
+        @classmethod
+        def is_available(cls) -> bool:
+            return cls.active
+
+    if unwrap(original) not in backends._function_registries:
+        return False
+    backends.register(original, backend=TorchBackend)(ours)
+    _undo.append(lambda: setattr(TorchBackend, "active", False))
+    return True
+
+
+def _missing() -> dict[str, Any]:
+    """Operators that need Triton, by name."""
+    ops = importlib.import_module("fla.ops")
+    served = {row.fla.rpartition(".")[2] for row in SERVED} | set(COMPOSED)
+    missing = {name: getattr(ops, name) for name in ops.__all__ if name not in served}
+    return missing | {path.rpartition(".")[2]: _resolve(f"fla.{path}")[2] for path in MISSING}
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UserError(
+            f"fla's operator {name} needs a Triton device, and this machine has none",
+            remedy="use a GPU, or a model whose operators are in flame_accel/kernels/table.py",
+        )
+
+    return refuse
+
+
+def _sweep(replacements: dict[int, tuple[Any, Any]]) -> None:
+    """Replaces values by identity in all modules of fla, and in the dictionaries that they hold (ACT2FN)."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name != "fla" and not module_name.startswith("fla."):
+            continue
+        for name, value in list(vars(module).items()):
+            if id(value) in replacements:
+                _set(module, name, replacements[id(value)][1])
+            elif type(value) is dict and not name.startswith("__"):
+                for key, item in list(value.items()):
+                    if id(item) in replacements:
+                        _set_item(value, key, replacements[id(item)][1])
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    _undo.append(lambda: setattr(owner, name, original))
+
+
+def _set_item(owner: dict[Any, Any], key: Any, value: Any) -> None:
+    original = owner[key]
+    owner[key] = value
+    _undo.append(lambda: owner.update({key: original}))

@@ -1,0 +1,231 @@
+"""Normalisation in PyTorch under fla's names: RMS, layer, group, gated and L2 norms, and norms followed by a projection.
+
+Statistics are in fp32 whatever the input; outputs have the dtype of the input.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Normed = Tensor | tuple[Tensor, Tensor]
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+) -> Normed:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension, of x + residual if there is one.
+
+    With `prenorm`, x + residual is returned too, in the dtype of the residual.
+    """
+    return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+) -> Normed:
+    """x / sqrt(mean(x^2) + eps) * weight + bias; otherwise as `layer_norm`."""
+    return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, True)
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+    num_groups: int = 1,
+) -> Normed:
+    """As `layer_norm` in each of `num_groups` equal shares of the last dimension."""
+    total, kept = _add_residual(x, residual, residual_in_fp32)
+    y = _normalize(total, weight, bias, eps, is_rms_norm, num_groups).to(x.dtype)
+    return (y, kept) if prenorm else y
+
+
+def layer_norm_linear(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+    num_groups: int = 1,
+) -> Normed:
+    """`group_norm`, then a linear map."""
+    total, kept = _add_residual(x, residual, residual_in_fp32)
+    y = _normalize(total, norm_weight, norm_bias, eps, is_rms_norm, num_groups).to(x.dtype)
+    y = F.linear(y, linear_weight, linear_bias)
+    return (y, kept) if prenorm else y
+
+
+def layer_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Normed:
+    """`layer_norm` times the activation (swish, silu or sigmoid) of the gate `g`, which has the shape of `x`."""
+    return _gated(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, False)
+
+
+def rms_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Normed:
+    """`rms_norm` times the activation of the gate `g`."""
+    return _gated(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, True)
+
+
+def layer_norm_swish_gate_linear(
+    x: Tensor,
+    g: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Normed:
+    """`layer_norm_gated`, then a linear map."""
+    y = _gated(x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, False)
+    out = F.linear(y[0], linear_weight, linear_bias)
+    return (out, y[1]) if prenorm else out
+
+
+def rms_norm_swish_gate_linear(
+    x: Tensor,
+    g: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Normed:
+    """`rms_norm_gated`, then a linear map."""
+    y = _gated(x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, True)
+    out = F.linear(y[0], linear_weight, linear_bias)
+    return (out, y[1]) if prenorm else out
+
+
+def layernorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+) -> Tensor:
+    """Layer norm in groups of `group_size` channels, with silu(z) as a factor after or before the norm (Mamba2)."""
+    total = x.float()
+    gate = None if z is None else F.silu(z.float())
+    if gate is not None and not norm_before_gate:
+        total = total * gate
+    num_groups = 1 if group_size is None else x.shape[-1] // group_size
+    y = _normalize(total, weight, bias, eps, is_rms_norm, num_groups)
+    if gate is not None and norm_before_gate:
+        y = y * gate
+    return y.to(x.dtype)
+
+
+def rmsnorm_fn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+) -> Tensor:
+    """As `layernorm_fn` with an RMS norm."""
+    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
+
+
+def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
+    """x / sqrt(sum(x^2) + eps) over the last dimension, in `output_dtype` or that of `x`."""
+    total = x.float()
+    y = total * torch.rsqrt(total.square().sum(-1, keepdim=True) + eps)
+    return y.to(x.dtype if output_dtype is None else output_dtype)
+
+
+def _add_residual(
+    x: Tensor, residual: Tensor | None, residual_in_fp32: bool
+) -> tuple[Tensor, Tensor]:
+    """x + residual in fp32, and as it is kept for the next block."""
+    if residual is not None:
+        total = x.float() + residual.float()
+        return total, total.to(residual.dtype)
+    total = x.float()
+    return total, total if residual_in_fp32 else x
+
+
+def _normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    is_rms_norm: bool,
+    num_groups: int,
+) -> Tensor:
+    y = x.unflatten(-1, (num_groups, -1))
+    if not is_rms_norm:
+        y = y - y.mean(-1, keepdim=True)
+    y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).flatten(-2)
+    if weight is not None:
+        y = y * weight.float()
+    return y if bias is None else y + bias.float()
+
+
+def _gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    prenorm: bool,
+    residual_in_fp32: bool,
+    eps: float,
+    is_rms_norm: bool,
+) -> Normed:
+    total, kept = _add_residual(x, residual, residual_in_fp32)
+    gate = torch.sigmoid(g.float()) if activation == "sigmoid" else F.silu(g.float())
+    y = (_normalize(total, weight, bias, eps, is_rms_norm, 1) * gate).to(x.dtype)
+    return (y, kept) if prenorm else y

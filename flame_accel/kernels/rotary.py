@@ -1,0 +1,51 @@
+"""Rotary position embeddings in PyTorch (Su et al., RoFormer, arXiv 2104.09864)."""
+
+import torch
+from torch import Tensor
+
+
+def rotary_embedding(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool = False,
+    inplace: bool = False,
+    seqlen_offsets: int | Tensor = 0,
+    cu_seqlens: Tensor | None = None,
+    chunk_indices: Tensor | None = None,
+) -> Tensor:
+    """Rotates the first 2R channels of `x` [B, T, H, D] by its tokens' angles; the others pass.
+
+    Args:
+        x: [B, T, H, D].
+        cos: [positions, R].
+        sin: [positions, R].
+        interleaved: pairs are neighbouring channels instead of channels R apart.
+        inplace: whether `x` receives the result.
+        seqlen_offsets: position of each sequence's first token, one for all or [N]. Tokens at negative positions give 0.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        chunk_indices: for fla's kernels.
+    """
+    width = 2 * cos.shape[-1]
+    position = _positions(x, seqlen_offsets, cu_seqlens)
+    valid = ((position >= 0) & (position < cos.shape[0])).unsqueeze(-1).unsqueeze(-1)
+    position = position.clamp(0, cos.shape[0] - 1)
+    c, s = cos[position].unsqueeze(-2).float(), sin[position].unsqueeze(-2).float()
+    turned, rest = x[..., :width].float(), x[..., width:]
+    first, second = (
+        (turned[..., ::2], turned[..., 1::2]) if interleaved else turned.chunk(2, dim=-1)
+    )
+    pair = (first * c - second * s, first * s + second * c)
+    y = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    y = torch.cat((torch.where(valid, y, 0.0).to(x.dtype), rest), -1)
+    return x.copy_(y) if inplace else y
+
+
+def _positions(x: Tensor, offsets: int | Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """[B or 1, T] position of every token in its sequence."""
+    position = torch.arange(x.shape[1], device=x.device)
+    if cu_seqlens is None:
+        offset = offsets[:, None] if isinstance(offsets, Tensor) else offsets
+        return position.unsqueeze(0) + offset
+    first = cu_seqlens[:-1] - offsets
+    return (position - torch.repeat_interleave(first, cu_seqlens.diff())).unsqueeze(0)

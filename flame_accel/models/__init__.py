@@ -1,0 +1,20 @@
+"""The model side of a run: which architectures exist, how one is built, grouped and counted.
+
+Nothing here trains, reads data or touches an Accelerator; what runs the operators lives in
+`kernels/`.
+"""
+
+from flame_accel.models.build import build_model, load_model_config
+from flame_accel.models.flops import device_peak_flops, train_flops_per_token
+from flame_accel.models.parameters import count_parameters, parameter_groups
+from flame_accel.models.registration import register_models
+
+__all__ = [
+    "build_model",
+    "count_parameters",
+    "device_peak_flops",
+    "load_model_config",
+    "parameter_groups",
+    "register_models",
+    "train_flops_per_token",
+]

@@ -1,0 +1,199 @@
+"""From the name of a model config to a model whose vocabulary is the tokenizer's.
+
+Registering architectures lives in `registration.py`, loading trained weights in `checkpoint/`,
+precision and sharding in `parallel/`.
+"""
+
+import copy
+import difflib
+import inspect
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from flame_accel.config.errors import UserError
+from flame_accel.models.instantiate import describe, instantiate
+
+logger = logging.getLogger(__name__)
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""What can be a name on the Hub: `name` or `owner/name`."""
+
+
+def load_model_config(
+    name_or_path: str, *, trust_remote_code: bool = False, custom: Sequence[str] = ()
+) -> PreTrainedConfig:
+    """Reads a model config: a JSON file in the Hugging Face format, a folder with one, a Hub name.
+
+    A field that the config class does not know is kept, as transformers does, and logged with the
+    nearest field that it knows.
+
+    Args:
+        name_or_path: a file, a folder with a config.json, or a name on the Hub.
+        trust_remote_code: whether code beside the config (its `auto_map`) may run.
+        custom: what `register_models` imported, for the message about an unknown model type.
+
+    Raises:
+        UserError: it is missing, not a JSON object, of an unknown `model_type`, or has values that
+            its config class refuses.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.exists() and path.suffix != ".json" and HUB_NAME.fullmatch(name_or_path):
+        return _load_with_code(name_or_path, trust_remote_code)
+    file = path / "config.json" if path.is_dir() else path
+    fields = _read_fields(file)
+    if trust_remote_code and "auto_map" in fields and file.name == "config.json":
+        return _load_with_code(str(file.parent), trust_remote_code)
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise _unknown_model_type(file, fields, custom)
+    config_class = CONFIG_MAPPING[model_type]
+    try:
+        config = config_class.from_dict(fields)
+    except Exception as error:
+        raise _error(
+            file,
+            f"{config_class.__name__} refuses these values: {describe(error)}",
+            "correct the field that the message names",
+        ) from error
+    _report_unknown_fields(file, fields, config_class)
+    return config
+
+
+def build_model(
+    config: PreTrainedConfig,
+    *,
+    vocabulary_size: int,
+    bos_token_id: int | None,
+    eos_token_id: int | None,
+    pad_token_id: int | None = None,
+    seed: int,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Builds a causal language model with initial weights, on the CPU and in float32.
+
+    The weights are the architecture's own initialization under `seed`: the same on every rank.
+
+    Args:
+        config: shape of the model; it is copied, not changed.
+        vocabulary_size: rows of the embedding, as many as the tokenizer has ids, added tokens
+            included. It is not rounded.
+        bos_token_id: token that starts a document.
+        eos_token_id: token that ends one.
+        pad_token_id: token that fills a batch. Models make it the `padding_idx` of their embedding,
+            a row without gradients; so the model config has none where it is also bos or eos.
+        seed: of the initial weights.
+        trust_remote_code: whether the code that the config's `auto_map` names may run.
+
+    Raises:
+        UserError: as `instantiate`.
+    """
+    config = copy.deepcopy(config)
+    config.vocab_size = vocabulary_size
+    config.bos_token_id = bos_token_id
+    config.eos_token_id = eos_token_id
+    config.pad_token_id = None if pad_token_id in (bos_token_id, eos_token_id) else pad_token_id
+    config.dtype = torch.float32
+    with torch.device("cpu"):
+        model = instantiate(config, seed=seed, trust_remote_code=trust_remote_code)
+    if model.can_generate():
+        model.generation_config.bos_token_id = bos_token_id
+        model.generation_config.eos_token_id = eos_token_id
+        model.generation_config.pad_token_id = pad_token_id
+    return model
+
+
+def _error(where: object, what: str, remedy: str) -> UserError:
+    return UserError(what, where=f"--model.config {where}", remedy=remedy, exit_code=2)
+
+
+def _read_fields(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _error(file, "no such file", _near(file)) from error
+    except json.JSONDecodeError as error:
+        raise _error(
+            f"{file}:{error.lineno}",
+            f"not valid JSON: {error.msg} (column {error.colno})",
+            "correct that line; JSON has no comments and no comma after the last field",
+        ) from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise _error(
+            file, f"cannot be read as text: {error}", "give the JSON config of a model"
+        ) from error
+    if not isinstance(fields, dict):
+        raise _error(
+            file,
+            f"holds a JSON {type(fields).__name__}, not an object",
+            'a model config looks like {"model_type": "gla", "hidden_size": 1024, ...}',
+        )
+    return fields
+
+
+def _near(file: Path) -> str:
+    known = [str(path) for path in sorted(file.parent.glob("*.json"))]
+    close = difflib.get_close_matches(str(file), known, n=3)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return (
+        f"the path is taken from {Path.cwd()}; give a JSON file, a folder with a config.json or a "
+        "name on the Hub"
+    )
+
+
+def _load_with_code(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            remedy = "it needs code of its own: --model.trust_remote_code, if you trust its author"
+        else:
+            remedy = (
+                "check the name, the network and your access (HF_TOKEN); a file needs no network"
+            )
+        raise _error(
+            name, f"no model config can be loaded: {str(error).splitlines()[0]}", remedy
+        ) from error
+
+
+def _unknown_model_type(file: Path, fields: Mapping[str, Any], custom: Sequence[str]) -> UserError:
+    model_type = fields.get("model_type")
+    close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=3)
+    if "auto_map" in fields:
+        remedy = "it comes with code of its own: --model.trust_remote_code, if you trust its author"
+    elif close:
+        remedy = f"did you mean {' or '.join(close)}?"
+    elif custom:
+        remedy = "call AutoConfig.register and AutoModelForCausalLM.register for it there"
+    else:
+        remedy = "name the module that registers your own architecture: --model.custom path/to/it"
+    what = f"model_type {model_type!r} is not known to fla or transformers"
+    if custom:
+        what += f", and {', '.join(custom)} (--model.custom) did not register it"
+    return _error(file, what if "model_type" in fields else "has no model_type", remedy)
+
+
+def _report_unknown_fields(
+    file: Path, fields: Mapping[str, Any], config_class: type[PreTrainedConfig]
+) -> None:
+    parameters = inspect.signature(config_class).parameters
+    # attributes that the class sets by itself are saved too, and come back as fields
+    own = config_class.from_dict({name: fields[name] for name in fields.keys() & parameters.keys()})
+    known = {"model_type", "auto_map", "torch_dtype", "_name_or_path", *parameters, *own.to_dict()}
+    known.update(inspect.signature(PreTrainedConfig).parameters)
+    for name in sorted(fields.keys() - known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        logger.warning("%s: %s has no field '%s'%s", file, config_class.__name__, name, hint)

@@ -1,0 +1,202 @@
+"""Floating point operations of training, per token, and what a device can do in a second.
+
+Nothing here measures. The count is of the model's mathematics, whatever a kernel does beyond it
+(recomputation, the matrices inside a chunk), so that MFU compares kernels
+(https://arxiv.org/abs/2204.02311, appendix B). A multiply-add counts as two.
+
+Weights: one of a linear or convolution layer takes a multiply-add per token forward and two
+backward (the gradients of its input and of itself), so 6 operations. `lm_head` counts; the
+embedding is a look-up and does not; norms, gates and activations are left out, as in that source.
+
+Mixers: forward, per token and head; the backward pass takes twice as much.
+
+* Softmax attention over n keys: 2 d n for the scores and 2 d n for the values. Causal: n is
+  (T + 1) / 2 on average, less with a window.
+* A state of d_k x d_v with a decay (GLA, RetNet, HGRN2, Mamba2): S <- a S + k v^T takes 2 d_k d_v,
+  reading S^T q as much; the decay itself is left out. https://arxiv.org/abs/2312.06635,
+  https://arxiv.org/abs/2405.21060
+* The delta rule (DeltaNet, Gated DeltaNet, KDA): S <- a S + k (v - a S^T k)^T reads the state
+  once more, 6 d_k d_v. https://arxiv.org/abs/2406.06484, https://arxiv.org/abs/2412.06464.
+  Gated DeltaProduct makes n such updates before it reads: (4 n + 2) d_k d_v.
+  https://arxiv.org/abs/2502.10297
+* RWKV-7 erases along another vector than it writes, S <- S (diag(w) + a b^T) + v k^T: 8 d_k d_v.
+  https://arxiv.org/abs/2503.14456
+* Gated slot attention has two states with a decay, d_k x m and m x d_v.
+  https://arxiv.org/abs/2409.07146
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flame_accel.models.instantiate import instantiate
+
+TRAINING = 3
+"""Forward and backward pass, in forward passes."""
+
+DECAY = 4
+DELTA_RULE = 6
+GENERALIZED_DELTA_RULE = 8
+"""Operations per element of a recurrent state and token, forward."""
+
+
+def train_flops_per_token(model: PreTrainedConfig | PreTrainedModel, seq_len: int) -> float | None:
+    """Counts the operations of training on one token: forward and backward, no recomputation.
+
+    Args:
+        model: a model, or a config, of which a model without memory is then built.
+        seq_len: tokens in a row, or in a document where attention does not cross documents.
+
+    Returns:
+        Operations per token; None for an architecture whose formula this module does not have.
+    """
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    mixers = _mixer_flops(config, seq_len)
+    if mixers is None:
+        return None
+    if isinstance(model, PreTrainedConfig):
+        with torch.device("meta"):
+            model = instantiate(model)
+    return TRAINING * (2 * _multiplied_weights(model) + mixers)
+
+
+def _multiplied_weights(model: PreTrainedModel) -> int:
+    """Counts the weights of linear and convolution layers by their sizes, sharded or not."""
+    weights = 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            weights += module.in_features * module.out_features
+        elif isinstance(module, nn.Conv1d):
+            inputs = module.in_channels // module.groups
+            weights += module.out_channels * inputs * module.kernel_size[0]
+    return weights
+
+
+def _mixer_flops(config: PreTrainedConfig, seq_len: int) -> float | None:
+    """Sums the forward operations of all token mixers, per token."""
+    formula = MIXERS.get(config.model_type)
+    # attention over the residuals of earlier layers is no mixer of tokens, and has no formula here
+    if formula is None or getattr(config, "attnres_block_size", None) is not None:
+        return None
+    attention = {
+        layer: _softmax(config.hidden_size, seq_len, spec["window_size"])
+        for spec in _attention_specs(config)
+        for layer in spec["layers"]
+    }
+    layers = range(config.num_hidden_layers)
+    return sum(attention.get(layer) or formula(config, layer, seq_len) for layer in layers)
+
+
+def _attention_specs(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    specs = getattr(config, "attn", None) or []
+    return [specs] if isinstance(specs, dict) else specs
+
+
+def _softmax(width: int, seq_len: int, window: int | None) -> float:
+    """Counts causal softmax attention of heads `width` wide in all; token t sees min(t, W) keys."""
+    reach = min(window or seq_len, seq_len)
+    keys = reach * (reach + 1) / 2 + (seq_len - reach) * reach
+    return 4 * width * keys / seq_len
+
+
+def _expanded_state(config: PreTrainedConfig) -> float:
+    """Counts the elements of all states; all keys are `expand_k` times as wide as the model."""
+    return config.hidden_size**2 * config.expand_k * config.expand_v / config.num_heads
+
+
+def _head_state(config: PreTrainedConfig) -> float:
+    """Counts the elements of all states; a key is `head_dim` wide, values may have more heads."""
+    heads = getattr(config, "num_v_heads", None) or config.num_heads
+    return heads * config.head_dim**2 * config.expand_v
+
+
+def _hgrn2(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return DECAY * config.hidden_size * config.expand_ratio
+
+
+def _mamba2(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return DECAY * config.expand * config.hidden_size * config.state_size
+
+
+def _gsa(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    slots = config.num_slots or config.hidden_size * config.expand_k / config.num_heads
+    return DECAY * slots * config.hidden_size * (config.expand_k + config.expand_v)
+
+
+def _gated_deltaproduct(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return (4 * config.num_householder + 2) * _head_state(config)
+
+
+def _rwkv7(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return GENERALIZED_DELTA_RULE * config.head_dim * config.value_dim[layer]
+
+
+def _transformer(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return _softmax(config.hidden_size, seq_len, config.window_size)
+
+
+def _llama(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return _softmax(config.num_attention_heads * config.head_dim, seq_len, None)
+
+
+MIXERS: dict[str, Callable[[Any, int, int], float]] = {
+    "delta_net": lambda config, layer, seq_len: DELTA_RULE * _expanded_state(config),
+    "gated_deltanet": lambda config, layer, seq_len: DELTA_RULE * _head_state(config),
+    "gated_deltaproduct": _gated_deltaproduct,
+    "gla": lambda config, layer, seq_len: DECAY * _expanded_state(config),
+    "gsa": _gsa,
+    "hgrn2": _hgrn2,
+    "kda": lambda config, layer, seq_len: DELTA_RULE * _head_state(config),
+    "llama": _llama,
+    "mamba2": _mamba2,
+    "retnet": lambda config, layer, seq_len: DECAY * _expanded_state(config),
+    "rwkv7": _rwkv7,
+    "transformer": _transformer,
+}
+"""Forward operations per token of an architecture's own mixer, by config, layer and row length."""
+
+PEAK_FLOPS: dict[str, float] = {
+    "NVIDIA A10": 125e12,
+    "NVIDIA A30": 165e12,
+    "NVIDIA A40": 149.7e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A800-SXM4-80GB": 312e12,
+    "NVIDIA RTX A6000": 154.8e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181.05e12,
+    "NVIDIA L40S": 362.05e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA H100 PCIe": 756.5e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H100 80GB HBM3": 989.5e12,
+    "NVIDIA H20": 148e12,
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA H200 NVL": 835.5e12,
+    "NVIDIA GH200 480GB": 989.5e12,
+    "NVIDIA B200": 2250e12,
+    "AMD Instinct MI300X": 1307.4e12,
+    "AMD Instinct MI325X": 1307.4e12,
+}
+"""Dense bfloat16 operations per second, by the name that `torch.cuda.get_device_name` gives.
+
+From the makers' data sheets (GeForce and RTX A6000: the GA102 and Ada whitepapers, accumulating in
+float32), many of which print twice as much, for 2:4 sparsity. float16 has the same peak on all of
+them. A part of a GPU (MIG) has another name, so it is not listed.
+"""
+
+
+def device_peak_flops(name: str, dtype: torch.dtype = torch.bfloat16) -> float | None:
+    """Looks up the dense peak of a device in operations per second; None where it is not listed.
+
+    Args:
+        name: as `torch.cuda.get_device_name` gives it.
+        dtype: of the matrices that are multiplied.
+    """
+    return PEAK_FLOPS.get(name) if dtype in (torch.bfloat16, torch.float16) else None

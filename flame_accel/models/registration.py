@@ -1,0 +1,119 @@
+"""Which architectures transformers' auto classes know: fla's, and those of `model.custom`.
+
+Only what the user named is imported. Reading a model config and building a model live in
+`build.py`.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from flame_accel.config.errors import UserError
+
+
+def register_models(custom: Sequence[str] = ()) -> None:
+    """Registers fla's architectures and the user's own with transformers' auto classes.
+
+    Args:
+        custom: importable packages, `.py` files or package folders, imported in this order. They
+            call `AutoConfig.register` and `AutoModelForCausalLM.register`. The folder that holds
+            a file or package joins the end of `sys.path`, so that it may import its neighbours.
+            Naming one again does nothing.
+
+    Raises:
+        UserError: one is missing, raises, or has the name of a module that is already loaded.
+    """
+    importlib.import_module("fla")
+    for name in custom:
+        path = Path(name).expanduser()
+        if path.exists():
+            _import_path(name, path.resolve())
+        elif path.suffix == ".py" or os.sep in name:
+            raise _error(
+                name,
+                "no such file or folder",
+                f"the path is taken from {Path.cwd()}; give a .py file, a package folder or the "
+                "name of an installed package",
+            )
+        else:
+            _import_package(name)
+
+
+def _error(where: str, what: str, remedy: str) -> UserError:
+    return UserError(what, where=f"--model.custom {where}", remedy=remedy, exit_code=2)
+
+
+def _import_package(name: str) -> None:
+    spec = importlib.util.find_spec(name.partition(".")[0])
+    if spec is None:
+        raise _error(
+            name,
+            "no such package can be imported, and no such path exists",
+            "install the package, or give the path of its folder or .py file",
+        )
+    _run(name, os.path.dirname(spec.origin or ""), lambda: importlib.import_module(name))
+
+
+def _import_path(name: str, path: Path) -> None:
+    source = path / "__init__.py" if path.is_dir() else path
+    if source.suffix != ".py" or not source.is_file():
+        raise _error(
+            name,
+            "neither a .py file nor a folder with an __init__.py",
+            "add an __init__.py that registers your models, or name the .py file that does",
+        )
+    if path.stem in sys.modules:
+        loaded_from = getattr(sys.modules[path.stem], "__file__", None)
+        if loaded_from == str(source):
+            return
+        raise _error(
+            name,
+            f"a module '{path.stem}' is already loaded from {loaded_from or 'Python itself'}",
+            "rename your file or folder",
+        )
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    _run(name, str(path.parent), lambda: _load(path.stem, source))
+
+
+def _load(module_name: str, source: Path) -> ModuleType:
+    folders = [str(source.parent)] if source.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(
+        module_name, source, submodule_search_locations=folders
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _run(name: str, folder: str, load: Callable[[], ModuleType]) -> None:
+    """Runs the user's code; what it raises becomes a message with the line of theirs."""
+    try:
+        load()
+    except Exception as error:
+        raise _error(
+            f"{name}: {_line_of(error, folder)}",
+            f"importing it raised {type(error).__name__}: {error}",
+            "correct that line; importing the module must be enough to register your models",
+        ) from error
+
+
+def _line_of(error: Exception, folder: str) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    # the last line of the user's own: deeper ones belong to a library that it called
+    own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
+    last = (own or frames)[-1]
+    return f"{last.filename}:{last.lineno}"

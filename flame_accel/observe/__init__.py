@@ -1,0 +1,21 @@
+"""What a run shows and leaves: the meter, the console, records, the report, and what describes the run in its folder."""
+
+from flame_accel.observe.console import Progress, copy_console_to, get_logger, open_console
+from flame_accel.observe.meter import Meter
+from flame_accel.observe.records import Journal, tracker_names
+from flame_accel.observe.report import write_report
+from flame_accel.observe.run_folder import describe_environment, device_name, open_run_folder
+
+__all__ = [
+    "Journal",
+    "Meter",
+    "Progress",
+    "copy_console_to",
+    "describe_environment",
+    "device_name",
+    "get_logger",
+    "open_console",
+    "open_run_folder",
+    "tracker_names",
+    "write_report",
+]

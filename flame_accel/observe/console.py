@@ -1,0 +1,97 @@
+"""The console: a line per record, a progress bar where someone watches, and log.txt beside it.
+
+A line is plain text in a fixed order of fields, so that a log file reads like the screen. Records are made by `meter`.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+FIELDS = (
+    ("train/loss", "loss {:.4f}"),
+    ("optimizer/lr", "lr {:.3e}"),
+    ("optimizer/grad_norm", "grad {:.3f}"),
+    ("throughput/tokens_per_second", "{:,.0f} tok/s"),
+    ("throughput/mfu", "mfu {:.1%}"),
+    ("memory/peak_gib", "{:.2f} GiB"),
+    ("eval/loss", "eval/loss {:.4f}"),
+    ("eval/perplexity", "eval/perplexity {:.3f}"),
+    ("eval/bits_per_byte", "eval/bits_per_byte {:.4f}"),
+    ("eval/accuracy", "eval/accuracy {:.4f}"),
+)
+
+
+def get_logger() -> logging.Logger:
+    """The run's logger; silent until `open_console`."""
+    return logging.getLogger("flame_accel")
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Writes above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def open_console(*, main_process: bool) -> None:
+    """Sends the run's messages to standard output; other ranks say only warnings."""
+    logger = get_logger()
+    logger.handlers.clear()
+    logger.propagate = False
+    handler = _ConsoleHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if main_process else logging.WARNING)
+
+
+def copy_console_to(path: Path) -> None:
+    """Appends everything that the console shows to a file, with the time of day."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    get_logger().addHandler(handler)
+
+
+def format_record(record: Mapping[str, float], steps: int) -> str:
+    """One line for a record: how far, the fields that it has in a fixed order, and the time left."""
+    step = int(record["step"])
+    parts = [f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}"]
+    parts += [text.format(record[key]) for key, text in FIELDS if key in record]
+    if "time/step_seconds" in record:
+        parts.append(f"ETA {format_seconds((steps - step) * record['time/step_seconds'])}")
+    return "  ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """Hours, minutes and seconds: `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+class Progress:
+    """A progress bar on a terminal; in a log file, nothing (the lines say how far the run is)."""
+
+    def __init__(self, *, step: int, steps: int, shown: bool, colored: bool) -> None:
+        self.bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            disable=not (shown and sys.stdout.isatty()),
+            file=sys.stdout,
+            dynamic_ncols=True,
+            leave=False,
+            colour="cyan" if colored and "NO_COLOR" not in os.environ else None,
+        )
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self.bar.update()
+
+    def close(self) -> None:
+        """Removes the bar."""
+        self.bar.close()

@@ -1,0 +1,95 @@
+"""The run folder and what describes a run in it: resolved options and environment. Measurements live in `records`."""
+
+import importlib.metadata
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from flame_accel.config import UserError
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "flash-linear-attention",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+
+
+def open_run_folder(path: Path, *, config_toml: str, environment: dict[str, Any]) -> None:
+    """Creates the run's folder and writes what the run is into it. For the main process.
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.toml").write_text(config_toml, encoding="utf-8")
+        text = json.dumps(environment, indent=2) + "\n"
+        (path / "environment.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"the run folder cannot be written: {error.strerror}",
+            where=f"job.dump_folder = {path}",
+            remedy="name a folder that you may write to",
+        ) from error
+
+
+def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[str, Any]:
+    """Versions, source revision, devices and command line: what it takes to understand a run later."""
+    return {
+        "command": shlex.join([sys.executable, *argv]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "git": git_revision(),
+        "processes": accelerator.num_processes,
+        "engine": accelerator.distributed_type.value,
+        "device": device_name(accelerator.device),
+        "cuda": torch.version.cuda,
+    }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of the packages that results depend on; None if not installed."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def device_name(device: torch.device) -> str:
+    """The device as its maker names it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Commit of the source and whether it was changed since; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

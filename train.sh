@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Trains a model: sets up the environment on first use, then runs train.py through `accelerate launch`.
+#
+#   bash train.sh                                   the quickstart: about a minute and a half on two CPU cores
+#   bash train.sh -h                                every option
+#   bash train.sh --job.config_file run.toml ...    a run of your own; options override the file
+#
+# Honoured: NGPU (processes on this machine; default: its GPUs, or 1), NNODE, NODE_RANK, MASTER_ADDR, MASTER_PORT,
+# ACCELERATE_CONFIG (a file, or a name from accelerate_configs/).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup_environment.sh"
+setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml" \
+  -r "$ROOT/requirements.txt"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+
+base=(--job.config_file "$ROOT/configs/recipes/quickstart.toml")
+for argument in "$@"; do
+  case $argument in
+    -h | --help) exec "$PYTHON" "$ROOT/train.py" --help ;;
+    --job.config_file | --job.config_file=* | --job.config-file* | --model.config | --model.config=*) base=() ;;
+  esac
+done
+set -- ${base[@]+"${base[@]}"} "$@"
+
+# wrong options end here, with exit code 2 and before the launcher imports torch
+"$PYTHON" -m flame_accel.config "$@"
+
+gpus=0
+if command -v nvidia-smi >/dev/null 2>&1; then gpus=$(nvidia-smi -L 2>/dev/null | wc -l); fi
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+  gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true)
+fi
+NGPU=${NGPU:-$((gpus > 0 ? gpus : 1))}
+NNODE=${NNODE:-1}
+processes=$((NGPU * NNODE))
+if [ -z "${ACCELERATE_CONFIG:-}" ]; then
+  if [ "$processes" -gt 1 ]; then
+    ACCELERATE_CONFIG=ddp
+  elif [ "$gpus" -gt 0 ]; then
+    ACCELERATE_CONFIG=single
+  else
+    ACCELERATE_CONFIG=cpu
+  fi
+fi
+if [ ! -f "$ACCELERATE_CONFIG" ]; then
+  ACCELERATE_CONFIG="$ROOT/accelerate_configs/${ACCELERATE_CONFIG%.yaml}.yaml"
+fi
+if [ ! -f "$ACCELERATE_CONFIG" ]; then
+  echo "ACCELERATE_CONFIG: no file $ACCELERATE_CONFIG; a file, or one of:" >&2
+  (cd "$ROOT/accelerate_configs" && ls ./*.yaml | sed 's|./\(.*\)\.yaml|  \1|') >&2
+  exit 2
+fi
+launch=(--config_file "$ACCELERATE_CONFIG" --num_processes "$processes")
+if [ "$NNODE" -gt 1 ]; then
+  launch+=(--num_machines "$NNODE" --machine_rank "${NODE_RANK:-0}" --rdzv_backend c10d
+    --main_process_ip "${MASTER_ADDR:?NNODE > 1 needs MASTER_ADDR}" --main_process_port "${MASTER_PORT:-29500}")
+elif [ -n "${MASTER_PORT:-}" ]; then
+  launch+=(--main_process_port "$MASTER_PORT")
+fi
+if [ "$gpus" -eq 0 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
+  # the launcher would give every process a single thread
+  cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+  export OMP_NUM_THREADS=$((cores / NGPU > 0 ? cores / NGPU : 1))
+fi
+exec "$PYTHON" -m accelerate.commands.accelerate_cli launch "${launch[@]}" "$ROOT/train.py" "$@"
