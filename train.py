@@ -1,8 +1,11 @@
 """One training run, from configuration to exported model, in the order in which it happens.
 
-    bash train.sh                                                  the quickstart, on whatever device is there
-    accelerate launch --config_file accelerate_configs/single.yaml train.py --job.config_file run.toml
-    accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py --job.config_file run.toml --training.steps 100
+    bash train.sh                                                  the quickstart, on whatever
+    device is there accelerate launch --config_file accelerate_configs/single.yaml train.py
+    --job.config_file
+    run.toml accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py
+    --job.config_file
+    run.toml --training.steps 100
 
 `bash train.sh -h` prints every option. Running the same command again continues an interrupted run.
 """
@@ -43,6 +46,7 @@ from flame_accel.data import (
     load_evaluation_documents,
     load_tokenizer,
     load_training_documents,
+    special_token_ids,
     vocabulary_size,
 )
 from flame_accel.evaluation import sample_text, validate
@@ -102,7 +106,8 @@ def raise_stage(config: Config, accelerator: Accelerator, run_folder: Path) -> N
     log.info("devices: %s", describe_topology(accelerator))
     log.info("kernels: %s", kernels.install(config.model.kernels))
     register_models(config.model.custom)
-    # what is random inside a step (dropout) differs between ranks; weights and data order have seeds of their own
+    # what is random inside a step (dropout) differs between ranks; weights and data order have
+    # seeds of their own
     set_seed(
         config.training.seed, device_specific=True, deterministic=config.training.deterministic
     )
@@ -130,16 +135,15 @@ def train(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
             custom=config.model.custom,
         ),
         vocabulary_size=vocabulary_size(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special_token_ids(tokenizer),
         seed=training.seed,
         trust_remote_code=config.model.trust_remote_code,
     )
     parameters = count_parameters(raw_model)
     flops_per_token = train_flops_per_token(raw_model, training.context_len or training.seq_len)
     groups = parameter_groups(raw_model, config.optimizer.weight_decay)
-    # no loader and no scheduler: the data deals its own rows out, the rate is a function of the step
+    # no loader and no scheduler: the data deals its own rows out, the rate is a function of the
+    # step
     model, optimizer = prepare(accelerator, raw_model, build_optimizer(groups, config.optimizer))
 
     # the memory
@@ -236,7 +240,10 @@ def train(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
                 {"step": state.step, "tokens": state.tokens, "epoch": batches.epoch, **record},
                 steps=steps,
             )
-        if is_due(state.step, config.checkpoint.interval, steps) and config.checkpoint.enable_checkpoint:
+        if (
+            is_due(state.step, config.checkpoint.interval, steps)
+            and config.checkpoint.enable_checkpoint
+        ):
             with meter.paused():
                 save_checkpoint(
                     accelerator,
@@ -278,23 +285,26 @@ def say_farewell(config: Config, run_folder: Path, tokenizer: PreTrainedTokenize
     """What the exported model writes, and the report. On the main process."""
     sample = ""
     if config.evaluation.sample_tokens:
-        exported = AutoModelForCausalLM.from_pretrained(run_folder / "hf")
-        if torch.cuda.is_available():
-            exported = exported.cuda()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         sample = sample_text(
-            exported.eval(),
+            AutoModelForCausalLM.from_pretrained(run_folder / "hf", device_map=device),
             tokenizer,
             prompt=config.evaluation.prompt,
             new_tokens=config.evaluation.sample_tokens,
             seed=config.training.seed,
         )
         log.info("sample of the exported model:\n%s", sample)
-    report = write_report(run_folder, title=config.job.description or run_folder.name, sample=sample)
+    report = write_report(
+        run_folder, title=config.job.description or run_folder.name, sample=sample
+    )
     log.info("report: %s", report)
 
 
 def is_due(step: int, interval: int, steps: int) -> bool:
-    """Whether periodic work falls on a completed step; the last step is always due, and 0 means only then."""
+    """Whether periodic work falls on a completed step.
+
+    The last step is always due, and 0 means only then.
+    """
     return step == steps or (interval > 0 and step % interval == 0)
 
 

@@ -57,9 +57,11 @@ if [ "$NNODE" -gt 1 ]; then
 elif [ -n "${MASTER_PORT:-}" ]; then
   launch+=(--main_process_port "$MASTER_PORT")
 fi
-if [ "$gpus" -eq 0 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then
-  # the launcher would give every process a single thread
+if [ "$gpus" -eq 0 ]; then
+  # bf16 is slower than fp32 on most CPUs, and the launcher would give every process a single thread
   cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-  export OMP_NUM_THREADS=$((cores / NGPU > 0 ? cores / NGPU : 1))
+  launch+=(--mixed_precision no)
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NGPU > 0 ? cores / NGPU : 1))}
 fi
-exec "$PYTHON" -m accelerate.commands.accelerate_cli launch "${launch[@]}" "$ROOT/train.py" "$@"
+# --quiet: train.py has said what went wrong; the launcher's own traceback would bury it
+exec "$PYTHON" -m accelerate.commands.accelerate_cli launch --quiet "${launch[@]}" "$ROOT/train.py" "$@"

@@ -1,7 +1,8 @@
 """The speed of light of a training step: forward, backward, clip, fused AdamW, and nothing else.
 
-No framework, no logging, no data loading: the batches (the same that `train.py` reads) lie on the device before the clock
-starts. `train.py` is measured against this loop in the same call on the same machine.
+No framework, no logging, no data loading: the batches (the same that `train.py` reads) lie on the
+device before the clock starts. `train.py` is measured against this loop in the same call on the
+same machine.
 
     python benchmarks/plain_loop.py --config configs/gla_340M.json --tokenizer FOLDER --steps 30
 """

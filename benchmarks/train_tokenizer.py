@@ -1,4 +1,4 @@
-"""Trains a byte-level BPE tokenizer on the standard library's sources, for benchmarks without a network.
+"""Trains a byte-level BPE tokenizer on the standard library, for benchmarks without a network.
 
     python benchmarks/train_tokenizer.py FOLDER [VOCABULARY_SIZE]
 """

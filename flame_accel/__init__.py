@@ -1,7 +1,9 @@
 """flame_accel: train Flash Linear Attention language models on Hugging Face Accelerate.
 
-Importing the package makes fla's models loadable by `AutoModelForCausalLM` and, on a machine without a Triton device,
-runnable on PyTorch. Both wait until transformers or fla is imported, so that the command line answers without torch.
+Importing the package makes fla's models loadable by `AutoModelForCausalLM` and, on a machine
+without a Triton device, runnable on PyTorch. Both wait until transformers or fla is imported, so
+that the command line
+answers without torch.
 """
 
 from flame_accel._import_hook import prepare_fla

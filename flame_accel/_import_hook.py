@@ -1,12 +1,18 @@
-"""The one thing that happens at `import flame_accel`: a hook on the import of fla and of transformers' auto classes.
+"""What `import flame_accel` does: hooks on the imports of fla and transformers' auto classes.
 
-`import flame_accel` has to be enough for fla's models to load and to run anywhere, and has to be instant for the command
-line. So nothing heavy is imported here: when transformers' auto classes appear, fla is imported (which registers its
-models), and when fla appears, the kernels for this machine are put in place. What the kernels are lives in `kernels/`.
+A hook on the import of fla and of transformers' auto classes.
+
+`import flame_accel` has to be enough for fla's models to load and to run anywhere, and has to be
+instant for the command line. So nothing heavy is imported here: when transformers' auto classes
+appear, fla is imported
+(which registers its models), and when fla appears, the kernels for this machine are put in place.
+What the kernels are
+lives in `kernels/`.
 """
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -34,12 +40,15 @@ class _NotifyingLoader(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self.loader.exec_module(module)
+        with warnings.catch_warnings():
+            # what fla says on a machine without Triton is taken care of by the kernels
+            warnings.filterwarnings("ignore", message="Triton is not supported")
+            self.loader.exec_module(module)
         _after_import(self.name)
 
 
 class _Finder(MetaPathFinder):
-    """Finds the two awaited modules through the other finders and wraps their loaders, once each."""
+    """Finds the two awaited modules through the other finders and wraps their loaders."""
 
     def __init__(self) -> None:
         self.awaited = {AUTO_CLASSES, FLA}
@@ -59,7 +68,7 @@ class _Finder(MetaPathFinder):
 
 
 def prepare_fla() -> None:
-    """Registers fla's models and this machine's kernels now if their packages are loaded, else when they are."""
+    """Registers fla's models and this machine's kernels, now or when their packages are loaded."""
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     finder = _Finder()

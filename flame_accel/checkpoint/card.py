@@ -1,4 +1,7 @@
-"""The model card of an export: README.md in the Hub's format, from the run's own figures and without dates or timings."""
+"""The model card of an export: README.md in the Hub's format.
+
+It holds the run's own figures and neither dates nor timings, so that equal runs export equal bytes.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,18 +11,11 @@ from transformers import PretrainedConfig
 from flame_accel import __version__
 
 
-def write_model_card(
-    folder: Path,
-    *,
-    name: str,
-    config: PretrainedConfig,
-    facts: Mapping[str, str],
-) -> None:
+def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str, str]) -> None:
     """Writes `README.md`.
 
     Args:
         folder: Of the exported model.
-        name: Heading of the card.
         config: Of the model.
         facts: Rows of the training table.
     """
@@ -33,9 +29,9 @@ def write_model_card(
         "- flame_accel",
         "---",
         "",
-        f"# {name}",
+        f"# A {config.model_type} language model",
         "",
-        f"A `{config.model_type}` language model trained with flame_accel {__version__}.",
+        f"Trained with flame_accel {__version__}.",
         "",
         "```python",
         "import fla  # registers the architecture; on a machine without a GPU: import flame_accel",

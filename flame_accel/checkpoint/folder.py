@@ -2,8 +2,8 @@
 
     step-N.tmp-PID -> every rank writes -> fsync -> manifest.json -> rename to step-N -> prune
 
-A folder without a manifest that fits its files does not exist for loading: it is set aside under another name and the next
-older one is used. What is inside a checkpoint is the business of `state`.
+A folder without a manifest that fits its files does not exist for loading: it is set aside under
+another name and the next older one is used. What is inside a checkpoint is the business of `state`.
 """
 
 import json
@@ -60,7 +60,10 @@ class CheckpointFolder:
         return temporary
 
     def commit(self, step: int, description: Mapping[str, Any]) -> Path:
-        """Makes what lies in the temporary folder the checkpoint of its step. For one process, after all have written."""
+        """Makes what lies in the temporary folder the checkpoint of its step.
+
+        For one process, after every rank has written.
+        """
         temporary = self.temporary(step)
         files = describe_files(temporary)
         manifest = temporary / MANIFEST
@@ -83,9 +86,10 @@ class CheckpointFolder:
                 shutil.rmtree(self.final(step))
 
     def find(self, load_step: int) -> Path | None:
-        """The checkpoint to load: of a step, or with -1 the newest that is whole; None if there is none.
+        """The checkpoint to load: of a step, or with -1 the newest whole one; None without any.
 
-        Leftovers of interrupted saves are removed, damaged folders set aside by name. For one process.
+        Leftovers of interrupted saves are removed, damaged folders set aside by name. For one
+        process.
 
         Raises:
             UserError: `load_step` names a checkpoint that is not there or is damaged.

@@ -1,12 +1,15 @@
 """Weights in the Hugging Face format: what `from_pretrained` reads, written from any engine.
 
-Used for the model part of every checkpoint and for the final export. The rest of a checkpoint is in `state`.
+Used for the model part of every checkpoint and for the final export. The rest of a checkpoint is in
+`state`.
 """
 
+import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,10 +21,13 @@ from flame_accel.checkpoint.card import write_model_card
 
 
 def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the main process's CPU, in the dtype they are trained in; empty elsewhere. Every rank must call it."""
+    """All weights on the main process's CPU, in the dtype they are trained in; empty elsewhere.
+
+    Every rank must call it.
+    """
     inner = accelerator.unwrap_model(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(inner, options=options)
+    weights: dict[str, Any] = get_model_state_dict(inner, options=options)
     return weights if accelerator.is_main_process else {}
 
 
@@ -32,7 +38,7 @@ def save_hf_model(
     folder: Path,
     dtype: torch.dtype,
 ) -> None:
-    """Writes config, weights and tokenizer so that `from_pretrained(folder)` gives the same model. For one process.
+    """Writes config, weights and tokenizer for `from_pretrained(folder)`. For one process.
 
     Args:
         model: Gives the configuration and the names of tied weights; its own weights are not read.
@@ -45,13 +51,11 @@ def save_hf_model(
         name: weight.to(dtype) if weight.is_floating_point() else weight
         for name, weight in weights.items()
     }
-    previous = model.config.dtype
-    # from_pretrained loads in the dtype that the config names, whatever the file holds
-    model.config.dtype = dtype
-    try:
-        model.save_pretrained(folder, state_dict=cast)
-    finally:
-        model.config.dtype = previous
+    model.save_pretrained(folder, state_dict=cast)
+    # it named the dtype of the model in memory; from_pretrained loads in the dtype that is named
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -79,7 +83,7 @@ def export_model(
         inner = accelerator.unwrap_model(model)
         with replaced_folder(folder) as draft:
             save_hf_model(inner, weights, tokenizer, draft, dtype)
-            write_model_card(draft, name=folder.parent.name, config=inner.config, facts=facts)
+            write_model_card(draft, inner.config, facts)
     accelerator.wait_for_everyone()
 
 

@@ -2,13 +2,18 @@
 
     step-N/
       config.json, model*.safetensors, tokenizer files    a Hugging Face model with the fp32 weights
-      optimizer/*.safetensors                             optimizer state, `<parameter>.<state>`, sharded as it was in memory
-      state.json                                          step, tokens, tracker ids
-      data.json                                           the cursors of all lanes, whatever the world size
-      rank-R.json                                         random states and open measurements of a rank
+      optimizer/*.safetensors                             optimizer state, `<parameter>.<state>`,
+      sharded as it was in memory state.json                                          step, tokens,
+      tracker ids
+      data.json                                           the cursors of all lanes, whatever the
+      world size rank-R.json                                         random states and open
+      measurements of a
+      rank
 
-Reading and writing of shards goes through torch.distributed.checkpoint's Hugging Face storage, so that a checkpoint loads
-into any engine and world size, and nothing is unpickled. How a folder becomes complete is in `folder`.
+Reading and writing of shards goes through torch.distributed.checkpoint's Hugging Face storage, so
+that a checkpoint loads into any engine and world size, and nothing is unpickled. How a folder
+becomes complete is in
+`folder`.
 """
 
 import base64
@@ -20,12 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.folder import CheckpointFolder
@@ -81,7 +90,7 @@ def save_checkpoint(
         _write_json(temporary / "data.json", merge_states(data_states))
     accelerator.wait_for_everyone()
     temporary = folder.temporary(state.step)
-    dcp.save(
+    state_dict_saver.save(
         optimizer_tensors(accelerator.unwrap_model(model), optimizer),
         storage_writer=HuggingFaceStorageWriter(
             str(temporary / "optimizer"), save_distributed=True
@@ -115,7 +124,8 @@ def load_checkpoint(
     """Restores model, optimizer and random states. Every rank must call it.
 
     Returns:
-        The counters, the cursors of all lanes, and what this rank saved of its own (empty for a rank that was not there).
+        The counters, the cursors of all lanes, and what this rank saved of its own (empty for a
+        rank that was not there).
 
     Raises:
         UserError: The checkpoint is of another model or optimizer.
@@ -131,7 +141,9 @@ def load_checkpoint(
         (optimizer_tensors(inner, optimizer), checkpoint / "optimizer"),
     ):
         _check_tensors(tensors, path)
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=no_dist)
+        state_dict_loader.load(
+            tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=no_dist
+        )
     state = RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
     data_state = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
     return state, data_state, _load_rank(accelerator, checkpoint)
@@ -139,13 +151,17 @@ def load_checkpoint(
 
 def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Compares names and shapes before anything is overwritten."""
-    stored = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    stored = {
+        name: tuple(metadata.size)
+        for name, metadata in HuggingFaceStorageReader(str(path))
+        .read_metadata()
+        .state_dict_metadata.items()
+        if isinstance(metadata, TensorStorageMetadata)
+    }
     missing = sorted(set(tensors) - set(stored))
     extra = sorted(set(stored) - set(tensors))
     other = [
-        name
-        for name in tensors
-        if name in stored and tuple(stored[name].size) != tuple(tensors[name].shape)
+        name for name in tensors if name in stored and stored[name] != tuple(tensors[name].shape)
     ]
     if missing or extra or other:
         named = missing or extra or other
@@ -158,7 +174,7 @@ def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: AcceleratedOptimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>.<state>`: the tensors themselves, in the order of the parameters."""
+    """The optimizer's state as `<parameter>.<state>`: the tensors themselves, not copies."""
     states = optimizer.optimizer.state
     return {
         f"{name}.{key}": value
@@ -168,7 +184,7 @@ def optimizer_tensors(model: nn.Module, optimizer: AcceleratedOptimizer) -> dict
 
 
 def prepare_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
-    """Makes the optimizer create its state, which a loaded one then overwrites; the weights do not move."""
+    """Makes the optimizer create its state, to be overwritten by a loaded one; no weight moves."""
     inner = optimizer.optimizer
     rates = [group["lr"] for group in inner.param_groups]
     for group in inner.param_groups:

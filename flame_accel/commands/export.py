@@ -1,6 +1,9 @@
-"""Exports a checkpoint as a Hugging Face model: config, weights in the dtype you choose, tokenizer and card.
+"""Exports a checkpoint as a Hugging Face model, with its weights in the dtype you choose.
 
-The work is in `checkpoint`; a checkpoint already is such a model in fp32, beside what a restart needs.
+Config, weights in the dtype you choose, tokenizer and card.
+
+The work is in `checkpoint`; a checkpoint already is such a model in fp32, beside what a restart
+needs.
 """
 
 import argparse
@@ -47,14 +50,11 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     with replaced_folder(arguments.output) as draft:
-        save_hf_model(
-            model, model.state_dict(), tokenizer, draft, getattr(torch, arguments.dtype)
-        )
+        save_hf_model(model, model.state_dict(), tokenizer, draft, getattr(torch, arguments.dtype))
         write_model_card(
             draft,
-            name=arguments.output.name,
-            config=model.config,
-            facts={"tokens": f"{state['tokens']:,}", "updates": f"{state['step']:,}"},
+            model.config,
+            {"tokens": f"{state['tokens']:,}", "updates": f"{state['step']:,}"},
         )
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
 

@@ -1,6 +1,7 @@
 """Draws the curves of a run folder into its report.html.
 
-The drawing is in `observe.report`; training ends with it, this command makes it again, also while a run goes on.
+The drawing is in `observe.report`; training ends with it, this command makes it again, also while a
+run goes on.
 """
 
 import argparse

@@ -21,6 +21,11 @@ class Entry:
     value: Any = None
     line: int
 
+    @property
+    def name(self) -> str:
+        """section, section.option, or the option alone."""
+        return ".".join(part for part in (self.section or None, self.key) if part is not None)
+
 
 class SyntaxProblem(Exception):
     """The text is not in its format."""
@@ -53,17 +58,21 @@ def read_toml(text: str) -> list[Entry]:
     # tomllib came with Python 3.11; tomli is the same module for older ones
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     lines = text.split("\n")
+    problem, message = None, ""
     try:
         toml.loads(text)
     except ValueError as error:
         message, _, place = str(error).partition(" (at ")
         number = re.match(r"line (\d+)", place)
         line = int(number[1]) if number else len(lines)
-        # the parser does not name a key that is given twice: the entries do
-        if message != "Cannot overwrite a value":
-            raise SyntaxProblem(f"is not valid TOML: {message}", line) from None
-        lines = lines[:line]
-    return list(_entries(_toml_table(toml.loads, lines)))
+        problem = SyntaxProblem(f"is not valid TOML: {message}", line)
+    if problem is not None and message != "Cannot overwrite a value":
+        raise problem
+    entries = list(_entries(_toml_table(toml.loads, lines)))
+    # the parser does not name a key that is given twice, but the entries do
+    if problem is not None and len({entry.name for entry in entries}) == len(entries):
+        raise problem
+    return entries
 
 
 def _toml_table(loads: Callable[[str], dict[str, Any]], lines: list[str]) -> Table:
@@ -137,7 +146,10 @@ def read_json(text: str) -> list[Entry]:
     for name, body in content:
         line = next(lines)
         if isinstance(body, _Object):
-            body = Table((key, next(lines), value) for key, value in body)
+            body = Table(
+                (key, next(lines), dict(value) if isinstance(value, _Object) else value)
+                for key, value in body
+            )
         root.append((name, line, body))
     return list(_entries(root))
 
@@ -149,27 +161,14 @@ def read_yaml(text: str) -> list[Entry]:
     """Entries of a YAML document; a tag that asks for an object is refused."""
     import yaml
 
-    loader = yaml.SafeLoader(text)
-
-    def table(node: yaml.MappingNode, depth: int) -> Table:
-        rows = Table()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise SyntaxProblem("has a key that is not text", line)
-            if depth < 2 and isinstance(value, yaml.MappingNode):
-                rows.append((key.value, line, table(value, depth + 1)))
-            else:
-                rows.append((key.value, line, _yaml_value(loader, value, line)))
-        return rows
-
     try:
+        loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if root is None:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise SyntaxProblem("must be a mapping of sections", root.start_mark.line + 1)
-        return list(_entries(table(root, 1)))
+        return list(_entries(_yaml_table(loader, root, depth=1)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1
@@ -177,6 +176,20 @@ def read_yaml(text: str) -> list[Entry]:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise SyntaxProblem(f"is not valid YAML: {error.reason}", line) from None
+
+
+def _yaml_table(loader: Any, mapping: Any, *, depth: int) -> Table:
+    table = Table()
+    for key, value in mapping.value:
+        line = key.start_mark.line + 1
+        if key.id != "scalar":
+            raise SyntaxProblem("has a key that is not text", line)
+        if depth < 2 and value.id == "mapping":
+            body = _yaml_table(loader, value, depth=depth + 1)
+        else:
+            body = _yaml_value(loader, value, line)
+        table.append((key.value, line, body))
+    return table
 
 
 def _yaml_value(loader: Any, node: Any, line: int) -> Any:

@@ -30,8 +30,8 @@ def read_run_file(path: str, where: str) -> Source:
     known = {*sections(), *(name.partition(".")[0] for name in DIALECT)}
     lines: dict[str, int] = {}
     for entry in entries:
-        name = ".".join(part for part in (entry.section, entry.key) if part)
-        at = f"{path}:{entry.line}: {name}"
+        name = entry.name
+        at = f"{path}:{entry.line}: {name if name.isprintable() else ascii(name)}"
         if name in lines:
             rule, advice = f"was given before, in line {lines[name]}", "Keep one of the two."
             source.problems.append(Problem(where=at, value=None, rule=rule, remedy=advice))

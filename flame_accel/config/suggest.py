@@ -1,16 +1,21 @@
 """The nearest right name for a wrong one."""
 
+import functools
 from collections.abc import Iterable
+from operator import itemgetter
 
 # a name in the wrong section is as near as one with two typing errors
 _WRONG_SECTION = 2
 
 
-def edits(a: str, b: str) -> int:
+def edits(a: str, b: str, limit: int) -> int:
     """Least number of characters to insert, delete, replace or swap to turn a into b.
 
-    Damerau 1964, restricted: a swapped pair is not edited again (optimal string alignment).
+    Damerau 1964, restricted: a swapped pair is not edited again (optimal string alignment). Beyond
+    the limit the number is not exact, only beyond it too.
     """
+    if abs(len(a) - len(b)) > limit:
+        return limit + 1
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -20,22 +25,28 @@ def edits(a: str, b: str) -> int:
             if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
                 cost = min(cost, last[j - 2] + 1)
             row.append(cost)
-    return row[-1]
+        if min(row) > limit and min(before) > limit:
+            break
+    return max(row[-1], min(row))
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The name that the user most likely meant, or None when nothing is near.
 
-    Names are compared whole, or as `section.option`, where a wrong section counts as two edits.
+    Names are compared as `section.option`, where a wrong section counts as two edits, or whole if
+    the dot is missing.
     """
+    limit = max(2, len(name) // 4)
     section, _, key = name.rpartition(".")
+
+    @functools.cache
+    def section_distance(other: str) -> int:
+        return min(edits(section, other, _WRONG_SECTION), _WRONG_SECTION)
 
     def distance(candidate: str) -> int:
         other_section, _, other_key = candidate.rpartition(".")
-        apart = min(edits(section, other_section), _WRONG_SECTION) + edits(key, other_key)
-        return min(apart, edits(name, candidate))
+        apart = section_distance(other_section) + edits(key, other_key, limit)
+        return apart if name.count(".") == 1 else min(apart, edits(name, candidate, limit))
 
-    best = min(names, key=distance, default=None)
-    if best is None or distance(best) > max(2, len(name) // 4):
-        return None
-    return best
+    best = min(((distance(candidate), candidate) for candidate in names), key=itemgetter(0))
+    return best[1] if best[0] <= limit else None

@@ -4,6 +4,7 @@ Rules only, on a whole `Config`; nothing is read from disk (`paths` does) and no
 """
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -92,7 +93,7 @@ _RULES = {
     "evaluation.max_tokens": _at_least(0),
     "evaluation.sample_tokens": _at_least(0),
     "activation_checkpoint.selective_ac_option": _Rule(
-        holds=lambda value: value == "op" or (value.isdecimal() and int(value) >= 1),
+        holds=lambda value: re.fullmatch("op|[1-9][0-9]*", value) is not None,
         text="must be op or a whole number of at least 1",
     ),
     "comm.init_timeout_seconds": _at_least(1),
@@ -119,24 +120,25 @@ def find_problems(
         given: Names of the options that the user set.
         foreign: Values of options that only flame has.
     """
+    broken: set[str] = set()
     for name, option in options().items():
         value = value_of(config, name)
-        broken = _broken_rule(name, value)
-        refused = refusal(option, value)
-        if broken is not None:
+        rule = _broken_rule(name, value)
+        if rule is not None:
+            broken.add(name)
             remedy = f"Give such a value; the default is {show(option.default)}."
-            yield Finding(options=(name,), rule=broken, remedy=remedy)
-        elif refused is not None:
+            yield Finding(options=(name,), rule=rule, remedy=remedy)
+        elif (refused := refusal(option, value)) is not None:
             yield Finding(options=(name,), rule=refused.reason, remedy=refused.remedy)
     for name, value in foreign.items():
-        refused = refusal(FOREIGN[name], value)
-        if refused is not None:
+        if (refused := refusal(FOREIGN[name], value)) is not None:
             yield Finding(options=(name,), rule=refused.reason, remedy=refused.remedy)
     yield from _missing(config)
-    yield from _lengths(config)
-    yield from _schedule(config)
-    yield from _pointless(config, given)
-    yield from _folders(config)
+    # values that are wrong alone are in no relation to others
+    for names, check in _RELATIONS:
+        if broken.isdisjoint(names) and (found := check(config, given)) is not None:
+            yield Finding(options=names, rule=found[0], remedy=found[1])
+    yield from _folders(config, broken)
 
 
 def _broken_rule(name: str, value: Any) -> str | None:
@@ -158,73 +160,82 @@ def _missing(config: Config) -> Iterator[Finding]:
         yield Finding(options=("training.dataset",), rule="is required", remedy=remedy)
 
 
-def _lengths(config: Config) -> Iterator[Finding]:
+def _context(config: Config, given: Collection[str]) -> tuple[str, str] | None:
     context_len, seq_len = config.training.context_len, config.training.seq_len
     if context_len is None or context_len == seq_len:
-        return
+        return None
     if context_len > seq_len:
-        yield Finding(
-            options=("training.context_len", "training.seq_len"),
-            rule=f"must be at most training.seq_len: {context_len} > {seq_len}",
-            remedy="Lower training.context_len or raise training.seq_len.",
-        )
-    elif not config.training.varlen:
-        yield Finding(
-            options=("training.context_len", "training.varlen"),
-            rule="has no effect on rows in which documents follow each other",
-            remedy="Add --training.varlen, or remove training.context_len.",
-        )
+        rule = f"must be at most training.seq_len: {context_len} > {seq_len}"
+        return rule, "Lower training.context_len or raise training.seq_len."
+    if not config.training.varlen:
+        rule = "has no effect on rows in which documents follow each other"
+        return rule, "Add --training.varlen, or remove training.context_len."
+    return None
 
 
-def _schedule(config: Config) -> Iterator[Finding]:
+def _schedule(config: Config, given: Collection[str]) -> tuple[str, str] | None:
     steps, warmup = config.training.steps, config.training.warmup_steps
     wsd = config.optimizer.scheduler == "wsd"
     decay = round(config.optimizer.decay_ratio * steps) if wsd else 0
     if warmup + decay <= steps:
-        return
+        return None
     decaying = f" and the decay ({decay})" if wsd else ""
-    yield Finding(
-        options=("training.warmup_steps", "training.steps", "optimizer.decay_ratio")
-        if wsd
-        else ("training.warmup_steps", "training.steps"),
-        rule=f"training.warmup_steps ({warmup}){decaying} must fit into training.steps ({steps})",
-        remedy=f"Give --training.warmup_steps {max(steps - decay, 0)} or fewer, or more steps.",
-    )
+    rule = f"training.warmup_steps ({warmup}){decaying} must fit into training.steps ({steps})"
+    return rule, f"Give --training.warmup_steps {steps - decay} or fewer, or more steps."
 
 
-def _pointless(config: Config, given: Collection[str]) -> Iterator[Finding]:
-    """Options that ask for something that another option turned off."""
-    if config.training.persistent_workers and config.training.num_workers == 0:
-        yield Finding(
-            options=("training.persistent_workers", "training.num_workers"),
-            rule="there are no workers to keep alive (training.num_workers is 0)",
-            remedy="Raise training.num_workers, or remove training.persistent_workers.",
-        )
-    if config.checkpoint.load_step >= 0 and not config.checkpoint.enable_checkpoint:
-        yield Finding(
-            options=("checkpoint.load_step", "checkpoint.enable_checkpoint"),
-            rule="checkpoints are off (checkpoint.enable_checkpoint is false)",
-            remedy="Add --checkpoint.enable_checkpoint, or remove checkpoint.load_step.",
-        )
-    # none that was asked for turns validation off, whatever a run file says of its interval
-    if config.evaluation.interval > 0 and (
-        config.evaluation.dataset is None and "evaluation.dataset" not in given
+def _workers(config: Config, given: Collection[str]) -> tuple[str, str] | None:
+    if not config.training.persistent_workers or config.training.num_workers > 0:
+        return None
+    rule = "there are no workers to keep alive (training.num_workers is 0)"
+    return rule, "Raise training.num_workers, or remove training.persistent_workers."
+
+
+def _loading(config: Config, given: Collection[str]) -> tuple[str, str] | None:
+    if config.checkpoint.load_step < 0 or config.checkpoint.enable_checkpoint:
+        return None
+    rule = "checkpoints are off (checkpoint.enable_checkpoint is false)"
+    return rule, "Add --checkpoint.enable_checkpoint, or remove checkpoint.load_step."
+
+
+def _validating(config: Config, given: Collection[str]) -> tuple[str, str] | None:
+    # a none that was asked for turns validation off, whatever a run file says of its interval
+    if (
+        config.evaluation.interval == 0
+        or config.evaluation.dataset
+        or "evaluation.dataset" in given
     ):
-        yield Finding(
-            options=("evaluation.interval", "evaluation.dataset"),
-            rule="there is nothing to validate on (evaluation.dataset is none)",
-            remedy="Name the validation data with evaluation.dataset.",
-        )
+        return None
+    rule = "there is nothing to validate on (evaluation.dataset is none)"
+    return rule, "Name the validation data with evaluation.dataset."
 
 
-def _folders(config: Config) -> Iterator[Finding]:
-    names = [name for name, rule in _RULES.items() if rule is _INSIDE]
+# the options that a check relates, the one to blame first, and the rule and remedy if it fails
+_RELATIONS: tuple[
+    tuple[tuple[str, ...], Callable[[Config, Collection[str]], tuple[str, str] | None]], ...
+] = (
+    (("training.context_len", "training.seq_len", "training.varlen"), _context),
+    (
+        (
+            "training.warmup_steps",
+            "training.steps",
+            "optimizer.decay_ratio",
+            "optimizer.scheduler",
+        ),
+        _schedule,
+    ),
+    (("training.persistent_workers", "training.num_workers"), _workers),
+    (("checkpoint.load_step", "checkpoint.enable_checkpoint"), _loading),
+    (("evaluation.interval", "evaluation.dataset"), _validating),
+)
+
+
+def _folders(config: Config, broken: Collection[str]) -> Iterator[Finding]:
     first: dict[PurePath, str] = {}
-    for name in names:
+    for name in _RULES:
+        if _RULES[name] is not _INSIDE or name in broken:
+            continue
         other = first.setdefault(PurePath(value_of(config, name)), name)
         if other != name:
-            yield Finding(
-                options=(name, other),
-                rule=f"is the same folder as {other}",
-                remedy="Give each its own folder.",
-            )
+            rule, remedy = f"is the same folder as {other}", "Give each its own folder."
+            yield Finding(options=(name, other), rule=rule, remedy=remedy)

@@ -32,16 +32,14 @@ def _is_none(text: str) -> bool:
 
 
 def _member(option: Option, text: str) -> Any:
-    if option.kind is str:
-        return _checked_text(option, text)
     if option.kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(_rule(option))
-        return text.lower() == "true"
-    try:
-        return option.kind(text)
-    except ValueError:
-        raise ValueError(_rule(option)) from None
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    else:
+        try:
+            value = option.kind(text)
+        except ValueError:
+            raise ValueError(_rule(option)) from None
+    return _checked(option, value)
 
 
 def from_file(option: Option, value: Any) -> Any:
@@ -49,33 +47,28 @@ def from_file(option: Option, value: Any) -> Any:
     if option.optional and (value is None or (isinstance(value, str) and _is_none(value))):
         return None
     if not option.many:
-        return _typed(option, value)
+        return _checked(option, value)
     if isinstance(value, str):
         return from_text(option, value)
     if not isinstance(value, list):
         raise ValueError(_rule(option))
-    return tuple(_typed(option, member) for member in value)
+    return tuple(_checked(option, member) for member in value)
 
 
-def _typed(option: Option, value: Any) -> Any:
+def _checked(option: Option, value: Any) -> Any:
+    """One value, if it is of the type; a whole number is a number too."""
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError("must fit into 64 bits")
     if option.kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not option.kind or (option.choices and value not in option.choices):
+        raise ValueError(_rule(option))
+    if isinstance(value, str):
         try:
-            return float(value)
-        except OverflowError:
-            raise ValueError("is too large for a number") from None
-    if type(value) is not option.kind:
-        raise ValueError(_rule(option))
-    return _checked_text(option, value) if option.kind is str else value
-
-
-def _checked_text(option: Option, text: str) -> str:
-    if option.choices and text not in option.choices:
-        raise ValueError(_rule(option))
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not valid UTF-8") from None
-    return text
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("is not valid UTF-8") from None
+    return value
 
 
 def _rule(option: Option) -> str:
@@ -93,10 +86,17 @@ def remedy(option: Option) -> str:
 
 
 def show(value: Any) -> str:
-    """The value as messages show it: on one line, at most some 80 characters, in plain ASCII."""
+    """The value as messages show it: short, on one line, in plain ASCII."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    # what is in them may be long without end, and no option has such a value
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a huge number"
     text = json.dumps(value[:100]) if isinstance(value, str) else ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -6,12 +6,14 @@ epoch, ``lanes`` packs rows, ``batches`` hands out optimizer steps, ``state`` is
 keeps, and ``validation`` makes the fixed rows of an evaluation.
 """
 
-from flame_accel.data.batches import StepBatches, build_batches
+from flame_accel.data.batches import StepBatches
 from flame_accel.data.documents import Documents
 from flame_accel.data.from_options import (
+    build_batches,
     build_evaluation_batches,
     load_evaluation_documents,
     load_training_documents,
+    special_token_ids,
 )
 from flame_accel.data.state import merge_states
 from flame_accel.data.tokenizer import load_tokenizer, vocabulary_size
@@ -27,5 +29,6 @@ __all__ = [
     "load_tokenizer",
     "load_training_documents",
     "merge_states",
+    "special_token_ids",
     "vocabulary_size",
 ]

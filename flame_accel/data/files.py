@@ -159,15 +159,24 @@ def _split_word(file: Path) -> str | None:
 def _examples(
     files: Sequence[Path], text_column: str | None, flag: str
 ) -> Iterator[dict[str, str]]:
+    num_documents = 0
     for file in files:
         kind = _kind(file)
         if kind == TEXT:
             yield {"text": _decode(file.read_bytes(), str(file))}
+            num_documents += 1
             continue
         records = _json_records(file) if kind == JSON else _parquet_records(file, text_column, flag)
         for where, columns in records:
             column = choose_column(list(columns), text_column, where, flag)
             yield {"text": _checked_text(columns[column], column, where)}
+            num_documents += 1
+    if not num_documents:
+        raise UserError(
+            "there are no records",
+            where=", ".join(map(str, files[:3])),
+            remedy="give a dataset with at least as many documents as a step has rows",
+        )
 
 
 def _decode(data: bytes, where: str) -> str:

@@ -61,8 +61,8 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**shared[0], "first_lane": 0, "cursors": cursors}
 
 
-def read_cursors(state: Mapping[str, Any], identity: Identity, lanes: range) -> list[Cursor]:
-    """Cursors of ``lanes`` from a merged state.
+def check_state(state: Mapping[str, Any], identity: Identity) -> None:
+    """Refuse a state that means other tokens here.
 
     Raises:
         UserError: the state is of another format, or of a stream other than ``identity``; all
@@ -86,6 +86,14 @@ def read_cursors(state: Mapping[str, Any], identity: Identity, lanes: range) -> 
             where=WHERE,
             remedy="continue with the same values, or start a new run from these weights",
         )
+
+
+def read_cursors(state: Mapping[str, Any], lanes: range) -> list[Cursor]:
+    """Cursors of ``lanes`` from a merged state.
+
+    Raises:
+        ValueError: the state does not have all of them.
+    """
     cursors = [Cursor(*cursor) for cursor in state["cursors"]]
     first = state["first_lane"]
     if lanes.start < first or lanes.stop > first + len(cursors):

@@ -1,11 +1,13 @@
-"""Text from a model: the sample that a run prints. Scores of generated text are none of this module's business."""
+"""Text from a model: the sample that a run prints. Nothing here scores text."""
+
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 
 def sample_text(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
     prompt: str,
@@ -16,7 +18,7 @@ def sample_text(
     """Continues a prompt by sampling token by token; the same seed gives the same text.
 
     Args:
-        model: In evaluation mode.
+        model: A transformers model that generates, in evaluation mode.
         tokenizer: Of the model.
         prompt: An empty one stands for the start of a document.
         new_tokens: At most so many; the end-of-document token ends the text earlier.
@@ -38,4 +40,5 @@ def sample_text(
             top_k=0,
             pad_token_id=tokenizer.eos_token_id,
         )
-    return prompt + tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)
+    continuation = tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)
+    return f"{prompt}{continuation}"

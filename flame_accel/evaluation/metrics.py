@@ -1,7 +1,7 @@
 """Figures of a language model from sums over its targets, as a metric of the `evaluate` library.
 
-Sums and not token-wise predictions go in, so that a validation set of any size costs a few numbers. The sums come from
-`validate`.
+Sums and not token-wise predictions go in, so that a validation set of any size costs a few numbers.
+The sums come from `validate`.
 """
 
 import math
@@ -13,7 +13,7 @@ import evaluate
 
 
 class LanguageModeling(evaluate.Metric):
-    """Loss, perplexity, bits per byte and next-token accuracy from rows of sums (one row a batch, a rank or a run)."""
+    """Loss, perplexity, bits per byte and next-token accuracy from rows of sums."""
 
     def __init__(self) -> None:
         super().__init__(keep_in_memory=True)
@@ -34,7 +34,7 @@ class LanguageModeling(evaluate.Metric):
         )
 
     def _compute(self, **columns: Sequence[Any]) -> dict[str, float]:
-        """Mean nats per target; its exponential; nats / ln 2 per byte of text; share of targets that the argmax hits."""
+        """Nats per target and their exponential, nats / ln 2 per byte, share of correct argmax."""
         nats, targets = math.fsum(columns["nats"]), sum(columns["targets"])
         loss = nats / targets
         return {

@@ -1,10 +1,8 @@
 """Validation: one pass over held-out documents, summed over all ranks.
 
-The figures that follow from the sums are a metric of the `evaluate` library, in `metrics`. Which documents are held out and
-how they become rows is decided in `data`.
+The figures that follow from the sums are a metric of the `evaluate` library, in `metrics`. Which
+documents are held out and how they become rows is decided in `data`.
 """
-
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +11,7 @@ from torch.nn import functional
 
 from flame_accel.data import EvaluationBatches
 from flame_accel.evaluation.metrics import LanguageModeling
-from flame_accel.parallel import autocast
+from flame_accel.parallel import autocast, sum_over_ranks
 
 CHUNK_TOKENS = 4096
 """Logits of so many tokens are turned into fp32 at a time."""
@@ -32,7 +30,8 @@ def validate(
         batches: This rank's, equally many on every rank.
 
     Returns:
-        `eval/loss` (nats per target token), `eval/perplexity`, `eval/bits_per_byte` and `eval/accuracy`.
+        `eval/loss` (nats per target token), `eval/perplexity`, `eval/bits_per_byte` and
+        `eval/accuracy`.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
     model.eval()
@@ -48,10 +47,7 @@ def validate(
                 logits = model(**inputs, use_cache=False).logits
             sums += sum_next_token(logits, labels)
     model.train()
-    if accelerator.num_processes > 1:
-        reduced: Any = accelerator.reduce(sums, "sum")
-        sums = reduced
-    nats, correct, targets = sums.tolist()
+    nats, correct, targets = sum_over_ranks(accelerator, sums).tolist()
     figures = LanguageModeling().compute(
         nats=[nats], correct=[int(correct)], targets=[int(targets)], bytes=[batches.num_bytes]
     )

@@ -99,7 +99,8 @@ def to_chunks(x: Tensor, chunks: Chunks) -> Tensor:
         x = x[0].index_select(0, chunks.token_of_slot).index_fill_(0, chunks.padding, 0)
         x = x.view(-1, size, num_heads, width).transpose(1, 2)
     else:
-        x = F.pad(x, (0, 0, 0, 0, 0, len(chunks.rounds) * size - chunks.tokens))
+        missing = len(chunks.rounds) * size - chunks.tokens
+        x = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
         x = x.view(chunks.batch, -1, size, num_heads, width).permute(1, 0, 3, 2, 4)
     y = x.to(torch.float32, memory_format=torch.contiguous_format)
     return y.contiguous().view(-1, num_heads, size, width)

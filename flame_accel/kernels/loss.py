@@ -29,14 +29,13 @@ def cross_entropy_loss(
     """
     _refuse_group(process_group)
     z = _transform(logits.float(), logit_scale, logit_softcapping)
-    lse = z.logsumexp(-1)
-    kept = target != ignore_index
-    chosen = z.gather(-1, target.masked_fill(~kept, 0).unsqueeze(-1)).squeeze(-1)
-    loss = lse - (1 - label_smoothing) * chosen
-    if label_smoothing > 0:
-        loss = loss - label_smoothing * z.mean(-1)
-    z_loss = lse_square_scale * lse.square()
-    return ((loss + z_loss) * kept), (z_loss * kept).detach()
+    loss = F.cross_entropy(
+        z, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+    )
+    if lse_square_scale == 0.0:
+        return loss, torch.zeros_like(loss)
+    z_loss = lse_square_scale * z.logsumexp(-1).square() * (target != ignore_index)
+    return loss + z_loss, z_loss.detach()
 
 
 def forward_cross_entropy(module: Any, input: Tensor, target: Tensor) -> Any:

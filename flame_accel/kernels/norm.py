@@ -3,6 +3,8 @@
 Statistics are in fp32 whatever the input; outputs have the dtype of the input.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -204,13 +206,45 @@ def _normalize(
     is_rms_norm: bool,
     num_groups: int,
 ) -> Tensor:
-    y = x.unflatten(-1, (num_groups, -1))
+    """fp32 in and out; `weight` and `bias` cover all groups."""
+    weight, bias = (None if p is None else p.float() for p in (weight, bias))
+    if num_groups > 1:
+        y = _normalize(x.unflatten(-1, (num_groups, -1)), None, None, eps, is_rms_norm, 1)
+        y = y.flatten(-2)
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
     if not is_rms_norm:
-        y = y - y.mean(-1, keepdim=True)
-    y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)).flatten(-2)
-    if weight is not None:
-        y = y * weight.float()
-    return y if bias is None else y + bias.float()
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    y = _RMSNorm.apply(x, weight, eps)
+    return y if bias is None else y + bias
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = x * rstd * weight. One of few passes over memory, which is what a norm costs on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rstd)
+        y = x * rstd
+        return y if weight is None else y.mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rstd = ctx.saved_tensors
+        dy, width = grads[0], x.shape[-1]
+        products = dy * x
+        dweight = None
+        if weight is None:
+            dx = dy * rstd
+        else:
+            dweight = rstd.view(-1) @ products.view(-1, width)
+            products.mul_(weight)
+            dx = (dy * weight).mul_(rstd)
+        # dx = rstd * (dy * w - x * rstd^2 * mean(dy * w * x))
+        along = rstd.pow(3).mul_(products.sum(-1, keepdim=True)).div_(-width)
+        return dx.addcmul_(x, along), dweight, None
 
 
 def _gated(

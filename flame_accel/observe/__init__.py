@@ -1,4 +1,4 @@
-"""What a run shows and leaves: the meter, the console, records, the report, and what describes the run in its folder."""
+"""What a run shows and leaves: meter, console, records, report and its folder's descriptions."""
 
 from flame_accel.observe.console import Progress, copy_console_to, get_logger, open_console
 from flame_accel.observe.meter import Meter

@@ -1,15 +1,18 @@
 """The console: a line per record, a progress bar where someone watches, and log.txt beside it.
 
-A line is plain text in a fixed order of fields, so that a log file reads like the screen. Records are made by `meter`.
+A line is plain text in a fixed order of fields, so that a log file reads like the screen. Records
+are made by `meter`.
 """
 
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 FIELDS = (
     ("train/loss", "loss {:.4f}"),
@@ -47,6 +50,9 @@ def open_console(*, main_process: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
+    # progress bars of loading and saving belong to no log
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def copy_console_to(path: Path) -> None:
@@ -57,7 +63,7 @@ def copy_console_to(path: Path) -> None:
 
 
 def format_record(record: Mapping[str, float], steps: int) -> str:
-    """One line for a record: how far, the fields that it has in a fixed order, and the time left."""
+    """One line for a record: how far, its fields in a fixed order, and the time left."""
     step = int(record["step"])
     parts = [f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}"]
     parts += [text.format(record[key]) for key, text in FIELDS if key in record]

@@ -1,7 +1,9 @@
-"""From steps to records: sums on the device, one exchange between ranks and one synchronisation per record.
+"""From steps to records: sums on the device, one exchange between ranks per record.
 
-The meter knows the clock, the loss and the throughput of a window of steps (those since the last record). Where a record is
-written is the business of `records` and `console`.
+Sums on the device, one exchange between ranks and one synchronisation per record.
+
+The meter knows the clock, the loss and the throughput of a window of steps (those since the last
+record). Where a record is written is the business of `records` and `console`.
 """
 
 import resource
@@ -16,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flame_accel.config import UserError
+from flame_accel.parallel import gather_over_ranks, sum_over_ranks
 from flame_accel.training import StepResult
 
 LOSS_SUM, TARGETS, SKIPPED, SKIPPED_IN_A_ROW = range(4)
@@ -89,7 +92,10 @@ class Meter:
         self.paused_seconds += self.clock() - started_at
 
     def record(self, *, lr: float) -> dict[str, float]:
-        """The record of the window, the same on every rank, and a new window. Synchronises with the device."""
+        """The record of the window, the same on every rank, and a new window.
+
+        Synchronises with the device.
+        """
         accelerator = self.accelerator
         sums, max_loss = self._reduce()
         now = self.clock()
@@ -120,7 +126,8 @@ class Meter:
         """Ends a run whose last updates were all skipped. Synchronises with the device.
 
         Raises:
-            UserError: At least `max_consecutive_skips` updates were skipped one after the other; 0 allows any number.
+            UserError: At least `max_consecutive_skips` updates were skipped one after the other; 0
+                allows any number.
         """
         skips = int(self.sums[SKIPPED_IN_A_ROW].item())
         if max_consecutive_skips and skips >= max_consecutive_skips:
@@ -134,13 +141,9 @@ class Meter:
 
     def _reduce(self) -> tuple[list[float], float]:
         """Sums over all ranks of what differs between them, and the largest loss of any."""
-        sums, largest = self.sums.clone(), self.max_loss.reshape(1)
-        if self.accelerator.num_processes > 1:
-            shared: Any = self.accelerator.reduce(sums[:SKIPPED], "sum")
-            sums[:SKIPPED] = shared
-            gathered: Any = self.accelerator.gather(largest)
-            largest = gathered.max().reshape(1)
-        values = torch.cat([sums, largest.to(sums.dtype)]).tolist()
+        shared = sum_over_ranks(self.accelerator, self.sums[:SKIPPED].clone())
+        largest = gather_over_ranks(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
+        values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype)]).tolist()
         return values[:-1], values[-1]
 
     def _open_window(self, now: float) -> None:

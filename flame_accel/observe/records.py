@@ -29,7 +29,8 @@ class Journal:
         accelerator: Built with `log_with=tracker_names(...)`.
         run_folder: Holds metrics.jsonl; W&B writes below it.
         options: Every option of the run, in sections, as the trackers' hyper-parameters.
-        step: The run continues after this step; records of later ones are dropped, since they will be made again.
+        step: The run continues after this step; records of later ones are dropped, since they will
+            be made again.
         tracker_ids: Ids of the run that is continued, or empty.
 
     Raises:
@@ -81,7 +82,8 @@ class Journal:
                 remedy="install its package, or switch it off",
             )
         if "wandb" in names:
-            self.tracker_ids["wandb"] = self.accelerator.get_tracker("wandb", unwrap=True).id
+            run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
+            self.tracker_ids["wandb"] = run.id
 
     def write(self, record: Mapping[str, Any], *, steps: int) -> None:
         """Writes a record, which has a `step` of `steps`. Rank 0 writes, the others pass."""
@@ -102,7 +104,7 @@ def json_values(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop_records_after(path: Path, step: int) -> None:
-    """Removes the records of steps after `step`, and a last line that a killed run left unfinished."""
+    """Removes the records of steps after `step`, and a last line that was never finished."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

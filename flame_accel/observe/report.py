@@ -1,6 +1,7 @@
 """report.html: the curves of a run on one self-contained page, drawn from metrics.jsonl alone.
 
-No script and no network: the curves are inline SVG, so that the file can be mailed, archived and opened anywhere.
+No script and no network: the curves are inline SVG, so that the file can be mailed, archived and
+opened anywhere.
 """
 
 import html
@@ -21,8 +22,8 @@ CURVES = (
 )
 COLORS = ("#2563eb", "#dc2626")
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 700px; margin: 2em auto; padding: 0 1em; color: #1f2937 }
-h2 { font-size: 1em; margin: 2em 0 .3em } table { border-collapse: collapse }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 700px; margin: 2em auto; padding: 0 1em;
+color: #1f2937 } h2 { font-size: 1em; margin: 2em 0 .3em } table { border-collapse: collapse }
 td { padding: .15em 1.5em .15em 0 } td + td { font-variant-numeric: tabular-nums }
 svg { width: 100%; height: auto } text { font: 11px system-ui, sans-serif; fill: #6b7280 }
 pre { background: #f3f4f6; padding: 1em; white-space: pre-wrap; overflow-wrap: anywhere }

@@ -1,4 +1,7 @@
-"""The run folder and what describes a run in it: resolved options and environment. Measurements live in `records`."""
+"""The run folder and what describes a run in it: resolved options and environment.
+
+Measurements are not written here but in `records`.
+"""
 
 import importlib.metadata
 import json
@@ -48,7 +51,7 @@ def open_run_folder(path: Path, *, config_toml: str, environment: dict[str, Any]
 
 
 def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[str, Any]:
-    """Versions, source revision, devices and command line: what it takes to understand a run later."""
+    """What it takes to understand a run later: versions, source, devices, command line."""
     return {
         "command": shlex.join([sys.executable, *argv]),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The one place that builds an Accelerator, prepares model and optimizer with it, and checks what came of it."""
+"""The one place that builds an Accelerator and prepares a model with it, and checks both."""
 
 from flame_accel.parallel.accelerator import (
     autocast,
@@ -6,5 +6,13 @@ from flame_accel.parallel.accelerator import (
     describe_topology,
     prepare,
 )
+from flame_accel.parallel.exchange import gather_over_ranks, sum_over_ranks
 
-__all__ = ["autocast", "build_accelerator", "describe_topology", "prepare"]
+__all__ = [
+    "autocast",
+    "build_accelerator",
+    "describe_topology",
+    "gather_over_ranks",
+    "prepare",
+    "sum_over_ranks",
+]

@@ -1,9 +1,11 @@
 """From options and the launcher's environment to a checked Accelerator and a prepared model.
 
-`accelerate launch` passes its YAML on as environment variables and turns some mistakes into silence: a configuration for
-several devices on a machine without them becomes that many independent runs. So everything promised is compared with what
-came out, before and after `prepare`. Nothing else in the package constructs an Accelerator; data order, the step and
-checkpoints live elsewhere and get the Accelerator as an argument.
+`accelerate launch` passes its YAML on as environment variables and turns some mistakes into
+silence: a configuration for several devices on a machine without them becomes that many independent
+runs. So everything promised
+is compared with what came out, before and after `prepare`. Nothing else in the package constructs
+an Accelerator; data
+order, the step and checkpoints live elsewhere and get the Accelerator as an argument.
 """
 
 import os
@@ -13,6 +15,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -28,6 +31,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from flame_accel.config import CommConfig, TrainingConfig, UserError
+from flame_accel.parallel.exchange import gather_over_ranks
 
 ENGINES = (
     DistributedType.NO,
@@ -60,7 +64,8 @@ def build_accelerator(
         trackers: Names of Accelerate's trackers.
 
     Raises:
-        UserError: The launch cannot be what it says: devices are missing, options contradict the YAML.
+        UserError: The launch cannot be what it says: devices are missing, options contradict the
+            YAML.
     """
     _refuse_unsupported_launch()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -88,10 +93,8 @@ def build_accelerator(
             InitProcessGroupKwargs(backend=None, timeout=timeout),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=100),
         ],
-        project_config=ProjectConfiguration(
-            project_dir=run_folder, logging_dir=tensorboard_folder
-        ),
-        log_with=list(trackers),
+        project_config=ProjectConfiguration(project_dir=run_folder, logging_dir=tensorboard_folder),
+        log_with=list(trackers) or None,
         step_scheduler_with_optimizer=False,
     )
     _check_launch(accelerator, world_size, fsdp)
@@ -114,7 +117,7 @@ def _refuse_unsupported_launch() -> None:
 
 
 def _start_cpu_state(fsdp: bool, world_size: int, timeout: timedelta) -> None:
-    """Starts Accelerate's process state on CPU, where it would otherwise run every process for itself."""
+    """Starts Accelerate's state on CPU, where each process would otherwise run for itself."""
     if world_size == 1:
         PartialState(cpu=True)
         return
@@ -205,18 +208,21 @@ def _check_degrees(accelerator: Accelerator, training: TrainingConfig) -> None:
 
 def prepare(
     accelerator: Accelerator, model: PreTrainedModel, optimizer: Optimizer
-) -> tuple[torch.nn.Module, Optimizer]:
+) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
     """Hands model and optimizer to Accelerate and asserts that nothing got lost on the way.
 
     Returns:
         The model to call in the step, and the prepared optimizer.
 
     Raises:
-        RuntimeError: The optimizer does not hold exactly the model's parameters, or replicas differ.
+        RuntimeError: The optimizer does not hold exactly the model's parameters, or replicas
+            differ.
     """
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    assert isinstance(prepared_optimizer, AcceleratedOptimizer)
     inner = accelerator.unwrap_model(prepared)
-    # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes a step.
+    # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes a
+    # step.
     # the step opens `autocast` itself instead
     inner.__dict__.pop("forward", None)
     inner.__dict__.pop("_original_forward", None)
@@ -238,7 +244,7 @@ def _check_replicas(accelerator: Accelerator, model: torch.nn.Module) -> None:
     if not sums:
         return
     total = torch.stack(sums).sum().reshape(1)
-    gathered = accelerator.gather(total)
+    gathered = gather_over_ranks(accelerator, total)
     if not torch.equal(gathered, gathered[:1].expand_as(gathered)):
         raise RuntimeError(f"initial weights differ between ranks: {gathered.tolist()}")
 
@@ -260,8 +266,9 @@ def describe_topology(accelerator: Accelerator) -> str:
     }[accelerator.distributed_type]
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    if accelerator.is_fsdp2:
-        policy = accelerator.state.fsdp_plugin.mixed_precision_policy
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin is not None:
+        policy = plugin.mixed_precision_policy
         precision = f"parameters {policy.param_dtype}, reduction {policy.reduce_dtype}"
     else:
         precision = "bf16 autocast" if accelerator.mixed_precision == "bf16" else "fp32"

@@ -1,4 +1,4 @@
-"""One optimizer update and what surrounds it: schedule, optimizer, the step, the guard against non-finite gradients."""
+"""One optimizer update: schedule, optimizer, and the step with its non-finite guard."""
 
 from flame_accel.training.optimizer import build_optimizer
 from flame_accel.training.schedule import learning_rate

@@ -1,5 +1,9 @@
-"""Optimizers by name. Which parameters decay is decided in `models.parameters`; the learning rate in `schedule`."""
+"""Optimizers by name.
 
+Which parameters decay is decided in `models.parameters`, the learning rate in `schedule`.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +11,10 @@ from torch.optim import Optimizer
 
 from flame_accel.config import OptimizerConfig, UserError
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "Adam": torch.optim.Adam,
+}
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:

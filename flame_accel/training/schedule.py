@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the step.
 
-Nothing here knows an optimizer or keeps state: the loop writes the value into the parameter groups before each update, so
-that no scheduler has to be prepared, stepped or saved.
+Nothing here knows an optimizer or keeps state: the loop writes the value into the parameter groups
+before each update, so that no scheduler has to be prepared, stepped or saved.
 """
 
 import math
@@ -10,7 +10,7 @@ from flame_accel.config import OptimizerConfig
 
 
 def decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> int:
-    """Number D of updates in which the learning rate decays: the tail for wsd, all after the warm-up otherwise."""
+    """Number of decaying updates: the tail for wsd, all after the warm-up otherwise."""
     if optimizer.scheduler == "wsd":
         return round(optimizer.decay_ratio * steps)
     return steps - warmup_steps
@@ -19,9 +19,10 @@ def decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) ->
 def learning_rate(step: int, optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> float:
     """Learning rate of the update with index `step` (from 0) of a run of `steps` updates.
 
-    `(s+1)/W` of `lr` during the warm-up of W updates, then `lr`, then over the last D updates with x = (s+1-(N-D))/D down to
-    the floor r = `min_lr_ratio`: linear `1-(1-r)x`, cosine `r+(1-r)(1+cos(pi x))/2`, sqrt `r+(1-r)(1-sqrt(x))`. The last
-    update uses exactly `r * lr`, and so does every one after it.
+    `(s+1)/W` of `lr` during the warm-up of W updates, then `lr`, then over the last D updates with
+    x = (s+1-(N-D))/D down to the floor r = `min_lr_ratio`: linear `1-(1-r)x`, cosine
+    `r+(1-r)(1+cos(pi x))/2`, sqrt
+    `r+(1-r)(1-sqrt(x))`. The last update uses exactly `r * lr`, and so does every one after it.
     """
     if step < warmup_steps:
         return optimizer.lr * (step + 1) / warmup_steps

@@ -1,7 +1,9 @@
-"""One optimizer update: micro-batches, the loss over all target tokens, clipping, and the non-finite guard.
+"""One optimizer update: micro-batches, loss over all targets, clipping, non-finite guard.
 
-Nothing here asks the device for a value: losses, norms and the guard's decision stay tensors, so that the host runs ahead of
-the device. The caller logs, counts and saves.
+The non- finite guard.
+
+Nothing here asks the device for a value: losses, norms and the guard's decision stay tensors, so
+that the host runs ahead of the device. The caller logs, counts and saves.
 """
 
 import functools
@@ -16,7 +18,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from flame_accel.parallel import autocast
+from flame_accel.parallel import autocast, sum_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +32,12 @@ class StepResult:
     grad_norm: Tensor
     """L2 norm of the gradient of all ranks before clipping, 0-dimensional."""
     skipped: Tensor
-    """1.0 if the update was skipped because that norm was not finite, else 0.0; 0-dimensional fp32."""
+    """1.0 if the update was skipped because that norm was not finite, else 0.0; 0-dimensional."""
 
 
 @functools.cache
 def takes_num_items(model_class: type[nn.Module]) -> bool:
-    """Whether forward divides a summed loss by `num_items_in_batch`, as fla's and transformers' own models do."""
+    """Whether forward divides a summed loss by `num_items_in_batch`, as fla's models do."""
     parameters = inspect.signature(model_class.forward).parameters
     if "num_items_in_batch" in parameters:
         return True
@@ -44,10 +46,13 @@ def takes_num_items(model_class: type[nn.Module]) -> bool:
 
 
 def count_targets(accelerator: Accelerator, local: int, *, constant: bool) -> int | Tensor:
-    """Number of target tokens of a step on all ranks; without communication where every rank has the same number."""
+    """Number of target tokens of a step on all ranks.
+
+    Without communication where every rank has the same number.
+    """
     if accelerator.num_processes == 1 or constant:
         return local * accelerator.num_processes
-    return accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum")
+    return sum_over_ranks(accelerator, torch.tensor(local, device=accelerator.device))
 
 
 def train_step(
@@ -63,8 +68,10 @@ def train_step(
 ) -> StepResult:
     """Runs one update on this rank's micro-batches of a step.
 
-    The loss of the step is the sum of the nats of all target tokens on all ranks divided by their number. Accelerate divides
-    by the accumulation and the engines average over ranks, so each micro-batch's share is scaled up by both.
+    The loss of the step is the sum of the nats of all target tokens on all ranks divided by their
+    number. Accelerate divides by the accumulation and the engines average over ranks, so each
+    micro-batch's share is scaled up
+    by both.
 
     Args:
         accelerator: Of the run, with its accumulation set to the number of micro-batches.
@@ -118,7 +125,8 @@ def compute_loss(
 def update(optimizer: AcceleratedOptimizer, skipped: Tensor) -> None:
     """Steps and clears the gradients, unless `skipped` says 1, without the host knowing which.
 
-    torch's fused optimizers take the decision as a device tensor, as they do from a gradient scaler; the others need to ask.
+    torch's fused optimizers take the decision as a device tensor, as they do from a gradient
+    scaler; the others need to ask.
     """
     inner = optimizer.optimizer
     if inner.defaults.get("fused"):
