@@ -1,6 +1,6 @@
 """Trains a byte-level BPE tokenizer on the standard library, for benchmarks without a network.
 
-    python benchmarks/train_tokenizer.py FOLDER [VOCABULARY_SIZE]
+python benchmarks/train_tokenizer.py FOLDER [VOCABULARY_SIZE]
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Laws of building: what a config file may be, what a user's module may do, what weights a seed gives."""
+"""Laws of building: what a config file may be, what a module may do, what a seed decides."""
 
 import json
 import logging
@@ -122,7 +122,7 @@ def test_a_hub_name_that_cannot_be_reached_is_refused(monkeypatch):
         raise OSError("We couldn't connect\nto the Hub")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
-    with pytest.raises(UserError, match="owner/name: .*We couldn't connect\n"):
+    with pytest.raises(UserError, match=r"owner/name: .*We couldn't connect\n"):
         load_model_config("owner/name")
 
 
@@ -134,7 +134,7 @@ def test_code_beside_a_config_runs_only_when_trusted(tmp_path):
         "from transformers import PreTrainedConfig\n"
         "class OwnConfig(PreTrainedConfig):\n    model_type = 'own'\n",
     )
-    with pytest.raises(UserError, match="--model.trust_remote_code"):
+    with pytest.raises(UserError, match=r"--model\.trust_remote_code"):
         load_model_config(str(tmp_path))
 
 
@@ -292,7 +292,7 @@ def test_weights_are_float32_on_the_cpu_whatever_the_config_or_context_says():
     ids=["heads", "expand", "zero", "type"],
 )
 def test_sizes_that_do_not_fit_are_the_users_to_correct(changes):
-    with pytest.raises(UserError, match="model_type 'gla': the values .* do not fit together") as e:
+    with pytest.raises(UserError, match=r"model_type 'gla': the values .* do not fit") as e:
         build(AutoConfig.for_model(**{**TINY_GLA, **changes}))
     assert e.value.exit_code == 2
 

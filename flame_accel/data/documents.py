@@ -93,7 +93,9 @@ def load_documents(
             _refuse_extras(
                 {"dataset_name": dataset_name} if path.is_dir() else extras, section, where
             )
-            groups = files.choose_files(files.find_files(dataset, data_dir, patterns), where)
+            found = files.find_files(dataset, data_dir, patterns)
+            # a file that was named is meant, whatever split its name speaks of
+            groups = {None: found} if path.is_file() else files.choose_files(found, where)
             split = _choose_split(list(groups), *wanted, where=where)
             table = files.load_files(groups[split], text_column, flag)
             text_column = None

@@ -16,7 +16,7 @@ def logsigmoid(x: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def swish(x: Tensor) -> Tensor:
-    """x * sigmoid(x)."""
+    """X * sigmoid(x)."""
     return F.silu(x)
 
 
@@ -36,7 +36,7 @@ def bias_gelu(y: Tensor, bias: Tensor) -> Tensor:
 
 
 def swiglu(x: Tensor, y: Tensor) -> Tensor:
-    """x * sigmoid(x) * y."""
+    """X * sigmoid(x) * y."""
     return F.silu(x) * y
 
 

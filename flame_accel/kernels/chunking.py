@@ -124,4 +124,8 @@ def sort_sequences(state: Tensor, chunks: Chunks) -> Tensor:
 
 def unsort_sequences(state: Tensor, chunks: Chunks) -> Tensor:
     """Inverse of `sort_sequences`."""
-    return state if chunks.order is None else torch.empty_like(state).index_copy_(0, chunks.order, state)
+    return (
+        state
+        if chunks.order is None
+        else torch.empty_like(state).index_copy_(0, chunks.order, state)
+    )

@@ -52,43 +52,65 @@ def causal_conv1d(
             "causal_conv1d has no context parallelism in PyTorch",
             remedy="run without context parallelism",
         )
-    shape = x.shape
-    x = x.reshape(*x.shape[:2], -1)
+    rows = x.reshape(*x.shape[:2], -1)
     width = weight.shape[-1]
-    padded, slots, ends = _prepend_states(x, initial_state, width, cu_seqlens)
-    y = F.conv1d(
-        padded.mT.float(), weight.float().unsqueeze(1), groups=x.shape[-1], bias=_float(bias)
-    ).mT
-    y = y[:, slots] if slots is not None else y[:, 1:]
-    final = None
-    if output_final_state:
-        if ends is None:
-            final = padded[:, -width:].mT.contiguous()
-        else:
-            final = padded[0, ends[:, None] + torch.arange(-width, 0)].mT.contiguous()
-    y = _finish(y, activation, None if residual is None else residual.reshape(x.shape), x.dtype)
-    return y.reshape(shape), final
+    padded, outputs, ends = _prepend_states(rows, initial_state, width, cu_seqlens)
+    y = _Filter.apply(padded.float(), weight.float().mT.contiguous())
+    y = y[:, 1:] if outputs is None else y[:, outputs]
+    residual = None if residual is None else residual.reshape(rows.shape)
+    y = _finish(y, bias, activation, residual, x.dtype).reshape(x.shape)
+    if not output_final_state:
+        return y, None
+    if ends is None:
+        return y, padded[:, -width:].mT.contiguous()
+    return y, padded[0, ends[:, None] + torch.arange(-width, 0)].mT.contiguous()
+
+
+class _Filter(torch.autograd.Function):
+    """y_t = sum_w weight_w * x_{t+w} for `x` [B, T, D] and `weight` [W, D]: [B, T - W + 1, D], channel by channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        length = x.shape[1] - weight.shape[0] + 1
+        y = x[:, :length] * weight[0]
+        for w in range(1, weight.shape[0]):
+            y.addcmul_(x[:, w : w + length], weight[w])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        dy, length = grads[0], grads[0].shape[1]
+        dx, dweight = torch.zeros_like(x), torch.empty_like(weight)
+        for w in range(weight.shape[0]):
+            here = slice(w, w + length)
+            dx[:, here].addcmul_(dy, weight[w])
+            torch.sum(dy * x[:, here], (0, 1), out=dweight[w])
+        return dx, dweight
 
 
 def _prepend_states(
     x: Tensor, initial: Tensor | None, width: int, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Inputs with the W inputs before each sequence in front of it; where its outputs are and where it ends."""
+    """Inputs with the W inputs before each sequence put in front of it.
+
+    For a packed batch also where the filter's output for each token is, and where each sequence ends.
+    """
     num_sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
-    if initial is None:
-        initial = x.new_zeros(num_sequences, x.shape[-1], width)
-    before = initial.to(x.dtype).mT
+    if initial is None and cu_seqlens is None:
+        return F.pad(x, (0, 0, width, 0)), None, None
     if cu_seqlens is None:
-        return torch.cat((before, x), 1), None, None
+        return torch.cat((initial.to(x.dtype).mT, x), 1), None, None
     sequence = torch.repeat_interleave(torch.arange(num_sequences), cu_seqlens.diff())
     slots = torch.arange(x.shape[1]) + (sequence + 1) * width
-    ends = cu_seqlens[1:] + torch.arange(1, num_sequences + 1) * width
-    starts = cu_seqlens[:-1] + torch.arange(num_sequences) * width
     padded = x.new_zeros(1, x.shape[1] + num_sequences * width, x.shape[-1])
     padded = padded.index_copy(1, slots, x)
-    padded = padded.index_copy(
-        1, (starts[:, None] + torch.arange(width)).flatten(), before.reshape(1, -1, x.shape[-1])
-    )
+    ends = cu_seqlens[1:] + torch.arange(1, num_sequences + 1) * width
+    if initial is not None:
+        first = cu_seqlens[:-1] + torch.arange(num_sequences) * width
+        before = (first[:, None] + torch.arange(width)).flatten()
+        padded = padded.index_copy(1, before, initial.to(x.dtype).mT.reshape(1, -1, x.shape[-1]))
     return padded, slots - width + 1, ends
 
 
@@ -105,20 +127,17 @@ def causal_conv1d_update(
     cache.copy_(torch.cat((cache[..., 1:], token.unsqueeze(-1).to(cache.dtype)), -1))
     window = cache.float()
     y = window.sum(-1) if weight is None else (window * weight.float()).sum(-1)
-    y = y if bias is None else y + bias.float()
     residual = None if residual is None else residual.reshape(y.shape)
-    return _finish(y, activation, residual, x.dtype).view(x.shape), cache
-
-
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float()
+    return _finish(y, bias, activation, residual, x.dtype).view(x.shape), cache
 
 
 def _finish(
-    y: Tensor, activation: str | None, residual: Tensor | None, dtype: torch.dtype
+    y: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    if activation is not None:
-        y = F.silu(y)
-    if residual is not None:
-        y = y + residual
-    return y.to(dtype)
+    y = y if bias is None else y + bias.float()
+    y = y if activation is None else F.silu(y)
+    return (y if residual is None else y + residual.float()).to(dtype)

@@ -68,7 +68,7 @@ def decay_attention(
         o, state = _step(q, k, v, g, scale, state)
     else:
         chunks = cut(batch, tokens, cu_seqlens, CHUNK)
-        o, state = DecayAttention.apply(q, k, v, g, scale, state, chunks)
+        o, state = _DecayAttention.apply(q, k, v, g, scale, state, chunks)
     return o, state.mT.contiguous() if state_v_first else state
 
 
@@ -92,7 +92,7 @@ def _step(
     return o.reshape(v.shape).to(v.dtype), state
 
 
-class DecayAttention(torch.autograd.Function):
+class _DecayAttention(torch.autograd.Function):
     """The chunked form; the state is [N, H, K, V] fp32."""
 
     @staticmethod
@@ -126,9 +126,7 @@ class DecayAttention(torch.autograd.Function):
         dstates, dinitial = _scan_back(q_in.mT @ do, decay, grads[1], chunks)
         dv = (scores.mT @ do).baddbmm_(k_out, dstates)
         kept = None if decay is None else (states * dstates).sum(-1) * decay.squeeze(-1)
-        dq, dk, dg = ctx.inside_backward(
-            saved, do @ v.mT, do @ states.mT, v @ dstates.mT, kept
-        )
+        dq, dk, dg = ctx.inside_backward(saved, do @ v.mT, do @ states.mT, v @ dstates.mT, kept)
         inner = [
             None if y is None else from_chunks(y.unflatten(0, (-1, ctx.num_heads)), chunks, dtype)
             for y, dtype in zip((dq.mul_(ctx.scale), dk, dv, dg), ctx.dtypes, strict=True)

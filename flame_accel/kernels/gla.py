@@ -28,9 +28,7 @@ def chunk_gla(
     cu_seqlens_cpu: Tensor | None = None,
 ) -> States:
     """Decay per key channel, `g` [B, T, H, K]; see `decay.decay_attention`."""
-    return _attend(
-        q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens
-    )
+    return _attend(q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens)
 
 
 def fused_chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **options: Any) -> States:

@@ -4,7 +4,9 @@ A function that fla dispatches through `fla/backends.py` gets a backend there. A
 defines it, and wherever a module of fla has imported it since, by identity. Modules imported later find the replacement.
 """
 
+import ctypes
 import importlib
+import platform
 import sys
 from collections.abc import Callable
 from inspect import unwrap
@@ -70,6 +72,44 @@ def _install_torch() -> None:
     for name, original in _missing().items():
         replacements[id(original)] = (original, _refusal(name))
     _sweep(replacements)
+    _prefer_onednn()
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Asks glibc to keep freed memory for the next step instead of returning it to the kernel.
+
+    Every step of a training run allocates what the last one freed. Taking the pages back from the kernel each time was
+    measured at a quarter of a step on two cores (33,000 page faults). The peak stays what it is.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
+    libc.mallopt(trim_threshold, largest)
+    libc.mallopt(mmap_threshold, largest)
+
+
+def _prefer_onednn() -> None:
+    """Lets oneDNN multiply fp32 matrices, where it does so exactly.
+
+    On CPUs with AVX512 it is two to three times as fast as MKL. PyTorch asks it only at precision "medium", which allows
+    bf16 inside; oneDNN makes use of that on CPUs with AMX alone. A number that bf16 cannot hold tells the two apart.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    exact = all(
+        torch.equal(x @ torch.eye(x.shape[-1]), x)
+        for x in (torch.full(shape, 1 + 2.0**-20) for shape in ((64, 64), (512, 256), (8, 32, 16)))
+    )
+    if exact:
+        _undo.append(lambda: torch.set_float32_matmul_precision(before))
+    else:
+        torch.set_float32_matmul_precision(before)
 
 
 def _resolve(path: str) -> tuple[Any, str, Any]:

@@ -124,7 +124,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for rows in torch.arange(num_tokens).split(max(1, LOGITS // num_classes)):
             here = slice(int(rows[0]), int(rows[-1]) + 1)
             with torch.enable_grad() if learning else torch.no_grad():
-                raw = F.linear(x[here].detach(), weight.detach(), None if bias is None else bias.detach())
+                raw = F.linear(
+                    x[here].detach(), weight.detach(), None if bias is None else bias.detach()
+                )
                 logits = raw.float().detach().requires_grad_(learning)
                 part, _ = cross_entropy_loss(
                     logits, target[here], smoothing, scale, 0.0, cap, ignore_index

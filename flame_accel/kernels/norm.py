@@ -38,7 +38,7 @@ def rms_norm(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Normed:
-    """x / sqrt(mean(x^2) + eps) * weight + bias; otherwise as `layer_norm`."""
+    """X / sqrt(mean(x^2) + eps) * weight + bias; otherwise as `layer_norm`."""
     return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, True)
 
 
@@ -181,7 +181,7 @@ def rmsnorm_fn(
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
-    """x / sqrt(sum(x^2) + eps) over the last dimension, in `output_dtype` or that of `x`."""
+    """X / sqrt(sum(x^2) + eps) over the last dimension, in `output_dtype` or that of `x`."""
     total = x.float()
     y = total * torch.rsqrt(total.square().sum(-1, keepdim=True) + eps)
     return y.to(x.dtype if output_dtype is None else output_dtype)
@@ -190,7 +190,7 @@ def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None
 def _add_residual(
     x: Tensor, residual: Tensor | None, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
-    """x + residual in fp32, and as it is kept for the next block."""
+    """X + residual in fp32, and as it is kept for the next block."""
     if residual is not None:
         total = x.float() + residual.float()
         return total, total.to(residual.dtype)

@@ -18,6 +18,8 @@ from transformers import (
 
 from flame_accel.config.errors import UserError
 
+TORCH_FOLDER = os.path.dirname(torch.__file__)
+
 
 def instantiate(
     config: PreTrainedConfig, *, seed: int = 0, trust_remote_code: bool = False
@@ -61,8 +63,9 @@ def instantiate(
 
 
 def describe(error: Exception) -> str:
-    """Words an error: its message, or the line of source where it has none, and where it arose."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """Words an error: its message, or the line of source where it has none, and the file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = [frame for frame in frames if not frame.filename.startswith(TORCH_FOLDER)][-1]
     message = str(error) or frame.line
     return f"{message} ({type(error).__name__} in {os.path.basename(frame.filename)})"
 

@@ -190,12 +190,13 @@ def _check_degrees(accelerator: Accelerator, training: TrainingConfig) -> None:
     world = accelerator.num_processes
     launched = (1, world) if accelerator.is_fsdp2 else (world, 1)
     replicate, shard = training.data_parallel_replicate_degree, training.data_parallel_shard_degree
-    if shard == -1:
-        shard = world // (replicate or 1)
-    asked = (
-        launched[0] if replicate is None else replicate,
-        launched[1] if shard is None else shard,
-    )
+    if replicate is None and shard is None:
+        return
+    if shard is None or shard == -1:
+        replicate = replicate or 1
+        asked = (replicate, world // replicate)
+    else:
+        asked = (world // shard if replicate is None else replicate, shard)
     if asked != launched:
         raise UserError(
             f"training.data_parallel_replicate_degree x data_parallel_shard_degree asks for "
