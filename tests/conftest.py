@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+# before anything imports the hub library
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -56,7 +59,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def flags(corpus: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """`flags(**{"section.option": value})`: the command line of a tiny run in `tmp_path / "run"`."""
+    """`flags(**{"section.option": value})`: the command line of a tiny run in `tmp_path/run`."""
 
     def build(**changes: Any) -> list[str]:
         options: dict[str, Any] = {
@@ -101,7 +104,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]]
 
 
 def launch_environment(**changes: str) -> dict[str, str]:
-    """The environment of a launched run: this checkout, no GPU, no network, one thread a process."""
+    """The environment of a launched run: this checkout, no GPU, no network, one thread."""
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),

@@ -1,4 +1,4 @@
-"""Laws of several processes, through `accelerate launch` over gloo: engines agree, and so does what they save."""
+"""Laws of several processes over gloo, through `accelerate launch`: engines agree."""
 
 import shutil
 from pathlib import Path

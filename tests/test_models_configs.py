@@ -1,4 +1,4 @@
-"""Laws of the model configs that ship: they build, have the size in their name, and no stray field."""
+"""Laws of the model configs that ship: they build, as large as they say, without stray fields."""
 
 import inspect
 import json

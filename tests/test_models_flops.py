@@ -1,4 +1,4 @@
-"""Laws of the count of operations: against torch's own counter, the layers' own sizes, hand values."""
+"""Laws of the count of operations: against torch's counter, the layers' sizes, hand values."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ Count = dict[str, int]
 
 @pytest.fixture(autouse=True)
 def constructible(monkeypatch) -> None:
-    """Lets fla's softmax layers be built without flash-attn, which only their forward pass needs."""
+    """Lets fla's softmax layers be built without flash-attn, which their forward pass needs."""
     register_models()
     monkeypatch.setattr("fla.layers.attn.flash_attn_func", object())
 

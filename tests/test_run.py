@@ -1,4 +1,4 @@
-"""Laws of whole runs on one device: contents of the run folder, resume, the exported model, the guard."""
+"""Laws of whole runs on one device: run folder, resume, exported model, guard."""
 
 import hashlib
 import json
@@ -148,7 +148,7 @@ def test_another_model_does_not_resume(train_here, flags, tmp_path, tiny_model):
 
 def test_another_stream_does_not_resume(train_here, flags):
     train_here(flags())
-    with pytest.raises(UserError, match="training.seed"):
+    with pytest.raises(UserError, match=r"training\.seed"):
         train_here(flags(**{"training.seed": 7}))
 
 
