@@ -12,7 +12,7 @@
 
 import sys
 
-from flame_accel.config import CheckpointConfig, Config, parse_or_exit, to_toml
+from flame_accel.config import CheckpointConfig, Config, TrainingConfig, parse_or_exit, to_toml
 from flame_accel.config.errors import exit_on_user_error
 
 if __name__ == "__main__":
@@ -24,12 +24,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, set_seed
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from flame_accel import kernels
@@ -41,6 +42,9 @@ from flame_accel.checkpoint import (
     save_checkpoint,
 )
 from flame_accel.data import (
+    Documents,
+    EvaluationBatches,
+    StepBatches,
     build_batches,
     build_evaluation_batches,
     load_evaluation_documents,
@@ -51,6 +55,7 @@ from flame_accel.data import (
 )
 from flame_accel.evaluation import sample_text, validate
 from flame_accel.models import (
+    ParameterCount,
     build_model,
     count_parameters,
     device_peak_flops,
@@ -77,6 +82,29 @@ from flame_accel.training import build_optimizer, learning_rate, train_step
 log = logging.getLogger("flame_accel")
 
 
+class Cast(NamedTuple):
+    """Who plays in a run, after Accelerate has dressed them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    documents: Documents
+    held_out: Documents | None
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    num_parameters: ParameterCount
+    flops_per_token: float | None
+
+
+class Memory(NamedTuple):
+    """What a run remembers, and what it writes down."""
+
+    state: RunState
+    checkpoints: CheckpointFolder
+    batches: StepBatches
+    held_out_batches: EvaluationBatches | None
+    meter: Meter
+    journal: Journal
+
+
 def main(config: Config) -> None:
     """Trains, validates and exports one model as the configuration says."""
     run_folder = Path(config.job.dump_folder)
@@ -89,7 +117,11 @@ def main(config: Config) -> None:
     )
     try:
         raise_stage(config, accelerator, run_folder)
-        train(config, accelerator, run_folder)
+        cast = gather_cast(config, accelerator)
+        memory = recall(config, accelerator, cast, run_folder)
+        announce_bill(config, accelerator, cast)
+        train(config, accelerator, cast, memory)
+        bid_farewell(config, accelerator, cast, memory.state, run_folder)
     finally:
         accelerator.end_training()
 
@@ -116,37 +148,43 @@ def raise_stage(config: Config, accelerator: Accelerator, run_folder: Path) -> N
         gc.disable()
 
 
-def train(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
-    """The run itself: cast, memory, bill, loop, farewell."""
-    training, steps = config.training, config.training.steps
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-
-    # the cast
-    tokenizer = load_tokenizer(
-        config.model.tokenizer_path or str(config.model.config), config.model.trust_remote_code
-    )
+def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
+    """Tokenizer, documents, model, optimizer; Accelerate gets the last two."""
+    model_options, training = config.model, config.training
+    trust_remote_code = model_options.trust_remote_code
+    name = str(model_options.config)
+    tokenizer = load_tokenizer(model_options.tokenizer_path or name, trust_remote_code)
     with accelerator.main_process_first():
         documents = load_training_documents(training)
         held_out = load_evaluation_documents(config.evaluation, training)
-    raw_model = build_model(
-        load_model_config(
-            str(config.model.config),
-            trust_remote_code=config.model.trust_remote_code,
-            custom=config.model.custom,
-        ),
+    model = build_model(
+        load_model_config(name, trust_remote_code=trust_remote_code, custom=model_options.custom),
         vocabulary_size=vocabulary_size(tokenizer),
         **special_token_ids(tokenizer),
         seed=training.seed,
-        trust_remote_code=config.model.trust_remote_code,
+        trust_remote_code=trust_remote_code,
     )
-    parameters = count_parameters(raw_model)
-    flops_per_token = train_flops_per_token(raw_model, training.context_len or training.seq_len)
-    groups = parameter_groups(raw_model, config.optimizer.weight_decay)
-    # no loader and no scheduler: the data deals its own rows out, the rate is a function of the
-    # step
-    model, optimizer = prepare(accelerator, raw_model, build_optimizer(groups, config.optimizer))
+    # sharding hides sizes and fla's marks: what needs them looks before
+    num_parameters = count_parameters(model)
+    flops_per_token = train_flops_per_token(model, training.context_len or training.seq_len)
+    groups = parameter_groups(model, config.optimizer.weight_decay)
+    optimizer = build_optimizer(groups, config.optimizer)
+    # no loader and no scheduler: the data deals its own rows out, the rate is a function of a step
+    prepared, prepared_optimizer = prepare(accelerator, model, optimizer)
+    return Cast(
+        tokenizer,
+        documents,
+        held_out,
+        prepared,
+        prepared_optimizer,
+        num_parameters,
+        flops_per_token,
+    )
 
-    # the memory
+
+def recall(config: Config, accelerator: Accelerator, cast: Cast, run_folder: Path) -> Memory:
+    """Continues from the newest checkpoint if there is one, and opens what the run writes to."""
+    rank, world_size = accelerator.process_index, accelerator.num_processes
     checkpoints = CheckpointFolder(
         run_folder / config.checkpoint.folder, keep_latest_k=config.checkpoint.keep_latest_k
     )
@@ -154,18 +192,28 @@ def train(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
     newest = find_checkpoint(accelerator, checkpoints, config.checkpoint)
     if newest is not None:
         state, data_state, rank_state = load_checkpoint(
-            accelerator, newest, model=model, optimizer=optimizer
+            accelerator, newest, model=cast.model, optimizer=cast.optimizer
         )
         log.info("continuing after step %d, from %s", state.step, newest)
     batches = build_batches(
-        training, documents, tokenizer, rank=rank, world_size=world_size, state=data_state
+        config.training,
+        cast.documents,
+        cast.tokenizer,
+        rank=rank,
+        world_size=world_size,
+        state=data_state,
     )
     held_out_batches = build_evaluation_batches(
-        config.evaluation, training, held_out, tokenizer, rank=rank, world_size=world_size
+        config.evaluation,
+        config.training,
+        cast.held_out,
+        cast.tokenizer,
+        rank=rank,
+        world_size=world_size,
     )
     meter = Meter(
         accelerator,
-        flops_per_token=flops_per_token,
+        flops_per_token=cast.flops_per_token,
         device_peak_flops=device_peak_flops(device_name(accelerator.device)),
         state=rank_state.get("meter"),
     )
@@ -177,35 +225,40 @@ def train(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
         tracker_ids=state.tracker_ids,
     )
     state.tracker_ids = journal.tracker_ids
+    return Memory(state, checkpoints, batches, held_out_batches, meter, journal)
 
-    # the bill
-    tokens_per_step = training.batch_size * world_size * training.gradient_accumulation_steps
-    tokens_per_step *= training.seq_len
+
+def announce_bill(config: Config, accelerator: Accelerator, cast: Cast) -> None:
+    """What is about to be spent."""
+    training = config.training
+    model_type = accelerator.unwrap_model(cast.model).config.model_type
+    total, without_embeddings = (f"{count:,}" for count in cast.num_parameters)
     log.info(
-        "model: %s, %s parameters, %s without the embedding",
-        raw_model.config.model_type,
-        f"{parameters.total:,}",
-        f"{parameters.without_embeddings:,}",
+        "model: %s, %s parameters, %s without embeddings", model_type, total, without_embeddings
     )
-    log.info("data: %s, %s documents", training.dataset, f"{len(documents):,}")
+    log.info("data: %s, %s documents", training.dataset, f"{len(cast.documents):,}")
     log.info(
         "step: %d rows x %d ranks x %d micro-batches x %d tokens = %s tokens; %d steps",
         training.batch_size,
-        world_size,
+        accelerator.num_processes,
         training.gradient_accumulation_steps,
         training.seq_len,
-        f"{tokens_per_step:,}",
-        steps,
+        f"{tokens_per_step(training, accelerator):,}",
+        training.steps,
     )
 
-    # the loop
+
+def train(config: Config, accelerator: Accelerator, cast: Cast, memory: Memory) -> None:
+    """The loop: every line that ends in `is_due` is reached by all ranks alike."""
+    training, steps = config.training, config.training.steps
+    state, meter = memory.state, memory.meter
     progress = Progress(
         step=state.step,
         steps=steps,
         shown=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
-    stream = iter(batches)
+    stream = iter(memory.batches)
     meter.start()
     while state.step < steps:
         lr = learning_rate(
@@ -215,8 +268,8 @@ def train(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
             micro_batches = [to_device(batch, accelerator.device) for batch in next(stream)]
         result = train_step(
             accelerator,
-            model,
-            optimizer,
+            cast.model,
+            cast.optimizer,
             micro_batches,
             lr=lr,
             max_norm=training.max_norm,
@@ -224,88 +277,80 @@ def train(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
             constant_targets=not training.varlen,
         )
         state.step += 1
-        state.tokens += tokens_per_step
-        meter.add(result, tokens=tokens_per_step)
+        state.tokens += tokens_per_step(training, accelerator)
+        meter.add(result, tokens=tokens_per_step(training, accelerator))
         progress.advance()
 
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
             record |= meter.record(lr=lr)
             meter.stop_if_diverged(training.max_consecutive_skips)
-        if held_out_batches and is_due(state.step, config.evaluation.interval, steps):
+        if memory.held_out_batches and is_due(state.step, config.evaluation.interval, steps):
             with meter.paused():
-                record |= validate(accelerator, model, held_out_batches)
+                record |= validate(accelerator, cast.model, memory.held_out_batches)
         if record:
-            journal.write(
-                {"step": state.step, "tokens": state.tokens, "epoch": batches.epoch, **record},
-                steps=steps,
-            )
-        if (
-            is_due(state.step, config.checkpoint.interval, steps)
-            and config.checkpoint.enable_checkpoint
+            position = {"step": state.step, "tokens": state.tokens, "epoch": memory.batches.epoch}
+            memory.journal.write(position | record, steps=steps)
+        if config.checkpoint.enable_checkpoint and is_due(
+            state.step, config.checkpoint.interval, steps
         ):
             with meter.paused():
-                save_checkpoint(
-                    accelerator,
-                    checkpoints,
-                    state,
-                    model=model,
-                    optimizer=optimizer,
-                    tokenizer=tokenizer,
-                    data_state=batches.state_dict(),
-                    rank_state={"meter": meter.state_dict()},
-                )
+                remember(accelerator, cast, memory)
         if training.gc_freq and state.step % training.gc_freq == 0:
             gc.collect()
     progress.close()
 
-    # the farewell
-    export_folder = run_folder / "hf"
+
+def remember(accelerator: Accelerator, cast: Cast, memory: Memory) -> None:
+    """Saves everything that the run needs to go on from this step."""
+    save_checkpoint(
+        accelerator,
+        memory.checkpoints,
+        memory.state,
+        model=cast.model,
+        optimizer=cast.optimizer,
+        tokenizer=cast.tokenizer,
+        data_state=memory.batches.state_dict(),
+        rank_state={"meter": memory.meter.state_dict()},
+    )
+
+
+def bid_farewell(
+    config: Config, accelerator: Accelerator, cast: Cast, state: RunState, run_folder: Path
+) -> None:
+    """The exported model, what it writes, and the report."""
+    exported = run_folder / "hf"
+    optimizer = config.optimizer
     export_model(
         accelerator,
-        model,
-        tokenizer,
-        export_folder,
+        cast.model,
+        cast.tokenizer,
+        exported,
         dtype=getattr(torch, config.checkpoint.export_dtype),
         facts={
-            "data": str(training.dataset),
+            "data": str(config.training.dataset),
             "tokens": f"{state.tokens:,}",
             "updates": f"{state.step:,}",
-            "parameters": f"{parameters.total:,}",
-            "tokens per update": f"{tokens_per_step:,}",
-            "learning rate": f"{config.optimizer.lr:g} ({config.optimizer.scheduler})",
+            "tokens per update": f"{tokens_per_step(config.training, accelerator):,}",
+            "parameters": f"{cast.num_parameters.total:,}",
+            "learning rate": f"{optimizer.lr:g}, {optimizer.scheduler}",
         },
     )
-    log.info("exported: %s", export_folder)
-    if accelerator.is_main_process:
-        say_farewell(config, run_folder, tokenizer)
-
-
-def say_farewell(config: Config, run_folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """What the exported model writes, and the report. On the main process."""
+    log.info("exported: %s", exported)
+    if not accelerator.is_main_process:
+        return
     sample = ""
     if config.evaluation.sample_tokens:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         sample = sample_text(
-            AutoModelForCausalLM.from_pretrained(run_folder / "hf", device_map=device),
-            tokenizer,
+            AutoModelForCausalLM.from_pretrained(exported, device_map=accelerator.device),
+            cast.tokenizer,
             prompt=config.evaluation.prompt,
             new_tokens=config.evaluation.sample_tokens,
             seed=config.training.seed,
         )
         log.info("sample of the exported model:\n%s", sample)
-    report = write_report(
-        run_folder, title=config.job.description or run_folder.name, sample=sample
-    )
-    log.info("report: %s", report)
-
-
-def is_due(step: int, interval: int, steps: int) -> bool:
-    """Whether periodic work falls on a completed step.
-
-    The last step is always due, and 0 means only then.
-    """
-    return step == steps or (interval > 0 and step % interval == 0)
+    title = config.job.description or run_folder.name
+    log.info("report: %s", write_report(run_folder, title=title, sample=sample))
 
 
 def find_checkpoint(
@@ -316,6 +361,17 @@ def find_checkpoint(
         return None
     found = [checkpoints.find(config.load_step) if accelerator.is_main_process else None]
     return broadcast_object_list(found)[0]
+
+
+def tokens_per_step(training: TrainingConfig, accelerator: Accelerator) -> int:
+    """Tokens that an update reads, on all ranks."""
+    rows = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
+    return rows * training.seq_len
+
+
+def is_due(step: int, interval: int, steps: int) -> bool:
+    """Whether periodic work falls on a completed step; the last always has it, 0 means only it."""
+    return step == steps or (interval > 0 and step % interval == 0)
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Prints the table of `throughput.sh`: the plain loop beside train.py, round by round, and their ratio."""
+"""Prints the table of `throughput.sh`: the plain loop beside train.py, round by round."""
 
 import json
 import statistics

@@ -95,7 +95,8 @@ def load_documents(
             )
             found = files.find_files(dataset, data_dir, patterns)
             # a file that was named is meant, whatever split its name speaks of
-            groups = {None: found} if path.is_file() else files.choose_files(found, where)
+            alone: dict[str | None, list[Path]] = {None: found}
+            groups = alone if path.is_file() else files.choose_files(found, where)
             split = _choose_split(list(groups), *wanted, where=where)
             table = files.load_files(groups[split], text_column, flag)
             text_column = None

@@ -1,4 +1,4 @@
-"""Activations and gated linear units in PyTorch under fla's names. Arithmetic is in fp32, outputs in the input's dtype."""
+"""Activations and gated linear units in PyTorch under fla's names; outputs in the input's dtype."""
 
 import torch
 import torch.nn.functional as F
@@ -6,22 +6,22 @@ from torch import Tensor
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x))."""
+    """Returns 1 / (1 + exp(-x))."""
     return torch.sigmoid(x)
 
 
 def logsigmoid(x: Tensor, temperature: float = 1.0) -> Tensor:
-    """log(sigmoid(x)) / temperature."""
+    """Returns log(sigmoid(x)) / temperature."""
     return (F.logsigmoid(x.float()) / temperature).to(x.dtype)
 
 
 def swish(x: Tensor) -> Tensor:
-    """X * sigmoid(x)."""
+    """Returns x * sigmoid(x)."""
     return F.silu(x)
 
 
 def sqrelu(x: Tensor) -> Tensor:
-    """max(x, 0)^2."""
+    """Returns max(x, 0)^2."""
     return F.relu(x).square()
 
 
@@ -31,12 +31,12 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def bias_gelu(y: Tensor, bias: Tensor) -> Tensor:
-    """`gelu` of y + bias."""
+    """Returns `gelu` of y + bias."""
     return gelu(y + bias).to(y.dtype)
 
 
 def swiglu(x: Tensor, y: Tensor) -> Tensor:
-    """X * sigmoid(x) * y."""
+    """Returns x * sigmoid(x) * y."""
     return F.silu(x) * y
 
 
@@ -46,7 +46,7 @@ def swiglu_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 def sigmoidglu(x: Tensor, y: Tensor) -> Tensor:
-    """sigmoid(x) * y."""
+    """Returns sigmoid(x) * y."""
     return torch.sigmoid(x) * y
 
 
@@ -56,9 +56,9 @@ def sigmoidglu_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def powglu(x: Tensor, y: Tensor, power: float = 3.0) -> Tensor:
-    """The power linear unit times y: x^(power / (sqrt(x) + 1)) sigmoid(x) for x > 0, silu(x) elsewhere.
+    """The power linear unit of x, times y (arXiv 2605.25704).
 
-    Source: Power Linear Unit, arXiv 2605.25704.
+    It is x^(power / (sqrt(x) + 1)) * sigmoid(x) for x > 0 and x * sigmoid(x) elsewhere.
     """
     total = x.float()
     positive = torch.where(total > 0, total, 1.0)

@@ -17,7 +17,7 @@ def fused_attnres(
     return_weights: bool = False,
     checkpoint_level: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """sum_l p_l r_l with p = softmax_l(scale * query . rms_norm(r_l)), in fp32; outputs in the dtype of the residuals.
+    """Returns sum_l p_l r_l with p = softmax_l(scale * query . rms_norm(r_l)), in the residuals' dtype.
 
     Args:
         query: D values in any shape.

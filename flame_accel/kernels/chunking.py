@@ -1,11 +1,13 @@
-"""How tokens are cut into chunks: the layout that every chunked operator shares. No arithmetic of any operator is here.
+"""How tokens are cut into chunks, the layout that every chunked operator shares; no arithmetic.
 
-A chunk is `size` consecutive tokens of one sequence, the last one of a sequence padded with zeros. Each sequence is cut
-from its own first token, so that what one document computes never depends on its neighbours in a packed batch.
-Chunks are stored round by round: round `r` holds chunk `r` of every sequence that is long enough, longest sequence
-first. A recurrence over chunks is then a loop over rounds, each a contiguous slice, for fixed and ragged batches alike.
+A chunk is `size` consecutive tokens of one sequence, the last one of a sequence padded with zeros.
+Each sequence is cut from its own first token, so that what one document computes never depends on
+its neighbours in a packed batch. Chunks are stored round by round: round `r` holds chunk `r` of
+every sequence that is long enough, longest sequence first. A recurrence over chunks is then a loop
+over rounds, each a contiguous slice, for fixed and ragged batches alike.
 
-Shape letters: B batch, T tokens of a row, N sequences, M chunks, H heads, C tokens of a chunk, D channels.
+Shape letters: B batch, T tokens of a row, N sequences, M chunks, H heads, C tokens of a chunk, D
+channels.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunks:
-    """The layout of one batch. The four index tensors are None where all sequences have the same length."""
+    """The layout of one batch; the index tensors are None where all sequences are equally long."""
 
     batch: int
     tokens: int
@@ -34,21 +36,11 @@ class Chunks:
     order: Tensor | None = None
     """[N] sequences, longest first."""
 
-    @property
-    def num_sequences(self) -> int:
-        """N."""
-        return self.batch if self.order is None else self.order.numel()
-
-    @property
-    def num_chunks(self) -> int:
-        """M."""
-        return sum(count for _, count in self.rounds)
-
 
 def cut(batch: int, tokens: int, cu_seqlens: Tensor | None, largest: int) -> Chunks:
-    """Cuts a `[batch, tokens]` batch, or one packed row with boundaries `cu_seqlens` [N + 1], into chunks.
+    """Cuts a [batch, tokens] batch, or a packed row with boundaries `cu_seqlens` [N + 1].
 
-    The chunk size is `largest`, or less for batches whose longest sequence is shorter: the next power of two, at least 8.
+    The chunk size is `largest`; if all sequences are shorter, the next power of two, at least 8.
     """
     if cu_seqlens is not None:
         return _cut_ragged(tuple(cu_seqlens.tolist()), largest)

@@ -1,7 +1,7 @@
-"""The short causal convolution over time in PyTorch, one filter per channel, and its single step for generation.
+"""The short causal convolution over time in PyTorch, one filter per channel, and its single step.
 
-y_t = sum_w weight[:, w] x_{t - W + 1 + w}, then the activation, then the residual. The state of a sequence is its last W
-inputs, [N, D, W], zeros before its first token.
+y_t = sum_w weight[:, w] x_{t - W + 1 + w}, then the activation, then the residual. The state of a
+sequence is its last W inputs, [N, D, W], zeros before its first token.
 """
 
 from typing import Any
@@ -67,7 +67,7 @@ def causal_conv1d(
 
 
 class _Filter(torch.autograd.Function):
-    """y_t = sum_w weight_w * x_{t+w} for `x` [B, T, D] and `weight` [W, D]: [B, T - W + 1, D], channel by channel."""
+    """Returns y_t = sum_w weight_w * x_{t+w}, [B, T - W + 1, D], of x [B, T, D] and weight [W, D]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -95,12 +95,12 @@ def _prepend_states(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Inputs with the W inputs before each sequence put in front of it.
 
-    For a packed batch also where the filter's output for each token is, and where each sequence ends.
+    For a packed batch also where each token's output of the filter is and where sequences end.
     """
     num_sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
-    if initial is None and cu_seqlens is None:
-        return F.pad(x, (0, 0, width, 0)), None, None
     if cu_seqlens is None:
+        if initial is None:
+            return F.pad(x, (0, 0, width, 0)), None, None
         return torch.cat((initial.to(x.dtype).mT, x), 1), None, None
     sequence = torch.repeat_interleave(torch.arange(num_sequences), cu_seqlens.diff())
     slots = torch.arange(x.shape[1]) + (sequence + 1) * width
@@ -122,7 +122,10 @@ def causal_conv1d_update(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One token of every sequence, `x` [N, 1, D], [1, N, D] or [N, D]; `cache` [N, D, W] is updated in place."""
+    """One token of every sequence, `x` [N, 1, D], [1, N, D] or [N, D], after the state `cache`.
+
+    `cache` [N, D, W] is updated in place and returned beside the output, which has the shape of `x`.
+    """
     token = x.reshape(cache.shape[0], -1)
     cache.copy_(torch.cat((cache[..., 1:], token.unsqueeze(-1).to(cache.dtype)), -1))
     window = cache.float()

@@ -1,16 +1,16 @@
-"""Linear attention with a diagonal decay, in chunks, with a hand-written backward pass. Nothing of fla is here.
+"""Linear attention with a diagonal decay, in chunks, with a hand-written backward pass.
 
-With queries, keys q_t, k_t [K], values v_t [V] and log decays g_t (per channel [K], per head, or none):
+With queries and keys q_t, k_t [K], values v_t [V] and log decays g_t (per channel [K], per head, or
+none):
 
     S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T,    o_t = scale * S_t^T q_t
 
-(Yang et al., Gated Linear Attention Transformers, arXiv 2312.06635, section 4). Inside a chunk the tokens attend to each
-other with A_ij = sum_k q_ik k_jk exp(G_ik - G_jk), G the running sum of g; between chunks the state is carried on.
+(Yang et al., Gated Linear Attention Transformers, arXiv 2312.06635, section 4). Inside a chunk the
+tokens attend to each other, with scores from `decay_inside`; between chunks the state is carried on
+by a loop, here. fla's signatures are in `gla`.
 
-`decay_inside` does the first, this module the second.
-
-Shape letters: B batch, T tokens, N sequences, H heads, K key and V value channels, C tokens of a chunk, P chunks of all
-heads.
+Shape letters: B batch, T tokens, N sequences, H heads, K key and V value channels, C tokens of a
+chunk, P chunks of all heads.
 """
 
 from typing import Any
@@ -45,7 +45,9 @@ def decay_attention(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [B, T, H, V] in the dtype of `v` and final states [N, H, K, V] ([N, H, V, K] if `state_v_first`) in fp32.
+    """Outputs [B, T, H, V] in the dtype of `v`, and final states in fp32.
+
+    States are [N, H, K, V], or [N, H, V, K] if `state_v_first`.
 
     Args:
         q: [B, T, H, K].
@@ -155,7 +157,7 @@ def _scan(
 def _scan_back(
     dstates: Tensor, decay: Tensor | None, dfinal: Tensor, chunks: Chunks
 ) -> tuple[Tensor, Tensor]:
-    """From the gradients of the states before each chunk, those of the states after each chunk and of the initial ones."""
+    """From gradients of the states before each chunk: of those after each chunk, and of the first."""
     num_heads = dfinal.shape[1]
     dstates = dstates.unflatten(0, (-1, num_heads))
     decay = None if decay is None else decay.unflatten(0, (-1, num_heads))

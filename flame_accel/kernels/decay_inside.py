@@ -1,22 +1,23 @@
-"""What happens inside the chunks of `decay`: scores between tokens, decays to a chunk's two ends, and their gradients.
+"""What happens inside the chunks of `decay`: scores between tokens, decays to both ends, gradients.
 
-Scores are A_ij = sum_k q_ik k_jk exp(G_ik - G_jk) for i >= j, G the running sum of the log decays g. No exponent is ever
-large enough to overflow:
+Scores are A_ij = sum_k q_ik k_jk exp(G_ik - G_jk) for i >= j, G the running sum of the log decays g.
+No exponent is ever large enough to overflow:
 
 * decays per head: exp(G_i - G_j) <= 1 is formed for every pair;
-* decays per channel, gentle (GENTLE, GENTLE_STEP): both factors exp(G_i - G_mid) and exp(G_mid - G_j) are taken relative to the middle of the
-  chunk, which stay within exp(GENTLE);
-* decays per channel, steep: the decay between two tokens is the product of two decays <= 1, from the later token back to
-  a boundary and from there to the earlier one. Boundaries halve the chunk until blocks of 8 tokens remain, whose middle is
-  at most 4 steps of `STEEPEST` away.
+* decays per channel, gentle (GENTLE, GENTLE_STEP): both factors exp(G_i - G_mid) and
+  exp(G_mid - G_j) are taken relative to the middle of the chunk, which stay within exp(GENTLE);
+* decays per channel, steep: the decay between two tokens is the product of two decays <= 1, from the
+  later token back to a boundary and from there to the earlier one. Boundaries halve the chunk until
+  blocks of 8 tokens remain, whose middle is at most 4 steps of `STEEPEST` away.
 
-Which of the two a chunk takes depends on its own decays only. The gradient of g follows from those of q and k: token i's
-queries hold exp(G_i), its keys exp(-G_i). Sums that would cancel (a token's score with itself holds no decay) are left out.
+Which of the last two a chunk takes depends on its own decays only. The gradient of g follows from
+those of q and k: the query of token i holds exp(G_i), its key exp(-G_i). Where decays are steep,
+sums that would cancel are left out (a token's score with itself holds no decay).
 
 Shape letters: P chunks of all heads, C tokens of a chunk, K key channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from torch import Tensor
 GENTLE = 30.0
 """Most that log decays of a gentle chunk sum up to between its middle and its ends."""
 GENTLE_STEP = -4.0
-"""Smallest log decay of one token in a gentle chunk: below, gradients of g would drown in what cancels around them."""
+"""Smallest log decay in a gentle chunk: gradients of g below it drown in what cancels around them."""
 STEEPEST = -20.0
 """Log decays per channel are cut off here: exp(-20) = 2e-9 of a state is below what fp32 keeps of it."""
 BLOCK = 8
@@ -37,7 +38,7 @@ Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Inside(NamedTuple):
-    """Everything the recurrence over chunks needs from inside them. Keys and queries are [P, C, K], fp32."""
+    """What the recurrence over chunks needs from inside them; queries and keys are [P, C, K] fp32."""
 
     scores: Tensor
     """[P, C, C]"""
@@ -48,7 +49,7 @@ class Inside(NamedTuple):
     decay: Tensor | None
     """[P, K or 1, 1] decay of the chunk."""
     backward: Callable[..., Gradients]
-    """(saved, dscores, dq_in, dk_out, kept) -> dq, dk, dg; kept [P, K] is the gradient of the log of `decay` alone."""
+    """(saved, dscores, dq_in, dk_out, kept) -> dq, dk, dg; kept [P, K] is that of log(decay)."""
     saved: list[Tensor]
 
 
@@ -159,15 +160,16 @@ def _mixed_backward(saved: list[Tensor], *grads: Tensor) -> Gradients:
     return dq, dk, dg
 
 
-def _merge(parts: list[Tensor], pair: tuple[Tensor, Tensor]) -> Tensor:
-    whole = pair[0].new_empty(parts[0].numel() + parts[1].numel(), *pair[0].shape[1:])
-    for part, x in zip(parts, pair, strict=True):
-        whole[part] = x
-    return whole
+def _merge(parts: list[Tensor], pair: Sequence[Tensor | None]) -> Tensor:
+    whole = torch.cat([x for x in pair if x is not None])
+    return torch.empty_like(whole).index_copy_(0, torch.cat(parts), whole)
 
 
 def _blocks(scores: Tensor, size: int, *, diagonal: bool) -> Tensor:
-    """View [P, n, size, size] of scores [P, C, C]: the blocks on the diagonal, or those below it in each pair of blocks."""
+    """View [P, n, size, size] of scores [P, C, C].
+
+    It holds the blocks on the diagonal, or of each pair of blocks the one below the diagonal.
+    """
     num, width = scores.shape[0], scores.shape[-1]
     step = size if diagonal else 2 * size
     strides = (width * width, step * (width + 1), width, 1)

@@ -13,7 +13,7 @@ from inspect import unwrap
 from typing import Any, Literal
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.table import COMPOSED, MISSING, SERVED
+from flame_accel.kernels.table import SERVED
 
 Kind = Literal["auto", "torch", "triton"]
 _undo: list[Callable[[], None]] = []
@@ -69,9 +69,11 @@ def _install_torch() -> None:
             _set(owner, name, ours)
         elif not _register(original, ours):
             replacements[id(original)] = (original, ours)
-    for name, original in _missing().items():
-        replacements[id(original)] = (original, _refusal(name))
     _sweep(replacements)
+    if not triton_has_device():
+        from triton.runtime.jit import KernelInterface
+
+        _set(KernelInterface, "__getitem__", _refuse_kernel)
     _prefer_onednn()
     _keep_freed_memory()
 
@@ -142,22 +144,18 @@ def _register(original: Any, ours: Callable[..., Any]) -> bool:
     return True
 
 
-def _missing() -> dict[str, Any]:
-    """Operators that need Triton, by name."""
-    ops = importlib.import_module("fla.ops")
-    served = {row.fla.rpartition(".")[2] for row in SERVED} | set(COMPOSED)
-    missing = {name: getattr(ops, name) for name in ops.__all__ if name not in served}
-    return missing | {path.rpartition(".")[2]: _resolve(f"fla.{path}")[2] for path in MISSING}
-
-
-def _refusal(name: str) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise UserError(
-            f"fla's operator {name} needs a Triton device, and this machine has none",
-            remedy="use a GPU, or a model whose operators are in flame_accel/kernels/table.py",
-        )
-
-    return refuse
+def _refuse_kernel(kernel: Any, grid: Any) -> Any:
+    """Stands in for `kernel[grid]`, how all kernels are launched, where no kernel can run."""
+    operator, frame = "an operator", sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("fla.ops.", "fla.modules.")):
+            operator = f"{module}.{frame.f_code.co_name}"
+        frame = frame.f_back
+    raise UserError(
+        f"{operator} needs a Triton device, and this machine has none",
+        remedy="use a GPU, or a model whose operators flame_accel/kernels/table.py serves",
+    )
 
 
 def _sweep(replacements: dict[int, tuple[Any, Any]]) -> None:

@@ -1,5 +1,10 @@
-"""Cross-entropy in PyTorch under fla's names: over logits, and over hidden states without holding all logits at once."""
+"""Cross-entropy in PyTorch under fla's names, and over hidden states without holding all logits.
 
+Shape letters: N tokens, D channels, V classes.
+"""
+
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +14,7 @@ from torch import Tensor
 from flame_accel.config.errors import UserError
 
 LOGITS = 1 << 22
-"""Most logits held at a time by `fused_linear_cross_entropy_loss`."""
+"""Most logits that `fused_linear_cross_entropy_loss` holds at a time."""
 
 
 def cross_entropy_loss(
@@ -23,12 +28,28 @@ def cross_entropy_loss(
     inplace_backward: bool = False,
     process_group: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and its z-loss share of every token, fp32 [N], of `logits` [N, V]; 0 where the target is `ignore_index`.
+    """Losses of all tokens and the z-losses in them, both fp32 [N]; 0 where `target` is to be ignored.
 
-    The z-loss is lse_square_scale * logsumexp(logits)^2; the loss includes it, and it has no gradient of its own.
+    The z-loss is lse_square_scale * logsumexp(logits)^2. It is for logging and has no gradient of
+    its own.
+
+    Args:
+        logits: [N, V].
+        target: [N].
+        label_smoothing: share of the uniform distribution in the targets.
+        logit_scale: factor of the logits.
+        lse_square_scale: factor of the z-loss.
+        logit_softcapping: if given, logits become c * tanh(logits / c) after the scaling.
+        ignore_index: target of the tokens that do not count.
+        inplace_backward: for fla's kernel.
+        process_group: must be None: every process holds the whole vocabulary.
     """
     _refuse_group(process_group)
-    z = _transform(logits.float(), logit_scale, logit_softcapping)
+    z = logits.float()
+    if logit_scale != 1.0:
+        z = z * logit_scale
+    if logit_softcapping is not None:
+        z = logit_softcapping * torch.tanh(z / logit_softcapping)
     loss = F.cross_entropy(
         z, target, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
     )
@@ -43,13 +64,12 @@ def forward_cross_entropy(module: Any, input: Tensor, target: Tensor) -> Any:
     loss, z_loss = cross_entropy_loss(
         input,
         target,
-        module.label_smoothing,
-        module.logit_scale,
-        module.lse_square_scale,
-        module.logit_softcapping,
-        module.ignore_index,
-        module.inplace_backward,
-        module.process_group,
+        label_smoothing=module.label_smoothing,
+        logit_scale=module.logit_scale,
+        lse_square_scale=module.lse_square_scale,
+        logit_softcapping=module.logit_softcapping,
+        ignore_index=module.ignore_index,
+        process_group=module.process_group,
     )
     if module.reduction != "none":
         total = (target != module.ignore_index).sum() if module.reduction == "mean" else 1
@@ -73,32 +93,39 @@ def fused_linear_cross_entropy_loss(
     accumulate_grad_in_fp32: bool = True,
     process_group: Any = None,
 ) -> Tensor:
-    """Mean or sum of the cross-entropy of x @ weight^T + bias, in fp32.
+    """Mean (over the targets that count) or sum of the cross-entropy of x @ weight^T + bias, fp32.
 
     Args:
         x: [N, D] hidden states.
         target: [N].
         weight: [V, D].
         bias: [V].
-        ignore_index: targets that do not count.
-        label_smoothing: share of the uniform distribution in the targets.
-        logit_scale: factor of the logits.
-        logit_softcapping: c * tanh(logits / c) with this c, if given.
-        num_chunks: of fla's kernel; here rows are taken so that at most `LOGITS` logits exist at a time.
-        reduction: "mean" over targets that count, or "sum".
-        use_l2warp: adds the gradient l2_penalty_factor / N * (largest logit) to the largest logit of each row.
+        ignore_index: see `cross_entropy_loss`, as for the next three.
+        label_smoothing: same.
+        logit_scale: same.
+        logit_softcapping: same.
+        num_chunks: of fla's kernel; here at most `LOGITS` logits exist at a time.
+        reduction: "mean" or "sum".
+        use_l2warp: adds l2_penalty_factor / N * (largest logit) to its gradient in every row.
         l2_penalty_factor: see `use_l2warp`.
-        accumulate_grad_in_fp32: gradients always are.
+        accumulate_grad_in_fp32: they always are.
         process_group: must be None.
     """
     _refuse_group(process_group)
-    options = (ignore_index, label_smoothing, logit_scale, logit_softcapping, reduction)
-    penalty = l2_penalty_factor if use_l2warp else 0.0
-    return _LinearCrossEntropy.apply(x, target, weight, bias, penalty, *options)
+    total = (target != ignore_index).sum().clamp_min(1) if reduction == "mean" else 1
+    penalty = l2_penalty_factor / x.shape[0] if use_l2warp else 0.0
+    token_losses = partial(
+        cross_entropy_loss,
+        label_smoothing=label_smoothing,
+        logit_scale=logit_scale,
+        logit_softcapping=logit_softcapping,
+        ignore_index=ignore_index,
+    )
+    return _LinearCrossEntropy.apply(x, target, weight, bias, total, penalty, token_losses)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are computed with the loss, rows at a time, so that logits never outlive their rows."""
+    """Gradients are computed with the loss, some rows at a time: logits never outlive their rows."""
 
     @staticmethod
     def forward(
@@ -107,66 +134,48 @@ class _LinearCrossEntropy(torch.autograd.Function):
         target: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        total: Tensor | int,
         penalty: float,
-        ignore_index: int,
-        smoothing: float,
-        scale: float,
-        cap: float | None,
-        reduction: str,
+        token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
-        num_tokens, num_classes = x.shape[0], weight.shape[0]
-        total = (target != ignore_index).sum().clamp_min(1) if reduction == "mean" else 1
         learning = any(ctx.needs_input_grad)
-        dx = torch.empty_like(x) if learning else None
-        dw = torch.zeros_like(weight, dtype=torch.float32) if learning else None
-        db = torch.zeros_like(bias, dtype=torch.float32) if learning and bias is not None else None
         loss = x.new_zeros((), dtype=torch.float32)
-        for rows in torch.arange(num_tokens).split(max(1, LOGITS // num_classes)):
-            here = slice(int(rows[0]), int(rows[-1]) + 1)
-            with torch.enable_grad() if learning else torch.no_grad():
-                raw = F.linear(
-                    x[here].detach(), weight.detach(), None if bias is None else bias.detach()
-                )
-                logits = raw.float().detach().requires_grad_(learning)
-                part, _ = cross_entropy_loss(
-                    logits, target[here], smoothing, scale, 0.0, cap, ignore_index
-                )
-                part = part.sum() / total
+        dx = torch.empty_like(x)
+        dweight = torch.zeros_like(weight, dtype=torch.float32)
+        dbias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        num_rows = max(1, LOGITS // weight.shape[0])
+        for first in range(0, x.shape[0], num_rows):
+            here = slice(first, first + num_rows)
+            logits = F.linear(x[here], weight, bias).requires_grad_(learning)
+            with torch.set_grad_enabled(learning):
+                part = token_losses(logits, target[here])[0].sum() / total
             loss += part.detach()
-            if dx is None or dw is None:
+            if not learning:
                 continue
-            (grad,) = torch.autograd.grad(part, logits)
+            (dlogits,) = torch.autograd.grad(part, logits)
             if penalty:
                 largest, index = logits.detach().max(-1, keepdim=True)
-                grad.scatter_add_(-1, index, largest * (penalty / num_tokens))
-            grad = grad.to(raw.dtype)
-            with torch.autocast(x.device.type, enabled=False):
-                dx[here] = (grad @ weight.to(grad.dtype)).to(x.dtype)
-                dw += (grad.mT @ x[here].to(grad.dtype)).float()
-            if db is not None:
-                db += grad.sum(0, dtype=torch.float32)
-        ctx.save_for_backward(dx, dw, db)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+                dlogits.scatter_add_(-1, index, largest * penalty)
+            dx[here] = dlogits @ weight
+            dweight += dlogits.mT @ x[here]
+            if dbias is not None:
+                dbias += dlogits.sum(0, dtype=torch.float32)
+        ctx.save_for_backward(dx, dweight, dbias)
+        ctx.dtypes = (weight.dtype, weight.dtype if bias is None else bias.dtype)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dw, db = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        dw = (dw * grads[0]).to(weight_dtype)
-        db = None if db is None else (db * grads[0]).to(bias_dtype)
-        return (dx * grads[0]).to(dx.dtype), None, dw, db, *([None] * 6)
-
-
-def _transform(logits: Tensor, scale: float, cap: float | None) -> Tensor:
-    if scale != 1.0:
-        logits = logits * scale
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+        dx, dweight, dbias = ctx.saved_tensors
+        dx = (dx * grads[0]).to(dx.dtype)
+        dweight = (dweight * grads[0]).to(ctx.dtypes[0])
+        dbias = None if dbias is None else (dbias * grads[0]).to(ctx.dtypes[1])
+        return dx, None, dweight, dbias, None, None, None
 
 
 def _refuse_group(process_group: Any) -> None:
     if process_group is not None:
         raise UserError(
-            "a cross-entropy over a vocabulary shared between processes has no PyTorch implementation",
-            remedy="set training.tensor_parallel_degree to 1, or run on a machine with a Triton device",
+            "a cross-entropy over a vocabulary that processes share needs a Triton device",
+            remedy="set training.tensor_parallel_degree to 1, or use a GPU",
         )

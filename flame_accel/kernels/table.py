@@ -95,22 +95,3 @@ SERVED = (
         "loss",
     ),
 )
-
-COMPOSED = (
-    "chunk_lightning_attn",
-    "chunk_linear_attn",
-    "chunk_retention",
-    "fused_chunk_linear_attn",
-    "fused_chunk_retention",
-    "fused_recurrent_lightning_attn",
-    "fused_recurrent_linear_attn",
-    "fused_recurrent_retention",
-    "parallel_retention",
-)
-"""Public names of `fla.ops` that are Python over served operators, and so run everywhere."""
-
-MISSING = (
-    "modules.fused_kl_div.ops.fused_kl_div_loss",
-    "modules.token_shift.token_shift",
-)
-"""Operators outside `fla.ops` that need a Triton device still; all public ones of `fla.ops` that are not above do too."""
