@@ -17,7 +17,7 @@ def fused_attnres(
     return_weights: bool = False,
     checkpoint_level: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Returns sum_l p_l r_l with p = softmax_l(scale * query . rms_norm(r_l)), in the residuals' dtype.
+    """Returns sum_l p_l r_l with p = softmax_l(scale * query . rms_norm(r_l)).
 
     Args:
         query: D values in any shape.

@@ -43,7 +43,7 @@ def cut(batch: int, tokens: int, cu_seqlens: Tensor | None, largest: int) -> Chu
     The chunk size is `largest`; if all sequences are shorter, the next power of two, at least 8.
     """
     if cu_seqlens is not None:
-        return _cut_ragged(tuple(cu_seqlens.tolist()), largest)
+        return _cut_ragged(tuple(cu_seqlens.tolist()), largest, cu_seqlens.device)
     size = _chunk_size(tokens, largest)
     rounds = tuple((r * batch, batch) for r in range(-(-tokens // size)))
     return Chunks(batch=batch, tokens=tokens, size=size, rounds=rounds)
@@ -54,7 +54,7 @@ def _chunk_size(longest: int, largest: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def _cut_ragged(bounds: tuple[int, ...], largest: int) -> Chunks:
+def _cut_ragged(bounds: tuple[int, ...], largest: int, device: torch.device) -> Chunks:
     begin, end = torch.tensor(bounds[:-1]), torch.tensor(bounds[1:])
     size = _chunk_size(int((end - begin).max()), largest)
     num_chunks = (end - begin + size - 1) // size
@@ -77,10 +77,10 @@ def _cut_ragged(bounds: tuple[int, ...], largest: int) -> Chunks:
         tokens=bounds[-1],
         size=size,
         rounds=tuple(rounds),
-        token_of_slot=token,
-        padding=padded.nonzero().flatten(),
-        slot_of_token=slot_of_token,
-        order=order,
+        token_of_slot=token.to(device),
+        padding=padded.nonzero().flatten().to(device),
+        slot_of_token=slot_of_token.to(device),
+        order=order.to(device),
     )
 
 

@@ -63,11 +63,11 @@ def causal_conv1d(
         return y, None
     if ends is None:
         return y, padded[:, -width:].mT.contiguous()
-    return y, padded[0, ends[:, None] + torch.arange(-width, 0)].mT.contiguous()
+    return y, padded[0, _windows(ends, width)].mT.contiguous()
 
 
 class _Filter(torch.autograd.Function):
-    """Returns y_t = sum_w weight_w * x_{t+w}, [B, T - W + 1, D], of x [B, T, D] and weight [W, D]."""
+    """y_t = sum_w weight_w * x_{t+w}: [B, T - W + 1, D] from [B, T, D] with weights [W, D]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -97,21 +97,26 @@ def _prepend_states(
 
     For a packed batch also where each token's output of the filter is and where sequences end.
     """
-    num_sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
     if cu_seqlens is None:
         if initial is None:
             return F.pad(x, (0, 0, width, 0)), None, None
         return torch.cat((initial.to(x.dtype).mT, x), 1), None, None
-    sequence = torch.repeat_interleave(torch.arange(num_sequences), cu_seqlens.diff())
-    slots = torch.arange(x.shape[1]) + (sequence + 1) * width
-    padded = x.new_zeros(1, x.shape[1] + num_sequences * width, x.shape[-1])
+    num_tokens, num_sequences = x.shape[1], cu_seqlens.numel() - 1
+    # a sequence moves by the width of its own state and of those before it
+    shifts = torch.arange(1, num_sequences + 1, device=x.device) * width
+    slots = torch.arange(num_tokens, device=x.device)
+    slots = slots + torch.repeat_interleave(shifts, cu_seqlens.diff())
+    padded = x.new_zeros(1, num_tokens + num_sequences * width, x.shape[-1])
     padded = padded.index_copy(1, slots, x)
-    ends = cu_seqlens[1:] + torch.arange(1, num_sequences + 1) * width
     if initial is not None:
-        first = cu_seqlens[:-1] + torch.arange(num_sequences) * width
-        before = (first[:, None] + torch.arange(width)).flatten()
+        before = _windows(cu_seqlens[:-1] + shifts, width).flatten()
         padded = padded.index_copy(1, before, initial.to(x.dtype).mT.reshape(1, -1, x.shape[-1]))
-    return padded, slots - width + 1, ends
+    return padded, slots - width + 1, cu_seqlens[1:] + shifts
+
+
+def _windows(ends: Tensor, width: int) -> Tensor:
+    """[N, W] the `width` places before each of `ends` [N]."""
+    return ends[:, None] + torch.arange(-width, 0, device=ends.device)
 
 
 def causal_conv1d_update(
@@ -124,7 +129,7 @@ def causal_conv1d_update(
 ) -> tuple[Tensor, Tensor]:
     """One token of every sequence, `x` [N, 1, D], [1, N, D] or [N, D], after the state `cache`.
 
-    `cache` [N, D, W] is updated in place and returned beside the output, which has the shape of `x`.
+    `cache` [N, D, W] is updated in place and returned beside the output, shaped like `x`.
     """
     token = x.reshape(cache.shape[0], -1)
     cache.copy_(torch.cat((cache[..., 1:], token.unsqueeze(-1).to(cache.dtype)), -1))

@@ -157,7 +157,7 @@ def _scan(
 def _scan_back(
     dstates: Tensor, decay: Tensor | None, dfinal: Tensor, chunks: Chunks
 ) -> tuple[Tensor, Tensor]:
-    """From gradients of the states before each chunk: of those after each chunk, and of the first."""
+    """From gradients of the states before each chunk: those of the states after it, and of h0."""
     num_heads = dfinal.shape[1]
     dstates = dstates.unflatten(0, (-1, num_heads))
     decay = None if decay is None else decay.unflatten(0, (-1, num_heads))

@@ -1,14 +1,14 @@
 """What happens inside the chunks of `decay`: scores between tokens, decays to both ends, gradients.
 
-Scores are A_ij = sum_k q_ik k_jk exp(G_ik - G_jk) for i >= j, G the running sum of the log decays g.
-No exponent is ever large enough to overflow:
+Scores are A_ij = sum_k q_ik k_jk exp(G_ik - G_jk) for i >= j, G the running sum of log decays g. No
+exponent is ever large enough to overflow:
 
 * decays per head: exp(G_i - G_j) <= 1 is formed for every pair;
 * decays per channel, gentle (GENTLE, GENTLE_STEP): both factors exp(G_i - G_mid) and
   exp(G_mid - G_j) are taken relative to the middle of the chunk, which stay within exp(GENTLE);
-* decays per channel, steep: the decay between two tokens is the product of two decays <= 1, from the
-  later token back to a boundary and from there to the earlier one. Boundaries halve the chunk until
-  blocks of 8 tokens remain, whose middle is at most 4 steps of `STEEPEST` away.
+* decays per channel, steep: the decay between two tokens is the product of two decays <= 1, from
+  the later token back to a boundary and from there to the earlier one. Boundaries halve the chunk
+  until blocks of 8 tokens remain, whose middle is at most 4 steps of `STEEPEST` away.
 
 Which of the last two a chunk takes depends on its own decays only. The gradient of g follows from
 those of q and k: the query of token i holds exp(G_i), its key exp(-G_i). Where decays are steep,
@@ -28,9 +28,9 @@ from torch import Tensor
 GENTLE = 30.0
 """Most that log decays of a gentle chunk sum up to between its middle and its ends."""
 GENTLE_STEP = -4.0
-"""Smallest log decay in a gentle chunk: gradients of g below it drown in what cancels around them."""
+"""Least log decay in a gentle chunk: gradients of g below it drown in what cancels around them."""
 STEEPEST = -20.0
-"""Log decays per channel are cut off here: exp(-20) = 2e-9 of a state is below what fp32 keeps of it."""
+"""Log decays per channel are cut off here: fp32 does not keep exp(-20) = 2e-9 of a state."""
 BLOCK = 8
 """Tokens of a steep chunk whose decays are taken relative to one reference."""
 
@@ -38,7 +38,7 @@ Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Inside(NamedTuple):
-    """What the recurrence over chunks needs from inside them; queries and keys are [P, C, K] fp32."""
+    """What the recurrence over chunks needs from inside; queries and keys are [P, C, K] fp32."""
 
     scores: Tensor
     """[P, C, C]"""

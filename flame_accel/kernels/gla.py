@@ -1,6 +1,7 @@
-"""The decay family under fla's names and signatures: GLA, simple GLA, and what is built on them. The arithmetic is in `decay`.
+"""The decay family under fla's names and signatures; the arithmetic is in `decay`.
 
-RetNet, lightning attention, linear attention, HGRN2, LightNet, Rodimus and Mamba2 call these functions.
+GLA, HGRN2, LightNet and Rodimus call the functions with decays per channel; simple GLA, RetNet,
+lightning attention, Mamba2 and linear attention those with decays per head.
 """
 
 from typing import Any
@@ -32,7 +33,7 @@ def chunk_gla(
 
 
 def fused_chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **options: Any) -> States:
-    """As `chunk_gla`; fla 0.6 has only the name of it left, which its layers still know as a mode."""
+    """As `chunk_gla`; fla 0.6 has only the name left, which its layers know as a mode."""
     return chunk_gla(q, k, v, g, **options)
 
 
@@ -74,7 +75,7 @@ def chunk_simple_gla(
     cu_seqlens_cpu: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> States:
-    """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none. The chunk size is ours to choose."""
+    """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none."""
     return _attend(
         q, k, v, _head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
         state_v_first, cu_seqlens,
@@ -127,7 +128,7 @@ def parallel_simple_gla(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
 ) -> States:
-    """As `chunk_simple_gla` without states; the second value, attention scores, is None and cannot be asked for."""
+    """As `chunk_simple_gla` without states; the second value, attention scores, is None."""
     if output_attentions:
         raise UserError(
             "parallel_simple_gla has no attention scores in PyTorch",
@@ -183,11 +184,11 @@ def chunk_global_cumsum(
     scale: float | None = None,
     output_dtype: torch.dtype | None = torch.float,
 ) -> Tensor:
-    """Running sum of `s` [B, T, ...] over each sequence, from the end if `reverse`, times `scale`."""
+    """Running sum of `s` [B, T, ...] in each sequence, from the end if `reverse`, times `scale`."""
     x = s.float() if cu_seqlens is None else s.double()
     total = x.flip(1).cumsum(1).flip(1) if reverse else x.cumsum(1)
     if cu_seqlens is not None:
-        # what the neighbouring sequence has summed up, at its last token before this sequence, goes off again
+        # what the sum had reached where a sequence begins is not the sequence's own
         edge = F.pad(total, (0, 0) * (total.dim() - 2) + (1, 1))[0]
         before = edge[cu_seqlens[1:] + 1 if reverse else cu_seqlens[:-1]]
         total = total - torch.repeat_interleave(before, cu_seqlens.diff(), 0)

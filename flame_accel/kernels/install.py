@@ -1,7 +1,8 @@
-"""Puts the PyTorch implementations in fla's place, and takes them away again. What serves what is in `table`.
+"""Puts the PyTorch implementations in fla's place, and takes them away again.
 
-A function that fla dispatches through `fla/backends.py` gets a backend there. Any other is replaced by name: where fla
-defines it, and wherever a module of fla has imported it since, by identity. Modules imported later find the replacement.
+A function that fla dispatches through `fla/backends.py` gets a backend there. Any other is replaced
+by name: where fla defines it, and wherever a module of fla has imported it since, by identity.
+Modules imported later find the replacement. What serves what is in `table`.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ _undo: list[Callable[[], None]] = []
 
 
 def triton_has_device() -> bool:
-    """Whether Triton is installed and has exactly what it needs to run here: a driver for a device of this machine."""
+    """Whether Triton is installed and has a driver for a device of this machine."""
     try:
         from triton.backends import backends
     except ImportError:
@@ -31,8 +32,8 @@ def triton_has_device() -> bool:
 def install(kind: Kind = "auto") -> str:
     """Makes fla run on this machine; returns what is active afterwards, "torch" or "triton".
 
-    "auto" takes PyTorch only where Triton has no device. "torch" takes it anywhere. Calling it again is harmless. Install
-    before a model is built: a model may hold on to the functions that it was built with.
+    is harmless. Install before a model is built: models keep the functions they are built with.
+    is harmless. Install before a model is built: models hold on to functions they were built with.
 
     Raises:
         UserError: "triton" was asked for and Triton has no device.
@@ -79,10 +80,10 @@ def _install_torch() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Asks glibc to keep freed memory for the next step instead of returning it to the kernel.
+    """Asks glibc to keep freed memory instead of returning it to the kernel; it stays so.
 
-    Every step of a training run allocates what the last one freed. Taking the pages back from the kernel each time was
-    measured at a quarter of a step on two cores (33,000 page faults). The peak stays what it is.
+    Every step of a training run allocates what the last one freed. Taking the pages back from the
+    kernel each time cost a quarter of a step on two cores (33,000 page faults). Peaks do not grow.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -95,8 +96,9 @@ def _keep_freed_memory() -> None:
 def _prefer_onednn() -> None:
     """Lets oneDNN multiply fp32 matrices, where it does so exactly.
 
-    On CPUs with AVX512 it is two to three times as fast as MKL. PyTorch asks it only at precision "medium", which allows
-    bf16 inside; oneDNN makes use of that on CPUs with AMX alone. A number that bf16 cannot hold tells the two apart.
+    On CPUs with AVX512 it can be two to three times as fast as MKL. PyTorch asks it only at the
+    precision "medium", which allows bf16 inside; oneDNN makes use of that on CPUs with AMX alone.
+    A number that bf16 cannot hold tells the two apart.
     """
     import torch
 
@@ -159,7 +161,7 @@ def _refuse_kernel(kernel: Any, grid: Any) -> Any:
 
 
 def _sweep(replacements: dict[int, tuple[Any, Any]]) -> None:
-    """Replaces values by identity in all modules of fla, and in the dictionaries that they hold (ACT2FN)."""
+    """Replaces values by identity in all modules of fla and in dictionaries they hold (ACT2FN)."""
     for module_name, module in list(sys.modules.items()):
         if module_name != "fla" and not module_name.startswith("fla."):
             continue

@@ -28,7 +28,7 @@ def cross_entropy_loss(
     inplace_backward: bool = False,
     process_group: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """Losses of all tokens and the z-losses in them, both fp32 [N]; 0 where `target` is to be ignored.
+    """Losses of all tokens and the z-losses in them, fp32 [N]; 0 where the target does not count.
 
     The z-loss is lse_square_scale * logsumexp(logits)^2. It is for logging and has no gradient of
     its own.
@@ -125,7 +125,7 @@ def fused_linear_cross_entropy_loss(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are computed with the loss, some rows at a time: logits never outlive their rows."""
+    """Gradients come with the loss, some rows at a time: logits do not outlive their rows."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Normalisation in PyTorch under fla's names: RMS, layer, group, gated and L2 norms, and norms followed by a projection.
+"""Normalisation in PyTorch under fla's names: RMS, layer, group, gated and L2 norms.
 
 Statistics are in fp32 whatever the input; outputs have the dtype of the input.
 """
@@ -22,9 +22,10 @@ def layer_norm(
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
 ) -> Normed:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension, of x + residual if there is one.
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension.
 
-    With `prenorm`, x + residual is returned too, in the dtype of the residual.
+    With a residual, x + residual is normalised; with `prenorm`, that sum is returned too, in the
+    dtype of the residual (or fp32 if `residual_in_fp32` and there is none).
     """
     return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
 
@@ -38,7 +39,7 @@ def rms_norm(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Normed:
-    """X / sqrt(mean(x^2) + eps) * weight + bias; otherwise as `layer_norm`."""
+    """`layer_norm` without a mean: x / sqrt(mean(x^2) + eps) * weight + bias."""
     return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, True)
 
 
@@ -90,7 +91,7 @@ def layer_norm_gated(
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
 ) -> Normed:
-    """`layer_norm` times the activation (swish, silu or sigmoid) of the gate `g`, which has the shape of `x`."""
+    """`layer_norm` times the activation (swish, silu, sigmoid) of the gate `g`, shaped like `x`."""
     return _gated(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, False)
 
 
@@ -155,7 +156,7 @@ def layernorm_fn(
     norm_before_gate: bool = True,
     is_rms_norm: bool = False,
 ) -> Tensor:
-    """Layer norm in groups of `group_size` channels, with silu(z) as a factor after or before the norm (Mamba2)."""
+    """Layer norm in groups of `group_size` channels, silu(z) as a factor after or before it."""
     total = x.float()
     gate = None if z is None else F.silu(z.float())
     if gate is not None and not norm_before_gate:
@@ -181,7 +182,7 @@ def rmsnorm_fn(
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
-    """X / sqrt(sum(x^2) + eps) over the last dimension, in `output_dtype` or that of `x`."""
+    """Returns x / sqrt(sum(x^2) + eps) over the last dimension, in `output_dtype` or that of x."""
     total = x.float()
     y = total * torch.rsqrt(total.square().sum(-1, keepdim=True) + eps)
     return y.to(x.dtype if output_dtype is None else output_dtype)
@@ -190,7 +191,7 @@ def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None
 def _add_residual(
     x: Tensor, residual: Tensor | None, residual_in_fp32: bool
 ) -> tuple[Tensor, Tensor]:
-    """X + residual in fp32, and as it is kept for the next block."""
+    """The sum of both in fp32, and as it is kept for the next block."""
     if residual is not None:
         total = x.float() + residual.float()
         return total, total.to(residual.dtype)
@@ -220,7 +221,7 @@ def _normalize(
 
 
 class _RMSNorm(torch.autograd.Function):
-    """y = x * rstd * weight. One of few passes over memory, which is what a norm costs on a CPU."""
+    """y = x * rstd * weight, in few passes over memory, which are what a norm costs on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -22,7 +22,8 @@ def rotary_embedding(
         sin: [positions, R].
         interleaved: pairs are neighbouring channels instead of channels R apart.
         inplace: whether `x` receives the result.
-        seqlen_offsets: position of each sequence's first token, one for all or [N]. Tokens at negative positions give 0.
+        seqlen_offsets: position of a sequence's first token, one for all or [N]. Tokens whose
+            position `cos` does not have (padding on the left) give 0.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         chunk_indices: for fla's kernels.
     """

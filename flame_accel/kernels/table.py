@@ -22,7 +22,7 @@ SERVED = (
     Operator("ops.gla.chunk.chunk_gla", "gla.chunk_gla", "decay"),
     Operator("ops.gla.fused_chunk.fused_chunk_gla", "gla.fused_chunk_gla", "decay"),
     Operator("ops.gla.fused_recurrent.fused_recurrent_gla", "gla.fused_recurrent_gla", "decay"),
-    # the same with one decay per head: simple GLA, RetNet (2307.08621), Mamba2 (2405.21060), none: linear attention
+    # the same with one decay per head (RetNet 2307.08621, Mamba2 2405.21060) or none
     Operator("ops.simple_gla.chunk.chunk_simple_gla", "gla.chunk_simple_gla", "decay"),
     Operator(
         "ops.simple_gla.fused_chunk.fused_chunk_simple_gla", "gla.fused_chunk_simple_gla", "decay"
@@ -36,7 +36,7 @@ SERVED = (
     Operator("ops.utils.cumsum.chunk_global_cumsum", "gla.chunk_global_cumsum", "decay"),
     # softmax over earlier residual streams    arXiv 2603.15031
     Operator("ops.attnres.fused.fused_attnres", "attnres.fused_attnres", "attnres"),
-    # (x - mean) / sqrt(var + eps) * weight + bias, without the mean for RMS, times act(gate) for gated norms
+    # (x - mean) / sqrt(var + eps) * weight + bias, no mean for RMS, times act(gate) where gated
     Operator("modules.norm.layernorm.layer_norm", "norm.layer_norm", "norm"),
     Operator("modules.norm.layernorm.rms_norm", "norm.rms_norm", "norm"),
     Operator("modules.norm.layernorm.group_norm", "norm.group_norm", "norm"),
