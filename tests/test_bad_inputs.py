@@ -1,4 +1,4 @@
-"""Bad input, of every kind that a user can give: an error of one screen that says what, where and the remedy."""
+"""Bad input of every kind: an error of one screen that says what, where and the remedy."""
 
 import json
 import re

@@ -1,0 +1,110 @@
+"""A checkpoint exists whole or not at all, whatever breaks it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flame_accel.checkpoint.folder import CheckpointFolder, find_damage
+from flame_accel.config import UserError
+
+
+def save(folder: CheckpointFolder, step: int) -> Path:
+    draft = folder.begin(step)
+    (draft / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (draft / "optimizer").mkdir()
+    (draft / "optimizer/shard.safetensors").write_bytes(b"state of step %d" % step)
+    return folder.commit(step, {"step": step})
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoint", keep_latest_k=0)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a file is cut": lambda step: cut(step / "model.safetensors"),
+    "a bit is flipped": lambda step: flip(step / "optimizer/shard.safetensors"),
+    "a file is gone": lambda step: (step / "model.safetensors").unlink(),
+    "the manifest is gone": lambda step: (step / "manifest.json").unlink(),
+    "the manifest is empty": lambda step: (step / "manifest.json").write_text(""),
+    "the manifest is a list": lambda step: (step / "manifest.json").write_text("[]"),
+    "the manifest names no files": lambda step: (step / "manifest.json").write_text('{"step": 9}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_never_found(folder, damage):
+    older, newer = save(folder, 5), save(folder, 9)
+    assert folder.find(-1) == newer
+    DAMAGES[damage](newer)
+    assert find_damage(newer) is not None
+    assert folder.find(-1) == older
+    assert names(folder.path) == ["step-5", "step-9.damaged-0"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_that_was_asked_for_is_an_error_and_stays(folder, damage):
+    save(folder, 5)
+    DAMAGES[damage](save(folder, 9))
+    with pytest.raises(UserError, match="step 9"):
+        folder.find(9)
+    assert names(folder.path) == ["step-5", "step-9"]
+
+
+def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(folder):
+    save(folder, 5)
+    (folder.begin(9) / "model.safetensors").write_bytes(b"half")
+    assert folder.steps() == [5]
+    assert folder.find(-1) == folder.final(5)
+    assert names(folder.path) == ["step-5"]
+
+
+def test_the_newest_is_by_number_and_not_by_name(folder):
+    for step in (9, 10, 100):
+        save(folder, step)
+    assert folder.steps() == [9, 10, 100]
+    assert folder.find(-1) == folder.final(100)
+    assert folder.find(9) == folder.final(9)
+
+
+def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep_latest_k=2)
+    for step in (2, 4, 6):
+        save(folder, step)
+    assert folder.steps() == [4, 6]
+    folder.begin(8)
+    assert folder.steps() == [4, 6]
+
+
+def test_the_manifest_lists_every_file(folder):
+    step = save(folder, 5)
+    files = json.loads((step / "manifest.json").read_text())["files"]
+    assert set(files) == {"model.safetensors", "optimizer/shard.safetensors"}
+    assert files["model.safetensors"]["size"] == 256 * 40
+
+
+def test_saving_a_step_again_keeps_the_former_folder_under_another_name(folder):
+    save(folder, 5)
+    save(folder, 5)
+    assert names(folder.path) == ["step-5", "step-5.damaged-0"]
+
+
+def test_there_is_nothing_to_find_in_a_new_run(folder):
+    assert folder.find(-1) is None
+    with pytest.raises(UserError, match="none"):
+        folder.find(3)
