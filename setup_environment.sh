@@ -1,13 +1,15 @@
-# Sourced by train.sh and test.sh: sets PYTHON to an interpreter that has the packages, installing them into .venv if need be.
+# Sourced by train.sh and test.sh: sets PYTHON to an interpreter that has the packages, installing
+# them into .venv if there is none.
 #
-#   setup_environment MODULES REQUIREMENTS...
-#     MODULES        names that must be importable, separated by spaces
-#     REQUIREMENTS   arguments of `pip install` that provide them
+#   setup_environment MODULES [REQUIREMENTS FILES...]
+#     MODULES              names that must be importable, separated by spaces
+#     REQUIREMENTS FILES   what provides them
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 
 has_modules() { # PYTHON MODULES
-  "$1" - $2 <<'PY' 2>/dev/null
+  # shellcheck disable=SC2086
+  "$1" - $2 2>/dev/null <<'PY'
 import sys
 from importlib.util import find_spec
 sys.exit(sys.version_info < (3, 10) or any(find_spec(name) is None for name in sys.argv[1:]))
@@ -27,21 +29,26 @@ find_python() { # an interpreter that can make the environment
 }
 
 setup_environment() {
-  local modules=$1 name
+  local modules=$1 name stamp
   shift
-  for name in "$ROOT/.venv/bin/python" python python3; do
-    if has_modules "$name" "$modules"; then
+  stamp="$ROOT/.venv/installed.$(cat "$@" /dev/null | cksum | tr ' ' '-')"
+  # our own environment counts as it is only for the requirements that it was made from
+  if [ $# -eq 0 ] || [ -e "$stamp" ]; then
+    PYTHON="$ROOT/.venv/bin/python"
+    if has_modules "$PYTHON" "$modules"; then return; fi
+  fi
+  if [ ! -d "$ROOT/.venv" ]; then
+    for name in python python3; do
       PYTHON=$name
-      return
-    fi
-  done
-  PYTHON="$ROOT/.venv/bin/python"
-  if [ ! -x "$PYTHON" ]; then
+      if has_modules "$PYTHON" "$modules"; then return; fi
+    done
     name=$(find_python)
     echo "First use: making .venv and installing the requirements (minutes, once) ..." >&2
     "$name" -m venv "$ROOT/.venv"
   else
-    echo "Installing what is missing in .venv ..." >&2
+    echo "Installing the requirements into .venv ..." >&2
   fi
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@" >&2
+  PYTHON="$ROOT/.venv/bin/python"
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" >&2
+  touch "$stamp"
 }

@@ -6,7 +6,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_environment.sh"
 setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml pytest xdist hypothesis" \
-  -r "$ROOT/requirements.txt" -r "$ROOT/requirements-test.txt"
+  "$ROOT/requirements.txt" "$ROOT/requirements-test.txt"
 cd "$ROOT"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline
 export TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

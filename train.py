@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import gc
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -131,13 +132,18 @@ def raise_stage(config: Config, accelerator: Accelerator, run_folder: Path) -> N
     open_console(main_process=accelerator.is_main_process)
     if accelerator.is_main_process:
         environment = describe_environment(accelerator, sys.argv)
-        open_run_folder(run_folder, config_toml=to_toml(config), environment=environment)
+        changes = open_run_folder(run_folder, config=config, environment=environment)
         copy_console_to(run_folder / "log.txt")
+        for change in changes:
+            log.info("changed since the last start: %s", change)
     if config.job.print_args:
         log.info("%s", to_toml(config))
     log.info("devices: %s", describe_topology(accelerator))
     log.info("kernels: %s", kernels.install(config.model.kernels))
     register_models(config.model.custom)
+    if config.training.deterministic:
+        # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # what is random inside a step (dropout) differs between ranks; weights and data order have
     # seeds of their own
     set_seed(

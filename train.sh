@@ -10,7 +10,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_environment.sh"
 setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml" \
-  -r "$ROOT/requirements.txt"
+  "$ROOT/requirements.txt"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 
 base=(--job.config_file "$ROOT/configs/recipes/quickstart.toml")

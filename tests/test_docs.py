@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from docs.generate_options import PAGE, describe_all
 from test_layers import LAYERS
 
 import flame_accel
+from docs.generate_options import PAGE, describe_all
 from flame_accel.__main__ import COMMANDS
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]

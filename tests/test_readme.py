@@ -101,8 +101,9 @@ def shrink(fields: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def house(tmp_path: Path, corpus: Path) -> Path:
     """A checkout whose GLA configs are tiny, with data of the reader's own and no environment."""
-    for name in ("train.py", "train.sh", "setup_environment.sh"):
-        shutil.copy(ROOT / name, tmp_path)
+    for pattern in ("*.py", "*.sh", "*.txt"):
+        for path in ROOT.glob(pattern):
+            shutil.copy(path, tmp_path)
     for name in ("flame_accel", "accelerate_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from flame_accel.data import EvaluationBatches
 from flame_accel.evaluation.metrics import LanguageModeling
-from flame_accel.parallel import autocast, sum_over_ranks
+from flame_accel.parallel import autocast, sum_dtype, sum_over_ranks
 
 CHUNK_TOKENS = 4096
 """Logits of so many tokens are turned into fp32 at a time."""
@@ -33,7 +33,7 @@ def validate(
         `eval/loss` (nats per target token), `eval/perplexity`, `eval/bits_per_byte` and
         `eval/accuracy`.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(3, dtype=sum_dtype(accelerator.device), device=accelerator.device)
     model.eval()
     with torch.no_grad():
         for batch in batches:
@@ -55,7 +55,7 @@ def validate(
 
 
 def sum_next_token(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats, correct predictions and number of the targets, as one fp64 tensor [3].
+    """Nats, correct predictions and number of the targets, as one tensor [3].
 
     Args:
         logits: [B, T, V]; position t predicts the label at t+1.
@@ -63,7 +63,7 @@ def sum_next_token(logits: Tensor, labels: Tensor) -> Tensor:
     """
     predictions = logits[:, :-1].reshape(-1, logits.shape[-1])
     targets = labels[:, 1:].reshape(-1)
-    sums = torch.zeros(3, dtype=torch.float64, device=logits.device)
+    sums = torch.zeros(3, dtype=sum_dtype(logits.device), device=logits.device)
     for chunk, wanted in zip(
         predictions.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True
     ):

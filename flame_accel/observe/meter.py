@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flame_accel.config import UserError
-from flame_accel.parallel import gather_over_ranks, sum_over_ranks
+from flame_accel.parallel import gather_over_ranks, sum_dtype, sum_over_ranks
 from flame_accel.training import StepResult
 
 LOSS_SUM, TARGETS, SKIPPED, SKIPPED_IN_A_ROW = range(4)
@@ -49,7 +49,8 @@ class Meter:
         self.device_peak_flops = device_peak_flops
         self.clock = clock
         # nats and targets since the last record; skipped updates of the run, and in a row up to now
-        self.sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+        dtype = sum_dtype(accelerator.device)
+        self.sums = torch.zeros(4, dtype=dtype, device=accelerator.device)
         self.max_loss = torch.full((), -torch.inf, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
         self.steps = 0
@@ -159,7 +160,7 @@ class Meter:
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the window of `state_dict`; its losses count, its time does not."""
-        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
         if state["max_loss"] is not None:
             self.max_loss.fill_(state["max_loss"])
 

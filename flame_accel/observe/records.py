@@ -63,12 +63,13 @@ class Journal:
             "tensorboard": {"purge_step": step + 1},
             "wandb": {
                 "dir": str(run_folder),
+                "name": run_folder.resolve().name,
                 "id": self.tracker_ids.get("wandb"),
                 "resume": "allow",
             },
         }
         self.accelerator.init_trackers(
-            run_folder.resolve().name,
+            os.environ.get("WANDB_PROJECT", "flame_accel"),
             flatten_options(options),
             {name: init_kwargs[name] for name in names},
         )

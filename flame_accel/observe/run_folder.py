@@ -10,13 +10,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from flame_accel.config import UserError
+from flame_accel.config import Config, UserError, load_file, to_toml
+from flame_accel.observe.records import flatten_options
 
 PACKAGES = (
     "torch",
@@ -31,15 +33,20 @@ PACKAGES = (
 )
 
 
-def open_run_folder(path: Path, *, config_toml: str, environment: dict[str, Any]) -> None:
+def open_run_folder(path: Path, *, config: Config, environment: dict[str, Any]) -> list[str]:
     """Creates the run's folder and writes what the run is into it. For the main process.
+
+    Returns:
+        What is different from the run that the folder already holds, a line per option.
 
     Raises:
         UserError: The folder cannot be written.
     """
+    resolved = path / "config.toml"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "config.toml").write_text(config_toml, encoding="utf-8")
+        changes = changed_options(load_file(resolved), config) if resolved.exists() else []
+        resolved.write_text(to_toml(config), encoding="utf-8")
         text = json.dumps(environment, indent=2) + "\n"
         (path / "environment.json").write_text(text, encoding="utf-8")
     except OSError as error:
@@ -48,6 +55,17 @@ def open_run_folder(path: Path, *, config_toml: str, environment: dict[str, Any]
             where=f"job.dump_folder = {path}",
             remedy="name a folder that you may write to",
         ) from error
+    return changes
+
+
+def changed_options(before: Config, after: Config) -> list[str]:
+    """`section.option: old -> new` for every option that two configurations disagree about."""
+    old, new = flatten_options(asdict(before)), flatten_options(asdict(after))
+    return [
+        f"{name}: {old[name]} -> {new[name]}"
+        for name in new
+        if old[name] != new[name] and name != "job.config_file"
+    ]
 
 
 def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[str, Any]:

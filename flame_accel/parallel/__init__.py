@@ -6,7 +6,7 @@ from flame_accel.parallel.accelerator import (
     describe_topology,
     prepare,
 )
-from flame_accel.parallel.exchange import gather_over_ranks, sum_over_ranks
+from flame_accel.parallel.exchange import gather_over_ranks, sum_dtype, sum_over_ranks
 
 __all__ = [
     "autocast",
@@ -14,5 +14,6 @@ __all__ = [
     "describe_topology",
     "gather_over_ranks",
     "prepare",
+    "sum_dtype",
     "sum_over_ranks",
 ]

@@ -2,8 +2,14 @@
 
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating-point type for sums that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def sum_over_ranks(accelerator: Accelerator, tensor: Tensor) -> Tensor:
