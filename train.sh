@@ -14,6 +14,8 @@ setup_environment "torch accelerate fla transformers datasets evaluate tyro wand
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 
 base=(--job.config_file "$ROOT/configs/recipes/quickstart.toml")
+# paths in a run file are relative to the working directory
+[ "$PWD" = "$ROOT" ] || base+=(--model.config "$ROOT/configs/gla_1M.json")
 for argument in "$@"; do
   case $argument in
     -h | --help) exec "$PYTHON" "$ROOT/train.py" --help ;;
