@@ -1,7 +1,7 @@
 # The project's chores. `make check` is what has to pass before a change lands.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types test test-slow test-gpu test-torture format
+.PHONY: check lint types test test-slow test-gpu test-torture format docs
 check: lint types test
 
 lint:
@@ -23,6 +23,9 @@ test-torture:
 # uses the GPU, which test.sh hides
 test-gpu:
 	$(PYTHON) -m pytest -m gpu
+
+docs:
+	$(PYTHON) -m docs.generate_options
 
 format:
 	$(PYTHON) -m ruff check --fix .

@@ -1,13 +1,11 @@
 """One training run, from configuration to exported model, in the order in which it happens.
 
-    bash train.sh                                                  the quickstart, on whatever
-    device is there accelerate launch --config_file accelerate_configs/single.yaml train.py
-    --job.config_file
-    run.toml accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py
-    --job.config_file
-    run.toml --training.steps 100
+    bash train.sh
+    accelerate launch --config_file accelerate_configs/single.yaml train.py --model.config ...
+    accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py --model.config ...
 
-`bash train.sh -h` prints every option. Running the same command again continues an interrupted run.
+`bash train.sh` alone is the quickstart, on whatever device is there; `-h` prints every option.
+Running the same command again continues an interrupted run.
 """
 
 import sys
@@ -32,7 +30,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel import kernels
 from flame_accel.checkpoint import (
@@ -60,8 +58,10 @@ from flame_accel.models import (
     build_model,
     count_parameters,
     device_peak_flops,
+    fp32_parameters,
     load_model_config,
     parameter_groups,
+    refuse_packing,
     register_models,
     train_flops_per_token,
 )
@@ -163,8 +163,13 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     with accelerator.main_process_first():
         documents = load_training_documents(training)
         held_out = load_evaluation_documents(config.evaluation, training)
+    model_config = load_model_config(
+        name, trust_remote_code=trust_remote_code, custom=model_options.custom
+    )
+    if training.varlen:
+        refuse_packing(model_config)
     model = build_model(
-        load_model_config(name, trust_remote_code=trust_remote_code, custom=model_options.custom),
+        model_config,
         vocabulary_size=vocabulary_size(tokenizer),
         **special_token_ids(tokenizer),
         seed=training.seed,
@@ -175,6 +180,8 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     flops_per_token = train_flops_per_token(model, training.context_len or training.seq_len)
     groups = parameter_groups(model, config.optimizer.weight_decay)
     optimizer = build_optimizer(groups, config.optimizer)
+    if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
+        warn_of_bf16_decays(model)
     # no loader and no scheduler: the data deals its own rows out, the rate is a function of a step
     prepared, prepared_optimizer = prepare(accelerator, model, optimizer)
     return Cast(
@@ -186,6 +193,18 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
         num_parameters,
         flops_per_token,
     )
+
+
+def warn_of_bf16_decays(model: PreTrainedModel) -> None:
+    """Says which parameters that fla wants in fp32 FSDP2 will compute with in bf16."""
+    names = fp32_parameters(model)
+    if names:
+        log.warning(
+            "FSDP2 gathers all parameters in bf16, also %d that fla computes with in fp32 (such as "
+            "%s); mixed_precision: no keeps them exact",
+            len(names),
+            names[0],
+        )
 
 
 def recall(config: Config, accelerator: Accelerator, cast: Cast, run_folder: Path) -> Memory:

@@ -1,13 +1,9 @@
 """What `import flame_accel` does: hooks on the imports of fla and transformers' auto classes.
 
-A hook on the import of fla and of transformers' auto classes.
-
 `import flame_accel` has to be enough for fla's models to load and to run anywhere, and has to be
 instant for the command line. So nothing heavy is imported here: when transformers' auto classes
-appear, fla is imported
-(which registers its models), and when fla appears, the kernels for this machine are put in place.
-What the kernels are
-lives in `kernels/`.
+appear, fla is imported (which registers its models), and when fla appears, the kernels for this
+machine are put in place. What the kernels are lives in `kernels/`.
 """
 
 import importlib

@@ -79,7 +79,6 @@ def test_the_newest_is_by_number_and_not_by_name(folder):
         save(folder, step)
     assert folder.steps() == [9, 10, 100]
     assert folder.find(-1) == folder.final(100)
-    assert folder.find(9) == folder.final(9)
 
 
 def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_path):
@@ -101,7 +100,15 @@ def test_the_manifest_lists_every_file(folder):
 def test_saving_a_step_again_keeps_the_former_folder_under_another_name(folder):
     save(folder, 5)
     save(folder, 5)
-    assert names(folder.path) == ["step-5", "step-5.damaged-0"]
+    assert names(folder.path) == ["step-5", "step-5.superseded-0"]
+
+
+def test_an_older_step_that_was_asked_for_supersedes_the_newer_ones(folder):
+    for step in (2, 4, 6):
+        save(folder, step)
+    assert folder.find(4) == folder.final(4)
+    assert folder.find(-1) == folder.final(4)
+    assert names(folder.path) == ["step-2", "step-4", "step-6.superseded-0"]
 
 
 def test_there_is_nothing_to_find_in_a_new_run(folder):

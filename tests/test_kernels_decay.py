@@ -24,6 +24,7 @@ DECAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "mild": lambda r: -0.1 * r,
     "none": lambda r: 0.0 * r,
     "medium": lambda r: -2.0 * r,
+    "steady": lambda r: -3.0 - r,
     "all-strong": lambda r: -20.0 + 0.0 * r,
     "spread": lambda r: -20.0 * r.square(),
     "resets": lambda r: torch.where(r > 0.9, -20.0, -0.01 * r),

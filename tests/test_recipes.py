@@ -1,4 +1,4 @@
-"""Every recipe that asks for it runs, for a few steps; every file of accelerate_configs/ is read."""
+"""Recipes that ask for it run, for a few steps; every file of accelerate_configs/ is read."""
 
 from pathlib import Path
 

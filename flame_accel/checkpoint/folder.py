@@ -21,7 +21,7 @@ from flame_accel.observe import get_logger
 MANIFEST = "manifest.json"
 STEP_PREFIX = "step-"
 TEMPORARY_INFIX = ".tmp-"
-DAMAGED_SUFFIX = ".damaged"
+DAMAGED, SUPERSEDED = "damaged", "superseded"
 HASH_BLOCK_BYTES = 1 << 22
 
 
@@ -74,7 +74,7 @@ class CheckpointFolder:
             _fsync(folder)
         final = self.final(step)
         if final.exists():
-            _set_aside(final)
+            _set_aside(final, SUPERSEDED)
         os.rename(temporary, final)
         _fsync(self.path)
         self._prune()
@@ -88,8 +88,8 @@ class CheckpointFolder:
     def find(self, load_step: int) -> Path | None:
         """The checkpoint to load: of a step, or with -1 the newest whole one; None without any.
 
-        Leftovers of interrupted saves are removed, damaged folders set aside by name. For one
-        process.
+        Leftovers of interrupted saves are removed; damaged folders, and those newer than a step that
+        was asked for, are set aside under another name. For one process.
 
         Raises:
             UserError: `load_step` names a checkpoint that is not there or is damaged.
@@ -108,7 +108,7 @@ class CheckpointFolder:
             damage = find_damage(folder)
             if damage is None:
                 return folder
-            aside = _set_aside(folder)
+            aside = _set_aside(folder, DAMAGED)
             get_logger().warning("%s is damaged (%s): set aside as %s", folder, damage, aside.name)
         return None
 
@@ -122,6 +122,10 @@ class CheckpointFolder:
                 where=f"checkpoint.load_step = {step}, {folder}",
                 remedy=f"choose a step that is there ({there}), or -1 for the newest whole one",
             )
+        for newer in candidates[candidates.index(step) + 1 :]:
+            # the run goes on from the older one: a later start must not jump back to these
+            aside = _set_aside(self.final(newer), SUPERSEDED)
+            get_logger().info("%s was asked for: step %d is set aside as %s", folder, newer, aside)
         return folder
 
 
@@ -162,9 +166,9 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _set_aside(folder: Path) -> Path:
+def _set_aside(folder: Path, reason: str) -> Path:
     number = 0
-    while (aside := folder.with_name(f"{folder.name}{DAMAGED_SUFFIX}-{number}")).exists():
+    while (aside := folder.with_name(f"{folder.name}.{reason}-{number}")).exists():
         number += 1
     return folder.rename(aside)
 

@@ -1,19 +1,15 @@
 """The contents of a checkpoint: everything a run needs to go on with the same bits.
 
     step-N/
-      config.json, model*.safetensors, tokenizer files    a Hugging Face model with the fp32 weights
-      optimizer/*.safetensors                             optimizer state, `<parameter>.<state>`,
-      sharded as it was in memory state.json                                          step, tokens,
-      tracker ids
-      data.json                                           the cursors of all lanes, whatever the
-      world size rank-R.json                                         random states and open
-      measurements of a
-      rank
+      config.json, model*.safetensors, tokenizer    a Hugging Face model with the fp32 weights
+      optimizer/*.safetensors                       `<parameter>.<state>`, sharded as in memory
+      state.json                                    step, tokens, tracker ids
+      data.json                                     cursors of all lanes, whatever the world size
+      rank-R.json                                   random states, open measurements of a rank
 
 Reading and writing of shards goes through torch.distributed.checkpoint's Hugging Face storage, so
 that a checkpoint loads into any engine and world size, and nothing is unpickled. How a folder
-becomes complete is in
-`folder`.
+becomes complete is in `folder`.
 """
 
 import base64

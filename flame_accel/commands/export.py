@@ -1,7 +1,5 @@
 """Exports a checkpoint as a Hugging Face model, with its weights in the dtype you choose.
 
-Config, weights in the dtype you choose, tokenizer and card.
-
 The work is in `checkpoint`; a checkpoint already is such a model in fp32, beside what a restart
 needs.
 """
@@ -40,11 +38,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     from flame_accel.checkpoint.card import write_model_card
     from flame_accel.checkpoint.hf import replaced_folder, save_hf_model
     from flame_accel.models import register_models
 
+    logging.disable_progress_bar()
     register_models(arguments.custom)
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

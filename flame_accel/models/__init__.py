@@ -12,6 +12,7 @@ from flame_accel.models.parameters import (
     fp32_parameters,
     parameter_groups,
 )
+from flame_accel.models.packing import refuse_packing
 from flame_accel.models.registration import register_models
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "fp32_parameters",
     "load_model_config",
     "parameter_groups",
+    "refuse_packing",
     "register_models",
     "train_flops_per_token",
 ]

@@ -1,7 +1,5 @@
 """From steps to records: sums on the device, one exchange between ranks per record.
 
-Sums on the device, one exchange between ranks and one synchronisation per record.
-
 The meter knows the clock, the loss and the throughput of a window of steps (those since the last
 record). Where a record is written is the business of `records` and `console`.
 """

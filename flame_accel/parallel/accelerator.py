@@ -2,10 +2,9 @@
 
 `accelerate launch` passes its YAML on as environment variables and turns some mistakes into
 silence: a configuration for several devices on a machine without them becomes that many independent
-runs. So everything promised
-is compared with what came out, before and after `prepare`. Nothing else in the package constructs
-an Accelerator; data
-order, the step and checkpoints live elsewhere and get the Accelerator as an argument.
+runs. So everything promised is compared with what came out, before and after `prepare`. Nothing
+else in the package constructs an Accelerator; data order, the step and checkpoints live elsewhere
+and get the Accelerator as an argument.
 """
 
 import os

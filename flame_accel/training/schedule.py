@@ -21,8 +21,8 @@ def learning_rate(step: int, optimizer: OptimizerConfig, *, steps: int, warmup_s
 
     `(s+1)/W` of `lr` during the warm-up of W updates, then `lr`, then over the last D updates with
     x = (s+1-(N-D))/D down to the floor r = `min_lr_ratio`: linear `1-(1-r)x`, cosine
-    `r+(1-r)(1+cos(pi x))/2`, sqrt
-    `r+(1-r)(1-sqrt(x))`. The last update uses exactly `r * lr`, and so does every one after it.
+    `r+(1-r)(1+cos(pi x))/2`, sqrt `r+(1-r)(1-sqrt(x))`. The last update uses exactly `r * lr`, and
+    so does every one after it.
     """
     if step < warmup_steps:
         return optimizer.lr * (step + 1) / warmup_steps

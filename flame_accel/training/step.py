@@ -1,7 +1,5 @@
 """One optimizer update: micro-batches, loss over all targets, clipping, non-finite guard.
 
-The non- finite guard.
-
 Nothing here asks the device for a value: losses, norms and the guard's decision stay tensors, so
 that the host runs ahead of the device. The caller logs, counts and saves.
 """
@@ -70,8 +68,7 @@ def train_step(
 
     The loss of the step is the sum of the nats of all target tokens on all ranks divided by their
     number. Accelerate divides by the accumulation and the engines average over ranks, so each
-    micro-batch's share is scaled up
-    by both.
+    micro-batch's share is scaled up by both.
 
     Args:
         accelerator: Of the run, with its accumulation set to the number of micro-batches.
