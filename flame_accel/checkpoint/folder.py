@@ -88,8 +88,8 @@ class CheckpointFolder:
     def find(self, load_step: int) -> Path | None:
         """The checkpoint to load: of a step, or with -1 the newest whole one; None without any.
 
-        Leftovers of interrupted saves are removed; damaged folders, and those newer than a step that
-        was asked for, are set aside under another name. For one process.
+        Leftovers of interrupted saves are removed; damaged folders, and those newer than a step
+        that was asked for, are set aside under another name. For one process.
 
         Raises:
             UserError: `load_step` names a checkpoint that is not there or is damaged.

@@ -6,13 +6,13 @@ Nothing here trains, reads data or touches an Accelerator; what runs the operato
 
 from flame_accel.models.build import build_model, load_model_config
 from flame_accel.models.flops import device_peak_flops, train_flops_per_token
+from flame_accel.models.packing import refuse_packing
 from flame_accel.models.parameters import (
     ParameterCount,
     count_parameters,
     fp32_parameters,
     parameter_groups,
 )
-from flame_accel.models.packing import refuse_packing
 from flame_accel.models.registration import register_models
 
 __all__ = [

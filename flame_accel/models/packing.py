@@ -1,4 +1,4 @@
-"""Which architectures keep packed documents apart. How documents are packed is decided in `data`."""
+"""Which architectures keep packed documents apart. How they are packed is decided in `data`."""
 
 from transformers import PreTrainedConfig
 
