@@ -297,6 +297,13 @@ def test_sizes_that_do_not_fit_are_the_users_to_correct(changes):
     assert e.value.exit_code == 2
 
 
+def test_a_package_that_a_layer_needs_is_named(monkeypatch):
+    monkeypatch.setattr("fla.layers.attn.flash_attn_func", None)
+    config = AutoConfig.for_model("transformer", hidden_size=32, num_hidden_layers=1, num_heads=2)
+    with pytest.raises(UserError, match=r"package .* is missing: .*flash-attn"):
+        build(config)
+
+
 @pytest.mark.parametrize(
     ("name", "extra", "tensor"),
     [

@@ -35,8 +35,8 @@ def instantiate(
         trust_remote_code: whether the code that the config's `auto_map` names may run.
 
     Raises:
-        UserError: no causal language model belongs to the config, its values do not fit together,
-            or the model leaves a parameter or buffer without a value.
+        UserError: no causal language model belongs to the config, it needs a package that is
+            missing, its values do not fit together, or it leaves a tensor without a value.
     """
     where = f"model_type '{config.model_type}'"
     has_code = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
@@ -51,6 +51,12 @@ def instantiate(
     try:
         with _seeded(seed), _poisoned_memory():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise UserError(
+            f"a package that the model needs is missing: {error}",
+            where=where,
+            remedy="install it, or choose a model config without that layer",
+        ) from error
     except Exception as error:
         raise UserError(
             f"the values of the model config do not fit together: {describe(error)}",
