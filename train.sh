@@ -61,11 +61,11 @@ elif [ -n "${MASTER_PORT:-}" ]; then
 fi
 if [ "$gpus" -eq 0 ]; then
   # bf16 is slower than fp32 on many CPUs; the launcher would give every process a single thread;
-  # and threads that wait by spinning steal the cores that data loading and others need
+  # and threads that wait by spinning long starve on a shared core (a tenth of the speed was seen)
   cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
   launch+=(--mixed_precision no)
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / NGPU > 0 ? cores / NGPU : 1))}
-  export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+  export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 fi
 # --quiet: train.py has said what went wrong; the launcher's own traceback would bury it
 exec "$PYTHON" -m accelerate.commands.accelerate_cli launch --quiet "${launch[@]}" "$ROOT/train.py" "$@"
