@@ -99,4 +99,5 @@ def show(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a huge number"
     text = json.dumps(value[:100]) if isinstance(value, str) else ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    # of a path, both ends tell which it is
+    return text if len(text) <= 160 else f"{text[:77]}...{text[-77:]}"
