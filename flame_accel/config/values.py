@@ -98,6 +98,8 @@ def show(value: Any) -> str:
         return "a table"
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a huge number"
-    text = json.dumps(value[:100]) if isinstance(value, str) else ascii(value)
-    # of a path, both ends tell which it is
-    return text if len(text) <= 160 else f"{text[:77]}...{text[-77:]}"
+    if isinstance(value, str) and len(value) > 150:
+        # of a path, both ends tell which it is
+        value = f"{value[:72]}...{value[-72:]}"
+    text = json.dumps(value) if isinstance(value, str) else ascii(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."
