@@ -18,7 +18,6 @@ if __name__ == "__main__":
     run_config = parse_or_exit(sys.argv[1:])
 
 import gc
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -72,6 +71,7 @@ from flame_accel.observe import (
     copy_console_to,
     describe_environment,
     device_name,
+    get_logger,
     open_console,
     open_run_folder,
     tracker_names,
@@ -80,7 +80,7 @@ from flame_accel.observe import (
 from flame_accel.parallel import build_accelerator, describe_topology, prepare
 from flame_accel.training import build_optimizer, learning_rate, train_step
 
-log = logging.getLogger("flame_accel")
+log = get_logger()
 
 
 class Cast(NamedTuple):

@@ -9,7 +9,6 @@ same machine.
 
 import argparse
 import json
-import statistics
 import time
 
 import torch
@@ -63,7 +62,8 @@ def main() -> None:
     )
     losses, times = [], []
     for batch in batches:
-        torch.cuda.synchronize() if len(times) <= arguments.skip else None
+        if len(times) <= arguments.skip:
+            torch.cuda.synchronize()
         times.append(time.perf_counter())
         with torch.autocast("cuda", torch.bfloat16):
             loss = model(**batch).loss
@@ -81,7 +81,7 @@ def main() -> None:
                 "what": "plain loop",
                 "tokens_per_second": tokens * (arguments.steps - arguments.skip) / elapsed_seconds,
                 "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-                "first_step_seconds": statistics.median(times[1:2]) - times[0],
+                "first_step_seconds": times[1] - times[0],
                 "first_loss": losses[0].item(),
                 "last_loss": losses[-1].item(),
             }

@@ -110,8 +110,13 @@ def drop_records_after(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+    replace_text(path, "".join(kept))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Gives a file new contents, all or none of them."""
     draft = path.with_suffix(".tmp")
-    draft.write_text("".join(kept), encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
 

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.config import Config, UserError, load_file, to_toml
-from flame_accel.observe.records import flatten_options
+from flame_accel.observe.records import flatten_options, replace_text
 
 PACKAGES = (
     "torch",
@@ -46,7 +46,8 @@ def open_run_folder(path: Path, *, config: Config, environment: dict[str, Any]) 
     try:
         path.mkdir(parents=True, exist_ok=True)
         changes = changed_options(load_file(resolved), config) if resolved.exists() else []
-        resolved.write_text(to_toml(config), encoding="utf-8")
+        # a run that is killed here must be able to start again
+        replace_text(resolved, to_toml(config))
         text = json.dumps(environment, indent=2) + "\n"
         (path / "environment.json").write_text(text, encoding="utf-8")
     except OSError as error:

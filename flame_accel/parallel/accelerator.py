@@ -221,9 +221,8 @@ def prepare(
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     assert isinstance(prepared_optimizer, AcceleratedOptimizer)
     inner = accelerator.unwrap_model(prepared)
-    # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes a
-    # step.
-    # the step opens `autocast` itself instead
+    # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes in
+    # each step. the step opens `autocast` itself instead
     inner.__dict__.pop("forward", None)
     inner.__dict__.pop("_original_forward", None)
     held = {id(p) for group in prepared_optimizer.param_groups for p in group["params"]}

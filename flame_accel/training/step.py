@@ -50,7 +50,8 @@ def count_targets(accelerator: Accelerator, local: int, *, constant: bool) -> in
     """
     if accelerator.num_processes == 1 or constant:
         return local * accelerator.num_processes
-    return sum_over_ranks(accelerator, torch.tensor(local, device=accelerator.device))
+    # filled on the device: a copy from the host would wait for it
+    return sum_over_ranks(accelerator, torch.full((), local, device=accelerator.device))
 
 
 def train_step(
