@@ -10,7 +10,7 @@ from fla.ops.retention.naive import naive_retention
 from fla.ops.simple_gla.naive import naive_recurrent_simple_gla
 from torch import Tensor
 
-from flame_accel.kernels import gla
+from flame_accel.kernels.recurrence import gla
 
 TOLERANCE = 1e-4
 SHAPES = [

@@ -15,7 +15,7 @@ from fla.ops.attnres.naive import naive_attnres
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels import activation, attnres, convolution, loss, norm, rotary
+from flame_accel.kernels.modules import activation, attnres, convolution, loss, norm, rotary
 
 TOLERANCE = 1e-5
 

@@ -32,8 +32,8 @@ def triton_has_device() -> bool:
 def install(kind: Kind = "auto") -> str:
     """Makes fla run on this machine; returns what is active afterwards, "torch" or "triton".
 
-    is harmless. Install before a model is built: models keep the functions they are built with.
-    is harmless. Install before a model is built: models hold on to functions they were built with.
+    Calling it again is harmless. Install before a model is built: models keep the functions they
+    are built with.
 
     Raises:
         UserError: "triton" was asked for and Triton has no device.
@@ -63,9 +63,9 @@ def uninstall() -> None:
 def _install_torch() -> None:
     importlib.import_module("fla")
     replacements: dict[int, tuple[Any, Any]] = {}
-    for row in SERVED:
-        owner, name, original = _resolve(f"fla.{row.fla}")
-        ours = _resolve(f"flame_accel.kernels.{row.ours}")[2]
+    for theirs, path in SERVED.items():
+        owner, name, original = _resolve(f"fla.{theirs}")
+        ours = _resolve(f"flame_accel.kernels.{path}")[2]
         if isinstance(owner, type):
             _set(owner, name, ours)
         elif not _register(original, ours):

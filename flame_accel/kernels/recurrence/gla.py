@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.decay import decay_attention
+from flame_accel.kernels.recurrence.decay import decay_attention
 
 States = tuple[Tensor, Tensor | None]
 

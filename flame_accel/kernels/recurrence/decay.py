@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.chunking import (
+from flame_accel.kernels.precision import without_autocast
+from flame_accel.kernels.recurrence.chunking import (
     Chunks,
     cut,
     from_chunks,
@@ -26,8 +27,7 @@ from flame_accel.kernels.chunking import (
     to_chunks,
     unsort_sequences,
 )
-from flame_accel.kernels.decay_inside import look_inside
-from flame_accel.kernels.precision import without_autocast
+from flame_accel.kernels.recurrence.decay_inside import look_inside
 
 CHUNK = 32
 """Tokens of a chunk."""
