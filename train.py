@@ -51,6 +51,7 @@ from flame_accel.data import (
     special_token_ids,
     vocabulary_size,
 )
+from flame_accel.diagnosis.fitness import refuse_unfit_machine
 from flame_accel.evaluation import sample_text, validate
 from flame_accel.models import (
     ParameterCount,
@@ -140,6 +141,8 @@ def raise_stage(config: Config, accelerator: Accelerator, run_folder: Path) -> N
         log.info("%s", to_toml(config))
     log.info("devices: %s", describe_topology(accelerator))
     log.info("kernels: %s", kernels.install(config.model.kernels))
+    # a restart computes the same bits only with the same configurations of its kernels
+    kernels.keep_choices_in(run_folder / "tuning")
     register_models(config.model.custom)
     if config.training.deterministic:
         # cuBLAS reads it when it is first used
@@ -159,15 +162,17 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     model_options, training = config.model, config.training
     trust_remote_code = model_options.trust_remote_code
     name = str(model_options.config)
-    tokenizer = load_tokenizer(model_options.tokenizer_path or name, trust_remote_code)
-    with accelerator.main_process_first():
-        documents = load_training_documents(training)
-        held_out = load_evaluation_documents(config.evaluation, training)
     model_config = load_model_config(
         name, trust_remote_code=trust_remote_code, custom=model_options.custom
     )
     if training.varlen:
-        refuse_packing(model_config)
+        refuse_packing(model_config, kernels=kernels.install(model_options.kernels))
+    for note in refuse_unfit_machine(model_config, model_options.kernels, config.job.dump_folder):
+        log.info("This machine: %s", note)
+    tokenizer = load_tokenizer(model_options.tokenizer_path or name, trust_remote_code)
+    with accelerator.main_process_first():
+        documents = load_training_documents(training)
+        held_out = load_evaluation_documents(config.evaluation, training)
     model = build_model(
         model_config,
         vocabulary_size=vocabulary_size(tokenizer),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flame_accel.config.errors import exit_on_user_error
 
-COMMANDS = ("export", "report")
+COMMANDS = ("doctor", "export", "models", "report", "tune")
 
 
 def main(argv: Sequence[str]) -> None:

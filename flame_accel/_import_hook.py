@@ -37,8 +37,9 @@ class _NotifyingLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         with warnings.catch_warnings():
-            # what fla says on a machine without Triton is taken care of by the kernels
+            # what fla says without Triton or flash-attn is taken care of by the kernels
             warnings.filterwarnings("ignore", message="Triton is not supported")
+            warnings.filterwarnings("ignore", message="Flash Attention is not installed")
             self.loader.exec_module(module)
         _after_import(self.name)
 

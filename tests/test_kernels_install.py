@@ -14,8 +14,9 @@ from torch import Tensor
 
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
+from flame_accel.kernels.attention.flash import flash_attn_func
 from flame_accel.kernels.install import _resolve
-from flame_accel.kernels.table import SERVED
+from flame_accel.kernels.table import SERVED, SERVED_WITHOUT_FLASH_ATTN
 
 BOUNDARIES = torch.tensor([0, 1, 30, 75, 100])
 
@@ -56,6 +57,7 @@ def test_uninstall_restores_fla():
         ("fla.layers.hgrn2", "chunk_gla"),
         ("fla.modules.activations", "swish"),
         ("ACT2FN", "silu"),
+        ("fla.layers.attn", "flash_attn_func"),
     ):
         assert key in changed
     kernels.install("torch")
@@ -67,6 +69,39 @@ def test_every_row_of_the_table_exists_and_is_served(theirs):
     assert callable(_resolve(f"flame_accel.kernels.{SERVED[theirs]}")[2])
 
 
+def test_every_name_missing_of_flash_attn_is_served():
+    for theirs, path in SERVED_WITHOUT_FLASH_ATTN.items():
+        assert _resolve(f"fla.{theirs}")[2] is _resolve(f"flame_accel.kernels.{path}")[2]
+
+
+def test_triton_gets_attention_and_nothing_else(monkeypatch):
+    installing = sys.modules["flame_accel.kernels.install"]
+    monkeypatch.setattr(installing, "triton_has_device", lambda: True)
+    kernels.uninstall()
+    before = snapshot()
+    assert kernels.install("triton") == "triton"
+    during = snapshot()
+    kernels.uninstall()
+    assert before == snapshot()
+    changed = {".".join(key) for key in during if during[key] != before.get(key)}
+    assert changed >= {f"fla.{theirs}" for theirs in SERVED_WITHOUT_FLASH_ATTN}
+    assert not changed & {f"fla.{theirs}" for theirs in SERVED}
+    kernels.install("torch")
+
+
+def test_flash_attn_is_left_alone_where_it_is(monkeypatch):
+    kernels.uninstall()
+    real = object()
+    with monkeypatch.context() as patch:
+        patch.setattr("fla.layers.attn.flash_attn_func", real)
+        kernels.install("torch")
+        assert sys.modules["fla.layers.attn"].flash_attn_func is real
+        assert sys.modules["fla.layers.mla"].flash_attn_func is None
+        kernels.uninstall()
+    kernels.install("torch")
+    assert sys.modules["fla.layers.mla"].flash_attn_func is flash_attn_func
+
+
 @pytest.mark.skipif(kernels.triton_has_device(), reason="needs a machine without a Triton device")
 def test_triton_is_refused_where_it_cannot_run():
     with pytest.raises(UserError, match="Triton has no device"):
@@ -76,11 +111,11 @@ def test_triton_is_refused_where_it_cannot_run():
 
 @pytest.mark.skipif(kernels.triton_has_device(), reason="needs a machine without a Triton device")
 def test_an_operator_without_an_implementation_is_named():
-    from fla.modules.fused_kl_div import FusedKLDivLoss
+    from fla.ops.utils.matmul import addmm
 
-    x = torch.randn(4, 8)
-    with pytest.raises(UserError, match=r"fused_kl_div.*needs a Triton device"):
-        FusedKLDivLoss()(x, x, torch.randn(16, 8), torch.randn(16, 8))
+    x = torch.randn(16, 16)
+    with pytest.raises(UserError, match=r"matmul.*needs a Triton device"):
+        addmm(x, x, x)
 
 
 def test_importing_the_package_is_light():

@@ -17,7 +17,7 @@ LAYERS = (
     ("parallel",),
     ("training",),
     ("observe",),
-    ("checkpoint", "evaluation"),
+    ("checkpoint", "diagnosis", "evaluation"),
     ("commands",),
 )
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import ROOT, launch_environment, read_records
 
-from flame_accel.config import UserError, load_file, parse
+from flame_accel.config import load_file, parse
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 # later flags win: a run of seconds, without a network
@@ -43,7 +43,11 @@ SMALLER = {
 # they make the environment that this suite already runs in, or run this suite
 NOT_RUN = {"bash test.sh", "source .venv/bin/activate"}
 CHECK = "python -m flame_accel.config "
-COMMANDS = ("python -m flame_accel export ", "python -m flame_accel report ")
+COMMANDS = (
+    "python -m flame_accel doctor ",
+    "python -m flame_accel export ",
+    "python -m flame_accel report ",
+)
 
 
 class Block(NamedTuple):
@@ -223,9 +227,7 @@ def test_all_commands_in_their_order(house):
     run_all(ALL, house)
 
 
-FAMILIES = re.findall(
-    r"^\| `(\w+)` \| ([\d.,]+)M \| ([\d.,]+)M \| (yes|no) \|$", TEXT, re.MULTILINE
-)
+FAMILIES = re.findall(r"^\| `(\w+)` \| ([\d.,]+)M \| ([\d.,]+)M \|$", TEXT, re.MULTILINE)
 
 
 def test_the_table_has_every_family():
@@ -237,27 +239,25 @@ def test_the_table_has_every_family():
 @pytest.mark.parametrize(
     ("family", "small", "large"),
     [
-        pytest.param(*row[:3], id=row[0], marks=pytest.mark.slow if row[0] == "rwkv7" else ())
+        pytest.param(*row, id=row[0], marks=pytest.mark.slow if row[0] == "rwkv7" else ())
         for row in FAMILIES
     ],
 )
-def test_the_table_has_the_right_sizes(family, small, large, monkeypatch):
+def test_the_table_has_the_right_sizes(family, small, large):
     import torch
 
     from flame_accel.models import count_parameters, load_model_config, register_models
     from flame_accel.models.instantiate import instantiate
 
     register_models()
-    # the layer wants to see the package when it is built, and calls it only in forward
-    monkeypatch.setattr("fla.layers.attn.flash_attn_func", object())
     for size, said in (("340M", small), ("1.3B", large)):
         with torch.device("meta"):
             model = instantiate(load_model_config(str(ROOT / f"configs/{family}_{size}.json")))
         assert f"{count_parameters(model).total / 1e6:,.1f}" == said
 
 
-@pytest.mark.parametrize(("family", "said"), [(row[0], row[3]) for row in FAMILIES])
-def test_the_table_tells_what_trains_without_a_gpu(family, said, tmp_path):
+@pytest.mark.parametrize("family", [row[0] for row in FAMILIES])
+def test_every_family_trains_without_a_gpu(family, tmp_path):
     import torch
 
     from flame_accel import kernels
@@ -266,22 +266,15 @@ def test_the_table_tells_what_trains_without_a_gpu(family, said, tmp_path):
     kernels.install()
     register_models()
     fields = json.loads((ROOT / f"configs/{family}_340M.json").read_text())
-    fields["num_hidden_layers"] = 1
+    # RWKV-7 divides by the number of its other layers
+    fields["num_hidden_layers"] = 2 if family == "rwkv7" else 1
     if fields.get("attn"):
         fields["attn"]["layers"] = [0]
-    if family == "mamba2":
-        # its code without a GPU pads rows to whole chunks
-        fields["chunk_size"] = 16
     path = tmp_path / "model.json"
     path.write_text(json.dumps(fields))
     ids = torch.arange(80)[None]
-    try:
-        config = load_model_config(str(path))
-        build_model(config, vocabulary_size=80, bos_token_id=None, eos_token_id=0, seed=0)(
-            input_ids=ids, labels=ids
-        ).loss.backward()
-    except (UserError, AssertionError):
-        runs = "no"
-    else:
-        runs = "yes"
-    assert said == runs, "the last column of README.md's table"
+    config = load_model_config(str(path))
+    model = build_model(config, vocabulary_size=80, bos_token_id=None, eos_token_id=0, seed=0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)

@@ -28,8 +28,10 @@ def sample_text(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     inputs = torch.tensor([ids or [start]], device=model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    on_gpu = model.device.type == "cuda"
+    # fla's delta rule takes no fp32 on a GPU
+    half = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu)
+    with torch.random.fork_rng(devices=[model.device] if on_gpu else []), torch.no_grad(), half:
         torch.manual_seed(seed)
         output = model.generate(
             inputs,

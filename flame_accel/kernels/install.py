@@ -3,21 +3,26 @@
 A function that fla dispatches through `fla/backends.py` gets a backend there. Any other is replaced
 by name: where fla defines it, and wherever a module of fla has imported it since, by identity.
 Modules imported later find the replacement. What serves what is in `table`.
+Softmax attention is served on every device, unless the package that fla wants for it is there; so
+are the few functions of fla that are wrong on every device.
 """
 
 import ctypes
 import importlib
+import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import unwrap
 from typing import Any, Literal
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.table import SERVED
+from flame_accel.kernels.table import SERVED, SERVED_EVERYWHERE, SERVED_WITHOUT_FLASH_ATTN
+from flame_accel.kernels.tuning import cache_folder, close_door, open_door
 
 Kind = Literal["auto", "torch", "triton"]
 _undo: list[Callable[[], None]] = []
+_active: list[Kind] = []
 
 
 def triton_has_device() -> bool:
@@ -40,43 +45,61 @@ def install(kind: Kind = "auto") -> str:
     """
     if kind == "auto":
         kind = "triton" if triton_has_device() else "torch"
-    if kind == "triton":
-        if not triton_has_device():
-            raise UserError(
-                "Triton kernels were asked for, and Triton has no device on this machine",
-                where="model.kernels",
-                remedy="use --model.kernels auto, which runs fla on PyTorch here",
-            )
+    if kind == "triton" and not triton_has_device():
+        raise UserError(
+            "Triton kernels were asked for, and Triton has no device on this machine",
+            where="model.kernels",
+            remedy="use --model.kernels auto, which runs fla on PyTorch here",
+        )
+    if kind not in _active:
         uninstall()
-        return "triton"
-    if not _undo:
-        _install_torch()
-    return "torch"
+        _active.append(kind)
+        # its default lies in /tmp, and is lost with it; Triton's own cache is in the home folder
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        _install_everywhere()
+        if kind == "torch":
+            _install_torch()
+        else:
+            open_door()
+            _undo.append(close_door)
+    return kind
 
 
 def uninstall() -> None:
     """Restores what fla had before `install`."""
     while _undo:
         _undo.pop()()
+    _active.clear()
+
+
+def _install_everywhere() -> None:
+    _replace(SERVED_EVERYWHERE)
+    if importlib.import_module("fla.layers.attn").flash_attn_func is None:
+        _replace(SERVED_WITHOUT_FLASH_ATTN)
 
 
 def _install_torch() -> None:
-    importlib.import_module("fla")
-    replacements: dict[int, tuple[Any, Any]] = {}
-    for theirs, path in SERVED.items():
-        owner, name, original = _resolve(f"fla.{theirs}")
-        ours = _resolve(f"flame_accel.kernels.{path}")[2]
-        if isinstance(owner, type):
-            _set(owner, name, ours)
-        elif not _register(original, ours):
-            replacements[id(original)] = (original, ours)
-    _sweep(replacements)
+    _replace(SERVED)
     if not triton_has_device():
         from triton.runtime.jit import KernelInterface
 
         _set(KernelInterface, "__getitem__", _refuse_kernel)
     _prefer_onednn()
     _keep_freed_memory()
+
+
+def _replace(served: Mapping[str, str]) -> None:
+    importlib.import_module("fla")
+    replacements: dict[int, tuple[Any, Any]] = {}
+    for theirs, path in served.items():
+        owner, name, original = _resolve(f"fla.{theirs}")
+        module, _, our_name = path.rpartition(".")
+        ours = getattr(importlib.import_module(f"flame_accel.kernels.{module}"), our_name)
+        if original is None or isinstance(owner, type):
+            _set(owner, name, ours)
+        elif not _register(original, ours):
+            replacements[id(original)] = (original, ours)
+    _sweep(replacements)
 
 
 def _keep_freed_memory() -> None:
@@ -117,13 +140,13 @@ def _prefer_onednn() -> None:
 
 
 def _resolve(path: str) -> tuple[Any, str, Any]:
-    """Owner (a module or a class), name, and value at a dotted path."""
+    """Owner (a module or a class), name, and value at a dotted path, None where there is none."""
     owner_path, _, name = path.rpartition(".")
     if owner_path in sys.modules or owner_path.rpartition(".")[2].islower():
         owner = importlib.import_module(owner_path)
     else:
         owner = _resolve(owner_path)[2]
-    return owner, name, getattr(owner, name)
+    return owner, name, getattr(owner, name, None)
 
 
 def _register(original: Any, ours: Callable[..., Any]) -> bool:
@@ -175,9 +198,12 @@ def _sweep(replacements: dict[int, tuple[Any, Any]]) -> None:
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
-    original = getattr(owner, name)
+    if name in vars(owner):
+        original = vars(owner)[name]
+        _undo.append(lambda: setattr(owner, name, original))
+    else:
+        _undo.append(lambda: delattr(owner, name))
     setattr(owner, name, value)
-    _undo.append(lambda: setattr(owner, name, original))
 
 
 def _set_item(owner: dict[Any, Any], key: Any, value: Any) -> None:

@@ -3,24 +3,26 @@
 from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UserError
+from flame_accel.models.holes import known_holes
 
-IGNORES_CU_SEQLENS = frozenset({"mamba", "mamba2", "samba"})
-"""Model types of fla 0.6.0 with a mixer whose forward never looks at `cu_seqlens`.
-
-A packed row is one long document to them: states run on from one document into the next.
-"""
+LAW = "keeps documents apart"
+"""Of `checkup.py`, which tests that nothing of a document reaches another in the same row."""
 
 
-def refuse_packing(config: PreTrainedConfig) -> None:
+def refuse_packing(config: PreTrainedConfig, *, kernels: str) -> None:
     """Refuses `training.varlen` for a model that would mix the documents of a row.
 
+    Args:
+        config: of the model.
+        kernels: that it will run with, "torch" or "triton", as `kernels.install` returns it.
+
     Raises:
-        UserError: The model type is one of `IGNORES_CU_SEQLENS`.
+        UserError: The model type is known to break the law with these kernels.
     """
-    if config.model_type in IGNORES_CU_SEQLENS:
+    reason = known_holes(config.model_type, {"torch": "cpu", "triton": "cuda"}[kernels]).get(LAW)
+    if reason is not None:
         raise UserError(
-            f"{config.model_type} does not keep packed documents apart: fla's layer ignores "
-            "cu_seqlens, so that states would run on from one document into the next",
+            f"{config.model_type} does not keep packed documents apart: {reason}",
             where="training.varlen",
             remedy="train it without --training.varlen",
         )

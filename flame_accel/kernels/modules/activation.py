@@ -20,6 +20,11 @@ def swish(x: Tensor) -> Tensor:
     return F.silu(x)
 
 
+def identity(x: Tensor) -> Tensor:
+    """Returns x, where fla would round it to what flash-attn takes."""
+    return x
+
+
 def sqrelu(x: Tensor) -> Tensor:
     """Returns max(x, 0)^2."""
     return F.relu(x).square()

@@ -66,7 +66,7 @@ def decay_attention(
     else:
         state = initial_state.float()
         state = state.mT if state_v_first else state
-    if _one_token_each(tokens, cu_seqlens):
+    if one_token_each(tokens, cu_seqlens):
         o, state = _step(q, k, v, g, scale, state)
     else:
         chunks = cut(batch, tokens, cu_seqlens, CHUNK)
@@ -74,7 +74,8 @@ def decay_attention(
     return o, state.mT.contiguous() if state_v_first else state
 
 
-def _one_token_each(tokens: int, cu_seqlens: Tensor | None) -> bool:
+def one_token_each(tokens: int, cu_seqlens: Tensor | None) -> bool:
+    """Whether every sequence has a single token, as in generation."""
     if cu_seqlens is None:
         return tokens == 1
     return cu_seqlens.numel() == tokens + 1 and bool((cu_seqlens.diff() == 1).all())
@@ -111,7 +112,7 @@ class _DecayAttention(torch.autograd.Function):
         qc, kc, vc = (to_chunks(x, chunks).flatten(0, 1) for x in (q, k, v))
         gc = None if g is None else to_chunks(g, chunks).flatten(0, 1)
         inside = look_inside(qc * scale, kc, gc)
-        states, final = _scan(inside.k_out.mT @ vc, inside.decay, initial, chunks)
+        states, final = scan_states(inside.k_out.mT @ vc, inside.decay, initial, chunks)
         o = (inside.scores @ vc).baddbmm_(inside.q_in, states)
         ctx.scale, ctx.chunks, ctx.num_heads = scale, chunks, q.shape[2]
         ctx.dtypes = (q.dtype, k.dtype, v.dtype, None if g is None else g.dtype)
@@ -136,7 +137,7 @@ class _DecayAttention(torch.autograd.Function):
         return *inner, None, dinitial, None
 
 
-def _scan(
+def scan_states(
     updates: Tensor, decay: Tensor | None, initial: Tensor, chunks: Chunks
 ) -> tuple[Tensor, Tensor]:
     """States before each chunk [P, K, V] and after the last chunk of each sequence [N, H, K, V]."""

@@ -4,14 +4,15 @@ GLA, HGRN2, LightNet and Rodimus call the functions with decays per channel; sim
 lightning attention, Mamba2 and linear attention those with decays per head.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence.decay import decay_attention
+from flame_accel.kernels.recurrence.value_decay import value_decay_attention
 
 States = tuple[Tensor, Tensor | None]
 
@@ -50,15 +51,20 @@ def fused_recurrent_gla(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> States:
-    """As `chunk_gla`; `reverse` runs from the last token to the first."""
-    if gv is not None:
+    """As `chunk_gla`; `reverse` runs from the last token to the first.
+
+    Log decays are per key channel, `gk` [B, T, H, K], or per value channel, `gv` [B, T, H, V].
+    """
+    if gk is not None and gv is not None:
         raise UserError(
-            "fused_recurrent_gla with decays of the values (gv) has no PyTorch implementation",
+            "fused_recurrent_gla takes decays of the keys (gk) or of the values (gv), not both",
             remedy="run this model on a machine with a Triton device",
         )
+    g, core = (gk, decay_attention) if gv is None else (gv, value_decay_attention)
     return _attend(
-        q, k, v, gk, scale, initial_state, output_final_state, state_v_first, cu_seqlens, reverse
-    )
+        q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens, reverse,
+        core,
+    )  # fmt: skip
 
 
 def chunk_simple_gla(
@@ -154,6 +160,7 @@ def _attend(
     state_v_first: bool,
     cu_seqlens: Tensor | None,
     reverse: bool = False,
+    core: Callable[..., tuple[Tensor, Tensor]] = decay_attention,
 ) -> States:
     if reverse:
         q, k, v = q.flip(1), k.flip(1), v.flip(1)
@@ -161,7 +168,7 @@ def _attend(
         if cu_seqlens is not None:
             cu_seqlens = cu_seqlens[-1] - cu_seqlens.flip(0)
             initial_state = None if initial_state is None else initial_state.flip(0)
-    o, state = decay_attention(
+    o, state = core(
         q,
         k,
         v,
@@ -185,11 +192,8 @@ def chunk_global_cumsum(
     output_dtype: torch.dtype | None = torch.float,
 ) -> Tensor:
     """Running sum of `s` [B, T, ...] in each sequence, from the end if `reverse`, times `scale`."""
-    x = s.float() if cu_seqlens is None else s.double()
-    total = x.flip(1).cumsum(1).flip(1) if reverse else x.cumsum(1)
-    if cu_seqlens is not None:
-        # what the sum had reached where a sequence begins is not the sequence's own
-        edge = F.pad(total, (0, 0) * (total.dim() - 2) + (1, 1))[0]
-        before = edge[cu_seqlens[1:] + 1 if reverse else cu_seqlens[:-1]]
-        total = total - torch.repeat_interleave(before, cu_seqlens.diff(), 0)
+    x = s.float()
+    parts = [x] if cu_seqlens is None else x.split(cu_seqlens.diff().tolist(), 1)
+    sums = [part.flip(1).cumsum(1).flip(1) if reverse else part.cumsum(1) for part in parts]
+    total = sums[0] if cu_seqlens is None else torch.cat(sums, 1)
     return (total if scale is None else total * scale).to(output_dtype or s.dtype)

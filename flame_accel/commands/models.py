@@ -1,0 +1,130 @@
+"""Checks on this machine what every model of fla can do, and writes the page that shows it.
+
+What is checked lives in `models/checkup.py`, the page in `models/matrix.py`. Each model has a
+process and a time limit of its own: one that crashes or hangs takes no other with it.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from flame_accel.config import UserError
+
+PACKAGES = ("torch", "triton", "transformers", "fla")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("model", nargs="*", help="model types to check; all of them if none")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+    parser.add_argument("--jobs", type=int, default=2, help="models at a time (2)")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for a model (300)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results, written as they come")
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="write the page from results; check nothing"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Checks and prints, or writes the page."""
+    from flame_accel.models.catalogue import registered_configs
+
+    if arguments.write is not None:
+        write_page(arguments.write)
+        return
+    registered = sorted(registered_configs())
+    unknown = [name for name in arguments.model if name not in registered]
+    if unknown:
+        raise UserError(
+            f"fla registers no model type {', '.join(unknown)}",
+            remedy=f"name one of {', '.join(registered)}",
+            exit_code=2,
+        )
+    results = describe_machine(arguments.device)
+    started_at = time.monotonic()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        names = arguments.model or registered
+        jobs = {pool.submit(check, name, results["kind"], arguments.limit): name for name in names}
+        for done, job in enumerate(as_completed(jobs), start=1):
+            results["models"][jobs[job]] = job.result()
+            elapsed_seconds = time.monotonic() - started_at
+            progress = f"{done}/{len(jobs)} {elapsed_seconds:4.0f} s"
+            print(f"{progress}  {describe(jobs[job], results)}", flush=True)
+            if arguments.json is not None:
+                text = json.dumps(results, indent=1, sort_keys=True)
+                arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+def write_page(page: Path) -> None:
+    """Writes the page from the results that are kept with the source."""
+    from flame_accel.models.matrix import load_results, render
+
+    page.write_text(render(load_results()), encoding="utf-8")
+    print(page)
+
+
+def describe_machine(kind: str | None) -> dict[str, Any]:
+    """The head of a file of results: device, date and versions; no models yet."""
+    import platform
+
+    import torch
+
+    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.cuda.get_device_name() if kind == "cuda" else platform.machine()
+    return {
+        "kind": kind,
+        "device": device,
+        "date": time.strftime("%Y-%m-%d"),
+        "packages": {name: importlib.import_module(name).__version__ for name in PACKAGES},
+        "models": {},
+    }
+
+
+def check(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
+    """Checks one model in a process of its own.
+
+    Returns:
+        Its findings in the order of the laws, and the kernels that it tells of. A process that dies
+        or runs out of time says so in place of the law that it was at, and of those after it.
+    """
+    from flame_accel.models.checkup import LAWS
+
+    command = [sys.executable, "-m", "flame_accel.models", model_type, kind]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, timeout=limit_seconds, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        output, reason = error.stdout or b"", f"no answer within {limit_seconds:.0f} s"
+    else:
+        output = done.stdout
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        reason = f"the process died with exit code {done.returncode}: {last}"
+    record: dict[str, Any] = {"findings": [], "kernels": []}
+    for text in output.decode(errors="replace").splitlines():
+        if text.startswith('{"finding": '):
+            record["findings"].append(json.loads(text)["finding"])
+        elif text.startswith('{"kernels": '):
+            record.update(json.loads(text))
+    for law in list(LAWS)[len(record["findings"]) :]:
+        record["findings"].append({"law": law, "holds": False, "reason": reason, "seconds": 0.0})
+    return record
+
+
+def describe(model_type: str, results: dict[str, Any]) -> str:
+    """What became of one model, for the screen."""
+    from flame_accel.models.matrix import failures
+
+    broken = failures(results, model_type)
+    findings = results["models"][model_type]["findings"]
+    seconds = sum(finding["seconds"] for finding in findings)
+    told = "".join(f"\n      {law}: {reason}" for law, reason in broken.items())
+    return f"{model_type} ({seconds:.0f} s): {'all well' if not broken else 'broken'}{told}"

@@ -1,0 +1,139 @@
+"""Tunes the Triton kernels of a model for this GPU, before a run or to ship the result.
+
+A run does the same by itself at its first step; here it happens ahead of time, for both engines and
+for generation. The work is in `kernels.tuning`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from flame_accel.config import TrainingConfig, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments; those with a dot are the options of a run."""
+    parser.add_argument(
+        "--model.config", dest="configs", nargs="+", required=True, help="as of a run; also several"
+    )
+    defaults = TrainingConfig()
+    for name in ("batch_size", "seq_len", "context_len"):
+        parser.add_argument(
+            f"--training.{name}",
+            dest=name,
+            type=int,
+            default=getattr(defaults, name),
+            help="as of a run: kernels are tuned for one micro-batch",
+        )
+    parser.add_argument(
+        "--training.varlen", dest="varlen", action="store_true", help="documents are packed"
+    )
+    parser.add_argument(
+        "--training.mixed_precision_param",
+        dest="precision",
+        choices=("bfloat16", "float32"),
+        default=defaults.mixed_precision_param,
+        help="as of a run",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="keep the configurations below this folder, not in the cache"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="tune also what has a configuration already"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs a step of the model, so that every kernel is met, and says what was tuned."""
+    from flame_accel import kernels
+
+    if not kernels.triton_has_device():
+        raise UserError(
+            "there is no Triton device on this machine, so that no kernel can be tuned",
+            remedy="run it on the machine with the GPU; on a CPU, PyTorch kernels need no tuning",
+        )
+    kernels.install("triton")
+
+    from fla.ops.utils.cache import get_gpu_info
+
+    from flame_accel.kernels.tuning import Tuner, open_door
+    from flame_accel.models import build_model, load_model_config, register_models
+    from flame_accel.observe import open_console
+
+    open_console(main_process=True)
+    register_models()
+    tuner = open_door(Tuner(get_gpu_info(), arguments.output, fresh=arguments.fresh))
+    for name in arguments.configs:
+        config = load_model_config(name)
+        model: Any = build_model(
+            config,
+            vocabulary_size=config.vocab_size,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            seed=0,
+        )
+        model.cuda()
+        batch = _random_batch(arguments, config.vocab_size)
+        begin, before = time.perf_counter(), dict(tuner.seconds)
+        for meet in _occasions(model, batch, arguments.precision):
+            meet()
+        print(
+            f"{name}: {time.perf_counter() - begin:.0f} s, of which "
+            + ", ".join(f"{s - before[what]:.0f} s {what}" for what, s in tuner.seconds.items())
+        )
+    print(
+        f"{len(tuner.tuned)} kernels tuned among {sum(tuner.tuned.values())} candidates; "
+        f"their configurations are in {tuner.tuned_folder}"
+    )
+
+
+def _random_batch(arguments: argparse.Namespace, vocabulary_size: int) -> dict[str, Any]:
+    """A micro-batch as `data` makes them, of random tokens."""
+    import torch
+
+    rows, seq_len = arguments.batch_size, arguments.seq_len
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary_size, (rows, seq_len), generator=generator)
+    if not arguments.varlen:
+        return {"input_ids": ids.cuda(), "labels": ids.cuda()}
+    longest, bounds = arguments.context_len or seq_len, [0]
+    while bounds[-1] < rows * seq_len:
+        length = int(torch.randint(max(longest // 8, 1), longest + 1, (), generator=generator))
+        bounds.append(min(bounds[-1] + length, rows * seq_len))
+    ids = ids.view(1, -1).cuda()
+    bounds = torch.tensor(bounds, dtype=torch.int32, device="cuda")
+    return {"input_ids": ids, "labels": ids, "cu_seqlens": bounds}
+
+
+def _occasions(model: Any, batch: dict[str, Any], precision: str) -> list[Callable[[], None]]:
+    """Where a run meets kernels: validation and training as each engine computes, and a sample."""
+    import torch
+
+    def step(dtype: torch.dtype, context: Any) -> None:
+        model.train().to(dtype)
+        with context:
+            model(**batch).loss.backward()
+        model.zero_grad()
+        with torch.no_grad(), context:
+            model.eval()(**batch)
+
+    def sample() -> None:
+        model.eval().to(torch.float32)
+        # the lengths on both sides of what a chunked kernel leaves to a recurrent one
+        for length in (1, 100):
+            inputs = batch["input_ids"][:1, :length]
+            mask = torch.ones_like(inputs)
+            with torch.autocast("cuda", torch.bfloat16):
+                model.generate(inputs, attention_mask=mask, max_new_tokens=4, do_sample=False)
+
+    if precision == "float32":
+        return [lambda: step(torch.float32, nullcontext()), sample]
+    autocast = torch.autocast("cuda", torch.bfloat16)
+    return [
+        lambda: step(torch.float32, autocast),
+        lambda: step(torch.bfloat16, nullcontext()),
+        sample,
+    ]

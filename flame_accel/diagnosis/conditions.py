@@ -1,0 +1,87 @@
+"""Questions about a machine that rows of the table of problems ask: pure functions of its facts."""
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from flame_accel.diagnosis.machine import Device, Machine
+
+
+def older(machine: Machine, package: str, than: str) -> bool:
+    """Whether an installed package is older than a version."""
+    version = machine.versions[package]
+    return version is not None and Version(version) < Version(than)
+
+
+def newer(machine: Machine, package: str, than: str) -> bool:
+    """Whether an installed package is newer than every patch of a version `major.minor`."""
+    version = machine.versions[package]
+    return version is not None and Version(version).release[:2] > Version(than).release
+
+
+def uses_triton(machine: Machine) -> bool:
+    """Whether fla's own kernels run here."""
+    return machine.kernels == "triton"
+
+
+def on_hopper_with_bad_triton(machine: Machine) -> bool:
+    """Where fla refuses its gated backward: `chunk_bwd_dqkwg` in `fla/ops/common/chunk_o.py`."""
+    first = machine.devices[0].capability if machine.devices else None
+    bad = older(machine, "triton", "3.7.1") and not older(machine, "triton", "3.4.0")
+    return uses_triton(machine) and bad and first is not None and first[0] == 9
+
+
+def has_tilelang(machine: Machine) -> bool:
+    """Whether fla can call tilelang, which needs a CUDA compiler."""
+    return machine.versions["tilelang"] is not None and machine.nvcc
+
+
+def strangers(machine: Machine) -> list[Device]:
+    """Devices that none of torch's own kernels was compiled for, nor for a relative.
+
+    Machine code (`sm_90`) runs on newer devices of its major version, PTX (`compute_90`) on all.
+    """
+    compiled = [name.partition("_") for name in machine.architectures]
+    known = [(kind, divmod(int(code.rstrip("af")), 10)) for kind, _, code in compiled]
+    return [
+        device
+        for device in machine.devices
+        if (capability := device.capability) is not None
+        and not any(
+            code <= capability and (kind == "compute" or code[0] == capability[0])
+            for kind, code in known
+        )
+    ]
+
+
+def old_devices(machine: Machine) -> list[Device]:
+    """Devices of a compute capability below 8.0."""
+    return [
+        device for device in machine.devices if device.capability and device.capability < (8, 0)
+    ]
+
+
+def busy_devices(machine: Machine) -> list[Device]:
+    """Devices with less than 80% of their memory free."""
+    return [
+        device
+        for device in machine.devices
+        if device.free_bytes is not None and device.free_bytes < 0.8 * device.memory_bytes
+    ]
+
+
+def sees_no_gpu(machine: Machine) -> bool:
+    """Whether NVIDIA's driver has GPUs that torch does not see, and nobody hid them."""
+    return machine.platform == "cpu" and machine.driver_devices > 0 and not machine.hidden_devices
+
+
+def has_foreign_triton(machine: Machine) -> bool:
+    """Whether torch asks for another Triton than there is."""
+    wanted, version = machine.triton_of_torch, machine.versions["triton"]
+    if wanted is None or version is None:
+        return False
+    return not SpecifierSet(wanted).contains(version, prereleases=True)
+
+
+def names(devices: list[Device]) -> str:
+    """The devices as their maker names them."""
+    return ", ".join(sorted({device.name for device in devices}))

@@ -1,0 +1,92 @@
+"""Whether one model can train on this machine, from facts alone; what a run asks before it starts.
+
+Facts are collected in `machine`, known problems of machines listed in `problems`, known defects of
+models in `models/holes.py`. Trying a model out lives in `numerics`.
+"""
+
+from transformers import PreTrainedConfig
+
+from flame_accel.config.errors import UserError
+from flame_accel.diagnosis.machine import Machine, cache_folders, look_at_machine
+from flame_accel.diagnosis.parts import find_parts
+from flame_accel.diagnosis.problems import Finding, find_problems
+from flame_accel.models.holes import known_holes
+
+STATE_BYTES = 16
+"""Of a parameter in training: weight, gradient and AdamW's two moments in fp32."""
+SAVED_BYTES = 4 * 12 + 4
+"""Of a parameter on disk: three checkpoints, a fourth while it is written, and the export."""
+
+
+def examine_fitness(
+    machine: Machine, config: PreTrainedConfig, parameters: int | None = None
+) -> list[Finding]:
+    """What is known to go wrong when a model trains on a machine, what makes it impossible first.
+
+    Args:
+        machine: the facts.
+        config: of the model.
+        parameters: number of its parameters, if known.
+    """
+    findings = find_problems(machine, parts=find_parts(config), config=config)
+    reason = known_holes(config.model_type, machine.laws).get("trains")
+    if reason is not None:
+        remedy = "train another model; docs/models.md has what each can do"
+        findings.insert(0, Finding("defect of the model", True, reason, remedy))
+    if parameters is not None:
+        findings += _find_shortages(machine, parameters)
+    return sorted(findings, key=lambda finding: not finding.stops)
+
+
+def refuse_unfit_machine(config: PreTrainedConfig, kernels: str, run_folder: str) -> list[str]:
+    """Refuses a run that cannot succeed on this machine; takes milliseconds.
+
+    Args:
+        config: of the model to train.
+        kernels: that the run asked for: "auto", "torch" or "triton".
+        run_folder: where it writes.
+
+    Returns:
+        Warnings, a line each.
+
+    Raises:
+        UserError: Something known makes training impossible.
+    """
+    machine = look_at_machine(kernels, {"the run": run_folder, **cache_folders()})
+    findings = examine_fitness(machine, config)
+    for finding in findings:
+        if finding.stops:
+            raise UserError(
+                f"cannot train on this machine: {finding.happens}",
+                where=f"model_type '{config.model_type}'",
+                remedy=finding.remedy,
+            )
+    return [f"{finding.happens} ({finding.remedy})" for finding in findings]
+
+
+def _find_shortages(machine: Machine, parameters: int) -> list[Finding]:
+    """Memory and disk, compared with what so many parameters need."""
+    needed = parameters * STATE_BYTES
+    sizes = [device.memory_bytes for device in machine.devices] or [machine.memory_bytes]
+    state = f"{_gib(needed)} GiB of weights, gradients and AdamW state"
+    findings = []
+    if needed > sum(sizes):
+        where = f"{len(sizes)} GPU(s)" if machine.devices else "this machine"
+        happens = f"{state} do not fit into the {_gib(sum(sizes))} GiB of {where}"
+        findings.append(Finding("too large", True, happens, "use more GPUs, or a smaller model"))
+    elif needed > min(sizes):
+        happens = f"{state} do not fit into the {_gib(min(sizes))} GiB of one GPU"
+        findings.append(Finding("too large for one GPU", False, happens, "ACCELERATE_CONFIG=fsdp2"))
+    for folder in machine.folders[:1]:
+        if folder.free_bytes < parameters * SAVED_BYTES:
+            happens = (
+                f"{_gib(folder.free_bytes)} GiB are free for {folder.purpose} ({folder.path}), and "
+                f"its checkpoints and export take up to {_gib(parameters * SAVED_BYTES)} GiB"
+            )
+            remedy = "free some, name another --job.dump_folder, or --checkpoint.keep_latest_k 1"
+            findings.append(Finding("little disk", False, happens, remedy))
+    return findings
+
+
+def _gib(number_of_bytes: float) -> str:
+    return f"{number_of_bytes / 2**30:,.1f}"

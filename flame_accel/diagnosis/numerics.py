@@ -1,0 +1,136 @@
+"""Tries a small version of a model out: fla's Triton kernels beside the PyTorch ones.
+
+The small version keeps the width, and with it the sizes of heads for which kernels are compiled;
+it has two layers and a small vocabulary. Laws of models that need no second kind of kernels live in
+`models/checkup.py`.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from flame_accel import kernels
+from flame_accel.kernels.install import Kind
+from flame_accel.kernels.tuning import Tuner, open_door
+from flame_accel.models import build_model, count_parameters
+from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_configs, tiny_config
+from flame_accel.models.checkup import explain, relative_error
+from flame_accel.models.instantiate import instantiate
+
+MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
+"""A small version that has more is replaced by the tiny model of the same type."""
+ROWS, ROW_LENGTH = 2, 200
+
+TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
+"""How far Triton kernels may be from PyTorch kernels: norm of the difference over norm.
+
+fla multiplies fp32 matrices in tf32, whose rounding is 5e-4; that of bf16 is 4e-3. Two layers and
+the way back multiply it.
+"""
+
+
+class Comparison(NamedTuple):
+    """Logits or gradients of one precision under both kinds of kernels."""
+
+    what: str
+    error: float
+    """Relative; infinite where one of them is not finite."""
+    tolerance: float
+    trains: bool
+    """Whether training computes in this precision."""
+    reason: str = ""
+    """Why there is nothing to compare."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether they agree."""
+        return not self.reason and self.error <= self.tolerance
+
+
+def count(config: PreTrainedConfig) -> int:
+    """Number of parameters of a config's model; no memory is taken for them."""
+    with torch.device("meta"):
+        return count_parameters(instantiate(config)).total
+
+
+def shrink(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
+    """The config with two layers and a small vocabulary, or that of the tiny model of its type.
+
+    Hybrids get one layer of each kind.
+
+    Args:
+        config: of the model to train; it is not changed.
+        device: that has to carry the small one, "cpu" or "cuda".
+    """
+    fields = config.to_dict()
+    layers: int = config.num_hidden_layers
+    for name, value in fields.items():
+        if isinstance(value, list) and len(value) == layers:
+            fields[name] = value[:2]
+        elif isinstance(value, dict) and value.get("layers"):
+            fields[name] = {**value, "layers": [1]}
+        elif re.fullmatch(r"num_\w+_layers", name):
+            fields[name] = 1
+    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    sizes = {"num_hidden_layers": 2, "vocab_size": VOCABULARY_SIZE}
+    small = type(config).from_dict({**fields, **special, **sizes})
+    if count(small) > MAX_PARAMETERS[device] and config.model_type in registered_configs():
+        return tiny_config(config.model_type)
+    return small
+
+
+def install_untuned(kind: Kind) -> None:
+    """Puts kernels in place for a look at what they compute.
+
+    Triton kernels run as tuned where they are, else in the first configuration that works: tuning
+    all of a model's takes minutes.
+    """
+    if kernels.install(kind) == "triton":
+        from fla.ops.utils.cache import get_gpu_info
+
+        open_door(Tuner(get_gpu_info(), patient=False))
+
+
+def compare_kernels(config: PreTrainedConfig, device: str) -> Iterator[Comparison]:
+    """Logits and gradients of Triton kernels against those of PyTorch kernels, on the same inputs.
+
+    Args:
+        config: of a small model.
+        device: "cuda".
+    """
+    for dtype, tolerance in TOLERANCE.items():
+        precision, trains = str(dtype).removeprefix("torch."), dtype == torch.bfloat16
+        try:
+            expected = _compute("torch", config, device, dtype)
+            computed = _compute("triton", config, device, dtype)
+        except Exception as error:
+            yield Comparison(precision, torch.inf, tolerance, trains, explain(error))
+            continue
+        finally:
+            install_untuned("triton")
+        for what in expected:
+            error = relative_error(computed[what], expected[what])
+            finite = error if error < torch.inf else torch.inf
+            yield Comparison(f"{what} in {precision}", finite, tolerance, trains)
+
+
+def _compute(
+    kind: Kind, config: PreTrainedConfig, device: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Logits `[B, T, V]` and the gradient of the loss, flattened; with one kind of kernels."""
+    install_untuned(kind)
+    model: Any = build_model(
+        config, vocabulary_size=config.vocab_size, bos_token_id=None, eos_token_id=None, seed=0
+    )
+    model = model.to(device).train()
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(config.vocab_size, (ROWS, ROW_LENGTH), generator=generator).to(device)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    gradients = [p.grad.flatten().float() for p in model.parameters() if p.grad is not None]
+    return {"logits": logits.detach(), "gradients": torch.cat(gradients)}

@@ -1,0 +1,296 @@
+"""The table of known problems: when each applies, what happens then, and the remedy.
+
+A row looks at a `Machine` and tests nothing itself, so every row can be tried on invented facts.
+Most rows concern every model, some only those made of certain parts of fla. What their conditions
+ask lives in `conditions`, trying a model out in `numerics`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import NamedTuple
+
+from flame_accel.diagnosis.conditions import (
+    busy_devices,
+    has_foreign_triton,
+    has_tilelang,
+    names,
+    newer,
+    old_devices,
+    older,
+    on_hopper_with_bad_triton,
+    sees_no_gpu,
+    strangers,
+    uses_triton,
+)
+from flame_accel.diagnosis.machine import Machine
+
+GIB, MIB = 2**30, 2**20
+SUPPORTED = {
+    "torch": ("2.11", "2.13"),
+    "triton": ("3.3", "3.7"),
+    "flash-linear-attention": ("0.6.0", "0.6"),
+    "transformers": ("5.17", "5.23"),
+    "accelerate": ("1.15", "1.15"),
+    "datasets": ("5.2", "5.2"),
+}
+"""Package -> the lowest version that serves, and the newest `major.minor` that was tried."""
+
+
+class Problem(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    stops: bool
+    """Whether training is impossible; else it is a warning."""
+    applies: Callable[[Machine], bool]
+    happens: Callable[[Machine], str]
+    """What goes wrong and why, in words; asked only where the row applies."""
+    remedy: str
+    parts: Mapping[str, str | None] | None = None
+    """Parts of fla that suffer -> the field of a model config that switches it on; None: all."""
+
+
+ON_HOPPER = "{0.devices[0].name} with Triton {0.versions[triton]}: from 3.4.0 to 3.7.0 Triton gets "
+UPGRADE = (
+    "pip install 'torch>=2.13', which brings Triton 3.7.1; or --model.kernels torch, PyTorch "
+    "kernels, which are slower"
+)
+
+
+def kernel_problems() -> Iterator[Problem]:
+    """What keeps fla's kernels from compiling, or makes them wrong."""
+    yield Problem(
+        "no Triton",
+        True,
+        lambda machine: machine.versions["triton"] is None,
+        lambda machine: "Triton is not installed; fla imports it, even where PyTorch kernels serve",
+        "pip install triton, or triton-windows on Windows",
+    )
+    yield Problem(
+        "gated kernels on Hopper",
+        True,
+        lambda machine: on_hopper_with_bad_triton(machine) and not has_tilelang(machine),
+        lambda machine: (
+            ON_HOPPER.format(machine)
+            + "the gradients of fla's gated delta rules wrong on Hopper, and fla refuses to train"
+        ),
+        f"{UPGRADE}; or pip install tilelang, where there is nvcc",
+        {
+            "ops.comba.chunk.chunk_comba": None,
+            "ops.gated_delta_product.chunk.chunk_gated_delta_product": "use_forget_gate",
+            "ops.gated_delta_rule.chunk.chunk_gated_delta_rule": None,
+            "ops.precond_gated_delta_rule.chunk.chunk_precond_gated_delta_rule": None,
+        },
+    )
+    yield Problem(
+        "simple GLA on Hopper",
+        True,
+        on_hopper_with_bad_triton,
+        lambda machine: (
+            ON_HOPPER.format(machine)
+            + "the gradients of fla's simple GLA wrong on Hopper, and fla refuses to train"
+        ),
+        UPGRADE,
+        {"ops.simple_gla.chunk.chunk_simple_gla": None},
+    )
+    yield Problem(
+        "no C compiler",
+        True,
+        lambda machine: uses_triton(machine) and machine.compiler is None,
+        lambda machine: "there is no C compiler; Triton compiles a launcher for every kernel",
+        "install gcc or clang (apt-get install gcc), or name a compiler in CC",
+    )
+    yield Problem(
+        "no Python.h",
+        True,
+        lambda machine: uses_triton(machine) and not machine.python_headers,
+        lambda machine: "Python's headers are missing; Triton's launchers include Python.h",
+        "apt-get install python3-dev, or use a Python that comes with its headers",
+    )
+    yield Problem(
+        "no ptxas",
+        True,
+        lambda machine: uses_triton(machine) and machine.platform == "cuda" and not machine.ptxas,
+        lambda machine: "Triton has lost ptxas, NVIDIA's assembler",
+        "pip install --force-reinstall --no-deps triton, or name one in TRITON_PTXAS_PATH",
+    )
+    yield Problem(
+        "interpreted kernels",
+        False,
+        lambda machine: uses_triton(machine) and machine.interpreted,
+        lambda machine: "TRITON_INTERPRET makes Triton run every kernel in Python, on the CPU",
+        "unset TRITON_INTERPRET",
+    )
+    yield Problem(
+        "another Triton",
+        False,
+        lambda machine: uses_triton(machine) and has_foreign_triton(machine),
+        lambda machine: (
+            f"torch {machine.versions['torch']} asks for triton"
+            f"{machine.triton_of_torch}, and {machine.versions['triton']} is installed: "
+            "torch.compile may fail, fla's kernels do not care"
+        ),
+        "none needed without torch.compile; else install the one that torch asks for",
+    )
+
+
+def device_problems() -> Iterator[Problem]:
+    """GPUs that are not used, or not well."""
+    yield Problem(
+        "GPU unknown to torch",
+        True,
+        lambda machine: bool(machine.architectures and strangers(machine)),
+        lambda machine: (
+            f"torch {machine.versions['torch']} has no code for "
+            f"{names(strangers(machine))}, only for {', '.join(machine.architectures)}"
+        ),
+        "install a torch that has: https://pytorch.org/get-started/locally",
+    )
+    yield Problem(
+        "old GPU",
+        False,
+        lambda machine: uses_triton(machine) and bool(old_devices(machine)),
+        lambda machine: (
+            f"{names(old_devices(machine))}: Triton is made for compute capability "
+            "8.0 and newer; below, kernels may fail and bfloat16 is slow"
+        ),
+        "--model.kernels torch, and mixed_precision: no in the accelerate configuration",
+    )
+    yield Problem(
+        "torch without CUDA",
+        False,
+        lambda machine: sees_no_gpu(machine) and machine.cuda is None,
+        lambda machine: (
+            f"NVIDIA's driver has {machine.driver_devices} GPU(s), but torch "
+            f"{machine.versions['torch']} was built without CUDA: training runs on the CPU"
+        ),
+        "install torch with CUDA: https://pytorch.org/get-started/locally",
+    )
+    yield Problem(
+        "driver too old",
+        False,
+        lambda machine: sees_no_gpu(machine) and machine.cuda is not None,
+        lambda machine: (
+            f"torch, built for CUDA {machine.cuda}, cannot use the "
+            f"{machine.driver_devices} GPU(s) of NVIDIA's driver {machine.driver}: training runs "
+            "on the CPU"
+        ),
+        "update the driver, or install torch for an older CUDA",
+    )
+    yield Problem(
+        "GPU in use",
+        False,
+        lambda machine: bool(busy_devices(machine)),
+        lambda machine: (
+            "other processes hold more than a fifth of the memory of "
+            f"{len(busy_devices(machine))} GPU(s)"
+        ),
+        "nvidia-smi shows them; CUDA_VISIBLE_DEVICES chooses other GPUs",
+    )
+    yield Problem(
+        "no NCCL",
+        False,
+        lambda machine: (
+            machine.platform == "cuda" and len(machine.devices) > 1 and machine.nccl is None
+        ),
+        lambda machine: "this torch was built without NCCL: each GPU trains for itself at most",
+        "NGPU=1, or install a torch with NCCL",
+    )
+
+
+def house_problems() -> Iterator[Problem]:
+    """Memory between processes, disks, versions."""
+    yield Problem(
+        "small shared memory",
+        False,
+        lambda machine: (
+            machine.shared_memory_bytes is not None and machine.shared_memory_bytes < 16 * MIB
+        ),
+        lambda machine: (
+            "less than 16 MiB are free in /dev/shm, through which loader workers and NCCL pass data"
+        ),
+        "docker run --shm-size 1g; or --training.num_workers 0",
+    )
+    yield Problem(
+        "disk nearly full",
+        False,
+        lambda machine: any(folder.free_bytes < GIB for folder in machine.folders),
+        lambda machine: (
+            "less than 1 GiB is free for "
+            + ", ".join(f"{f.purpose} ({f.path})" for f in machine.folders if f.free_bytes < GIB)
+        ),
+        "free some, or name another place: --job.dump_folder, TRITON_CACHE_DIR, FLAME_ACCEL_CACHE, "
+        "HF_HOME",
+    )
+    yield Problem(
+        "no writing",
+        False,
+        lambda machine: not all(folder.writable for folder in machine.folders),
+        lambda machine: (
+            "no permission to write "
+            + ", ".join(f"{f.purpose} ({f.path})" for f in machine.folders if not f.writable)
+        ),
+        "name another place: --job.dump_folder, TRITON_CACHE_DIR, FLAME_ACCEL_CACHE, HF_HOME",
+    )
+    for package, (lowest, newest) in SUPPORTED.items():
+        yield Problem(
+            f"old {package}",
+            True,
+            lambda machine, package=package, lowest=lowest: older(machine, package, lowest),
+            lambda machine, package=package, lowest=lowest: (
+                f"{package} "
+                f"{machine.versions[package]} is older than {lowest}, the oldest that works"
+            ),
+            f"pip install '{package}>={lowest}'",
+        )
+        yield Problem(
+            f"new {package}",
+            False,
+            lambda machine, package=package, newest=newest: newer(machine, package, newest),
+            lambda machine, package=package, newest=newest: (
+                f"{package} "
+                f"{machine.versions[package]} is newer than {newest}, the newest that was tried"
+            ),
+            "where something breaks: pip install -r requirements.txt has the tested versions",
+        )
+
+
+PROBLEMS = (*kernel_problems(), *device_problems(), *house_problems())
+"""The whole table."""
+
+
+class Finding(NamedTuple):
+    """A known problem that this machine has."""
+
+    name: str
+    stops: bool
+    """Whether training is impossible; else it is a warning."""
+    happens: str
+    remedy: str
+
+
+def find_problems(
+    machine: Machine, *, parts: Set[str] = frozenset(), config: object = None
+) -> list[Finding]:
+    """The known problems of a machine, those that stop training first.
+
+    Args:
+        machine: the facts.
+        parts: of fla that a model is made of; without them, what concerns every model.
+        config: of that model.
+    """
+    findings = [
+        Finding(problem.name, problem.stops, problem.happens(machine), problem.remedy)
+        for problem in PROBLEMS
+        if _concerns(problem, parts, config) and problem.applies(machine)
+    ]
+    return sorted(findings, key=lambda finding: not finding.stops)
+
+
+def _concerns(problem: Problem, parts: Set[str], config: object) -> bool:
+    """Whether a row is about every model, or about one of these parts, and it is switched on."""
+    return problem.parts is None or any(
+        # a config without the field always uses the part
+        switch is None or getattr(config, switch, True)
+        for part, switch in problem.parts.items()
+        if part in parts
+    )

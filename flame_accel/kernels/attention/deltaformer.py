@@ -1,0 +1,97 @@
+"""DeltaFormer: softmax attention to values that were corrected by softmax attention themselves.
+
+With queries and keys q_t, k_t [D], values v_t [D] and strengths b_t per head (arXiv 2505.19488):
+
+    u_t = v_t - b_t sum_{s < t} softmax_{s < t}(q_t . k_s / sqrt(D)) u_s
+    o_t = sum_{s <= t} softmax_{s <= t}(q_t . k_s / sqrt(D)) u_s
+
+The u solve a triangular system, block by block. Time is quadratic in the length; memory is linear,
+as the scores of a block are computed again in the backward pass.
+
+Shape letters: B batch, T tokens, N sequences, H heads, G heads of keys and values, D channels, C
+tokens of a block.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.precision import without_autocast
+
+BLOCK = 256
+"""Tokens of a block."""
+
+
+@without_autocast
+def deltaformer_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    C: int = BLOCK,
+) -> Tensor:
+    """Outputs [B, T, H, D] in the dtype of `q`.
+
+    Heads may share keys and values, which fla documents and its kernels do not take.
+
+    Args:
+        q: [B, T, H, D].
+        k: [B, T, G, D]; H is a multiple of G.
+        v: [B, T, G, D].
+        beta: [B, T, H]; 1 if None.
+        attention_mask: [B, T], 0 for padding. fla's kernels mask the outputs only; here padding
+            does not take part in the corrections either, and its outputs are 0.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        C: tokens of a block.
+    """
+    beta = torch.ones_like(q[..., 0]) if beta is None else beta
+
+    def of_rows(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+        return _attend(q, k, v, beta, C)
+
+    if attention_mask is not None:
+        held = attention_mask.flatten().nonzero().flatten()
+        edges = F.pad(attention_mask.sum(-1).cumsum(0), (1, 0))
+        inside = (x.flatten(0, 1).index_select(0, held) for x in (q, k, v, beta))
+        o = run_by_document(of_rows, edges, *inside)
+        o = o.new_zeros(q.shape[:2].numel(), *o.shape[1:]).index_copy(0, held, o)
+        return o.unflatten(0, q.shape[:2])
+    if cu_seqlens is not None:
+        row = (x.squeeze(0) for x in (q, k, v, beta))
+        return run_by_document(of_rows, cu_seqlens, *row).unsqueeze(0)
+    return of_rows(q, k, v, beta)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block: int) -> Tensor:
+    shared = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(shared, 2) if shared > 1 else x for x in (k, v))
+    qf, kf, vf = (x.float().transpose(1, 2) for x in (q, k, v))
+    strength = beta.float().transpose(1, 2).unsqueeze(-1)
+    u = vf[..., :0, :]
+    for begin in range(0, q.shape[1], block):
+        here = slice(begin, begin + block)
+        u_here = checkpoint(
+            _correct, qf[..., here, :], kf[..., : begin + block, :], vf[..., here, :], u,
+            strength[..., here, :], use_reentrant=False, preserve_rng_state=False,
+        )  # fmt: skip
+        u = torch.cat((u, u_here), -2)
+    return attend(q, k, u.transpose(1, 2).to(q.dtype), left=-1, right=0)
+
+
+def _correct(q: Tensor, k: Tensor, v: Tensor, u: Tensor, strength: Tensor) -> Tensor:
+    """Corrected values of a block [B, H, C, D], from all earlier ones and the keys up to it."""
+    before, size = u.shape[-2], v.shape[-2]
+    scores = q * q.shape[-1] ** -0.5 @ k.mT
+    unseen = torch.ones(size, size, dtype=torch.bool, device=q.device).triu_()
+    unseen = F.pad(unseen, (before, 0))
+    if before == 0:
+        # the first token of a sequence sees nothing; it may look at itself, and counts for nothing
+        unseen[0, 0] = False
+    weights = scores.masked_fill(unseen, -torch.inf).softmax(-1) * strength
+    earlier, inside = weights.split((before, size), -1)
+    return torch.linalg.solve_triangular(inside, v - earlier @ u, upper=False, unitriangular=True)

@@ -1,0 +1,161 @@
+"""The two functions that fla's softmax layers import from the flash-attn package.
+
+On GPUs with flash kernels packed rows and windows go to PyTorch's own flash attention
+(`torch.nn.attention.varlen`); all else goes to `rows`, where PyTorch picks a kernel.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fla.utils import tensor_cache
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.attention.rows import attend
+
+# torch 2.12 wants to be told of shared heads, torch 2.11 finds out
+_SHARED_HEADS: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
+
+
+def flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    **options: Any,
+) -> Tensor:
+    """Attention of `q` [B, T, H, D] to `k`, `v` [B, S, G, D]; see `rows` for the formula.
+
+    Args:
+        q: Queries, the last T of S positions.
+        k: Keys; H is a multiple of G.
+        v: Values.
+        dropout_p: Must be 0.
+        softmax_scale: 1 / sqrt(D) if None.
+        causal: Whether a query sees no later key.
+        window_size: How many keys before and after its own a query sees; -1 is no limit.
+        options: Others of flash-attn, of which only `deterministic` may be set: PyTorch decides on
+            that by `torch.use_deterministic_algorithms`.
+
+    Raises:
+        UserError: An option has no counterpart in PyTorch.
+    """
+    _refuse(dropout_p, options)
+    q, k, v = _to_autocast_dtype(q, k, v)
+    left, right = _window(window_size, causal)
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    # rows that a kernel of `scaled_dot_product_attention` takes without a mask are left to it
+    masked = 0 <= left < num_keys - 1 or (num_queries > 1 and right == 0 and num_queries < num_keys)
+    if not (masked and _has_flash(q)):
+        return attend(q, k, v, softmax_scale, left, right)
+    edges = torch.arange(q.shape[0] + 1, device=q.device, dtype=torch.int32)
+    o = _flash(
+        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), edges * num_queries, edges * num_keys,
+        num_queries, num_keys, softmax_scale, (left, right),
+    )  # fmt: skip
+    return o.unflatten(0, q.shape[:2])
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    **options: Any,
+) -> Tensor:
+    """As `flash_attn_func`, of documents in a row: `q` [tokens, H, D], boundaries [N + 1].
+
+    The largest lengths are taken from the boundaries: fla passes the length of the row for both.
+    """
+    _refuse(dropout_p, options)
+    q, k, v = _to_autocast_dtype(q, k, v)
+    left, right = _window(window_size, causal)
+    if _has_flash(q):
+        return _flash(
+            q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(), int(_longest(cu_seqlens_q)),
+            int(_longest(cu_seqlens_k)), softmax_scale, (left, right),
+        )  # fmt: skip
+
+    def of_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, softmax_scale, left, right)
+
+    if right == 0 and (cu_seqlens_q is cu_seqlens_k or torch.equal(cu_seqlens_q, cu_seqlens_k)):
+        return run_by_document(of_rows, cu_seqlens_q, q, k, v)
+    lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
+    parts = zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True)
+    return torch.cat([of_rows(*(x.unsqueeze(0) for x in part)).squeeze(0) for part in parts])
+
+
+def _refuse(dropout_p: float, options: dict[str, Any]) -> None:
+    for name, value in {"dropout_p": dropout_p, **options}.items():
+        if value and name != "deterministic":
+            raise UserError(
+                f"attention with {name}={value} has no counterpart in PyTorch",
+                remedy="install flash-attn, which fla then uses by itself",
+            )
+
+
+def _to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def _window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
+    return window_size[0], 0 if causal else window_size[1]
+
+
+def _has_flash(q: Tensor) -> bool:
+    return (
+        q.is_cuda
+        and torch.version.cuda is not None
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[-1] <= 256
+        and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    )
+
+
+@tensor_cache
+def _longest(cu_seqlens: Tensor) -> Tensor:
+    """Length of the longest document, on the host: the layers of a model share one copy."""
+    return cu_seqlens.diff().max().cpu()
+
+
+def _flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    scale: float | None,
+    window: tuple[int, int],
+) -> Tensor:
+    channels = q.shape[-1]
+    if channels % 8:
+        scale = channels**-0.5 if scale is None else scale
+        q, k, v = (F.pad(x, (0, -channels % 8)) for x in (q, k, v))
+    o = varlen_attn(
+        q, k, v, edges_q, edges_k, longest_q, longest_k,
+        scale=scale, window_size=window, **_SHARED_HEADS,
+    )  # fmt: skip
+    assert isinstance(o, Tensor)
+    return o[..., :channels]

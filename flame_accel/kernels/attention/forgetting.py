@@ -1,0 +1,138 @@
+"""Softmax attention with forget gates and sinks, under fla's names and signatures.
+
+s_ij = scale q_i . k_j + sum_{l=j+1..i} g_l, o_i = sum_j exp(s_ij) v_j / (sum_j exp(s_ij) + exp(b))
+over j <= i, or over the last `window_size` keys; b is the head's sink (2503.02130, 1706.03762).
+Without gates and sinks the kernels of `rows` do it.
+"""
+
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from flame_accel.kernels.attention.blocks import (
+    attend_by_blocks,
+    from_problems,
+    masked_products,
+    scale_of,
+    sinks,
+    to_problems,
+    weigh,
+)
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.precision import without_autocast
+
+
+@without_autocast
+def parallel_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    window_size: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk_indices: Tensor | None = None,
+    *,
+    sink_bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of `q` [B, T, H, D] to `k` [B, T, G, D], `v` [B, T, G, V] -> [B, T, H, V].
+
+    Args:
+        q: Queries; H is a multiple of G.
+        k: Keys.
+        v: Values.
+        g: Logarithms of forget gates [B, T, H].
+        scale: 1 / sqrt(D) if None.
+        window_size: How many keys a query sees, its own included.
+        cu_seqlens: Boundaries of packed documents [N + 1], with B = 1.
+        chunk_indices: Unused; fla's kernels take it.
+        sink_bias: Logits of the heads' sinks [H].
+    """
+    function = partial(_attend, sink=sink_bias, scale=scale, window_size=window_size)
+    if cu_seqlens is None:
+        return function(q, k, v, g)
+    rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g))
+    return run_by_document(function, cu_seqlens, *rows).unsqueeze(0)
+
+
+def parallel_forgetting_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    scale: float | None = None,
+    window_size: int | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """`parallel_attn` with gates."""
+    return parallel_attn(q, k, v, g, scale, window_size, cu_seqlens)
+
+
+@without_autocast
+def attn_decoding_one_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    do_gate_scale: bool = False,
+    *,
+    window_size: int | None = None,
+    sink_bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of the last token of every document, `q` [1, N, H, D], to all of its tokens.
+
+    The others as in `parallel_attn`; `do_gate_scale` multiplies the gates by `scale`.
+    """
+    assert cu_seqlens is not None, "decoding needs the boundaries of the documents"
+    if do_gate_scale and g is not None:
+        g = g * scale_of(scale, k.shape[-1])
+    outputs = []
+    for document, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
+        keys, values = k[:, begin:end], v[:, begin:end]
+        gates = None if g is None else g[:, begin:end]
+        query = q[:, document : document + 1]
+        if begin == end or window_size == 0:
+            outputs.append(query.new_zeros(1, 1, q.shape[2], v.shape[-1]))
+        else:
+            outputs.append(_attend(query, keys, values, gates, sink_bias, scale, window_size))
+    return torch.cat(outputs, 1)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    sink: Tensor | None,
+    scale: float | None,
+    window_size: int | None,
+) -> Tensor:
+    left = -1 if window_size is None else window_size - 1
+    if g is None and sink is None:
+        return attend(q, k, v, scale, left, 0)
+    groups = k.shape[2]
+    scale = scale_of(scale, k.shape[-1])
+    # double, since differences of large sums are what counts
+    gates = k.new_zeros(*k.shape[:2], q.shape[2]) if g is None else g
+    sums = to_problems(gates.double().cumsum(1), groups)
+    o = attend_by_blocks(
+        partial(_formula, left=left),
+        [to_problems(q * scale, groups), sums[:, -q.shape[1] :]],
+        [*(to_problems(x, groups).squeeze(2) for x in (k, v)), sums],
+        sinks(sink, q.shape[0], groups),
+        left=left,
+    )
+    return from_problems(o, groups).to(q.dtype)
+
+
+def _formula(
+    q: Tensor, sums_q: Tensor, k: Tensor, v: Tensor, sums_k: Tensor, *sink: Tensor, left: int
+) -> Tensor:
+    start = sums_q[:, :1].detach()
+    gates = (sums_q - start).float().unsqueeze(-1) + (start - sums_k).float().mT.unsqueeze(1)
+    return weigh(masked_products(q, k, left) + gates, v, *sink)

@@ -1,0 +1,54 @@
+"""Mends the generation of two fla layers, on every device; what they compute stays theirs.
+
+transformers drops an attention mask without padding before it generates, and these layers decode
+only with one. PaTH also compiles a line of its decoding step anew in every process, with a compiler
+that the machine may not have.
+"""
+
+from typing import Any
+
+import torch
+from fla.layers.forgetting_attn import ForgettingAttention
+from fla.layers.path_attn import PaTHAttention
+from torch import Tensor
+
+_forgetting_forward = ForgettingAttention.forward
+_path_forward = PaTHAttention.forward
+
+
+def forgetting_forward(
+    layer: ForgettingAttention,
+    hidden_states: Tensor,
+    attention_mask: Any = None,
+    past_key_values: Any = None,
+    **options: Any,
+) -> Any:
+    """`ForgettingAttention.forward` with a mask wherever there is a cache."""
+    attention_mask = _whole_mask(layer, hidden_states, attention_mask, past_key_values)
+    return _forgetting_forward(layer, hidden_states, attention_mask, past_key_values, **options)
+
+
+def path_forward(
+    layer: PaTHAttention,
+    hidden_states: Tensor,
+    attention_mask: Any = None,
+    past_key_values: Any = None,
+    **options: Any,
+) -> Any:
+    """`PaTHAttention.forward` with a mask wherever there is a cache, and not compiled."""
+    attention_mask = _whole_mask(layer, hidden_states, attention_mask, past_key_values)
+    with torch.compiler.set_stance("force_eager"):
+        return _path_forward(layer, hidden_states, attention_mask, past_key_values, **options)
+
+
+def _whole_mask(
+    layer: ForgettingAttention | PaTHAttention,
+    hidden_states: Tensor,
+    attention_mask: Any,
+    past_key_values: Any,
+) -> Any:
+    if attention_mask is not None or past_key_values is None:
+        return attention_mask
+    batch, length = hidden_states.shape[:2]
+    length += past_key_values.get_seq_length(layer.layer_idx)
+    return torch.ones(batch, length, dtype=torch.long, device=hidden_states.device)

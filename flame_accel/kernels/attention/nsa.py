@@ -1,0 +1,140 @@
+"""Native sparse attention under fla's name and signature.
+
+o = g_cmp o_cmp + g_slc o_slc + g_swa o_swa (2502.11089). o_cmp attends to the mean keys and values
+of the blocks that are complete; o_slc to the tokens of the `block_counts` blocks to which o_cmp
+attends most, the first and the last two always among them; o_swa to a sliding window.
+"""
+
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.attention.blocks import (
+    attend_by_blocks,
+    from_problems,
+    hidden,
+    products,
+    scale_of,
+    to_problems,
+    weigh,
+)
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.attention.moba import chunk_means
+from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.precision import without_autocast
+
+
+@without_autocast
+def parallel_nsa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g_cmp: Tensor | None = None,
+    g_slc: Tensor | None = None,
+    g_swa: Tensor | None = None,
+    block_indices: Tensor | None = None,
+    block_counts: Tensor | int = 16,
+    block_size: int = 64,
+    window_size: int = 0,
+    scale: float | None = None,
+    cu_seqlens: Tensor | tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`q` [B, T, H, D], the last T of S positions, with `k`, `v` [B, S, G, D] -> [B, T, H, D].
+
+    Args:
+        q: Queries; H is a multiple of G.
+        k: Keys.
+        v: Values.
+        g_cmp: Gates of the compressed blocks [B, T, H].
+        g_slc: Gates of the selected blocks.
+        g_swa: Gates of the sliding window.
+        block_indices: Must be None: blocks are selected here.
+        block_counts: How many blocks a query selects.
+        block_size: Tokens of a block.
+        window_size: Tokens of the sliding window, 0 for none.
+        scale: 1 / sqrt(D) if None.
+        cu_seqlens: Boundaries of packed documents [N + 1], with B = 1; a pair where queries and
+            keys have different ones.
+
+    Raises:
+        UserError: Blocks or their counts are given for each query.
+    """
+    if block_indices is not None or not isinstance(block_counts, int):
+        raise UserError("native sparse attention in PyTorch selects blocks itself, by one count")
+    assert g_cmp is not None and g_slc is not None, "blocks are selected by the compressed ones"
+    function = partial(
+        _attend, block_counts=block_counts, block_size=block_size, window=window_size, scale=scale
+    )
+    gates = (g_cmp, g_slc, g_swa if window_size else None)
+    if cu_seqlens is None:
+        return function(q, k, v, *gates)
+    if isinstance(cu_seqlens, Tensor) or torch.equal(*cu_seqlens):
+        edges = cu_seqlens if isinstance(cu_seqlens, Tensor) else cu_seqlens[0]
+        rows = (None if x is None else x.squeeze(0) for x in (q, k, v, *gates))
+        return run_by_document(function, edges, *rows).unsqueeze(0)
+    edges_q, edges_k = (pairwise(x.tolist()) for x in cu_seqlens)
+    outputs = []
+    for (begin, end), (first, last) in zip(edges_q, edges_k, strict=True):
+        q_own, cmp_own, slc_own = (x[:, begin:end] for x in (q, g_cmp, g_slc))
+        swa_own = g_swa[:, begin:end] if window_size and g_swa is not None else None
+        keys, values = k[:, first:last], v[:, first:last]
+        outputs.append(function(q_own, keys, values, cmp_own, slc_own, swa_own))
+    return torch.cat(outputs, 1)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g_cmp: Tensor,
+    g_slc: Tensor,
+    g_swa: Tensor | None,
+    block_counts: int,
+    block_size: int,
+    window: int,
+    scale: float | None,
+) -> Tensor:
+    groups = k.shape[2]
+    scale = scale_of(scale, q.shape[-1])
+    rows = [to_problems(x, groups) for x in (q * scale, g_cmp, g_slc)]
+    columns = [to_problems(x, groups).squeeze(2) for x in (k, v)]
+    means = [chunk_means(x, block_size) for x in columns]
+    formula = partial(
+        _formula, block_size=block_size, block_counts=min(block_counts, means[0].shape[1])
+    )
+    o = from_problems(attend_by_blocks(formula, rows, columns, means), groups).to(q.dtype)
+    if g_swa is not None:
+        o = o + attend(q, k, v, scale, window - 1, 0) * g_swa.unsqueeze(-1)
+    return o
+
+
+def _formula(
+    q: Tensor,
+    g_cmp: Tensor,
+    g_slc: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_mean: Tensor,
+    v_mean: Tensor,
+    block_size: int,
+    block_counts: int,
+) -> Tensor:
+    num_keys = k.shape[1]
+    position = torch.arange(num_keys - q.shape[1], num_keys, device=q.device)[:, None, None]
+    block = torch.arange(k_mean.shape[1], device=q.device)
+    complete = (block + 1) * block_size <= position + 1
+    weights = products(q, k_mean).masked_fill(~complete, -torch.inf).softmax(-1).nan_to_num(0.0)
+    compressed = products(weights, v_mean.mT)
+    # no probability reaches 2; ranks among the blocks that are always selected
+    own = position // block_size
+    always = 4.0 * (block == own) + 3.0 * (block == 0) + 2.0 * (block == own - 1)
+    rank = weights.detach().mean(2, keepdim=True) + always
+    chosen = torch.zeros_like(rank, dtype=torch.bool)
+    chosen.scatter_(-1, rank.topk(block_counts).indices, True).logical_and_(block <= own)
+    seen = chosen.repeat_interleave(block_size, -1)[..., :num_keys]
+    hide = ~seen | hidden(q.shape[1], num_keys, q.device)
+    selected = weigh(products(q, k).masked_fill(hide, -torch.inf), v)
+    return compressed * g_cmp.unsqueeze(-1) + selected * g_slc.unsqueeze(-1)

@@ -1,0 +1,94 @@
+"""Parallax under fla's names and signatures: softmax attention with a correction of first order.
+
+p_ij = softmax_j(scale q_i . k_j), t_ij = r_i . k_j,
+o_i = sum_j p_ij (1 + sum_l p_il t_il - t_ij) v_j over j <= i (2605.29157).
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from flame_accel.kernels.attention.blocks import (
+    attend_by_blocks,
+    from_problems,
+    masked_products,
+    products,
+    scale_of,
+    to_problems,
+)
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.precision import without_autocast
+
+
+@without_autocast
+def parallel_parallax(
+    q: Tensor,
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    window_size: int | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """`q`, `r` [B, T, H, D] with `k`, `v` [B, T, G, D] -> [B, T, H, D].
+
+    `window_size` counts the keys that a query sees, its own included; `scale` is 1 / sqrt(D) if
+    None; `cu_seqlens` [N + 1] are the boundaries of packed documents, with B = 1.
+    """
+    function = partial(_attend, scale=scale, window_size=window_size)
+    if cu_seqlens is None:
+        return function(q, r, k, v)
+    return run_by_document(function, cu_seqlens, *(x.squeeze(0) for x in (q, r, k, v)))[None]
+
+
+@without_autocast
+def parallax_decode(
+    q: Tensor,
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    window_size: int | None = None,
+    cache_start: Tensor | None = None,
+) -> Tensor:
+    """As `parallel_parallax`, of the last T of S keys; `cache_start` [B] is the first that counts.
+
+    Queries before it yield zeros.
+    """
+    return _attend(q, r, k, v, scale, window_size, cache_start)
+
+
+parallax_decode_one_step = parallax_decode
+
+
+def _attend(
+    q: Tensor,
+    r: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    window_size: int | None,
+    cache_start: Tensor | None = None,
+) -> Tensor:
+    groups, left = k.shape[2], -1 if window_size is None else window_size - 1
+    scale = scale_of(scale, q.shape[-1])
+    columns = [to_problems(x, groups).squeeze(2) for x in (k, v)]
+    if cache_start is not None:
+        padding = torch.arange(k.shape[1], device=k.device) < cache_start[:, None]
+        columns.append(padding.repeat_interleave(groups, 0))
+    rows = [to_problems(q * scale, groups), to_problems(r, groups)]
+    o = attend_by_blocks(partial(_formula, left=left), rows, columns, left=left)
+    return from_problems(o, groups).to(q.dtype)
+
+
+def _formula(q: Tensor, r: Tensor, k: Tensor, v: Tensor, *padding: Tensor, left: int) -> Tensor:
+    scores = masked_products(q, k, left)
+    for hide in padding:
+        scores = scores.masked_fill(hide[:, None, None], -torch.inf)
+    weights = scores.softmax(-1)
+    if padding:
+        weights = weights.nan_to_num(0.0)
+    slopes = products(r, k)
+    mean = (weights * slopes).sum(-1, keepdim=True)
+    return products(weights * (1 + mean - slopes), v.mT)

@@ -1,0 +1,151 @@
+"""PaTH attention under fla's name and signature: softmax attention through Householder products.
+
+s_ij = scale (q_i^T H_i H_{i-1} ... H_{j+1} k_j + sum_{l=j+1..i} g_l), H_t = I - beta_t w_t w_t^T,
+over j <= i (2505.16381). In chunks: queries are carried to the start of their chunk, keys to the
+end of theirs, and queries on through one matrix for every chunk between.
+
+Shape letters as in `blocks`; N chunks, C tokens of a chunk.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flame_accel.kernels.attention.blocks import (
+    attend_by_blocks,
+    from_problems,
+    hidden,
+    scale_of,
+    to_problems,
+    weigh,
+)
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.precision import without_autocast
+
+CHUNK = 64
+
+
+@without_autocast
+def parallel_path_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor,
+    beta: Tensor,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    use_cache: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`q` [B, T, H, D] with `k`, `w` [B, T, G, D], `v` [B, T, G, V] -> [B, T, H, V].
+
+    Args:
+        q: Queries; H is a multiple of G.
+        k: Keys.
+        v: Values.
+        w: Directions of the Householder matrices, of length 1.
+        beta: Their factors [B, T, G].
+        g: Logarithms of forget gates [B, T, H].
+        scale: 1 / sqrt(D) if None.
+        cu_seqlens: Boundaries of packed documents [N + 1], with B = 1.
+        use_cache: Whether the keys carried to the end of the sequence are returned too [B, T, G,
+            D], for `attn_decoding_one_step`.
+    """
+    attend = partial(_attend, scale=scale_of(scale, k.shape[-1]))
+    if cu_seqlens is None:
+        return attend(q, k, v, w, beta, g), _carry_to_end(k, w, beta) if use_cache else None
+    rows = (None if x is None else x.squeeze(0) for x in (q, k, v, w, beta, g))
+    o = run_by_document(attend, cu_seqlens, *rows).unsqueeze(0)
+    if not use_cache:
+        return o, None
+    # keys are carried over later tokens: no padding may follow a document
+    lengths = cu_seqlens.diff().tolist()
+    documents = zip(*(x.split(lengths, 1) for x in (k, w, beta)), strict=True)
+    return o, torch.cat([_carry_to_end(*x) for x in documents], 1)
+
+
+class _Chunks(NamedTuple):
+    """What the Householder matrices do within chunks; they act on columns x as x - w^T solve x."""
+
+    w: Tensor
+    """[P, N, C, D]"""
+    solve: Tensor
+    """[P, N, C, D]"""
+    k: Tensor
+    """[P, N, C, D] keys carried to the end of their chunk."""
+    own: Tensor
+    """[P, N, C, C] by how much of w_t key j is changed until the end of the chunk."""
+    through: Tensor
+    """[P, N, D, D] from the start of a chunk to its end."""
+
+
+def _prepare(k: Tensor, w: Tensor, beta: Tensor) -> _Chunks:
+    groups = k.shape[2]
+    k, w = (_split(to_problems(x, groups).squeeze(2)) for x in (k, w))
+    beta = _split(to_problems(beta, groups))
+    scaled = w * beta
+    inner = torch.eye(CHUNK, device=w.device) + (scaled @ w.mT).tril(-1)
+    both = torch.cat([scaled, (scaled @ k.mT).tril(-1)], -1)
+    solve, own = torch.linalg.solve_triangular(inner, both, upper=False, unitriangular=True).split(
+        [w.shape[-1], CHUNK], -1
+    )
+    through = torch.eye(w.shape[-1], device=w.device) - w.mT @ solve
+    return _Chunks(w, solve, k - own.mT @ w, own, through)
+
+
+def _split(x: Tensor) -> Tensor:
+    """[P, T, ...] -> [P, N, C, ...], zeros in the padding: Householder matrices of no effect."""
+    padding = (0, 0) * (x.dim() - 2) + (0, -x.shape[1] % CHUNK)
+    return F.pad(x, padding).unflatten(1, (-1, CHUNK))
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, w: Tensor, beta: Tensor, g: Tensor | None, scale: float
+) -> Tensor:
+    groups, length, dtype = k.shape[2], q.shape[1], q.dtype
+    chunks = _prepare(k, w, beta)
+    sums = None if g is None else _split(to_problems((g * scale).double().cumsum(1), groups))
+    q = _split(to_problems(q * scale, groups))
+    flat = q.flatten(2, 3)
+    along = (flat @ chunks.w.mT).unflatten(2, q.shape[2:4])
+    later = hidden(CHUNK, CHUNK, q.device)
+    along = along.masked_fill(later, 0.0).flatten(2, 3)
+    keys = _split(to_problems(k, groups).squeeze(2))
+    scores = (flat @ keys.mT - along @ chunks.own).unflatten(2, q.shape[2:4])
+    o = attend_by_blocks(
+        _formula,
+        [(flat - along @ chunks.solve).view_as(q), scores.masked_fill(later, -torch.inf)],
+        [chunks.k, _split(to_problems(v, groups).squeeze(2)), chunks.through]
+        + ([] if sums is None else [sums]),
+        block=1,
+    )
+    return from_problems(o.flatten(1, 2)[:, :length], groups).to(dtype)
+
+
+def _formula(
+    q: Tensor, scores: Tensor, k: Tensor, v: Tensor, through: Tensor, *sums: Tensor
+) -> Tensor:
+    """`q` of one chunk [P, 1, C, R, D], `scores` within it; all else of the chunks up to it."""
+    shape, x = q.shape[2:4], q.flatten(1, 3)
+    blocks = [scores.squeeze(1)]
+    for chunk in range(k.shape[1] - 2, -1, -1):
+        blocks.append((x @ k[:, chunk].mT).unflatten(1, shape))
+        x = x @ through[:, chunk]
+    scores = torch.cat(blocks[::-1], -1)
+    for sums_k in sums:
+        start = sums_k[:, -1:, :1].detach()
+        here = (sums_k[:, -1] - start[:, 0]).float().unsqueeze(-1)
+        scores = scores + here + (start - sums_k).float().flatten(1, 2).mT.unsqueeze(1)
+    return weigh(scores, v.flatten(1, 2)).unsqueeze(1)
+
+
+def _carry_to_end(k: Tensor, w: Tensor, beta: Tensor) -> Tensor:
+    """Keys carried to the end of the sequence, [B, T, G, D]."""
+    chunks = _prepare(k, w, beta)
+    carried = chunks.k[:, 0]
+    for chunk in range(1, chunks.k.shape[1]):
+        carried = torch.cat([carried @ chunks.through[:, chunk].mT, chunks.k[:, chunk]], 1)
+    return from_problems(carried[:, : k.shape[1]].unsqueeze(2), k.shape[2]).to(k.dtype)

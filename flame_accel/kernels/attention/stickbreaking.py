@@ -1,0 +1,100 @@
+"""Stick-breaking attention under fla's name and signature, and the layer that calls it.
+
+z_ij = scale q_i . k_j, A_ij = sigmoid(z_ij) prod_l (1 - sigmoid(z_il)) over the keys l that query i
+sees after j; o_i = sum_j A_ij v_j (2410.17980).
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from fla.layers.utils import repad_hidden_states, unpad_hidden_states
+from torch import Tensor
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.attention.blocks import (
+    attend_by_blocks,
+    from_problems,
+    hidden,
+    products,
+    scale_of,
+    to_problems,
+)
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.precision import without_autocast
+
+if TYPE_CHECKING:
+    from fla.layers.stickbreaking_attn import StickBreakingAttention
+
+
+@without_autocast
+def parallel_stickbreaking_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    attend_current: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`q` [B, T, H, D] with `k` [B, T, G, D], `v` [B, T, G, V] -> [B, T, H, V] and [B, T, H].
+
+    The second value is what a query leaves unused, 1 - sum_j A_ij. A query sees its own key only
+    with `attend_current`; `cu_seqlens` [N + 1] are the boundaries of packed documents, with B = 1.
+    """
+    function = partial(_attend, scale=scale, attend_current=attend_current)
+    if cu_seqlens is None:
+        o = function(q, k, v)
+    else:
+        o = run_by_document(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
+    return o[..., :-1].to(q.dtype), o[..., -1].to(q.dtype)
+
+
+def forward(
+    layer: "StickBreakingAttention",
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    output_attentions: bool = False,
+    use_cache: bool = False,
+    **options: Any,
+) -> tuple[Tensor, None, None]:
+    """Stands in for `StickBreakingAttention.forward`, which wants a GPU and half precision."""
+    if use_cache or past_key_values is not None or output_attentions:
+        raise UserError("stick-breaking attention has neither a cache nor attention matrices")
+    batch, length = hidden_states.shape[:2]
+    x, indices, cu_seqlens = unpad_hidden_states(
+        hidden_states, options.get("cu_seqlens"), attention_mask, length
+    )
+    q, k, v = (
+        projection(x).unflatten(-1, (-1, layer.head_dim))
+        for projection in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    if layer.qk_norm:
+        q, k = layer.q_norm(q), layer.k_norm(k)
+    o, _ = parallel_stickbreaking_attn(
+        q, k, v, attend_current=layer.attend_current, cu_seqlens=cu_seqlens
+    )
+    o = layer.o_proj(o.flatten(-2))
+    return repad_hidden_states(o, indices, batch, length), None, None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, attend_current: bool) -> Tensor:
+    groups = k.shape[2]
+    scale = scale_of(scale, q.shape[-1])
+    columns = [to_problems(x, groups).squeeze(2) for x in (k, v)]
+    formula = partial(_formula, attend_current=attend_current)
+    o = attend_by_blocks(formula, [to_problems(q * scale, groups)], columns)
+    return from_problems(o, groups)
+
+
+def _formula(q: Tensor, k: Tensor, v: Tensor, attend_current: bool) -> Tensor:
+    hide = hidden(q.shape[1], k.shape[1], q.device)
+    if not attend_current:
+        # a key is hidden if the one after it would be
+        hide = F.pad(hide[..., 1:], (0, 1), value=True)
+    z = products(q, k)
+    passed = F.logsigmoid(-z).masked_fill(hide, 0.0)
+    later = passed.flip(-1).cumsum(-1).flip(-1) - passed
+    weights = (F.logsigmoid(z) + later).masked_fill(hide, -torch.inf).exp()
+    return torch.cat([products(weights, v.mT), passed.sum(-1, keepdim=True).exp()], -1)

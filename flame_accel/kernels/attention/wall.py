@@ -1,0 +1,147 @@
+"""Wall attention under fla's names and signatures: softmax attention with decays per channel.
+
+s_ij = scale sum_n q_in k_jn exp(P_in - P_jn) + c_i - c_j, P and c the running sums of the log
+decays g <= 0 of channels and of heads. Keys before a block of queries are decayed to where the
+block starts, so that no exponent is positive; within the block every pair is decayed by itself.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flame_accel.kernels.attention.blocks import (
+    attend_by_blocks,
+    from_problems,
+    hidden,
+    products,
+    scale_of,
+    sinks,
+    to_problems,
+    weigh,
+)
+from flame_accel.kernels.attention.documents import run_by_document
+from flame_accel.kernels.precision import without_autocast
+
+if TYPE_CHECKING:
+    from fla.layers.wall_attn import WallAttention
+
+BLOCK = 32
+
+
+@without_autocast
+def parallel_wall_attn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    *,
+    g_scalar: Tensor | None = None,
+    sink_bias: Tensor | None = None,
+    scale: float | None = None,
+    window_size: int | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Attention of `q` [B, T, H, D] to `k` [B, T, G, D], `v` [B, T, G, V] -> [B, T, H, V].
+
+    Args:
+        q: Queries; H is a multiple of G.
+        k: Keys.
+        v: Values.
+        g: Log decays per channel [B, T, H, D].
+        g_scalar: Log decays per head [B, T, H].
+        sink_bias: Logits of the heads' sinks [H].
+        scale: 1 / sqrt(D) if None.
+        window_size: How many keys a query sees, its own included.
+        cu_seqlens: Boundaries of packed documents [N + 1], with B = 1.
+    """
+    function = partial(_attend, sink=sink_bias, scale=scale, window_size=window_size)
+    if cu_seqlens is None:
+        return function(q, k, v, g, g_scalar)
+    rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g, g_scalar))
+    return run_by_document(function, cu_seqlens, *rows).unsqueeze(0)
+
+
+def decode_incremental(
+    layer: "WallAttention",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    gs: Tensor | None,
+    past_key_values: Any,
+    q_len: int,
+) -> Tensor:
+    """Stands in for `WallAttention._decode_incremental`.
+
+    fla caches keys in bf16, scaled up within chunks of 64 tokens, which strong decays overflow;
+    here the cache holds what the layer computed.
+    """
+    new = (k, v, g) if gs is None else (k, v, g, gs)
+    k, v, g, *rest = past_key_values.update(
+        attn_state=new, layer_idx=layer.layer_idx, offset=q_len
+    )["attn_state"]
+    return parallel_wall_attn(q, k, v, g, g_scalar=rest[0] if rest else None)
+
+
+def decode_rebuild(
+    layer: "WallAttention", q: Tensor, k: Tensor, v: Tensor, g: Tensor, gs: Tensor | None
+) -> Tensor:
+    """Stands in for `WallAttention._decode_rebuild`, which serves sliding windows."""
+    return parallel_wall_attn(q, k, v, g, g_scalar=gs, window_size=layer.window_size)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    g_scalar: Tensor | None,
+    sink: Tensor | None,
+    scale: float | None,
+    window_size: int | None,
+) -> Tensor:
+    heads, left = q.shape[2], -1 if window_size is None else window_size - 1
+    scale = scale_of(scale, q.shape[-1])
+    shares = heads // k.shape[2]
+    # every head has decays of its own, hence keys of its own
+    k, v = (to_problems(x.repeat_interleave(shares, 2), heads).squeeze(2) for x in (k, v))
+    # double, since differences of large sums are what counts
+    channels = to_problems(g.double().cumsum(1), heads).squeeze(2)
+    scalars = channels[..., :1] * 0 if g_scalar is None else g_scalar.double().cumsum(1)
+    scalars = scalars if g_scalar is None else to_problems(scalars, heads)
+    own = slice(k.shape[1] - q.shape[1], None)
+    o = attend_by_blocks(
+        partial(_formula, left=left),
+        [to_problems(q * scale, heads), channels[:, own], scalars[:, own]],
+        [k, v, channels, scalars],
+        sinks(sink, q.shape[0], heads),
+        left=left,
+        block=BLOCK,
+    )
+    return from_problems(o, heads).to(q.dtype)
+
+
+def _formula(
+    q: Tensor,
+    channels_q: Tensor,
+    scalars_q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    channels_k: Tensor,
+    scalars_k: Tensor,
+    *sink: Tensor,
+    left: int,
+) -> Tensor:
+    num_rows, before = q.shape[1], k.shape[1] - q.shape[1]
+    start = channels_q[:, :1].detach()
+    decayed_q = q * (channels_q - start).float().exp().unsqueeze(2)
+    decayed_k = k[:, :before] * (start - channels_k[:, :before]).float().exp()
+    later = hidden(num_rows, num_rows, q.device)
+    decays = (channels_q.unsqueeze(2) - channels_k[:, None, before:]).float()
+    pairs = q * k[:, None, before:] * decays.masked_fill(later.mT, -torch.inf).exp()
+    scores = torch.cat([products(decayed_q, decayed_k), pairs.sum(-1).unsqueeze(2)], -1)
+    scores = scores + (scalars_q.unsqueeze(2) - scalars_k.mT.unsqueeze(1)).float()
+    hide = hidden(num_rows, k.shape[1], q.device, left)
+    return weigh(scores.masked_fill(hide, -torch.inf), v, *sink)

@@ -1,0 +1,35 @@
+"""Which families of the table run during a piece of code. What they are is in `table`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flame_accel.kernels.table import ATTENTION, FAMILIES
+
+
+@contextmanager
+def recorded_families() -> Iterator[set[str]]:
+    """Collects the modules of the families whose code is entered, as `Family.module` has them.
+
+    Python code runs several times slower meanwhile, and other profilers are switched off.
+    """
+    folder = Path(__file__).parent
+    modules = {
+        str(folder.joinpath(*family.module.split(".")).with_suffix(".py")): family.module
+        for family in (*FAMILIES, *ATTENTION)
+    }
+    found: set[str] = set()
+
+    def look(frame: FrameType, event: str, argument: Any) -> None:
+        module = modules.get(frame.f_code.co_filename)
+        if module is not None:
+            found.add(module)
+
+    sys.setprofile(look)
+    try:
+        yield found
+    finally:
+        sys.setprofile(None)

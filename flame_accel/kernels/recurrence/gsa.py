@@ -1,0 +1,174 @@
+"""Attention over a bounded number of slots, under fla's names: GSA and ABC, and LightNet's gate.
+
+Slots s_t [M] are keys to the values and values to the keys, and decay by g_t:
+
+    K_t = K_{t-1} diag(exp(g_t)) + k_t s_t^T,    p_t = softmax(scale K_t^T q_t)
+    V_t = diag(exp(g_t)) V_{t-1} + s_t v_t^T,    o_t = V_t^T p_t
+
+(Zhang et al., arXiv 2409.07146). The first line is an attention with decays of the values, the
+second one with decays of the keys. ABC (Peng et al., arXiv 2110.02488) is the case in which s and
+g come from `fused_additive_gate`, which divides exp(s) by its running sum; LightNet (Qin et al.,
+arXiv 2405.21022) does that to the keys of GLA.
+
+Shape letters: B batch, T tokens, N sequences, H heads, K key and V value channels, M slots.
+"""
+
+from typing import Any
+
+import torch
+from fla.layers.abc import ABCAttention
+from torch import Tensor
+
+from flame_accel.kernels.precision import without_autocast
+from flame_accel.kernels.recurrence.gla import fused_recurrent_gla
+
+Pair = tuple[Tensor, Tensor]
+_abc_forward = ABCAttention.forward
+EMPTY = -1e30
+"""Stands for the logarithm of an empty sum, where -inf would make gradients undefined."""
+
+
+def chunk_gsa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    s: Tensor,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Pair | None = None,
+    output_final_state: bool = False,
+    checkpoint_level: int = 2,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """As `fused_recurrent_gsa`, also with fewer heads of keys than of queries."""
+    groups = q.shape[2] // k.shape[2]
+    if groups > 1:
+        k, v, s = (x.repeat_interleave(groups, 2) for x in (k, v, s))
+        g = None if g is None else g.repeat_interleave(groups, 2)
+        if initial_state is not None:
+            hk, hv = initial_state
+            initial_state = hk.repeat_interleave(groups, 1), hv.repeat_interleave(groups, 1)
+    o, final = fused_recurrent_gsa(
+        q, k, v, s, g, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens
+    )
+    return o, [None if x is None else x[:, ::groups] for x in final]
+
+
+@without_autocast
+def fused_recurrent_gsa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    s: Tensor,
+    g: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Pair | None = None,
+    output_final_state: bool = False,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Outputs [B, T, H, V] in the dtype of `q`; final states [N, H, K, M] and [N, H, M, V].
+
+    The final states are fp32, or None unless `output_final_state`.
+
+    Args:
+        q: [B, T, H, K].
+        k: [B, T, H, K].
+        v: [B, T, H, V].
+        s: [B, T, H, M].
+        g: [B, T, H, M] log decays; if None, s and g come from `fused_additive_gate`.
+        scale: factor of the scores; 1 / sqrt(K) if None.
+        initial_state: like the final states; zeros if None.
+        output_final_state: whether to return the final states.
+        reverse: runs from the last token to the first.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+    """
+    if g is None:
+        s, g, _ = fused_additive_gate(s, None, cu_seqlens, k.dtype, torch.float32)
+    hk, hv = (None, None) if initial_state is None else initial_state
+    options = (output_final_state, reverse, False, cu_seqlens)
+    scores, final_k = fused_recurrent_gla(q, k, s.float(), None, g, scale, hk, *options)
+    o, final_v = fused_recurrent_gla(scores.softmax(-1), s, v, g, None, 1.0, hv, *options)
+    return o.to(q.dtype), [final_k, final_v]
+
+
+@without_autocast
+def chunk_abc(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    s: Tensor,
+    initial_state: tuple[Tensor, Tensor, Tensor] | None = None,
+    output_final_state: bool = False,
+) -> tuple[Tensor, tuple[Tensor | None, ...] | None]:
+    """Outputs [B, T, H, V]; arguments as of `fused_recurrent_gsa`.
+
+    The state holds a third tensor, the logarithm of the running sum [B, 1, H, M]. fla's has only
+    two, with which a sequence cannot be continued: what the next slots are divided by is not known.
+    """
+    *pair, before = (None, None, None) if initial_state is None else initial_state
+    s, g, after = fused_additive_gate(s, before, None, k.dtype, torch.float32)
+    state = None if initial_state is None else (pair[0], pair[1])
+    o, final = fused_recurrent_gsa(q, k, v, s, g, None, state, output_final_state)
+    return o, (*final, after) if output_final_state else None
+
+
+def abc_forward(
+    layer: Any, hidden_states: Tensor, *args: Any, cu_seqlens: Tensor | None = None, **options: Any
+) -> tuple[Tensor, Any, Any]:
+    """`ABCAttention.forward`, which refuses packed documents; here they go through it one by one.
+
+    Args:
+        layer: fla's `ABCAttention`.
+        hidden_states: [B, T, hidden size].
+        args: as of fla's method, which gets them.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        options: the same as `args`.
+    """
+    if cu_seqlens is None:
+        return _abc_forward(layer, hidden_states, *args, **options)
+    documents = hidden_states.split(cu_seqlens.diff().tolist(), 1)
+    results = [_abc_forward(layer, document, *args, **options) for document in documents]
+    return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
+
+
+@without_autocast
+def fused_additive_gate(
+    x: Tensor,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+    gate_dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With z_t = log sum_{s <= t} exp(x_s): exp(x_t - z_t), log decays z_{t-1} - z_t, last z.
+
+    The first two are shaped like `x` [B, T, H, K], in `output_dtype` and `gate_dtype` (that of x if
+    None); the first decay of a sequence without a past is 0. The last z is [N, 1, H, K] fp32.
+
+    Args:
+        x: [B, T, H, K].
+        initial_state: last z of what came before.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        output_dtype: see above.
+        gate_dtype: see above.
+    """
+    num_sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    if initial_state is None:
+        initial_state = x.new_full((num_sequences, 1, *x.shape[2:]), EMPTY, dtype=torch.float32)
+    past = initial_state.float().clamp_min(EMPTY)
+    if cu_seqlens is None:
+        k, g, last = _gate(x.float(), past)
+    else:
+        parts = zip(x.float().split(cu_seqlens.diff().tolist(), 1), past.split(1), strict=True)
+        k, g, last = zip(*(_gate(*part) for part in parts), strict=True)
+        k, g, last = torch.cat(k, 1), torch.cat(g, 1), torch.cat(last)
+    last = last.masked_fill(last <= EMPTY, -torch.inf)
+    return k.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last
+
+
+def _gate(x: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    z = torch.cat([past, x], 1).logcumsumexp(1)
+    before, now = z[:, :-1], z[:, 1:]
+    return (x - now).exp(), (before - now).masked_fill(before <= EMPTY, 0.0), z[:, -1:]

@@ -1,0 +1,108 @@
+"""Mamba2's layer on the operators of simple GLA, with packed documents; and its generation.
+
+    S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T,    y_t = S_t^T C_t + D x_t
+
+(Dao and Gu, arXiv 2405.21060), A and dt per head: linear attention with C as queries, B as keys,
+dt x as values. Where the mamba_ssm package is missing fla's layer forms all products of a chunk of
+256 tokens one by one, lets packed documents run into each other, and gives heads the wrong group of
+B and C if there are several groups. The operators are called by fla's name: kernels or PyTorch,
+whichever is active.
+
+Shape letters: B batch, T tokens, N sequences, H heads, G groups, K states, V channels of a head.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.modules.causal_conv1d import ops as convolution
+from fla.ops import simple_gla
+from torch import Tensor
+
+
+def forward(
+    layer: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    use_cache: bool | None = False,
+    output_attentions: bool | None = False,
+    cu_seqlens: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None, Any]:
+    """`Mamba2.forward`: outputs [B, T, hidden size], None, and the cache.
+
+    Args:
+        layer: fla's `Mamba2`.
+        hidden_states: [B, T, hidden size].
+        attention_mask: [B, T], 0 for padding.
+        past_key_values: fla's cache; of this layer the last inputs of the convolution [N, D, W] and
+            the state [N, H, V, K].
+        use_cache: whether to update it.
+        output_attentions: not supported by this layer.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        options: not of this layer.
+    """
+    if hidden_states.shape[1] == 0:
+        return hidden_states, None, past_key_values
+    last_state = get_layer_cache(layer, past_key_values)
+    past = last_state or {"conv_state": None, "recurrent_state": None}
+    mask = None if attention_mask is None or last_state is not None else attention_mask[..., None]
+    projected = layer.in_proj(hidden_states if mask is None else hidden_states * mask)
+    sizes = [layer.intermediate_size, layer.conv_dim, layer.num_heads]
+    gate, mixed, dt = projected.split(sizes, -1)
+    fused = layer.activation in ("silu", "swish")
+    convolve: Any = convolution.causal_conv1d
+    mixed, conv_state = convolve(
+        x=mixed if mask is None else mixed * mask,
+        weight=layer.conv1d.weight.squeeze(1),
+        bias=layer.conv1d.bias,
+        activation="silu" if fused else None,
+        initial_state=past["conv_state"],
+        output_final_state=bool(use_cache),
+        cu_seqlens=cu_seqlens,
+    )
+    mixed = mixed if fused else layer.act(mixed)
+    mixed = mixed if mask is None else mixed * mask
+    y, state = _scan(layer, mixed, dt, past["recurrent_state"], bool(use_cache), cu_seqlens)
+    y = layer.norm(y, gate) if layer.rmsnorm else y * layer.act(gate)
+    update_layer_cache(
+        layer,
+        past_key_values,
+        recurrent_state=state,
+        conv_state=conv_state,
+        offset=hidden_states.shape[1],
+    )
+    return layer.out_proj(y.to(hidden_states.dtype)), None, past_key_values
+
+
+def _scan(
+    layer: Any,
+    mixed: Tensor,
+    dt: Tensor,
+    state: Tensor | None,
+    use_cache: bool,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Outputs [B, T, H V] and states [N, H, V, K] from [x, B, C] and the raw step sizes."""
+    shared = layer.n_groups * layer.ssm_state_size
+    x, b, c = mixed.split([layer.intermediate_size, shared, shared], -1)
+    x = x.unflatten(-1, (layer.num_heads, layer.head_dim))
+    per_group = layer.num_heads // layer.n_groups
+    k, q = (y.unflatten(-1, (layer.n_groups, -1)).repeat_interleave(per_group, 2) for y in (b, c))
+    dt = F.softplus(dt.float() + layer.dt_bias).clamp(*layer.dt_limit)
+    operator: Any = simple_gla.chunk_simple_gla
+    if mixed.shape[1] == 1:
+        operator = simple_gla.fused_recurrent_simple_gla
+    y, state = operator(
+        q=q,
+        k=k,
+        v=(x * dt.unsqueeze(-1)).to(x.dtype),
+        g=-layer.A_log.float().exp() * dt,
+        scale=1.0,
+        initial_state=state,
+        output_final_state=use_cache,
+        state_v_first=True,
+        cu_seqlens=cu_seqlens,
+    )
+    return (y + x * layer._get_D(expand_to_head_dim=True)).flatten(2), state

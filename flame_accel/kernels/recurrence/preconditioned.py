@@ -1,0 +1,241 @@
+"""The delta rule with preconditioned keys, gated per head or per channel.
+
+With queries and keys q_t, k_t [K] of length 1, values v_t [V], strengths b_t and log decays g_t,
+and a diagonal A_t of its own strengths b'_t and log decays g'_t (Preconditioned DeltaNet, arXiv
+2604.21100):
+
+    A_t = exp(g'_t) A_{t-1} + b'_t k_t^2,    r_t = log(A_t + eps) - center
+    p_t = k_t x^(-r_t / (1 + |r_t|)),        o_t = scale S_t^T q_t
+    S_t = diag(exp(g_t)) S_{t-1} + b_t p_t (v_t - k_t^T diag(exp(g_t)) S_{t-1})^T
+
+A is a linear attention with decay (`decay`) of one channel, S a delta rule (`delta`) that writes
+with p and erases with k.
+
+Shape letters: B batch, T tokens, N sequences, H heads of keys, G heads of values (a multiple of H),
+K key and V value channels.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.modules.norm import l2norm
+from flame_accel.kernels.precision import without_autocast
+from flame_accel.kernels.recurrence.decay import decay_attention
+from flame_accel.kernels.recurrence.delta import delta_attention
+from flame_accel.kernels.recurrence.kda import fused_kda_gate
+
+CENTER = -0.2
+"""Logarithm of an entry of A that leaves its key channel as it is, if none is given."""
+
+States = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def chunk_precond_gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g_atk: Tensor,
+    g: Tensor,
+    beta_atk: Tensor,
+    beta: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    initial_A_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = True,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
+    cp_context: None = None,
+    transpose_state_layout: bool = False,
+    x: float = 1.5,
+    eps: float = 1e-6,
+    log_atk_scale: Tensor | None = None,
+) -> States:
+    """Decay per head, `g` [B, T, G]; see `_attend`."""
+    return _attend(
+        q, k, v, g.unsqueeze(-1), beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
+        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
+        log_atk_scale,
+    )  # fmt: skip
+
+
+def fused_recurrent_precond_gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    gk: Tensor | None = None,
+    gv: Tensor | None = None,
+    beta: Tensor | None = None,
+    g_atk: Tensor | None = None,
+    beta_atk: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    initial_A_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = True,
+    cu_seqlens: Tensor | None = None,
+    transpose_state_layout: bool = False,
+    x: float = 1.5,
+    eps: float = 1e-6,
+    log_atk_scale: Tensor | None = None,
+) -> States:
+    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]; see `_attend`."""
+    if gv is not None or g_atk is None or beta_atk is None or (g is not None and gk is not None):
+        raise UserError(
+            "fused_recurrent_precond_gated_delta_rule has no PyTorch implementation with decays of "
+            "the values (gv), with both g and gk, or without g_atk and beta_atk",
+            remedy="run this model on a machine with a Triton device",
+        )
+    decay = gk if g is None else g.unsqueeze(-1)
+    beta = torch.ones_like(v[..., 0]) if beta is None else beta
+    return _attend(
+        q, k, v, decay, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
+        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
+        log_atk_scale,
+    )  # fmt: skip
+
+
+def chunk_precond_kda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    g_atk: Tensor,
+    beta_atk: Tensor,
+    beta: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    initial_A_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_gate_in_kernel: bool = False,
+    safe_gate: bool = False,
+    lower_bound: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    transpose_state_layout: bool = False,
+    x: float = 1.5,
+    eps: float = 1e-6,
+    log_atk_scale: Tensor | None = None,
+    use_qk_l2norm_in_kernel: bool = True,
+    A_log: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+) -> States:
+    """Decay per channel, `g` [B, T, H, K], or what `fused_kda_gate` makes it from; see `_attend`.
+
+    As in fla q and k are always normalised. `safe_gate` only helps fla's kernels.
+    """
+    g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
+    return _attend(
+        q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
+        output_final_state, True, cu_seqlens, transpose_state_layout, x, eps, log_atk_scale,
+    )  # fmt: skip
+
+
+def fused_recurrent_precond_kda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    g_atk: Tensor,
+    beta_atk: Tensor,
+    beta: Tensor,
+    A_log: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    initial_A_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = True,
+    use_gate_in_kernel: bool = False,
+    lower_bound: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    transpose_state_layout: bool = False,
+    x: float = 1.5,
+    eps: float = 1e-6,
+    log_atk_scale: Tensor | None = None,
+) -> States:
+    """Decay per channel, `g` [B, T, G, K], or the input of `fused_kda_gate`; see `_attend`."""
+    g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
+    return _attend(
+        q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
+        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
+        log_atk_scale,
+    )  # fmt: skip
+
+
+@without_autocast
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    g_atk: Tensor,
+    beta_atk: Tensor,
+    scale: float | None,
+    initial_state: Tensor | None,
+    initial_a_state: Tensor | None,
+    output_final_state: bool,
+    normalize: bool,
+    cu_seqlens: Tensor | None,
+    state_v_first: bool,
+    x: float,
+    eps: float,
+    center: Tensor | None,
+) -> States:
+    """Outputs [B, T, G, V] in the dtype of `v`, final S [N, G, K, V] and A [N, H, K] or None.
+
+    Args:
+        q: [B, T, H, K].
+        k: [B, T, H, K].
+        v: [B, T, G, V].
+        g: log decays of S, [B, T, G, 1] per head, [B, T, G, K] per channel, or None.
+        beta: strengths of S [B, T, G].
+        g_atk: log decays of A [B, T, H].
+        beta_atk: strengths of A [B, T, H].
+        scale: factor of the outputs; 1 / sqrt(K) if None.
+        initial_state: like the final S; zeros if None.
+        initial_a_state: like the final A; zeros if None.
+        output_final_state: whether to return S and A.
+        normalize: whether to normalise q and k here.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        state_v_first: whether S is [N, G, V, K].
+        x: keys are scaled by factors from 1 / x to x.
+        eps: keeps the logarithm finite.
+        center: [H], or `CENTER` if None.
+    """
+    q, k, beta = q.float(), k.float(), beta.float().unsqueeze(-1)
+    if normalize:
+        q, k = l2norm(q), l2norm(k)
+    strength = beta_atk.float().unsqueeze(-1)
+    curvature, a_state = decay_attention(
+        torch.ones_like(strength),
+        strength,
+        k.square(),
+        g_atk.unsqueeze(-1),
+        scale=1.0,
+        initial_state=None if initial_a_state is None else initial_a_state.unsqueeze(-2),
+        cu_seqlens=cu_seqlens,
+    )
+    middle = CENTER if center is None else center.float().unsqueeze(-1)
+    distance = (curvature + eps).log() - middle
+    write = k * (-math.log(x) * distance / (1 + distance.abs())).exp()
+    shared = v.shape[2] // k.shape[2]
+    if shared > 1:
+        q, k, write = (y.repeat_interleave(shared, 2) for y in (q, k, write))
+    o, state = delta_attention(
+        q,
+        write,
+        v.float() * beta,
+        k * beta,
+        g=g,
+        scale=k.shape[-1] ** -0.5 if scale is None else scale,
+        initial_state=initial_state,
+        state_v_first=state_v_first,
+        cu_seqlens=cu_seqlens,
+    )
+    o = o.to(v.dtype)
+    return (o, state, a_state.squeeze(-2)) if output_final_state else (o, None, None)

@@ -1,0 +1,135 @@
+"""RWKV7 under fla's names and signatures: the recurrence, and what is fused around it in fla.
+
+The recurrence is the generalized delta rule of `dplr` (RWKV-7, arXiv 2503.14456). The shift of
+tokens that RWKV6 shares is in `modules.token_shift`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flame_accel.kernels.recurrence.delta_rule import States
+from flame_accel.kernels.recurrence.dplr import (
+    chunk_dplr_delta_rule,
+    fused_recurrent_dplr_delta_rule,
+)
+
+
+def chunk_rwkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float | None = 1.0,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    *rest: Any,
+    **options: Any,
+) -> States:
+    """`dplr.chunk_dplr_delta_rule` of receptances `r`, with log decays `w` [B, T, H, K]."""
+    return chunk_dplr_delta_rule(
+        r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens, *rest, **options
+    )
+
+
+def fused_recurrent_rwkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = True,
+    cu_seqlens: Tensor | None = None,
+) -> States:
+    """As `chunk_rwkv7`."""
+    return chunk_rwkv7(r, w, k, v, a, b, scale, initial_state, output_final_state, cu_seqlens)
+
+
+def fused_mul_recurrent_rwkv7(
+    r: Tensor,
+    w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kk: Tensor,
+    a: Tensor,
+    scale: float | None = 1.0,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    reverse: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> States:
+    """As `chunk_rwkv7`, erasing along `kk` in strength `a` (per channel), both [B, T, H, K]."""
+    return fused_recurrent_dplr_delta_rule(
+        r, k, v, -kk, kk * a, w, scale, initial_state, output_final_state, reverse, cu_seqlens
+    )
+
+
+class _Mix(torch.autograd.Function):
+    """x + delta * mix_i for several mixes [D]; the gradients read each dy_i once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(delta, *mixes)
+        return tuple(torch.addcmul(x, delta, mix).to(x.dtype) for mix in mixes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        delta, *mixes = ctx.saved_tensors
+        dx, ddelta = grads[0].clone(), grads[0] * mixes[0]
+        for dy, mix in zip(grads[1:], mixes[1:], strict=True):
+            dx += dy
+            ddelta.addcmul_(dy, mix)
+        dmixes = [(dy * delta).sum((0, 1), dtype=torch.float32) for dy in grads]
+        shaped = [d.view(mix.shape).to(mix.dtype) for d, mix in zip(dmixes, mixes, strict=True)]
+        return dx, ddelta, *shaped
+
+
+def fused_addcmul_rwkv7(
+    hidden_states: Tensor,
+    delta: Tensor,
+    xr: Tensor,
+    xw: Tensor,
+    xk: Tensor,
+    xv: Tensor,
+    xa: Tensor,
+    xg: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """hidden_states + delta * x for each mix x [1, 1, D]; six of them, the last None if `xg` is."""
+    mixes = (xr, xw, xk, xv, xa) if xg is None else (xr, xw, xk, xv, xa, xg)
+    mixed = _Mix.apply(hidden_states, delta, *mixes)
+    return (*mixed, None) if xg is None else mixed
+
+
+def fused_k_rwkv7(
+    k: Tensor,
+    a: Tensor,
+    ka: Tensor,
+    cu_seqlens: Tensor | None = None,
+    cu_seqlens_cpu: Tensor | None = None,
+) -> Tensor:
+    """Keys k (1 + (a - 1) ka), for k and a [B, T, D] and ka [D]."""
+    return k.addcmul(k * (a - 1), ka).to(k.dtype)
+
+
+def gate_output_correction(
+    o: Tensor, r: Tensor, k: Tensor, r_k: Tensor, v: Tensor, g: Tensor
+) -> Tensor:
+    """(o + (r . (k r_k)) v) g: what a token reads of itself, then the output gate.
+
+    Args:
+        o: [B, T, H * D].
+        r: [B, T, H, D].
+        k: [B, T, H, D].
+        r_k: [H, D].
+        v: [B, T, H, D].
+        g: [B, T, H * D].
+    """
+    own = (r * k * r_k).sum(-1, keepdim=True) * v
+    return ((o + own.view(o.shape)) * g).to(o.dtype)

@@ -1,0 +1,73 @@
+"""What is known of fla's models that do not keep a law of `checkup.py`, each with its cause.
+
+Places are in fla 0.6.0. The tests hold that exactly these laws are broken: a model that starts to
+work has to leave this list.
+"""
+
+import re
+from typing import NamedTuple
+
+
+class Hole(NamedTuple):
+    """A law that some models break."""
+
+    models: str
+    """Model types, separated by spaces."""
+    law: str
+    """As `checkup.LAWS` names it."""
+    devices: str
+    """Where: `cpu` with our kernels, `cuda` with fla's, or both."""
+    reason: str
+
+
+_IGNORES_BOUNDARIES = (
+    "fla's layer ignores cu_seqlens, so that states would run on from one document into the next"
+)
+
+HOLES: tuple[Hole, ...] = (
+    Hole(
+        "cat",
+        "keeps documents apart",
+        "cpu cuda",
+        "fla refuses cu_seqlens: its chunks are cut across the whole row "
+        "(fla/models/cat/modeling_cat.py:547)",
+    ),
+    Hole("mamba mamba2 samba", "keeps documents apart", "cuda", _IGNORES_BOUNDARIES),
+    Hole(
+        "abc",
+        "keeps documents apart",
+        "cuda",
+        "fla's layer refuses cu_seqlens (fla/layers/abc.py:164)",
+    ),
+    Hole(
+        "mom",
+        "keeps documents apart",
+        "cuda",
+        "in training, the convolutions of fla's layer run on from one document into the next "
+        "(fla/layers/mom.py:519)",
+    ),
+)
+
+WITHOUT_GRADIENT: dict[str, tuple[str, str]] = {}
+"""Model type -> pattern of parameters that no gradient reaches, and why."""
+
+
+def known_holes(model_type: str, device: str) -> dict[str, str]:
+    """The laws that a model is known to break on a device, each with its reason.
+
+    Args:
+        model_type: as fla registers it.
+        device: "cpu", which stands for our kernels wherever they run, or "cuda" for fla's.
+    """
+    return {
+        hole.law: hole.reason
+        for hole in HOLES
+        if model_type in hole.models.split() and device in hole.devices.split()
+    }
+
+
+def has_no_gradient(model_type: str, parameter: str) -> bool:
+    """Whether a parameter is known to get no gradient, as one that the model never reads."""
+    return model_type in WITHOUT_GRADIENT and bool(
+        re.fullmatch(WITHOUT_GRADIENT[model_type][0], parameter)
+    )
