@@ -24,11 +24,11 @@ MODELS = {
     "gla": {"num_heads": 4},
     "delta_net": {"num_heads": 4},
     "gated_deltanet": {"num_heads": 2, "head_dim": 96, "expand_v": 2},
-    "mamba2": {"num_heads": 8, "head_dim": 64, "state_size": 128, "num_hidden_layers": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 64, "state_size": 128},
     "rwkv7": {"head_dim": 64},
     "kda": {"num_heads": 4, "head_dim": 64},
 }
-"""Fields of each config beside `SHAPE`; Mamba2 has no feed-forward, so it has twice the layers."""
+"""Fields of each config beside `SHAPE`. Mamba2 has no feed-forward network."""
 TOKENS = 8192
 """Tokens of a batch at every length but the first measurement, whose batch has half as many."""
 

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,7 +251,7 @@ def where_raised(error: BaseException) -> str:
     return f"{type(error).__name__} at {place}: {' '.join(str(error).split())[:600]}"
 
 
-def report(path: str, rows: list[Mapping[str, Any]]) -> None:
+def report(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Appends lines of JSON; several processes may do so at the same time."""
     with Path(path).open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,7 +1,7 @@
 """Inputs of softmax attention and its variants for `test_gpu_kernels`."""
 
 import torch
-from parity import FIXED, Arguments, Case, Draw
+from parity import FIXED, Arguments, Case, Draw, Looser
 
 QUERIES, KEYS, WIDTH = 4, 2, 64
 """Heads of queries, heads of keys and values, channels of a head."""
@@ -71,6 +71,13 @@ def deltaformer(d: Draw) -> Arguments:
     return {"q": q, "k": k, "v": v, "beta": d.share(KEYS)}
 
 
+# d g_t is the sum over s >= t of q_s dq_s - k_s dk_s (in fp32 to 1e-6). At 256 tokens the root of
+# the summed squares of these terms is 12 times its norm: so much more weigh the roundings of dq and
+# dk, which are off by up to 2.5e-3 in bf16 and 1e-3 in tf32
+CANCELLING = tuple(
+    Looser(dtype, tolerance, "a sum of terms 12 times as large", tensor="d g")
+    for dtype, tolerance in {"bf16": 5e-2, "fp32": 2e-2}.items()
+)
 PARALLAX_BF16 = {"fp32": "requires bf16 or fp16"}
 
 ATTENTION = (
@@ -81,7 +88,10 @@ ATTENTION = (
         forward_only="a step of generation",
     ),
     Case("ops.forgetting_attn.parallel.parallel_forgetting_attn", forgetting),
-    Case("ops.wall_attn.parallel.parallel_wall_attn", wall, kept=frozenset({"g_scalar"})),
+    Case(
+        "ops.wall_attn.parallel.parallel_wall_attn", wall, kept=frozenset({"g_scalar"}),
+        looser=CANCELLING,
+    ),
     Case("ops.parallax.parallel.parallel_parallax", parallax, refusals=PARALLAX_BF16),
     Case(
         "ops.parallax.decode.parallax_decode", parallax_end, layouts=FIXED,
@@ -92,7 +102,11 @@ ATTENTION = (
         forward_only="a step of generation",
     ),
     Case("ops.stickbreaking_attn.parallel.parallel_stickbreaking_attn", grouped),
-    Case("ops.path_attn.parallel.parallel_path_attn", path, kept=frozenset({"w", "beta"})),
+    Case(
+        "ops.path_attn.parallel.parallel_path_attn", path, kept=frozenset({"w", "beta"}),
+        # its backward wants 240 KiB of a multiprocessor's shared memory, Hopper has 227
+        refusals={"fp32": "out of resource: shared memory"},
+    ),
     Case("ops.nsa.parallel.parallel_nsa", native_sparse),
     Case("ops.deltaformer.parallel.deltaformer_attn", deltaformer),
 )  # fmt: skip

@@ -83,6 +83,11 @@ def without_oldest(function: Function, inputs: Arguments) -> Any:
     return y, state[..., 1:]
 
 
+def in_order(function: Function, inputs: Arguments) -> Any:
+    """For fla's activations, whose arguments have no names."""
+    return function(*inputs.values())
+
+
 def in_place(function: Function, inputs: Arguments) -> Any:
     inputs["cache"] = inputs["cache"].clone()
     return function(**inputs), inputs["cache"]
@@ -241,13 +246,19 @@ MODULES = (
     ),
     fused("token_shift.token_shift", shift, layouts=("2x256", "ragged")),
     *(
-        fused(ACTIVATIONS + name, only_x)
+        fused(ACTIVATIONS + name, only_x, call=in_order)
         for name in ("sigmoid", "logsigmoid", "swish", "sqrelu", "fast_gelu_impl")
     ),
-    fused(ACTIVATIONS + "bias_gelu_impl", biased),
-    *(fused(ACTIVATIONS + name, pair) for name in ("swiglu", "sigmoidglu", "powglu")),
+    fused(ACTIVATIONS + "bias_gelu_impl", biased, call=in_order),
     *(
-        fused(f"{ACTIVATIONS}{name}_linear", pair_linear, arithmetic="products", kept=NONE)
+        fused(ACTIVATIONS + name, pair, call=in_order)
+        for name in ("swiglu", "sigmoidglu", "powglu")
+    ),
+    *(
+        fused(
+            f"{ACTIVATIONS}{name}_linear", pair_linear, arithmetic="products", kept=NONE,
+            call=in_order,
+        )
         for name in ("swiglu", "sigmoidglu", "powglu")
     ),
     fused("rotary.ops.rotary_embedding", rotation, layouts=("2x256", "ragged"), fixed=ANGLES),
@@ -261,9 +272,12 @@ MODULES = (
         "fused_kl_div.ops.fused_kl_div_fwd", distillation, arithmetic="products", kept=NONE,
         forward_only="it returns the gradients",
     ),
-    fused("grpo.ops.fused_grpo_loss", policy),
+    fused("grpo.ops.fused_grpo_loss", policy, fixed=frozenset({"ref_logp", "advantages"})),
     *(
-        Case(f"ops.rwkv7.{path}", build, layouts=("2x256",), arithmetic="elementwise")
+        Case(
+            f"ops.rwkv7.{path}", build, layouts=("2x256",), arithmetic="elementwise",
+            kept=frozenset({"xr", "xw", "xk", "xv", "xa", "xg", "ka", "r_k"}),
+        )
         for path, build in {
             "fused_addcmul.fused_addcmul_rwkv7": mixes,
             "fused_k_update.fused_k_rwkv7": rwkv7_keys,

@@ -1,18 +1,19 @@
 """Our operators and fla's Triton kernels give the same on a GPU: results, states and gradients.
 
-Each is compared with ours in fp32 on the same inputs. One case is independent of another. In six
-processes that share a GPU, on a machine with sixteen cores, from the repository's root (one line):
+Each is compared with ours in fp32 on the same inputs. One case is independent of another. Compiling
+takes nearly all of the time, so a machine of sixteen cores is best used by twelve processes that
+share its GPU (from the repository's root, one line):
 
-    rm -f parity.jsonl; for i in 0 1 2 3 4 5; do PARITY_SHARD=$i/6 PARITY_REPORT=parity.jsonl
+    rm -f parity.jsonl; for i in $(seq 0 11); do PARITY_SHARD=$i/12 PARITY_REPORT=parity.jsonl
     python -m pytest -m gpu tests/test_gpu_kernels.py > parity$i.log 2>&1 & done; wait;
-    tail -qn 1 parity?.log; python tests/parity.py parity.jsonl
+    tail -qn 1 parity?*.log; python tests/parity.py parity.jsonl
 
 The last command prints the worst error of each operator. Without a GPU, `TRITON_INTERPRET=1` in
-front of pytest runs the same kernels on the CPU, see `triton_on_cpu`.
+front of pytest runs the same kernels on the CPU, see `triton_on_cpu`; that takes minutes to hours.
 """
 
 import importlib
-import inspect
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -20,8 +21,8 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from parity import (
+    DTYPES,
     LAYOUTS,
-    TOLERANCES,
     Arguments,
     Case,
     Tensors,
@@ -34,6 +35,7 @@ from parity import (
     widened,
 )
 from parity_cases_attention import ATTENTION
+from parity_cases_delta import DELTA_RULES
 from parity_cases_modules import MODULES
 from parity_cases_recurrence import RECURRENCES
 
@@ -46,11 +48,10 @@ from flame_accel.models.checkup import keeps_documents_apart
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
-CASES = (*RECURRENCES, *ATTENTION, *MODULES)
+CASES = (*RECURRENCES, *DELTA_RULES, *ATTENTION, *MODULES)
 UNCOMPARED = {
     "ops.gla.fused_chunk.fused_chunk_gla": "fla has only the name: NotImplementedError",
     "modules.fused_kl_div.ops.fused_kl_div_bwd": "a product with a number",
-    "layers.mom.transform": "PyTorch in fla, no kernel",
     "layers.rodimus.autocast_to_fp16": "PyTorch in fla, no kernel",
     "models.cat.modeling_cat.create_block_mask_compiled": "PyTorch's own, no kernel of fla",
     "models.cat.modeling_cat.flex_attention_compiled": "PyTorch's own, no kernel of fla",
@@ -68,11 +69,11 @@ needs_triton = [
 
 def runs() -> Iterator[Any]:
     """Every case with each of its layouts and precisions, or the part of it for this process."""
-    for case in CASES[INDEX::COUNT]:
+    # what training uses comes first, should time run out
+    for dtype, case in itertools.product(DTYPES, CASES[INDEX::COUNT]):
         for layout in case.layouts:
-            for dtype in TOLERANCES[case.arithmetic]:
-                name = f"{case.name}-{layout}-{dtype}"
-                yield pytest.param(case, layout, dtype, id=name, marks=needs_triton)
+            name = f"{case.name}-{layout}-{dtype}"
+            yield pytest.param(case, layout, dtype, id=name, marks=needs_triton)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_fla_and_ours_agree(triton, case: Case, layout: str, dtype: str):
     arguments = arguments_of(case, LAYOUTS[layout], dtype, DEVICE)
     ours = resolve(f"flame_accel.kernels.{SERVED[case.operator]}")
     theirs = resolve(f"fla.{case.operator}")
-    assert inspect.unwrap(theirs).__module__.startswith("fla.")
+    assert theirs is not ours
     reference = attempt(*place, "ours in fp32", ours, widened(arguments))
     if dtype in case.refusals:
         with pytest.raises(Exception, match=case.refusals[dtype]):
@@ -175,4 +176,4 @@ def test_packed_documents_stay_apart_to_the_bit(triton, model_type: str):
 
 def test_every_served_operator_has_a_case_or_a_reason():
     methods = {path for path in SERVED if path.split(".")[-2][0].isupper()}
-    assert {case.operator for case in CASES} == SERVED.keys() - UNCOMPARED.keys() - methods
+    assert {case.operator for case in CASES} | UNCOMPARED.keys() == SERVED.keys() - methods

@@ -167,3 +167,47 @@ def test_dtypes_are_kept_and_autocast_decides():
 def test_what_pytorch_lacks_is_refused_by_name(options):
     with pytest.raises(UserError, match=next(iter(options))):
         partial(flash_attn_func, **options)(*inputs(1, 4, 4, 2, 2))
+
+
+def kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edges_q: Tensor,
+    edges_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    scale: float | None,
+    window_size: Window,
+    enable_gqa: bool = True,
+) -> Tensor:
+    """What `torch.nn.attention.varlen.varlen_attn` promises, for machines that cannot run it."""
+    lengths = [edges.diff().tolist() for edges in (edges_q, edges_k)]
+    assert edges_q.dtype == edges_k.dtype == torch.int32
+    assert [max(x) for x in lengths] == [longest_q, longest_k]
+    assert q.shape[-1] % 8 == 0
+    parts = zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True)
+    return torch.cat(
+        [reference(*(x[None] for x in part), False, window_size, scale)[0] for part in parts]
+    )
+
+
+@pytest.fixture
+def flash_kernel(monkeypatch):
+    monkeypatch.setattr("flame_accel.kernels.attention.flash._has_flash", lambda q: True)
+    monkeypatch.setattr("flame_accel.kernels.attention.flash.varlen_attn", kernel)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (6, 0), (200, 0)])
+@pytest.mark.parametrize("width", [16, 20])
+def test_the_flash_kernel_is_called_as_it_wants_to_be(flash_kernel, width, window):
+    for queries, keys in ((1, 90), (5, 90), (90, 90)):
+        tensors = inputs(2, queries, keys, 4, 2, width)
+        actual = run(partial(flash_attn_func, causal=True, window_size=window), tensors)
+        assert_same(actual, run(partial(reference, window=window), tensors))
+    for lengths in (LENGTHS, (1,) * len(LENGTHS)):
+        keys = tuple(max(x) for x in zip(lengths, LENGTHS, strict=True))
+        tensors = inputs(1, sum(lengths), sum(keys), 4, 2, width)
+        actual = packed(lengths, keys, tensors, window=window)
+        assert_same(actual, separate(lengths, keys, tensors, window=window))

@@ -338,10 +338,10 @@ def scan_recurrence(x, dt, a, b, c, h):
     return torch.stack(outputs, 1), h
 
 
-@pytest.mark.parametrize("channels_at_once", [1 << 20, 1])
+@pytest.mark.parametrize("states_at_once", [1 << 20, 1])
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_selective_scan_equals_recurrence(tokens, channels_at_once, monkeypatch):
-    monkeypatch.setattr(mamba, "STATES", channels_at_once)
+def test_selective_scan_equals_recurrence(tokens, states_at_once, monkeypatch):
+    monkeypatch.setitem(mamba.STATES, "cpu", states_at_once)
     torch.manual_seed(tokens)
     x, dt = torch.randn(2, tokens, 6), 3 * torch.rand(2, tokens, 6)
     b, c = torch.randn(2, 2, tokens, 4).unbind()
@@ -456,10 +456,10 @@ def test_layer_one_token_at_a_time_equals_one_pass(name):
     layer = build_layer(name)
     x = torch.randn(2, 40, 32)
     with torch.no_grad():
-        expected = layer(x)[0]
+        expected = layer(hidden_states=x)[0]
         cache, outputs = Cache(), []
         for part in x.split([20] + [1] * 20, 1):
-            o, _, cache = layer(part, past_key_values=cache, use_cache=True)
+            o, _, cache = layer(hidden_states=part, past_key_values=cache, use_cache=True)
             outputs.append(o)
     assert_same([torch.cat(outputs, 1)], [expected], 1e-5)
 
@@ -468,11 +468,12 @@ def test_layer_one_token_at_a_time_equals_one_pass(name):
 def test_layer_keeps_packed_documents_apart(name):
     layer = build_layer(name)
     x = torch.randn(1, sum(LENGTHS), 32)
-    o = layer(x, cu_seqlens=BOUNDS)[0]
-    assert_same([o], [torch.cat([layer(part)[0] for part in x.split(LENGTHS, 1)], 1)], 1e-6)
+    o = layer(hidden_states=x, cu_seqlens=BOUNDS)[0]
+    parts = [layer(hidden_states=part)[0] for part in x.split(LENGTHS, 1)]
+    assert_same([o], [torch.cat(parts, 1)], 1e-6)
     first, last = 41, 134
     x[:, :first] = torch.randn_like(x[:, :first])
     x[:, last:] = 7.0
-    changed = layer(x, cu_seqlens=BOUNDS)[0]
+    changed = layer(hidden_states=x, cu_seqlens=BOUNDS)[0]
     assert not torch.equal(changed[:, :first], o[:, :first])
     assert torch.equal(changed[:, first:last], o[:, first:last])

@@ -16,7 +16,7 @@ from flame_accel import kernels
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.flash import flash_attn_func
 from flame_accel.kernels.install import _resolve
-from flame_accel.kernels.table import SERVED, SERVED_WITHOUT_FLASH_ATTN
+from flame_accel.kernels.table import SERVED, SERVED_EVERYWHERE, SERVED_WITHOUT_FLASH_ATTN
 
 BOUNDARIES = torch.tensor([0, 1, 30, 75, 100])
 
@@ -63,10 +63,10 @@ def test_uninstall_restores_fla():
     kernels.install("torch")
 
 
-@pytest.mark.parametrize("theirs", SERVED)
+@pytest.mark.parametrize("theirs", [*SERVED, *SERVED_EVERYWHERE])
 def test_every_row_of_the_table_exists_and_is_served(theirs):
     assert callable(_resolve(f"fla.{theirs}")[2])
-    assert callable(_resolve(f"flame_accel.kernels.{SERVED[theirs]}")[2])
+    assert callable(_resolve(f"flame_accel.kernels.{(SERVED | SERVED_EVERYWHERE)[theirs]}")[2])
 
 
 def test_every_name_missing_of_flash_attn_is_served():

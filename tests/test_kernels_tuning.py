@@ -17,6 +17,8 @@ pytest.importorskip("triton")
 
 from triton import Config
 
+from flame_accel import kernels
+from flame_accel.__main__ import main
 from flame_accel.config import UserError
 from flame_accel.kernels.tuning import Tuner, choices, shipped_folder, tuner
 
@@ -183,6 +185,14 @@ def test_the_door_leads_flas_kernels_to_the_tuner_and_no_others(tmp_path, monkey
     assert list(flas.cache) == [(4096, 64, "torch.float32")]
     assert len(flas.timed) == 6
     assert another.timed == []
+
+
+@pytest.mark.skipif(kernels.triton_has_device(), reason="needs a machine without a Triton device")
+def test_tuning_is_refused_where_nothing_can_be_tuned(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["tune", "--model.config", "configs/gla_1M.json"])
+    assert caught.value.code == 1
+    assert "no Triton device" in capsys.readouterr().err
 
 
 def test_shipped_configurations_are_of_kernels_that_fla_has():

@@ -7,12 +7,14 @@ takes its first candidate, since there is nothing to time.
 
 import ast
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 import triton.language as tl
+from triton.language.extra import libdevice
 from triton.runtime import interpreter
 from triton.runtime.autotuner import Autotuner
 
@@ -110,6 +112,29 @@ def take_first_candidate(kernel: Any, *args: Any, **kwargs: Any) -> Any:
     return kernel.fn.run(*args, **options)
 
 
+def fma(original: Original, builder: Any, x: Any, y: Any, z: Any) -> Any:
+    if not is_bf16(z):
+        return original(builder, x, y, z)
+    return Handle(rounded(widened(x) * widened(y) + widened(z)), tl.bfloat16)
+
+
+def elementwise(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], Any]:
+    """A function of libdevice, of fp32."""
+    return lambda x: tl.tensor(Handle(function(x.handle.data), x.dtype.scalar), x.type)
+
+
+def gather(source: Any, index: Any, axis: int) -> Any:
+    return tl.gather(source, index, axis)
+
+
+def replace(original: Any, value: Any) -> None:
+    """Wherever fla has imported it by its name."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.startswith("fla."):
+            for name in [name for name, x in vars(module).items() if x is original]:
+                setattr(module, name, value)
+
+
 def with_original(function: Callable[..., Any], original: Original) -> Callable[..., Any]:
     return lambda *args: function(original, *args)
 
@@ -118,6 +143,7 @@ for name, function in {
     "binary_op": binary_op,
     "unary_op": unary_op,
     "create_dot": dot,
+    "create_fma": fma,
     "cast_impl": cast,
     "create_fp_to_fp": cast,
 }.items():
@@ -129,7 +155,17 @@ for owner, name, value in (
     (interpreter.ReduceOps, "sum", total),
     (Autotuner, "run", take_first_candidate),
     # what fla and `install` ask before they launch a kernel
-    (torch.Tensor, "is_cuda", True),
+    (torch.Tensor, "is_cuda", property(lambda tensor: True)),
     (importlib.import_module("flame_accel.kernels.install"), "triton_has_device", lambda: True),
 ):
     setattr(owner, name, value)
+for name, function in {
+    "exp": np.exp,
+    "fast_cosf": np.cos,
+    "fast_sinf": np.sin,
+    "log1p": np.log1p,
+    "tanh": np.tanh,
+}.items():
+    replace(getattr(libdevice, name), elementwise(function))
+    setattr(libdevice, name, elementwise(function))
+replace(tl.gather, gather)

@@ -9,10 +9,13 @@ are the few functions of fla that are wrong on every device.
 
 import ctypes
 import importlib
+import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import unwrap
 from typing import Any, Literal
 
@@ -73,6 +76,7 @@ def uninstall() -> None:
 
 
 def _install_everywhere() -> None:
+    _say_nothing_of_packages()
     _replace(SERVED_EVERYWHERE)
     if importlib.import_module("fla.layers.attn").flash_attn_func is None:
         _replace(SERVED_WITHOUT_FLASH_ATTN)
@@ -100,6 +104,18 @@ def _replace(served: Mapping[str, str]) -> None:
         elif not _register(original, ours):
             replacements[id(original)] = (original, ours)
     _sweep(replacements)
+
+
+def _say_nothing_of_packages() -> None:
+    """Drops what fla's Mamba layers log about packages that are missing: here none is missed."""
+
+    def is_about_something_else(record: logging.LogRecord) -> bool:
+        return not re.search(r"not available because|conv1d backend", record.getMessage())
+
+    for name in ("mamba", "mamba2", "mamba3", "log_linear_mamba2"):
+        logger = logging.getLogger(f"fla.layers.{name}")
+        logger.addFilter(is_about_something_else)
+        _undo.append(partial(logger.removeFilter, is_about_something_else))
 
 
 def _keep_freed_memory() -> None:

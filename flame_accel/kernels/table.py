@@ -46,8 +46,6 @@ FAMILIES = (
             "ops.gsa.chunk": "chunk_gsa",
             "ops.gsa.fused_recurrent": "fused_recurrent_gsa",
             "ops.gsa.gate": "fused_additive_gate",
-            "ops.abc.chunk": "chunk_abc",
-            "layers.abc": "ABCAttention.forward=abc_forward",
         },
     ),
     Family(
@@ -65,21 +63,6 @@ FAMILIES = (
             "ops.based.fused_chunk": "fused_chunk_based",
             "ops.rebased.parallel": "parallel_rebased",
         },
-    ),
-    Family(
-        "recurrence.mamba",
-        "h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t, per channel (2312.00752)",
-        {"layers.mamba": "Mamba.slow_forward=slow_forward"},
-    ),
-    Family(
-        "recurrence.mamba2",
-        "the same with one decay per head, on simple GLA (2405.21060)",
-        {"layers.mamba2": "Mamba2.forward=forward"},
-    ),
-    Family(
-        "recurrence.mamba3",
-        "the same by the trapezoid rule, B and C turned, on simple GLA (Mamba-3, ICLR 2026)",
-        {"layers.mamba3": "Mamba3.forward=forward"},
     ),
     Family(
         "recurrence.delta_rule",
@@ -139,13 +122,7 @@ FAMILIES = (
         "linear attention with decay and one weight per power of two of distance (2506.04761)",
         {
             "ops.log_linear_attn.chunk": "chunk_log_linear_attn",
-            "layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2",
         },
-    ),
-    Family(
-        "recurrence.memories",
-        "tokens dealt out to the memories they choose, in their order (2502.13685)",
-        {"layers.mom": "transform MomAttention.forward=forward_mom"},
     ),
     Family(
         "attention.deltaformer",
@@ -329,6 +306,39 @@ ATTENTION = (
 
 MENDED = (
     Family(
+        "recurrence.mamba",
+        "h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t, per channel (2312.00752)",
+        {"layers.mamba": "Mamba.slow_forward=slow_forward Mamba.cuda_kernels_forward=fast_forward"},
+    ),
+    Family(
+        "recurrence.mamba2",
+        "the same with one decay per head, on simple GLA (2405.21060)",
+        {"layers.mamba2": "Mamba2.forward=forward"},
+    ),
+    Family(
+        "recurrence.mamba3",
+        "the same by the trapezoid rule, B and C turned, on simple GLA (Mamba-3, ICLR 2026)",
+        {"layers.mamba3": "Mamba3.forward=forward"},
+    ),
+    Family(
+        "recurrence.memories",
+        "tokens dealt out to the memories they choose, in their order (2502.13685)",
+        {"layers.mom": "transform MomAttention.forward=forward_mom"},
+    ),
+    Family(
+        "recurrence.log_linear",
+        "fla's layer, for packed documents and without CUDA",
+        {"layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2"},
+    ),
+    Family(
+        "recurrence.gsa",
+        "slots exp(s_t) over their running sum, which is part of the state (2110.02488)",
+        {
+            "ops.abc.chunk": "chunk_abc",
+            "layers.abc": "ABCAttention.__call__=call_abc",
+        },
+    ),
+    Family(
         "modules.model",
         "a model's layers one after the other, with all options handed on",
         {
@@ -342,6 +352,7 @@ MENDED = (
         {
             "layers.forgetting_attn": "ForgettingAttention.forward=forgetting_forward",
             "layers.path_attn": "PaTHAttention.forward=path_forward",
+            "layers.wall_attn": "WallAttention.forward=wall_forward",
         },
     ),
 )

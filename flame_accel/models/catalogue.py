@@ -35,7 +35,8 @@ SMALL: dict[str, Any] = {
 SPECIAL: dict[str, dict[str, Any]] = {
     "cat": {"max_chunk_size": 8, "pad_to_multiple_of": 16},
     "hgrn": {"expand_ratio": 1},
-    "log_linear_mamba2": {"chunk_size": 64},
+    # its kernels want whole blocks of 64 states
+    "log_linear_mamba2": {"chunk_size": 64, "state_size": 64},
     "mla": {
         "q_lora_rank": 16,
         "kv_lora_rank": 32,

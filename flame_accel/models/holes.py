@@ -4,7 +4,6 @@ Places are in fla 0.6.0. The tests hold that exactly these laws are broken: a mo
 work has to leave this list.
 """
 
-import re
 from typing import NamedTuple
 
 
@@ -20,10 +19,6 @@ class Hole(NamedTuple):
     reason: str
 
 
-_IGNORES_BOUNDARIES = (
-    "fla's layer ignores cu_seqlens, so that states would run on from one document into the next"
-)
-
 HOLES: tuple[Hole, ...] = (
     Hole(
         "cat",
@@ -32,24 +27,7 @@ HOLES: tuple[Hole, ...] = (
         "fla refuses cu_seqlens: its chunks are cut across the whole row "
         "(fla/models/cat/modeling_cat.py:547)",
     ),
-    Hole("mamba mamba2 samba", "keeps documents apart", "cuda", _IGNORES_BOUNDARIES),
-    Hole(
-        "abc",
-        "keeps documents apart",
-        "cuda",
-        "fla's layer refuses cu_seqlens (fla/layers/abc.py:164)",
-    ),
-    Hole(
-        "mom",
-        "keeps documents apart",
-        "cuda",
-        "in training, the convolutions of fla's layer run on from one document into the next "
-        "(fla/layers/mom.py:519)",
-    ),
 )
-
-WITHOUT_GRADIENT: dict[str, tuple[str, str]] = {}
-"""Model type -> pattern of parameters that no gradient reaches, and why."""
 
 
 def known_holes(model_type: str, device: str) -> dict[str, str]:
@@ -64,10 +42,3 @@ def known_holes(model_type: str, device: str) -> dict[str, str]:
         for hole in HOLES
         if model_type in hole.models.split() and device in hole.devices.split()
     }
-
-
-def has_no_gradient(model_type: str, parameter: str) -> bool:
-    """Whether a parameter is known to get no gradient, as one that the model never reads."""
-    return model_type in WITHOUT_GRADIENT and bool(
-        re.fullmatch(WITHOUT_GRADIENT[model_type][0], parameter)
-    )

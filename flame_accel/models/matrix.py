@@ -26,22 +26,24 @@ Made by `python -m flame_accel models --write docs/models.md` from the results o
 
 {{machines}}
 
-Every causal language model that fla registers, at a tiny size ({SMALL["hidden_size"]} channels,
-{SMALL["num_hidden_layers"]} layers):
+Every causal language model that fla registers, at a tiny size
+({SMALL["hidden_size"]} channels, {SMALL["num_hidden_layers"]} layers), in float32 on the CPU and
+under bfloat16 autocast on the H200:
 
 * **CPU**, **H200**: two optimizer steps lower the loss, every parameter gets a finite gradient, and
   the model that is saved and loaded through `AutoModelForCausalLM` has the same logits, bit by bit.
-  In float32 on the CPU, under bfloat16 autocast on the H200.
 * **varlen**: in a row of packed documents (`cu_seqlens`) the logits of a document stay
   bit-identical when another one changes, its loss has no gradient in another, and its logits are
-  those of the document alone (relative error up to {PRECISION["cpu"].packing:.0e} on the CPU,
-  {PRECISION["cuda"].packing} on the H200). `training.varlen` is refused where this does not hold.
-* **generates**: greedy generation token by token, after prompts of
-  {", ".join(map(str, PROMPT_LENGTHS))} tokens, has the logits of one pass over the whole text
-  (relative error up to {PRECISION["cpu"].step:.0e} on the CPU, {PRECISION["cuda"].step} on the
-  H200). A model without a cache computes the whole text again for every token.
+  those of the document alone. `training.varlen` is refused where this does not hold.
+* **generates**: greedy generation token by token has the logits of one pass over the whole text,
+  after prompts of {", ".join(map(str, PROMPT_LENGTHS))} tokens. A model without a cache computes
+  the whole text again for every token.
 * **kernels without a GPU**: the modules of `flame_accel/kernels/` that mix the tokens; on a GPU
   fla's own kernels do.
+
+Relative errors of logits that count as the same are at most
+{PRECISION["cpu"].packing:.0e} (varlen) and {PRECISION["cpu"].step:.0e} (generates) on the CPU, and
+{PRECISION["cuda"].packing} and {PRECISION["cuda"].step} on the H200.
 """
 
 

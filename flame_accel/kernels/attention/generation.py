@@ -1,8 +1,8 @@
-"""Mends the generation of two fla layers, on every device; what they compute stays theirs.
+"""Mends the generation of three fla layers, on every device; what they compute stays theirs.
 
-transformers drops an attention mask without padding before it generates, and these layers decode
-only with one. PaTH also compiles a line of its decoding step anew in every process, with a compiler
-that the machine may not have.
+transformers, from some version on, drops an attention mask without padding before it generates.
+Two of the layers decode only with a mask, the third only without. PaTH also compiles a line of its
+decoding step anew in every process, with a compiler that the machine may not have.
 """
 
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from fla.layers.forgetting_attn import ForgettingAttention
 from fla.layers.path_attn import PaTHAttention
+from fla.layers.wall_attn import WallAttention
 from torch import Tensor
 
 _forgetting_forward = ForgettingAttention.forward
 _path_forward = PaTHAttention.forward
+_wall_forward = WallAttention.forward
 
 
 def forgetting_forward(
@@ -39,6 +41,19 @@ def path_forward(
     attention_mask = _whole_mask(layer, hidden_states, attention_mask, past_key_values)
     with torch.compiler.set_stance("force_eager"):
         return _path_forward(layer, hidden_states, attention_mask, past_key_values, **options)
+
+
+def wall_forward(
+    layer: WallAttention,
+    hidden_states: Tensor,
+    attention_mask: Any = None,
+    past_key_values: Any = None,
+    **options: Any,
+) -> Any:
+    """`WallAttention.forward` without a mask that hides nothing, which it refuses with a cache."""
+    if past_key_values is not None and attention_mask is not None and attention_mask.all():
+        attention_mask = None
+    return _wall_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
 def _whole_mask(

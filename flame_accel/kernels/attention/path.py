@@ -131,9 +131,10 @@ def _formula(
     """`q` of one chunk [P, 1, C, R, D], `scores` within it; all else of the chunks up to it."""
     shape, x = q.shape[2:4], q.flatten(1, 3)
     blocks = [scores.squeeze(1)]
-    for chunk in range(k.shape[1] - 2, -1, -1):
-        blocks.append((x @ k[:, chunk].mT).unflatten(1, shape))
-        x = x @ through[:, chunk]
+    earlier = zip(k.unbind(1)[:-1], through.unbind(1)[:-1], strict=True)
+    for keys, matrix in reversed(list(earlier)):
+        blocks.append((x @ keys.mT).unflatten(1, shape))
+        x = x @ matrix
     scores = torch.cat(blocks[::-1], -1)
     for sums_k in sums:
         start = sums_k[:, -1:, :1].detach()

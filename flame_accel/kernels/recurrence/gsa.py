@@ -16,14 +16,13 @@ Shape letters: B batch, T tokens, N sequences, H heads, K key and V value channe
 from typing import Any
 
 import torch
-from fla.layers.abc import ABCAttention
-from torch import Tensor
+from fla.ops.gsa import chunk, fused_recurrent, gate
+from torch import Tensor, nn
 
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.gla import fused_recurrent_gla
 
 Pair = tuple[Tensor, Tensor]
-_abc_forward = ABCAttention.forward
 EMPTY = -1e30
 """Stands for the logarithm of an empty sum, where -inf would make gradients undefined."""
 
@@ -94,7 +93,6 @@ def fused_recurrent_gsa(
     return o.to(q.dtype), [final_k, final_v]
 
 
-@without_autocast
 def chunk_abc(
     q: Tensor,
     k: Tensor,
@@ -107,30 +105,33 @@ def chunk_abc(
 
     The state holds a third tensor, the logarithm of the running sum [B, 1, H, M]. fla's has only
     two, with which a sequence cannot be continued: what the next slots are divided by is not known.
+    The operators are called by fla's name: kernels or PyTorch, whichever is active.
     """
     *pair, before = (None, None, None) if initial_state is None else initial_state
-    s, g, after = fused_additive_gate(s, before, None, k.dtype, torch.float32)
-    state = None if initial_state is None else (pair[0], pair[1])
-    o, final = fused_recurrent_gsa(q, k, v, s, g, None, state, output_final_state)
+    normalize: Any = gate.fused_additive_gate
+    s, g, after = normalize(s, before, None, k.dtype, torch.float32)
+    operator: Any = fused_recurrent.fused_recurrent_gsa if s.shape[1] == 1 else chunk.chunk_gsa
+    state = None if initial_state is None else tuple(pair)
+    o, final = operator(q, k, v, s, g, initial_state=state, output_final_state=output_final_state)
     return o, (*final, after) if output_final_state else None
 
 
-def abc_forward(
-    layer: Any, hidden_states: Tensor, *args: Any, cu_seqlens: Tensor | None = None, **options: Any
+def call_abc(
+    layer: nn.Module, *, hidden_states: Tensor, cu_seqlens: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Any, Any]:
-    """`ABCAttention.forward`, which refuses packed documents; here they go through it one by one.
+    """A call of `ABCAttention`, which refuses packed documents; here they enter it one by one.
 
     Args:
         layer: fla's `ABCAttention`.
         hidden_states: [B, T, hidden size].
-        args: as of fla's method, which gets them.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        options: the same as `args`.
+        options: for fla's forward pass.
     """
+    call = nn.Module.__call__
     if cu_seqlens is None:
-        return _abc_forward(layer, hidden_states, *args, **options)
+        return call(layer, hidden_states=hidden_states, **options)
     documents = hidden_states.split(cu_seqlens.diff().tolist(), 1)
-    results = [_abc_forward(layer, document, *args, **options) for document in documents]
+    results = [call(layer, hidden_states=document, **options) for document in documents]
     return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
 
 

@@ -24,7 +24,7 @@ from flame_accel.kernels.recurrence.chunking import (
     unsort_sequences,
 )
 
-CHUNK = 16
+CHUNK = 32
 """Tokens of a chunk."""
 
 

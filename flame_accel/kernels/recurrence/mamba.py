@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fla.layers.mamba import Mamba
 from fla.modules.causal_conv1d import ops as convolution
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +23,9 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import Chunks, cut, from_chunks, to_chunks
 from flame_accel.kernels.recurrence.hgrn import CHUNK, gated_scan
 
-STATES = 1 << 20
+_on_mamba_ssm: Any = Mamba.cuda_kernels_forward
+
+STATES = {"cpu": 1 << 22, "cuda": 1 << 28}
 """States of all tokens that exist at a time: as many channels as fit, at least one."""
 
 
@@ -69,6 +72,21 @@ def slow_forward(
     return layer.out_proj(y.to(input_states.dtype)), conv_state, state if use_cache else None
 
 
+def fast_forward(
+    layer: Any,
+    hidden_states: Tensor,
+    last_state: dict[str, Any] | None = None,
+    use_cache: bool | None = False,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`Mamba.cuda_kernels_forward`: fla's on the mamba_ssm package, which knows no documents."""
+    if cu_seqlens is None:
+        return _on_mamba_ssm(layer, hidden_states, last_state, use_cache, attention_mask, **options)
+    return slow_forward(layer, hidden_states, last_state, use_cache, attention_mask, cu_seqlens)
+
+
 @without_autocast
 def selective_scan(
     x: Tensor,
@@ -96,7 +114,7 @@ def selective_scan(
         initial_state = x.new_zeros(num_sequences, *a.shape, dtype=torch.float32)
     chunks = cut(batch, tokens, cu_seqlens, CHUNK)
     xc, dtc, bc, cc = (to_chunks(y.unsqueeze(2), chunks).squeeze(1) for y in (x, dt, b, c))
-    width = max(1, STATES // (bc.numel()))
+    width = max(1, STATES[x.device.type] // bc.numel())
     parts = zip(
         xc.split(width, 2), dtc.split(width, 2), a.split(width), initial_state.split(width, 1),
         strict=True,

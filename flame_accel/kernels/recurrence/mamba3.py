@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fla.layers.mamba3 import Mamba3, is_fast_path_available
 from fla.layers.utils import (
     get_layer_cache,
     repad_hidden_states,
@@ -27,6 +28,8 @@ from fla.ops import simple_gla
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
+
+_on_mamba_ssm: Any = Mamba3.forward
 
 State = tuple[Tensor, Tensor, Tensor, Tensor]
 """Angles [N, H, R], S [N, H, V, K], last turned B [N, 1, H, K], last x [N, H, V]."""
@@ -57,12 +60,17 @@ def forward(
     Raises:
         UserError: The layer has `is_mimo`.
     """
-    if layer.is_mimo:
+    if layer.is_mimo and not is_fast_path_available:
         raise UserError(
-            "Mamba-3 with is_mimo has no PyTorch implementation",
+            "Mamba-3 with is_mimo has no implementation but that of mamba_ssm",
             where="model.config",
             remedy="set is_mimo to false, or use a GPU with mamba_ssm and TileLang installed",
         )
+    if layer.is_mimo:
+        return _on_mamba_ssm(
+            layer, hidden_states, attention_mask, past_key_values, use_cache,
+            output_attentions, cu_seqlens=cu_seqlens, **options,
+        )  # fmt: skip
     last_state = get_layer_cache(layer, past_key_values)
     batch, tokens, _ = hidden_states.shape
     x, indices = hidden_states, None
