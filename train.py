@@ -52,6 +52,7 @@ from flame_accel.data import (
     vocabulary_size,
 )
 from flame_accel.diagnosis.fitness import refuse_unfit_machine
+from flame_accel.diagnosis.numerics import refuse_leaks
 from flame_accel.evaluation import sample_text, validate
 from flame_accel.models import (
     ParameterCount,
@@ -167,6 +168,7 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     )
     if training.varlen:
         refuse_packing(model_config, kernels=kernels.install(model_options.kernels))
+        refuse_leaks(model_config, accelerator.device.type)
     for note in refuse_unfit_machine(model_config, model_options.kernels, config.job.dump_folder):
         log.info("This machine: %s", note)
     tokenizer = load_tokenizer(model_options.tokenizer_path or name, trust_remote_code)

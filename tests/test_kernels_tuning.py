@@ -20,7 +20,7 @@ from triton import Config
 from flame_accel import kernels
 from flame_accel.__main__ import main
 from flame_accel.config import UserError
-from flame_accel.kernels.tuning import Tuner, choices, shipped_folder, tuner
+from flame_accel.kernels.tuning import Tuner, choices, door, shipped_folder
 
 GPU = "NVIDIA_Imaginary"
 
@@ -146,6 +146,25 @@ def test_an_impatient_tuner_takes_what_runs_and_keeps_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_chosen_without_tuning_is_forgotten(tmp_path, monkeypatch):
+    from triton.runtime.autotuner import Autotuner
+
+    monkeypatch.setattr(Autotuner, "run", lambda kernel, *args, **kwargs: None)
+    monkeypatch.setattr(door, "_active", None)
+    monkeypatch.setattr(door, "_original", None)
+    kernel = Kernel({16: 4.0, 32: 1.0})
+    launch = SimpleNamespace(dtype="torch.float32"), 4096, 64
+    patient = door.open_door(Tuner(GPU, tmp_path))
+    with door.untuned():
+        Autotuner.run(kernel, *launch, grid=(1,), warmup=False)
+        assert [config.kwargs["BT"] for config in kernel.cache.values()] == [16]
+    assert kernel.cache == {}
+    Autotuner.run(kernel, *launch, grid=(1,), warmup=False)
+    assert [config.kwargs["BT"] for config in kernel.cache.values()] == [32]
+    assert list(patient.tuned) == ["imaginary_kernel"]
+    door.close_door()
+
+
 def test_fla_reads_what_was_tuned(tmp_path, monkeypatch):
     from fla.ops.utils import cache
 
@@ -172,15 +191,15 @@ def test_the_door_leads_flas_kernels_to_the_tuner_and_no_others(tmp_path, monkey
 
     launched = []
     monkeypatch.setattr(Autotuner, "run", lambda kernel, *args, **kwargs: launched.append(kernel))
-    monkeypatch.setattr(tuner, "_active", None)
-    monkeypatch.setattr(tuner, "_original", None)
+    monkeypatch.setattr(door, "_active", None)
+    monkeypatch.setattr(door, "_original", None)
     flas, another = Kernel(SECONDS), Kernel(SECONDS)
     another.base_fn = SimpleNamespace(__name__="kernel", __module__="elsewhere")
     x = SimpleNamespace(dtype="torch.float32")
-    tuner.open_door(Tuner(GPU, tmp_path))
+    door.open_door(Tuner(GPU, tmp_path))
     for kernel in (flas, flas, another):
         Autotuner.run(kernel, x, 4096, D=64, grid=(1,), warmup=False)
-    tuner.close_door()
+    door.close_door()
     assert launched == [flas, flas, another]
     assert list(flas.cache) == [(4096, 64, "torch.float32")]
     assert len(flas.timed) == 6

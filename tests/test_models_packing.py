@@ -1,8 +1,14 @@
 """Packing is refused, by name, for exactly those models of fla that mix documents."""
 
+from typing import Any
+
 import pytest
+import torch
+from fla.models import GLAConfig, GLAForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from flame_accel.config import UserError
+from flame_accel.diagnosis.numerics import refuse_leaks
 from flame_accel.models import refuse_packing
 from flame_accel.models.catalogue import registered_configs, tiny_config
 from flame_accel.models.holes import HOLES
@@ -32,3 +38,26 @@ def test_packing_is_refused_by_name(kernels):
 def test_packing_is_accepted_for_all_others(kernels):
     for model_type in registered_configs().keys() - MIXING[kernels]:
         refuse_packing(tiny_config(model_type), kernels=kernels)
+
+
+def test_a_model_that_is_not_flas_is_tried_out():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match=r"^training.varlen: llama does not keep packed documents"):
+        refuse_leaks(AutoConfig.for_model("llama", **sizes), "cpu")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_of_ones_own_that_keeps_documents_apart_is_accepted():
+    class OwnConfig(GLAConfig):
+        model_type = "own_gla"
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+
+    class OwnForCausalLM(GLAForCausalLM):
+        config_class = OwnConfig
+
+    AutoConfig.register("own_gla", OwnConfig)
+    AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM)
+    refuse_leaks(OwnConfig(hidden_size=64, num_heads=2), "cpu")

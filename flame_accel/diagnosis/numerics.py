@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from flame_accel import kernels
+from flame_accel.config.errors import UserError
 from flame_accel.kernels.install import Kind
-from flame_accel.kernels.tuning import Tuner, open_door
+from flame_accel.kernels.tuning import Tuner, open_door, untuned
 from flame_accel.models import build_model, count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_configs, tiny_config
-from flame_accel.models.checkup import explain, relative_error
+from flame_accel.models.checkup import examine, explain, relative_error
 from flame_accel.models.instantiate import instantiate
+from flame_accel.models.packing import LAW
 
 MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
 """A small version that has more is replaced by the tiny model of the same type."""
@@ -81,6 +83,32 @@ def shrink(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     if count(small) > MAX_PARAMETERS[device] and config.model_type in registered_configs():
         return tiny_config(config.model_type)
     return small
+
+
+def refuse_leaks(config: PreTrainedConfig, device: str) -> None:
+    """Tries out whether a model that is not fla's keeps packed documents apart.
+
+    Of fla's models it is known, see `models/packing.py`. The process's random state is left alone.
+
+    Args:
+        config: of the model to train with packed documents.
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: It lets something of a document reach another one.
+    """
+    if config.model_type in registered_configs():
+        return
+    devices = [torch.cuda.current_device()] if device == "cuda" else []
+    with torch.random.fork_rng(devices=devices), untuned():
+        (finding,) = examine(shrink(config, device), device, [LAW])
+    if not finding.holds:
+        raise UserError(
+            f"{config.model_type} does not keep packed documents apart: {finding.reason}",
+            where="training.varlen",
+            remedy="train it without --training.varlen, or let its layers start afresh at the "
+            "boundaries in cu_seqlens",
+        )
 
 
 def install_untuned(kind: Kind) -> None:

@@ -4,19 +4,19 @@ Triton's autotuner compiles one candidate after the other and times each for an 
 fla has hundreds. Here the candidates of a kernel compile in a pool of threads and are timed twice:
 all of them shortly, then the best few for longer. What was chosen is written to the run's folder,
 so that a restart computes the same bits, and what was tuned to the user's cache folder, so that it
-is tuned once. Files and their format belong to `choices`.
+is tuned once. Files and their format belong to `choices`; `door` is where Triton comes in.
 """
 
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from filelock import FileLock
 
@@ -56,6 +56,8 @@ class Tuner:
         self.tuned_folder = (folder or choices.cache_folder() / "tuned") / gpu
         self.folders = [] if fresh else [self.tuned_folder, choices.shipped_folder(gpu)]
         self.run_folder: Path | None = None
+        self.provisional: list[tuple[dict[Any, Any], Any]] = []
+        """What an impatient tuner has put into which kernel's cache."""
         self.tuned: dict[str, int] = {}
         """Kernels tuned by this process, and the number of their candidates."""
         self.seconds = {"compiling": 0.0, "timing": 0.0}
@@ -224,59 +226,3 @@ def _describe(config: Any) -> dict[str, Any]:
         "maxnreg": config.maxnreg,
         "ir_override": config.ir_override,
     }
-
-
-_active: Tuner | None = None
-_original: Callable[..., Any] | None = None
-
-
-def open_door(tuner: Tuner | None = None) -> Tuner:
-    """Lets a tuner choose for all of fla's kernels, those already imported among them."""
-    global _active, _original
-    from fla.ops.utils.cache import get_gpu_info
-    from triton.runtime.autotuner import Autotuner
-
-    _active = tuner or _active or Tuner(get_gpu_info())
-    if _original is None:
-        original = _original = Autotuner.run
-
-        def run(kernel: Any, *args: Any, **kwargs: Any) -> Any:
-            if _active is not None and len(kernel.configs) > 1 and _is_flas(kernel):
-                key = _key(kernel, args, kwargs)
-                if key not in kernel.cache:
-                    kernel.cache[key] = _active.choose(kernel, key, args, kwargs)
-            return original(kernel, *args, **kwargs)
-
-        cast(Any, Autotuner).run = run
-    return _active
-
-
-def close_door() -> None:
-    """Leaves the choice to Triton again."""
-    global _active, _original
-    if _original is not None:
-        from triton.runtime.autotuner import Autotuner
-
-        cast(Any, Autotuner).run = _original
-    _active = _original = None
-
-
-def keep_choices_in(folder: Path) -> None:
-    """Writes every choice of this process to `folder` too, and follows what is there already.
-
-    A folder below it belongs to this kind of GPU. Nothing happens where Triton does not run.
-    """
-    if _active is not None:
-        _active.run_folder = folder / _active.gpu
-
-
-def _is_flas(kernel: Any) -> bool:
-    return kernel.base_fn.__module__.startswith("fla.")
-
-
-def _key(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """As Triton's `Autotuner.run` makes it."""
-    arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
-    known = {name: value for name, value in arguments.items() if name in kernel.arg_names}
-    dtypes = [str(value.dtype) for value in known.values() if hasattr(value, "dtype")]
-    return (*(known[name] for name in kernel.keys if name in known), *dtypes)
