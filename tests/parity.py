@@ -93,6 +93,19 @@ class Case(NamedTuple):
         )
 
 
+def narrow(build: Callable[["Draw"], Arguments], width: int = 32) -> Callable[["Draw"], Arguments]:
+    """The same inputs with narrower heads, for which kernels are compiled to other instructions."""
+
+    def cut(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        square = x.dim() > 1 and x.shape[-1] == x.shape[-2]
+        x = x[..., :width] if x.shape[-1] > width else x
+        return x[..., :width, :] if square else x
+
+    return lambda d: {name: cut(value) for name, value in build(d).items()}
+
+
 KEPT = frozenset({"g", "gk", "gv", "g_gamma", "initial_state", "A_log", "dt_bias"})
 """Inputs that fla's layers keep in fp32 under autocast."""
 

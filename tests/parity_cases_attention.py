@@ -1,7 +1,7 @@
 """Inputs of softmax attention and its variants for `test_gpu_kernels`."""
 
 import torch
-from parity import FIXED, Arguments, Case, Draw, Looser
+from parity import FIXED, Arguments, Case, Draw, Looser, narrow
 
 QUERIES, KEYS, WIDTH = 4, 2, 64
 """Heads of queries, heads of keys and values, channels of a head."""
@@ -106,6 +106,10 @@ ATTENTION = (
         "ops.path_attn.parallel.parallel_path_attn", path, kept=frozenset({"w", "beta"}),
         # its backward wants 240 KiB of a multiprocessor's shared memory, Hopper has 227
         refusals={"fp32": "out of resource: shared memory"},
+    ),
+    Case(
+        "ops.path_attn.parallel.parallel_path_attn", narrow(path), "narrow",
+        kept=frozenset({"w", "beta"}),
     ),
     Case("ops.nsa.parallel.parallel_nsa", native_sparse),
     Case("ops.deltaformer.parallel.deltaformer_attn", deltaformer),

@@ -6,7 +6,7 @@ Queries and keys have length 1 where the rule needs it, strengths lie in (0, 1),
 from typing import Any
 
 import torch
-from parity import FIXED, Arguments, Case, Draw
+from parity import FIXED, Arguments, Case, Draw, narrow
 from parity_cases_recurrence import HEADS, PAIR, WIDTH, Function, attention, with_states
 from torch import Tensor
 
@@ -247,6 +247,10 @@ DELTA_RULES = (
     Case("ops.comba.fused_recurrent.fused_recurrent_comba", comba, forward_only=NO_BACKWARD),
     Case(
         "ops.mesa_net.chunk.chunk_mesa_net", mesa, call=with_symmetric_state,
+        kept=frozenset({"lamb", "h_kk_init", "h_kv_init"}),
+    ),
+    Case(
+        "ops.mesa_net.chunk.chunk_mesa_net", narrow(mesa), "narrow", call=with_symmetric_state,
         kept=frozenset({"lamb", "h_kk_init", "h_kv_init"}),
     ),
     Case(

@@ -17,6 +17,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.flash import flash_attn_func
 from flame_accel.kernels.install import _resolve
 from flame_accel.kernels.table import SERVED, SERVED_EVERYWHERE, SERVED_WITHOUT_FLASH_ATTN
+from flame_accel.kernels.tuning.warps import MISCOMPILED
 
 BOUNDARIES = torch.tensor([0, 1, 30, 75, 100])
 
@@ -86,6 +87,24 @@ def test_triton_gets_attention_and_nothing_else(monkeypatch):
     changed = {".".join(key) for key in during if during[key] != before.get(key)}
     assert changed >= {f"fla.{theirs}" for theirs in SERVED_WITHOUT_FLASH_ATTN}
     assert not changed & {f"fla.{theirs}" for theirs in SERVED}
+    kernels.install("torch")
+
+
+@pytest.mark.parametrize("path", MISCOMPILED)
+def test_hopper_launches_what_ptxas_breaks_with_few_warps(monkeypatch, path):
+    installing = sys.modules["flame_accel.kernels.install"]
+    monkeypatch.setattr(installing, "triton_has_device", lambda: True)
+    monkeypatch.setattr(sys.modules["fla.utils"], "IS_NVIDIA_HOPPER", True)
+    kernels.uninstall()
+    original = _resolve(f"fla.{path}")[2]
+    kernels.install("triton")
+    mended = _resolve(f"fla.{path}")[2]
+    monkeypatch.setattr(original, "run", lambda num_warps, BK: num_warps)
+    asked = [(16, 4), (32, 4), (64, 4), (128, 8)]
+    assert [mended.run(BK=width, num_warps=warps) for width, warps in asked] == [2, 2, 4, 8]
+    assert [mended.run(BK=width) for width, _ in asked] == [2, 2, 4, 4]
+    kernels.uninstall()
+    assert _resolve(f"fla.{path}")[2] is original
     kernels.install("torch")
 
 

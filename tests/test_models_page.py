@@ -28,14 +28,17 @@ def test_the_page_has_every_model():
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_results_have_every_law_of_every_model(kind):
-    assert RESULTS[kind]["models"].keys() == registered_configs().keys()
+    registered = registered_configs().keys()
+    # a model that was not run on a GPU since its code changed is "not run" on the page
+    assert RESULTS[kind]["models"].keys() <= registered
+    assert kind != "cpu" or RESULTS[kind]["models"].keys() == registered
     for record in RESULTS[kind]["models"].values():
         assert [finding["law"] for finding in record["findings"]] == list(LAWS)
 
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_every_hole_in_the_results_has_a_known_reason(kind):
-    for model_type in registered_configs():
+    for model_type in RESULTS[kind]["models"]:
         assert failures(RESULTS[kind], model_type) == known_holes(model_type, kind), model_type
 
 
@@ -63,6 +66,11 @@ def test_a_row_tells_where_a_law_holds():
     assert "| `hgrn` | yes | yes | yes | yes |" in page
     assert "* `gla`, keeps documents apart (CPU): because" in page
     assert "| `hgrn` | yes | not run | CPU | CPU |" in render({"cpu": results_of("cpu", {})})
+    without = results_of("cuda", {})
+    del without["models"]["hgrn"]
+    page = render({"cpu": results_of("cpu", {}), "cuda": without})
+    assert "| `hgrn` | yes | not run | CPU | CPU |" in page
+    assert "| `gla` | yes | yes | yes | yes |" in page
 
 
 @pytest.mark.parametrize(

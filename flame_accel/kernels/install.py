@@ -22,6 +22,7 @@ from typing import Any, Literal
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.table import SERVED, SERVED_EVERYWHERE, SERVED_WITHOUT_FLASH_ATTN
 from flame_accel.kernels.tuning import cache_folder, close_door, open_door
+from flame_accel.kernels.tuning.warps import MISCOMPILED, with_few_warps
 
 Kind = Literal["auto", "torch", "triton"]
 _undo: list[Callable[[], None]] = []
@@ -63,8 +64,7 @@ def install(kind: Kind = "auto") -> str:
         if kind == "torch":
             _install_torch()
         else:
-            open_door()
-            _undo.append(close_door)
+            _install_triton()
     return kind
 
 
@@ -90,6 +90,15 @@ def _install_torch() -> None:
         _set(KernelInterface, "__getitem__", _refuse_kernel)
     _prefer_onednn()
     _keep_freed_memory()
+
+
+def _install_triton() -> None:
+    open_door()
+    _undo.append(close_door)
+    if importlib.import_module("fla.utils").IS_NVIDIA_HOPPER:
+        for path in MISCOMPILED:
+            owner, name, kernel = _resolve(f"fla.{path}")
+            _set(owner, name, with_few_warps(kernel))
 
 
 def _replace(served: Mapping[str, str]) -> None:

@@ -71,15 +71,19 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
         results: by kind of device, as `load_results` gives them.
     """
     models = sorted(registered_configs())
+    measured = {
+        model_type: {k: v for k, v in results.items() if model_type in v["models"]}
+        for model_type in models
+    }
     machines = "\n".join(map(_machine, results.values()))
     columns = ("model", *NAMES.values(), "varlen", "generates", "kernels without a GPU")
     lines = [
         HEAD.format(machines=machines),
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
-        *(_row(model_type, results) for model_type in models),
+        *(_row(model_type, measured[model_type]) for model_type in models),
     ]
-    reasons = [line for model_type in models for line in _reasons(model_type, results)]
+    reasons = [line for name in models for line in _reasons(name, measured[name])]
     if reasons:
         lines += ["", "## What does not work, and why", "", *reasons]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,41 @@
+"""Launches of fla's kernels that must not use as many warps as fla asks for.
+
+`tuner` chooses for kernels that fla lets Triton tune; these it launches with a fixed number.
+"""
+
+from typing import Any
+
+MISCOMPILED = (
+    "ops.mesa_net.chunk_cg_solver_fwd.chunk_fwd_mesa_cg_dim64_kernel",
+    "ops.mesa_net.chunk_h_kk_intra_bwd.chunk_mesa_net_h_kk_bwd_intra_kernel",
+    "ops.path_attn.intra_chunk_preprocess_bwd.intra_chunk_preprocess_bwd_kernel",
+)
+"""Below `fla.`: kernels that read a register nobody wrote, on Hopper with heads of 16 or 32.
+
+A group of four warps multiplies with `wgmma`, whose operands lie in shared memory behind a
+descriptor. ptxas 12.8.93, which Triton 3.7.1 brings along, adds an offset to a descriptor that it
+never computed: the address is what the register held, and the launch ends in "an illegal memory
+access was encountered". ptxas 13.1.80 makes correct code of the same PTX.
+"""
+WIDEST = 32
+"""Channels of the widest blocks of which this was seen; those of 64 and 128 come out correct."""
+WARPS_WITHOUT_WGMMA = 2
+TRITONS_WARPS = 4
+"""What Triton takes where a launch names no number."""
+
+
+def with_few_warps(kernel: Any) -> Any:
+    """`kernel`, with too few warps for `wgmma` where its blocks are no wider than `WIDEST`.
+
+    Args:
+        kernel: one of `MISCOMPILED`.
+    """
+    import triton
+
+    return triton.heuristics({"num_warps": _warps})(kernel)
+
+
+def _warps(launch: dict[str, Any]) -> int:
+    if launch["BK"] <= WIDEST:
+        return WARPS_WITHOUT_WGMMA
+    return launch.get("num_warps", TRITONS_WARPS)
