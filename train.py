@@ -169,7 +169,12 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     if training.varlen:
         refuse_packing(model_config, kernels=kernels.install(model_options.kernels))
         refuse_leaks(model_config, accelerator.device.type)
-    for note in refuse_unfit_machine(model_config, model_options.kernels, config.job.dump_folder):
+    for note in refuse_unfit_machine(
+        model_config,
+        model_options.kernels,
+        config.job.dump_folder,
+        training.mixed_precision_param,
+    ):
         log.info("This machine: %s", note)
     tokenizer = load_tokenizer(model_options.tokenizer_path or name, trust_remote_code)
     with accelerator.main_process_first():

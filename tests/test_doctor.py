@@ -256,6 +256,19 @@ def test_memory_and_disk_are_compared_with_the_size_of_the_model():
     assert names(ON_CPU, 10**10) == ["too large", "little disk"]
 
 
+def test_kernels_that_take_no_fp32_are_known():
+    def names(model_type: str, machine: Machine, precision: str) -> list[str]:
+        config = tiny_config(model_type)
+        found = fitness.examine_fitness(machine, config, precision=precision)
+        return [finding.name for finding in found]
+
+    for model_type in ("delta_net", "gated_deltaproduct", "parallax"):
+        assert names(model_type, GOOD, "float32") == ["no float32"]
+        assert names(model_type, GOOD, "bfloat16") == []
+        assert names(model_type, ON_CPU, "float32") == []
+    assert names("gated_deltanet", GOOD, "float32") == []
+
+
 def test_a_run_is_refused_before_tokenizer_and_data_are_touched(flags, monkeypatch):
     import train
     from flame_accel.config import parse
@@ -272,14 +285,14 @@ def test_a_run_is_refused_before_tokenizer_and_data_are_touched(flags, monkeypat
 
 def test_warnings_do_not_stop_a_run(monkeypatch):
     monkeypatch.setattr(fitness, "look_at_machine", lambda *arguments: SICK["disk nearly full"])
-    (warning,) = fitness.refuse_unfit_machine(tiny_config("gla"), "auto", "exp")
+    (warning,) = fitness.refuse_unfit_machine(tiny_config("gla"), "auto", "exp", "bfloat16")
     assert "less than 1 GiB is free for the run (exp)" in warning
 
 
 def test_a_known_defect_of_the_model_stops_a_run(monkeypatch):
     monkeypatch.setattr(fitness, "known_holes", lambda *arguments: {"trains": "it is broken"})
     with pytest.raises(UserError, match="it is broken"):
-        fitness.refuse_unfit_machine(tiny_config("gla"), "auto", "exp")
+        fitness.refuse_unfit_machine(tiny_config("gla"), "auto", "exp", "bfloat16")
 
 
 def test_looking_at_this_machine_starts_nothing(monkeypatch, tmp_path):

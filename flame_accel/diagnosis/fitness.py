@@ -7,6 +7,7 @@ models in `models/holes.py`. Trying a model out lives in `numerics`.
 from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UserError
+from flame_accel.diagnosis.conditions import uses_triton
 from flame_accel.diagnosis.machine import Machine, cache_folders, look_at_machine
 from flame_accel.diagnosis.parts import find_parts
 from flame_accel.diagnosis.problems import Finding, find_problems
@@ -18,8 +19,21 @@ SAVED_BYTES = 4 * 12 + 4
 """Of a parameter on disk: three checkpoints, a fourth while it is written, and the export."""
 
 
+REFUSE_FP32 = frozenset(
+    {
+        "ops.delta_rule.chunk.chunk_delta_rule",
+        "ops.gated_delta_product.chunk.chunk_gated_delta_product",
+        "ops.parallax.parallel.parallel_parallax",
+    }
+)
+"""Operators whose Triton kernels assert half precision, as parts of a model."""
+
+
 def examine_fitness(
-    machine: Machine, config: PreTrainedConfig, parameters: int | None = None
+    machine: Machine,
+    config: PreTrainedConfig,
+    parameters: int | None = None,
+    precision: str = "bfloat16",
 ) -> list[Finding]:
     """What is known to go wrong when a model trains on a machine, what makes it impossible first.
 
@@ -27,8 +41,14 @@ def examine_fitness(
         machine: the facts.
         config: of the model.
         parameters: number of its parameters, if known.
+        precision: in which it shall compute, "bfloat16" or "float32".
     """
-    findings = find_problems(machine, parts=find_parts(config), config=config)
+    parts = find_parts(config)
+    findings = find_problems(machine, parts=parts, config=config)
+    if precision == "float32" and uses_triton(machine) and parts & REFUSE_FP32:
+        happens = f"fla's Triton kernel of {min(parts & REFUSE_FP32)} takes no float32"
+        remedy = "--training.mixed_precision_param bfloat16, or --model.kernels torch"
+        findings.append(Finding("no float32", True, happens, remedy))
     reason = known_holes(config.model_type, machine.laws).get("trains")
     if reason is not None:
         remedy = "train another model; docs/models.md has what each can do"
@@ -38,13 +58,16 @@ def examine_fitness(
     return sorted(findings, key=lambda finding: not finding.stops)
 
 
-def refuse_unfit_machine(config: PreTrainedConfig, kernels: str, run_folder: str) -> list[str]:
+def refuse_unfit_machine(
+    config: PreTrainedConfig, kernels: str, run_folder: str, precision: str
+) -> list[str]:
     """Refuses a run that cannot succeed on this machine; takes milliseconds.
 
     Args:
         config: of the model to train.
         kernels: that the run asked for: "auto", "torch" or "triton".
         run_folder: where it writes.
+        precision: in which it shall compute, "bfloat16" or "float32".
 
     Returns:
         Warnings, a line each.
@@ -53,7 +76,7 @@ def refuse_unfit_machine(config: PreTrainedConfig, kernels: str, run_folder: str
         UserError: Something known makes training impossible.
     """
     machine = look_at_machine(kernels, {"the run": run_folder, **cache_folders()})
-    findings = examine_fitness(machine, config)
+    findings = examine_fitness(machine, config, precision=precision)
     for finding in findings:
         if finding.stops:
             raise UserError(
