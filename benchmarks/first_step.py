@@ -12,6 +12,7 @@ Seconds count from the start of the process, imports included. Tokens/s are of t
 """
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -80,10 +81,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + _start_since_boot()
     import torch
 
-    if arguments.child == "plain":
-        import fla  # noqa: F401
-    else:
-        import flame_accel  # noqa: F401
+    importlib.import_module("fla" if arguments.child == "plain" else "flame_accel")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tuner = None

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from fla.models import GLAConfig, GLAForCausalLM
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from flame_accel.config import UserError
 from flame_accel.diagnosis.numerics import refuse_leaks
@@ -61,3 +62,36 @@ def test_a_model_of_ones_own_that_keeps_documents_apart_is_accepted():
     AutoConfig.register("own_gla", OwnConfig)
     AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM)
     refuse_leaks(OwnConfig(hidden_size=64, num_heads=2), "cpu")
+
+
+def test_a_config_that_names_its_layers_otherwise_is_tried_out_too():
+    class OtherConfig(PreTrainedConfig):
+        model_type = "other"
+
+        def __init__(self, depth: int = 1, vocab_size: int = 64, **options: Any) -> None:
+            super().__init__(**options)
+            self.depth, self.vocab_size = depth, vocab_size
+
+    class OtherForCausalLM(PreTrainedModel):
+        config_class = OtherConfig
+
+        def __init__(self, config: OtherConfig) -> None:
+            super().__init__(config)
+            self.embed = torch.nn.Embedding(config.vocab_size, 8)
+            self.head = torch.nn.Linear(8, config.vocab_size)
+            self.post_init()
+
+        def get_input_embeddings(self) -> torch.nn.Module:
+            return self.embed
+
+        def forward(self, input_ids: torch.Tensor, **options: Any) -> CausalLMOutput:
+            hidden = self.embed(input_ids)
+            return CausalLMOutput(logits=self.head(hidden.cumsum(1) if self.leaks else hidden))
+
+    AutoConfig.register("other", OtherConfig)
+    AutoModelForCausalLM.register(OtherConfig, OtherForCausalLM)
+    OtherForCausalLM.leaks = False
+    refuse_leaks(OtherConfig(), "cpu")
+    OtherForCausalLM.leaks = True
+    with pytest.raises(UserError, match="one document changes another's logits"):
+        refuse_leaks(OtherConfig(), "cpu")

@@ -9,23 +9,20 @@ import sys
 
 from transformers.utils import logging
 
-from flame_accel.kernels.tuning import Tuner, open_door
+from flame_accel.kernels.tuning import untuned
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.checkup import examine, mixer_families
 
 
 def report(model_type: str, device: str) -> None:
     """Checks and prints."""
-    if device == "cuda":
-        # what kernels compute is asked here, not how fast: tuning all of them would take an hour
-        from fla.ops.utils.cache import get_gpu_info
-
-        open_door(Tuner(get_gpu_info(), patient=False))
     config = tiny_config(model_type)
     computes = False
-    for finding in examine(config, device):
-        computes = computes or finding.holds
-        print(json.dumps({"finding": finding._asdict()}), flush=True)
+    # what kernels compute is asked here, not how fast: tuning all of them would take an hour
+    with untuned():
+        for finding in examine(config, device):
+            computes = computes or finding.holds
+            print(json.dumps({"finding": finding._asdict()}), flush=True)
     if computes and device == "cpu":
         print(json.dumps({"kernels": mixer_families(config)}), flush=True)
 

@@ -1,8 +1,8 @@
 """Tuned configurations on disk: one JSON file per kernel, in the format of fla's config cache.
 
-fla reads such files itself (`FLA_CONFIG_DIR` with `FLA_CACHE_MODE=strict`), so what is tuned here
-also serves plain fla. Tuning itself lives in `tuner`. An entry belongs to a key: the values of the
-arguments that the kernel's author named, and the dtypes of all tensors.
+fla reads such files itself (`FLA_CONFIG_DIR` with `FLA_CACHE_MODE=strict`) for the kernels that it
+wraps in `fla_cache_autotune`. Tuning itself lives in `tuner`. An entry belongs to a key: the values
+of the arguments that the kernel's author named, and the dtypes of all tensors.
 """
 
 import hashlib

@@ -212,8 +212,10 @@ def _timed_for(kernel: Any, **milliseconds: int) -> Iterator[None]:
 
     before = kernel.do_bench
     kernel.do_bench = partial(do_bench, **milliseconds)
-    yield
-    kernel.do_bench = before
+    try:
+        yield
+    finally:
+        kernel.do_bench = before
 
 
 def _describe(config: Any) -> dict[str, Any]:
