@@ -111,7 +111,8 @@ def based(d: Draw) -> Arguments:
 
 def log_linear(d: Draw) -> Arguments:
     levels = 10
-    weights = {"g": d.log_decay(HEADS), "level_scales": d.share(HEADS, levels)}
+    # in fp32 as fla's layer computes them, whatever the rest is in
+    weights = {"g": d.log_decay(HEADS), "level_scales": d.share(HEADS, levels).float()}
     return {**attention(d), **weights}
 
 

@@ -86,7 +86,9 @@ def test_triton_gets_attention_and_nothing_else(monkeypatch):
     assert before == snapshot()
     changed = {".".join(key) for key in during if during[key] != before.get(key)}
     assert changed >= {f"fla.{theirs}" for theirs in SERVED_WITHOUT_FLASH_ATTN}
-    assert not changed & {f"fla.{theirs}" for theirs in SERVED}
+    # fla's own, behind a function that hands it one dtype
+    mended = {"fla.ops.log_linear_attn.chunk.chunk_log_linear_attn"}
+    assert changed & {f"fla.{theirs}" for theirs in SERVED} == mended
     kernels.install("torch")
 
 

@@ -327,8 +327,11 @@ MENDED = (
     ),
     Family(
         "recurrence.log_linear",
-        "fla's layer, for packed documents and without CUDA",
-        {"layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2"},
+        "fla's layer, for packed documents, under autocast, and without CUDA",
+        {
+            "layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2 "
+            "chunk_log_linear_attn=attend_in_one_dtype",
+        },
     ),
     Family(
         "recurrence.gsa",

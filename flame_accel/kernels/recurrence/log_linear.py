@@ -19,12 +19,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.ops.log_linear_attn import chunk as theirs
 from fla.ops.log_linear_attn.chunk import LogLinearAttentionState as State
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import cut, from_chunks, to_chunks
 from flame_accel.kernels.recurrence.scalar_decay import scalar_decays
+
+_triton = theirs.chunk_log_linear_attn
 
 CHUNK = 64
 """Tokens of a chunk, as in fla: states hold the tokens of one that is not full."""
@@ -67,6 +70,18 @@ def chunk_log_linear_attn(
     pairs = [_attend(part, before, factor) for part, before in zip(parts, befores, strict=True)]
     state = _join([state for _, state in pairs]) if output_final_state else None
     return torch.cat([o for o, _ in pairs], 1), state
+
+
+def attend_in_one_dtype(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, level_scales: Tensor, *args: Any, **options: Any
+) -> tuple[Tensor, State | None]:
+    """The Triton kernels of fla, with the weights of the levels in the dtype of `q`.
+
+    They multiply them with the queries and the scores and hand the product to a matrix
+    product with `v`. Under autocast the weights come from a parameter in fp32, the rest is in bf16,
+    and Triton refuses the product.
+    """
+    return _triton(q, k, v, g, level_scales.to(q.dtype), *args, **options)
 
 
 def forward_log_linear_mamba2(
