@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from flame_accel.data.documents import load_documents
+from flame_accel.data.sources.documents import load_documents
 
 END = "<|endoftext|>"
 

@@ -17,15 +17,15 @@ from datasets import Dataset
 
 from flame_accel.config.errors import UserError
 from flame_accel.config.training import TrainingConfig
-from flame_accel.data.batches import StepBatches, StepLayout
-from flame_accel.data.documents import Documents
 from flame_accel.data.from_options import build_batches
-from flame_accel.data.lanes import Packing
-from flame_accel.data.micro_batch import IGNORED_LABEL
-from flame_accel.data.order import EpochOrder
-from flame_accel.data.state import accumulation_for, merge_states
-from flame_accel.data.tokenizer import load_tokenizer
-from flame_accel.data.workers import LoaderOptions, Stream
+from flame_accel.data.lanes.lane import Packing
+from flame_accel.data.lanes.order import EpochOrder
+from flame_accel.data.loading.batches import StepBatches, StepLayout
+from flame_accel.data.loading.micro_batch import IGNORED_LABEL
+from flame_accel.data.loading.state import accumulation_for, merge_states
+from flame_accel.data.loading.workers import LoaderOptions, Stream
+from flame_accel.data.sources.documents import Documents
+from flame_accel.data.tokens.tokenizer import load_tokenizer
 
 NUM_LANES = 16
 LENGTHS = [1 + (37 * d * d) % 61 for d in range(50)]

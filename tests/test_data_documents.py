@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.corpus import VALIDATION_BYTES, read_corpus
-from flame_accel.data.documents import Documents, load_documents
+from flame_accel.data.sources.corpus import VALIDATION_BYTES, read_corpus
+from flame_accel.data.sources.documents import Documents, load_documents
 
 TEXTS = ["first\r\n\ttext", "", "second \U0001f642", "third\n"]
 

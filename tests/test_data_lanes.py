@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes import Cursor, Lane, Packing, Row, lane_length
-from flame_accel.data.micro_batch import IGNORED_LABEL, build_micro_batch
-from flame_accel.data.order import EpochOrder
+from flame_accel.data.lanes.lane import Cursor, Lane, Packing, Row, lane_length
+from flame_accel.data.lanes.order import EpochOrder
+from flame_accel.data.loading.micro_batch import IGNORED_LABEL, build_micro_batch
 
 
 def numbers(lengths: list[int]) -> Callable[[int], np.ndarray]:

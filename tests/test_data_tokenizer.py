@@ -12,7 +12,7 @@ from tokenizers import AddedToken, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.tokenizer import (
+from flame_accel.data.tokens.tokenizer import (
     BYTE_TOKENIZER_FOLDER,
     DocumentEncoder,
     build_byte_tokenizer,

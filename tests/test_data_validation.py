@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.data.documents import Documents
-from flame_accel.data.lanes import Packing
-from flame_accel.data.micro_batch import IGNORED_LABEL
-from flame_accel.data.tokenizer import load_tokenizer
-from flame_accel.data.validation import PADDING, EvaluationBatches, evaluation_batches, pack_once
+from flame_accel.data.lanes.lane import Packing
+from flame_accel.data.loading.evaluation import (
+    PADDING,
+    EvaluationBatches,
+    evaluation_batches,
+    pack_once,
+)
+from flame_accel.data.loading.micro_batch import IGNORED_LABEL
+from flame_accel.data.sources.documents import Documents
+from flame_accel.data.tokens.tokenizer import load_tokenizer
 
 TEXTS = ["abcdefghijklmnopqrstuvwxyz", "", "na\u00efve", "0123456789" * 3, "last"]
 DOCUMENTS = Documents(dataset=datasets.Dataset.from_dict({"text": TEXTS}), column="text")

@@ -6,8 +6,6 @@ epoch, ``lanes`` packs rows, ``batches`` hands out optimizer steps, ``state`` is
 keeps, and ``validation`` makes the fixed rows of an evaluation.
 """
 
-from flame_accel.data.batches import StepBatches
-from flame_accel.data.documents import Documents
 from flame_accel.data.from_options import (
     build_batches,
     build_evaluation_batches,
@@ -15,9 +13,11 @@ from flame_accel.data.from_options import (
     load_training_documents,
     special_token_ids,
 )
-from flame_accel.data.state import merge_states
-from flame_accel.data.tokenizer import load_tokenizer, vocabulary_size
-from flame_accel.data.validation import EvaluationBatches
+from flame_accel.data.loading.batches import StepBatches
+from flame_accel.data.loading.evaluation import EvaluationBatches
+from flame_accel.data.loading.state import merge_states
+from flame_accel.data.sources.documents import Documents
+from flame_accel.data.tokens.tokenizer import load_tokenizer, vocabulary_size
 
 __all__ = [
     "Documents",

@@ -10,13 +10,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
-from flame_accel.data.batches import StepBatches, StepLayout
-from flame_accel.data.documents import Documents, load_documents
-from flame_accel.data.lanes import Packing
-from flame_accel.data.order import EpochOrder
-from flame_accel.data.tokenizer import DocumentEncoder, resolve_add_bos, tokenizer_identity
-from flame_accel.data.validation import EvaluationBatches, evaluation_batches
-from flame_accel.data.workers import LoaderOptions, Stream
+from flame_accel.data.lanes.lane import Packing
+from flame_accel.data.lanes.order import EpochOrder
+from flame_accel.data.loading.batches import StepBatches, StepLayout
+from flame_accel.data.loading.evaluation import EvaluationBatches, evaluation_batches
+from flame_accel.data.loading.workers import LoaderOptions, Stream
+from flame_accel.data.sources.documents import Documents, load_documents
+from flame_accel.data.tokens.tokenizer import DocumentEncoder, resolve_add_bos, tokenizer_identity
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:

@@ -14,10 +14,16 @@ from typing import Any
 import torch
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes import Cursor, lane_length
-from flame_accel.data.micro_batch import MicroBatch, build_micro_batch, pin
-from flame_accel.data.state import Identity, accumulation_for, check_state, rank_state, read_cursors
-from flame_accel.data.workers import LoaderOptions, Share, Stream, start_workers
+from flame_accel.data.lanes.lane import Cursor, lane_length
+from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin
+from flame_accel.data.loading.state import (
+    Identity,
+    accumulation_for,
+    check_state,
+    rank_state,
+    read_cursors,
+)
+from flame_accel.data.loading.workers import LoaderOptions, Share, Stream, start_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

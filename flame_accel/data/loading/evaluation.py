@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from flame_accel.data.documents import Documents
-from flame_accel.data.lanes import Cursor, Lane, Packing, Row
-from flame_accel.data.micro_batch import MicroBatch, build_micro_batch
-from flame_accel.data.tokenizer import DocumentEncoder
+from flame_accel.data.lanes.lane import Cursor, Lane, Packing, Row
+from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
+from flame_accel.data.sources.documents import Documents
+from flame_accel.data.tokens.tokenizer import DocumentEncoder
 
 PADDING = -1
 """Token id of padding, which no tokenizer gives to a token."""

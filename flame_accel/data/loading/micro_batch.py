@@ -12,7 +12,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from flame_accel.data.lanes import Packing, Row
+from flame_accel.data.lanes.lane import Packing, Row
 
 IGNORED_LABEL = -100
 """What the loss functions of torch, transformers and fla leave out."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes import Cursor
+from flame_accel.data.lanes.lane import Cursor
 
 FORMAT = 1
 """Version of the layout below."""

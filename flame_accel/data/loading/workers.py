@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes import Cursor, Encode, Lane, Order, Packing, Row
+from flame_accel.data.lanes.lane import Cursor, Encode, Lane, Order, Packing, Row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
 
 from flame_accel.config.errors import UserError
-from flame_accel.data import corpus, files
+from flame_accel.data.sources import corpus, files
 
 FINGERPRINT_DOCUMENTS = 512
 """How many documents, evenly spread, the fingerprint reads; smaller data is read whole."""

@@ -1,0 +1,1 @@
+"""The token cache: tokenised documents in memory-mapped files."""

@@ -1,0 +1,1 @@
+"""Which document and which token stands where: orders, lanes, mixtures, packing."""

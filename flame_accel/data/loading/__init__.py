@@ -1,0 +1,1 @@
+"""Rows to the batches of a run: worker processes, states, evaluation."""

@@ -1,0 +1,1 @@
+"""Text to tokens: tokenizers, what a document becomes, conversations."""
