@@ -60,34 +60,53 @@ def run(arguments: argparse.Namespace) -> None:
     from fla.ops.utils.cache import get_gpu_info
 
     from flame_accel.kernels.tuning import Tuner, open_door
-    from flame_accel.models import build_model, load_model_config, register_models
+    from flame_accel.models import register_models
     from flame_accel.observe import open_console
 
     open_console(main_process=True)
     register_models()
     tuner = open_door(Tuner(get_gpu_info(), arguments.output, fresh=arguments.fresh))
-    for name in arguments.configs:
-        config = load_model_config(name)
-        model: Any = build_model(
-            config,
-            vocabulary_size=config.vocab_size,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            seed=0,
-        )
-        model.cuda()
-        batch = _random_batch(arguments, config.vocab_size)
-        begin, before = time.perf_counter(), dict(tuner.seconds)
-        for meet in _occasions(model, batch, arguments.precision):
-            meet()
-        print(
-            f"{name}: {time.perf_counter() - begin:.0f} s, of which "
-            + ", ".join(f"{s - before[what]:.0f} s {what}" for what, s in tuner.seconds.items())
-        )
+    failed = [name for name in arguments.configs if not _tune(name, arguments, tuner)]
     print(
         f"{len(tuner.tuned)} kernels tuned among {sum(tuner.tuned.values())} candidates; "
         f"their configurations are in {tuner.tuned_folder}"
     )
+    if failed:
+        raise UserError(
+            f"{', '.join(failed)}: no room on this GPU",
+            where=f"--training.batch_size {arguments.batch_size}",
+            remedy="give a smaller one",
+        )
+
+
+def _tune(name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
+    """Lets one model meet its kernels; False where it does not fit, the others still may."""
+    import torch
+
+    from flame_accel.models import build_model, load_model_config
+
+    config = load_model_config(name)
+    model: Any = build_model(
+        config,
+        vocabulary_size=config.vocab_size,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        seed=0,
+    )
+    model.cuda()
+    batch = _random_batch(arguments, config.vocab_size)
+    begin, before = time.perf_counter(), dict(tuner.seconds)
+    try:
+        for meet in _occasions(model, batch, arguments.precision):
+            meet()
+    except torch.OutOfMemoryError as error:
+        print(f"{name}: {error}")
+        return False
+    print(
+        f"{name}: {time.perf_counter() - begin:.0f} s, of which "
+        + ", ".join(f"{s - before[what]:.0f} s {what}" for what, s in tuner.seconds.items())
+    )
+    return True
 
 
 def _random_batch(arguments: argparse.Namespace, vocabulary_size: int) -> dict[str, Any]:
