@@ -40,14 +40,13 @@ from flame_accel.checkpoint import (
     save_checkpoint,
 )
 from flame_accel.data import (
-    Documents,
     EvaluationBatches,
+    RunData,
     StepBatches,
     build_batches,
     build_evaluation_batches,
-    load_evaluation_documents,
     load_tokenizer,
-    load_training_documents,
+    open_data,
     special_token_ids,
     vocabulary_size,
 )
@@ -76,6 +75,7 @@ from flame_accel.observe import (
     get_logger,
     open_console,
     open_run_folder,
+    stream_record,
     tracker_names,
     write_report,
 )
@@ -89,8 +89,7 @@ class Cast(NamedTuple):
     """Who plays in a run, after Accelerate has dressed them."""
 
     tokenizer: PreTrainedTokenizerBase
-    documents: Documents
-    held_out: Documents | None
+    data: RunData
     model: nn.Module
     optimizer: AcceleratedOptimizer
     num_parameters: ParameterCount
@@ -178,8 +177,7 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
         log.info("This machine: %s", note)
     tokenizer = load_tokenizer(model_options.tokenizer_path or name, trust_remote_code)
     with accelerator.main_process_first():
-        documents = load_training_documents(training)
-        held_out = load_evaluation_documents(config.evaluation, training)
+        data = open_data(training, config.evaluation, tokenizer)
     model = build_model(
         model_config,
         vocabulary_size=vocabulary_size(tokenizer),
@@ -198,8 +196,7 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     prepared, prepared_optimizer = prepare(accelerator, model, optimizer)
     return Cast(
         tokenizer,
-        documents,
-        held_out,
+        data,
         prepared,
         prepared_optimizer,
         num_parameters,
@@ -234,17 +231,15 @@ def recall(config: Config, accelerator: Accelerator, cast: Cast, run_folder: Pat
         log.info("continuing after step %d, from %s", state.step, newest)
     batches = build_batches(
         config.training,
-        cast.documents,
-        cast.tokenizer,
+        cast.data,
         rank=rank,
         world_size=world_size,
         state=data_state,
     )
     held_out_batches = build_evaluation_batches(
-        config.evaluation,
         config.training,
-        cast.held_out,
-        cast.tokenizer,
+        config.evaluation,
+        cast.data,
         rank=rank,
         world_size=world_size,
     )
@@ -273,7 +268,7 @@ def announce_bill(config: Config, accelerator: Accelerator, cast: Cast) -> None:
     log.info(
         "model: %s, %s parameters, %s without embeddings", model_type, total, without_embeddings
     )
-    log.info("data: %s, %s documents", training.dataset, f"{len(cast.documents):,}")
+    log.info("data: %s", cast.data)
     log.info(
         "step: %d rows x %d ranks x %d micro-batches x %d tokens = %s tokens; %d steps",
         training.batch_size,
@@ -311,7 +306,7 @@ def train(config: Config, accelerator: Accelerator, cast: Cast, memory: Memory) 
             lr=lr,
             max_norm=training.max_norm,
             skip_non_finite=training.skip_nan_inf,
-            constant_targets=not training.varlen,
+            constant_targets=memory.batches.constant_targets,
         )
         state.step += 1
         state.tokens += tokens_per_step(training, accelerator)
@@ -326,7 +321,8 @@ def train(config: Config, accelerator: Accelerator, cast: Cast, memory: Memory) 
             with meter.paused():
                 record |= validate(accelerator, cast.model, memory.held_out_batches)
         if record:
-            position = {"step": state.step, "tokens": state.tokens, "epoch": memory.batches.epoch}
+            record |= stream_record(accelerator, memory.batches, max_bad=training.max_bad_records)
+            position = {"step": state.step, "tokens": state.tokens}
             memory.journal.write(position | record, steps=steps)
         if config.checkpoint.enable_checkpoint and is_due(
             state.step, config.checkpoint.interval, steps

@@ -14,8 +14,8 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flame_accel.config import TrainingConfig
-from flame_accel.data import build_batches, load_tokenizer, load_training_documents
+from flame_accel.config import EvaluationConfig, TrainingConfig
+from flame_accel.data import build_batches, load_tokenizer, open_data
 
 
 def main() -> None:
@@ -38,15 +38,8 @@ def main() -> None:
         context_len=arguments.context_len,
         num_workers=0,
     )
-    stream = iter(
-        build_batches(
-            training,
-            load_training_documents(training),
-            load_tokenizer(arguments.tokenizer, False),
-            rank=0,
-            world_size=1,
-        )
-    )
+    data = open_data(training, EvaluationConfig(), load_tokenizer(arguments.tokenizer, False))
+    stream = iter(build_batches(training, data, rank=0, world_size=1))
     batches = []
     for _ in range(arguments.steps):
         (batch,) = next(stream)

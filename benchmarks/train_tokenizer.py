@@ -9,14 +9,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from flame_accel.data.sources.documents import load_documents
+from flame_accel.data.sources.corpus import read_corpus
 
 END = "<|endoftext|>"
 
 
 def main(folder: Path, vocabulary_size: int) -> None:
     """Writes the tokenizer to a folder."""
-    documents = load_documents("python-stdlib")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -26,7 +25,7 @@ def main(folder: Path, vocabulary_size: int) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((documents[i] for i in range(len(documents))), trainer)
+    tokenizer.train_from_iterator(read_corpus("train"), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
     fast.save_pretrained(folder)
     print(f"{len(fast):,} tokens in {folder}")

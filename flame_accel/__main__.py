@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flame_accel.config.errors import exit_on_user_error
 
-COMMANDS = ("doctor", "export", "models", "report", "tune")
+COMMANDS = ("data", "doctor", "export", "models", "prepare", "report", "tune")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,7 +20,11 @@ def main(argv: Sequence[str]) -> None:
         summary = (module.__doc__ or "").splitlines()[0]
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(subparser)
-    arguments = parser.parse_args(argv)
+    arguments, others = parser.parse_known_args(argv)
+    if others and "run_options" not in arguments:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    # what is no argument of a command that takes the options of a run is one of these
+    arguments.run_options = others
     with exit_on_user_error():
         modules[arguments.command].run(arguments)
 

@@ -79,8 +79,6 @@ CONFIGURATION: dict[str, tuple[dict[str, Any], Files, str]] = {
         {"occupied": ""},
         r"job\.dump_folder",
     ),
-    "streaming": ({"training.streaming": True}, {}, r"training\.streaming"),
-    "several datasets": ({"training.dataset": "one,two"}, {}, r"training\.dataset"),
     "tensor parallelism": ({"training.tensor_parallel_degree": 2}, {}, "tensor_parallel_degree"),
     "context parallelism": ({"experimental.context_parallel_degree": 2}, {}, "linear attention"),
     "compile": ({"training.compile": True}, {}, r"training\.compile"),

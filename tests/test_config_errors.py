@@ -163,6 +163,18 @@ def parse_error(argv: list[str]) -> ConfigError:
         ("--model.config missing.json", "missing.json is not there"),
         ("--training.dataset /missing/*.jsonl", "is not there"),
         ("--model.custom ./missing.py", "is not there"),
+        ("--training.data_probs 0.5,0 --training.dataset a,b", "must be numbers above 0"),
+        ("--training.data_probs 0.5,0.5", "has 2 numbers for 1 dataset"),
+        ("--training.dataset a,b", "is required for 2 datasets"),
+        ("--training.dataset a,,b --training.data_probs 1,1,1", "empty name between commas"),
+        ("--training.dataset a,/b/c --training.data_probs 1,1", "/b/c is not there"),
+        (
+            "--training.dataset a,b --training.data_probs 1,1 --training.data_dir x",
+            "has 1 entries for 2 datasets",
+        ),
+        ("--training.packing best_fit", "documents are kept apart"),
+        ("--training.shuffle_block 0", "must be at least 1"),
+        ("--evaluation.held_out_share 1", "must be between 0 and 1"),
     ],
 )
 def test_wrong_values_are_refused_by_flag_and_rule(flags: str, rule: str) -> None:
@@ -177,9 +189,7 @@ def test_what_is_not_supported_is_refused_by_name(name: str) -> None:
     option = options().get(name) or DIALECT[name]
     special = {
         "optimizer.name": "Muon",
-        "training.dataset": "a,b",
         "evaluation.dataset": "a,b",
-        "training.data_probs": "0.5,0.5",
     }
     plain = {bool: str(not option.default), int: "7", float: "7", str: "x"}
     choice = next((value for value in option.choices if value != option.default), None)

@@ -335,6 +335,8 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         "training.steps": st.integers(1000, 10**9),
         "training.context_len": st.sampled_from([None, 2048]),
         "training.seq_len": st.just(2048),
+        "training.packing": st.just("sequential"),
+        "training.data_probs": st.sampled_from([None, (0.5,)]),
         "training.num_workers": st.integers(1, 99),
         "evaluation.interval": st.just(0),
         "checkpoint.enable_checkpoint": st.just(True),

@@ -1,31 +1,30 @@
 """Laws of the loader: a step's rows do not depend on ranks, workers, micro-batches or restarts."""
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import sys
+import time
+from collections.abc import Mapping
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from flame_accel.config.errors import UserError
-from flame_accel.config.training import TrainingConfig
-from flame_accel.data.from_options import build_batches
+from flame_accel.data.bad_records import LOGGED_RECORDS
 from flame_accel.data.lanes.lane import Packing
-from flame_accel.data.lanes.order import EpochOrder
+from flame_accel.data.lanes.table import TableSource
 from flame_accel.data.loading.batches import StepBatches, StepLayout
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
 from flame_accel.data.loading.state import accumulation_for, merge_states
 from flame_accel.data.loading.workers import LoaderOptions, Stream
-from flame_accel.data.sources.documents import Documents
-from flame_accel.data.tokens.tokenizer import load_tokenizer
+from flame_accel.data.parts import Document, Skipped, SkipPolicy
 
 NUM_LANES = 16
 LENGTHS = [1 + (37 * d * d) % 61 for d in range(50)]
@@ -36,8 +35,24 @@ STEPS = 14
 """More than an epoch: 50 documents of 31 tokens on average, 240 targets in a step."""
 
 
-def encode(document: int) -> np.ndarray:
+def tokens_of(document: int) -> np.ndarray:
     return np.arange(1000 * document, 1000 * document + LENGTHS[document], dtype=np.int32)
+
+
+class Numbers:
+    """Documents whose tokens say where they are from."""
+
+    name = "numbers"
+    fingerprint = "numbers"
+
+    def __init__(self, skipped: Mapping[int, Skipped] | None = None) -> None:
+        self.skipped = skipped or {}
+
+    def __len__(self) -> int:
+        return len(LENGTHS)
+
+    def __getitem__(self, index: int) -> Document | Skipped:
+        return self.skipped.get(index) or Document(tokens_of(index))
 
 
 def build(
@@ -48,8 +63,10 @@ def build(
     accumulation: int = 1,
     state: Mapping[str, Any] | None = None,
     identity: Mapping[str, int] | None = None,
-    encode: Callable[[int], np.ndarray] = encode,
     num_lanes: int = NUM_LANES,
+    documents: Numbers | None = None,
+    skipped: Mapping[int, Skipped] | None = None,
+    max_bad: int | None = None,
     **loader: Any,
 ) -> StepBatches:
     layout = StepLayout(
@@ -59,10 +76,11 @@ def build(
         world_size=world_size,
     )
     stream = Stream(
-        encode=encode,
-        order=EpochOrder(num_documents=len(LENGTHS), seed=1),
+        sources=[TableSource(documents or Numbers(skipped), seed=1)],
+        shares=[1.0],
         packing=packing,
         num_lanes=num_lanes,
+        policy=SkipPolicy(max_bad),
     )
     return StepBatches(
         stream,
@@ -111,77 +129,6 @@ def all_ranks(
 @pytest.fixture(scope="module")
 def streams() -> dict[bool, list[Step]]:
     return {packing.varlen: all_ranks(packing, STEPS)[0] for packing in (FIXED, VARLEN)}
-
-
-@PACKINGS
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_steps_do_not_depend_on_ranks_and_micro_batches(
-    streams: dict, packing: Packing, world_size: int, accumulation: int
-) -> None:
-    found, _ = all_ranks(packing, STEPS, world_size=world_size, accumulation=accumulation)
-    assert found == streams[packing.varlen]
-
-
-@PACKINGS
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_steps_do_not_depend_on_workers(
-    streams: dict, packing: Packing, world_size: int, num_workers: int
-) -> None:
-    found, state = all_ranks(
-        packing,
-        6,
-        world_size=world_size,
-        accumulation=4 // world_size,
-        num_workers=num_workers,
-        prefetch_factor=3,
-    )
-    assert found == streams[packing.varlen][:6]
-    # workers have read further than this
-    assert state == all_ranks(packing, 6)[1]
-
-
-@PACKINGS
-@pytest.mark.parametrize("cut", [0, 1, 5, 9])
-def test_resuming_on_other_ranks_equals_not_stopping(
-    streams: dict, packing: Packing, cut: int
-) -> None:
-    expected = streams[packing.varlen]
-    first, state = all_ranks(packing, cut, world_size=2, accumulation=2)
-    second, state = all_ranks(packing, 3, world_size=4, accumulation=1, state=state)
-    third, state = all_ranks(packing, 2, world_size=1, accumulation=4, state=state)
-    assert first + second + third == expected[: cut + 5]
-    assert state == all_ranks(packing, cut + 5)[1]
-
-
-@PACKINGS
-def test_resuming_with_workers_equals_not_stopping(streams: dict, packing: Packing) -> None:
-    first, state = all_ranks(packing, 4, num_workers=2)
-    second, _ = all_ranks(packing, 3, world_size=2, num_workers=1, state=state)
-    assert first + second == streams[packing.varlen][:7]
-
-
-@PACKINGS
-def test_an_epoch_has_every_token_as_a_target_once(packing: Packing) -> None:
-    """Each lane is followed out of its first epoch; targets of the second are cut off."""
-    batches = build(packing)
-    targets: list[list[int]] = [[] for _ in range(NUM_LANES)]
-    for step in batches:
-        for lane, (_, labels, _) in enumerate(content(step, packing)):
-            targets[lane] += [label for label in labels[1:] if label != IGNORED_LABEL]
-        if all(epoch > 0 for epoch, *_ in batches.state_dict()["cursors"]):
-            break
-    order = EpochOrder(num_documents=len(LENGTHS), seed=1)
-    found: Counter[int] = Counter()
-    for lane in range(NUM_LANES):
-        documents = [order.document(0, p) for p in range(lane, len(LENGTHS), NUM_LANES)]
-        lost = len(documents) if packing.varlen else 1
-        found.update(targets[lane][: sum(LENGTHS[d] for d in documents) - lost])
-        for first in documents if packing.varlen else documents[:1]:
-            found[1000 * first] += 1
-    assert found == Counter(token for d in range(len(LENGTHS)) for token in encode(d).tolist())
 
 
 def test_an_iteration_goes_on_where_the_last_one_was_left(streams: dict) -> None:
@@ -239,50 +186,113 @@ def test_loading_leaves_the_random_state_alone() -> None:
 
 
 def test_a_users_problem_in_a_worker_arrives_as_it_is() -> None:
-    empty = build(FIXED, num_workers=1, encode=lambda d: np.empty(0, dtype=np.int32))
-    with pytest.raises(UserError, match="no text in 100 passes") as problem:
+    empty = build(FIXED, num_workers=1, skipped=dict.fromkeys(range(50), Skipped("empty")))
+    with pytest.raises(UserError, match="no text in any of the 50 documents") as problem:
         next(iter(empty))
     assert "Traceback" not in str(problem.value)
 
 
-TEXTS = [f"document {i} " + "\u00e9" * (7 * i % 40) for i in range(20)]
-TRAINING = TrainingConfig(batch_size=2, seq_len=32, gradient_accumulation_steps=3, num_workers=0)
+class Broken(Numbers):
+    def __getitem__(self, index: int) -> Document | Skipped:
+        raise ZeroDivisionError("a mistake of ours")
 
 
-def from_texts(
-    texts: list[str] = TEXTS, training: TrainingConfig = TRAINING, **options: Any
-) -> StepBatches:
-    documents = Documents(dataset=Dataset.from_dict({"text": texts}), column="text")
-    tokenizer = load_tokenizer("byte", False)
-    return build_batches(training, documents, tokenizer, rank=0, world_size=1, **options)
+def test_a_mistake_in_a_worker_arrives_with_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError, match=r"(?s)worker process 0.*__getitem__.*of ours"):
+        next(iter(build(FIXED, num_workers=1, documents=Broken())))
 
 
-@pytest.mark.parametrize("varlen", [False, True], ids=["fixed", "varlen"])
-def test_rows_of_texts_are_their_bytes_and_eos(varlen: bool) -> None:
-    training = replace(TRAINING, varlen=varlen)
-    step = next(iter(from_texts(training=training)))
-    assert len(step) == 3
-    order = EpochOrder(num_documents=20, seed=training.seed)
-    packing = Packing(seq_len=32, context_len=32 if varlen else None)
-    for lane, (ids, _, _) in enumerate(content(step, packing)):
-        text = TEXTS[order.document(0, lane)].encode()[:31]
-        assert ids[: len(text)] == list(text)
+def is_running(pid: int) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
-def test_other_data_and_another_tokenizer_are_refused_by_name() -> None:
-    batches = from_texts()
-    next(iter(batches))
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_run_that_was_killed() -> None:
+    ours, theirs = multiprocessing.Pipe()
+
+    def train() -> None:
+        # a worker's part of a step is more than a pipe holds: it cannot get rid of what it has read
+        steps = iter(build(Packing(seq_len=4096), num_workers=2, prefetch_factor=8))
+        next(steps)
+        theirs.send([child.pid for child in multiprocessing.active_children()])
+        time.sleep(60)
+
+    run = multiprocessing.get_context("fork").Process(target=train)
+    run.start()
+    workers = ours.recv()
+    # they read ahead meanwhile
+    time.sleep(0.5)
+    assert len(workers) == 2
+    assert all(map(is_running, workers))
+    run.kill()
+    run.join()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [pid for pid in workers if is_running(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+DAMAGED = {d: Skipped("damaged", f"line {d}", "not JSON") for d in range(0, 50, 4)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_records_are_counted_logged_and_passed_over(
+    num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = build(FIXED, skipped=DAMAGED, max_bad=99, num_workers=num_workers)
+    with caplog.at_level(logging.WARNING):
+        steps = [content(step, FIXED) for step in islice(batches, 20)]
+    assert not any(token // 1000 % 4 == 0 for rows in steps for ids, *_ in rows for token in ids)
+    assert batches.bad_documents == batches.skipped_documents > 2 * LOGGED_RECORDS
+    named, counted = caplog.messages[:LOGGED_RECORDS], caplog.messages[LOGGED_RECORDS:]
+    assert all("bad record passed over: line" in message for message in named)
+    assert 1 <= len(counted) <= 2
+    assert all("bad records passed over so far: " in message for message in counted)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_bad_records_stop_the_run_behind_the_last_good_step(num_workers: int) -> None:
+    batches = build(FIXED, skipped=DAMAGED, max_bad=5, num_workers=num_workers)
+    steps = 0
+    with pytest.raises(UserError, match=r"\d bad records are more than .* 5; the last one: not"):
+        for _ in batches:
+            steps += 1
     state = merge_states([batches.state_dict()])
-    assert next(iter(from_texts(state=state)))[0]["num_targets"] == 62
-    with pytest.raises(UserError, match="content of the documents is"):
-        from_texts([*TEXTS[:-1], "changed"], state=state)
-    with pytest.raises(UserError, match="documents is 19, the checkpoint has 20"):
-        from_texts(TEXTS[:-1], state=state)
-    with pytest.raises(UserError, match=r"training\.context_len is 32, .*has None"):
-        from_texts(training=replace(TRAINING, varlen=True), state=state)
-    changed = {**state, "identity": {**state["identity"], "tokenizer": "another"}}
-    with pytest.raises(UserError, match=r"tokenizer is '.*', the checkpoint has 'another'"):
-        from_texts(state=changed)
+    assert state["steps"] == steps
+    assert batches.bad_documents <= 5
+    further = build(FIXED, skipped=DAMAGED, max_bad=13, state=state)
+    found = [content(step, FIXED) for step in islice(further, 2)]
+    whole = build(FIXED, skipped=DAMAGED, max_bad=99)
+    assert [content(step, FIXED) for step in islice(whole, steps + 2)][steps:] == found
+
+
+def test_bad_records_of_earlier_starts_count() -> None:
+    batches = build(FIXED, skipped=DAMAGED, max_bad=99, num_workers=1)
+    assert len([*islice(batches, 10)]) == 10
+    state = merge_states([batches.state_dict()])
+    assert len([*islice(batches, 10)]) == 10
+    last = batches.bad_documents
+    # two starts, and what the first has read ahead is read again
+    further = build(FIXED, skipped=DAMAGED, max_bad=last, state=state, num_workers=1)
+    assert [len([*islice(further, 5)]) for _ in range(2)] == [5, 5]
+    assert further.bad_documents == last
+    with pytest.raises(UserError, match=f"{last} bad records are more than .* {last - 1}"):
+        list(islice(build(FIXED, skipped=DAMAGED, max_bad=last - 1, state=state), 10))
+
+
+def test_the_efficiency_of_packing_is_what_the_rows_show() -> None:
+    packing = Packing(seq_len=64, context_len=64, best_fit=True, padding=99_999)
+    batches = build(packing)
+    rows = [ids for step in islice(batches, 5) for ids, *_ in content(step, packing)]
+    padding = sum(token == 99_999 for ids in rows for token in ids)
+    assert padding > 0
+    assert batches.packing_efficiency == pytest.approx(1 - padding / (64 * len(rows)))
 
 
 def test_fewer_documents_than_lanes_names_both_and_the_remedies() -> None:
@@ -296,7 +306,14 @@ def test_progress_counts_documents() -> None:
     epochs = [batches.epoch for _ in islice(batches, STEPS)]
     assert epochs == sorted(epochs)
     assert epochs[-1] > 1
-    assert batches.skipped_documents == 0
+    places = [source for _, _, _, source in batches.state_dict()["cursors"]]
+    assert batches.consumed_documents == sum(
+        epoch * len(range(lane, 50, NUM_LANES)) + position
+        for lane, (epoch, position, *_) in enumerate(places)
+    )
+    assert batches.skipped_documents == batches.bad_documents == 0
+    assert batches.tokens_per_source == [sum(tokens for *_, tokens in places)]
+    assert batches.packing_efficiency == 1
 
 
 def test_a_state_of_another_stream_is_refused_by_name() -> None:
@@ -310,8 +327,9 @@ def test_a_state_of_another_stream_is_refused_by_name() -> None:
 
 def test_a_state_of_another_format_is_refused() -> None:
     _, state = all_ranks(FIXED, 1)
-    with pytest.raises(UserError, match="has format 99"):
-        build(FIXED, state=state | {"format": 99})
+    for version in (1, 99):
+        with pytest.raises(UserError, match=f"has format {version}, this version reads format 2"):
+            build(FIXED, state=state | {"format": version})
 
 
 def test_other_rows_per_step_are_refused_with_the_accumulation_that_works() -> None:

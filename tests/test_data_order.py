@@ -26,6 +26,20 @@ def test_every_document_once_where_the_number_of_bits_changes(num_documents: int
     assert sorted(epoch(num_documents)) == list(range(num_documents))
 
 
+@given(st.integers(1, 2**63), st.integers(0, 2**63), st.integers(0, 1000), st.data())
+@settings(max_examples=100, deadline=None)
+def test_many_positions_at_once_are_those_one_by_one(
+    num_documents: int, seed: int, number: int, data: st.DataObject
+) -> None:
+    order = EpochOrder(num_documents=num_documents, seed=seed)
+    start = data.draw(st.integers(0, num_documents - 1), label="start")
+    step = data.draw(st.integers(1, max(1, num_documents // 4)), label="step")
+    positions = range(start, num_documents, step)[:100]
+    expected = [order.document(number, position) for position in positions]
+    assert order.documents(number, positions) == expected
+    assert all(type(index) is int for index in order.documents(number, positions))
+
+
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = {tuple(epoch(100, seed, number)) for seed in range(5) for number in range(5)}
     assert len(orders) == 25

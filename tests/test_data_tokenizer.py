@@ -1,4 +1,4 @@
-"""The byte-level tokenizer gives any text back; bos and eos follow the policy."""
+"""The byte-level tokenizer gives any text back; bos follows the policy; others are told apart."""
 
 import subprocess
 import sys
@@ -8,14 +8,15 @@ from typing import Literal
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, processors
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import AddedToken, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.tokens.tokenizer import (
     BYTE_TOKENIZER_FOLDER,
-    DocumentEncoder,
+    EOS,
     build_byte_tokenizer,
+    gives_bytes,
     load_tokenizer,
     resolve_add_bos,
     tokenizer_identity,
@@ -38,15 +39,12 @@ def with_bos(*, inserted: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(text: str, tokenizer: PreTrainedTokenizerBase = BYTE, *, add_bos: bool) -> list[int]:
-    return DocumentEncoder([text], tokenizer, add_bos=add_bos)(0).tolist()
-
-
 @given(st.text(max_size=200))
 @example(" leading and trailing \t\r\n\n ")
 @example("\x00\x1f\x7f\x85\u200b\u2028\ufeff")
 @example("\U0001f469\u200d\U0001f680 na\u00efve \u4e16\u754c")
 @example("don't , merge . these !")
+@example("<|pad|> is text, and <|endoftext|> is no end")
 @settings(max_examples=300, deadline=None)
 def test_any_text_comes_back_from_its_bytes(text: str) -> None:
     ids = BYTE(text, add_special_tokens=False)["input_ids"]
@@ -67,12 +65,29 @@ def test_a_saved_copy_loads_without_this_package(tmp_path: Path) -> None:
         f"t = AutoTokenizer.from_pretrained({str(tmp_path)!r});"
         "ids = t('a\\n\\u00e9 ')['input_ids'];"
         "print(ids, t.decode(ids) == 'a\\n\\u00e9 ', t.eos_token_id, t.pad_token_id, len(t));"
+        "print(bytes(t('<|endoftext|>')['input_ids']));"
         "assert not [name for name in sys.modules if name.startswith('flame_accel')]"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[97, 10, 195, 169, 32] True 256 257 258"
+    assert done.stdout.splitlines() == [
+        "[97, 10, 195, 169, 32] True 256 257 258",
+        "b'<|endoftext|>'",
+    ]
+
+
+def test_the_byte_tokenizer_is_known_again_and_nothing_else_is_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    BYTE.save_pretrained(tmp_path)
+    saved = load_tokenizer(str(tmp_path), False)
+    assert isinstance(saved, PreTrainedTokenizerFast) and gives_bytes(saved.backend_tokenizer)
+    reads_tokens, with_word, other = (build_byte_tokenizer() for _ in range(3))
+    reads_tokens.encode_special_tokens = False
+    with_word.add_tokens(["word"])
+    other.model = models.BPE(vocab={"a": 0, "b": 1}, merges=[])
+    assert not any(gives_bytes(backend) for backend in (reads_tokens, with_word, other))
 
 
 def test_the_vocabulary_covers_every_id() -> None:
@@ -92,10 +107,7 @@ def test_the_vocabulary_covers_every_id() -> None:
 def test_bos_follows_the_policy(
     inserted: bool, policy: Literal["auto", "always", "never"], expected: bool
 ) -> None:
-    tokenizer = with_bos(inserted=inserted)
-    add_bos = resolve_add_bos(tokenizer, policy)
-    assert add_bos is expected
-    assert encode("ab", tokenizer, add_bos=add_bos) == [258] * expected + [97, 98, 256]
+    assert resolve_add_bos(with_bos(inserted=inserted), policy) is expected
 
 
 def test_a_tokenizer_without_bos_never_adds_one() -> None:
@@ -104,24 +116,29 @@ def test_a_tokenizer_without_bos_never_adds_one() -> None:
         resolve_add_bos(BYTE, "always")
 
 
-def test_a_document_ends_with_eos_and_an_empty_one_is_nothing() -> None:
-    assert encode("hi", add_bos=False) == [104, 105, 256]
-    assert encode("", add_bos=False) == []
-
-
-def test_truncation_in_the_tokenizers_files_drops_no_text() -> None:
-    backend = build_byte_tokenizer()
-    backend.enable_truncation(max_length=3)
-    backend.enable_padding(length=8)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-    assert len(encode("a long text", tokenizer, add_bos=False)) == 12
-
-
 def test_the_identity_is_what_the_tokenizer_does(tmp_path: Path) -> None:
     BYTE.save_pretrained(tmp_path)
     assert tokenizer_identity(load_tokenizer(str(tmp_path), False)) == tokenizer_identity(BYTE)
     others = {tokenizer_identity(with_bos(inserted=inserted)) for inserted in (True, False)}
     assert tokenizer_identity(BYTE) not in others
+
+
+def test_the_identity_knows_what_special_tokens_in_a_text_are() -> None:
+    reads_text = PreTrainedTokenizerFast(
+        tokenizer_object=build_byte_tokenizer(), eos_token=EOS, split_special_tokens=True
+    )
+    reads_token = PreTrainedTokenizerFast(tokenizer_object=build_byte_tokenizer(), eos_token=EOS)
+    assert tokenizer_identity(reads_text) != tokenizer_identity(reads_token)
+
+
+def test_the_identity_has_the_chat_template_where_there_are_conversations(tmp_path: Path) -> None:
+    BYTE.save_pretrained(tmp_path)
+    chatty = load_tokenizer(str(tmp_path), False)
+    chatty.chat_template = "{{ messages[0].content }}"
+    assert tokenizer_identity(chatty) == tokenizer_identity(BYTE)
+    assert tokenizer_identity(chatty, conversations=True) != tokenizer_identity(
+        BYTE, conversations=True
+    )
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "half"])

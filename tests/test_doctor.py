@@ -275,9 +275,7 @@ def test_a_run_is_refused_before_tokenizer_and_data_are_touched(flags, monkeypat
 
     monkeypatch.setattr(fitness, "look_at_machine", lambda *arguments: SICK["no C compiler"])
     monkeypatch.setattr(train, "load_tokenizer", lambda *arguments: pytest.fail("too late"))
-    monkeypatch.setattr(
-        train, "load_training_documents", lambda *arguments: pytest.fail("too late")
-    )
+    monkeypatch.setattr(train, "open_data", lambda *arguments: pytest.fail("too late"))
     with pytest.raises(UserError, match="no C compiler") as caught:
         train.gather_cast(parse(flags()), accelerator=None)
     assert caught.value.remedy and "gcc" in caught.value.remedy

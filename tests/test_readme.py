@@ -39,13 +39,16 @@ SMALLER = {
     "accelerate launch": "accelerate launch --num_processes 2 --mixed_precision no",
     "context_len 2048": "context_len 16",
     "step-300": "step-4",
+    "tokenizer_path fla-hub/gla-1.3B-100B": "tokenizer_path byte",
 }
 # they make the environment that this suite already runs in, or run this suite
 NOT_RUN = {"bash test.sh", "source .venv/bin/activate"}
 CHECK = "python -m flame_accel.config "
 COMMANDS = (
+    "python -m flame_accel data ",
     "python -m flame_accel doctor ",
     "python -m flame_accel export ",
+    "python -m flame_accel prepare ",
     "python -m flame_accel report ",
 )
 
@@ -135,7 +138,7 @@ def house(tmp_path: Path, corpus: Path) -> Path:
 def make_small(command: str) -> str:
     for said, meant in SMALLER.items():
         command = command.replace(said, meant)
-    if is_training(command):
+    if is_training(command) or command.startswith("python -m flame_accel data "):
         command += "".join(f" --{name}={value}" for name, value in TINY.items())
     return command
 

@@ -8,6 +8,7 @@ from flame_accel.config.checkpoint import CheckpointConfig, EvaluationConfig
 from flame_accel.config.describe import OptionDescription, describe_options
 from flame_accel.config.errors import ConfigError, Problem, UserError
 from flame_accel.config.job import CommConfig, JobConfig, MetricsConfig, ProfilingConfig
+from flame_accel.config.mixture import dataset_names, entries
 from flame_accel.config.model import ModelConfig, OptimizerConfig
 from flame_accel.config.parsing import load_file, parse, parse_or_exit
 from flame_accel.config.root import Config
@@ -33,7 +34,9 @@ __all__ = [
     "ProfilingConfig",
     "TrainingConfig",
     "UserError",
+    "dataset_names",
     "describe_options",
+    "entries",
     "load_file",
     "parse",
     "parse_or_exit",

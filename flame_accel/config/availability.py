@@ -30,7 +30,7 @@ def _never(what: str, remedy: str = "Remove the option.") -> Refusal:
 
 
 _SEVERAL_DATASETS = Refusal(
-    reason="several datasets in one run are not available yet in this version",
+    reason="an evaluation on several datasets is not available yet in this version",
     remedy="Name one dataset.",
     asks=lambda value: value is not None and "," in value,
 )
@@ -69,14 +69,6 @@ REFUSALS: dict[str, Refusal] = {
         asks=lambda value: value == "Muon",
     ),
     "optimizer.early_step_in_backward": _later("applying the optimizer in the backward pass is"),
-    "training.dataset": _SEVERAL_DATASETS,
-    "training.data_probs": _later("mixing several datasets is"),
-    "training.streaming": _later(
-        "streaming a dataset is", "Remove the option to download it first."
-    ),
-    "training.max_bad_records": _later(
-        "skipping unreadable records is", "Remove the option; the run stops at such a record."
-    ),
     "training.enable_cpu_offload": _later("offloading to CPU memory is"),
     "training.tensor_parallel_degree": _later(
         "tensor parallelism is",

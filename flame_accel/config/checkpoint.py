@@ -44,11 +44,15 @@ class EvaluationConfig:
     """Validation during the run, and the sample that the finished model writes."""
 
     dataset: str | None = None
-    """Validation data, in the forms of training.dataset. None means no validation."""
+    """Validation data, in the forms of training.dataset but only one. None means no validation."""
     dataset_name: str | None = None
     """Name of the dataset's configuration; None takes its default."""
     dataset_split: str | None = None
-    """Split of the dataset; None takes "validation" of a named dataset and all of any other."""
+    """Split of the dataset; None takes "validation", and all of a dataset without splits. Of the
+    training data itself, without such a split, a share of the documents is held out."""
+    held_out_share: float = 0.01
+    """Share of the training documents that are held out for validation, by a hash of their text,
+    where evaluation.dataset names the training data and it has no validation split."""
     data_dir: str | None = None
     """Folder within the dataset, passed on to datasets."""
     data_files: str | None = None

@@ -9,6 +9,7 @@ from flame_accel.config.errors import ConfigError, Problem, exit_with
 from flame_accel.config.flags import read_flags
 from flame_accel.config.help import print_help
 from flame_accel.config.merging import merge
+from flame_accel.config.mixture import find_mixture_problems
 from flame_accel.config.paths import find_path_problems
 from flame_accel.config.root import Config
 from flame_accel.config.run_file import read_run_file
@@ -68,7 +69,7 @@ def _assemble(sources: Sequence[Source], *, with_paths: bool) -> Config:
     config = Config(**{name: cls(**values[name]) for name, cls in sections().items()})
     findings = list(find_problems(config, settings.keys(), foreign))
     if with_paths:
-        findings += find_path_problems(config)
+        findings += [*find_mixture_problems(config), *find_path_problems(config)]
     problems = [problem for source in sources for problem in source.problems] + merged.problems
     problems += [
         _problem(config, finding, settings)

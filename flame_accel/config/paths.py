@@ -8,17 +8,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from flame_accel.config.mixture import dataset_names
 from flame_accel.config.root import Config
 from flame_accel.config.validation import Finding, value_of
 
-_INPUTS = ("model.config", "model.tokenizer_path", "training.dataset", "evaluation.dataset")
+_INPUTS = ("model.config", "model.tokenizer_path", "evaluation.dataset")
 _PREFIXES = ("./", "../", "/", "~/")
-_SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py")
+_SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
 
 
 def find_path_problems(config: Config) -> Iterator[Finding]:
     """Every input that is missing, and a run folder that cannot be made."""
     inputs = [(name, value_of(config, name)) for name in _INPUTS]
+    inputs += [("training.dataset", name) for name in dataset_names(config.training)]
     inputs += [("model.custom", path) for path in config.model.custom]
     for name, path in inputs:
         if path is not None and _is_path(path) and not _is_there(path):

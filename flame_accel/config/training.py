@@ -32,21 +32,34 @@ class TrainingConfig:
     """Stop the run after so many skipped updates in a row. 0 means no limit."""
     dataset: str | None = None
     """Training data, required: "python-stdlib" (ships with Python), a file, a folder, a glob
-    pattern, or the name of a dataset for datasets."""
+    pattern, a token cache made by prepare, or the name of a dataset for datasets; several
+    separated by commas."""
     dataset_name: str | None = None
-    """Name of the dataset's configuration; None takes its default."""
+    """Name of the dataset's configuration; None takes its default. With several datasets one for
+    each, separated by commas; an empty one means None."""
     dataset_split: str | None = None
-    """Split of the dataset to use; None means train."""
+    """Split of the dataset to use; None means train. Several as training.dataset_name."""
     data_dir: str | None = None
-    """Folder within the dataset, passed on to datasets."""
+    """Folder within the dataset, passed on to datasets. Several as training.dataset_name."""
     data_files: str | None = None
-    """Files or patterns within the dataset, passed on to datasets."""
+    """Files or patterns within the dataset, separated by commas, passed on to datasets; with
+    several datasets one pattern for each."""
     data_probs: tuple[float, ...] | None = None
-    """Share of each dataset in the tokens of the mixture, separated by commas. None: one set."""
+    """Share of each dataset in the tokens of the mixture, separated by commas; they are divided by
+    their sum. Required with several datasets."""
     streaming: bool = False
-    """Read the dataset as a stream instead of downloading it first."""
+    """Read files and datasets of the Hub as they come instead of copying them into a table first;
+    documents are shuffled within blocks."""
+    shuffle_block: int = 10_000
+    """Number of documents in a block of a stream that are shuffled among each other. 1 keeps the
+    order of the stream."""
     text_column: str | None = None
-    """Column that holds the text; None takes text, else content."""
+    """Column that holds the text, or the messages of a conversation; None takes text, else content,
+    else messages."""
+    packing: Literal["sequential", "best_fit"] = "sequential"
+    """How documents fill rows: one after the other, cut where a row ends; or cut only where longer
+    than a row, and each piece into the row where it fits best, the rest of a row being padding
+    (needs training.varlen)."""
     add_bos: Literal["auto", "always", "never"] = "auto"
     """Start documents with the tokenizer's bos token; auto does as the tokenizer itself does."""
     num_workers: int = 1
@@ -58,8 +71,11 @@ class TrainingConfig:
     """Load batches into pinned memory, from which they are copied to a GPU faster."""
     persistent_workers: bool = False
     """Keep the worker processes alive from one pass over the data to the next."""
-    max_bad_records: int = 0
-    """Skip and count up to so many unreadable records. 0 stops at the first."""
+    max_bad_records: int | None = None
+    """Pass over up to so many records that are damaged or have no text; one more stops the run, 0
+    at the first. None: those without text are passed over, a damaged one stops the run."""
+    max_document_bytes: int = 67_108_864
+    """A longer document, in bytes of its text, counts as damaged."""
     data_parallel_replicate_degree: int | None = None
     """Number of replicas of the weights. Above 1 with training.data_parallel_shard_degree above 1:
     HSDP (hybrid sharded data parallelism); above 1 alone: DDP (distributed data parallelism). 1

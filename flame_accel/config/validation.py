@@ -72,6 +72,12 @@ _RULES = {
     "training.num_workers": _at_least(0),
     "training.prefetch_factor": _at_least(1),
     "training.max_bad_records": _at_least(0),
+    "training.max_document_bytes": _at_least(1),
+    "training.shuffle_block": _at_least(1),
+    "training.data_probs": _Rule(
+        holds=lambda value: all(share > 0 and math.isfinite(share) for share in value),
+        text="must be numbers above 0",
+    ),
     "training.data_parallel_replicate_degree": _at_least(1),
     "training.data_parallel_shard_degree": _Rule(
         holds=lambda value: value == -1 or value >= 1,
@@ -90,6 +96,9 @@ _RULES = {
     "checkpoint.load_step": _at_least(-1),
     "evaluation.interval": _at_least(0),
     "evaluation.batch_size": _at_least(1),
+    "evaluation.held_out_share": _Rule(
+        holds=lambda value: 0 < value < 1, text="must be between 0 and 1"
+    ),
     "evaluation.max_tokens": _at_least(0),
     "evaluation.sample_tokens": _at_least(0),
     "activation_checkpoint.selective_ac_option": _Rule(
@@ -173,6 +182,13 @@ def _context(config: Config, given: Collection[str]) -> tuple[str, str] | None:
     return None
 
 
+def _packing(config: Config, given: Collection[str]) -> tuple[str, str] | None:
+    if config.training.packing == "sequential" or config.training.varlen:
+        return None
+    rule = "leaves room in rows, which only works where documents are kept apart"
+    return rule, "Add --training.varlen, or remove training.packing."
+
+
 def _schedule(config: Config, given: Collection[str]) -> tuple[str, str] | None:
     steps, warmup = config.training.steps, config.training.warmup_steps
     wsd = config.optimizer.scheduler == "wsd"
@@ -215,6 +231,7 @@ _RELATIONS: tuple[
     tuple[tuple[str, ...], Callable[[Config, Collection[str]], tuple[str, str] | None]], ...
 ] = (
     (("training.context_len", "training.seq_len", "training.varlen"), _context),
+    (("training.packing", "training.varlen"), _packing),
     (
         (
             "training.warmup_steps",

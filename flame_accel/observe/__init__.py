@@ -5,6 +5,7 @@ from flame_accel.observe.meter import Meter
 from flame_accel.observe.records import Journal, tracker_names
 from flame_accel.observe.report import write_report
 from flame_accel.observe.run_folder import describe_environment, device_name, open_run_folder
+from flame_accel.observe.stream import stream_record
 
 __all__ = [
     "Journal",
@@ -16,6 +17,7 @@ __all__ = [
     "get_logger",
     "open_console",
     "open_run_folder",
+    "stream_record",
     "tracker_names",
     "write_report",
 ]

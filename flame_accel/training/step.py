@@ -44,14 +44,15 @@ def takes_num_items(model_class: type[nn.Module]) -> bool:
 
 
 def count_targets(accelerator: Accelerator, local: int, *, constant: bool) -> int | Tensor:
-    """Number of target tokens of a step on all ranks.
+    """Number of target tokens of a step on all ranks; 1 if there are none, since it divides.
 
     Without communication where every rank has the same number.
     """
     if accelerator.num_processes == 1 or constant:
-        return local * accelerator.num_processes
+        return max(1, local * accelerator.num_processes)
     # filled on the device: a copy from the host would wait for it
-    return sum_over_ranks(accelerator, torch.full((), local, device=accelerator.device))
+    total = sum_over_ranks(accelerator, torch.full((), local, device=accelerator.device))
+    return total.clamp(min=1)
 
 
 def train_step(
@@ -117,6 +118,9 @@ def compute_loss(
             return model(**inputs, num_items_in_batch=global_targets).loss
     with autocast(accelerator):
         mean = model(**inputs).loss
+    if not batch["num_targets"]:
+        # the mean over no targets; its gradients are zeros, and every rank takes part in backward
+        mean = mean.nan_to_num()
     return mean * batch["num_targets"] / global_targets
 
 

@@ -1,60 +1,20 @@
-"""Lanes: each packs its own share of the documents into rows and can be re-entered at any token.
+"""Lanes: each packs its own documents into rows and can be re-entered between any two of them.
 
-Lane ``l`` of ``L`` reads the documents at positions l, l + L, l + 2L, ... of each epoch's order,
-in that order, for ever. Rows overlap by one token (varlen: segments do), because fla shifts labels
-inside a row: every token is a target exactly once, except the very first of the lane (varlen: of
-each document). Nothing here reads sources, tokenises, or knows of ranks, workers and steps.
+Rows overlap by one token (with varlen segments do), because fla shifts labels inside a row: every
+token is a target exactly once, except the very first of the lane (with varlen: of each document).
+Which documents a lane reads is said by readers; ranks, workers and steps are no matter here.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from flame_accel.config.errors import UserError
-
-Encode = Callable[[int], np.ndarray]
-"""Index of a document -> its tokens, int32 [tokens]; empty for a document that has none."""
-
-
-class Order(Protocol):
-    """Which document stands where in an epoch."""
-
-    @property
-    def num_documents(self) -> int:
-        """Documents in an epoch."""
-        ...
-
-    def document(self, epoch: int, position: int) -> int:
-        """Index of the document at a position of an epoch."""
-        ...
-
-
-EMPTY_PASSES = 100
-"""A lane gives up after as many documents in a row without tokens as so many passes have."""
-
-
-class Cursor(NamedTuple):
-    """Where a lane stands: the token that its next row starts with; four integers in JSON."""
-
-    epoch: int = 0
-    """Passes of this lane over its documents that are complete."""
-    position: int = 0
-    """Which of the lane's documents in this epoch, from 0."""
-    offset: int = 0
-    """Token in that document, from 0."""
-    skipped: int = 0
-    """Documents without tokens that were passed over so far."""
-
-
-class Row(NamedTuple):
-    """What a lane gives to one step."""
-
-    tokens: np.ndarray
-    """int32 [T]."""
-    starts: list[int]
-    """Where segments start, the first at 0: state and targets do not cross them."""
+from flame_accel.data.lanes.best_fit import Piece, Window, build_row
+from flame_accel.data.lanes.mixture import choose_source
+from flame_accel.data.parts import LaneCursor, Reader, Row, SourceCursor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +25,10 @@ class Packing:
     """T, tokens in a row; at least 2."""
     context_len: int | None = None
     """Longest segment in tokens, at least 2; None: a row is one segment of successive documents."""
+    best_fit: bool = False
+    """Cut only what is longer than a segment, and pad rows; needs ``context_len``."""
+    padding: int = 0
+    """Token id of padding; rows are padded with ``best_fit`` only."""
 
     @property
     def varlen(self) -> bool:
@@ -73,96 +37,148 @@ class Packing:
 
 
 class Lane:
-    """One lane, from a cursor on; ``cursor`` always says where the next row starts.
+    """One lane, from a cursor on.
 
     Args:
-        encode: gives the tokens of a document.
-        order: the order of the documents.
+        readers: its ways through the sources, each from its cursor in ``cursor.sources`` on.
+        shares: of each source in the tokens; only their proportions matter.
         packing: how rows are filled.
-        lane: which lane, 0 <= lane < num_lanes <= order.num_documents.
-        num_lanes: rows per step.
-        cursor: where to go on.
+        cursor: where to go on; taken from a lane of the same sources, shares and packing.
     """
 
     def __init__(
         self,
-        encode: Encode,
-        order: Order,
+        readers: Sequence[Reader],
+        shares: Sequence[float],
         packing: Packing,
-        *,
-        lane: int,
-        num_lanes: int,
-        cursor: Cursor,
+        cursor: LaneCursor,
     ) -> None:
-        self.cursor = cursor
-        self._encode = encode
-        self._order = order
+        assert len(readers) == len(shares)
+        assert packing.varlen or not packing.best_fit
+        self._readers = readers
+        self._shares = tuple(shares)
         self._packing = packing
-        self._lane = lane
-        self._num_lanes = num_lanes
-        self._length = lane_length(order.num_documents, lane, num_lanes)
-        self._document: np.ndarray | None = None
+        self._longest = min(packing.context_len or packing.seq_len, packing.seq_len)
+        self._source = cursor.source
+        self._offset = cursor.offset
+        self._row = cursor.row
+        # with best-fit packing: the rows of a window, and where it and the next one start
+        self._rows: list[list[Piece]] = []
+        self._start = self._next_start = self._source_cursors()
+        self._gathered = Window(packing.seq_len, self._longest)
+
+    @property
+    def cursor(self) -> LaneCursor:
+        """Where the next row starts."""
+        if self._packing.best_fit:
+            return LaneCursor(row=self._row, sources=self._start)
+        source = self._source if self._offset else 0
+        return LaneCursor(source, self._offset, sources=self._source_cursors())
+
+    def prepare(self) -> bool:
+        """Gather a row's worth of the documents that the next row waits for.
+
+        Lanes that are prepared in turns read a stream together; one after the other, each would
+        come too late for what the first has read, and read it anew.
+
+        Returns:
+            Whether there is more to gather.
+        """
+        if not self._packing.best_fit or self._rows:
+            return False
+        self._gather(self._gathered.num_tokens + self._packing.seq_len)
+        return not self._gathered.full
 
     def next_row(self) -> Row:
         """Pack the next row and move the cursor behind it.
+
+        Raises:
+            UserError: a source has nothing to read, or other documents than the cursor is of.
+        """
+        return self._best_fit_row() if self._packing.best_fit else self._sequential_row()
+
+    def _sequential_row(self) -> Row:
+        """The next row of documents one after the other.
 
         Without varlen the cursor stays on the row's last token. With varlen a segment ends with its
         document, at ``context_len`` or at the end of the row; a cut document goes on in a new
         segment with the last token before the cut. A row's last place may so hold a lone first
         token, which comes again in the next row: no target is lost.
         """
-        size = self._packing.seq_len
-        longest = self._packing.context_len or size
+        size, varlen = self._packing.seq_len, self._packing.varlen
         tokens = np.empty(size, dtype=np.int32)
+        targets: np.ndarray | None = None
         starts: list[int] = []
         filled = 0
         while filled < size:
-            document = self._read()
-            offset = self.cursor.offset
-            if self._packing.varlen or filled == 0:
+            reader = self._next_reader()
+            document = reader.peek()
+            offset, length = self._offset, len(document.tokens)
+            if offset >= length:
+                raise _changed("document", f"{length} tokens", offset)
+            if varlen or not filled:
                 starts.append(filled)
-            end = min(len(document), offset + min(longest, size - filled))
-            tokens[filled : filled + end - offset] = document[offset:end]
-            filled += end - offset
-            cut = end < len(document) if self._packing.varlen else filled == size
-            if cut:
-                self.cursor = self.cursor._replace(offset=end - 1)
+            end = min(length, offset + min(self._longest, size - filled))
+            place = slice(filled, filled + end - offset)
+            tokens[place] = document.tokens[offset:end]
+            if document.targets is not None:
+                if targets is None:
+                    targets = np.ones(size, dtype=bool)
+                targets[place] = document.targets[offset:end]
+            filled = place.stop
+            if end < length if varlen else filled == size:
+                self._offset = end - 1
             else:
-                self._leave_document()
-        return Row(tokens, starts)
+                reader.advance()
+                self._offset = 0
+        return Row(tokens, starts, targets)
 
-    def _read(self) -> np.ndarray:
-        """Tokens of the document under the cursor; documents without any are passed over."""
-        if self._document is not None:
-            return self._document
-        for _ in range(EMPTY_PASSES * self._order.num_documents):
-            epoch, position, offset, skipped = self.cursor
-            index = self._order.document(epoch, self._lane + position * self._num_lanes)
-            document = self._encode(index)
-            if len(document) > offset:
-                self._document = document
-                return document
-            if offset:
-                raise UserError(
-                    f"document {index} has {len(document)} tokens, but the next is {offset}",
-                    where="the checkpoint's data position",
-                    remedy="the data or the tokenizer changed since the checkpoint: restore them",
-                )
-            self._leave_document()
-            self.cursor = self.cursor._replace(skipped=skipped + 1)
-        raise UserError(
-            f"there is no text in {EMPTY_PASSES} passes over {self._order.num_documents} documents",
-            where=f"lane {self._lane} of {self._num_lanes}",
-            remedy="remove the empty ones, or check the text column (training.text_column)",
-        )
+    def _best_fit_row(self) -> Row:
+        """The next row of a window of documents; see `best_fit`.
 
-    def _leave_document(self) -> None:
-        self._document = None
-        epoch, position, _, skipped = self.cursor
-        wraps = position + 1 == self._length
-        self.cursor = Cursor(epoch + wraps, 0 if wraps else position + 1, 0, skipped)
+        The cursor stays at the window's start, which is packed again from there. While its rows are
+        given the next window is gathered bit by bit, so that no row takes long.
+        """
+        size = self._packing.seq_len
+        if not self._rows:
+            self._gather(math.inf)
+            self._rows = self._gathered.pack()
+            self._gathered = Window(size, self._longest)
+            self._next_start = self._source_cursors()
+            if self._row >= len(self._rows):
+                raise _changed("window", f"{len(self._rows)} rows", self._row)
+        row = build_row(self._rows[self._row], size, self._packing.padding)
+        self._row += 1
+        self._gather(self._row * size)
+        if self._row == len(self._rows):
+            self._rows = []
+            self._start = self._next_start
+            self._row = 0
+        return row
+
+    def _gather(self, num_tokens: float) -> None:
+        """Gather documents until there are so many tokens, or enough for a window."""
+        while self._gathered.num_tokens < num_tokens and not self._gathered.full:
+            reader = self._next_reader()
+            self._gathered.add(reader.peek())
+            reader.advance()
+
+    def _next_reader(self) -> Reader:
+        """The reader of the document under way, or of the one that comes next."""
+        readers = self._readers
+        if len(readers) > 1 and not self._offset:
+            tokens = [reader.cursor.tokens for reader in readers]
+            lengths = [len(reader.peek().tokens) for reader in readers]
+            self._source = choose_source(self._shares, tokens, lengths)
+        return readers[self._source]
+
+    def _source_cursors(self) -> tuple[SourceCursor, ...]:
+        return tuple(reader.cursor for reader in self._readers)
 
 
-def lane_length(num_documents: int, lane: int, num_lanes: int) -> int:
-    """Number of documents that a lane reads in an epoch."""
-    return len(range(lane, num_documents, num_lanes))
+def _changed(thing: str, what: str, following: int) -> UserError:
+    return UserError(
+        f"a {thing} has {what}, but the next is {following}",
+        where="the checkpoint's data position",
+        remedy="the data or the tokenizer changed since the checkpoint: restore them",
+    )

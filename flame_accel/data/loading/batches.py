@@ -7,14 +7,14 @@ cursors with the rows, so that the state is that of the last step handed out, ho
 read ahead. Moving batches to a device is the caller's part.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes.lane import Cursor, lane_length
+from flame_accel.data.bad_records import BadRecords
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin
 from flame_accel.data.loading.state import (
     Identity,
@@ -24,6 +24,7 @@ from flame_accel.data.loading.state import (
     read_cursors,
 )
 from flame_accel.data.loading.workers import LoaderOptions, Share, Stream, start_workers
+from flame_accel.data.parts import LaneCursor, SourceCursor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,15 +78,17 @@ class StepBatches:
         state: Mapping[str, Any] | None = None,
     ) -> None:
         assert stream.num_lanes == layout.rows_per_step
-        if stream.order.num_documents < stream.num_lanes:
-            raise _too_few_documents(stream.order.num_documents, layout)
         self._stream = stream
         self._layout = layout
         self._loader = loader
         self._identity = identity
         self._steps = 0
-        self._cursors = [Cursor()] * len(layout.lanes)
+        self._cursors = [stream.beginning] * len(layout.lanes)
         self._kept: Iterator[Share | UserError] | None = None
+        self._bad = BadRecords(stream.policy.max_bad)
+        self._num_slots = self._num_padding = 0
+        for source in stream.sources:
+            source.check_lanes(stream.num_lanes)
         if state is not None:
             check_state(state, identity)
             _check_rows_per_step(state["rows_per_step"], layout)
@@ -93,11 +96,18 @@ class StepBatches:
             self._steps = state["steps"]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        """Yield the ``accumulation`` micro-batches of each step."""
+        """Yield the ``accumulation`` micro-batches of each step.
+
+        Raises:
+            UserError: what the sources raise, or too many bad records. The state stays that of the
+                last step handed out.
+        """
         layout = self._layout
         shares = self._kept
         if shares is None:
             shares = start_workers(self._stream, layout.lanes, self._cursors, self._loader)
+            # readers report anew what lies behind the cursors
+            self._bad.total = self.bad_documents
         if self._loader.persistent_workers:
             self._kept = shares
         size = layout.micro_batch_size
@@ -106,14 +116,22 @@ class StepBatches:
         try:
             while True:
                 step = [_or_raise(next(shares)) for _ in range(num_shares)]
+                cursors = [cursor for share in step for cursor in share.cursors]
+                self._bad.meet([record for share in step for record in share.skipped])
                 rows = [row for share in step for row in share.rows]
                 batches = [
                     build_micro_batch(rows[i : i + size], self._stream.packing)
                     for i in range(0, len(rows), size)
                 ]
-                self._cursors = [cursor for share in step for cursor in share.cursors]
+                self._cursors = cursors
                 self._steps += 1
+                self._num_slots += len(rows) * self._stream.packing.seq_len
+                self._num_padding += sum(row.padding for row in rows)
                 yield [pin(batch) for batch in batches] if pinned else batches
+        except UserError:
+            # its worker has ended
+            self._kept = None
+            raise
         finally:
             # the frame may live on in a traceback, and would keep the workers
             del shares
@@ -130,18 +148,50 @@ class StepBatches:
 
     @property
     def epoch(self) -> float:
-        """Passes over the data so far, of this rank's lanes, by documents."""
-        lengths = [
-            lane_length(self._stream.order.num_documents, lane, self._stream.num_lanes)
-            for lane in self._layout.lanes
+        """Passes of this rank's lanes over the data so far; over the source that had the most."""
+        lanes = [
+            self._stream.readers(lane, cursor, lambda record: None)
+            for lane, cursor in zip(self._layout.lanes, self._cursors, strict=True)
         ]
-        read = sum(c.epoch * n + c.position for c, n in zip(self._cursors, lengths, strict=True))
-        return read / sum(lengths)
+        return max(
+            sum(reader.epoch for reader in readers) / len(lanes)
+            for readers in zip(*lanes, strict=True)
+        )
+
+    @property
+    def consumed_documents(self) -> int:
+        """Documents that this rank's lanes have used up ..."""
+        return sum(place.consumed for place in _places(self._cursors))
 
     @property
     def skipped_documents(self) -> int:
-        """Documents without text that this rank's lanes have passed over."""
-        return sum(cursor.skipped for cursor in self._cursors)
+        """... and those that they have passed over; together all that they have read ..."""
+        return sum(place.skipped for place in _places(self._cursors))
+
+    @property
+    def bad_documents(self) -> int:
+        """... and how many of the latter count against ``training.max_bad_records``."""
+        return sum(place.bad for place in _places(self._cursors))
+
+    @property
+    def tokens_per_source(self) -> list[int]:
+        """Tokens of the documents that this rank's lanes have used up, for each source."""
+        lanes = [cursor.sources for cursor in self._cursors]
+        return [sum(place.tokens for place in places) for places in zip(*lanes, strict=True)]
+
+    @property
+    def packing_efficiency(self) -> float:
+        """Share of the rows handed out by this process that is no padding; 1 before the first."""
+        return 1 - self._num_padding / max(1, self._num_slots)
+
+    @property
+    def constant_targets(self) -> bool:
+        """Whether every rank has the same number of targets in every step."""
+        return self._stream.constant_targets
+
+
+def _places(cursors: Sequence[LaneCursor]) -> Iterator[SourceCursor]:
+    return (place for cursor in cursors for place in cursor.sources)
 
 
 def _or_raise(item: Share | UserError) -> Share:
@@ -162,16 +212,4 @@ def _check_rows_per_step(saved: int, layout: StepLayout) -> None:
         f"the checkpoint's have {saved}",
         where="training.gradient_accumulation_steps",
         remedy=f"use training.gradient_accumulation_steps {accumulation}",
-    )
-
-
-def _too_few_documents(num_documents: int, layout: StepLayout) -> UserError:
-    return UserError(
-        f"{num_documents} documents are fewer than the {layout.rows_per_step} rows of a step "
-        f"(training.batch_size {layout.micro_batch_size} x {layout.world_size} ranks x "
-        f"training.gradient_accumulation_steps {layout.accumulation}): each row of a step reads "
-        "documents of its own",
-        where="training.dataset",
-        remedy="use fewer rows per step, or more documents: a plain text file is one document, a "
-        "line of a .jsonl file is one",
     )

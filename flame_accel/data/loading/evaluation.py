@@ -4,33 +4,31 @@ Rows are packed once, as in training, and kept; every evaluation of a run sees t
 Losses and their means are not computed here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from flame_accel.data.lanes.lane import Cursor, Lane, Packing, Row
+from flame_accel.config.errors import UserError
+from flame_accel.data.bad_records import BadRecords, refused
+from flame_accel.data.lanes.best_fit import Window, build_row
+from flame_accel.data.lanes.lane import Lane, Packing
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
-from flame_accel.data.sources.documents import Documents
-from flame_accel.data.tokens.tokenizer import DocumentEncoder
-
-PADDING = -1
-"""Token id of padding, which no tokenizer gives to a token."""
+from flame_accel.data.parts import Document, LaneCursor, Row, Skipped, SkipPolicy, SourceCursor
 
 
 class EvaluationBatches:
     """The batches of one rank; as many on each rank, so that collective calls match.
 
     Args:
-        rows: all rows of the evaluation, with ``PADDING`` where documents have ended.
+        rows: all rows of the evaluation.
         packing: how they were filled.
         batch_size: rows per rank and batch.
         rank: data-parallel rank of this process.
         world_size: number of data-parallel ranks.
-        pad_token_id: what the model sees as padding.
         num_documents: documents in all rows.
-        num_tokens: their tokens, with bos and eos.
-        num_bytes: length of their texts in UTF-8.
+        num_skipped: records that gave no document.
+        num_tokens: tokens of the documents, with bos and eos.
+        num_bytes: length in UTF-8 of what their targets stand for.
     """
 
     def __init__(
@@ -41,18 +39,18 @@ class EvaluationBatches:
         batch_size: int,
         rank: int,
         world_size: int,
-        pad_token_id: int,
         num_documents: int,
+        num_skipped: int,
         num_tokens: int,
         num_bytes: int,
     ) -> None:
         self.num_documents = num_documents
+        self.num_skipped = num_skipped
         self.num_tokens = num_tokens
         self.num_bytes = num_bytes
         self._packing = packing
         self._batch_size = batch_size
-        self._padding = (PADDING, pad_token_id)
-        empty = Row(np.full(packing.seq_len, PADDING, dtype=np.int32), [0])
+        empty = build_row([], packing.seq_len, packing.padding)
         rows = rows + [empty] * (-len(rows) % (batch_size * world_size))
         self._rows = [row for i, row in enumerate(rows) if i // batch_size % world_size == rank]
 
@@ -62,17 +60,15 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[MicroBatch]:
         """Yield the batches; ``num_targets`` is 0 where a batch is all padding."""
         for i in range(0, len(self._rows), self._batch_size):
-            yield build_micro_batch(
-                self._rows[i : i + self._batch_size], self._packing, padding=self._padding
-            )
+            yield build_micro_batch(self._rows[i : i + self._batch_size], self._packing)
 
 
 def evaluation_batches(
-    documents: Documents,
-    tokenizer: PreTrainedTokenizerBase,
+    found: Iterable[tuple[Document | Skipped, int]],
     packing: Packing,
     *,
-    add_bos: bool,
+    name: str,
+    policy: SkipPolicy,
     batch_size: int,
     rank: int,
     world_size: int,
@@ -80,57 +76,99 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """Pack whole documents, in their order, until there are ``max_tokens`` tokens; 0 takes all.
 
-    Tokens are kept in memory (4 bytes each, all of them while packing, then this rank's share).
+    Tokens are kept in memory (all of them while packing, then this rank's share).
+
+    Args:
+        found: what each record gives, and the length in UTF-8 of what its targets stand for; read
+            once.
+        packing: how rows are filled.
+        name: what the user calls the data.
+        policy: which records that give no document stop the run.
+        batch_size: rows per rank and batch.
+        rank: data-parallel rank of this process.
+        world_size: number of data-parallel ranks.
+        max_tokens: enough tokens.
+
+    Raises:
+        UserError: no document at all, or a record that the policy refuses.
     """
-    encode = DocumentEncoder(documents, tokenizer, add_bos=add_bos)
-    tokens: list[np.ndarray] = []
-    num_tokens = num_bytes = 0
-    for index in range(len(documents)):
+    documents: list[Document] = []
+    bad = BadRecords(policy.max_bad)
+    num_skipped = num_tokens = num_bytes = 0
+    for document, size in found:
+        if isinstance(document, Skipped):
+            _look_at(document, policy, bad, name)
+            num_skipped += 1
+            continue
+        documents.append(document)
+        num_tokens += len(document.tokens)
+        num_bytes += size
         if max_tokens and num_tokens >= max_tokens:
             break
-        tokens.append(encode(index))
-        num_tokens += len(tokens[-1])
-        num_bytes += len(documents[index].encode("utf-8"))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    assert isinstance(pad, int)
+    if not documents:
+        raise UserError(
+            f"none of its {num_skipped} documents can be evaluated on",
+            where=name,
+            remedy="name other data, or raise evaluation.held_out_share if these are held out",
+        )
     return EvaluationBatches(
-        pack_once(tokens, packing),
+        pack_once(documents, packing),
         packing,
         batch_size=batch_size,
         rank=rank,
         world_size=world_size,
-        pad_token_id=pad,
-        num_documents=len(tokens),
+        num_documents=len(documents),
+        num_skipped=num_skipped,
         num_tokens=num_tokens,
         num_bytes=num_bytes,
     )
 
 
-class _InOrder:
-    """Documents in their own order."""
-
-    def __init__(self, num_documents: int) -> None:
-        self.num_documents = num_documents
-
-    def document(self, epoch: int, position: int) -> int:
-        return position
+def _look_at(skipped: Skipped, policy: SkipPolicy, bad: BadRecords, name: str) -> None:
+    if policy.is_refused(skipped):
+        raise refused(skipped, name)
+    if policy.is_bad(skipped):
+        bad.meet([skipped])
 
 
-def pack_once(documents: list[np.ndarray], packing: Packing) -> list[Row]:
-    """Rows of a single pass; the last is filled up with ``PADDING``.
+class _Once:
+    """The way of a lane through documents in their own order, and through padding behind them."""
 
-    The padding is a document behind the last one, long enough for any row, so that a lane packs it.
-    """
-    padding = np.full(packing.seq_len, PADDING, dtype=np.int32)
-    lane = Lane(
-        [*documents, padding].__getitem__,
-        _InOrder(len(documents) + 1),
-        packing,
-        lane=0,
-        num_lanes=1,
-        cursor=Cursor(),
+    epoch = 0.0
+
+    def __init__(self, documents: Sequence[Document], padding: Document) -> None:
+        self._documents = documents
+        self._padding = padding
+        self._position = 0
+
+    @property
+    def cursor(self) -> SourceCursor:
+        return SourceCursor((self._position,))
+
+    @property
+    def ended(self) -> bool:
+        return self._position >= len(self._documents)
+
+    def peek(self) -> Document:
+        return self._padding if self.ended else self._documents[self._position]
+
+    def advance(self) -> None:
+        self._position += 1
+
+
+def pack_once(documents: Sequence[Document], packing: Packing) -> list[Row]:
+    """Rows of a single pass over documents; what is left of the last is padding."""
+    size = packing.seq_len
+    if packing.best_fit:
+        window = Window(size, min(packing.context_len or size, size))
+        for document in documents:
+            window.add(document)
+        return [build_row(pieces, size, packing.padding) for pieces in window.pack()]
+    reader = _Once(
+        documents, Document(np.full(size, packing.padding, dtype=np.int32), np.zeros(size, bool))
     )
+    lane = Lane([reader], [1.0], packing, LaneCursor(sources=(reader.cursor,)))
     rows: list[Row] = []
-    while lane.cursor.epoch == 0 and lane.cursor.position < len(documents):
+    while not reader.ended:
         rows.append(lane.next_row())
     return rows

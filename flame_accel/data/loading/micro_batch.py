@@ -12,7 +12,8 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from flame_accel.data.lanes.lane import Packing, Row
+from flame_accel.data.lanes.lane import Packing
+from flame_accel.data.parts import Row
 
 IGNORED_LABEL = -100
 """What the loss functions of torch, transformers and fla leave out."""
@@ -30,36 +31,31 @@ class MicroBatch(_Rows, total=False):
     cu_seqlens: torch.Tensor
 
 
-def build_micro_batch(
-    rows: Sequence[Row], packing: Packing, *, padding: tuple[int, int] | None = None
-) -> MicroBatch:
+def build_micro_batch(rows: Sequence[Row], packing: Packing) -> MicroBatch:
     """Put rows together.
 
     Args:
         rows: the rows, in order.
         packing: how they were filled.
-        padding: a token id that stands for padding in ``rows``, and the id to show the model in its
-            place; padding is no target.
     """
-    input_ids = torch.from_numpy(np.stack([row.tokens for row in rows]).astype(np.int64))
-    labels = input_ids.clone()
-    if padding is not None:
-        padded = input_ids == padding[0]
-        labels[padded] = IGNORED_LABEL
-        input_ids[padded] = padding[1]
+    input_ids = np.stack([row.tokens for row in rows], dtype=np.int64)
+    labels = input_ids.copy()
+    for row, row_labels in zip(rows, labels, strict=True):
+        if row.targets is not None:
+            row_labels[~row.targets] = IGNORED_LABEL
     starts = [
         index * packing.seq_len + start for index, row in enumerate(rows) for start in row.starts
     ]
-    labels.view(-1)[starts] = IGNORED_LABEL
-    num_targets = int((labels != IGNORED_LABEL).sum())
-    if not packing.varlen:
-        return {"input_ids": input_ids, "labels": labels, "num_targets": num_targets}
-    return {
-        "input_ids": input_ids.view(1, -1),
-        "labels": labels.view(1, -1),
-        "num_targets": num_targets,
-        "cu_seqlens": torch.tensor([*starts, input_ids.numel()], dtype=torch.int32),
+    labels.reshape(-1)[starts] = IGNORED_LABEL
+    shape = (1, -1) if packing.varlen else input_ids.shape
+    batch: MicroBatch = {
+        "input_ids": torch.from_numpy(input_ids.reshape(shape)),
+        "labels": torch.from_numpy(labels.reshape(shape)),
+        "num_targets": int(np.count_nonzero(labels != IGNORED_LABEL)),
     }
+    if packing.varlen:
+        batch["cu_seqlens"] = torch.tensor([*starts, input_ids.size], dtype=torch.int32)
+    return batch
 
 
 def pin(batch: MicroBatch) -> MicroBatch:

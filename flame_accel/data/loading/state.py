@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes.lane import Cursor
+from flame_accel.data.parts import LaneCursor, SourceCursor
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout below."""
 
-Identity = Mapping[str, int | str | bool | None]
+Identity = Mapping[str, int | float | str | bool | list[float] | None]
 """What must be the same for cursors to mean the same tokens: its name -> its value."""
 
 WHERE = "the checkpoint's data position"
@@ -25,16 +25,23 @@ def rank_state(
     rows_per_step: int,
     steps: int,
     first_lane: int,
-    cursors: Sequence[Cursor],
+    cursors: Sequence[LaneCursor],
 ) -> dict[str, Any]:
-    """State of the lanes of one rank after ``steps`` steps; plain JSON values."""
+    """State of the lanes of one rank after ``steps`` steps; plain JSON values.
+
+    A lane's cursor is [source, offset, row, *sources], and that of each source
+    [*place, consumed, skipped, bad, tokens]: all of them integers.
+    """
     return {
         "format": FORMAT,
         "rows_per_step": rows_per_step,
         "steps": steps,
         "identity": dict(identity),
         "first_lane": first_lane,
-        "cursors": [list(cursor) for cursor in cursors],
+        "cursors": [
+            [*cursor[:3], *([*source.place, *source[1:]] for source in cursor.sources)]
+            for cursor in cursors
+        ],
     }
 
 
@@ -51,7 +58,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     if any(other != shared[0] for other in shared):
         raise ValueError(f"the ranks disagree about the data stream: {shared}")
-    cursors: list[list[int]] = []
+    cursors: list[list[Any]] = []
     for state in ordered:
         if state["first_lane"] != len(cursors):
             raise ValueError(f"lane {len(cursors)} is missing or given twice")
@@ -88,13 +95,13 @@ def check_state(state: Mapping[str, Any], identity: Identity) -> None:
         )
 
 
-def read_cursors(state: Mapping[str, Any], lanes: range) -> list[Cursor]:
+def read_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor]:
     """Cursors of ``lanes`` from a merged state.
 
     Raises:
         ValueError: the state does not have all of them.
     """
-    cursors = [Cursor(*cursor) for cursor in state["cursors"]]
+    cursors = [_read_cursor(*cursor) for cursor in state["cursors"]]
     first = state["first_lane"]
     if lanes.start < first or lanes.stop > first + len(cursors):
         raise ValueError(
@@ -102,6 +109,16 @@ def read_cursors(state: Mapping[str, Any], lanes: range) -> list[Cursor]:
             f"{first + len(cursors) - 1}: merge the states of all ranks first"
         )
     return cursors[lanes.start - first : lanes.stop - first]
+
+
+def _read_cursor(source: int, offset: int, row: int, *sources: list[int]) -> LaneCursor:
+    counters = len(SourceCursor._fields) - 1
+    return LaneCursor(
+        source,
+        offset,
+        row,
+        tuple(SourceCursor(tuple(s[:-counters]), *s[-counters:]) for s in sources),
+    )
 
 
 def accumulation_for(rows_per_step: int, *, micro_batch_size: int, world_size: int) -> int:

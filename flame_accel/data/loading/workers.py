@@ -7,7 +7,8 @@ processes, read-ahead and their end. What a step is, and where a stream stands, 
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,20 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes.lane import Cursor, Encode, Lane, Order, Packing, Row
+from flame_accel.data.bad_records import too_many
+from flame_accel.data.lanes.lane import Lane, Packing
+from flame_accel.data.parts import (
+    LaneCursor,
+    Reader,
+    Row,
+    Skipped,
+    SkipPolicy,
+    SourceCursor,
+    Sources,
+)
+
+ORPHAN_SECONDS = 1.0
+"""How often a worker looks whether the run's process is still there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,59 +57,86 @@ class LoaderOptions:
 class Stream:
     """What all lanes have in common."""
 
-    encode: Encode
-    """Gives the tokens of a document."""
-    order: Order
-    """The order of the documents."""
+    sources: Sources
+    """What documents come from, at least one."""
+    shares: Sequence[float]
+    """Share of each source in the tokens."""
     packing: Packing
     """How documents fill rows."""
     num_lanes: int
     """Rows per step."""
+    policy: SkipPolicy
+    """What happens to records that give no document."""
+    constant_targets: bool = False
+    """Whether all rows have the same number of targets."""
 
-    def open(self, lane: int, cursor: Cursor) -> Lane:
-        """A lane, from a cursor on."""
-        return Lane(
-            self.encode,
-            self.order,
-            self.packing,
-            lane=lane,
-            num_lanes=self.num_lanes,
-            cursor=cursor,
-        )
+    @property
+    def beginning(self) -> LaneCursor:
+        """Where each lane starts."""
+        return LaneCursor(sources=(SourceCursor(),) * len(self.sources))
+
+    def readers(
+        self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]
+    ) -> list[Reader]:
+        """The ways of a lane through the sources, from a cursor on."""
+        return [
+            source.reader(lane, self.num_lanes, place, self.policy, report)
+            for source, place in zip(self.sources, cursor.sources, strict=True)
+        ]
+
+    def open(self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]) -> Lane:
+        """A lane, from a cursor on; ``report`` is told of every bad record passed over."""
+        return Lane(self.readers(lane, cursor, report), self.shares, self.packing, cursor)
 
 
 class Share(NamedTuple):
-    """The rows of one worker's lanes for one step, and where these lanes stand after them."""
+    """What one worker's lanes give to a step."""
 
     rows: list[Row]
-    cursors: list[Cursor]
+    """Their rows ..."""
+    cursors: list[LaneCursor]
+    """... where these lanes stand after them ..."""
+    skipped: list[Skipped]
+    """... and the bad records that were passed over since the last step."""
 
 
 class _LaneRows(IterableDataset):
     """The steps of some lanes; in a worker process, of this worker's share of them."""
 
-    def __init__(self, stream: Stream, lanes: range, cursors: Sequence[Cursor]) -> None:
+    def __init__(self, stream: Stream, lanes: range, cursors: Sequence[LaneCursor]) -> None:
         self._stream = stream
         self._lanes = lanes
         self._cursors = cursors
 
     def __iter__(self) -> Iterator[Share | UserError]:
         """Yield a share per step, for ever; a problem for the user is yielded, then the end."""
-        lanes = [
-            self._stream.open(self._lanes[i], self._cursors[i])
-            for i in _worker_share(len(self._lanes))
-        ]
+        skipped: list[Skipped] = []
+        limit = self._stream.policy.max_bad
+
+        def report(record: Skipped) -> None:
+            skipped.append(record)
+            # of no use to read on through a damaged file
+            if limit is not None and len(skipped) > limit:
+                raise too_many(len(skipped), limit, record)
+
         try:
+            lanes = [
+                self._stream.open(self._lanes[i], self._cursors[i], report)
+                for i in _worker_share(len(self._lanes))
+            ]
+            while sum(lane.prepare() for lane in lanes):
+                pass
             while True:
                 rows = [lane.next_row() for lane in lanes]
-                yield Share(rows, [lane.cursor for lane in lanes])
+                yield Share(rows, [lane.cursor for lane in lanes], skipped.copy())
+                skipped.clear()
         except UserError as error:
             # raised here it would reach the user inside torch's report of a worker's traceback
             yield error
 
 
 def start_workers(
-    stream: Stream, lanes: range, cursors: Sequence[Cursor], options: LoaderOptions
+    stream: Stream, lanes: range, cursors: Sequence[LaneCursor], options: LoaderOptions
 ) -> Iterator[Share | UserError]:
     """Pack rows of ``lanes`` from ``cursors`` on.
 
@@ -110,7 +151,7 @@ def start_workers(
         collate_fn=_as_is,
         num_workers=workers,
         prefetch_factor=options.prefetch_factor if workers else None,
-        worker_init_fn=partial(_leave_signals_to_the_run, ending),
+        worker_init_fn=partial(_live_and_die_with_the_run, ending),
         # torch draws a seed for its workers: not from the generator that the model uses
         generator=torch.Generator(),
     )
@@ -134,11 +175,12 @@ def _as_is(item: Any) -> Any:
     return item
 
 
-def _leave_signals_to_the_run(ending: Any, worker: int) -> None:
-    """Survive the signals that a terminal or a scheduler sends to every process of a run.
+def _live_and_die_with_the_run(ending: Any, worker: int) -> None:
+    """Survive the signals that a terminal or a scheduler sends, but not the run's process.
 
-    The run answers them at the end of a step, and needs its workers until then. SIGTERM is obeyed
-    only once ``ending`` says that the loader is gone or the run's process on its way out.
+    A signal goes to every process of a run, which answers it at the end of a step and needs its
+    workers until then. SIGTERM is obeyed only once ``ending`` says that the loader is gone or the
+    run's process on its way out.
     """
 
     def terminate(number: int, frame: object) -> None:
@@ -148,6 +190,22 @@ def _leave_signals_to_the_run(ending: Any, worker: int) -> None:
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    threading.Thread(target=_exit_without_the_run, name="orphan watch", daemon=True).start()
+
+
+def _exit_without_the_run() -> None:
+    """End this process when the one that started it is gone, killed ones included.
+
+    torch's own watch lets the worker return, which then waits for ever to get rid of the rows that
+    it has read ahead: nobody empties the pipe.
+    """
+    run = multiprocessing.parent_process()
+    assert run is not None
+    parent = os.getppid()
+    # the sentinel tells at once, unless a process that was forked later still holds its other end
+    while run.is_alive() and os.getppid() == parent:
+        run.join(ORPHAN_SECONDS)
+    os._exit(1)
 
 
 @contextmanager

@@ -1,19 +1,15 @@
-"""Text to tokens: loading a tokenizer, the byte-level one that ships here, and bos and eos.
+"""Tokenizers: loading one, the byte-level one that ships here, what they are told apart by.
 
-A document is its text's tokens (never with what the tokenizer would add by itself), bos before it
-by policy, eos after it always. Nothing here knows where documents come from or how rows are
-filled.
+What becomes of a text is the encoder's part.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
-import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flame_accel.config.errors import UserError
 
@@ -80,56 +76,28 @@ def resolve_add_bos(
     return policy == "always" or tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of what the tokenizer does (vocabulary, eos, bos, a probe), not of how it is stored."""
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase, *, conversations: bool = False) -> str:
+    """Hash of what the tokenizer does (vocabulary, eos, bos, a probe), not of how it is stored.
+
+    Args:
+        tokenizer: the tokenizer.
+        conversations: whether its chat template counts as well.
+    """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    probe = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    # eos inside of a text is read as a token or as text
+    probe = tokenizer(f"{PROBE}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
     content = [vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id, probe]
+    if conversations:
+        content.append(tokenizer.chat_template)
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-
-
-class Texts(Protocol):
-    """Documents that can be read in any order."""
-
-    def __getitem__(self, index: int, /) -> str: ...
-
-
-class DocumentEncoder:
-    """Tokens of a document, with bos by policy and eos; none for an empty document."""
-
-    def __init__(
-        self, documents: Texts, tokenizer: PreTrainedTokenizerBase, *, add_bos: bool
-    ) -> None:
-        assert tokenizer.eos_token_id is not None
-        self._documents = documents
-        self._tokenizer = tokenizer
-        self._head = [tokenizer.bos_token_id] if add_bos else []
-        self._tail = [tokenizer.eos_token_id]
-        self._backend: Tokenizer | None = None
-        if isinstance(tokenizer, PreTrainedTokenizerFast):
-            self._backend = tokenizer.backend_tokenizer
-            # some tokenizer.json files ask for truncation, which would drop text without a word
-            self._backend.no_truncation()
-            self._backend.no_padding()
-
-    def __call__(self, index: int) -> np.ndarray:
-        """Tokens of the document, int32 [tokens]."""
-        text = self._documents[index]
-        if not text:
-            return np.empty(0, dtype=np.int32)
-        return np.array([*self._head, *self._ids(text), *self._tail], dtype=np.int32)
-
-    def _ids(self, text: str) -> Sequence[int]:
-        if self._backend is not None:
-            # the tokenizer's own call costs more than the work on short texts
-            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def build_byte_tokenizer() -> Tokenizer:
     """The byte-level tokenizer: ids 0 to 255 are the bytes of UTF-8, then eos and padding.
 
-    Any text comes back as it was. There is no bos token, no merge and no pre-tokenisation.
+    Any text comes back as it was. There is no bos token, no merge and no pre-tokenisation. What
+    looks like a special token in a text is text, which `write_byte_tokenizer` has transformers
+    remember, since tokenizer.json has no place for it.
     """
     # the ByteLevel alphabet shows byte b as the character b where that is printable, and as the
     # next one from 256 on where it is not (GPT-2, Radford et al. 2019)
@@ -140,7 +108,21 @@ def build_byte_tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (EOS, PAD)])
+    tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def gives_bytes(backend: Tokenizer) -> bool:
+    """Whether a tokenizer does what the byte-level one does, wherever it was saved meanwhile."""
+    ours = build_byte_tokenizer()
+    return (
+        backend.encode_special_tokens
+        and all(token.special for token in backend.get_added_tokens_decoder().values())
+        and backend.normalizer is None
+        and isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+        and backend.pre_tokenizer.__getstate__() == ours.pre_tokenizer.__getstate__()
+        and backend.model.__getstate__() == ours.model.__getstate__()
+    )
 
 
 def write_byte_tokenizer(folder: Path) -> None:
@@ -149,6 +131,7 @@ def write_byte_tokenizer(folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOS,
         "pad_token": PAD,
+        "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }

@@ -27,7 +27,7 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import cut, from_chunks, to_chunks
 from flame_accel.kernels.recurrence.scalar_decay import scalar_decays
 
-_triton = theirs.chunk_log_linear_attn
+_triton: Any = theirs.chunk_log_linear_attn
 
 CHUNK = 64
 """Tokens of a chunk, as in fla: states hold the tokens of one that is not full."""

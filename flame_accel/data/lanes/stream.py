@@ -1,0 +1,152 @@
+"""The way of a lane through records that are read in sequence: files, streams of the Hub.
+
+The stream is shuffled in blocks and entered by block, see `blocks`. A place is (epoch, shard,
+place in it, number of the block, index of the lane's next record in the block): to enter it, that
+one block is read. Records keep their positions whether they give a document or not, so that no
+policy changes who reads what. How shards are read, and rows, are no matter here.
+"""
+
+import os
+from collections.abc import Callable
+from math import gcd
+from weakref import WeakValueDictionary
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.lanes.blocks import BlockStart, Group, LaneBlocks
+from flame_accel.data.lanes.reading import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
+from flame_accel.data.parts import Document, Encode, Shards, Skipped, SkipPolicy, SourceCursor
+
+
+class StreamSource:
+    """A source of records in sequence, whose shards and blocks are shuffled anew in each epoch.
+
+    What a lane reads depends on the shards, the seed, the block and the number of lanes alone. With
+    ``S`` shards and ``L`` lanes, gcd(S, L) groups of lanes read shards of their own: best is a
+    multiple of the lanes; with one shard each process reads all of it. Shards should be of similar
+    size, since the groups' epochs are as long as their shards. The records of `KEPT_BLOCKS` blocks
+    are kept in a process at most, over all groups, and those of one group's block while it is read.
+
+    Args:
+        shards: the records.
+        encode: makes a document of a record; called when a lane comes to it, never ahead.
+        seed: of the order of shards and records.
+        block: records that are shuffled among each other, over all groups; 1: not shuffled.
+    """
+
+    def __init__(self, shards: Shards, encode: Encode, *, seed: int, block: int) -> None:
+        self.name = shards.name
+        self._shards = shards
+        self._encode = encode
+        self._seed = seed
+        self._block = block
+        self._groups: WeakValueDictionary[tuple[int, int, int], Group] = WeakValueDictionary()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what is known of the content without reading it."""
+        return self._shards.fingerprint
+
+    def reader(
+        self,
+        lane: int,
+        num_lanes: int,
+        cursor: SourceCursor,
+        policy: SkipPolicy,
+        report: Callable[[Skipped], None],
+    ) -> "StreamReader":
+        """The way of a lane, from a cursor on; `report` is told of every bad record passed over.
+
+        Readers of one process share the reading: make all before the first is used, and in the
+        process that uses them.
+        """
+        group, position = divmod(lane, num_lanes // gcd(len(self._shards), num_lanes))
+        # open files are not shared with a parent process: each would move the other's position
+        key = (os.getpid(), num_lanes, group)
+        shared = self._groups.get(key)
+        if shared is None:
+            shared = Group(
+                self._shards,
+                group=group,
+                num_lanes=num_lanes,
+                seed=self._seed,
+                block=self._block,
+            )
+            self._groups[key] = shared
+        return StreamReader(self.name, shared, position, self._encode, cursor, policy, report)
+
+    def check_lanes(self, num_lanes: int) -> None:
+        """Nothing is known without reading; a lane that finds no record in an epoch refuses."""
+
+
+class StreamReader(CountingReader):
+    """One lane's way through the stream; see `StreamSource.reader`."""
+
+    def __init__(
+        self,
+        name: str,
+        group: Group,
+        position: int,
+        encode: Encode,
+        cursor: SourceCursor,
+        policy: SkipPolicy,
+        report: Callable[[Skipped], None],
+    ) -> None:
+        super().__init__(name, cursor, policy, report)
+        self._group = group
+        self._encode = encode
+        *start, self._index = cursor.place or (*BlockStart(), 0)
+        self._start = BlockStart(*start)
+        self._blocks = LaneBlocks(group, position, self._start)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the group's shards, as far as whole shards are done."""
+        return self._start.epoch + self._start.shard / self._group.num_shards
+
+    def _place(self) -> tuple[int, ...]:
+        return *self._start, self._index
+
+    def _find(self) -> Document:
+        epoch_ends = records = 0
+        while True:
+            share = self._blocks.first()
+            if self._index < len(share.records):
+                found = self._encode(share.records[self._index])
+                if isinstance(found, Document):
+                    return found
+                self._pass_over(found)
+            else:
+                self._leave_block()
+            if self._start.epoch > share.start.epoch:
+                epoch_ends += 1
+                records += share.num_records
+                self._check_patience(epoch_ends, records, share.num_records)
+
+    def _check_patience(self, epoch_ends: int, read: int, num_records: int) -> None:
+        """Give up where epochs end, the first perhaps not read whole, and none gave a document.
+
+        Raises:
+            UserError: too few records for the lanes, or none with text.
+        """
+        lanes = self._group.num_lanes
+        if num_records < lanes:
+            raise UserError(
+                f"{num_records} documents in {self._group.num_shards} shards are fewer than the "
+                f"{lanes} rows of a step that share them: each reads documents of its own",
+                where=self._name,
+                remedy="use fewer rows per step, or more documents; or training.streaming=false, "
+                "where the documents do not depend on the size of single files",
+            )
+        # the order changes with the epoch, and may yet bring some
+        if epoch_ends >= EMPTY_PASSES or (epoch_ends > 1 and read >= EMPTY_DOCUMENTS):
+            raise self._no_text(f"documents, {num_records} in the last pass")
+
+    def _move(self) -> None:
+        self._index += 1
+        if self._index == len(self._blocks.first().records):
+            self._leave_block()
+
+    def _leave_block(self) -> None:
+        self._start = self._blocks.first().end
+        self._index = 0
+        self._blocks.drop_first()

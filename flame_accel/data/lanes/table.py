@@ -1,0 +1,118 @@
+"""The way of a lane through documents that can be read in any order: a table, or a token cache.
+
+Lane ``l`` of ``L`` reads the documents at positions l, l + L, l + 2L, ... of each epoch's order,
+in that order, for ever. A place is (epoch, how many of the lane's documents in it are done), so
+that any place is entered at once. What a document is made of, and rows, are no matter here.
+"""
+
+from collections.abc import Callable
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.lanes.order import EpochOrder
+from flame_accel.data.lanes.reading import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
+from flame_accel.data.parts import Document, Documents, Skipped, SkipPolicy, SourceCursor
+
+READ_AHEAD = 512
+"""Most positions of which the documents are looked up at once; fewer at the start."""
+
+
+class TableSource:
+    """A source of documents in any order, shuffled anew in each epoch.
+
+    Args:
+        documents: the documents.
+        seed: of their order.
+    """
+
+    def __init__(self, documents: Documents, *, seed: int) -> None:
+        self.name = documents.name
+        self._documents = documents
+        self._order = EpochOrder(num_documents=len(documents), seed=seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content."""
+        return self._documents.fingerprint
+
+    def reader(
+        self,
+        lane: int,
+        num_lanes: int,
+        cursor: SourceCursor,
+        policy: SkipPolicy,
+        report: Callable[[Skipped], None],
+    ) -> "TableReader":
+        """The way of a lane, from a cursor on; `report` is told of every bad record passed over."""
+        return TableReader(self._documents, self._order, lane, num_lanes, cursor, policy, report)
+
+    def check_lanes(self, num_lanes: int) -> None:
+        """Refuse more lanes than there are documents.
+
+        Raises:
+            UserError: with both numbers.
+        """
+        if self._order.num_documents < num_lanes:
+            raise UserError(
+                f"{self._order.num_documents} documents are fewer than the {num_lanes} rows of a "
+                "step: each row of a step reads documents of its own",
+                where=self.name,
+                remedy="use fewer rows per step, or more documents: a plain text file is one "
+                "document, a line of a .jsonl file is one",
+            )
+
+
+class TableReader(CountingReader):
+    """One lane's way through the documents; see `TableSource.reader`."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        order: EpochOrder,
+        lane: int,
+        num_lanes: int,
+        cursor: SourceCursor,
+        policy: SkipPolicy,
+        report: Callable[[Skipped], None],
+    ) -> None:
+        super().__init__(documents.name, cursor, policy, report)
+        self._documents = documents
+        self._order = order
+        self._positions = range(lane, order.num_documents, num_lanes)
+        self._epoch, self._position = cursor.place or (0, 0)
+        self._indices: list[int] = []
+        # where the position is in `_indices`
+        self._index = 0
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the lane's documents."""
+        return self._epoch + self._position / len(self._positions)
+
+    def _place(self) -> tuple[int, ...]:
+        return self._epoch, self._position
+
+    def _find(self) -> Document:
+        num_documents = self._order.num_documents
+        patience = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
+        for _ in range(max(patience, len(self._positions))):
+            if self._index == len(self._indices):
+                self._look_ahead()
+            found = self._documents[self._indices[self._index]]
+            if isinstance(found, Document):
+                return found
+            self._pass_over(found)
+        raise self._no_text(f"{num_documents} documents")
+
+    def _move(self) -> None:
+        self._index += 1
+        self._position += 1
+        if self._position == len(self._positions):
+            self._epoch += 1
+            self._position = 0
+
+    def _look_ahead(self) -> None:
+        """Look up the next documents of this epoch, twice as many as the last time."""
+        count = min(READ_AHEAD, max(1, 2 * len(self._indices)))
+        positions = self._positions[self._position : self._position + count]
+        self._indices = self._order.documents(self._epoch, positions)
+        self._index = 0

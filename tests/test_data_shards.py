@@ -1,0 +1,226 @@
+"""Files and datasets of a Hub as sequences of records that are read from any place on."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.parts import Shards, Skipped
+from flame_accel.data.sources import access
+from flame_accel.data.sources.readers import END
+from flame_accel.data.sources.shards import FileShards, NamedShards, urls_of_split
+
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def records(shards: Shards, shard: int, place: int = 0) -> list[Any]:
+    return [record for record, _ in shards.read(shard, place)]
+
+
+def write_files(folder: Path) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    for shard in range(3):
+        lines = [json.dumps({"text": f"{shard} {i}"}) for i in range(4)]
+        (folder / f"{shard}.jsonl").write_text("\n".join(lines))
+    return [str(folder / f"{shard}.jsonl") for shard in range(3)]
+
+
+def file_shards(files: list[str], column: str | None = None) -> FileShards:
+    return FileShards("mine", files, text_column=column, max_bytes=1000)
+
+
+def write_csv(folder: Path, count: int = 2) -> list[str]:
+    files = [str(folder / f"{shard}.csv") for shard in range(count)]
+    for shard, file in enumerate(files):
+        with open(file, "w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["id", "text"])
+            writer.writerows([i, f"{shard} {i}" if i != 2 else ""] for i in range(5))
+    return files
+
+
+def named_shards(kind: str, files: list[str], **options: Any) -> NamedShards:
+    dataset = datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
+    assert isinstance(dataset, datasets.IterableDataset)
+    return NamedShards(kind, dataset, **{"text_column": None, "max_bytes": 1000, **options})
+
+
+# files
+
+
+def test_each_file_is_a_shard_that_is_read_from_any_place(tmp_path: Path) -> None:
+    shards = file_shards(write_files(tmp_path))
+    assert len(shards) == 3
+    for shard in range(3):
+        assert records(shards, shard) == [f"{shard} {i}" for i in range(4)]
+        for i, (_, place) in enumerate(shards.read(shard, 0)):
+            assert records(shards, shard, place) == [f"{shard} {k}" for k in range(i + 1, 4)]
+
+
+def test_the_fingerprint_is_of_names_and_sizes_wherever_they_lie(tmp_path: Path) -> None:
+    here, there = write_files(tmp_path / "a"), write_files(tmp_path / "b")
+    fingerprint = file_shards(here).fingerprint
+    assert file_shards(there).fingerprint == fingerprint
+    memory = fsspec.filesystem("memory")
+    for file in here:
+        memory.pipe(f"/far/{Path(file).name}", Path(file).read_bytes())
+    far = [f"memory://far/{Path(file).name}" for file in here]
+    assert file_shards(far).fingerprint == fingerprint
+    Path(there[0]).write_text("{}")
+    renamed = str(Path(here[2]).rename(tmp_path / "a" / "3.jsonl"))
+    others = [
+        file_shards(there),
+        file_shards([here[0], here[1], renamed]),
+        file_shards([here[1], here[0], renamed]),
+        file_shards(here),
+        file_shards(here[:2]),
+        file_shards(here[:2], "content"),
+    ]
+    assert len({fingerprint, *(shards.fingerprint for shards in others)}) == 7
+
+
+def test_files_that_cannot_be_asked_for_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(access, "sleep", pauses.append)
+    with pytest.raises(UserError, match=r"^none://a\.jsonl: cannot be opened: .*none"):
+        _ = file_shards(["none://a.jsonl"]).fingerprint
+    assert pauses == []
+    assert access.size_of("memory://nowhere/a.jsonl") is None
+    monkeypatch.delattr("fsspec.implementations.memory.MemoryFileSystem.info")
+    monkeypatch.setattr(
+        "fsspec.implementations.memory.MemoryFileSystem.ls", lambda *args, **options: 1 / 0
+    )
+    with pytest.raises(UserError, match=r"b\.jsonl: cannot be read, tried 6 times: ZeroDivision"):
+        _ = file_shards(["memory://b.jsonl"]).fingerprint
+    assert pauses == [1, 2, 4, 8, 16] * 2
+
+
+# datasets in formats of others
+
+
+def test_shards_of_a_named_dataset_are_read_from_any_place(tmp_path: Path) -> None:
+    shards = named_shards("csv", write_csv(tmp_path))
+    assert len(shards) == 2
+    for shard in range(2):
+        found = list(shards.read(shard, 0))
+        empty = Skipped("empty", f"csv, shard {shard}, row 2", "no text in column 'text'")
+        texts = [f"{shard} {i}" for i in range(5)]
+        assert [record for record, _ in found] == [*texts[:2], empty, *texts[3:]]
+        for i, (_, place) in enumerate(found):
+            assert list(shards.read(shard, place)) == found[i + 1 :]
+
+
+def test_columns_of_a_named_dataset_are_checked(tmp_path: Path) -> None:
+    files = write_csv(tmp_path)
+    with pytest.raises(UserError, match=r"no column 'x'; there are: id, text"):
+        records(named_shards("csv", files, text_column="x"), 0)
+    with pytest.raises(UserError, match="row 0: column 'id' holds int, not text"):
+        records(named_shards("csv", files, text_column="id"), 0)
+    assert {r.why for r in records(named_shards("csv", files, text_column="id"), 0, 1)} == {
+        "damaged"
+    }
+    long = records(named_shards("csv", files, max_bytes=2), 0)[0]
+    assert long.what == "3 bytes, more than training.max_document_bytes = 2"
+
+
+def test_conversations_of_a_named_dataset_are_kept(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_dict({"id": [1, 2], "messages": [CHAT, CHAT]})
+    table.save_to_disk(tmp_path / "saved")
+    file = str(next((tmp_path / "saved").glob("*.arrow")))
+    assert records(named_shards("arrow", [file]), 0) == [CHAT, CHAT]
+
+
+def test_a_damaged_shard_of_a_named_dataset_is_one_bad_record(tmp_path: Path) -> None:
+    files = write_csv(tmp_path)
+    Path(files[1]).write_bytes(b"id,text\n1,a\n2,\xff\n")
+    shards = named_shards("csv", files)
+    assert len(records(shards, 0)) == 5
+    ((bad, place),) = shards.read(1, 0)
+    assert isinstance(bad, Skipped)
+    assert (bad.why, bad.where, place) == ("damaged", "csv, shard 1, row 0", END)
+    assert bad.what.startswith("UnicodeDecodeError: 'utf-8' codec")
+    assert records(shards, 1, place) == []
+
+
+class InWorker(torch.utils.data.Dataset):
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, shard: int) -> list[Any]:
+        return records(self.shards, shard, 3)
+
+
+def test_a_worker_of_a_loader_reads_whole_shards(tmp_path: Path) -> None:
+    shards = named_shards("csv", write_csv(tmp_path, 3))
+    loader = torch.utils.data.DataLoader(InWorker(shards), batch_size=None, num_workers=2)
+    assert list(loader) == [[f"{shard} {i}" for i in (3, 4)] for shard in range(3)]
+
+
+def test_the_fingerprint_of_a_named_dataset_is_of_what_it_says(tmp_path: Path) -> None:
+    files = write_csv(tmp_path)
+    fingerprint = named_shards("csv", files).fingerprint
+    assert named_shards("csv", files).fingerprint == fingerprint
+    assert named_shards("csv", files[:1]).fingerprint != fingerprint
+    assert named_shards("csv", files, text_column="text").fingerprint != fingerprint
+
+
+# files of named datasets
+
+
+def test_files_of_a_named_dataset_are_read_as_they_lie(tmp_path: Path) -> None:
+    files = write_files(tmp_path)
+    parquet = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["a", "b"]}), parquet)
+    builder = datasets.load_dataset_builder("json", data_files={"train": files[:2], "x": files[2]})
+    assert urls_of_split(builder, "train") == files[:2]
+    assert urls_of_split(builder, "x") == files[2:]
+    assert urls_of_split(builder, "test") is None
+    builder = datasets.load_dataset_builder("parquet", data_files=parquet)
+    assert urls_of_split(builder, "train") == [parquet]
+    assert records(file_shards([parquet]), 0) == ["a", "b"]
+
+
+def test_splits_of_a_folder_are_those_of_its_names(tmp_path: Path) -> None:
+    for name in ("train-00000.jsonl", "train-00001.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}')
+    builder = datasets.load_dataset_builder(str(tmp_path))
+    urls = urls_of_split(builder, "train")
+    assert urls == [str(tmp_path / "train-00000.jsonl"), str(tmp_path / "train-00001.jsonl")]
+
+
+def test_what_we_would_read_otherwise_is_left_to_datasets(tmp_path: Path) -> None:
+    lines = write_files(tmp_path)[0]
+    text, packed = str(tmp_path / "a.txt"), str(tmp_path / "a.jsonl.xz")
+    for file in (text, packed):
+        Path(file).write_text("{}")
+    (table,) = write_csv(tmp_path, 1)
+    cases: list[tuple[str, str, dict[str, Any], bool]] = [
+        ("csv", table, {}, False),
+        ("json", packed, {}, False),
+        ("json", lines, {"field": "data"}, False),
+        ("json", lines, {"encoding": "latin-1"}, False),
+        ("text", text, {}, False),
+        ("text", text, {"sample_by": "document"}, True),
+    ]
+    for kind, file, options, ours in cases:
+        builder = datasets.load_dataset_builder(kind, data_files=file, **options)
+        assert urls_of_split(builder, "train") == ([file] if ours else None), (kind, options)
