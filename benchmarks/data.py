@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[250, 500, 1_000, 4_000])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--minutes", type=float, default=1.0, help="for each kind of reading")
+    kinds = ("texts", "stream", "cache")
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="of the memory")
     parser.add_argument("--quick", action="store_true", help="sizes of a test, no figures")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -162,9 +164,9 @@ def memory(arguments: argparse.Namespace, folder: Path) -> None:
     command += [f"--model.tokenizer_path={name}", f"--output={tokens}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     print("memory     from       tok/s   first third, MB   last third, MB   ratio   without files")
-    for kind, dataset in (("texts", records), ("stream", records), ("cache", tokens)):
+    for kind in arguments.kinds:
         training = TrainingConfig(
-            dataset=str(dataset),
+            dataset=str(tokens if kind == "cache" else records),
             streaming=kind == "stream",
             seq_len=SEQ_LEN,
             num_workers=2,

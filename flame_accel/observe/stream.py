@@ -35,7 +35,7 @@ def stream_record(
     epoch, consumed, skipped, bad, efficiency = totals.tolist()
     if max_bad is not None and bad > max_bad:
         raise too_many(int(bad), max_bad, None)
-    record = {"epoch": epoch / accelerator.num_processes}
+    record: dict[str, float] = {"epoch": epoch / accelerator.num_processes}
     if skipped:
         record |= {"data/documents": int(consumed), "data/skipped_documents": int(skipped)}
     if efficiency < accelerator.num_processes:
