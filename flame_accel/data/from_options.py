@@ -189,6 +189,8 @@ def stream_identity(training: TrainingConfig, data: RunData) -> dict[str, Any]:
         "training.varlen": packing.varlen,
         "training.context_len": packing.context_len,
         "training.packing": training.packing,
+        # longer documents are passed over
+        "training.max_document_bytes": training.max_document_bytes,
         "bos added": data.add_bos,
         "tokenizer": tokenizer_identity(data.tokenizer, conversations=conversations),
     }
