@@ -146,9 +146,10 @@ def test_a_token_cache_is_no_data_for_another(corpus: Path, tmp_path: Path, caps
     assert "is a token cache already" in capsys.readouterr().err
 
 
-def test_several_datasets_are_refused(corpus: Path, tmp_path: Path, capsys):
+@pytest.mark.parametrize("beside", [[], ["--training.dataset_split=train"]])
+def test_several_datasets_are_refused(corpus: Path, tmp_path: Path, capsys, beside: list[str]):
     with pytest.raises(SystemExit) as stopped:
-        main(command(f"{corpus},{corpus}", tmp_path / "cache"))
+        main([*command(f"{corpus},{corpus}", tmp_path / "cache"), *beside])
     assert stopped.value.code == 2
     assert "a token cache holds one" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flame_accel.config import TrainingConfig, UserError
+from flame_accel.config import TrainingConfig, UserError, dataset_names
 
 if TYPE_CHECKING:
     from flame_accel.data.cache.writer import Progress
@@ -115,16 +115,17 @@ def _open_table(options: Mapping[str, Any], max_document_bytes: int) -> "Table":
     from flame_accel.data.sources.options import split_options
     from flame_accel.data.sources.table import Table
 
-    sources = split_options(TrainingConfig(**options, max_document_bytes=max_document_bytes))
+    training = TrainingConfig(**options, max_document_bytes=max_document_bytes)
     where = f"training.dataset {options['dataset']!r}"
-    if len(sources) > 1:
+    count = len(dataset_names(training))
+    if count > 1:
         raise UserError(
-            f"names {len(sources)} datasets; a token cache holds one",
+            f"names {count} datasets; a token cache holds one",
             where=where,
             remedy="prepare each into a folder of its own; a run may name several of these",
             exit_code=2,
         )
-    table = open_source(sources[0])
+    table = open_source(split_options(training)[0])
     if not isinstance(table, Table):
         raise UserError(
             "is a token cache already",

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Skipped
+from flame_accel.data.parts import Skipped, SkipPolicy
 
 LOGGED_RECORDS = 10
 """Bad records of which the log says where they are; of later ones it says how many."""
@@ -28,6 +28,17 @@ class BadRecords:
         self._limit = limit
         self._num_logged = 0
         self._announced = LOGGED_RECORDS
+
+    def judge(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
+        """Refuse a record, or meet it, as the policy says.
+
+        Raises:
+            UserError: it is refused, or one too many.
+        """
+        if policy.is_refused(record):
+            raise refused(record, source)
+        if policy.is_bad(record):
+            self.meet([record])
 
     def meet(self, new: Sequence[Skipped]) -> None:
         """Log and limit those that were passed over since the last call.

@@ -8,7 +8,7 @@ import errno
 import json
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import BadRecords, refused, too_many
+from flame_accel.data.bad_records import BadRecords, too_many
 from flame_accel.data.cache.encoding import (
     ChunkEncoder,
     EncodeMany,
@@ -40,7 +40,7 @@ from flame_accel.data.cache.layout import (
     write_json,
 )
 from flame_accel.data.cache.shards import ShardWriter, describe_shard, shard_hashes
-from flame_accel.data.parts import Skipped, SkipPolicy
+from flame_accel.data.parts import SkipPolicy
 from flame_accel.data.sources.hashes import sample_fingerprint
 
 LOCK_SECONDS = 5.0
@@ -227,7 +227,8 @@ def _write_shards(
     documents, tokens, writer = kept, 0, None
     with closing(encode_in_order(encode, ranges, processes)) as chunks:
         for chunk in chunks:
-            _look_at(chunk.skipped.values(), policy, bad)
+            for skipped in chunk.skipped.values():
+                bad.judge(skipped, policy, "")
             if writer is not None and not writer.has_room(chunk):
                 shards.append(writer.finish())
                 writer = None
@@ -250,14 +251,6 @@ def _bad_records(shards: Shards, policy: SkipPolicy) -> BadRecords:
     if bad.total > (policy.max_bad or 0):
         raise too_many(bad.total, policy.max_bad or 0, None)
     return bad
-
-
-def _look_at(passed_over: Iterable[Skipped], policy: SkipPolicy, bad: BadRecords) -> None:
-    for skipped in passed_over:
-        if policy.is_refused(skipped):
-            raise refused(skipped, "")
-        if policy.is_bad(skipped):
-            bad.meet([skipped])
 
 
 def _finish(folder: Path, shards: Shards, made_from: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import BadRecords, refused
+from flame_accel.data.bad_records import BadRecords
 from flame_accel.data.lanes.best_fit import Window, build_row
 from flame_accel.data.lanes.lane import Lane, Packing
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
@@ -97,7 +97,7 @@ def evaluation_batches(
     num_skipped = num_tokens = num_bytes = 0
     for document, size in found:
         if isinstance(document, Skipped):
-            _look_at(document, policy, bad, name)
+            bad.judge(document, policy, name)
             num_skipped += 1
             continue
         documents.append(document)
@@ -122,13 +122,6 @@ def evaluation_batches(
         num_tokens=num_tokens,
         num_bytes=num_bytes,
     )
-
-
-def _look_at(skipped: Skipped, policy: SkipPolicy, bad: BadRecords, name: str) -> None:
-    if policy.is_refused(skipped):
-        raise refused(skipped, name)
-    if policy.is_bad(skipped):
-        bad.meet([skipped])
 
 
 class _Once:

@@ -30,17 +30,14 @@ def is_held_out(digest: int, share: float) -> bool:
     return digest < share * HASH_RANGE
 
 
-def sample_fingerprint(
-    count: int, hash_of: Callable[[int], int], *, total: int | None = None
-) -> str:
+def sample_fingerprint(count: int, hash_of: Callable[[int], int]) -> str:
     """What documents by index call themselves: 16 hexadecimal digits.
 
     Args:
         count: number of documents.
         hash_of: `record_hash` of a document, 0 where it is skipped.
-        total: anything that the whole content adds up to, where every form of the data knows it.
     """
-    content = hashlib.sha256(f"{count} {total}".encode())
+    content = hashlib.sha256(str(count).encode())
     sampled = min(count, FINGERPRINT_DOCUMENTS)
     for i in range(sampled):
         content.update(hash_of(i * count // sampled).to_bytes(8, "big"))

@@ -20,7 +20,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, LargeList, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from flame_accel.config.errors import UserError
+from flame_accel.config import TrainingConfig, UserError
 from flame_accel.data.parts import Record, Skipped
 from flame_accel.data.sources.files import READER_VERSION, TEXT_COLUMN_FLAG, choose_column
 from flame_accel.data.sources.hashes import record_hash, sample_fingerprint
@@ -29,7 +29,7 @@ from flame_accel.data.sources.record import Wanted, record_of
 
 logger = logging.getLogger(__name__)
 
-MAX_DOCUMENT_BYTES = 67_108_864
+MAX_DOCUMENT_BYTES = TrainingConfig().max_document_bytes
 """What `training.max_document_bytes` is when nobody says otherwise."""
 BATCH_ROWS = 1000
 """So many records are written to the cache at once ..."""
