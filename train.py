@@ -60,7 +60,6 @@ from flame_accel.models import (
     device_peak_flops,
     fp32_parameters,
     load_model_config,
-    parameter_groups,
     refuse_packing,
     register_models,
     train_flops_per_token,
@@ -69,17 +68,28 @@ from flame_accel.observe import (
     Journal,
     Meter,
     Progress,
+    StepProfiler,
     copy_console_to,
     describe_environment,
     device_name,
     get_logger,
     open_console,
     open_run_folder,
+    profile_steps,
     stream_record,
     tracker_names,
     write_report,
 )
-from flame_accel.parallel import build_accelerator, describe_topology, prepare
+from flame_accel.parallel import (
+    build_accelerator,
+    data_rank,
+    data_ranks,
+    describe_topology,
+    limit_waiting,
+    prepare,
+    transform_model,
+    unwrap,
+)
 from flame_accel.training import build_optimizer, learning_rate, train_step
 
 log = get_logger()
@@ -122,7 +132,8 @@ def main(config: Config) -> None:
         cast = gather_cast(config, accelerator)
         memory = recall(config, accelerator, cast, run_folder)
         announce_bill(config, accelerator, cast)
-        train(config, accelerator, cast, memory)
+        with profile_steps(accelerator, config.profiling, run_folder) as profiler:
+            train(config, accelerator, cast, memory, profiler)
         bid_farewell(config, accelerator, cast, memory.state, run_folder)
     finally:
         accelerator.end_training()
@@ -182,18 +193,19 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
         model_config,
         vocabulary_size=vocabulary_size(tokenizer),
         **special_token_ids(tokenizer),
+        norm_type=model_options.norm_type,
         seed=training.seed,
         trust_remote_code=trust_remote_code,
     )
-    # sharding hides sizes and fla's marks: what needs them looks before
+    # splitting and sharding hide sizes: what needs them looks before
     num_parameters = count_parameters(model)
     flops_per_token = train_flops_per_token(model, training.context_len or training.seq_len)
-    groups = parameter_groups(model, config.optimizer.weight_decay)
-    optimizer = build_optimizer(groups, config.optimizer)
+    transform_model(accelerator, model, training, config.activation_checkpoint, config.float8)
+    optimizer = build_optimizer(model, config.optimizer)
     if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
         warn_of_bf16_decays(model)
     # no loader and no scheduler: the data deals its own rows out, the rate is a function of a step
-    prepared, prepared_optimizer = prepare(accelerator, model, optimizer)
+    prepared, prepared_optimizer = prepare(accelerator, model, optimizer, training)
     return Cast(
         tokenizer,
         data,
@@ -218,7 +230,7 @@ def warn_of_bf16_decays(model: PreTrainedModel) -> None:
 
 def recall(config: Config, accelerator: Accelerator, cast: Cast, run_folder: Path) -> Memory:
     """Continues from the newest checkpoint if there is one, and opens what the run writes to."""
-    rank, world_size = accelerator.process_index, accelerator.num_processes
+    rank, world_size = data_rank(accelerator), data_ranks(accelerator)
     checkpoints = CheckpointFolder(
         run_folder / config.checkpoint.folder, keep_latest_k=config.checkpoint.keep_latest_k
     )
@@ -263,7 +275,7 @@ def recall(config: Config, accelerator: Accelerator, cast: Cast, run_folder: Pat
 def announce_bill(config: Config, accelerator: Accelerator, cast: Cast) -> None:
     """What is about to be spent."""
     training = config.training
-    model_type = accelerator.unwrap_model(cast.model).config.model_type
+    model_type = unwrap(accelerator, cast.model).config.model_type
     total, without_embeddings = (f"{count:,}" for count in cast.num_parameters)
     log.info(
         "model: %s, %s parameters, %s without embeddings", model_type, total, without_embeddings
@@ -272,7 +284,7 @@ def announce_bill(config: Config, accelerator: Accelerator, cast: Cast) -> None:
     log.info(
         "step: %d rows x %d ranks x %d micro-batches x %d tokens = %s tokens; %d steps",
         training.batch_size,
-        accelerator.num_processes,
+        data_ranks(accelerator),
         training.gradient_accumulation_steps,
         training.seq_len,
         f"{tokens_per_step(training, accelerator):,}",
@@ -280,7 +292,13 @@ def announce_bill(config: Config, accelerator: Accelerator, cast: Cast) -> None:
     )
 
 
-def train(config: Config, accelerator: Accelerator, cast: Cast, memory: Memory) -> None:
+def train(
+    config: Config,
+    accelerator: Accelerator,
+    cast: Cast,
+    memory: Memory,
+    profiler: StepProfiler,
+) -> None:
     """The loop: every line that ends in `is_due` is reached by all ranks alike."""
     training, steps = config.training, config.training.steps
     state, meter = memory.state, memory.meter
@@ -291,6 +309,7 @@ def train(config: Config, accelerator: Accelerator, cast: Cast, memory: Memory) 
         colored=not config.metrics.disable_color_printing,
     )
     stream = iter(memory.batches)
+    first_step = state.step + 1
     meter.start()
     while state.step < steps:
         lr = learning_rate(
@@ -311,7 +330,10 @@ def train(config: Config, accelerator: Accelerator, cast: Cast, memory: Memory) 
         state.step += 1
         state.tokens += tokens_per_step(training, accelerator)
         meter.add(result, tokens=tokens_per_step(training, accelerator))
+        profiler.step()
         progress.advance()
+        if state.step == first_step:
+            limit_waiting(accelerator, config.comm)
 
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
@@ -398,7 +420,7 @@ def find_checkpoint(
 
 def tokens_per_step(training: TrainingConfig, accelerator: Accelerator) -> int:
     """Tokens that an update reads, on all ranks."""
-    rows = training.batch_size * training.gradient_accumulation_steps * accelerator.num_processes
+    rows = training.batch_size * training.gradient_accumulation_steps * data_ranks(accelerator)
     return rows * training.seq_len
 
 

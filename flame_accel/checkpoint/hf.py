@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.card import write_model_card
+from flame_accel.parallel import unwrap
 
 
 def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
@@ -25,7 +26,7 @@ def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tens
 
     Every rank must call it.
     """
-    inner = accelerator.unwrap_model(model)
+    inner = unwrap(accelerator, model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(inner, options=options)
     return weights if accelerator.is_main_process else {}
@@ -80,7 +81,7 @@ def export_model(
     """
     weights = gather_weights(accelerator, model)
     if accelerator.is_main_process:
-        inner = accelerator.unwrap_model(model)
+        inner = unwrap(accelerator, model)
         with replaced_folder(folder) as draft:
             save_hf_model(inner, weights, tokenizer, draft, dtype)
             write_model_card(draft, inner.config, facts)

@@ -39,6 +39,7 @@ from flame_accel.config import UserError
 from flame_accel.data import merge_states
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import package_versions
+from flame_accel.parallel import unwrap
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,14 +81,14 @@ def save_checkpoint(
     data_states = gather_object([data_state])
     if accelerator.is_main_process:
         temporary = folder.begin(state.step)
-        inner = accelerator.unwrap_model(model)
+        inner = unwrap(accelerator, model)
         save_hf_model(inner, weights, tokenizer, temporary, torch.float32)
         _write_json(temporary / "state.json", asdict(state))
         _write_json(temporary / "data.json", merge_states(data_states))
     accelerator.wait_for_everyone()
     temporary = folder.temporary(state.step)
     state_dict_saver.save(
-        optimizer_tensors(accelerator.unwrap_model(model), optimizer),
+        optimizer_tensors(unwrap(accelerator, model), optimizer),
         storage_writer=HuggingFaceStorageWriter(
             str(temporary / "optimizer"), save_distributed=True
         ),
@@ -126,7 +127,7 @@ def load_checkpoint(
     Raises:
         UserError: The checkpoint is of another model or optimizer.
     """
-    inner = accelerator.unwrap_model(model)
+    inner = unwrap(accelerator, model)
     no_dist = accelerator.num_processes == 1
     prepare_optimizer_state(optimizer)
     # tied weights are stored once, and loading them once fills all

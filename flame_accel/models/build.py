@@ -78,6 +78,7 @@ def build_model(
     bos_token_id: int | None,
     eos_token_id: int | None,
     pad_token_id: int | None = None,
+    norm_type: str | None = None,
     seed: int,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
@@ -93,6 +94,7 @@ def build_model(
         eos_token_id: token that ends one.
         pad_token_id: token that fills a batch. Models make it the `padding_idx` of their embedding,
             a row without gradients; so the model config has none where it is also bos or eos.
+        norm_type: kind of the norms of the blocks; None leaves those of the config.
         seed: of the initial weights.
         trust_remote_code: whether the code that the config's `auto_map` names may run.
 

@@ -2,6 +2,7 @@
 
 from flame_accel.observe.console import Progress, copy_console_to, get_logger, open_console
 from flame_accel.observe.meter import Meter
+from flame_accel.observe.profiling import StepProfiler, profile_steps
 from flame_accel.observe.records import Journal, tracker_names
 from flame_accel.observe.report import write_report
 from flame_accel.observe.run_folder import describe_environment, device_name, open_run_folder
@@ -11,12 +12,14 @@ __all__ = [
     "Journal",
     "Meter",
     "Progress",
+    "StepProfiler",
     "copy_console_to",
     "describe_environment",
     "device_name",
     "get_logger",
     "open_console",
     "open_run_folder",
+    "profile_steps",
     "stream_record",
     "tracker_names",
     "write_report",

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.data import StepBatches, too_many
-from flame_accel.parallel import sum_dtype, sum_over_ranks
+from flame_accel.parallel import data_ranks, sum_dtype, sum_over_ranks
 
 
 def stream_record(
@@ -35,9 +35,9 @@ def stream_record(
     epoch, consumed, skipped, bad, efficiency = totals.tolist()
     if max_bad is not None and bad > max_bad:
         raise too_many(int(bad), max_bad, None)
-    record: dict[str, float] = {"epoch": epoch / accelerator.num_processes}
+    record: dict[str, float] = {"epoch": epoch / data_ranks(accelerator)}
     if skipped:
         record |= {"data/documents": int(consumed), "data/skipped_documents": int(skipped)}
-    if efficiency < accelerator.num_processes:
-        record["data/packing_efficiency"] = efficiency / accelerator.num_processes
+    if efficiency < data_ranks(accelerator):
+        record["data/packing_efficiency"] = efficiency / data_ranks(accelerator)
     return record

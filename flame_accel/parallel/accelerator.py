@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -207,7 +208,10 @@ def _check_degrees(accelerator: Accelerator, training: TrainingConfig) -> None:
 
 
 def prepare(
-    accelerator: Accelerator, model: PreTrainedModel, optimizer: Optimizer
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    training: TrainingConfig,
 ) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
     """Hands model and optimizer to Accelerate and asserts that nothing got lost on the way.
 
@@ -220,7 +224,7 @@ def prepare(
     """
     prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     assert isinstance(prepared_optimizer, AcceleratedOptimizer)
-    inner = accelerator.unwrap_model(prepared)
+    inner = unwrap(accelerator, prepared)
     # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes in
     # each step. the step opens `autocast` itself instead
     inner.__dict__.pop("forward", None)
@@ -246,6 +250,12 @@ def _check_replicas(accelerator: Accelerator, model: torch.nn.Module) -> None:
     gathered = gather_over_ranks(accelerator, total)
     if not torch.equal(gathered, gathered[:1].expand_as(gathered)):
         raise RuntimeError(f"initial weights differ between ranks: {gathered.tolist()}")
+
+
+def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
+    """The model itself, without what an engine has wrapped around it."""
+    inner: Any = accelerator.unwrap_model(model)
+    return inner
 
 
 def autocast(accelerator: Accelerator) -> AbstractContextManager[None]:

@@ -6,6 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from flame_accel.parallel.ranks import tensor_ranks
+
 
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The widest floating-point type for sums that a device has."""
@@ -13,11 +15,17 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def sum_over_ranks(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """The element-wise sum of every rank's tensor, on every rank."""
+    """The element-wise sum of every data rank's tensor, on every rank.
+
+    The peers of tensor parallelism hold the same tensor, which counts once.
+    """
     if accelerator.num_processes == 1:
         return tensor
     total: Any = accelerator.reduce(tensor, "sum")
-    return total
+    peers = tensor_ranks(accelerator)
+    if peers == 1:
+        return total
+    return total / peers if total.is_floating_point() else total // peers
 
 
 def gather_over_ranks(accelerator: Accelerator, tensor: Tensor) -> Tensor:

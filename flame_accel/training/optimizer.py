@@ -4,12 +4,13 @@ Which parameters decay is decided in `models.parameters`, the learning rate in `
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from flame_accel.config import OptimizerConfig, UserError
+from flame_accel.models import parameter_groups
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "AdamW": torch.optim.AdamW,
@@ -17,8 +18,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 }
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    """Builds the optimizer of a run over parameter groups that carry their own `weight_decay`.
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Builds the optimizer of a run over the groups of a model's parameters.
 
     Raises:
         UserError: The optimizer's name is not known.
@@ -30,7 +31,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Op
             remedy=f"one of {', '.join(OPTIMIZERS)}",
         )
     return OPTIMIZERS[config.name](
-        groups,
+        parameter_groups(model, config.weight_decay),
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

@@ -14,9 +14,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from flame_accel.parallel import autocast, sum_over_ranks
+from flame_accel.parallel import (
+    autocast,
+    clip_gradients,
+    data_ranks,
+    is_deepspeed,
+    read_deepspeed_step,
+    sum_over_ranks,
+    unwrap,
+)
+from flame_accel.training.early_step import StepInBackward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +57,7 @@ def count_targets(accelerator: Accelerator, local: int, *, constant: bool) -> in
     Without communication where every rank has the same number.
     """
     if accelerator.num_processes == 1 or constant:
-        return max(1, local * accelerator.num_processes)
+        return max(1, local * data_ranks(accelerator))
     # filled on the device: a copy from the host would wait for it
     total = sum_over_ranks(accelerator, torch.full((), local, device=accelerator.device))
     return total.clamp(min=1)
@@ -84,7 +92,7 @@ def train_step(
     """
     targets = sum(batch["num_targets"] for batch in micro_batches)
     global_targets = count_targets(accelerator, targets, constant=constant_targets)
-    scale = accelerator.num_processes * len(micro_batches)
+    scale = data_ranks(accelerator) * len(micro_batches)
     loss_sum = torch.zeros((), device=accelerator.device)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -93,16 +101,36 @@ def train_step(
             loss = compute_loss(accelerator, model, batch, global_targets)
             accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
-    # an infinite bound only measures
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
-    if not isinstance(norm, Tensor):
-        raise RuntimeError("the engine gave no gradient norm")
-    grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    skipped = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
-    update(optimizer, skipped)
+    grad_norm, skipped = finish_update(
+        accelerator, model, optimizer, max_norm=max_norm, skip_non_finite=skip_non_finite
+    )
     return StepResult(
         loss_sum=loss_sum, targets=targets, grad_norm=grad_norm.detach(), skipped=skipped
     )
+
+
+def finish_update(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    *,
+    max_norm: float,
+    skip_non_finite: bool,
+) -> tuple[Tensor, Tensor]:
+    """Clips, guards and steps after the last backward pass, unless that pass has stepped itself.
+
+    Returns:
+        The gradient's norm before clipping, and 1.0 if the update was skipped, else 0.0.
+    """
+    if is_deepspeed(accelerator):
+        return read_deepspeed_step(accelerator, model)
+    inner = optimizer.optimizer
+    if isinstance(inner, StepInBackward):
+        return inner.finish_step()
+    grad_norm = clip_gradients(accelerator, model, max_norm)
+    skipped = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
+    update(optimizer, skipped)
+    return grad_norm, skipped
 
 
 def compute_loss(
@@ -113,7 +141,7 @@ def compute_loss(
 ) -> Tensor:
     """This micro-batch's nats, summed, over the targets of the whole step. 0-dimensional."""
     inputs = {name: value for name, value in batch.items() if name != "num_targets"}
-    if takes_num_items(type(accelerator.unwrap_model(model))):
+    if takes_num_items(type(unwrap(accelerator, model))):
         with autocast(accelerator):
             return model(**inputs, num_items_in_batch=global_targets).loss
     with autocast(accelerator):
