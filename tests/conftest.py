@@ -1,11 +1,13 @@
 """What the tests of whole runs share: a tiny run, in this process or launched."""
 
+import functools
 import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +41,10 @@ TINY_RUN = {
     "checkpoint.interval": 4,
     "evaluation.sample_tokens": 8,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engines-table", help="file for the table of tests/test_engines.py")
 
 
 @pytest.fixture(scope="session")
@@ -126,16 +132,48 @@ def launch_command(config: str, processes: int) -> list[str]:
     ]
 
 
-def launch(argv: list[str], *, config: str, processes: int) -> None:
-    """Runs to the end and shows the output if that is not a good one."""
-    done = subprocess.run(
-        [*launch_command(config, processes), *argv],
+def launch(
+    argv: list[str], *, config: str, processes: int, fails: bool = False, **environment: str
+) -> str:
+    """Launches train.py from the launch server, and returns what all its processes printed.
+
+    Args:
+        argv: Options of train.py.
+        config: Name of a file of accelerate_configs/.
+        processes: Number of ranks.
+        fails: The run is expected to end with an error; otherwise that ends the test.
+        environment: Further variables.
+    """
+    server = _launch_server()
+    with tempfile.NamedTemporaryFile(prefix="launch-") as output:
+        request = {
+            "arguments": [*launch_command(config, processes)[4:], *argv],
+            "environment": launch_environment(**environment),
+            "output": output.name,
+            "seconds": 200,
+        }
+        assert server.stdin and server.stdout
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        printed = Path(output.name).read_text(errors="replace")
+    assert bool(code) == fails, f"exit code {code}\n{printed[-8000:]}"
+    return printed
+
+
+@functools.cache
+def _launch_server() -> subprocess.Popen[str]:
+    """The one of this test process; it ends when its input does."""
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/launch_server.py")],
         env=launch_environment(),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
-        timeout=300,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    return server
 
 
 def kill_after(argv: list[str], run_folder: Path, *, step: int) -> None:
