@@ -1,0 +1,136 @@
+"""Throughput, memory and loss of one model under several engines, each a launch of train.py.
+
+    python benchmarks/engines.py --model configs/gla_340M.json --tokenizer DIR \
+        --run single:1 --run ddp:2 --run fsdp2:2 --run "fsdp2:2:--training.compile"
+
+A run is `configuration:processes[:options]`, with a file of accelerate_configs/. All runs see the
+same tokens per step: `--rows` of them, dealt out over the ranks that read data and as many
+micro-batches as `--batch-size` needs. Prints a Markdown table, with each run's tokens per second
+and device as a ratio to the first run. What is measured is the window of the last `--measured`
+steps.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HEADS = (
+    "run",
+    "devices",
+    "micro-batches x rows",
+    "tokens/s",
+    "tokens/s/device",
+    "ratio",
+    "MFU",
+    "peak GiB",
+    "loss at 1",
+    "loss at the end",
+    "gradient norm",
+)
+
+
+def measure(run: str, arguments: argparse.Namespace, folder: Path) -> dict[str, float] | str:
+    """The last record of a run with the loss of the first, or the last lines of what it printed."""
+    config, processes, options = (*run.split(":", 2), "")[:3]
+    extra = shlex.split(options)
+    tensor = next((int(x.split("=")[1]) for x in extra if "tensor_parallel_degree=" in x), 1)
+    data_ranks = int(processes) // tensor
+    micro_batches = max(1, arguments.rows // data_ranks // arguments.batch_size)
+    batch_size = arguments.rows // data_ranks // micro_batches
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"),
+        *("--config_file", str(ROOT / f"accelerate_configs/{config}.yaml")),
+        *("--num_processes", processes, str(ROOT / "train.py")),
+        f"--model.config={arguments.model}",
+        f"--model.tokenizer_path={arguments.tokenizer}",
+        f"--training.dataset={arguments.data}",
+        f"--training.seq_len={arguments.seq_len}",
+        f"--training.batch_size={batch_size}",
+        f"--training.gradient_accumulation_steps={micro_batches}",
+        f"--training.steps={arguments.steps}",
+        *("--training.varlen", "--training.warmup_steps=5", "--evaluation.sample_tokens=0"),
+        f"--metrics.log_freq={arguments.measured}",
+        *("--checkpoint.no_enable_checkpoint", f"--job.dump_folder={folder}"),
+        *extra,
+    ]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=arguments.limit,
+    )
+    if done.returncode:
+        return done.stdout[-1500:]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {
+        **records[-1],
+        "devices": int(processes),
+        "micro_batches": micro_batches,
+        "batch_size": batch_size,
+        "first_loss": records[0]["train/loss"],
+    }
+
+
+def row(run: str, record: dict[str, float], reference: float) -> str:
+    """A row of the table."""
+    per_device = record["throughput/tokens_per_second_per_device"]
+    cells = (
+        run.replace(":", " ", 2),
+        f"{record['devices']}",
+        f"{record['micro_batches']} x {record['batch_size']}",
+        f"{record['throughput/tokens_per_second']:,.0f}",
+        f"{per_device:,.0f}",
+        f"{per_device / reference:.3f}",
+        f"{record.get('throughput/mfu', float('nan')):.3f}",
+        f"{record['memory/peak_gib']:.1f}",
+        f"{record['first_loss']:.4f}",
+        f"{record['train/loss']:.4f}",
+        f"{record['optimizer/grad_norm']:.3f}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Runs all, and prints a row as soon as it is known."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="configs/gla_340M.json")
+    parser.add_argument("--tokenizer", default="byte")
+    parser.add_argument("--data", default="python-stdlib")
+    parser.add_argument("--rows", type=int, default=32, help="rows of a step, on all ranks")
+    parser.add_argument("--batch-size", type=int, default=16, help="most rows of a micro-batch")
+    parser.add_argument("--seq-len", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--measured", type=int, default=10)
+    parser.add_argument("--limit", type=float, default=300, help="seconds for each run")
+    parser.add_argument("--run", action="append", required=True)
+    arguments = parser.parse_args()
+    print(f"{arguments.model}, {arguments.rows} rows of {arguments.seq_len} tokens a step\n")
+    print("| " + " | ".join(HEADS) + " |")
+    print("|" + "---|" * len(HEADS), flush=True)
+    reference = None
+    with tempfile.TemporaryDirectory() as root:
+        for index, run in enumerate(arguments.run):
+            try:
+                record = measure(run, arguments, Path(root) / str(index))
+            except subprocess.TimeoutExpired:
+                record = f"not finished after {arguments.limit} s"
+            if isinstance(record, str):
+                print(f"| {run} | failed |", flush=True)
+                print(record, file=sys.stderr, flush=True)
+                continue
+            reference = reference or record["throughput/tokens_per_second_per_device"]
+            print(row(run, record, reference), flush=True)
+
+
+if __name__ == "__main__":
+    main()
