@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by train.sh and test.sh: sets PYTHON to an interpreter that has the packages, installing
 # them into .venv if there is none.
 #
@@ -49,6 +50,7 @@ setup_environment() {
     echo "Installing the requirements into .venv ..." >&2
   fi
   PYTHON="$ROOT/.venv/bin/python"
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" >&2
+  # DeepSpeed has no wheel; a pip of Python 3.10 would build it without the packages that takes
+  PIP_USE_PEP517=1 "$PYTHON" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" >&2
   touch "$stamp"
 }

@@ -5,9 +5,9 @@
 #   bash test.sh tests/test_x.py    arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_environment.sh"
-setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml pytest xdist hypothesis" \
-  "$ROOT/requirements.txt" "$ROOT/requirements-test.txt"
+setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml pytest xdist hypothesis deepspeed torchao" \
+  "$ROOT/requirements.txt" "$ROOT/requirements-engines.txt" "$ROOT/requirements-test.txt"
 cd "$ROOT"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline
-export TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$PYTHON" -m pytest -n "${TEST_WORKERS:-2}" --dist worksteal "$@"

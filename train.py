@@ -10,7 +10,7 @@ Running the same command again continues an interrupted run.
 
 import sys
 
-from flame_accel.config import CheckpointConfig, Config, TrainingConfig, parse_or_exit, to_toml
+from flame_accel.config import Config, TrainingConfig, parse_or_exit, to_toml
 from flame_accel.config.errors import exit_on_user_error
 
 if __name__ == "__main__":
@@ -27,16 +27,17 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from flame_accel import kernels
 from flame_accel.checkpoint import (
     CheckpointFolder,
     RunState,
+    SaveSchedule,
     export_model,
-    load_checkpoint,
+    restore,
     save_checkpoint,
 )
 from flame_accel.data import (
@@ -58,7 +59,6 @@ from flame_accel.models import (
     build_model,
     count_parameters,
     device_peak_flops,
-    fp32_parameters,
     load_model_config,
     refuse_packing,
     register_models,
@@ -82,15 +82,19 @@ from flame_accel.observe import (
 )
 from flame_accel.parallel import (
     build_accelerator,
+    compute_precision,
     data_rank,
     data_ranks,
     describe_topology,
+    explain_waiting,
+    keep_scales_ready,
     limit_waiting,
+    patience,
     prepare,
     transform_model,
     unwrap,
 )
-from flame_accel.training import build_optimizer, learning_rate, train_step
+from flame_accel.training import build_optimizer, learning_rate, step_in_backward, train_step
 
 log = get_logger()
 
@@ -131,8 +135,12 @@ def main(config: Config) -> None:
         raise_stage(config, accelerator, run_folder)
         cast = gather_cast(config, accelerator)
         memory = recall(config, accelerator, cast, run_folder)
+        if config.checkpoint.create_seed_checkpoint:
+            log.info("initial weights: %s", remember(config, accelerator, cast, memory))
+            return
         announce_bill(config, accelerator, cast)
-        with profile_steps(accelerator, config.profiling, run_folder) as profiler:
+        step = memory.state.step
+        with profile_steps(accelerator, config.profiling, run_folder, step=step) as profiler:
             train(config, accelerator, cast, memory, profiler)
         bid_farewell(config, accelerator, cast, memory.state, run_folder)
     finally:
@@ -141,7 +149,10 @@ def main(config: Config) -> None:
 
 def raise_stage(config: Config, accelerator: Accelerator, run_folder: Path) -> None:
     """Console, run folder, kernels, architectures, randomness."""
-    open_console(main_process=accelerator.is_main_process)
+    open_console(
+        main_process=accelerator.is_main_process,
+        colored=not config.metrics.disable_color_printing,
+    )
     if accelerator.is_main_process:
         environment = describe_environment(accelerator, sys.argv)
         changes = open_run_folder(run_folder, config=config, environment=environment)
@@ -183,7 +194,7 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
         model_config,
         model_options.kernels,
         config.job.dump_folder,
-        training.mixed_precision_param,
+        compute_precision(accelerator),
     ):
         log.info("This machine: %s", note)
     tokenizer = load_tokenizer(model_options.tokenizer_path or name, trust_remote_code)
@@ -201,11 +212,12 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     num_parameters = count_parameters(model)
     flops_per_token = train_flops_per_token(model, training.context_len or training.seq_len)
     transform_model(accelerator, model, training, config.activation_checkpoint, config.float8)
-    optimizer = build_optimizer(model, config.optimizer)
-    if accelerator.is_fsdp2 and accelerator.mixed_precision == "bf16":
-        warn_of_bf16_decays(model)
+    optimizer = build_optimizer(accelerator, model, config.optimizer)
     # no loader and no scheduler: the data deals its own rows out, the rate is a function of a step
     prepared, prepared_optimizer = prepare(accelerator, model, optimizer, training)
+    step_in_backward(prepared_optimizer)
+    if config.float8.precompute_float8_dynamic_scale_for_fsdp:
+        keep_scales_ready(prepared, prepared_optimizer)
     return Cast(
         tokenizer,
         data,
@@ -216,31 +228,20 @@ def gather_cast(config: Config, accelerator: Accelerator) -> Cast:
     )
 
 
-def warn_of_bf16_decays(model: PreTrainedModel) -> None:
-    """Says which parameters that fla wants in fp32 FSDP2 will compute with in bf16."""
-    names = fp32_parameters(model)
-    if names:
-        log.warning(
-            "FSDP2 gathers all parameters in bf16, also %d that fla computes with in fp32 (such as "
-            "%s); mixed_precision: no keeps them exact",
-            len(names),
-            names[0],
-        )
-
-
 def recall(config: Config, accelerator: Accelerator, cast: Cast, run_folder: Path) -> Memory:
-    """Continues from the newest checkpoint if there is one, and opens what the run writes to."""
+    """Brings the run to where it starts, and opens what it reads from and writes to."""
     rank, world_size = data_rank(accelerator), data_ranks(accelerator)
     checkpoints = CheckpointFolder(
         run_folder / config.checkpoint.folder, keep_latest_k=config.checkpoint.keep_latest_k
     )
-    state, data_state, rank_state = RunState(), None, {}
-    newest = find_checkpoint(accelerator, checkpoints, config.checkpoint)
-    if newest is not None:
-        state, data_state, rank_state = load_checkpoint(
-            accelerator, newest, model=cast.model, optimizer=cast.optimizer
-        )
-        log.info("continuing after step %d, from %s", state.step, newest)
+    state, data_state, rank_states = restore(
+        accelerator,
+        checkpoints,
+        config.checkpoint,
+        model=cast.model,
+        optimizer=cast.optimizer,
+        steps=config.training.steps,
+    )
     batches = build_batches(
         config.training,
         cast.data,
@@ -259,11 +260,12 @@ def recall(config: Config, accelerator: Accelerator, cast: Cast, run_folder: Pat
         accelerator,
         flops_per_token=cast.flops_per_token,
         device_peak_flops=device_peak_flops(device_name(accelerator.device)),
-        state=rank_state.get("meter"),
+        states=[known["meter"] for known in rank_states],
     )
     journal = Journal(
         accelerator,
         run_folder,
+        metrics=config.metrics,
         options=asdict(config),
         step=state.step,
         tracker_ids=state.tracker_ids,
@@ -308,6 +310,7 @@ def train(
         shown=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
+    saves = SaveSchedule(accelerator, config.checkpoint, steps=steps)
     stream = iter(memory.batches)
     first_step = state.step + 1
     meter.start()
@@ -338,7 +341,7 @@ def train(
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
             record |= meter.record(lr=lr)
-            meter.stop_if_diverged(training.max_consecutive_skips)
+            memory.journal.write_own(meter.own, step=state.step)
         if memory.held_out_batches and is_due(state.step, config.evaluation.interval, steps):
             with meter.paused():
                 record |= validate(accelerator, cast.model, memory.held_out_batches)
@@ -346,19 +349,24 @@ def train(
             record |= stream_record(accelerator, memory.batches, max_bad=training.max_bad_records)
             position = {"step": state.step, "tokens": state.tokens}
             memory.journal.write(position | record, steps=steps)
-        if config.checkpoint.enable_checkpoint and is_due(
-            state.step, config.checkpoint.interval, steps
-        ):
-            with meter.paused():
-                remember(accelerator, cast, memory)
+            meter.stop_if_diverged(training.max_consecutive_skips)
+        if saves.is_due(state.step, reported=bool(record)):
+            with meter.paused(), patience(accelerator, then=config.comm.train_timeout_seconds):
+                remember(config, accelerator, cast, memory)
         if training.gc_freq and state.step % training.gc_freq == 0:
             gc.collect()
     progress.close()
 
 
-def remember(accelerator: Accelerator, cast: Cast, memory: Memory) -> None:
-    """Saves everything that the run needs to go on from this step."""
-    save_checkpoint(
+def remember(config: Config, accelerator: Accelerator, cast: Cast, memory: Memory) -> Path:
+    """Saves everything that the run needs to go on from this step, or at its ends the weights."""
+    only_weights_in = None
+    if config.checkpoint.create_seed_checkpoint:
+        # the fresh rest is made again, for any number of ranks
+        only_weights_in = torch.float32
+    elif config.checkpoint.model_weights_only and memory.state.step == config.training.steps:
+        only_weights_in = getattr(torch, config.checkpoint.export_dtype)
+    return save_checkpoint(
         accelerator,
         memory.checkpoints,
         memory.state,
@@ -367,6 +375,7 @@ def remember(accelerator: Accelerator, cast: Cast, memory: Memory) -> None:
         tokenizer=cast.tokenizer,
         data_state=memory.batches.state_dict(),
         rank_state={"meter": memory.meter.state_dict()},
+        only_weights_in=only_weights_in,
     )
 
 
@@ -376,21 +385,17 @@ def bid_farewell(
     """The exported model, what it writes, and the report."""
     exported = run_folder / "hf"
     optimizer = config.optimizer
-    export_model(
-        accelerator,
-        cast.model,
-        cast.tokenizer,
-        exported,
-        dtype=getattr(torch, config.checkpoint.export_dtype),
-        facts={
-            "data": str(config.training.dataset),
-            "tokens": f"{state.tokens:,}",
-            "updates": f"{state.step:,}",
-            "tokens per update": f"{tokens_per_step(config.training, accelerator):,}",
-            "parameters": f"{cast.num_parameters.total:,}",
-            "learning rate": f"{optimizer.lr:g}, {optimizer.scheduler}",
-        },
-    )
+    facts = {
+        "data": str(config.training.dataset),
+        "tokens": f"{state.tokens:,}",
+        "updates": f"{state.step:,}",
+        "tokens per update": f"{tokens_per_step(config.training, accelerator):,}",
+        "parameters": f"{cast.num_parameters.total:,}",
+        "learning rate": f"{optimizer.lr:g}, {optimizer.scheduler}",
+    }
+    dtype = getattr(torch, config.checkpoint.export_dtype)
+    with patience(accelerator, then=config.comm.train_timeout_seconds):
+        export_model(accelerator, cast.model, cast.tokenizer, exported, dtype=dtype, facts=facts)
     log.info("exported: %s", exported)
     if not accelerator.is_main_process:
         return
@@ -406,16 +411,6 @@ def bid_farewell(
         log.info("sample of the exported model:\n%s", sample)
     title = config.job.description or run_folder.name
     log.info("report: %s", write_report(run_folder, title=title, sample=sample))
-
-
-def find_checkpoint(
-    accelerator: Accelerator, checkpoints: CheckpointFolder, config: CheckpointConfig
-) -> Path | None:
-    """The checkpoint to continue from, as the main process sees it; None begins a new run."""
-    if not config.enable_checkpoint:
-        return None
-    found = [checkpoints.find(config.load_step) if accelerator.is_main_process else None]
-    return broadcast_object_list(found)[0]
 
 
 def tokens_per_step(training: TrainingConfig, accelerator: Accelerator) -> int:
@@ -438,5 +433,5 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with exit_on_user_error(), explain_waiting(run_config.comm):
         main(run_config)

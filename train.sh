@@ -6,7 +6,7 @@
 #   bash train.sh --job.config_file run.toml ...    a run of your own; options override the file
 #
 # Honoured: NGPU (processes on this machine; default: its GPUs, or 1), NNODE, NODE_RANK, MASTER_ADDR, MASTER_PORT,
-# ACCELERATE_CONFIG (a file, or a name from accelerate_configs/).
+# ACCELERATE_CONFIG (a name from accelerate_configs/, such as fsdp2, or a file). docs/engines.md says which.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_environment.sh"
 setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml" \
@@ -49,13 +49,24 @@ if [ ! -f "$ACCELERATE_CONFIG" ]; then
 fi
 if [ ! -f "$ACCELERATE_CONFIG" ]; then
   echo "ACCELERATE_CONFIG: no file $ACCELERATE_CONFIG; a file, or one of:" >&2
-  (cd "$ROOT/accelerate_configs" && ls ./*.yaml | sed 's|./\(.*\)\.yaml|  \1|') >&2
+  for file in "$ROOT"/accelerate_configs/*.yaml; do echo "  $(basename "$file" .yaml)" >&2; done
   exit 2
 fi
-launch=(--config_file "$ACCELERATE_CONFIG" --num_processes "$processes")
+if [ "$processes" -gt 1 ] && grep -q '^distributed_type: *"NO"' "$ACCELERATE_CONFIG"; then
+  echo "ACCELERATE_CONFIG: $ACCELERATE_CONFIG starts one process, NGPU and NNODE ask for $processes; use ddp or fsdp2" >&2
+  exit 2
+fi
+if grep -q '^distributed_type: *DEEPSPEED' "$ACCELERATE_CONFIG" && ! has_modules "$PYTHON" deepspeed; then
+  echo "ACCELERATE_CONFIG: $ACCELERATE_CONFIG asks for DeepSpeed, which is not installed; install it with" >&2
+  echo "  $PYTHON -m pip install --use-pep517 --requirement $ROOT/requirements-engines.txt" >&2
+  exit 2
+fi
+launch=(--config_file "$ACCELERATE_CONFIG" --num_processes "$processes" --num_machines "$NNODE")
+# NODE_RANK says who waits for the others; c10d would guess it from host names
+launch+=(--machine_rank "${NODE_RANK:-0}" --rdzv_backend static)
 if [ "$NNODE" -gt 1 ]; then
-  launch+=(--num_machines "$NNODE" --machine_rank "${NODE_RANK:-0}" --rdzv_backend c10d
-    --main_process_ip "${MASTER_ADDR:?NNODE > 1 needs MASTER_ADDR}" --main_process_port "${MASTER_PORT:-29500}")
+  launch+=(--main_process_ip "${MASTER_ADDR:?NNODE > 1 needs MASTER_ADDR}"
+    --main_process_port "${MASTER_PORT:-29500}")
 elif [ -n "${MASTER_PORT:-}" ]; then
   launch+=(--main_process_port "$MASTER_PORT")
 fi

@@ -46,7 +46,8 @@ def measure(run: str, arguments: argparse.Namespace, folder: Path) -> dict[str, 
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"),
         *("--config_file", str(ROOT / f"accelerate_configs/{config}.yaml")),
-        *("--num_processes", processes, str(ROOT / "train.py")),
+        *("--num_processes", processes, "--mixed_precision", arguments.mixed_precision),
+        str(ROOT / "train.py"),
         f"--model.config={arguments.model}",
         f"--model.tokenizer_path={arguments.tokenizer}",
         f"--training.dataset={arguments.data}",
@@ -111,10 +112,14 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--measured", type=int, default=10)
+    parser.add_argument("--mixed-precision", default="bf16", choices=("bf16", "no"))
     parser.add_argument("--limit", type=float, default=300, help="seconds for each run")
     parser.add_argument("--run", action="append", required=True)
     arguments = parser.parse_args()
-    print(f"{arguments.model}, {arguments.rows} rows of {arguments.seq_len} tokens a step\n")
+    print(
+        f"{arguments.model}, {arguments.rows} rows of {arguments.seq_len} tokens a step, "
+        f"{arguments.steps} steps, mixed precision {arguments.mixed_precision}\n"
+    )
     print("| " + " | ".join(HEADS) + " |")
     print("|" + "---|" * len(HEADS), flush=True)
     reference = None

@@ -2,7 +2,8 @@
 
     python -m docs.generate_options
 
-Needs the standard library and flame_accel only. A test holds that the page is up to date.
+Needs the standard library and flame_accel only. A test holds that the page is up to date. Which
+test an option has is written in option_tests.txt.
 """
 
 import inspect
@@ -15,6 +16,7 @@ from flame_accel.config.schema import sections
 from flame_accel.config.values import show
 
 PAGE = Path(__file__).with_name("options.md")
+TESTS = Path(__file__).with_name("option_tests.txt")
 HEAD = """\
 # Options
 
@@ -24,7 +26,7 @@ An option is `--section.option value` on the command line and `option = value` u
 a run file (`--job.config_file`: TOML, YAML or JSON). Later wins: defaults, then the run file, then
 flags. Booleans take `--a.b`, `--a.no_b` and `--a.b=true|false`; `none` stands for no value; the
 members of a list are separated by commas. What is marked as refused ends a run before it starts,
-with the reason.
+with the reason. The last column names the test, in tests/, that looks at what the option does.
 """
 DIALECT = f"""\
 ## Names of flame's newer options
@@ -44,12 +46,19 @@ with the reason:
 """
 
 
-def describe_option(option: OptionDescription) -> str:
+def read_tests() -> dict[str, str]:
+    """The test of each option, as `file.py::test`."""
+    lines = TESTS.read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
+    return dict(pairs)
+
+
+def describe_option(option: OptionDescription, test: str) -> str:
     """One row of a table."""
     kind = " or ".join(f"`{choice}`" for choice in option.choices) or f"`{option.type}`"
     default = "empty" if option.default in ("", ()) else f"`{as_flag(option)}`"
     limits = f" *Refused: {option.limits}.*" if option.limits else ""
-    cells = (f"`{option.name}`", kind, default, option.help + limits)
+    cells = (f"`{option.name}`", kind, default, option.help + limits, f"`{test}`")
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
@@ -60,12 +69,12 @@ def as_flag(option: OptionDescription) -> str:
 
 def describe_all() -> str:
     """The whole page."""
-    parts = [HEAD]
+    parts, tests = [HEAD], read_tests()
     named = groupby(describe_options(), key=lambda option: option.name.partition(".")[0])
     for section, members in named:
-        rows = "\n".join(map(describe_option, members))
+        rows = "\n".join(describe_option(option, tests[option.name]) for option in members)
         summary = inspect.cleandoc(sections()[section].__doc__ or "")
-        head = "| option | values | default | meaning |\n|---|---|---|---|"
+        head = "| option | values | default | meaning | test |\n|---|---|---|---|---|"
         parts.append(f"## {section}\n\n{summary}\n\n{head}\n{rows}\n")
     aliases = "\n".join(f"| `{name}` | `{alias.target}` |" for name, alias in ALIASES.items())
     foreign = ", ".join(f"`{name}`" for name in FOREIGN)

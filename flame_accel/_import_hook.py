@@ -3,7 +3,8 @@
 `import flame_accel` has to be enough for fla's models to load and to run anywhere, and has to be
 instant for the command line. So nothing heavy is imported here: when transformers' auto classes
 appear, fla is imported (which registers its models), and when fla appears, the kernels for this
-machine are put in place. What the kernels are lives in `kernels/`.
+machine are put in place and the types with another norm are registered. What the kernels are lives
+in `kernels/`, the norms in `models/norms`.
 """
 
 import importlib
@@ -23,6 +24,7 @@ def _after_import(name: str) -> None:
         importlib.import_module(FLA)
     else:
         importlib.import_module("flame_accel.kernels").install()
+        importlib.import_module("flame_accel.models.norms").register_norms()
 
 
 class _NotifyingLoader(Loader):

@@ -133,7 +133,13 @@ def launch_command(config: str, processes: int) -> list[str]:
 
 
 def launch(
-    argv: list[str], *, config: str, processes: int, fails: bool = False, **environment: str
+    argv: list[str],
+    *,
+    config: str,
+    processes: int,
+    fails: bool = False,
+    script: Path = ROOT / "train.py",
+    **environment: str,
 ) -> str:
     """Launches train.py from the launch server, and returns what all its processes printed.
 
@@ -142,12 +148,13 @@ def launch(
         config: Name of a file of accelerate_configs/.
         processes: Number of ranks.
         fails: The run is expected to end with an error; otherwise that ends the test.
+        script: Another program than train.py.
         environment: Further variables.
     """
     server = _launch_server()
     with tempfile.NamedTemporaryFile(prefix="launch-") as output:
         request = {
-            "arguments": [*launch_command(config, processes)[4:], *argv],
+            "arguments": [*launch_command(config, processes)[4:-1], str(script), *argv],
             "environment": launch_environment(**environment),
             "output": output.name,
             "seconds": 200,

@@ -43,6 +43,10 @@ def import_all() -> None:
 
     import flame_accel  # noqa: F401
 
+    # it looks for a device when it is imported, and finds none here
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: F401
+
     # train.py itself, up to the point where it would read its options
     runpy.run_path(str(ROOT / "train.py"), run_name="imported")
     import transformers.models.llama.modeling_llama  # noqa: F401

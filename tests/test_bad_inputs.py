@@ -79,9 +79,12 @@ CONFIGURATION: dict[str, tuple[dict[str, Any], Files, str]] = {
         {"occupied": ""},
         r"job\.dump_folder",
     ),
-    "tensor parallelism": ({"training.tensor_parallel_degree": 2}, {}, "tensor_parallel_degree"),
     "context parallelism": ({"experimental.context_parallel_degree": 2}, {}, "linear attention"),
-    "compile": ({"training.compile": True}, {}, r"training\.compile"),
+    "compiled backward": (
+        {"experimental.enable_compiled_autograd": True},
+        {},
+        r"experimental\.enable_compiled_autograd",
+    ),
 }
 
 RUN: dict[str, tuple[dict[str, Any], Files, str]] = {
@@ -104,6 +107,11 @@ RUN: dict[str, tuple[dict[str, Any], Files, str]] = {
         {"model.config": "{tmp}/model.json"},
         {"model.json": json.dumps({**TINY_GLA, "num_heads": 3})},
         "num_heads|heads",
+    ),
+    "more peers than processes": (
+        {"training.tensor_parallel_degree": 2},
+        {},
+        "tensor_parallel_degree",
     ),
     "tokenizer is not there": (
         {"model.tokenizer_path": "{tmp}/none"},
@@ -231,15 +239,18 @@ def test_a_tokenizer_without_an_end_of_document_is_refused(refusal, train_here, 
     check_message(message, "eos")
 
 
-@pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
-def test_an_engine_that_is_not_there_is_refused(refusal, train_here, monkeypatch, engine):
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [("DEEPSPEED", "DeepSpeed.*no launcher"), ("MEGATRON_LM", "Megatron-LM has layers of its own")],
+)
+def test_an_engine_that_is_not_there_is_refused(refusal, train_here, monkeypatch, engine, expected):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
 
     def run(argv: list[str]) -> None:
         with exit_on_user_error():
             train_here(argv)
 
-    check_message(refusal(run, {}, {}), engine)
+    check_message(refusal(run, {}, {}), expected)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ DEFAULTS = {
         "enable_cpu_offload": False,
         "tensor_parallel_degree": 1,
         "disable_loss_parallel": False,
-        "mixed_precision_param": "bfloat16",
+        "mixed_precision_param": None,
         "mixed_precision_reduce": "float32",
         "fsdp_reshard_after_forward": "default",
         "compile": False,
@@ -166,8 +166,8 @@ DEFAULTS = {
         "load_step": -1,
         "async_mode": "disabled",
         "initial_load_path": None,
+        "initial_load_model_weights_only": True,
         "create_seed_checkpoint": False,
-        "last_save_model_weights_only": False,
         "exclude_from_loading": (),
     },
     "evaluation": {
@@ -189,6 +189,7 @@ DEFAULTS = {
         "precompute_float8_dynamic_scale_for_fsdp": False,
         "force_recompute_fp8_weight_in_bwd": False,
         "recipe_name": None,
+        "emulate": False,
     },
     "comm": {
         "init_timeout_seconds": 300,
@@ -239,7 +240,7 @@ def test_descriptions_tell_type_default_choices_and_help() -> None:
     assert described["optimizer.scheduler"].choices == ("wsd", "cosine", "linear")
     assert described["optimizer.lr"].default == 3e-4
     assert described["model.norm_type"].type == "str | None"
-    assert "not available yet" in described["training.compile"].limits
+    assert "not supported" in described["experimental.enable_compiled_autograd"].limits
     assert described["training.steps"].limits == ""
 
 
@@ -314,6 +315,7 @@ def test_whole_numbers_are_numbers_but_not_the_reverse() -> None:
         ("--optimizer.implementation foreach", "optimizer", "fused", False),
         ("--optimizer.implementation for-loop", "optimizer", "fused", False),
         ("--metrics.no_save_for_all_ranks", "metrics", "rank_0_only", True),
+        ("--checkpoint.last_save_model_weights_only", "checkpoint", "model_weights_only", True),
         ("--experimental.custom_model_path pkg", "model", "custom", ("pkg",)),
         ("--experimental.custom_model_path=", "model", "custom", ()),
         ("--training.no_pin_memory", "training", "pin_memory", False),

@@ -16,6 +16,7 @@ from conftest import ROOT
 from filelock import FileLock
 
 from flame_accel.config.errors import UserError
+from flame_accel.data import durable
 from flame_accel.data.cache import encoding, layout, reader, shards, writer
 from flame_accel.data.cache.layout import MANIFEST, UNFINISHED
 from flame_accel.data.cache.reader import TokenCache
@@ -219,7 +220,7 @@ def test_a_shard_that_an_interruption_damaged_is_made_again(cache: Path):
     # what is left when the power fails before the manifest is written
     made_from = layout.read_manifest(cache)
     names = ("format", "tokenizer", "add_bos", "documents", "fingerprint", "source")
-    layout.write_json(cache / UNFINISHED, {name: made_from[name] for name in names})
+    durable.write_json(cache / UNFINISHED, {name: made_from[name] for name in names})
     (cache / MANIFEST).unlink()
     (cache / "shard-00001.tokens").write_bytes(b"")
     write_cache(make_texts(), Bytes(), cache, RECIPE)
@@ -490,7 +491,7 @@ def test_the_manifest_has_the_checksums_of_all_files(cache: Path):
     }
     assert set(files) == set(contents(cache)) - {MANIFEST}
     for name, file in files.items():
-        checksum = layout.file_checksum(cache / name)
+        checksum = durable.file_checksum(cache / name)
         assert file == {"size": (cache / name).stat().st_size, "xxh3": checksum}
 
 

@@ -97,21 +97,12 @@ def test_two_processes_of_train_sh_equal_one_with_twice_the_accumulation(
 
 
 def test_the_options_of_data_parallelism_are_held_against_the_launch(corpus, tiny_model, tmp_path):
-    import subprocess
-
-    from conftest import launch_command
-
-    done = subprocess.run(
-        [
-            *launch_command("ddp", 2),
-            *(f"--job.dump_folder={tmp_path}", f"--model.config={tiny_model}"),
-            *("--model.tokenizer_path=byte", f"--training.dataset={corpus}"),
-            *("--training.steps=4", "--training.warmup_steps=1"),
-            "--training.data_parallel_shard_degree=2",
-        ],
-        env=launch_environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "asks for 1 x 2" in done.stderr
+    argv = [
+        *(f"--job.dump_folder={tmp_path}", f"--model.config={tiny_model}"),
+        *("--model.tokenizer_path=byte", f"--training.dataset={corpus}"),
+        *("--training.steps=4", "--training.warmup_steps=1"),
+        "--training.data_parallel_shard_degree=1",
+    ]
+    printed = launch(argv, config="fsdp2", processes=2, fails=True)
+    assert "training.data_parallel_shard_degree = 1" in printed
+    assert "contradicts distributed_type: FSDP" in printed

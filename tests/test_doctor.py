@@ -10,6 +10,7 @@ from typing import Any
 import fla
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -277,7 +278,7 @@ def test_a_run_is_refused_before_tokenizer_and_data_are_touched(flags, monkeypat
     monkeypatch.setattr(train, "load_tokenizer", lambda *arguments: pytest.fail("too late"))
     monkeypatch.setattr(train, "open_data", lambda *arguments: pytest.fail("too late"))
     with pytest.raises(UserError, match="no C compiler") as caught:
-        train.gather_cast(parse(flags()), accelerator=None)
+        train.gather_cast(parse(flags()), Accelerator(cpu=True))
     assert caught.value.remedy and "gcc" in caught.value.remedy
 
 

@@ -14,7 +14,9 @@ from flame_accel.observe.records import drop_records_after, flatten_options, jso
 from flame_accel.observe.report import select_points, write_report
 from flame_accel.training import StepResult
 
-ONE_PROCESS = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
+ONE_PROCESS = SimpleNamespace(
+    device=torch.device("cpu"), num_processes=1, process_index=0, parallelism_config=None
+)
 
 
 class Clock:
@@ -83,7 +85,7 @@ def test_an_open_window_survives_a_restart():
     first = meter(Clock())
     first.add(step(10.0, 2), tokens=8)
     state = json.loads(json.dumps(first.state_dict()))
-    second = meter(clock := Clock(), state=state)
+    second = meter(clock := Clock(), states=[state])
     second.add(step(90.0, 30), tokens=8)
     clock.now += 1
     record = second.record(lr=0.5)

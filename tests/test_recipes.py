@@ -1,15 +1,23 @@
-"""Recipes that ask for it run, for a few steps; every file of accelerate_configs/ is read."""
+"""Recipes that set job.use_for_integration_test run, for a few steps."""
 
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT, read_records
 
 from flame_accel.config import load_file
 
-RECIPES = sorted((ROOT / "configs/recipes").glob("*.toml"))
-TESTED = [path for path in RECIPES if load_file(path).job.use_for_integration_test]
+
+def recipes_that_ask(folder: Path) -> list[Path]:
+    """The run files of a folder that set job.use_for_integration_test."""
+    return [
+        path
+        for path in sorted(folder.glob("*.toml"))
+        if load_file(path).job.use_for_integration_test
+    ]
+
+
+TESTED = recipes_that_ask(ROOT / "configs/recipes")
 SHORT = {
     "training.steps": 3,
     "training.warmup_steps": 1,
@@ -23,6 +31,14 @@ def test_the_quickstart_is_tested():
     assert ROOT / "configs/recipes/quickstart.toml" in TESTED
 
 
+def test_only_recipes_that_ask_for_it_are_tested(tmp_path):
+    rest = '[model]\nconfig = "a.json"\n[training]\ndataset = "b.jsonl"\n'
+    for name, asked in (("a", "true"), ("b", "false"), ("c", None)):
+        line = "" if asked is None else f"use_for_integration_test = {asked}\n"
+        (tmp_path / f"{name}.toml").write_text(f"[job]\n{line}{rest}")
+    assert recipes_that_ask(tmp_path) == [tmp_path / "a.toml"]
+
+
 @pytest.mark.parametrize("recipe", TESTED, ids=lambda path: path.stem)
 def test_recipe(train_here, recipe, tmp_path, monkeypatch):
     # model configs are named relative to the project
@@ -31,20 +47,3 @@ def test_recipe(train_here, recipe, tmp_path, monkeypatch):
     train_here([f"--{name}={value}" for name, value in options.items()])
     assert max(record["step"] for record in read_records(tmp_path / "run")) == 3
     assert (tmp_path / "run/hf/model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_accelerate_knows_every_key(path: Path):
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    assert load_config_from_file(str(path)).num_processes >= 1
-    content = yaml.safe_load(path.read_text())
-    # these have dangerous defaults: each file says what it wants
-    assert {"mixed_precision", "num_processes", "num_machines", "use_cpu"} <= set(content)
-    if content["distributed_type"] == "FSDP":
-        fsdp = content["fsdp_config"]
-        assert fsdp["fsdp_version"] == 2
-        assert fsdp["fsdp_auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP"
-        assert fsdp["fsdp_cpu_ram_efficient_loading"] is False

@@ -2,6 +2,15 @@
 
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf import export_model
-from flame_accel.checkpoint.state import RunState, load_checkpoint, save_checkpoint
+from flame_accel.checkpoint.schedule import SaveSchedule
+from flame_accel.checkpoint.start import restore
+from flame_accel.checkpoint.state import RunState, save_checkpoint
 
-__all__ = ["CheckpointFolder", "RunState", "export_model", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "CheckpointFolder",
+    "RunState",
+    "SaveSchedule",
+    "export_model",
+    "restore",
+    "save_checkpoint",
+]

@@ -13,16 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from flame_accel.config import UserError
+from flame_accel.data import durable
 from flame_accel.observe import get_logger
 
 MANIFEST = "manifest.json"
 STEP_PREFIX = "step-"
 TEMPORARY_INFIX = ".tmp-"
 DAMAGED, SUPERSEDED = "damaged", "superseded"
-HASH_BLOCK_BYTES = 1 << 22
 
 
 class CheckpointFolder:
@@ -65,18 +63,18 @@ class CheckpointFolder:
         For one process, after every rank has written.
         """
         temporary = self.temporary(step)
-        files = describe_files(temporary)
+        files = durable.describe_files(temporary)
         manifest = temporary / MANIFEST
         manifest.write_text(json.dumps({**description, "files": files}, indent=1) + "\n")
         for name in [*files, MANIFEST]:
-            _fsync(temporary / name)
+            durable.sync(temporary / name)
         for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
-            _fsync(folder)
+            durable.sync(folder)
         final = self.final(step)
         if final.exists():
             _set_aside(final, SUPERSEDED)
         os.rename(temporary, final)
-        _fsync(self.path)
+        durable.sync(self.path)
         self._prune()
         return final
 
@@ -129,15 +127,6 @@ class CheckpointFolder:
         return folder
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size in bytes and XXH3-128 of every file below a folder, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "xxh3": _hash(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     manifest = folder / MANIFEST
@@ -147,23 +136,7 @@ def find_damage(folder: Path) -> str | None:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, TypeError):
         return f"its {MANIFEST} cannot be read"
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-        if _hash(path) != expected["xxh3"]:
-            return f"{name} has other contents than were written"
-    return None
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+    return durable.find_damage(folder, files, content=True)
 
 
 def _set_aside(folder: Path, reason: str) -> Path:
@@ -171,11 +144,3 @@ def _set_aside(folder: Path, reason: str) -> Path:
     while (aside := folder.with_name(f"{folder.name}.{reason}-{number}")).exists():
         number += 1
     return folder.rename(aside)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.card import write_model_card
-from flame_accel.parallel import unwrap
+from flame_accel.checkpoint.zero import gather_zero_weights
+from flame_accel.parallel import is_deepspeed, unwrap
 
 
 def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
@@ -26,6 +27,8 @@ def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tens
 
     Every rank must call it.
     """
+    if is_deepspeed(accelerator):
+        return gather_zero_weights(accelerator, model)
     inner = unwrap(accelerator, model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(inner, options=options)

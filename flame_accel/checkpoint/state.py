@@ -2,44 +2,37 @@
 
     step-N/
       config.json, model*.safetensors, tokenizer    a Hugging Face model with the fp32 weights
-      optimizer/*.safetensors                       `<parameter>.<state>`, sharded as in memory
       state.json                                    step, tokens, tracker ids
+      optimizer/*.safetensors                       `<parameter>.<state>`, sharded as in memory
       data.json                                     cursors of all lanes, whatever the world size
-      rank-R.json                                   random states, open measurements of a rank
+      ranks.json                                    open measurements of all data ranks
+      rank-R.json                                   random states of a rank
 
-Reading and writing of shards goes through torch.distributed.checkpoint's Hugging Face storage, so
-that a checkpoint loads into any engine and world size, and nothing is unpickled. How a folder
-becomes complete is in `folder`.
+One that holds only the model's weights ends with state.json. Tensors are read and written in
+`tensors`; how a folder becomes complete is in `folder`, where a run starts from in `start`.
 """
 
-import base64
 import json
-import random
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf import gather_weights, save_hf_model
-from flame_accel.config import UserError
+from flame_accel.checkpoint.randomness import random_state, restore_random_state
+from flame_accel.checkpoint.tensors import load_optimizer, load_weights, save_optimizer
 from flame_accel.data import merge_states
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import package_versions
-from flame_accel.parallel import unwrap
+from flame_accel.parallel import tensor_ranks, unwrap
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,6 +47,16 @@ class RunState:
     """Ids under which the trackers know the run."""
 
 
+class Restored(NamedTuple):
+    """What a run goes on with, beside model and optimizer; as it stands, a run that begins."""
+
+    state: RunState
+    data_state: dict[str, Any] | None = None
+    """Cursors of all lanes; None starts at the beginning of the data."""
+    rank_states: Sequence[Mapping[str, Any]] = ()
+    """What each data rank of the saving run knew, in their order."""
+
+
 def save_checkpoint(
     accelerator: Accelerator,
     folder: CheckpointFolder,
@@ -64,6 +67,7 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     data_state: dict[str, Any],
     rank_state: dict[str, Any],
+    only_weights_in: torch.dtype | None = None,
 ) -> Path:
     """Writes the checkpoint of `state.step`. Every rank must call it; returns when it is complete.
 
@@ -75,28 +79,22 @@ def save_checkpoint(
         optimizer: Prepared.
         tokenizer: Saved beside the weights.
         data_state: Cursors of this rank's lanes.
-        rank_state: What this rank alone knows, JSON-able.
+        rank_state: What this data rank alone knows, JSON-able and small.
+        only_weights_in: Leave out all that a restart needs beside the weights, and store these in
+            this dtype; None saves everything.
     """
     weights = gather_weights(accelerator, model)
-    data_states = gather_object([data_state])
     if accelerator.is_main_process:
         temporary = folder.begin(state.step)
         inner = unwrap(accelerator, model)
-        save_hf_model(inner, weights, tokenizer, temporary, torch.float32)
+        save_hf_model(inner, weights, tokenizer, temporary, only_weights_in or torch.float32)
         _write_json(temporary / "state.json", asdict(state))
-        _write_json(temporary / "data.json", merge_states(data_states))
     accelerator.wait_for_everyone()
-    temporary = folder.temporary(state.step)
-    state_dict_saver.save(
-        optimizer_tensors(unwrap(accelerator, model), optimizer),
-        storage_writer=HuggingFaceStorageWriter(
-            str(temporary / "optimizer"), save_distributed=True
-        ),
-        no_dist=accelerator.num_processes == 1,
-    )
-    rank = accelerator.process_index
-    _write_json(temporary / f"rank-{rank}.json", {**rank_state, "random": random_state()})
-    accelerator.wait_for_everyone()
+    if only_weights_in is None:
+        temporary = folder.temporary(state.step)
+        save_optimizer(accelerator, temporary, model, optimizer)
+        _save_positions(accelerator, temporary, data_state, rank_state)
+        accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.commit(
             state.step,
@@ -111,135 +109,78 @@ def save_checkpoint(
     return folder.final(state.step)
 
 
+def _save_positions(
+    accelerator: Accelerator,
+    checkpoint: Path,
+    data_state: dict[str, Any],
+    rank_state: dict[str, Any],
+) -> None:
+    """Where every rank stands in data, measurements and randomness."""
+    # peers of tensor parallelism are neighbours and know the same
+    states = gather_object([(data_state, rank_state)])[:: tensor_ranks(accelerator)]
+    if accelerator.is_main_process:
+        _write_json(checkpoint / "data.json", merge_states([data for data, _ in states]))
+        _write_json(checkpoint / "ranks.json", [rank for _, rank in states])
+    _write_json(checkpoint / f"rank-{accelerator.process_index}.json", random_state())
+
+
+def is_full(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds more than the model's weights."""
+    return (checkpoint / "data.json").is_file()
+
+
 def load_checkpoint(
     accelerator: Accelerator,
     checkpoint: Path,
     *,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
-) -> tuple[RunState, dict[str, Any], dict[str, Any]]:
-    """Restores model, optimizer and random states. Every rank must call it.
+    leave_out: Collection[str] = (),
+) -> Restored:
+    """Restores what a checkpoint holds, random states included. Every rank must call it.
 
-    Returns:
-        The counters, the cursors of all lanes, and what this rank saved of its own (empty for a
-        rank that was not there).
+    Args:
+        accelerator: Of the run.
+        checkpoint: A whole one; from one without anything but weights only these are restored.
+        model: Prepared.
+        optimizer: Prepared.
+        leave_out: Parts that stay as they are: `optimizer`, `dataloader`, `train_state`.
 
     Raises:
         UserError: The checkpoint is of another model or optimizer.
     """
-    inner = unwrap(accelerator, model)
-    no_dist = accelerator.num_processes == 1
-    prepare_optimizer_state(optimizer)
-    # tied weights are stored once, and loading them once fills all
-    weights: dict[str, Tensor] = {name: p.detach() for name, p in inner.named_parameters()}
-    weights |= {name: b for name, b in inner.named_buffers() if name in inner.state_dict()}
-    for tensors, path in (
-        (weights, checkpoint),
-        (optimizer_tensors(inner, optimizer), checkpoint / "optimizer"),
-    ):
-        _check_tensors(tensors, path)
-        state_dict_loader.load(
-            tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=no_dist
-        )
-    state = RunState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
-    data_state = json.loads((checkpoint / "data.json").read_text(encoding="utf-8"))
-    return state, data_state, _load_rank(accelerator, checkpoint)
+    load_weights(accelerator, model, checkpoint)
+    full = is_full(checkpoint)
+    if full and "optimizer" not in leave_out:
+        load_optimizer(accelerator, model, optimizer, checkpoint)
+    data_state = None
+    if full and "dataloader" not in leave_out:
+        data_state = read_json(checkpoint / "data.json")
+    if "train_state" in leave_out:
+        return Restored(RunState(), data_state)
+    state = RunState(**read_json(checkpoint / "state.json"))
+    if not full:
+        return Restored(state)
+    _restore_randomness(accelerator, checkpoint)
+    return Restored(state, data_state, read_json(checkpoint / "ranks.json"))
 
 
-def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Compares names and shapes before anything is overwritten."""
-    stored = {
-        name: tuple(metadata.size)
-        for name, metadata in HuggingFaceStorageReader(str(path))
-        .read_metadata()
-        .state_dict_metadata.items()
-        if isinstance(metadata, TensorStorageMetadata)
-    }
-    missing = sorted(set(tensors) - set(stored))
-    extra = sorted(set(stored) - set(tensors))
-    other = [
-        name for name in tensors if name in stored and stored[name] != tuple(tensors[name].shape)
-    ]
-    if missing or extra or other:
-        named = missing or extra or other
-        raise UserError(
-            f"the checkpoint is of another model or optimizer: {len(missing)} tensors missing, "
-            f"{len(extra)} not known, {len(other)} of another shape, such as {named[0]}",
-            where=str(path),
-            remedy="resume with the model and optimizer of the run, or use another job.dump_folder",
-        )
-
-
-def optimizer_tensors(model: nn.Module, optimizer: AcceleratedOptimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>.<state>`: the tensors themselves, not copies."""
-    states = optimizer.optimizer.state
-    return {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in states.get(parameter, {}).items()
-    }
-
-
-def prepare_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
-    """Makes the optimizer create its state, to be overwritten by a loaded one; no weight moves."""
-    inner = optimizer.optimizer
-    rates = [group["lr"] for group in inner.param_groups]
-    for group in inner.param_groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    inner.found_inf = None
-    inner.step()
-    inner.zero_grad()
-    for group, rate in zip(inner.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
-def random_state() -> dict[str, Any]:
-    """The states of this process's random generators, JSON-able."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), position, has_gauss, gauss],
-        "torch": _encode(torch.get_rng_state()),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = _encode(torch.cuda.get_rng_state())
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators where `random_state` found them."""
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    kind, numbers, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(numbers, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_decode(state["torch"]))
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state(_decode(state["cuda"]))
-
-
-def _load_rank(accelerator: Accelerator, checkpoint: Path) -> dict[str, Any]:
+def _restore_randomness(accelerator: Accelerator, checkpoint: Path) -> None:
     path = checkpoint / f"rank-{accelerator.process_index}.json"
-    if not path.exists():
-        get_logger().warning(
-            "rank %d was not part of the run that saved %s: it keeps its fresh random states",
-            accelerator.process_index,
-            checkpoint,
-        )
-        return {}
-    rank_state = json.loads(path.read_text(encoding="utf-8"))
-    restore_random_state(rank_state.pop("random"))
-    return rank_state
+    if path.exists():
+        restore_random_state(read_json(path))
+        return
+    get_logger().warning(
+        "rank %d was not part of the run that saved %s: it keeps its fresh random states",
+        accelerator.process_index,
+        checkpoint,
+    )
 
 
-def _encode(tensor: Tensor) -> str:
-    return base64.b64encode(tensor.numpy().tobytes()).decode("ascii")
+def read_json(path: Path) -> Any:
+    """The contents of a file of a checkpoint."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _decode(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

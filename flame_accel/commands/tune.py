@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--training.mixed_precision_param",
         dest="precision",
         choices=("bfloat16", "float32"),
-        default=defaults.mixed_precision_param,
+        default="bfloat16",
         help="as of a run",
     )
     parser.add_argument(

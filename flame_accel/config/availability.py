@@ -34,9 +34,6 @@ _SEVERAL_DATASETS = Refusal(
     remedy="Name one dataset.",
     asks=lambda value: value is not None and "," in value,
 )
-_OTHER_RUNS = "starting from the weights of another run is"
-_LAST_CHECKPOINT = "leaving the optimizer out of the last checkpoint is"
-_FLOAT8 = _later("matrix products in 8-bit floats are")
 _PIPELINE = _never(
     "pipeline parallelism is not supported",
     "Remove the option; training.data_parallel_shard_degree spreads the weights over devices.",
@@ -53,61 +50,15 @@ _FAULT_TOLERANCE = _never(
 )
 
 REFUSALS: dict[str, Refusal] = {
-    "model.norm_type": _later(
-        "choosing another norm is", "Remove the option or use the norm of the model config."
-    ),
     "model.name": _never(
         "the architecture is not chosen by name", "Remove the option; model.config names it."
     ),
-    "model.converters": _later("converting layers, for example to 8-bit floats, is"),
-    "model.print_after_conversion": _later("converting layers is"),
-    "profiling.enable_profiling": _later("profiling is"),
-    "profiling.enable_memory_snapshot": _later("taking memory snapshots is"),
-    "optimizer.name": Refusal(
-        reason="the Muon optimizer is not available yet in this version",
-        remedy="Use AdamW or Adam.",
-        asks=lambda value: value == "Muon",
-    ),
-    "optimizer.early_step_in_backward": _later("applying the optimizer in the backward pass is"),
-    "training.enable_cpu_offload": _later("offloading to CPU memory is"),
-    "training.tensor_parallel_degree": _later(
-        "tensor parallelism is",
-        "Remove the option; training.data_parallel_shard_degree spreads the weights over devices.",
-    ),
-    "training.disable_loss_parallel": _later("tensor parallelism, which this belongs to, is"),
-    "training.fsdp_reshard_after_forward": _later(
-        "choosing when gathered weights are freed is", "Remove the option to let the engine choose."
-    ),
-    "training.compile": _later("compiling the model is"),
-    "metrics.rank_0_only": _later("writing the metrics of every rank is"),
-    "checkpoint.interval_type": _later(
-        "an interval in seconds is", "Remove the option and give checkpoint.interval in steps."
-    ),
-    "checkpoint.model_weights_only": _later(
-        _LAST_CHECKPOINT,
-        "Remove the option; the run folder's hf/ holds only the model in any case.",
-    ),
-    "checkpoint.last_save_model_weights_only": _later(
-        _LAST_CHECKPOINT,
-        "Remove the option; the run folder's hf/ holds only the model in any case.",
+    "model.print_after_conversion": _never(
+        "the converted model is not printed", "Remove the option; the log says what was converted."
     ),
     "checkpoint.async_mode": _later("writing checkpoints while training goes on is"),
-    "checkpoint.initial_load_path": _later(_OTHER_RUNS),
-    "checkpoint.initial_load_model_weights_only": _later(_OTHER_RUNS),
-    "checkpoint.create_seed_checkpoint": _later("saving a seed checkpoint is"),
-    "checkpoint.exclude_from_loading": _later("loading parts of a checkpoint is"),
     "evaluation.dataset": _SEVERAL_DATASETS,
-    "activation_checkpoint.mode": _later("recomputing activations is"),
     "activation_offload.mode": _never("moving activations to CPU memory is not supported"),
-    "float8.enable_fsdp_float8_all_gather": _FLOAT8,
-    "float8.precompute_float8_dynamic_scale_for_fsdp": _FLOAT8,
-    "float8.force_recompute_fp8_weight_in_bwd": _FLOAT8,
-    "float8.recipe_name": _FLOAT8,
-    "comm.train_timeout_seconds": _later(
-        "another timeout after the first step is",
-        "Remove the option; comm.init_timeout_seconds holds for the whole run.",
-    ),
-    "comm.trace_buf_size": _later("NCCL's flight recorder is"),
     "experimental.context_parallel_degree": _SPLIT_SEQUENCE,
     "experimental.context_parallel_rotate_method": _SPLIT_SEQUENCE,
     "experimental.pipeline_parallel_degree": _PIPELINE,

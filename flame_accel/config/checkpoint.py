@@ -13,15 +13,18 @@ class CheckpointConfig:
     folder: str = "checkpoint"
     """Folder of the checkpoints, inside the run folder: job.dump_folder/checkpoint.folder."""
     interval_type: Literal["step", "seconds"] = "step"
-    """Unit of checkpoint.interval."""
+    """Unit of checkpoint.interval. An interval in seconds ends at the first step after it that is
+    reported (metrics.log_freq)."""
     interval: int = 500
     """Time between two checkpoints, in steps or seconds as checkpoint.interval_type says. The end
     of the run is always saved."""
     model_weights_only: bool = False
-    """Save only the model's weights at the end of training. False saves the full checkpoint: model,
-    optimizer and training state, from which training can go on."""
+    """Save only the model's weights, in checkpoint.export_dtype, at the end of training. False
+    saves the full checkpoint: model, optimizer and training state, from which training can go on.
+    """
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float32"
-    """Precision of the weights in the model that is exported when training completes."""
+    """Precision of the weights in the model that is exported when training completes, and in the
+    last checkpoint where that holds only weights."""
     keep_latest_k: int = 3
     """Keep this many of the newest checkpoints and delete older ones. 0 keeps all."""
     load_step: int = -1
@@ -29,14 +32,16 @@ class CheckpointConfig:
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"
     """Write checkpoints while training goes on; async_with_pinned_mem copies to pinned memory."""
     initial_load_path: str | None = None
-    """Checkpoint or Hugging Face model to start from when the run has no checkpoint of its own."""
+    """Checkpoint of another run, or Hugging Face model (a folder or a name on the Hub), to start
+    from when the run has no checkpoint of its own."""
+    initial_load_model_weights_only: bool = True
+    """Load only the weights from checkpoint.initial_load_path. False goes on from a checkpoint
+    there with everything that it holds, but for checkpoint.exclude_from_loading."""
     create_seed_checkpoint: bool = False
     """Save the initial weights as a checkpoint of step 0 and end."""
-    last_save_model_weights_only: bool = False
-    """Save only the model's weights in the last checkpoint."""
     exclude_from_loading: tuple[str, ...] = ()
-    """Parts of a checkpoint that are not loaded, for example optimizer; several are separated by
-    commas."""
+    """Parts that are not loaded of the checkpoint that load_step or initial_load_path names:
+    optimizer, dataloader, train_state, lr_scheduler; several are separated by commas."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

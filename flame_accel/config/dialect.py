@@ -29,6 +29,7 @@ DECAY_RATIO = Option(name="lr_scheduler.decay_ratio", kind=float, optional=True)
 DECAY_TYPE = Option(
     name="lr_scheduler.decay_type", kind=str, default="linear", choices=("linear", "sqrt", "cosine")
 )
+CONVERTERS = Option(name="model.converters", kind=str, many=True, default=(), choices=("float8",))
 
 _ALIASES = (
     Alias(
@@ -54,6 +55,11 @@ _ALIASES = (
         convert=lambda all_ranks: not all_ranks,
     ),
     Alias(
+        option=Option(name="checkpoint.last_save_model_weights_only", kind=bool),
+        target="checkpoint.model_weights_only",
+        convert=_same,
+    ),
+    Alias(
         option=Option(name="experimental.custom_model_path", kind=str),
         target="model.custom",
         convert=lambda path: (path,) if path else (),
@@ -64,9 +70,7 @@ ALIASES = {alias.option.name: alias for alias in _ALIASES}
 # flame's options without a counterpart; the default is the value that asks for nothing
 _FOREIGN = (
     Option(name="model.name", kind=str, default="fla"),
-    Option(name="model.converters", kind=str, many=True, default=()),
     Option(name="model.print_after_conversion", kind=bool, default=False),
-    Option(name="checkpoint.initial_load_model_weights_only", kind=bool, default=True),
     Option(name="experimental.pipeline_parallel_split_points", kind=str, many=True, default=()),
     Option(name="experimental.pipeline_parallel_schedule", kind=str, default="1F1B"),
     Option(name="experimental.pipeline_parallel_schedule_csv", kind=str, default=""),
@@ -84,5 +88,11 @@ FOREIGN = {option.name: option for option in _FOREIGN}
 
 DIALECT = {
     option.name: option
-    for option in (DECAY_RATIO, DECAY_TYPE, *(alias.option for alias in _ALIASES), *_FOREIGN)
+    for option in (
+        DECAY_RATIO,
+        DECAY_TYPE,
+        CONVERTERS,
+        *(alias.option for alias in _ALIASES),
+        *_FOREIGN,
+    )
 }

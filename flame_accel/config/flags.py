@@ -71,7 +71,7 @@ def _set(source: Source, option: Option, flag: str, values: Sequence[str]) -> No
     try:
         value = from_text(option, text)
     except ValueError as error:
-        _wrong(source, option, flag, text, str(error), remedy(option))
+        _wrong(source, option, flag, text, str(error), remedy(option, text))
     else:
         setting = Setting(name=option.name, value=value, where=flag, shown=show(value))
         source.settings.append(setting)

@@ -27,13 +27,13 @@ class ProfilingConfig:
     """Where the time and the memory of a step go."""
 
     enable_profiling: bool = False
-    """Record traces with the PyTorch profiler."""
+    """Record traces with the PyTorch profiler: Chrome traces, one a rank, which Perfetto opens."""
     save_traces_folder: str = "profile_traces"
     """Folder of the traces, inside the run folder."""
     profile_freq: int = 10
-    """Record a trace every so many steps."""
+    """Record a trace, or a memory snapshot, every so many steps."""
     enable_memory_snapshot: bool = False
-    """Record snapshots of the device memory."""
+    """Record snapshots of the device memory, also where it runs out. CUDA only."""
     save_memory_snapshot_folder: str = "memory_snapshot"
     """Folder of the memory snapshots, inside the run folder."""
 
@@ -47,11 +47,12 @@ class MetricsConfig:
     enable_tensorboard: bool = False
     """Also write the metrics for TensorBoard."""
     disable_color_printing: bool = False
-    """Print to the console without colours."""
+    """Print to the console without colours. Only a terminal gets any, and none with NO_COLOR."""
     save_tb_folder: str = "tb"
     """Folder of the TensorBoard files, inside the run folder."""
     rank_0_only: bool = True
-    """Only rank 0 writes TensorBoard metrics; false: every rank does."""
+    """Only rank 0 writes TensorBoard metrics; false: every rank also writes its own loss, times and
+    memory into a subfolder. Needs metrics.enable_tensorboard."""
     enable_wandb: bool = False
     """Also send the metrics to Weights & Biases."""
 
@@ -63,6 +64,8 @@ class CommConfig:
     init_timeout_seconds: int = 300
     """Longest wait for another process, in seconds, while the run starts and in its first step."""
     train_timeout_seconds: int = 100
-    """Longest wait for another process, in seconds, after the first step."""
+    """Longest wait for another process, in seconds, after the first step; an hour while checkpoints
+    are written."""
     trace_buf_size: int = 20000
-    """Entries of NCCL's flight recorder, which shows who waited for whom; 0 turns it off."""
+    """Entries of the flight recorder, which shows who waited for whom: NCCL writes it to files
+    comm_trace_RANK of the run folder when a wait is over. 0 turns it off."""

@@ -7,11 +7,12 @@ are a problem.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from flame_accel.config.dialect import ALIASES, DECAY_RATIO, DECAY_TYPE
+from flame_accel.config.dialect import ALIASES, CONVERTERS, DECAY_RATIO, DECAY_TYPE
 from flame_accel.config.errors import Problem
 from flame_accel.config.settings import Setting, Source
 
 _DECAY = (DECAY_RATIO.name, DECAY_TYPE.name)
+_RECIPE = "float8.recipe_name"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,12 +28,15 @@ def merge(sources: Sequence[Source]) -> Merged:
     """Merges sources, the strongest last."""
     merged = Merged()
     decay = _translate_decay(sources, merged.problems)
+    converters = _translate_converters(sources)
     for position, source in enumerate(sources):
         # of one flag that is given twice, the last counts
         given = {setting.name: setting for setting in source.settings}
-        translated = [_translate(given[name]) for name in given if name not in _DECAY]
+        apart = (*_DECAY, CONVERTERS.name)
+        translated = [_translate(given[name]) for name in given if name not in apart]
         ours: dict[str, Setting] = {}
-        for setting in [*translated, *decay.get(position, [])]:
+        together = [*decay.get(position, []), *converters.get(position, [])]
+        for setting in [*translated, *together]:
             other = ours.setdefault(setting.name, setting)
             if other is not setting and other.value != setting.value:
                 merged.problems.append(_contradiction(other, setting))
@@ -82,6 +86,21 @@ def _translate_decay(
         problems.append(Problem(where=kind.where, value=kind.shown, rule=rule, remedy=advice))
         return {}
     return {place: [replace(kind, name="optimizer.scheduler")]}
+
+
+def _translate_converters(sources: Sequence[Source]) -> dict[int, list[Setting]]:
+    """Flame's converters as ours, at their position: float8 is tensorwise, unless another is given.
+
+    An empty list, flame's default, says nothing.
+    """
+    found: dict[int, list[Setting]] = {}
+    for position, source in enumerate(sources):
+        for setting in source.settings:
+            if setting.name == _RECIPE and setting.value is not None:
+                return {}
+            if setting.name == CONVERTERS.name and setting.value:
+                found[position] = [replace(setting, name=_RECIPE, value="tensorwise")]
+    return found
 
 
 def _contradiction(one: Setting, two: Setting) -> Problem:

@@ -13,9 +13,9 @@ from flame_accel.config.mixture import find_mixture_problems
 from flame_accel.config.paths import find_path_problems
 from flame_accel.config.root import Config
 from flame_accel.config.run_file import read_run_file
-from flame_accel.config.schema import sections
+from flame_accel.config.schema import sections, value_of
 from flame_accel.config.settings import Setting, Source
-from flame_accel.config.validation import Finding, find_problems, value_of
+from flame_accel.config.validation import Finding, find_problems
 from flame_accel.config.values import show
 
 _FILE = "job.config_file"

@@ -10,9 +10,15 @@ from pathlib import Path
 
 from flame_accel.config.mixture import dataset_names
 from flame_accel.config.root import Config
-from flame_accel.config.validation import Finding, value_of
+from flame_accel.config.schema import value_of
+from flame_accel.config.validation import Finding
 
-_INPUTS = ("model.config", "model.tokenizer_path", "evaluation.dataset")
+_INPUTS = (
+    "model.config",
+    "model.tokenizer_path",
+    "evaluation.dataset",
+    "checkpoint.initial_load_path",
+)
 _PREFIXES = ("./", "../", "/", "~/")
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
 

@@ -81,7 +81,9 @@ def _read_option(source: Source, name: str, entry: Entry, at: str, known: set[st
     except ValueError as error:
         source.unclear.add(name)
         value = show(entry.value)
-        problem = Problem(where=at, value=value, rule=str(error), remedy=remedy(option))
+        problem = Problem(
+            where=at, value=value, rule=str(error), remedy=remedy(option, entry.value)
+        )
         source.problems.append(problem)
     else:
         source.settings.append(Setting(name=name, value=value, where=at, shown=show(value)))

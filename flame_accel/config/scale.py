@@ -12,7 +12,7 @@ class ActivationCheckpointConfig:
     """Which activations to recompute: none, those of every layer, or a selection."""
     selective_ac_option: str = "2"
     """What mode selective recomputes: a number n for every n-th layer, or "op" for all operators
-    but the expensive ones."""
+    but the expensive ones, which are fla's sequence mixers and softmax attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,13 +20,20 @@ class Float8Config:
     """Matrix products in 8-bit floats."""
 
     enable_fsdp_float8_all_gather: bool = False
-    """Gather sharded weights in 8 bits instead of 16."""
+    """Gather sharded weights in 8 bits instead of 16; only with float8.recipe_name tensorwise."""
     precompute_float8_dynamic_scale_for_fsdp: bool = False
-    """Compute the scales of all sharded weights in one reduction after the update."""
+    """Compute the scales of all sharded weights in one exchange after the update; only with
+    float8.enable_fsdp_float8_all_gather."""
     force_recompute_fp8_weight_in_bwd: bool = False
-    """Cast the weights to 8 bits again in the backward pass instead of keeping them."""
-    recipe_name: str | None = None
-    """Scaling recipe, for example "tensorwise" or "rowwise"; None leaves 8-bit floats off."""
+    """Cast the weights to 8 bits again in the backward pass instead of keeping them, which torchao
+    does in any case by now."""
+    recipe_name: Literal["tensorwise", "rowwise", "rowwise_with_gw_hp"] | None = None
+    """How the large matrix products are scaled: tensorwise is the fastest; rowwise has a scale for
+    each row; rowwise_with_gw_hp has them too and computes the gradients of weights in full, the
+    most exact. Needs a GPU of compute capability 8.9 or above. None leaves 8-bit floats off."""
+    emulate: bool = False
+    """Compute with the rounding of 8-bit floats but without their hardware: slow, anywhere, to try
+    a recipe out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

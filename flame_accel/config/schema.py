@@ -66,3 +66,9 @@ def options() -> dict[str, Option]:
             name = f"{section}.{field.name}"
             found[name] = _option(name, hints[field.name], field.default)
     return found
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of an option by name."""
+    section, _, key = name.partition(".")
+    return getattr(getattr(config, section), key)

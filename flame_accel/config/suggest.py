@@ -1,8 +1,7 @@
-"""The nearest right name for a wrong one."""
+"""The nearest right name, or choice, for a wrong one."""
 
 import functools
-from collections.abc import Iterable
-from operator import itemgetter
+from collections.abc import Callable, Iterable
 
 # a name in the wrong section is as near as one with two typing errors
 _WRONG_SECTION = 2
@@ -34,19 +33,39 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     """The name that the user most likely meant, or None when nothing is near.
 
     Names are compared as `section.option`, where a wrong section counts as two edits, or whole if
-    the dot is missing.
+    the dot is missing. Of several that are equally near the first is taken.
     """
-    limit = max(2, len(name) // 4)
     section, _, key = name.rpartition(".")
+    whole = name.count(".") != 1
 
     @functools.cache
     def section_distance(other: str) -> int:
         return min(edits(section, other, _WRONG_SECTION), _WRONG_SECTION)
 
-    def distance(candidate: str) -> int:
+    def distance(candidate: str, limit: int) -> int:
         other_section, _, other_key = candidate.rpartition(".")
-        apart = section_distance(other_section) + edits(key, other_key, limit)
-        return apart if name.count(".") == 1 else min(apart, edits(name, candidate, limit))
+        apart = section_distance(other_section)
+        if apart <= limit:
+            apart += edits(key, other_key, limit - apart)
+        return min(apart, edits(name, candidate, limit)) if whole else apart
 
-    best = min(((distance(candidate), candidate) for candidate in names), key=itemgetter(0))
-    return best[1] if best[0] <= limit else None
+    return _nearest(names, distance, len(name))
+
+
+def nearest_choice(text: str, choices: Iterable[str]) -> str | None:
+    """The choice that the user most likely meant, in whatever case, or None."""
+    return _nearest(
+        choices,
+        lambda choice, limit: edits(text.lower(), choice.lower(), limit),
+        len(text),
+    )
+
+
+def _nearest(names: Iterable[str], distance: Callable[[str, int], int], length: int) -> str | None:
+    best, least = None, max(2, length // 4) + 1
+    for candidate in names:
+        # only what is nearer than the best so far has to be measured to the end
+        apart = distance(candidate, least - 1)
+        if apart < least:
+            best, least = candidate, apart
+    return best

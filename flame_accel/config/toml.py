@@ -4,8 +4,7 @@ import json
 from typing import Any
 
 from flame_accel.config.root import Config
-from flame_accel.config.schema import options
-from flame_accel.config.validation import value_of
+from flame_accel.config.schema import options, value_of
 
 
 def to_toml(config: Config) -> str:

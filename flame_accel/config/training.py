@@ -27,7 +27,7 @@ class TrainingConfig:
     max_norm: float = 1.0
     """Largest norm of the gradients; longer ones are clipped to it. 0 turns clipping off."""
     skip_nan_inf: bool = True
-    """Skip the update when a gradient is NaN or infinite."""
+    """Skip the update when a gradient is NaN or infinite; DeepSpeed always does."""
     max_consecutive_skips: int = 10
     """Stop the run after so many skipped updates in a row. 0 means no limit."""
     dataset: str | None = None
@@ -86,22 +86,26 @@ class TrainingConfig:
     parallelism). -1 takes the devices that are left over, 1 means disabled, None as the launch
     says."""
     enable_cpu_offload: bool = False
-    """Keep parameters, gradients and optimizer states in CPU memory under FSDP."""
+    """Keep parameters, gradients and optimizer states in CPU memory under FSDP and ZeRO."""
     tensor_parallel_degree: int = 1
-    """Tensor parallelism: number of devices that share each matrix. 1 means disabled."""
+    """Tensor parallelism: number of devices that share each matrix. 1 means disabled, unless the
+    launch asks for it."""
     disable_loss_parallel: bool = False
     """Compute the loss on gathered logits when tensor parallelism is on, instead of in parallel."""
-    mixed_precision_param: Literal["bfloat16", "float32"] = "bfloat16"
+    mixed_precision_param: Literal["bfloat16", "float32"] | None = None
     """Type of the parameters in forward and backward under mixed precision with FSDP; takes effect
-    when the weights are sharded over more than one device."""
+    when the weights are sharded over more than one device. None as the launch says, and bfloat16
+    where it says nothing."""
     mixed_precision_reduce: Literal["float32"] = "float32"
     """Type of the gradients when they are summed over devices under mixed precision with FSDP;
     takes effect when the weights are sharded over more than one device."""
     fsdp_reshard_after_forward: Literal["default", "always", "never"] = "default"
-    """Free gathered weights after forward (always), keep them for backward (never), or let the
-    engine choose (default)."""
+    """When FSDP frees gathered weights that the backward pass needs again: always after their
+    forward, which saves the most memory; never before their backward, which saves a gathering;
+    default frees all but what the backward pass begins with."""
     compile: bool = False
-    """Compile the model."""
+    """Compile each block of the model with torch.compile, around fla's kernels; the first step
+    takes longer."""
     gc_freq: int = 50
     """Collect Python's garbage every so many steps, on all ranks at once. 0 leaves Python's own
     collector on."""

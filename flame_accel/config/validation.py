@@ -1,4 +1,4 @@
-"""Values that are wrong, alone or together, whatever source they come from.
+"""Values that are wrong, alone or together (`relations`), whatever source they come from.
 
 Rules only, on a whole `Config`; nothing is read from disk (`paths` does) and nothing is adjusted.
 """
@@ -12,8 +12,9 @@ from typing import Any
 
 from flame_accel.config.availability import refusal
 from flame_accel.config.dialect import FOREIGN
+from flame_accel.config.relations import RELATIONS
 from flame_accel.config.root import Config
-from flame_accel.config.schema import options
+from flame_accel.config.schema import options, value_of
 from flame_accel.config.values import show
 
 
@@ -48,6 +49,9 @@ _INSIDE = _Rule(
     ),
     text="must be a folder inside the run folder, other than hf, which holds the exported model",
 )
+
+_PARTS = ("optimizer", "lr_scheduler", "dataloader", "train_state")
+"""What can be left out of a checkpoint, by flame's names."""
 
 _RULES = {
     "job.dump_folder": _Rule(holds=bool, text="must not be empty"),
@@ -94,6 +98,9 @@ _RULES = {
     "checkpoint.interval": _at_least(1),
     "checkpoint.keep_latest_k": _at_least(0),
     "checkpoint.load_step": _at_least(-1),
+    "checkpoint.exclude_from_loading": _Rule(
+        holds=lambda parts: set(parts) <= set(_PARTS), text=f"must be of {', '.join(_PARTS)}"
+    ),
     "evaluation.interval": _at_least(0),
     "evaluation.batch_size": _at_least(1),
     "evaluation.held_out_share": _Rule(
@@ -111,12 +118,6 @@ _RULES = {
     "experimental.context_parallel_degree": _at_least(1),
     "experimental.pipeline_parallel_degree": _at_least(1),
 }
-
-
-def value_of(config: Config, name: str) -> Any:
-    """The value of an option by name."""
-    section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key)
 
 
 def find_problems(
@@ -144,7 +145,7 @@ def find_problems(
             yield Finding(options=(name,), rule=refused.reason, remedy=refused.remedy)
     yield from _missing(config)
     # values that are wrong alone are in no relation to others
-    for names, check in _RELATIONS:
+    for names, check in RELATIONS:
         if broken.isdisjoint(names) and (found := check(config, given)) is not None:
             yield Finding(options=names, rule=found[0], remedy=found[1])
     yield from _folders(config, broken)
@@ -167,84 +168,6 @@ def _missing(config: Config) -> Iterator[Finding]:
     if config.training.dataset is None:
         remedy = f"Name a file, a folder, a dataset or python-stdlib, {_QUICKSTART}."
         yield Finding(options=("training.dataset",), rule="is required", remedy=remedy)
-
-
-def _context(config: Config, given: Collection[str]) -> tuple[str, str] | None:
-    context_len, seq_len = config.training.context_len, config.training.seq_len
-    if context_len is None or context_len == seq_len:
-        return None
-    if context_len > seq_len:
-        rule = f"must be at most training.seq_len: {context_len} > {seq_len}"
-        return rule, "Lower training.context_len or raise training.seq_len."
-    if not config.training.varlen:
-        rule = "has no effect on rows in which documents follow each other"
-        return rule, "Add --training.varlen, or remove training.context_len."
-    return None
-
-
-def _packing(config: Config, given: Collection[str]) -> tuple[str, str] | None:
-    if config.training.packing == "sequential" or config.training.varlen:
-        return None
-    rule = "leaves room in rows, which only works where documents are kept apart"
-    return rule, "Add --training.varlen, or remove training.packing."
-
-
-def _schedule(config: Config, given: Collection[str]) -> tuple[str, str] | None:
-    steps, warmup = config.training.steps, config.training.warmup_steps
-    wsd = config.optimizer.scheduler == "wsd"
-    decay = round(config.optimizer.decay_ratio * steps) if wsd else 0
-    if warmup + decay <= steps:
-        return None
-    decaying = f" and the decay ({decay})" if wsd else ""
-    rule = f"training.warmup_steps ({warmup}){decaying} must fit into training.steps ({steps})"
-    return rule, f"Give --training.warmup_steps {steps - decay} or fewer, or more steps."
-
-
-def _workers(config: Config, given: Collection[str]) -> tuple[str, str] | None:
-    if not config.training.persistent_workers or config.training.num_workers > 0:
-        return None
-    rule = "there are no workers to keep alive (training.num_workers is 0)"
-    return rule, "Raise training.num_workers, or remove training.persistent_workers."
-
-
-def _loading(config: Config, given: Collection[str]) -> tuple[str, str] | None:
-    if config.checkpoint.load_step < 0 or config.checkpoint.enable_checkpoint:
-        return None
-    rule = "checkpoints are off (checkpoint.enable_checkpoint is false)"
-    return rule, "Add --checkpoint.enable_checkpoint, or remove checkpoint.load_step."
-
-
-def _validating(config: Config, given: Collection[str]) -> tuple[str, str] | None:
-    # a none that was asked for turns validation off, whatever a run file says of its interval
-    if (
-        config.evaluation.interval == 0
-        or config.evaluation.dataset
-        or "evaluation.dataset" in given
-    ):
-        return None
-    rule = "there is nothing to validate on (evaluation.dataset is none)"
-    return rule, "Name the validation data with evaluation.dataset."
-
-
-# the options that a check relates, the one to blame first, and the rule and remedy if it fails
-_RELATIONS: tuple[
-    tuple[tuple[str, ...], Callable[[Config, Collection[str]], tuple[str, str] | None]], ...
-] = (
-    (("training.context_len", "training.seq_len", "training.varlen"), _context),
-    (("training.packing", "training.varlen"), _packing),
-    (
-        (
-            "training.warmup_steps",
-            "training.steps",
-            "optimizer.decay_ratio",
-            "optimizer.scheduler",
-        ),
-        _schedule,
-    ),
-    (("training.persistent_workers", "training.num_workers"), _workers),
-    (("checkpoint.load_step", "checkpoint.enable_checkpoint"), _loading),
-    (("evaluation.interval", "evaluation.dataset"), _validating),
-)
 
 
 def _folders(config: Config, broken: Collection[str]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from flame_accel.config.schema import Option
+from flame_accel.config.suggest import nearest_choice
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _REMEDIES = {
@@ -78,10 +79,11 @@ def _rule(option: Option) -> str:
     return f"must be a list, each {name}" if option.many else f"must be {name}"
 
 
-def remedy(option: Option) -> str:
+def remedy(option: Option, value: Any) -> str:
     """What to do about a value of the wrong type."""
     if option.choices:
-        return f"Choose one of {', '.join(option.choices)}."
+        best = nearest_choice(value, option.choices) if isinstance(value, str) else None
+        return f"Did you mean {best}?" if best else f"Choose one of {', '.join(option.choices)}."
     return _REMEDIES[option.kind]
 
 

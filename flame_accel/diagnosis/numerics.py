@@ -21,6 +21,7 @@ from flame_accel.models import build_model, count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_configs, tiny_config
 from flame_accel.models.checkup import examine, explain, relative_error
 from flame_accel.models.instantiate import instantiate
+from flame_accel.models.norms import base_model_type
 from flame_accel.models.packing import LAW
 
 MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
@@ -98,7 +99,7 @@ def refuse_leaks(config: PreTrainedConfig, device: str) -> None:
     Raises:
         UserError: It lets something of a document reach another one.
     """
-    if config.model_type in registered_configs():
+    if base_model_type(config) in registered_configs():
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), untuned():

@@ -208,10 +208,10 @@ def _refuse_kernel(kernel: Any, grid: Any) -> Any:
     )
 
 
-def _sweep(replacements: dict[int, tuple[Any, Any]]) -> None:
+def _sweep(replacements: dict[int, tuple[Any, Any]], packages: tuple[str, ...] = ("fla",)) -> None:
     """Replaces values by identity in all modules of fla and in dictionaries they hold (ACT2FN)."""
     for module_name, module in list(sys.modules.items()):
-        if module_name != "fla" and not module_name.startswith("fla."):
+        if not any(f"{module_name}.".startswith(f"{package}.") for package in packages):
             continue
         for name, value in list(vars(module).items()):
             if id(value) in replacements:

@@ -24,6 +24,7 @@ from transformers import (
 
 from flame_accel.config.errors import UserError
 from flame_accel.models.instantiate import describe, instantiate
+from flame_accel.models.norms import choose_norm, fit_norms
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +95,15 @@ def build_model(
         eos_token_id: token that ends one.
         pad_token_id: token that fills a batch. Models make it the `padding_idx` of their embedding,
             a row without gradients; so the model config has none where it is also bos or eos.
-        norm_type: kind of the norms of the blocks; None leaves those of the config.
+        norm_type: kind of the norms of the blocks and before the head (`norms`); None leaves those
+            of the config.
         seed: of the initial weights.
         trust_remote_code: whether the code that the config's `auto_map` names may run.
 
     Raises:
-        UserError: as `instantiate`.
+        UserError: as `instantiate`, or the model does not take such norms.
     """
-    config = copy.deepcopy(config)
+    config = copy.deepcopy(config) if norm_type is None else choose_norm(config, norm_type)
     config.vocab_size = vocabulary_size
     config.bos_token_id = bos_token_id
     config.eos_token_id = eos_token_id
@@ -109,6 +111,8 @@ def build_model(
     config.dtype = torch.float32
     with torch.device("cpu"):
         model = instantiate(config, seed=seed, trust_remote_code=trust_remote_code)
+        if norm_type is not None:
+            fit_norms(model, norm_type)
     if model.can_generate():
         model.generation_config.bos_token_id = bos_token_id
         model.generation_config.eos_token_id = eos_token_id

@@ -33,6 +33,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame_accel.models.instantiate import instantiate
+from flame_accel.models.norms import base_model_type
 
 TRAINING = 3
 """Forward and backward pass, in forward passes."""
@@ -77,7 +78,7 @@ def _multiplied_weights(model: PreTrainedModel) -> int:
 
 def _mixer_flops(config: PreTrainedConfig, seq_len: int) -> float | None:
     """Sums the forward operations of all token mixers, per token."""
-    formula = MIXERS.get(config.model_type)
+    formula = MIXERS.get(base_model_type(config))
     # attention over the residuals of earlier layers is no mixer of tokens, and has no formula here
     if formula is None or getattr(config, "attnres_block_size", None) is not None:
         return None

@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UserError
 from flame_accel.models.holes import known_holes
+from flame_accel.models.norms import base_model_type
 
 LAW = "keeps documents apart"
 """Of `checkup.py`, which tests that nothing of a document reaches another in the same row."""
@@ -19,7 +20,9 @@ def refuse_packing(config: PreTrainedConfig, *, kernels: str) -> None:
     Raises:
         UserError: The model type is known to break the law with these kernels.
     """
-    reason = known_holes(config.model_type, {"torch": "cpu", "triton": "cuda"}[kernels]).get(LAW)
+    reason = known_holes(base_model_type(config), {"torch": "cpu", "triton": "cuda"}[kernels]).get(
+        LAW
+    )
     if reason is not None:
         raise UserError(
             f"{config.model_type} does not keep packed documents apart: {reason}",

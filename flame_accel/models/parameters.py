@@ -86,11 +86,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def fp32_parameters(model: PreTrainedModel) -> list[str]:
-    """Names the parameters that fla keeps in float32, whatever the dtype of the rest.
+    """Names the parameters that fla computes with in float32, whatever the dtype of the rest.
 
     fla has no mark for them. They are those that are float32 even when the model is built in
-    bfloat16, because their layer asks for it (A_log, output norms, ...), and those that it marks
-    `_no_weight_decay` (dt_bias, D, ...): what goes through the exponentials of a decay.
+    bfloat16, because their layer asks for it (A_log, ...), and those that it marks
+    `_no_weight_decay` (dt_bias, ...): what goes through the exponentials of a decay. Two kinds are
+    left out. A norm's weight multiplies once, and Mamba2's blocks take the dtype of what they hand
+    on from it. A skip connection `D` is no decay, and some layers would hand its dtype on to their
+    linear layers.
 
     Args:
         model: before it is wrapped or sharded.
@@ -101,8 +104,16 @@ def fp32_parameters(model: PreTrainedModel) -> list[str]:
     with torch.device("meta"), torch.random.fork_rng(devices=[]), _default_dtype(torch.bfloat16):
         reference = type(model)(copy.deepcopy(model.config))
     kept = {name for name, value in reference.named_parameters() if value.dtype == torch.float32}
+    norms = {
+        parameter
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
     return [
         name
         for name, parameter in model.named_parameters()
-        if name in kept or getattr(parameter, "_no_weight_decay", False)
+        if (name in kept or getattr(parameter, "_no_weight_decay", False))
+        and parameter not in norms
+        and not name.endswith(".D")
     ]

@@ -1,11 +1,12 @@
 """The console: a line per record, a progress bar where someone watches, and log.txt beside it.
 
-A line is plain text in a fixed order of fields, so that a log file reads like the screen. Records
-are made by `meter`.
+A line is plain text in a fixed order of fields, so that a log file reads like the screen, where
+colours at most set off how it begins. Records are made by `meter`.
 """
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ FIELDS = (
     ("eval/accuracy", "eval/accuracy {:.4f}"),
 )
 
+CYAN, YELLOW, PLAIN = "\x1b[36m", "\x1b[33m", "\x1b[0m"
+BEGINNING = re.compile(r"step +\d+/\d+ +\d+%|[^:\n]{1,40}(?=: )")
+"""How far a step is, or what a line is about."""
+
 
 def get_logger() -> logging.Logger:
     """The run's logger; silent until `open_console`."""
@@ -41,13 +46,30 @@ class _ConsoleHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
-def open_console(*, main_process: bool) -> None:
+class _ColorFormatter(logging.Formatter):
+    """Cyan for how a line begins, yellow for warnings."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno >= logging.WARNING:
+            return f"{YELLOW}{text}{PLAIN}"
+        found = BEGINNING.match(text)
+        return f"{CYAN}{found[0]}{PLAIN}{text[found.end() :]}" if found else text
+
+
+def shows_colors(wanted: bool) -> bool:
+    """Whether standard output gets colours: it is a terminal, and NO_COLOR is not set."""
+    return wanted and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def open_console(*, main_process: bool, colored: bool = True) -> None:
     """Sends the run's messages to standard output; other ranks say only warnings."""
     logger = get_logger()
     logger.handlers.clear()
     logger.propagate = False
     handler = _ConsoleHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    formatter = _ColorFormatter if shows_colors(colored) else logging.Formatter
+    handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
     # progress bars of loading and saving belong to no log
@@ -91,7 +113,7 @@ class Progress:
             file=sys.stdout,
             dynamic_ncols=True,
             leave=False,
-            colour="cyan" if colored and "NO_COLOR" not in os.environ else None,
+            colour="cyan" if shows_colors(colored) else None,
         )
 
     def advance(self) -> None:

@@ -7,7 +7,7 @@ record). Where a record is written is the business of `records` and `console`.
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from flame_accel.config import UserError
-from flame_accel.parallel import gather_over_ranks, sum_dtype, sum_over_ranks
+from flame_accel.parallel import (
+    data_rank,
+    data_ranks,
+    gather_over_ranks,
+    sum_dtype,
+    sum_over_ranks,
+)
 from flame_accel.training import StepResult
 
 LOSS_SUM, TARGETS, SKIPPED, SKIPPED_IN_A_ROW = range(4)
@@ -29,7 +35,7 @@ class Meter:
         accelerator: Of the run.
         flops_per_token: Training FLOPs per token of the model, or None if not known.
         device_peak_flops: FLOP/s of one device, or None if not known.
-        state: `state_dict` of this rank's meter in the run that is continued, or None.
+        states: `state_dict` of every data rank's meter in the run that is continued, or none.
         clock: Seconds that only grow.
     """
 
@@ -39,7 +45,7 @@ class Meter:
         *,
         flops_per_token: float | None,
         device_peak_flops: float | None,
-        state: Mapping[str, Any] | None = None,
+        states: Sequence[Mapping[str, Any]] = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.accelerator = accelerator
@@ -56,8 +62,12 @@ class Meter:
         self.data_seconds = 0.0
         self.paused_seconds = 0.0
         self.started_at = clock()
-        if state is not None:
-            self._load_state_dict(state)
+        self.own: dict[str, float] = {}
+        """What the last record says of this rank alone."""
+        if states:
+            self._load_state_dict(
+                share_window(states, rank=data_rank(accelerator), ranks=data_ranks(accelerator))
+            )
 
     def start(self) -> None:
         """Starts the clock of the first window, when all that has to be set up is."""
@@ -93,14 +103,20 @@ class Meter:
     def record(self, *, lr: float) -> dict[str, float]:
         """The record of the window, the same on every rank, and a new window.
 
-        Synchronises with the device.
+        Synchronises with the device. Times and memory are the main process's own.
         """
         accelerator = self.accelerator
-        sums, max_loss = self._reduce()
+        sums, max_loss, own_losses = self._reduce()
         now = self.clock()
         elapsed_seconds = now - self.started_at - self.paused_seconds
         tokens_per_second = self.tokens / elapsed_seconds
         per_device = tokens_per_second / accelerator.num_processes
+        costs = {
+            "time/step_seconds": elapsed_seconds / self.steps,
+            "time/data_seconds": self.data_seconds / self.steps,
+            "memory/peak_gib": peak_memory_gib(accelerator.device),
+        }
+        self.own = own_losses | costs
         record = {
             "train/loss": sums[LOSS_SUM] / max(sums[TARGETS], 1),
             "train/max_loss": max_loss,
@@ -109,9 +125,7 @@ class Meter:
             "optimizer/skipped_steps": int(sums[SKIPPED]),
             "throughput/tokens_per_second": tokens_per_second,
             "throughput/tokens_per_second_per_device": per_device,
-            "time/step_seconds": elapsed_seconds / self.steps,
-            "time/data_seconds": self.data_seconds / self.steps,
-            "memory/peak_gib": peak_memory_gib(accelerator.device),
+            **costs,
         }
         if self.flops_per_token is not None:
             flops = per_device * self.flops_per_token
@@ -138,12 +152,19 @@ class Meter:
                 "training.warmup_steps or a smaller training.max_norm",
             )
 
-    def _reduce(self) -> tuple[list[float], float]:
-        """Sums over all ranks of what differs between them, and the largest loss of any."""
+    def _reduce(self) -> tuple[list[float], float, dict[str, float]]:
+        """Sums over all ranks of what differs between them, the largest loss, this rank's own."""
         shared = sum_over_ranks(self.accelerator, self.sums[:SKIPPED].clone())
         largest = gather_over_ranks(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
-        values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype)]).tolist()
-        return values[:-1], values[-1]
+        own = [self.sums[:SKIPPED], self.max_loss.reshape(1).to(shared.dtype)]
+        # one transfer for all of them
+        values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype), *own]).tolist()
+        *sums, max_loss, own_nats, own_targets, own_max_loss = values
+        own_losses = {
+            "train/loss": own_nats / max(own_targets, 1),
+            "train/max_loss": own_max_loss,
+        }
+        return sums, max_loss, own_losses
 
     def _open_window(self, now: float) -> None:
         self.sums[:SKIPPED] = 0
@@ -153,7 +174,7 @@ class Meter:
         self.started_at = now
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's open window and counters, as plain numbers."""
+        """This data rank's open window and counters, as plain numbers."""
         return {"sums": self.sums.tolist(), "max_loss": finite_or_none(self.max_loss)}
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -161,6 +182,24 @@ class Meter:
         self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
         if state["max_loss"] is not None:
             self.max_loss.fill_(state["max_loss"])
+
+
+def share_window(
+    states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int
+) -> Mapping[str, Any]:
+    """What a data rank goes on with of the saved `Meter.state_dict`s of all.
+
+    Among as many as before each takes its own, so that sums keep their bits. Among others the first
+    takes the losses of all.
+    """
+    if len(states) == ranks:
+        return states[rank]
+    columns = zip(*(state["sums"][:SKIPPED] for state in states), strict=True)
+    window = [sum(column) if rank == 0 else 0.0 for column in columns]
+    losses = [state["max_loss"] for state in states if state["max_loss"] is not None]
+    # every rank counts the same skipped updates
+    counters = states[0]["sums"][SKIPPED:]
+    return {"sums": [*window, *counters], "max_loss": max(losses, default=None)}
 
 
 def finite_or_none(value: Tensor) -> float | None:

@@ -1,6 +1,7 @@
 """Where records go: the console and metrics.jsonl always, Accelerate's trackers where enabled.
 
-Values come from `meter` and `evaluation`; nothing is computed here.
+Values come from `meter` and `evaluation`; nothing is computed here. With `metrics.rank_0_only` off
+every rank also writes its own values for TensorBoard, below the folder of the common ones.
 """
 
 import json
@@ -28,6 +29,7 @@ class Journal:
     Args:
         accelerator: Built with `log_with=tracker_names(...)`.
         run_folder: Holds metrics.jsonl; W&B writes below it.
+        metrics: Which ranks write for TensorBoard, and where.
         options: Every option of the run, in sections, as the trackers' hyper-parameters.
         step: The run continues after this step; records of later ones are dropped, since they will
             be made again.
@@ -42,6 +44,7 @@ class Journal:
         accelerator: Accelerator,
         run_folder: Path,
         *,
+        metrics: MetricsConfig,
         options: Mapping[str, Mapping[str, Any]],
         step: int,
         tracker_ids: Mapping[str, str],
@@ -52,6 +55,13 @@ class Journal:
         if accelerator.is_main_process:
             drop_records_after(self.path, step)
         self._start_trackers(run_folder, options, step)
+        self.own_writer: Any = None
+        if not metrics.rank_0_only:
+            # only where it is needed: it takes long to import
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = run_folder / metrics.save_tb_folder / f"rank-{accelerator.process_index}"
+            self.own_writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def _start_trackers(
         self, run_folder: Path, options: Mapping[str, Mapping[str, Any]], step: int
@@ -94,6 +104,14 @@ class Journal:
                 file.write(json.dumps(json_values(record)) + "\n")
         values = {key: value for key, value in record.items() if key != "step"}
         self.accelerator.log(values, step=int(record["step"]))
+
+    def write_own(self, values: Mapping[str, float], *, step: int) -> None:
+        """Writes what a rank has measured itself, where every rank is to."""
+        if self.own_writer is None:
+            return
+        for name, value in values.items():
+            self.own_writer.add_scalar(name, value, global_step=step)
+        self.own_writer.flush()
 
 
 def json_values(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 `accelerate launch` passes its YAML on as environment variables and turns some mistakes into
 silence: a configuration for several devices on a machine without them becomes that many independent
-runs. So everything promised is compared with what came out, before and after `prepare`. Nothing
-else in the package constructs an Accelerator; data order, the step and checkpoints live elsewhere
-and get the Accelerator as an argument.
+runs. So a layout is settled first (`topology`), and what came out is compared with it (`promises`),
+before and after `prepare`. Nothing else in the package constructs an Accelerator; data order, the
+step and checkpoints live elsewhere and get the Accelerator as an argument.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -23,27 +24,28 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
+    ParallelismConfig,
     ProjectConfiguration,
 )
-from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from flame_accel.config import CommConfig, TrainingConfig, UserError
-from flame_accel.parallel.exchange import gather_over_ranks
-
-ENGINES = (
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.FSDP,
+from flame_accel.config import CommConfig, TrainingConfig
+from flame_accel.parallel.deepspeed import (
+    LAUNCH_FLAG,
+    deepspeed_plugin,
+    forget_deepspeed_config,
+    is_deepspeed,
 )
-UNSUPPORTED_LAUNCHES = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config",
-}
+from flame_accel.parallel.launch import is_on
+from flame_accel.parallel.promises import check_initial_weights, check_launch, check_prepared
+from flame_accel.parallel.ranks import tensor_ranks
+from flame_accel.parallel.resharding import check_resharding, set_resharding
+from flame_accel.parallel.tensor import prepare_split
+from flame_accel.parallel.topology import Topology, resolve_topology
+from flame_accel.parallel.waiting import record_collectives
 
 
 def build_accelerator(
@@ -57,8 +59,8 @@ def build_accelerator(
     """Builds the run's Accelerator for the devices and processes that the launcher provided.
 
     Args:
-        training: Precision, accumulation and data-parallel degrees.
-        comm: Time-out of the process group.
+        training: Precision, accumulation and the degrees of parallelism.
+        comm: Time-outs and the recorder of exchanges.
         run_folder: Where the run writes.
         tensorboard_folder: Folder of TensorBoard's files.
         trackers: Names of Accelerate's trackers.
@@ -67,144 +69,121 @@ def build_accelerator(
         UserError: The launch cannot be what it says: devices are missing, options contradict the
             YAML.
     """
-    _refuse_unsupported_launch()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    fsdp = _environment_flag("ACCELERATE_USE_FSDP") and world_size > 1
+    on_cpu = not torch.accelerator.is_available() or is_on(os.environ, "ACCELERATE_USE_CPU")
+    devices = None if on_cpu else torch.accelerator.device_count()
+    topology = resolve_topology(training, os.environ, devices=devices)
+    _settle_environment(topology, on_cpu)
+    # deepspeed looks for its device when it is imported
+    zero = None
+    if topology.engine == "deepspeed":
+        zero = deepspeed_plugin(training, bf16=topology.param_dtype == "bfloat16", on_cpu=on_cpu)
+    if topology.world > 1:
+        record_collectives(comm, run_folder)
     timeout = timedelta(seconds=comm.init_timeout_seconds)
-    on_cpu = not torch.accelerator.is_available() or _environment_flag("ACCELERATE_USE_CPU")
     if on_cpu:
-        _start_cpu_state(fsdp, world_size, timeout)
-    else:
-        _check_local_devices()
-    if not fsdp:
-        # one process has nothing to shard; FSDP's set-up would only wrap the model
-        os.environ.pop("ACCELERATE_USE_FSDP", None)
+        _start_cpu_state(topology, timeout)
     accelerator = Accelerator(
-        cpu=on_cpu,
+        # accelerate gives DeepSpeed up where it is told to run on a CPU
+        cpu=on_cpu and zero is None,
+        mixed_precision="bf16" if topology.param_dtype == "bfloat16" else "no",
+        deepspeed_plugin=zero,
+        fsdp_plugin=_fsdp_plugin(topology, on_cpu) if topology.engine == "fsdp2" else None,
+        parallelism_config=_parallelism_config(topology),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=training.gradient_accumulation_steps,
             adjust_scheduler=False,
             sync_with_dataloader=False,
             # FSDP2 without synchronisation keeps whole fp32 gradients on every rank
-            sync_each_batch=fsdp,
+            sync_each_batch=topology.engine == "fsdp2",
         ),
-        fsdp_plugin=_fsdp_plugin(training) if fsdp else None,
         kwargs_handlers=[
-            InitProcessGroupKwargs(backend=None, timeout=timeout),
+            InitProcessGroupKwargs(backend=_backend(topology, on_cpu), timeout=timeout),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=100),
         ],
         project_config=ProjectConfiguration(project_dir=run_folder, logging_dir=tensorboard_folder),
         log_with=list(trackers) or None,
         step_scheduler_with_optimizer=False,
     )
-    _check_launch(accelerator, world_size, fsdp)
-    _check_degrees(accelerator, training)
+    if zero is not None:
+        forget_deepspeed_config()
+    check_launch(accelerator, topology)
+    check_resharding(accelerator, training.fsdp_reshard_after_forward)
     return accelerator
 
 
-def _environment_flag(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+def _settle_environment(topology: Topology, on_cpu: bool) -> None:
+    """Takes back what the launcher exported and the layout decides otherwise.
+
+    Accelerate and transformers look at these variables themselves, whatever they are told.
+    """
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG"):
+        os.environ.pop(name, None)
+    if topology.engine != "deepspeed":
+        os.environ.pop(LAUNCH_FLAG, None)
+    if topology.engine == "single":
+        # a process group of one would only wrap the model
+        os.environ.pop("LOCAL_RANK", None)
+    if on_cpu:
+        # accelerate imports deepspeed wherever it is installed, which then warns of the CPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # every rank builds the whole model from the seed; with it, ranks other than 0 would load none
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
-def _refuse_unsupported_launch() -> None:
-    for variable, engine in UNSUPPORTED_LAUNCHES.items():
-        if _environment_flag(variable):
-            raise UserError(
-                f"the accelerate configuration asks for {engine}, which this version does not run",
-                where=f"{variable}={os.environ[variable]}",
-                remedy="launch with accelerate_configs/single.yaml, ddp.yaml or fsdp2.yaml",
-            )
-
-
-def _start_cpu_state(fsdp: bool, world_size: int, timeout: timedelta) -> None:
+def _start_cpu_state(topology: Topology, timeout: timedelta) -> None:
     """Starts Accelerate's state on CPU, where each process would otherwise run for itself."""
-    if world_size == 1:
+    if topology.engine == "single":
         PartialState(cpu=True)
         return
     state = PartialState(cpu=True, timeout=timeout)
-    if fsdp and state.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate promotes only device types to FSDP; over gloo FSDP2 itself works on CPU
+    if topology.engine in ("fsdp2", "tensor") and (
+        state.distributed_type == DistributedType.MULTI_CPU
+    ):
+        # accelerate shards and makes meshes only for devices; over gloo both work on a CPU
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def _check_local_devices() -> None:
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    devices = torch.accelerator.device_count()
-    if processes > devices:
-        raise UserError(
-            f"{processes} processes were launched on a machine with {devices} device(s)",
-            where="num_processes of the accelerate configuration, or NGPU",
-            remedy=f"launch at most {devices} process(es) on each machine",
-        )
+def _backend(topology: Topology, on_cpu: bool) -> str | None:
+    """The backends of the process group; None leaves the choice to accelerate."""
+    offloads = topology.engine == "fsdp2" and topology.offload
+    if on_cpu or not offloads or not torch.cuda.is_available():
+        return None
+    # norms of offloaded gradients are summed over ranks in CPU memory
+    return "cuda:nccl,cpu:gloo"
 
 
-def _fsdp_plugin(training: TrainingConfig) -> FullyShardedDataParallelPlugin:
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "bf16" and training.mixed_precision_param == "float32":
-        raise UserError(
-            "mixed_precision: bf16 of the accelerate configuration contradicts "
-            "training.mixed_precision_param = float32",
-            remedy="set mixed_precision: no there, or training.mixed_precision_param bfloat16",
-        )
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+def _fsdp_plugin(topology: Topology, on_cpu: bool) -> FullyShardedDataParallelPlugin:
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
         # accelerate's own default reduces gradients in bf16
-        reduce_dtype=torch.float32,
+        mixed_precision_policy=MixedPrecisionPolicy(
+            param_dtype=getattr(torch, topology.param_dtype),
+            reduce_dtype=getattr(torch, topology.reduce_dtype),
+        ),
+        cpu_offload=(
+            CPUOffloadPolicy(pin_memory=not on_cpu) if topology.offload else OffloadPolicy()
+        ),
+        cpu_ram_efficient_loading=False,
+        activation_checkpointing=False,
     )
-    plugin = FullyShardedDataParallelPlugin(
-        mixed_precision_policy=policy, cpu_ram_efficient_loading=False
+
+
+def _parallelism_config(topology: Topology) -> ParallelismConfig | None:
+    """The mesh where it has several axes; one axis is all that accelerate assumes by itself."""
+    axes = topology.replicate > 1 and topology.shard > 1
+    if not axes and topology.tensor == 1:
+        return None
+    # accelerate's way to name joined axes; the run could not do anything about it
+    warnings.filterwarnings("ignore", message="Slicing a flattened dim")
+    return ParallelismConfig(
+        dp_replicate_size=topology.replicate,
+        dp_shard_size=topology.shard,
+        tp_size=topology.tensor,
+        # from the environment otherwise
+        cp_size=1,
+        sp_size=1,
     )
-    if plugin.fsdp_version != 2:
-        raise UserError(
-            f"FSDP version {plugin.fsdp_version} was asked for; only FSDP2 is supported",
-            where="fsdp_config of the accelerate configuration",
-            remedy="set fsdp_version: 2 (see accelerate_configs/fsdp2.yaml)",
-        )
-    return plugin
-
-
-def _check_launch(accelerator: Accelerator, world_size: int, fsdp: bool) -> None:
-    if accelerator.num_processes != world_size:
-        raise UserError(
-            f"{world_size} processes were launched but this one sees {accelerator.num_processes}",
-            where="the accelerate configuration",
-            remedy="launch with a file of accelerate_configs/, which say what each needs",
-        )
-    if accelerator.distributed_type not in ENGINES or accelerator.is_fsdp2 != fsdp:
-        raise UserError(
-            f"the launch gave {accelerator.distributed_type.value}, "
-            f"asked for was {'FSDP2' if fsdp else 'DDP or one device'}",
-            where="distributed_type of the accelerate configuration",
-            remedy="use accelerate_configs/single.yaml, cpu.yaml, ddp.yaml or fsdp2.yaml",
-        )
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise UserError(
-            f"mixed precision {accelerator.mixed_precision} is not supported",
-            where="mixed_precision of the accelerate configuration",
-            remedy="use bf16 or no",
-        )
-
-
-def _check_degrees(accelerator: Accelerator, training: TrainingConfig) -> None:
-    """Compares `training.data_parallel_*` with what the launch gave; None means: as launched."""
-    world = accelerator.num_processes
-    launched = (1, world) if accelerator.is_fsdp2 else (world, 1)
-    replicate, shard = training.data_parallel_replicate_degree, training.data_parallel_shard_degree
-    if replicate is None and shard is None:
-        return
-    if shard is None or shard == -1:
-        replicate = replicate or 1
-        asked = (replicate, world // replicate)
-    else:
-        asked = (world // shard if replicate is None else replicate, shard)
-    if asked != launched:
-        raise UserError(
-            f"training.data_parallel_replicate_degree x data_parallel_shard_degree asks for "
-            f"{asked[0]} x {asked[1]}, the launch gave {launched[0]} x {launched[1]}",
-            where="the options and the accelerate configuration",
-            remedy="use ddp.yaml to replicate or fsdp2.yaml to shard, "
-            "or leave the two options out to take what the launch gives",
-        )
 
 
 def prepare(
@@ -219,42 +198,32 @@ def prepare(
         The model to call in the step, and the prepared optimizer.
 
     Raises:
-        RuntimeError: The optimizer does not hold exactly the model's parameters, or replicas
-            differ.
+        RuntimeError: The optimizer does not hold exactly the model's parameters, replicas differ,
+            or weights are not spread as promised.
     """
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    check_initial_weights(accelerator, model)
+    if tensor_ranks(accelerator) > 1:
+        prepared, prepared_optimizer = prepare_split(accelerator, model, optimizer)
+    else:
+        prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     assert isinstance(prepared_optimizer, AcceleratedOptimizer)
     inner = unwrap(accelerator, prepared)
     # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes in
     # each step. the step opens `autocast` itself instead
     inner.__dict__.pop("forward", None)
     inner.__dict__.pop("_original_forward", None)
-    held = {id(p) for group in prepared_optimizer.param_groups for p in group["params"]}
-    owned = {id(p) for p in inner.parameters() if p.requires_grad}
-    if held != owned:
-        raise RuntimeError(
-            f"after prepare the optimizer holds {len(held)} parameters, the model {len(owned)}"
-        )
-    _check_replicas(accelerator, inner)
+    set_resharding(accelerator, inner, training.fsdp_reshard_after_forward)
+    check_prepared(accelerator, inner, prepared_optimizer)
     return prepared, prepared_optimizer
 
 
-def _check_replicas(accelerator: Accelerator, model: torch.nn.Module) -> None:
-    """Compares the sums of all replicated weights over the ranks."""
-    if accelerator.num_processes == 1:
-        return
-    sums = [p.detach().double().sum() for p in model.parameters() if not isinstance(p, DTensor)]
-    if not sums:
-        return
-    total = torch.stack(sums).sum().reshape(1)
-    gathered = gather_over_ranks(accelerator, total)
-    if not torch.equal(gathered, gathered[:1].expand_as(gathered)):
-        raise RuntimeError(f"initial weights differ between ranks: {gathered.tolist()}")
-
-
 def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
-    """The model itself, without what an engine has wrapped around it."""
-    inner: Any = accelerator.unwrap_model(model)
+    """The model itself, without what DDP or DeepSpeed has wrapped around it."""
+    # accelerate's own function would import deepspeed in every run, for a second and a warning
+    wrapped = isinstance(model, DistributedDataParallel) or (
+        is_deepspeed(accelerator) and not isinstance(model, PreTrainedModel)
+    )
+    inner: Any = model.module if wrapped else model
     return inner
 
 
@@ -263,22 +232,3 @@ def autocast(accelerator: Accelerator) -> AbstractContextManager[None]:
     if accelerator.is_fsdp2:
         return nullcontext()
     return accelerator.autocast()
-
-
-def describe_topology(accelerator: Accelerator) -> str:
-    """One line: devices, engine and precision as realised."""
-    engine = {
-        DistributedType.NO: "one process",
-        DistributedType.MULTI_CPU: "DDP over gloo",
-        DistributedType.MULTI_GPU: "DDP",
-        DistributedType.FSDP: "FSDP2",
-    }[accelerator.distributed_type]
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
-    if plugin is not None:
-        policy = plugin.mixed_precision_policy
-        precision = f"parameters {policy.param_dtype}, reduction {policy.reduce_dtype}"
-    else:
-        precision = "bf16 autocast" if accelerator.mixed_precision == "bf16" else "fp32"
-    return f"{accelerator.num_processes} x {name}, {engine}, {precision.replace('torch.', '')}"

@@ -1,9 +1,183 @@
-"""Matrix products in 8-bit floats through torchao."""
+"""Matrix products in 8-bit floats through torchao: which layers, and what their scales need.
 
+The weights stay what they were, in fp32 and under their names, and are cast for each product; so
+checkpoints and exports know nothing of this.
+"""
+
+import importlib
+import inspect
+import logging
+import re
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from fla.modules import GatedMLP
 from torch import nn
+from transformers import PreTrainedModel
 
-from flame_accel.config import Float8Config
+from flame_accel.config import Float8Config, UserError
+from flame_accel.parallel.deepspeed import is_deepspeed
+from flame_accel.parallel.ranks import tensor_ranks
+
+logger = logging.getLogger(__name__)
+
+# tensor cores take blocks of sixteen
+BLOCK = 16
+# smaller products are gates and decays, which need their digits, and gain nothing
+SMALLEST = 128
+SMALLEST_CAPABILITY = (8, 9)
 
 
-def convert_to_float8(model: nn.Module, config: Float8Config) -> None:
-    """Replaces the linear layers of a model by torchao's, in place, as the recipe says."""
+def convert_to_float8(
+    accelerator: Accelerator, model: PreTrainedModel, config: Float8Config
+) -> None:
+    """Replaces the linear layers of a model by torchao's, in place, as the recipe says.
+
+    All but the head, those with a side under 128 or not a multiple of 16, and those whose weight
+    fla's kernels read beside their forward.
+
+    Args:
+        accelerator: Of the run.
+        model: Before it is sharded and compiled, and before its optimizer is made.
+        config: With a recipe.
+
+    Raises:
+        UserError: torchao or a device for such products is missing, or nothing can be converted.
+    """
+    torchao = _load_torchao()
+    _refuse(accelerator, config)
+    for module in model.modules():
+        if isinstance(module, GatedMLP):
+            # the fused product reads the weight of down_proj, a third of the layer's work
+            module.fuse_swiglu = False
+    chosen = float8_layers(model)
+    if not chosen:
+        raise UserError(
+            f"no linear layer of this {model.config.model_type} can compute in 8-bit floats: none "
+            f"has sides that are multiples of {BLOCK} and at least {SMALLEST}",
+            where="float8.recipe_name",
+            remedy="remove the option, or choose a wider model",
+        )
+    torchao.convert_to_float8_training(
+        model,
+        config=replace(
+            torchao.Float8LinearConfig.from_recipe_name(config.recipe_name),
+            enable_fsdp_float8_all_gather=config.enable_fsdp_float8_all_gather,
+            emulate=config.emulate,
+        ),
+        module_filter_fn=lambda _, name: name in chosen,
+    )
+    weights: list[Any] = [model.get_parameter(f"{name}.weight") for name in chosen]
+    if config.enable_fsdp_float8_all_gather:
+        for weight in weights:
+            # accelerate knows a parameter by its address, which torchao's wrapper does not have
+            weight.data_ptr = weight._tensor.data_ptr
+    share = sum(weight.numel() for weight in weights) / sum(p.numel() for p in model.parameters())
+    logger.info(
+        "8-bit floats (%s): %d linear layers with %.0f%% of the parameters",
+        config.recipe_name,
+        len(chosen),
+        100 * share,
+    )
+
+
+def float8_layers(model: PreTrainedModel) -> set[str]:
+    """The names of the linear layers that compute in 8-bit floats."""
+    head = model.get_output_embeddings()
+    return {
+        f"{parent_name}.{name}" if parent_name else name
+        for parent_name, parent in model.named_modules()
+        for name, child in parent.named_children()
+        # a subclass does something of its own with its weight
+        if type(child) is nn.Linear and child is not head
+        if all(side % BLOCK == 0 and side >= SMALLEST for side in child.weight.shape)
+        if not _reads_weight(parent, name)
+    }
+
+
+def keep_scales_ready(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:
+    """Computes the scales of all sharded weights at once, whenever an update has changed them.
+
+    Otherwise each weight's scale takes an exchange of its own before each gathering. They are
+    computed before the next forward pass, since a checkpoint may be loaded after an update.
+
+    Args:
+        model: Prepared by FSDP2, with 8-bit gathering.
+        optimizer: Prepared.
+    """
+    torchao = _load_torchao()
+    stale = True
+
+    def compute(*_: object) -> None:
+        nonlocal stale
+        if stale:
+            torchao.precompute_float8_dynamic_scale_for_fsdp(model)
+        stale = False
+
+    def expire(*_: object) -> None:
+        nonlocal stale
+        stale = True
+
+    model.register_forward_pre_hook(compute)
+    optimizer.optimizer.register_step_post_hook(expire)
+
+
+def _load_torchao() -> Any:
+    try:
+        return importlib.import_module("torchao.float8")
+    except ImportError as error:
+        raise UserError(
+            f"8-bit floats need torchao, which cannot be imported: {error}",
+            where="float8.recipe_name",
+            remedy="pip install torchao",
+        ) from error
+
+
+def _refuse(accelerator: Accelerator, config: Float8Config) -> None:
+    if not config.emulate:
+        _check_device()
+    if is_deepspeed(accelerator) or tensor_ranks(accelerator) > 1:
+        raise UserError(
+            "8-bit floats are not supported with DeepSpeed and tensor parallelism",
+            where="float8.recipe_name",
+            remedy="launch single.yaml, ddp.yaml or fsdp2.yaml, or remove the option",
+            exit_code=2,
+        )
+    if config.enable_fsdp_float8_all_gather and not accelerator.is_fsdp2:
+        raise UserError(
+            "no weights are gathered: they are not sharded",
+            where="float8.enable_fsdp_float8_all_gather",
+            remedy="launch with fsdp2.yaml, or remove the option",
+            exit_code=2,
+        )
+
+
+def _check_device() -> None:
+    found = "no GPU is there"
+    if torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        if capability >= SMALLEST_CAPABILITY:
+            return
+        found = f"{torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}"
+    raise UserError(
+        "products in 8-bit floats need a GPU of compute capability 8.9 or above (Ada, Hopper, "
+        f"Blackwell): {found}",
+        where="float8.recipe_name",
+        remedy="remove the option, or add --float8.emulate, which is slow, to try it",
+    )
+
+
+def _reads_weight(parent: nn.Module, name: str) -> bool:
+    """Whether the code of a module reads the values of a child's weight by itself."""
+    if isinstance(parent, GatedMLP):
+        return parent.fuse_swiglu
+    reading = re.compile(rf"self\.{re.escape(name)}\.weight\b(?!\.(data|device|dtype|shape)\b)")
+    return any(
+        reading.search(line) and "init." not in line
+        for base in type(parent).__mro__
+        if issubclass(base, nn.Module) and not base.__module__.startswith("torch.")
+        for line in inspect.getsource(base).splitlines()
+    )

@@ -10,7 +10,9 @@ from flame_accel.config import ActivationCheckpointConfig, Float8Config, Trainin
 from flame_accel.parallel.activations import checkpoint_activations
 from flame_accel.parallel.compilation import compile_blocks
 from flame_accel.parallel.float8 import convert_to_float8
+from flame_accel.parallel.ranks import tensor_ranks
 from flame_accel.parallel.tensor import split_model
+from flame_accel.parallel.whole import leave_whole
 
 
 def transform_model(
@@ -20,16 +22,19 @@ def transform_model(
     activation_checkpoint: ActivationCheckpointConfig,
     float8: Float8Config,
 ) -> None:
-    """Converts, splits, recomputes and compiles a model as the options say, in place.
+    """Converts, splits, compiles and checkpoints a model as the options say, in place.
 
     Raises:
         UserError: The model or the machine does not allow what an option asks for.
     """
     if float8.recipe_name is not None:
-        convert_to_float8(model, float8)
-    if training.tensor_parallel_degree > 1:
+        convert_to_float8(accelerator, model, float8)
+    # the degree may come from the launch
+    if tensor_ranks(accelerator) > 1:
         split_model(accelerator, model, loss_parallel=not training.disable_loss_parallel)
+    if training.compile:
+        compile_blocks(model, accelerator.device)
+    # around what is compiled: the checkpoint itself cannot be
     if activation_checkpoint.mode != "none":
         checkpoint_activations(model, activation_checkpoint)
-    if training.compile:
-        compile_blocks(model)
+    leave_whole(accelerator, model)

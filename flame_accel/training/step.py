@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flame_accel.parallel import (
     autocast,
+    average_whole_gradients,
     clip_gradients,
     data_ranks,
     is_deepspeed,
@@ -124,6 +125,7 @@ def finish_update(
     """
     if is_deepspeed(accelerator):
         return read_deepspeed_step(accelerator, model)
+    average_whole_gradients(accelerator)
     inner = optimizer.optimizer
     if isinstance(inner, StepInBackward):
         return inner.finish_step()

@@ -1,4 +1,4 @@
-"""What lies in the folder of a token cache: names, the record of a document, checksums.
+"""What lies in the folder of a token cache: names, the record of a document, the manifest.
 
     flame_accel_tokens.json   the manifest, written last: what it was made from, its shards, files
     shard-00000.tokens        tokens of all its documents, bos and eos included, one after the other
@@ -11,7 +11,6 @@ being made from; no name ends as files of records do. Nothing here makes or read
 """
 
 import json
-import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from flame_accel.config.errors import UserError
+from flame_accel.data.durable import find_damage
 
 MANIFEST = "flame_accel_tokens.json"
 UNFINISHED = "prepare.info"
@@ -54,7 +53,6 @@ CHECKED_BYTES = 28
 """Its fields up to `check`."""
 CHECKED_CRC = 0x2144DF1C
 """CRC-32 of anything that is followed by its CRC-32."""
-HASH_BLOCK_BYTES = 1 << 22
 
 
 def pack_record(
@@ -74,56 +72,6 @@ def shard_file(number: int, suffix: str) -> str:
 def token_dtype(vocabulary_size: int) -> np.dtype:
     """The smallest unsigned type that holds every token."""
     return np.min_scalar_type(vocabulary_size - 1).newbyteorder("<")
-
-
-def file_checksum(path: Path) -> str:
-    """XXH3-128 of a file."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def find_damage(folder: Path, files: Mapping[str, Any], *, content: bool = False) -> str | None:
-    """What is wrong with files, by their sizes and, if asked for, their contents; or None.
-
-    Args:
-        folder: where they lie.
-        files: name -> {"size": bytes, "xxh3": checksum}.
-        content: whether to read them.
-    """
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != expected["size"]:
-            return f"{name} has {size:,} bytes, not {expected['size']:,}"
-        if content and file_checksum(path) != expected["xxh3"]:
-            return f"{name} has other contents than were written (XXH3-128)"
-    return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is there whole or not at all, and outlives a loss of power."""
-    draft = path.with_name(f"{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -26,12 +26,12 @@ from flame_accel.data.cache.layout import (
     TOKENS,
     WITH_TARGETS,
     damaged,
-    find_damage,
     first_documents,
     read_manifest,
     require_sizes,
     shard_file,
 )
+from flame_accel.data.durable import find_damage
 from flame_accel.data.parts import Document, Skipped
 from flame_accel.data.sources.hashes import is_held_out
 

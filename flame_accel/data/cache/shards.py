@@ -21,10 +21,9 @@ from flame_accel.data.cache.layout import (
     RECORD,
     TARGETS,
     TOKENS,
-    find_damage,
     shard_file,
-    write_json,
 )
+from flame_accel.data.durable import find_damage, write_json
 
 SHARD_BYTES = 1 << 28
 """Most tokens of a shard, in bytes, unless a single chunk has more ..."""

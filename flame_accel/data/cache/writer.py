@@ -37,9 +37,9 @@ from flame_accel.data.cache.layout import (
     read_manifest,
     require_sizes,
     token_dtype,
-    write_json,
 )
 from flame_accel.data.cache.shards import ShardWriter, describe_shard, shard_hashes
+from flame_accel.data.durable import write_json
 from flame_accel.data.parts import SkipPolicy
 from flame_accel.data.sources.hashes import sample_fingerprint
 

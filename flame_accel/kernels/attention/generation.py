@@ -37,7 +37,9 @@ def path_forward(
     past_key_values: Any = None,
     **options: Any,
 ) -> Any:
-    """`PaTHAttention.forward` with a mask wherever there is a cache, and not compiled."""
+    """`PaTHAttention.forward`; wherever there is a cache with a mask, and not compiled."""
+    if past_key_values is None:
+        return _path_forward(layer, hidden_states, attention_mask, **options)
     attention_mask = _whole_mask(layer, hidden_states, attention_mask, past_key_values)
     with torch.compiler.set_stance("force_eager"):
         return _path_forward(layer, hidden_states, attention_mask, past_key_values, **options)

@@ -1,0 +1,189 @@
+"""Another norm in the blocks of a model, and before its head: `model.norm_type`.
+
+Norms inside of mixers belong to the mixers and stay. RMSNorm, fused or not, is what fla's models
+have, and their configs say which (`fuse_norm`). For another kind a model becomes one of a type of
+its own, such as gla_layernorm, whose classes are derived here and registered with transformers'
+auto classes whenever flame_accel is imported. So config.json says what the weights belong to: an
+exported model loads with flame_accel, and fla alone says that it does not know the type.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from fla.modules import LayerNorm, RMSNorm
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from flame_accel.config.errors import UserError
+from flame_accel.models.catalogue import registered_configs
+
+NAMES = {"layernorm": "LayerNorm", "np_layernorm": "NPLayerNorm", "rmsnorm": "RMSNorm"}
+NATIVE = {"rwkv6": "layernorm", "rwkv7": "layernorm"}
+"""What a type has by itself, where that is not rmsnorm."""
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
+"""Types of transformers itself; each has RMSNorm of its own, which computes what fla's does."""
+WEIGHT_NEEDED = ("mamba", "mamba2", "mamba3", "rodimus")
+"""Types whose blocks take the dtype of what they hand on from the weight of a norm."""
+
+FUSED = (RMSNorm, LayerNorm)
+PLAIN = (nn.RMSNorm, nn.LayerNorm)
+
+_base_types: dict[str, str] = {}
+
+
+def register_norms() -> None:
+    """Registers the types that have another norm, such as gla_np_layernorm, once."""
+    if _base_types:
+        return
+    llama_like = {name: CONFIG_MAPPING[name] for name in LLAMA_LIKE}
+    for base_type, config_class in {**registered_configs(), **llama_like}.items():
+        for kind, name in NAMES.items():
+            if kind != NATIVE.get(base_type, "rmsnorm"):
+                _register(config_class, f"{base_type}_{kind}", kind, name)
+        _base_types[base_type] = base_type
+
+
+def base_model_type(config: PreTrainedConfig) -> str:
+    """The model type as fla or transformers know it: gla, also of a gla_layernorm."""
+    return _base_types.get(config.model_type, config.model_type)
+
+
+def choose_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
+    """The config of the same model with norms of a type: a new one.
+
+    Args:
+        config: of a model of fla's, or one like Llama, possibly with another norm already.
+        norm_type: layernorm (without a bias, but that of RWKV), np_layernorm (without parameters),
+            rmsnorm or fused_rmsnorm.
+
+    Raises:
+        UserError: the model does not take that norm.
+    """
+    base_type = base_model_type(config)
+    if base_type not in _base_types:
+        raise _refusal(
+            base_type, norm_type, f"choose one of {', '.join(sorted({*_base_types.values()}))}"
+        )
+    kind = "rmsnorm" if norm_type == "fused_rmsnorm" else norm_type
+    native = kind == NATIVE.get(base_type, "rmsnorm")
+    if not native and getattr(config, "attnres_block_size", None) is not None:
+        raise _refusal(f"{base_type} with attnres_block_size", norm_type, "leave that field out")
+    if kind == "np_layernorm" and base_type in WEIGHT_NEEDED:
+        raise _refusal(base_type, norm_type, "choose layernorm or fused_rmsnorm")
+    fields = config.to_dict()
+    del fields["model_type"]
+    chosen = CONFIG_MAPPING[base_type if native else f"{base_type}_{kind}"].from_dict(fields)
+    if kind == "rmsnorm" and hasattr(chosen, "fuse_norm"):
+        chosen.fuse_norm = norm_type == "fused_rmsnorm"
+    return chosen
+
+
+def fit_norms(model: PreTrainedModel, norm_type: str) -> None:
+    """Makes sure that a model built from `choose_norm` has such norms.
+
+    Fused norms of a model like Llama are put in here: what they compute, their names and the config
+    are the same.
+
+    Raises:
+        UserError: its blocks are written for fla's fused RMSNorm only.
+    """
+    if base_model_type(model.config) in LLAMA_LIKE and norm_type == "fused_rmsnorm":
+        replace_norms(model, "rmsnorm", fused=True)
+    for parent, name in block_norms(model):
+        if type_of(getattr(parent, name)) != norm_type:
+            raise _refusal(model.config.model_type, norm_type, "choose fused_rmsnorm or layernorm")
+
+
+def block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
+    """Finds the norms of blocks and the final one: the module that holds each, and its name there.
+
+    What lies inside of a block's own modules is not theirs.
+    """
+    blocks = set(model._no_split_modules or ())
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if type(module).__name__ in blocks:
+            inside.update(part for child in module.children() for part in child.modules())
+    for module in model.modules():
+        if module not in inside:
+            for name, child in module.named_children():
+                # those of attention residuals are read by a kernel that knows RMSNorm only
+                if type_of(child) is not None and not name.endswith("res_norm"):
+                    yield module, name
+
+
+def type_of(norm: nn.Module) -> str | None:
+    """The `model.norm_type` that a module is; None for all that are no such norm."""
+    if isinstance(norm, (LayerNorm, nn.LayerNorm)):
+        return "layernorm" if norm.elementwise_affine else "np_layernorm"
+    if isinstance(norm, RMSNorm):
+        return "fused_rmsnorm"
+    return "rmsnorm" if type(norm).__name__.endswith("RMSNorm") else None
+
+
+def replace_norms(model: PreTrainedModel, kind: str, *, fused: bool | None = None) -> None:
+    """Puts norms of a kind in the place of a model's, under the same names, with fresh weights.
+
+    Args:
+        model: any of a registered type.
+        kind: a key of `NAMES`.
+        fused: whether fla's fused modules take the places; None: where they are already.
+    """
+    for parent, name in [*block_norms(model)]:
+        old: Any = getattr(parent, name)
+        options: dict[str, Any] = {
+            "eps": old.variance_epsilon if hasattr(old, "variance_epsilon") else old.eps,
+            "dtype": old.weight.dtype,
+        }
+        rms, mean = (RMSNorm, LayerNorm) if fused or isinstance(old, FUSED) else PLAIN
+        if kind != "rmsnorm":
+            options |= {"elementwise_affine": kind == "layernorm", "bias": False}
+        new = (rms if kind == "rmsnorm" else mean)(old.weight.shape[0], **options)
+        setattr(parent, name, new)
+
+
+def _register(config_class: type[PreTrainedConfig], model_type: str, kind: str, name: str) -> None:
+    """Derives the config and model classes of a type, and makes them known to transformers."""
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+
+    @functools.wraps(config_class.__init__)
+    def init_config(self: PreTrainedConfig, **fields: Any) -> None:
+        config_class.__init__(self, **fields)
+
+    @functools.wraps(model_class.__init__)
+    def init_model(self: PreTrainedModel, config: PreTrainedConfig, **options: Any) -> None:
+        model_class.__init__(self, config, **options)
+        replace_norms(self, kind)
+
+    place = {"__module__": __name__, "__doc__": f"{model_type}: {config_class.model_type}, {name}."}
+    # transformers would make a dataclass's __init__ for a class without one
+    derived_config: Any = type(
+        f"{name}{config_class.__name__}",
+        (config_class,),
+        {**place, "model_type": model_type, "__init__": init_config},
+    )
+    derived_model: Any = type(
+        f"{name}{model_class.__name__}",
+        (model_class,),
+        {**place, "config_class": derived_config, "__init__": init_model},
+    )
+    AutoConfig.register(model_type, derived_config)
+    AutoModelForCausalLM.register(derived_config, derived_model)
+    _base_types[model_type] = config_class.model_type
+
+
+def _refusal(model: str, norm_type: str, remedy: str) -> UserError:
+    return UserError(
+        f"the norms of {model} cannot be {norm_type}",
+        where="model.norm_type",
+        remedy=f"{remedy}, or remove the option",
+        exit_code=2,
+    )
