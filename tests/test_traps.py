@@ -1,8 +1,8 @@
 """The ten worst traps of Accelerate, each a test that falls into it or shows the way around.
 
-The list is section 11 of the map of Accelerate that this project was written by. Laws that a trap
-only touches have tests of their own: layouts in `test_topology`, engines in `test_engines`, data in
-`test_data_laws`, checkpoints in `test_checkpoint_folder`.
+Their numbers are those of the names below. Laws that a trap only touches have tests of their own:
+layouts in `test_topology`, engines in `test_engines`, data in `test_data_laws`, checkpoints in
+`test_checkpoint_folder`.
 """
 
 import json
