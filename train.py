@@ -343,7 +343,8 @@ def train(
             record |= meter.record(lr=lr)
             memory.journal.write_own(meter.own, step=state.step)
         if memory.held_out_batches and is_due(state.step, config.evaluation.interval, steps):
-            with meter.paused():
+            # its shapes are others, for which kernels may have to be tuned first
+            with meter.paused(), patience(accelerator, then=config.comm.train_timeout_seconds):
                 record |= validate(accelerator, cast.model, memory.held_out_batches)
         if record:
             record |= stream_record(accelerator, memory.batches, max_bad=training.max_bad_records)

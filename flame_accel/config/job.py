@@ -64,8 +64,8 @@ class CommConfig:
     init_timeout_seconds: int = 300
     """Longest wait for another process, in seconds, while the run starts and in its first step."""
     train_timeout_seconds: int = 100
-    """Longest wait for another process, in seconds, after the first step; an hour while checkpoints
-    are written."""
+    """Longest wait for another process, in seconds, after the first step; an hour while
+    checkpoints are written and in validation."""
     trace_buf_size: int = 20000
     """Entries of the flight recorder, which shows who waited for whom: NCCL writes it to files
     comm_trace_RANK of the run folder when a wait is over. 0 turns it off."""

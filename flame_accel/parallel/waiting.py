@@ -55,7 +55,7 @@ def _set_limit(seconds: int) -> None:
 
 @contextmanager
 def patience(accelerator: Accelerator, *, then: int) -> Iterator[None]:
-    """Waits long for ranks that write or read large files while the others have nothing to do.
+    """Waits long for ranks that handle large files or tune kernels while others have nothing to do.
 
     Args:
         accelerator: Of the run.
