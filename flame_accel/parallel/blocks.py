@@ -43,7 +43,9 @@ def find_blocks(model: PreTrainedModel, *, where: str) -> list[nn.Module]:
 
 def _outermost(module: nn.Module, names: frozenset[str]) -> Iterator[nn.Module]:
     for child in module.children():
-        if isinstance(child, GradientCheckpointingLayer) or type(child).__name__ in names:
+        # sharding derives a class of its own from that of a block
+        classes = {base.__name__ for base in type(child).__mro__}
+        if isinstance(child, GradientCheckpointingLayer) or names & classes:
             yield child
         else:
             yield from _outermost(child, names)

@@ -6,11 +6,11 @@ Freed ones are gathered a second time for the backward pass: less memory, more c
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from flame_accel.config import UserError
+from flame_accel.parallel.blocks import find_blocks
 
 Resharding = Literal["default", "always", "never"]
 OPTION = "training.fsdp_reshard_after_forward"
@@ -63,18 +63,8 @@ def set_resharding(accelerator: Accelerator, model: PreTrainedModel, asked: Resh
 
 def last_block(model: PreTrainedModel) -> FSDPModule:
     """The last of the outermost blocks that are gathered as one."""
-    names = set(model._no_split_modules or ())
-    blocks = [
-        module
-        for module in model.modules()
-        # sharding has derived a class of its own from that of the block
-        if isinstance(module, FSDPModule) and names & {base.__name__ for base in type(module).mro()}
-    ]
-    inside: set[nn.Module] = set()
-    for block in blocks:
-        assert isinstance(block, nn.Module)
-        inside.update(part for part in block.modules() if part is not block)
-    return [block for block in blocks if block not in inside][-1]
+    blocks = find_blocks(model, where=OPTION)
+    return [block for block in blocks if isinstance(block, FSDPModule)][-1]
 
 
 def _reshards(accelerator: Accelerator) -> bool:
