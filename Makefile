@@ -22,7 +22,7 @@ test-torture:
 
 # the table of all engines; in one process, so that every run is in it
 engines:
-	bash test.sh tests/test_engines.py -n 0 -m 'slow or not slow' -k one_process \
+	bash test.sh tests/laws/test_engines.py -n 0 -m 'slow or not slow' -k one_process \
 	  --engines-table benchmarks/results/engines_cpu.md
 
 # uses the GPU, which test.sh hides

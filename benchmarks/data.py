@@ -33,7 +33,7 @@ from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data import build_batches, load_tokenizer, open_data
 from flame_accel.data.cache.reader import TokenCache
 from flame_accel.data.cache.writer import Recipe, write_cache
-from flame_accel.data.lanes.lane import Lane, Packing
+from flame_accel.data.lanes.row_packing import Lane, Packing
 from flame_accel.data.lanes.table import TableSource
 from flame_accel.data.parts import (
     Document,

@@ -40,9 +40,9 @@ def measure(run: str, arguments: argparse.Namespace, folder: Path) -> dict[str, 
     config, processes, options = (*run.split(":", 2), "")[:3]
     extra = shlex.split(options)
     tensor = next((int(x.split("=")[1]) for x in extra if "tensor_parallel_degree=" in x), 1)
-    data_ranks = int(processes) // tensor
-    micro_batches = max(1, arguments.rows // data_ranks // arguments.batch_size)
-    batch_size = arguments.rows // data_ranks // micro_batches
+    dp_size = int(processes) // tensor
+    micro_batches = max(1, arguments.rows // dp_size // arguments.batch_size)
+    batch_size = arguments.rows // dp_size // micro_batches
     command = [
         *(sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"),
         *("--config_file", str(ROOT / f"accelerate_configs/{config}.yaml")),

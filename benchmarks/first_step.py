@@ -88,9 +88,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.child != "plain":
         from fla.ops.utils.cache import get_gpu_info
 
-        from flame_accel.kernels.tuning import Tuner, open_door
+        from flame_accel.kernels.tuning import Tuner, install_hook
 
-        tuner = open_door(Tuner(get_gpu_info(), fresh=arguments.child == "parallel"))
+        tuner = install_hook(Tuner(get_gpu_info(), fresh=arguments.child == "parallel"))
     imported = time.time()
     torch.manual_seed(42)
     config = AutoConfig.from_pretrained(arguments.config)

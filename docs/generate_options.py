@@ -2,11 +2,13 @@
 
     python -m docs.generate_options
 
-Needs the standard library and flame_accel only. A test holds that the page is up to date. Which
-test an option has is written in option_tests.txt.
+Needs the standard library and flame_accel only. A test holds that the page is up to date. The test
+of an option is the one marked `covers_option("section.option")`.
 """
 
+import ast
 import inspect
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from flame_accel.config.schema import sections
 from flame_accel.config.values import show
 
 PAGE = Path(__file__).with_name("options.md")
-TESTS = Path(__file__).with_name("option_tests.txt")
+TESTS = Path(__file__).resolve().parents[1] / "tests"
 HEAD = """\
 # Options
 
@@ -47,10 +49,30 @@ with the reason:
 
 
 def read_tests() -> dict[str, str]:
-    """The test of each option, as `file.py::test`."""
-    lines = TESTS.read_text(encoding="utf-8").splitlines()
-    pairs = [line.split(maxsplit=1) for line in lines if not line.startswith("#")]
-    return dict(pairs)
+    """The test of each option, as `path/test_file.py::test_name` relative to tests/.
+
+    Raises:
+        ValueError: An option is claimed by two tests.
+    """
+    tests: dict[str, str] = {}
+    for file in sorted(TESTS.rglob("test_*.py")):
+        for function in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(function, ast.FunctionDef):
+                name = f"{file.relative_to(TESTS).as_posix()}::{function.name}"
+                for option in _covered_options(function):
+                    if option in tests:
+                        raise ValueError(f"{option} is covered by {tests[option]} and {name}")
+                    tests[option] = name
+    return tests
+
+
+def _covered_options(function: ast.FunctionDef) -> Iterator[str]:
+    """The arguments of a function's `covers_option` marks."""
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith(
+            ".covers_option"
+        ):
+            yield from (ast.literal_eval(argument) for argument in decorator.args)
 
 
 def describe_option(option: OptionDescription, test: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from flame_accel import __version__
+from flame_accel.checkpoint.state import TrainState
+from flame_accel.config import OptimizerConfig, TrainingConfig
 
 
 def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str, str]) -> None:
@@ -51,3 +53,22 @@ def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str,
         *(f"| {key} | {value} |" for key, value in facts.items()),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def describe_training(
+    training: TrainingConfig,
+    optimizer: OptimizerConfig,
+    state: TrainState,
+    *,
+    tokens_per_step: int,
+    num_parameters: int,
+) -> dict[str, str]:
+    """Rows of the card's training table: what a run was trained on, for how long and how."""
+    return {
+        "data": str(training.dataset),
+        "tokens": f"{state.tokens:,}",
+        "updates": f"{state.step:,}",
+        "tokens per update": f"{tokens_per_step:,}",
+        "parameters": f"{num_parameters:,}",
+        "learning rate": f"{optimizer.lr:g}, {optimizer.scheduler}",
+    }

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flame_accel import files as durable
 from flame_accel.config import UserError
-from flame_accel.data import durable
 from flame_accel.observe import get_logger
 
 MANIFEST = "manifest.json"

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.config import CheckpointConfig
-from flame_accel.parallel import gather_over_ranks
+from flame_accel.parallel import all_gather
 
 
 class SaveSchedule:
@@ -54,7 +54,7 @@ class SaveSchedule:
             return False
         now = self.clock()
         due = now - self.saved_at >= self.config.interval
-        decisions = gather_over_ranks(
+        decisions = all_gather(
             self.accelerator, torch.tensor([due], device=self.accelerator.device, dtype=torch.uint8)
         )
         if not decisions[0].item():

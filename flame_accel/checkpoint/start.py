@@ -18,7 +18,7 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, CheckpointFolder, find_damage
-from flame_accel.checkpoint.state import Restored, RunState, is_full, load_checkpoint
+from flame_accel.checkpoint.state import Restored, TrainState, is_full, load_checkpoint
 from flame_accel.checkpoint.tensors import load_weights
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.observe import get_logger
@@ -56,7 +56,7 @@ def restore(
         get_logger().info("continuing after step %d, from %s", restored.state.step, own)
         return restored
     if config.initial_load_path is None:
-        return Restored(RunState())
+        return Restored(TrainState())
     return _start_elsewhere(
         accelerator,
         find_weights(accelerator, config.initial_load_path),
@@ -80,7 +80,7 @@ def _start_elsewhere(
     if config.initial_load_model_weights_only:
         load_weights(accelerator, model, source)
         get_logger().info("starting with the weights of %s", source)
-        return Restored(RunState())
+        return Restored(TrainState())
     if not is_full(source):
         raise _initial_error(
             source,
@@ -121,7 +121,7 @@ def find_weights(accelerator: Accelerator, name_or_path: str) -> Path:
     if not folder.exists():
         with accelerator.local_main_process_first():
             folder = _download(name_or_path)
-    _agree(accelerator, lambda: _refuse_unusable(folder))
+    _agree(accelerator, lambda: _check_usable(folder))
     return folder
 
 
@@ -177,7 +177,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _refuse_unusable(folder: Path) -> None:
+def _check_usable(folder: Path) -> None:
     remedy = "name a step-N folder of a run, its hf/, or a Hugging Face model with safetensors"
     if next(folder.glob("*.safetensors"), None) is None:
         raise _initial_error(folder, "holds no safetensors (pickles are not read)", remedy)

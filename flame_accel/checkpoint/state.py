@@ -29,14 +29,15 @@ from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf import gather_weights, save_hf_model
 from flame_accel.checkpoint.randomness import random_state, restore_random_state
 from flame_accel.checkpoint.tensors import load_optimizer, load_weights, save_optimizer
+from flame_accel.config import CheckpointConfig
 from flame_accel.data import merge_states
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import package_versions
-from flame_accel.parallel import tensor_ranks, unwrap
+from flame_accel.parallel import tp_size, unwrap
 
 
 @dataclass(kw_only=True, slots=True)
-class RunState:
+class TrainState:
     """The counters of a run."""
 
     step: int = 0
@@ -50,7 +51,7 @@ class RunState:
 class Restored(NamedTuple):
     """What a run goes on with, beside model and optimizer; as it stands, a run that begins."""
 
-    state: RunState
+    state: TrainState
     data_state: dict[str, Any] | None = None
     """Cursors of all lanes; None starts at the beginning of the data."""
     rank_states: Sequence[Mapping[str, Any]] = ()
@@ -60,7 +61,7 @@ class Restored(NamedTuple):
 def save_checkpoint(
     accelerator: Accelerator,
     folder: CheckpointFolder,
-    state: RunState,
+    state: TrainState,
     *,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
@@ -109,6 +110,21 @@ def save_checkpoint(
     return folder.final(state.step)
 
 
+def weights_only_dtype(config: CheckpointConfig, *, last: bool) -> torch.dtype | None:
+    """The dtype of a checkpoint that holds only the model's weights; None for a complete one.
+
+    Args:
+        config: Of the run.
+        last: Whether the checkpoint is of the last step.
+    """
+    if config.create_seed_checkpoint:
+        # the rest is built anew, for any number of ranks
+        return torch.float32
+    if config.model_weights_only and last:
+        return getattr(torch, config.export_dtype)
+    return None
+
+
 def _save_positions(
     accelerator: Accelerator,
     checkpoint: Path,
@@ -117,7 +133,7 @@ def _save_positions(
 ) -> None:
     """Where every rank stands in data, measurements and randomness."""
     # peers of tensor parallelism are neighbours and know the same
-    states = gather_object([(data_state, rank_state)])[:: tensor_ranks(accelerator)]
+    states = gather_object([(data_state, rank_state)])[:: tp_size(accelerator)]
     if accelerator.is_main_process:
         _write_json(checkpoint / "data.json", merge_states([data for data, _ in states]))
         _write_json(checkpoint / "ranks.json", [rank for _, rank in states])
@@ -157,8 +173,8 @@ def load_checkpoint(
     if full and "dataloader" not in leave_out:
         data_state = read_json(checkpoint / "data.json")
     if "train_state" in leave_out:
-        return Restored(RunState(), data_state)
-    state = RunState(**read_json(checkpoint / "state.json"))
+        return Restored(TrainState(), data_state)
+    state = TrainState(**read_json(checkpoint / "state.json"))
     if not full:
         return Restored(state)
     _restore_randomness(accelerator, checkpoint)

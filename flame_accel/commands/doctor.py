@@ -34,7 +34,7 @@ REMEDIES = {
     "generates": "generate with use_cache=False",
     "keeps documents apart": "train it without --training.varlen",
 }
-"""What to do where a law of `models/checkup.py` does not hold."""
+"""What to do where a law of `diagnosis/conformance/laws.py` does not hold."""
 
 
 class Line(NamedTuple):
@@ -183,9 +183,9 @@ def to_line(finding: "Finding") -> Line:
 
 def examine_all(machine: "Machine") -> Iterator[Line]:
     """Which of fla's models train here, from what is known about them."""
+    from flame_accel.diagnosis.conformance.known_issues import known_issues
     from flame_accel.diagnosis.fitness import examine_fitness
     from flame_accel.models.catalogue import registered_configs, tiny_config
-    from flame_accel.models.holes import known_holes
 
     reasons: dict[tuple[str, str], list[str]] = {}
     working, leaking = [], []
@@ -194,7 +194,7 @@ def examine_all(machine: "Machine") -> Iterator[Line]:
         stops = [finding for finding in findings if finding.stops]
         if not stops:
             working.append(model_type)
-        if "keeps documents apart" in known_holes(model_type, machine.laws):
+        if "keeps documents apart" in known_issues(model_type, machine.laws):
             leaking.append(model_type)
         for finding in stops:
             reasons.setdefault((finding.happens, finding.remedy), []).append(model_type)
@@ -229,8 +229,8 @@ def examine_one(
 
 def try_out(config: "PreTrainedConfig", machine: "Machine") -> Iterator[Line]:
     """How a small version keeps the laws of models, and whether both kinds of kernels agree."""
+    from flame_accel.diagnosis.conformance.laws import examine, mixer_families
     from flame_accel.diagnosis.numerics import compare_kernels, count, install_untuned, shrink
-    from flame_accel.models.checkup import examine, mixer_families
 
     device = "cuda" if machine.platform in ("cuda", "hip") else "cpu"
     config = shrink(config, device)

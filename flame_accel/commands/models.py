@@ -1,7 +1,7 @@
 """Checks on this machine what every model of fla can do, and writes the page that shows it.
 
-What is checked lives in `models/checkup.py`, the page in `models/matrix.py`. Each model has a
-process and a time limit of its own: one that crashes or hangs takes no other with it.
+The laws live in `diagnosis/conformance/laws.py`, the page in `support_table` next to it. Each model
+has a process and a time limit of its own: one that crashes or hangs takes no other with it.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def write_page(page: Path) -> None:
     """Writes the page from the results that are kept with the source."""
-    from flame_accel.models.matrix import load_results, render
+    from flame_accel.diagnosis.conformance.support_table import load_results, render
 
     page.write_text(render(load_results()), encoding="utf-8")
     print(page)
@@ -94,7 +94,7 @@ def check(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
         Its findings in the order of the laws, and the kernels that it tells of. A process that dies
         or runs out of time says so in place of the law that it was at, and of those after it.
     """
-    from flame_accel.models.checkup import LAWS
+    from flame_accel.diagnosis.conformance.laws import LAWS
 
     command = [sys.executable, "-m", "flame_accel.models", model_type, kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -121,7 +121,7 @@ def check(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
 
 def describe(model_type: str, results: dict[str, Any]) -> str:
     """What became of one model, for the screen."""
-    from flame_accel.models.matrix import failures
+    from flame_accel.diagnosis.conformance.support_table import failures
 
     broken = failures(results, model_type)
     findings = results["models"][model_type]["findings"]

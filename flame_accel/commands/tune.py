@@ -59,13 +59,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     from fla.ops.utils.cache import get_gpu_info
 
-    from flame_accel.kernels.tuning import Tuner, open_door
+    from flame_accel.kernels.tuning import Tuner, install_hook
     from flame_accel.models import register_models
     from flame_accel.observe import open_console
 
     open_console(main_process=True)
     register_models()
-    tuner = open_door(Tuner(get_gpu_info(), arguments.output, fresh=arguments.fresh))
+    tuner = install_hook(Tuner(get_gpu_info(), arguments.output, fresh=arguments.fresh))
     failed = [name for name in arguments.configs if not _tune(name, arguments, tuner)]
     print(
         f"{len(tuner.tuned)} kernels tuned among {sum(tuner.tuned.values())} candidates; "

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data.dataset import Dataset, open_dataset
-from flame_accel.data.lanes.lane import Packing
+from flame_accel.data.lanes.row_packing import Packing
 from flame_accel.data.loading.batches import StepBatches, StepLayout
 from flame_accel.data.loading.evaluation import EvaluationBatches, evaluation_batches
 from flame_accel.data.loading.workers import LoaderOptions, Stream

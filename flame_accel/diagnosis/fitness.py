@@ -1,17 +1,17 @@
 """Whether one model can train on this machine, from facts alone; what a run asks before it starts.
 
 Facts are collected in `machine`, known problems of machines listed in `problems`, known defects of
-models in `models/holes.py`. Trying a model out lives in `numerics`.
+models in `diagnosis/conformance/known_issues.py`. Trying a model out lives in `numerics`.
 """
 
 from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conditions import uses_triton
+from flame_accel.diagnosis.conformance.known_issues import known_issues
 from flame_accel.diagnosis.machine import Machine, cache_folders, look_at_machine
 from flame_accel.diagnosis.parts import find_parts
 from flame_accel.diagnosis.problems import Finding, find_problems
-from flame_accel.models.holes import known_holes
 
 STATE_BYTES = 16
 """Of a parameter in training: weight, gradient and AdamW's two moments in fp32."""
@@ -49,7 +49,7 @@ def examine_fitness(
         happens = f"fla's Triton kernel of {min(parts & REFUSE_FP32)} takes no float32"
         remedy = "--training.mixed_precision_param bfloat16, or --model.kernels torch"
         findings.append(Finding("no float32", True, happens, remedy))
-    reason = known_holes(config.model_type, machine.laws).get("trains")
+    reason = known_issues(config.model_type, machine.laws).get("trains")
     if reason is not None:
         remedy = "train another model; docs/models.md has what each can do"
         findings.insert(0, Finding("defect of the model", True, reason, remedy))
@@ -58,7 +58,7 @@ def examine_fitness(
     return sorted(findings, key=lambda finding: not finding.stops)
 
 
-def refuse_unfit_machine(
+def check_machine(
     config: PreTrainedConfig, kernels: str, run_folder: str, precision: str
 ) -> list[str]:
     """Refuses a run that cannot succeed on this machine; takes milliseconds.

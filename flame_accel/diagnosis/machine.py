@@ -107,7 +107,7 @@ class Machine:
 
     @property
     def laws(self) -> str:
-        """Whose results of `models/checkup.py` hold here: "cuda" for fla's kernels, else "cpu"."""
+        """Whose results of the conformance laws hold here: "cuda" for fla's kernels, else "cpu"."""
         return "cuda" if self.kernels == "triton" else "cpu"
 
 

@@ -2,7 +2,7 @@
 
 The small version keeps the width, and with it the sizes of heads for which kernels are compiled;
 it has two layers and a small vocabulary. Laws of models that need no second kind of kernels live in
-`models/checkup.py`.
+`diagnosis/conformance/laws.py`.
 """
 
 import re
@@ -15,14 +15,14 @@ from transformers import PreTrainedConfig
 
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
+from flame_accel.diagnosis.conformance.laws import examine, explain, relative_error
+from flame_accel.diagnosis.conformance.packing import LAW
 from flame_accel.kernels.install import Kind
-from flame_accel.kernels.tuning import Tuner, open_door, untuned
+from flame_accel.kernels.tuning import Tuner, install_hook, untuned
 from flame_accel.models import build_model, count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_configs, tiny_config
-from flame_accel.models.checkup import examine, explain, relative_error
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
-from flame_accel.models.packing import LAW
 
 MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
 """A small version that has more is replaced by the tiny model of the same type."""
@@ -87,7 +87,7 @@ def shrink(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     return small
 
 
-def refuse_leaks(config: PreTrainedConfig, device: str) -> None:
+def check_document_isolation(config: PreTrainedConfig, device: str) -> None:
     """Tries out whether a model that is not fla's keeps packed documents apart.
 
     Of fla's models it is known, see `models/packing.py`. The process's random state is left alone.
@@ -122,7 +122,7 @@ def install_untuned(kind: Kind) -> None:
     if kernels.install(kind) == "triton":
         from fla.ops.utils.cache import get_gpu_info
 
-        open_door(Tuner(get_gpu_info(), patient=False))
+        install_hook(Tuner(get_gpu_info(), patient=False))
 
 
 def compare_kernels(config: PreTrainedConfig, device: str) -> Iterator[Comparison]:

@@ -9,11 +9,11 @@ import sys
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
-from flame_accel.kernels.table import SERVED
+from flame_accel.kernels.replacements import REPLACEMENTS
 
 STANDS_FOR: dict[str, list[str]] = {}
 """Our function -> those of fla, below `fla.`, that it stands for where PyTorch serves."""
-for _theirs, _ours in SERVED.items():
+for _theirs, _ours in REPLACEMENTS.items():
     STANDS_FOR.setdefault(f"flame_accel.kernels.{_ours}", []).append(_theirs)
 
 

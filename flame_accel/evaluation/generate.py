@@ -1,9 +1,32 @@
 """Text from a model: the sample that a run prints. Nothing here scores text."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from flame_accel.config import EvaluationConfig
+
+
+def sample_exported(
+    folder: Path, device: torch.device, evaluation: EvaluationConfig, *, seed: int
+) -> str:
+    """Loads an exported model as anyone would, and continues `evaluation.prompt` with it.
+
+    Args:
+        folder: Of the export.
+        device: That generates.
+        evaluation: Prompt, and number of tokens to generate.
+        seed: Of the sampling.
+    """
+    return sample_text(
+        AutoModelForCausalLM.from_pretrained(folder, device_map=device),
+        AutoTokenizer.from_pretrained(folder),
+        prompt=evaluation.prompt,
+        new_tokens=evaluation.sample_tokens,
+        seed=seed,
+    )
 
 
 def sample_text(

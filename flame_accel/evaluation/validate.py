@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from flame_accel.data import EvaluationBatches
 from flame_accel.evaluation.metrics import LanguageModeling
-from flame_accel.parallel import autocast, sum_dtype, sum_over_ranks
+from flame_accel.parallel import all_reduce_sum, autocast, sum_dtype
 
 CHUNK_TOKENS = 4096
 """Logits of so many tokens are turned into fp32 at a time."""
@@ -47,7 +47,7 @@ def validate(
                 logits = model(**inputs, use_cache=False).logits
             sums += sum_next_token(logits, labels)
     model.train()
-    nats, correct, targets = sum_over_ranks(accelerator, sums).tolist()
+    nats, correct, targets = all_reduce_sum(accelerator, sums).tolist()
     figures = LanguageModeling().compute(
         nats=[nats], correct=[int(correct)], targets=[int(targets)], bytes=[batches.num_bytes]
     )

@@ -1,11 +1,11 @@
 """What runs fla's operators where: Triton on a machine with a device for it, PyTorch elsewhere.
 
 `install` decides, and is nearly all that other packages need; `table` lists what serves what;
-`tuning` finds the configurations that Triton's kernels run with, and `keep_choices_in` keeps them
+`tuning` finds the configurations that Triton's kernels run with, and `persist_configs` keeps them
 with a run. Importing this package imports neither torch nor fla.
 """
 
 from flame_accel.kernels.install import install, triton_has_device, uninstall
-from flame_accel.kernels.tuning import keep_choices_in
+from flame_accel.kernels.tuning import persist_configs
 
-__all__ = ["install", "keep_choices_in", "triton_has_device", "uninstall"]
+__all__ = ["install", "persist_configs", "triton_has_device", "uninstall"]

@@ -20,8 +20,12 @@ from inspect import unwrap
 from typing import Any, Literal
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.table import SERVED, SERVED_EVERYWHERE, SERVED_WITHOUT_FLASH_ATTN
-from flame_accel.kernels.tuning import cache_folder, close_door, open_door
+from flame_accel.kernels.replacements import (
+    FIXES_EVERYWHERE,
+    REPLACEMENTS,
+    REPLACEMENTS_WITHOUT_FLASH_ATTN,
+)
+from flame_accel.kernels.tuning import cache_folder, install_hook, uninstall_hook
 from flame_accel.kernels.tuning.warps import MISCOMPILED, with_few_warps
 
 Kind = Literal["auto", "torch", "triton"]
@@ -77,13 +81,13 @@ def uninstall() -> None:
 
 def _install_everywhere() -> None:
     _say_nothing_of_packages()
-    _replace(SERVED_EVERYWHERE)
+    _replace(FIXES_EVERYWHERE)
     if importlib.import_module("fla.layers.attn").flash_attn_func is None:
-        _replace(SERVED_WITHOUT_FLASH_ATTN)
+        _replace(REPLACEMENTS_WITHOUT_FLASH_ATTN)
 
 
 def _install_torch() -> None:
-    _replace(SERVED)
+    _replace(REPLACEMENTS)
     if not triton_has_device():
         from triton.runtime.jit import KernelInterface
 
@@ -93,8 +97,8 @@ def _install_torch() -> None:
 
 
 def _install_triton() -> None:
-    open_door()
-    _undo.append(close_door)
+    install_hook()
+    _undo.append(uninstall_hook)
     if importlib.import_module("fla.utils").IS_NVIDIA_HOPPER:
         for path in MISCOMPILED:
             owner, name, kernel = _resolve(f"fla.{path}")

@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flame_accel.kernels.install import _resolve, _set, _sweep
-from flame_accel.kernels.table import SERVED, SERVED_EVERYWHERE, SERVED_WITHOUT_FLASH_ATTN
+from flame_accel.kernels.replacements import (
+    FIXES_EVERYWHERE,
+    REPLACEMENTS,
+    REPLACEMENTS_WITHOUT_FLASH_ATTN,
+)
 
 Operator = Callable[..., Any]
 
@@ -57,7 +61,7 @@ def operator_paths() -> list[str]:
 
 def _served() -> dict[str, str]:
     """As the tables, without methods of layers, which call functions and are none."""
-    tables = (SERVED, SERVED_WITHOUT_FLASH_ATTN, SERVED_EVERYWHERE)
+    tables = (REPLACEMENTS, REPLACEMENTS_WITHOUT_FLASH_ATTN, FIXES_EVERYWHERE)
     return {
         f"fla.{theirs}": ours
         for table in tables

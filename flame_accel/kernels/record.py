@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flame_accel.kernels.table import ATTENTION, FAMILIES, MENDED
+from flame_accel.kernels.replacements import ATTENTION_REPLACEMENTS, FAMILIES, FIXES
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def recorded_families() -> Iterator[set[str]]:
     folder = Path(__file__).parent
     modules = {
         str(folder.joinpath(*family.module.split(".")).with_suffix(".py")): family.module
-        for family in (*FAMILIES, *ATTENTION, *MENDED)
+        for family in (*FAMILIES, *ATTENTION_REPLACEMENTS, *FIXES)
     }
     found: set[str] = set()
 

@@ -6,8 +6,7 @@ Nothing here trains, reads data or touches an Accelerator; what runs the operato
 
 from flame_accel.models.build import build_model, load_model_config
 from flame_accel.models.flops import device_peak_flops, train_flops_per_token
-from flame_accel.models.packing import refuse_packing
-from flame_accel.models.parameters import (
+from flame_accel.models.parameter_groups import (
     ParameterCount,
     count_parameters,
     fp32_parameters,
@@ -23,7 +22,6 @@ __all__ = [
     "fp32_parameters",
     "load_model_config",
     "parameter_groups",
-    "refuse_packing",
     "register_models",
     "train_flops_per_token",
 ]

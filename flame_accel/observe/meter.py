@@ -17,11 +17,11 @@ from torch import Tensor
 
 from flame_accel.config import UserError
 from flame_accel.parallel import (
-    data_rank,
-    data_ranks,
-    gather_over_ranks,
+    all_gather,
+    all_reduce_sum,
+    dp_rank,
+    dp_size,
     sum_dtype,
-    sum_over_ranks,
 )
 from flame_accel.training import StepResult
 
@@ -62,11 +62,11 @@ class Meter:
         self.data_seconds = 0.0
         self.paused_seconds = 0.0
         self.started_at = clock()
-        self.own: dict[str, float] = {}
+        self.local: dict[str, float] = {}
         """What the last record says of this rank alone."""
         if states:
             self._load_state_dict(
-                share_window(states, rank=data_rank(accelerator), ranks=data_ranks(accelerator))
+                share_window(states, rank=dp_rank(accelerator), ranks=dp_size(accelerator))
             )
 
     def start(self) -> None:
@@ -106,7 +106,7 @@ class Meter:
         Synchronises with the device. Times and memory are the main process's own.
         """
         accelerator = self.accelerator
-        sums, max_loss, own_losses = self._reduce()
+        sums, max_loss, local_losses = self._reduce()
         now = self.clock()
         elapsed_seconds = now - self.started_at - self.paused_seconds
         tokens_per_second = self.tokens / elapsed_seconds
@@ -116,7 +116,7 @@ class Meter:
             "time/data_seconds": self.data_seconds / self.steps,
             "memory/peak_gib": peak_memory_gib(accelerator.device),
         }
-        self.own = own_losses | costs
+        self.local = local_losses | costs
         record = {
             "train/loss": sums[LOSS_SUM] / max(sums[TARGETS], 1),
             "train/max_loss": max_loss,
@@ -154,17 +154,17 @@ class Meter:
 
     def _reduce(self) -> tuple[list[float], float, dict[str, float]]:
         """Sums over all ranks of what differs between them, the largest loss, this rank's own."""
-        shared = sum_over_ranks(self.accelerator, self.sums[:SKIPPED].clone())
-        largest = gather_over_ranks(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
+        shared = all_reduce_sum(self.accelerator, self.sums[:SKIPPED].clone())
+        largest = all_gather(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
         own = [self.sums[:SKIPPED], self.max_loss.reshape(1).to(shared.dtype)]
         # one transfer for all of them
         values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype), *own]).tolist()
         *sums, max_loss, own_nats, own_targets, own_max_loss = values
-        own_losses = {
+        local_losses = {
             "train/loss": own_nats / max(own_targets, 1),
             "train/max_loss": own_max_loss,
         }
-        return sums, max_loss, own_losses
+        return sums, max_loss, local_losses
 
     def _open_window(self, now: float) -> None:
         self.sums[:SKIPPED] = 0

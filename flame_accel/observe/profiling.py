@@ -70,7 +70,7 @@ def profile_steps(
             )
         # entered last: the first to see that memory ran out
         if config.enable_memory_snapshot:
-            _refuse_other_devices(accelerator.device)
+            _check_device(accelerator.device)
             folder = run_folder / config.save_memory_snapshot_folder
             profiler.recorders.append(
                 recording.enter_context(
@@ -134,7 +134,7 @@ def _recording_memory(
         torch.cuda.memory._record_memory_history(enabled=None)
 
 
-def _refuse_other_devices(device: torch.device) -> None:
+def _check_device(device: torch.device) -> None:
     if device.type != "cuda":
         raise UserError(
             f"memory snapshots are recorded by CUDA's allocator; this run is on {device.type}",

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.config import Config, UserError, load_file, to_toml
-from flame_accel.observe.records import flatten_options, replace_text
+from flame_accel.observe.metric_logger import flatten_options, replace_text
 
 PACKAGES = (
     "torch",

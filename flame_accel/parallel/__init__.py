@@ -6,36 +6,37 @@ from flame_accel.parallel.accelerator import (
     prepare,
     unwrap,
 )
+from flame_accel.parallel.checks import compute_precision, describe_topology
+from flame_accel.parallel.collectives import all_gather, all_reduce_sum, sum_dtype
 from flame_accel.parallel.deepspeed import is_deepspeed, read_deepspeed_step
-from flame_accel.parallel.exchange import gather_over_ranks, sum_dtype, sum_over_ranks
-from flame_accel.parallel.float8 import keep_scales_ready
+from flame_accel.parallel.float8 import precompute_float8_scales
+from flame_accel.parallel.fp32_parameters import average_ignored_gradients
 from flame_accel.parallel.gradients import clip_gradients
-from flame_accel.parallel.promises import compute_precision, describe_topology
-from flame_accel.parallel.ranks import data_rank, data_ranks, tensor_ranks
+from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
+from flame_accel.parallel.timeouts import explain_timeout, extended_timeout, set_train_timeout
 from flame_accel.parallel.transform import transform_model
-from flame_accel.parallel.waiting import explain_waiting, limit_waiting, patience
-from flame_accel.parallel.whole import average_whole_gradients
 
 __all__ = [
+    "all_gather",
+    "all_reduce_sum",
     "autocast",
-    "average_whole_gradients",
+    "average_ignored_gradients",
     "build_accelerator",
     "clip_gradients",
     "compute_precision",
-    "data_rank",
-    "data_ranks",
     "describe_topology",
-    "explain_waiting",
-    "gather_over_ranks",
+    "dp_rank",
+    "dp_size",
+    "explain_timeout",
+    "extended_timeout",
     "is_deepspeed",
-    "keep_scales_ready",
-    "limit_waiting",
-    "patience",
+    "precompute_float8_scales",
     "prepare",
     "read_deepspeed_step",
+    "set_train_timeout",
     "sum_dtype",
-    "sum_over_ranks",
-    "tensor_ranks",
+    "tokens_per_step",
+    "tp_size",
     "transform_model",
     "unwrap",
 ]

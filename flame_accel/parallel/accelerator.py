@@ -2,7 +2,7 @@
 
 `accelerate launch` passes its YAML on as environment variables and turns some mistakes into
 silence: a configuration for several devices on a machine without them becomes that many independent
-runs. So a layout is settled first (`topology`), and what came out is compared with it (`promises`),
+runs. So a layout is settled first (`topology`), and what came out is compared with it (`checks`),
 before and after `prepare`. Nothing else in the package constructs an Accelerator; data order, the
 step and checkpoints live elsewhere and get the Accelerator as an argument.
 """
@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from flame_accel.config import CommConfig, TrainingConfig
+from flame_accel.parallel.checks import check_initial_weights, check_launch, check_prepared
 from flame_accel.parallel.deepspeed import (
     LAUNCH_FLAG,
     deepspeed_plugin,
@@ -40,12 +41,11 @@ from flame_accel.parallel.deepspeed import (
     is_deepspeed,
 )
 from flame_accel.parallel.launch import is_on
-from flame_accel.parallel.promises import check_initial_weights, check_launch, check_prepared
-from flame_accel.parallel.ranks import tensor_ranks
+from flame_accel.parallel.ranks import tp_size
 from flame_accel.parallel.resharding import check_resharding, set_resharding
 from flame_accel.parallel.tensor import prepare_split
+from flame_accel.parallel.timeouts import record_collectives
 from flame_accel.parallel.topology import Topology, resolve_topology
-from flame_accel.parallel.waiting import record_collectives
 
 
 def build_accelerator(
@@ -202,7 +202,7 @@ def prepare(
             or weights are not spread as promised.
     """
     check_initial_weights(accelerator, model)
-    if tensor_ranks(accelerator) > 1:
+    if tp_size(accelerator) > 1:
         prepared, prepared_optimizer = prepare_split(accelerator, model, optimizer)
     else:
         prepared, prepared_optimizer = accelerator.prepare(model, optimizer)

@@ -48,7 +48,7 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
     keeping = config.mode == "selective" and option == "op"
     every = int(option) if config.mode == "selective" and not keeping else 1
     if keeping:
-        _refuse_keeping(model)
+        _check_no_kv_cache(model)
         stand_between(operator_paths(), _keep_results)
     if every > len(blocks):
         raise UserError(
@@ -65,7 +65,7 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
         )
 
 
-def _refuse_keeping(model: PreTrainedModel) -> None:
+def _check_no_kv_cache(model: PreTrainedModel) -> None:
     reason = f"{type(model).__name__} calls none of fla's operators, whose results op keeps"
     if any(type(module).__module__.startswith("fla.") for module in model.modules()):
         if model.config.model_type not in RECOMPUTING:

@@ -48,7 +48,7 @@ def compile_blocks(model: PreTrainedModel, device: torch.device) -> None:
     Raises:
         UserError: The machine has no compiler, or the model has no blocks.
     """
-    _refuse_without_compiler(device)
+    _check_compiler(device)
     blocks = find_blocks(model, where="training.compile")
     stand_between([*function_paths(), *DOCUMENT_BY_DOCUMENT], _leave_alone)
     config: Any = torch._dynamo.config
@@ -77,7 +77,7 @@ def _run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return forward(*args, **kwargs)
 
 
-def _refuse_without_compiler(device: torch.device) -> None:
+def _check_compiler(device: torch.device) -> None:
     """Asks beforehand for what would be missed in the middle of the first step."""
     if device.type != "cpu":
         if not triton_has_device():

@@ -89,7 +89,7 @@ def deepspeed_config(training: TrainingConfig, *, bf16: bool, pin_memory: bool) 
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     launched = _read_launch() if file == "none" else _read_file(Path(file))
     zero = dict(launched["zero_optimization"])
-    _refuse_unsupported(zero, training)
+    _check_supported(zero, training)
     fixed = _fixed_values(training, bf16)
     for key, (option, value) in fixed.items():
         _agree(key, launched.get(key), value, option=option)
@@ -178,7 +178,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     return launched
 
 
-def _refuse_unsupported(zero: Mapping[str, Any], training: TrainingConfig) -> None:
+def _check_supported(zero: Mapping[str, Any], training: TrainingConfig) -> None:
     """Refuses what ZeRO cannot do, and what it would do otherwise than the options say."""
     stage = zero.get("stage", 0)
     if stage not in (1, 2, 3):

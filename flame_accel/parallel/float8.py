@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from flame_accel.config import Float8Config, UserError
 from flame_accel.parallel.deepspeed import is_deepspeed
-from flame_accel.parallel.ranks import tensor_ranks
+from flame_accel.parallel.ranks import tp_size
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def float8_layers(model: PreTrainedModel) -> set[str]:
     }
 
 
-def keep_scales_ready(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:
+def precompute_float8_scales(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:
     """Computes the scales of all sharded weights at once, whenever an update has changed them.
 
     Otherwise each weight's scale takes an exchange of its own before each gathering. They are
@@ -139,7 +139,7 @@ def _load_torchao() -> Any:
 def _refuse(accelerator: Accelerator, config: Float8Config) -> None:
     if not config.emulate:
         _check_device()
-    if is_deepspeed(accelerator) or tensor_ranks(accelerator) > 1:
+    if is_deepspeed(accelerator) or tp_size(accelerator) > 1:
         raise UserError(
             "8-bit floats are not supported with DeepSpeed and tensor parallelism",
             where="float8.recipe_name",

@@ -59,10 +59,10 @@ def read_launch(environment: Mapping[str, str], *, devices: int | None) -> Launc
     deepspeed = is_on(environment, "ACCELERATE_USE_DEEPSPEED")
     world = _count_processes(environment, "FSDP" if fsdp else "DeepSpeed" if deepspeed else None)
     _check_devices(environment, world, devices)
-    _refuse_engines(environment)
-    _refuse_compilation(environment)
+    _check_engines(environment)
+    _check_compilation(environment)
     if fsdp:
-        _refuse_fsdp_settings(environment)
+        _check_fsdp_settings(environment)
     meshed = is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG")
     return Launch(
         engine="fsdp2" if fsdp else "deepspeed" if deepspeed else "plain",
@@ -96,11 +96,11 @@ def _count_processes(environment: Mapping[str, str], engine: str | None) -> int:
             )
         return world
     if "WORLD_SIZE" not in environment:
-        _refuse_lone_process(environment, engine)
+        _check_process_count(environment, engine)
     return world
 
 
-def _refuse_lone_process(environment: Mapping[str, str], engine: str | None) -> None:
+def _check_process_count(environment: Mapping[str, str], engine: str | None) -> None:
     """Refuses to train alone in one of several processes, or where several were wanted."""
     remedy = "start with accelerate launch --config_file accelerate_configs/NAME.yaml"
     if engine is not None:
@@ -146,7 +146,7 @@ def _check_devices(environment: Mapping[str, str], world: int, devices: int | No
         )
 
 
-def _refuse_engines(environment: Mapping[str, str]) -> None:
+def _check_engines(environment: Mapping[str, str]) -> None:
     if is_on(environment, "ACCELERATE_USE_MEGATRON_LM"):
         raise UserError(
             "Megatron-LM has layers of its own and cannot train fla's",
@@ -167,7 +167,7 @@ def _refuse_engines(environment: Mapping[str, str]) -> None:
             )
 
 
-def _refuse_compilation(environment: Mapping[str, str]) -> None:
+def _check_compilation(environment: Mapping[str, str]) -> None:
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() != "no":
         raise UserError(
@@ -178,7 +178,7 @@ def _refuse_compilation(environment: Mapping[str, str]) -> None:
         )
 
 
-def _refuse_fsdp_settings(environment: Mapping[str, str]) -> None:
+def _check_fsdp_settings(environment: Mapping[str, str]) -> None:
     """Refuses what the launcher's FSDP would do otherwise than this package, or not at all."""
     where = f"fsdp_config of {CONFIGURATION}"
     version = environment.get("FSDP_VERSION", "1")

@@ -69,7 +69,7 @@ def resolve_topology(
     launch = read_launch(environment, devices=devices)
     _check_accumulation(training, environment)
     if launch.engine == "deepspeed":
-        _refuse_degrees_under_deepspeed(training, launch)
+        _check_degrees_under_deepspeed(training, launch)
         degrees, engine = Degrees(1, launch.world, 1), "deepspeed"
     else:
         degrees = _settle_degrees(training, launch)
@@ -193,7 +193,7 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def _refuse_degrees_under_deepspeed(training: TrainingConfig, launch: Launch) -> None:
+def _check_degrees_under_deepspeed(training: TrainingConfig, launch: Launch) -> None:
     asked = {
         "training.data_parallel_replicate_degree": training.data_parallel_replicate_degree,
         "training.data_parallel_shard_degree": training.data_parallel_shard_degree,

@@ -10,9 +10,9 @@ from flame_accel.config import ActivationCheckpointConfig, Float8Config, Trainin
 from flame_accel.parallel.activations import checkpoint_activations
 from flame_accel.parallel.compilation import compile_blocks
 from flame_accel.parallel.float8 import convert_to_float8
-from flame_accel.parallel.ranks import tensor_ranks
-from flame_accel.parallel.tensor import split_model
-from flame_accel.parallel.whole import leave_whole
+from flame_accel.parallel.fp32_parameters import ignore_fp32_params
+from flame_accel.parallel.ranks import tp_size
+from flame_accel.parallel.tensor import apply_tensor_parallel
 
 
 def transform_model(
@@ -30,11 +30,11 @@ def transform_model(
     if float8.recipe_name is not None:
         convert_to_float8(accelerator, model, float8)
     # the degree may come from the launch
-    if tensor_ranks(accelerator) > 1:
-        split_model(accelerator, model, loss_parallel=not training.disable_loss_parallel)
+    if tp_size(accelerator) > 1:
+        apply_tensor_parallel(accelerator, model, loss_parallel=not training.disable_loss_parallel)
     if training.compile:
         compile_blocks(model, accelerator.device)
     # around what is compiled: the checkpoint itself cannot be
     if activation_checkpoint.mode != "none":
         checkpoint_activations(model, activation_checkpoint)
-    leave_whole(accelerator, model)
+    ignore_fp32_params(accelerator, model)

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from flame_accel.config import OptimizerConfig, UserError
 from flame_accel.models import parameter_groups
-from flame_accel.parallel import is_deepspeed, tensor_ranks
+from flame_accel.parallel import is_deepspeed, tp_size
 from flame_accel.training.adam import Adam, AdamW
-from flame_accel.training.early_step import StepInBackward
 from flame_accel.training.muon import Muon
+from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 
 OPTIMIZERS = {"AdamW": AdamW, "Adam": Adam, "Muon": Muon}
 # what torch's fused updates are written for
@@ -35,11 +35,11 @@ def build_optimizer(
     groups = parameter_groups(model, config.weight_decay)
     build: Any = OPTIMIZERS[config.name]
     if config.name == "Muon":
-        _refuse_muon(accelerator)
+        _check_muon(accelerator)
         groups = list(_split_off_matrices(groups, hidden_matrices(model)))
     if config.early_step_in_backward:
-        _refuse_early_step(accelerator)
-        build = partial(StepInBackward, decoupled_weight_decay=config.name == "AdamW")
+        _check_optimizer_in_backward(accelerator)
+        build = partial(OptimizerInBackward, decoupled_weight_decay=config.name == "AdamW")
     return build(
         groups,
         lr=config.lr,
@@ -77,7 +77,7 @@ def _split_off_matrices(
                 yield {**group, "params": chosen, "matrices": wanted}
 
 
-def _refuse_muon(accelerator: Accelerator) -> None:
+def _check_muon(accelerator: Accelerator) -> None:
     if is_deepspeed(accelerator):
         raise UserError(
             "Muon needs whole matrices, and DeepSpeed gives the optimizer flat pieces of them",
@@ -87,10 +87,10 @@ def _refuse_muon(accelerator: Accelerator) -> None:
         )
 
 
-def _refuse_early_step(accelerator: Accelerator) -> None:
+def _check_optimizer_in_backward(accelerator: Accelerator) -> None:
     if is_deepspeed(accelerator):
         why = "DeepSpeed takes the optimizer's step itself"
-    elif tensor_ranks(accelerator) > 1:
+    elif tp_size(accelerator) > 1:
         why = "tensor parallelism completes some gradients only after it"
     elif accelerator.num_processes > 1 and not accelerator.is_fsdp2:
         why = "DDP averages the gradients only after it"

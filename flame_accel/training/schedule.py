@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step.
+"""Pure functions of the step: the learning rate, and whether periodic work is due.
 
 Nothing here knows an optimizer or keeps state: the loop writes the value into the parameter groups
 before each update, so that no scheduler has to be prepared, stepped or saved.
@@ -7,6 +7,11 @@ before each update, so that no scheduler has to be prepared, stepped or saved.
 import math
 
 from flame_accel.config import OptimizerConfig
+
+
+def is_due(step: int, interval: int, steps: int) -> bool:
+    """Whether work with this interval is due after a completed step; the last step always is."""
+    return step == steps or (interval > 0 and step % interval == 0)
 
 
 def decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> int:

@@ -16,16 +16,16 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from flame_accel.parallel import (
+    all_reduce_sum,
     autocast,
-    average_whole_gradients,
+    average_ignored_gradients,
     clip_gradients,
-    data_ranks,
+    dp_size,
     is_deepspeed,
     read_deepspeed_step,
-    sum_over_ranks,
     unwrap,
 )
-from flame_accel.training.early_step import StepInBackward
+from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,9 +58,9 @@ def count_targets(accelerator: Accelerator, local: int, *, constant: bool) -> in
     Without communication where every rank has the same number.
     """
     if accelerator.num_processes == 1 or constant:
-        return max(1, local * data_ranks(accelerator))
+        return max(1, local * dp_size(accelerator))
     # filled on the device: a copy from the host would wait for it
-    total = sum_over_ranks(accelerator, torch.full((), local, device=accelerator.device))
+    total = all_reduce_sum(accelerator, torch.full((), local, device=accelerator.device))
     return total.clamp(min=1)
 
 
@@ -93,7 +93,7 @@ def train_step(
     """
     targets = sum(batch["num_targets"] for batch in micro_batches)
     global_targets = count_targets(accelerator, targets, constant=constant_targets)
-    scale = data_ranks(accelerator) * len(micro_batches)
+    scale = dp_size(accelerator) * len(micro_batches)
     loss_sum = torch.zeros((), device=accelerator.device)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -125,9 +125,9 @@ def finish_update(
     """
     if is_deepspeed(accelerator):
         return read_deepspeed_step(accelerator, model)
-    average_whole_gradients(accelerator)
+    average_ignored_gradients(accelerator)
     inner = optimizer.optimizer
-    if isinstance(inner, StepInBackward):
+    if isinstance(inner, OptimizerInBackward):
         return inner.finish_step()
     grad_norm = clip_gradients(accelerator, model, max_norm)
     skipped = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
@@ -167,3 +167,11 @@ def update(optimizer: AcceleratedOptimizer, skipped: Tensor) -> None:
     elif not skipped.item():
         optimizer.step()
     optimizer.zero_grad()
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Moves the tensors of a micro-batch; from page-locked memory without waiting for the copy."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.durable import find_damage
+from flame_accel.files import find_damage
 
 MANIFEST = "flame_accel_tokens.json"
 UNFINISHED = "prepare.info"

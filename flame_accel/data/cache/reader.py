@@ -31,9 +31,9 @@ from flame_accel.data.cache.layout import (
     require_sizes,
     shard_file,
 )
-from flame_accel.data.durable import find_damage
 from flame_accel.data.parts import Document, Skipped
 from flame_accel.data.sources.hashes import is_held_out
+from flame_accel.files import find_damage
 
 VERIFY_AT_OPEN = 256_000_000
 """A cache of at most so many bytes is read and verified as a whole when it is opened."""

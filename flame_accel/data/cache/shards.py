@@ -23,7 +23,7 @@ from flame_accel.data.cache.layout import (
     TOKENS,
     shard_file,
 )
-from flame_accel.data.durable import find_damage, write_json
+from flame_accel.files import find_damage, write_json
 
 SHARD_BYTES = 1 << 28
 """Most tokens of a shard, in bytes, unless a single chunk has more ..."""

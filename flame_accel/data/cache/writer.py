@@ -39,9 +39,9 @@ from flame_accel.data.cache.layout import (
     token_dtype,
 )
 from flame_accel.data.cache.shards import ShardWriter, describe_shard, shard_hashes
-from flame_accel.data.durable import write_json
 from flame_accel.data.parts import SkipPolicy
 from flame_accel.data.sources.hashes import sample_fingerprint
+from flame_accel.files import write_json
 
 LOCK_SECONDS = 5.0
 """Patience with the processes of a `prepare` that was killed."""

@@ -93,8 +93,8 @@ class TableReader(CountingReader):
 
     def _find(self) -> Document:
         num_documents = self._order.num_documents
-        patience = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
-        for _ in range(max(patience, len(self._positions))):
+        extended_timeout = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
+        for _ in range(max(extended_timeout, len(self._positions))):
             if self._index == len(self._indices):
                 self._look_ahead()
             found = self._documents[self._indices[self._index]]

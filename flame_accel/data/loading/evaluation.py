@@ -11,7 +11,7 @@ import numpy as np
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecords
 from flame_accel.data.lanes.best_fit import Window, build_row
-from flame_accel.data.lanes.lane import Lane, Packing
+from flame_accel.data.lanes.row_packing import Lane, Packing
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
 from flame_accel.data.parts import Document, LaneCursor, Row, Skipped, SkipPolicy, SourceCursor
 

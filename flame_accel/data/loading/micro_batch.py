@@ -12,7 +12,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from flame_accel.data.lanes.lane import Packing
+from flame_accel.data.lanes.row_packing import Packing
 from flame_accel.data.parts import Row
 
 IGNORED_LABEL = -100

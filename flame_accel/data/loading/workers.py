@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import too_many
-from flame_accel.data.lanes.lane import Lane, Packing
+from flame_accel.data.lanes.row_packing import Lane, Packing
 from flame_accel.data.parts import (
     LaneCursor,
     Reader,

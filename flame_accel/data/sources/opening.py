@@ -182,7 +182,7 @@ def _find_files(options: SourceOptions) -> _Found:
 
 
 def _open_files(options: SourceOptions, found: Sequence[Path]) -> OpenSource:
-    _refuse_one_long_text(options, found)
+    _check_document_count(options, found)
     names = [str(file) for file in found]
     column, max_bytes = options.text_column, options.max_document_bytes
     if options.streaming:
@@ -191,7 +191,7 @@ def _open_files(options: SourceOptions, found: Sequence[Path]) -> OpenSource:
     return _checked(table, options)
 
 
-def _refuse_one_long_text(options: SourceOptions, found: Sequence[Path]) -> None:
+def _check_document_count(options: SourceOptions, found: Sequence[Path]) -> None:
     """A book of everything in one file would be a single document, however many it means."""
     if len(found) > 1 or files.kind_of(found[0]) != files.TEXT:
         return

@@ -44,7 +44,7 @@ def cross_entropy_loss(
         inplace_backward: for fla's kernel.
         process_group: must be None: every process holds the whole vocabulary.
     """
-    _refuse_group(process_group)
+    _check_no_process_group(process_group)
     z = logits.float()
     if logit_scale != 1.0:
         z = z * logit_scale
@@ -111,7 +111,7 @@ def fused_linear_cross_entropy_loss(
         accumulate_grad_in_fp32: they always are.
         process_group: must be None.
     """
-    _refuse_group(process_group)
+    _check_no_process_group(process_group)
     total = (target != ignore_index).sum().clamp_min(1) if reduction == "mean" else 1
     penalty = l2_penalty_factor / x.shape[0] if use_l2warp else 0.0
     token_losses = partial(
@@ -173,7 +173,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dx, None, dweight, dbias, None, None, None
 
 
-def _refuse_group(process_group: Any) -> None:
+def _check_no_process_group(process_group: Any) -> None:
     if process_group is not None:
         raise UserError(
             "a cross-entropy over a vocabulary that processes share needs a Triton device",

@@ -6,8 +6,8 @@ none):
     S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T,    o_t = scale * S_t^T q_t
 
 (Yang et al., Gated Linear Attention Transformers, arXiv 2312.06635, section 4). Inside a chunk the
-tokens attend to each other, with scores from `decay_inside`; between chunks the state is carried on
-by a loop, here. fla's signatures are in `gla`.
+tokens attend to each other, with scores from `decay_intra_chunk`; between chunks a loop carries
+the state, here. fla's signatures are in `gla`.
 
 Shape letters: B batch, T tokens, N sequences, H heads, K key and V value channels, C tokens of a
 chunk, P chunks of all heads.
@@ -27,7 +27,7 @@ from flame_accel.kernels.recurrence.chunking import (
     to_chunks,
     unsort_sequences,
 )
-from flame_accel.kernels.recurrence.decay_inside import look_inside
+from flame_accel.kernels.recurrence.decay_intra_chunk import intra_chunk
 
 CHUNK = 32
 """Tokens of a chunk."""
@@ -111,7 +111,7 @@ class _DecayAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         qc, kc, vc = (to_chunks(x, chunks).flatten(0, 1) for x in (q, k, v))
         gc = None if g is None else to_chunks(g, chunks).flatten(0, 1)
-        inside = look_inside(qc * scale, kc, gc)
+        inside = intra_chunk(qc * scale, kc, gc)
         states, final = scan_states(inside.k_out.mT @ vc, inside.decay, initial, chunks)
         o = (inside.scores @ vc).baddbmm_(inside.q_in, states)
         ctx.scale, ctx.chunks, ctx.num_heads = scale, chunks, q.shape[2]

@@ -8,7 +8,7 @@ With queries q_t, keys k_t and erase keys a_t [K], values v_t [V] and log decays
 (Yang et al., DeltaNet, arXiv 2406.06484; Gated DeltaNet, arXiv 2412.06464; KDA, arXiv 2510.26692).
 What was erased may have a key b_t of its own, and a_t may read S_{t-1} before it decays (RWKV7,
 arXiv 2503.14456). Inside a chunk the corrected values u_t depend on each other through a triangular
-system, with scores from `delta_inside`; between chunks the state is carried on by a loop, here.
+system, with scores from `delta_intra_chunk`; between chunks a loop carries the state, here.
 fla's signatures are in `delta_rule`, `kda`, `comba`, `delta_product` and `dplr`.
 
 Shape letters: B batch, T tokens, N sequences, H heads, K key and V value channels, C tokens of a
@@ -30,7 +30,7 @@ from flame_accel.kernels.recurrence.chunking import (
     unsort_sequences,
 )
 from flame_accel.kernels.recurrence.decay import one_token_each
-from flame_accel.kernels.recurrence.delta_inside import look_inside
+from flame_accel.kernels.recurrence.delta_intra_chunk import intra_chunk
 
 CHUNK = 32
 """Tokens of a chunk."""
@@ -132,7 +132,7 @@ class _DeltaAttention(torch.autograd.Function):
         x = _to_chunks((q, a), chunks)
         y = _to_chunks((k,) if b is None else (b, k), chunks)
         gc = None if g is None else to_chunks(g, chunks).flatten(0, 1)
-        inside = look_inside(x, y, gc, before_decay)
+        inside = intra_chunk(x, y, gc, before_decay)
         scores, x_in, y_out, decay = inside[:4]
         size = chunks.size
         inverse = _invert(scores[:, size:, :size])

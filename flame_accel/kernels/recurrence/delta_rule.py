@@ -87,7 +87,7 @@ def chunk_gated_delta_rule(
     `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid. With
     `use_gate_in_kernel`, the log decay is -exp(A_log) softplus(g + dt_bias), parameters [HV].
     """
-    refuse_context_parallelism(cp_context)
+    check_no_context_parallelism(cp_context)
     if use_gate_in_kernel and g is not None and A_log is not None:
         rates = g.float() if dt_bias is None else g.float() + dt_bias.float()
         g = -A_log.float().exp() * F.softplus(rates)
@@ -197,7 +197,7 @@ def sigmoid_beta(beta: Tensor, allow_neg_eigval: bool) -> Tensor:
     return beta.float().sigmoid() * (2.0 if allow_neg_eigval else 1.0)
 
 
-def refuse_context_parallelism(cp_context: Any) -> None:
+def check_no_context_parallelism(cp_context: Any) -> None:
     """Raises if sequences are split over devices: the PyTorch implementations see whole ones."""
     if cp_context is not None:
         raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.delta import delta_attention
-from flame_accel.kernels.recurrence.delta_rule import States, refuse_context_parallelism
+from flame_accel.kernels.recurrence.delta_rule import States, check_no_context_parallelism
 
 
 @without_autocast
@@ -37,7 +37,7 @@ def chunk_dplr_delta_rule(
 
     All are [B, T, H, K] but `v` [B, T, H, V]; the scale is 1 / sqrt(K) if None.
     """
-    refuse_context_parallelism(cp_context)
+    check_no_context_parallelism(cp_context)
     o, state = delta_attention(
         q, k, v, -a, b, gk,
         scale=k.shape[-1] ** -0.5 if scale is None else scale,

@@ -16,8 +16,8 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.delta import delta_attention
 from flame_accel.kernels.recurrence.delta_rule import (
     States,
+    check_no_context_parallelism,
     correct,
-    refuse_context_parallelism,
     sigmoid_beta,
 )
 
@@ -56,8 +56,8 @@ def chunk_kda(
     With `use_gate_in_kernel`, the log decay is `fused_kda_gate` of `g`. With
     `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid.
     """
-    refuse_context_parallelism(cp_context)
-    _refuse_states_of_chunks(return_intermediate_states)
+    check_no_context_parallelism(cp_context)
+    _check_no_chunk_states(return_intermediate_states)
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_beta_sigmoid_in_kernel:
@@ -145,8 +145,8 @@ def chunk_gdn2(
     `v`, `g`, `b` [B, T, HV, K] and `w` [B, T, HV, V] may have more heads than `q` and `k`, a
     multiple. The decay gate is that of `chunk_kda`.
     """
-    refuse_context_parallelism(cp_context)
-    _refuse_states_of_chunks(return_intermediate_states)
+    check_no_context_parallelism(cp_context)
+    _check_no_chunk_states(return_intermediate_states)
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_qk_l2norm_in_kernel:
@@ -178,7 +178,7 @@ def fused_recurrent_gdn2(
     return chunk_gdn2(q, k, v, g, b, w, *rest, A_log=A_log, dt_bias=dt_bias, **options)
 
 
-def _refuse_states_of_chunks(asked: bool) -> None:
+def _check_no_chunk_states(asked: bool) -> None:
     if asked:
         raise UserError(
             "the states between chunks (return_intermediate_states) are not kept in PyTorch",

@@ -1,6 +1,6 @@
 """Decays per head between the tokens of a chunk, for operators that leave gradients to autograd.
 
-`decay_inside` has the same factors with gradients of its own.
+`decay_intra_chunk` has the same factors with gradients of its own.
 """
 
 import torch

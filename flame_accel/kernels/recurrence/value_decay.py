@@ -23,7 +23,7 @@ from flame_accel.kernels.recurrence.decay import (
     one_token_each,
     scan_states,
 )
-from flame_accel.kernels.recurrence.decay_inside import look_inside
+from flame_accel.kernels.recurrence.decay_intra_chunk import intra_chunk
 
 
 @without_autocast
@@ -78,7 +78,7 @@ class _ValueDecay(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, g, initial, cu_seqlens)
         ctx.scale = scale
         qc, kc, vc, gc = (to_chunks(x, chunks).flatten(0, 1) for x in (q, k, v, g))
-        inside = look_inside(vc, vc, gc)
+        inside = intra_chunk(vc, vc, gc)
         start = initial.mT.contiguous()
         states, final = scan_states(inside.k_out.mT @ kc, inside.decay, start, chunks)
         qc *= scale

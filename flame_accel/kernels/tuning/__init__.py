@@ -1,20 +1,25 @@
 """Which configuration a Triton kernel of fla runs with: found on disk, or tuned in parallel.
 
-`choices` keeps configurations, in the format of fla's own config cache; `tuner` finds them and
-tunes what nobody has tuned yet; `door` is where Triton asks for them. Shipped ones lie in
-`shipped/`, one folder per GPU.
+`tuned_configs` keeps configurations, in the format of fla's own config cache; `tuner` finds them
+and tunes what nobody has tuned yet; `autotune_hook` is where Triton asks for them. Shipped ones lie
+in `shipped/`, one folder per GPU.
 """
 
-from flame_accel.kernels.tuning.choices import cache_folder, shipped_folder
-from flame_accel.kernels.tuning.door import close_door, keep_choices_in, open_door, untuned
+from flame_accel.kernels.tuning.autotune_hook import (
+    install_hook,
+    persist_configs,
+    uninstall_hook,
+    untuned,
+)
+from flame_accel.kernels.tuning.tuned_configs import cache_folder, shipped_folder
 from flame_accel.kernels.tuning.tuner import Tuner
 
 __all__ = [
     "Tuner",
     "cache_folder",
-    "close_door",
-    "keep_choices_in",
-    "open_door",
+    "install_hook",
+    "persist_configs",
     "shipped_folder",
+    "uninstall_hook",
     "untuned",
 ]

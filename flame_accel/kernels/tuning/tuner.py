@@ -4,7 +4,7 @@ Triton's autotuner compiles one candidate after the other and times each for an 
 fla has hundreds. Here the candidates of a kernel compile in a pool of threads and are timed twice:
 all of them shortly, then the best few for longer. What was chosen is written to the run's folder,
 so that a restart computes the same bits, and what was tuned to the user's cache folder, so that it
-is tuned once. Files and their format belong to `choices`; `door` is where Triton comes in.
+is tuned once. `tuned_configs` reads and writes the files; `autotune_hook` is where Triton calls.
 """
 
 import logging
@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from flame_accel.kernels.tuning import choices
+from flame_accel.kernels.tuning import tuned_configs
 
 log = logging.getLogger("flame_accel")
 
@@ -53,8 +53,8 @@ class Tuner:
 
         self.triton_version: str = triton.__version__
         self.gpu, self.patient = gpu, patient
-        self.tuned_folder = (folder or choices.cache_folder() / "tuned") / gpu
-        self.folders = [] if fresh else [self.tuned_folder, choices.shipped_folder(gpu)]
+        self.tuned_folder = (folder or tuned_configs.cache_folder() / "tuned") / gpu
+        self.folders = [] if fresh else [self.tuned_folder, tuned_configs.shipped_folder(gpu)]
         self.run_folder: Path | None = None
         self.provisional: list[tuple[dict[Any, Any], Any]] = []
         """What an impatient tuner has put into which kernel's cache."""
@@ -104,7 +104,7 @@ class Tuner:
         self, name: str, names: Sequence[str], key: Sequence[Any], candidates: Sequence[Any]
     ) -> Any:
         for folder in ([self.run_folder] if self.run_folder else []) + self.folders:
-            found = choices.find(folder, name, names, key)
+            found = tuned_configs.find(folder, name, names, key)
             # what is no candidate was tuned for another version of the kernel, or its namesake
             for candidate in candidates:
                 if found is not None and _describe(candidate) == dict(found):
@@ -112,7 +112,7 @@ class Tuner:
         return None
 
     def _write(self, folder: Path, name: str, key: Sequence[Any], config: Any) -> None:
-        choices.write(folder, name, key, _describe(config), self.triton_version)
+        tuned_configs.write(folder, name, key, _describe(config), self.triton_version)
 
     def _tune(
         self,

@@ -81,7 +81,7 @@ def possible_degrees(regions: list[Region]) -> list[int]:
     return [degree for degree in range(1, common + 1) if common % degree == 0]
 
 
-def refuse_degree(regions: list[Region], degree: int) -> None:
+def check_tensor_parallel_degree(regions: list[Region], degree: int) -> None:
     """Refuses a degree that does not divide everything that would be dealt out.
 
     Raises:
@@ -100,7 +100,7 @@ def refuse_degree(regions: list[Region], degree: int) -> None:
                 )
 
 
-def refuse_loss_of_logits(model: PreTrainedModel) -> None:
+def check_loss_without_logits(model: PreTrainedModel) -> None:
     """Refuses a loss that is not a sum over the vocabulary, for which peers have no logits.
 
     Raises:

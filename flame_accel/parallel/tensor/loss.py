@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from flame_accel.parallel.tensor.collectives import enter, reduce_over_peers
-from flame_accel.parallel.tensor.views import local_share, share
+from flame_accel.parallel.tensor.dtensors import local_share, share
+from flame_accel.parallel.tensor.regions import enter, reduce_over_peers
 
 CHUNK_LOGITS = 2**25
 """So many fp32 logits are held at a time (128 MiB)."""

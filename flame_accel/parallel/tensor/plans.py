@@ -27,9 +27,9 @@ class Plan:
     whole: tuple[str, ...] = ()
     """Those that every peer has whole, and whose gradients are summed, since each peer's only
     stems from its own heads."""
-    stand_ins: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
     """Functions that the region's forward calls and that would need to see the heads of all peers:
-    name there -> name in `stand_ins`."""
+    name there -> name in `overrides`."""
 
 
 _CONVOLUTIONS = ("q_conv1d", "k_conv1d", "v_conv1d")
@@ -86,7 +86,7 @@ PLANS: dict[str, Plan] = {
         columns=("o_proj",),
         whole=("g_norm_swish_gate", "g_norm"),
         # a head's decay follows from its number among all heads
-        stand_ins={
+        overrides={
             "chunk_retention": "Retention",
             "fused_chunk_retention": "Retention",
             "parallel_retention": "Retention",
@@ -99,7 +99,7 @@ PLANS: dict[str, Plan] = {
         rows=("q_proj", "f_proj", "i_proj", "q_conv1d", "f_conv1d", "i_conv1d", "g_norm"),
         columns=("o_proj",),
         # its norm is over the features of all heads
-        stand_ins={"rms_norm_linear": "NormLinear"},
+        overrides={"rms_norm_linear": "NormLinear"},
     ),
 }
 """By the name of a class of fla."""

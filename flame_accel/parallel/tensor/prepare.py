@@ -2,7 +2,7 @@
 
 `Accelerator.prepare` with a tensor-parallel mesh imports a name that transformers 5 no longer has
 (accelerate 1.15.0, accelerator.py:1618); what it would do there, making every parameter a DTensor,
-`split_model` has done.
+`apply_tensor_parallel` has done.
 """
 
 from typing import Any

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from flame_accel.parallel.tensor.collectives import leave
+from flame_accel.parallel.tensor.dtensors import local_share, share, subclass_instance
 from flame_accel.parallel.tensor.loss import VocabularyParallelLoss
-from flame_accel.parallel.tensor.views import local_share, share, specialise
+from flame_accel.parallel.tensor.regions import leave
 
 
 def split_embedding(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
@@ -34,7 +34,7 @@ def split_embedding(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
         found = functional.embedding(local.masked_fill(foreign, 0), weight, padding)
         return leave(found.masked_fill(foreign[..., None], 0), mesh.get_group())
 
-    specialise(embedding, {"forward": forward})
+    subclass_instance(embedding, {"forward": forward})
 
 
 def whole_weight(weight: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def split_head(model: PreTrainedModel, mesh: DeviceMesh, *, loss_parallel: bool)
     def compute_from_hidden(*args: Any, **kwargs: Any) -> Any:
         return compute(*args, **kwargs | {"fuse_linear_cross_entropy": True})
 
-    specialise(owner.lm_head, {"forward": forward})
+    subclass_instance(owner.lm_head, {"forward": forward})
     # whatever the config says: the criterion gets hidden states and the head's weight, not logits
     owner._compute_logits_and_loss = compute_from_hidden
     if loss_parallel:

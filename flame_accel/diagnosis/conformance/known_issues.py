@@ -1,0 +1,44 @@
+"""What is known of fla's models that do not keep a law of `checkup.py`, each with its cause.
+
+Places are in fla 0.6.0. The tests hold that exactly these laws are broken: a model that starts to
+work has to leave this list.
+"""
+
+from typing import NamedTuple
+
+
+class KnownIssue(NamedTuple):
+    """A law that some models break."""
+
+    models: str
+    """Model types, separated by spaces."""
+    law: str
+    """As `checkup.LAWS` names it."""
+    devices: str
+    """Where: `cpu` with our kernels, `cuda` with fla's, or both."""
+    reason: str
+
+
+HOLES: tuple[KnownIssue, ...] = (
+    KnownIssue(
+        "cat",
+        "keeps documents apart",
+        "cpu cuda",
+        "fla refuses cu_seqlens: its chunks are cut across the whole row "
+        "(fla/models/cat/modeling_cat.py:547)",
+    ),
+)
+
+
+def known_issues(model_type: str, device: str) -> dict[str, str]:
+    """The laws that a model is known to break on a device, each with its reason.
+
+    Args:
+        model_type: as fla registers it.
+        device: "cpu", which stands for our kernels wherever they run, or "cuda" for fla's.
+    """
+    return {
+        hole.law: hole.reason
+        for hole in HOLES
+        if model_type in hole.models.split() and device in hole.devices.split()
+    }

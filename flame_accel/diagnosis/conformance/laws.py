@@ -1,0 +1,302 @@
+"""Laws that every causal language model should keep, checked on a tiny one.
+
+Trains, comes back from disk, generates with its cache what it computes in one pass, keeps packed
+documents apart. On a CPU in float32, on a GPU under bfloat16 autocast. Which models there are lives
+in `catalogue.py`, what is known of those that fail in `holes.py`, the table of all of them in
+`matrix.py`.
+"""
+
+import inspect
+import itertools
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import fla
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+import flame_accel
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.record import recorded_families
+from flame_accel.models.build import build_model
+from flame_accel.models.parameter_groups import parameter_groups
+
+DOCUMENT_LENGTHS = (3, 30, 70, 1, 26)
+"""Tokens of the packed documents: one, several, and more than a chunk of 64."""
+CHANGED = 1
+"""Index of the document that the leak test changes; its length is no multiple of a chunk."""
+PROMPT_LENGTHS = (1, 13, 66)
+NEW_TOKENS = 4
+ROWS, ROW_LENGTH = 2, 70
+
+
+class Precision(NamedTuple):
+    """How closely two ways to compute the same thing agree: norm of the difference over norm."""
+
+    step: float
+    """Between token by token and one pass."""
+    packing: float
+    """Between a packed document and the same one alone."""
+
+
+PRECISION = {"cpu": Precision(step=1e-4, packing=1e-5), "cuda": Precision(step=3e-2, packing=3e-2)}
+
+
+class Finding(NamedTuple):
+    """What became of one law."""
+
+    law: str
+    holds: bool
+    reason: str
+    """Why it does not hold; empty where it does."""
+    seconds: float
+
+
+class Broken(Exception):
+    """A law that does not hold; the message says in what way."""
+
+
+def examine(
+    config: PreTrainedConfig, device: str = "cpu", laws: Iterable[str] | None = None
+) -> Iterator[Finding]:
+    """Checks laws on the model of a configuration, all of `LAWS` in their order unless named.
+
+    An exception, whatever it is, is a reason.
+
+    Args:
+        config: small: the model is built, trained for two steps and called some twenty times.
+        device: "cpu" or "cuda".
+        laws: names of some of them.
+    """
+    model = None
+    for name in LAWS if laws is None else laws:
+        started_at = time.monotonic()
+        reason = ""
+        try:
+            model = model or _build(config, device)
+            LAWS[name](model)
+        except Exception as error:
+            reason = explain(error)
+        yield Finding(name, not reason, reason, round(time.monotonic() - started_at, 1))
+
+
+def explain(error: Exception) -> str:
+    """The kind of an exception, the line of fla or of our kernels that raised it, its message."""
+    if isinstance(error, Broken):
+        return str(error)
+    if isinstance(error, UserError):
+        return error.what
+    roots = [
+        os.path.dirname(os.path.dirname(inspect.getfile(package))) for package in (fla, flame_accel)
+    ]
+    places = [
+        f" at {os.path.relpath(frame.filename, root)}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        for root, part in zip(roots, ("fla", "flame_accel/kernels"), strict=True)
+        if frame.filename.startswith(os.path.join(root, part, ""))
+    ]
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}{''.join(places[-1:])}" + (f": {message}" if message else "")
+
+
+def trains(model: PreTrainedModel) -> None:
+    """Two optimizer steps on one batch lower the loss; every parameter gets a finite gradient.
+
+    Where weights start at 0 so that a layer starts as the identity, the gradients of others do too:
+    they get some more steps.
+    """
+    ids = _draw_ids(model, (ROWS, ROW_LENGTH))
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
+    without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.train()
+    losses = [_train_step(model, optimizer, ids, without) for _ in range(2)]
+    with torch.no_grad(), _arithmetic(model):
+        losses.append(model(input_ids=ids, labels=ids).loss.item())
+    for _ in range(3 if without else 0):
+        _train_step(model, optimizer, ids, without)
+    _demand(
+        all(loss < float("inf") for loss in losses) and losses[-1] < losses[0],
+        f"the loss does not fall: {', '.join(f'{loss:.4f}' for loss in losses)}",
+    )
+    _demand(not without, f"no gradient reaches {', '.join(sorted(without))}")
+
+
+def _train_step(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor, without: set[str]
+) -> float:
+    """Returns the loss, and takes from `without` the parameters with a gradient that is not 0."""
+    with _arithmetic(model):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    _demand(not wrong, f"gradients are not finite: {', '.join(wrong)}")
+    without -= {name for name, gradient in gradients.items() if gradient.any()}
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def reloads(model: PreTrainedModel) -> None:
+    """A model that is saved and loaded through the auto class gives the same logits, bit by bit."""
+    ids = _draw_ids(model, (ROWS, ROW_LENGTH))
+    model.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = _place(AutoModelForCausalLM.from_pretrained(folder), model.device).eval()
+    _demand(type(loaded) is type(model), f"it comes back as {type(loaded).__name__}")
+    same = torch.equal(_logits(loaded, ids), _logits(model, ids))
+    _demand(same, "the loaded model gives other logits")
+
+
+def generates(model: PreTrainedModel) -> None:
+    """Greedy generation, token by token, is what one pass over the whole text computes.
+
+    With a cache, unless the architecture's own default is to have none.
+    """
+    model.eval()
+    generate: Any = model.generate
+    tolerance = PRECISION[model.device.type].step
+    for length in PROMPT_LENGTHS:
+        prompt = _draw_ids(model, (1, length))
+        with torch.no_grad(), _arithmetic(model):
+            generated = generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        steps = torch.stack(generated.logits, dim=1).float()
+        whole = _logits(model, generated.sequences)[:, length - 1 : -1]
+        error = relative_error(steps, whole)
+        _demand(
+            error <= tolerance,
+            f"token by token differs from one pass by {error:.1e} after {length} tokens",
+        )
+        chosen = whole.gather(-1, generated.sequences[:, length:, None]).squeeze(-1)
+        # two tokens may be as likely as each other within the tolerance
+        margin = tolerance * whole.abs().amax(-1)
+        _demand(bool((chosen >= whole.amax(-1) - margin).all()), "other tokens than in one pass")
+
+
+def keeps_documents_apart(model: PreTrainedModel) -> None:
+    """Nothing of a packed document reaches another one, neither forward nor backward."""
+    row = _draw_ids(model, (1, sum(DOCUMENT_LENGTHS)))
+    bounds = torch.tensor((0, *DOCUMENT_LENGTHS), device=row.device).cumsum(0, dtype=torch.int32)
+    edges = bounds.tolist()
+    others = torch.ones_like(row, dtype=torch.bool)
+    others[:, edges[CHANGED] : edges[CHANGED + 1]] = False
+    changed = torch.where(others, row, model.config.vocab_size - 1 - row)
+    # as in training, whose kernels may be others than those of evaluation
+    model.train()
+    before, gradient = _pass_through(model, row, bounds, others)
+    after, _ = _pass_through(model, changed, bounds, others)
+    _demand(torch.equal(before[others], after[others]), "one document changes another's logits")
+    _demand(not gradient[~others].any(), "the loss of one document has a gradient in another")
+    _demand(bool(gradient[others].any()), "the loss has no gradient in its own documents")
+
+    model.eval()
+    packed = _logits(model, row, cu_seqlens=bounds)
+    tolerance = PRECISION[model.device.type].packing
+    for begin, end in itertools.pairwise(edges):
+        error = relative_error(packed[:, begin:end], _logits(model, row[:, begin:end]))
+        _demand(
+            error <= tolerance,
+            f"a document of {end - begin} tokens differs by {error:.1e} from the same one alone",
+        )
+
+
+LAWS: dict[str, Callable[[PreTrainedModel], None]] = {
+    "trains": trains,
+    "reloads": reloads,
+    "generates": generates,
+    "keeps documents apart": keeps_documents_apart,
+}
+"""The name of each law, and the function that raises where a model breaks it."""
+
+
+def _pass_through(
+    model: PreTrainedModel, row: torch.Tensor, bounds: torch.Tensor, counted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a packed row, and the gradient of those `counted` with respect to its embeddings.
+
+    Returns:
+        `[1, T, V]` and `[1, T, D]`.
+    """
+    embedded: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with _arithmetic(model):
+            logits = model(input_ids=row, cu_seqlens=bounds, use_cache=False).logits.float()
+    finally:
+        hook.remove()
+    weight = torch.linspace(-1, 1, logits.shape[-1], device=logits.device)
+    (logits[counted] * weight).sum().backward()
+    model.zero_grad()
+    gradient = embedded[0].grad
+    if gradient is None:
+        raise Broken("the logits do not depend on the embeddings")
+    return logits.detach(), gradient
+
+
+def mixer_families(config: PreTrainedConfig) -> list[str]:
+    """Which of our kernels mix the tokens of a model on a CPU, as `kernels/table.py` names them.
+
+    Empty for a model that fla's own PyTorch code serves. Norms, convolutions and losses, which
+    nearly every model has, are left out.
+    """
+    model = _build(config, "cpu")
+    with recorded_families() as families:
+        _logits(model, _draw_ids(model, (ROWS, ROW_LENGTH)))
+    return sorted(module for module in families if not module.startswith("modules."))
+
+
+def _build(config: PreTrainedConfig, device: str) -> PreTrainedModel:
+    size: int = config.vocab_size
+    model = build_model(config, vocabulary_size=size, bos_token_id=None, eos_token_id=None, seed=0)
+    return _place(model, device)
+
+
+def _place(model: Any, device: str | torch.device) -> PreTrainedModel:
+    return model.to(device)
+
+
+def _draw_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+
+
+@contextmanager
+def _arithmetic(model: PreTrainedModel) -> Iterator[None]:
+    """The precision of training on the model's device, and the same random numbers every time."""
+    torch.manual_seed(0)
+    device = model.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+        yield
+
+
+def _logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    with torch.no_grad(), _arithmetic(model):
+        return model(input_ids=ids, use_cache=False, **options).logits.float()
+
+
+def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the reference."""
+    return ((value - reference).norm() / reference.norm()).item()
+
+
+def _demand(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Broken(otherwise)

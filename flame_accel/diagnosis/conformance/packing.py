@@ -1,0 +1,31 @@
+"""Which architectures keep packed documents apart. How they are packed is decided in `data`."""
+
+from transformers import PreTrainedConfig
+
+from flame_accel.config.errors import UserError
+from flame_accel.diagnosis.conformance.known_issues import known_issues
+from flame_accel.models.norms import base_model_type
+
+LAW = "keeps documents apart"
+"""Of `checkup.py`, which tests that nothing of a document reaches another in the same row."""
+
+
+def check_packing_support(config: PreTrainedConfig, *, kernels: str) -> None:
+    """Refuses `training.varlen` for a model that would mix the documents of a row.
+
+    Args:
+        config: of the model.
+        kernels: that it will run with, "torch" or "triton", as `kernels.install` returns it.
+
+    Raises:
+        UserError: The model type is known to break the law with these kernels.
+    """
+    reason = known_issues(base_model_type(config), {"torch": "cpu", "triton": "cuda"}[kernels]).get(
+        LAW
+    )
+    if reason is not None:
+        raise UserError(
+            f"{config.model_type} does not keep packed documents apart: {reason}",
+            where="training.varlen",
+            remedy="train it without --training.varlen",
+        )

@@ -1,0 +1,41 @@
+"""The one list of checks that a run passes after its set-up and before anything is built.
+
+Options that are wrong by themselves never get here (`config`). What is known of machines and models
+lives in `fitness` and `conformance`.
+"""
+
+from accelerate import Accelerator
+from transformers import PreTrainedConfig
+
+from flame_accel.config import Config
+from flame_accel.diagnosis.conformance.packing import check_packing_support
+from flame_accel.diagnosis.fitness import check_machine
+from flame_accel.diagnosis.numerics import check_document_isolation
+from flame_accel.observe import get_logger
+from flame_accel.parallel import compute_precision
+
+
+def check_run(
+    config: Config, accelerator: Accelerator, model_config: PreTrainedConfig, active_kernels: str
+) -> None:
+    """Checks that the model can train on this machine as the options ask; logs warnings.
+
+    Args:
+        config: Of the run; the only check that looks at all sections.
+        accelerator: Of the run.
+        model_config: Of the model to train.
+        active_kernels: "triton" or "torch", as `kernels.install` returned it.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if config.training.varlen:
+        check_packing_support(model_config, kernels=active_kernels)
+        check_document_isolation(model_config, accelerator.device.type)
+    for warning in check_machine(
+        model_config,
+        config.model.kernels,
+        config.job.dump_folder,
+        compute_precision(accelerator),
+    ):
+        get_logger().info("This machine: %s", warning)

@@ -1,0 +1,43 @@
+"""How far a run is in its data, over all ranks, and how much of it was of no use.
+
+The counts are those of the lanes' cursors, so that a run that continues goes on counting. Where
+a stream stands is `data`'s part, what a step took `meter`'s.
+"""
+
+import torch
+from accelerate import Accelerator
+
+from flame_accel.data import StepBatches, too_many
+from flame_accel.parallel import all_reduce_sum, dp_size, sum_dtype
+
+
+def data_metrics(
+    accelerator: Accelerator, batches: StepBatches, max_bad: int | None
+) -> dict[str, float]:
+    """The key `epoch` of a record, and `data/...` if there is padding or records were skipped.
+
+    Every rank must call it.
+
+    Raises:
+        UserError: all ranks together have passed over more than `max_bad` bad records.
+    """
+    local = (
+        batches.epoch,
+        batches.consumed_documents,
+        batches.skipped_documents,
+        batches.bad_documents,
+        batches.packing_efficiency,
+    )
+    device = accelerator.device
+    totals = all_reduce_sum(
+        accelerator, torch.tensor(local, dtype=sum_dtype(device), device=device)
+    )
+    epoch, consumed, skipped, bad, efficiency = totals.tolist()
+    if max_bad is not None and bad > max_bad:
+        raise too_many(int(bad), max_bad, None)
+    record: dict[str, float] = {"epoch": epoch / dp_size(accelerator)}
+    if skipped:
+        record |= {"data/documents": int(consumed), "data/skipped_documents": int(skipped)}
+    if efficiency < dp_size(accelerator):
+        record["data/packing_efficiency"] = efficiency / dp_size(accelerator)
+    return record

@@ -1,0 +1,147 @@
+"""Where records go: the console and metrics.jsonl always, Accelerate's trackers where enabled.
+
+Values come from `meter` and `evaluation`; nothing is computed here. With `metrics.rank_0_only` off
+every rank also writes its own values for TensorBoard, below the folder of the common ones.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from flame_accel.config import MetricsConfig, UserError
+from flame_accel.observe.console import format_record, get_logger
+
+
+def tracker_names(metrics: MetricsConfig) -> list[str]:
+    """Accelerate's names of the enabled trackers."""
+    names = {"tensorboard": metrics.enable_tensorboard, "wandb": metrics.enable_wandb}
+    return [name for name, enabled in names.items() if enabled]
+
+
+class MetricLogger:
+    """Takes the records of a run to the console, metrics.jsonl and Accelerate's trackers.
+
+    Args:
+        accelerator: Built with `log_with=tracker_names(...)`.
+        run_folder: Holds metrics.jsonl; W&B writes below it.
+        metrics: Which ranks write for TensorBoard, and where.
+        options: Every option of the run, in sections, as the trackers' hyper-parameters.
+        step: The run continues after this step; records of later ones are dropped, since they will
+            be made again.
+        tracker_ids: Ids of the run that is continued, or empty.
+
+    Raises:
+        UserError: A tracker was asked for and its package is not there.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run_folder: Path,
+        *,
+        metrics: MetricsConfig,
+        options: Mapping[str, Mapping[str, Any]],
+        step: int,
+        tracker_ids: Mapping[str, str],
+    ) -> None:
+        self.accelerator = accelerator
+        self.path = run_folder / "metrics.jsonl"
+        self.tracker_ids = dict(tracker_ids)
+        if accelerator.is_main_process:
+            drop_records_after(self.path, step)
+        self._start_trackers(run_folder, options, step)
+        self.own_writer: Any = None
+        if not metrics.rank_0_only:
+            # only where it is needed: it takes long to import
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = run_folder / metrics.save_tb_folder / f"rank-{accelerator.process_index}"
+            self.own_writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def _start_trackers(
+        self, run_folder: Path, options: Mapping[str, Mapping[str, Any]], step: int
+    ) -> None:
+        names = [str(getattr(name, "value", name)) for name in self.accelerator.log_with]
+        if not names:
+            return
+        init_kwargs: dict[str, dict[str, Any]] = {
+            "tensorboard": {"purge_step": step + 1},
+            "wandb": {
+                "dir": str(run_folder),
+                "name": run_folder.resolve().name,
+                "id": self.tracker_ids.get("wandb"),
+                "resume": "allow",
+            },
+        }
+        self.accelerator.init_trackers(
+            os.environ.get("WANDB_PROJECT", "flame_accel"),
+            flatten_options(options),
+            {name: init_kwargs[name] for name in names},
+        )
+        if not self.accelerator.is_main_process:
+            return
+        missing = set(names) - {tracker.name for tracker in self.accelerator.trackers}
+        if missing:
+            raise UserError(
+                f"the tracker {', '.join(sorted(missing))} cannot be started",
+                where="metrics.enable_*",
+                remedy="install its package, or switch it off",
+            )
+        if "wandb" in names:
+            run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
+            self.tracker_ids["wandb"] = run.id
+
+    def write(self, record: Mapping[str, Any], *, steps: int) -> None:
+        """Writes a record, which has a `step` of `steps`. Rank 0 writes, the others pass."""
+        get_logger().info("%s", format_record(record, steps))
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(json_values(record)) + "\n")
+        values = {key: value for key, value in record.items() if key != "step"}
+        self.accelerator.log(values, step=int(record["step"]))
+
+    def write_local(self, values: Mapping[str, float], *, step: int) -> None:
+        """Writes what a rank has measured itself, where every rank is to."""
+        if self.own_writer is None:
+            return
+        for name, value in values.items():
+            self.own_writer.add_scalar(name, value, global_step=step)
+        self.own_writer.flush()
+
+
+def json_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinities: they become strings."""
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def drop_records_after(path: Path, step: int) -> None:
+    """Removes the records of steps after `step`, and a last line that was never finished."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+    replace_text(path, "".join(kept))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Gives a file new contents, all or none of them."""
+    draft = path.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def flatten_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """`section.option` -> value, as text where trackers take no such value."""
+    return {
+        f"{section}.{name}": value if isinstance(value, (int, float, str)) else str(value)
+        for section, values in options.items()
+        for name, value in values.items()
+    }

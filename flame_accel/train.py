@@ -1,0 +1,354 @@
+"""One training run, from its configuration to the exported model, in the order in which it happens.
+
+`main` is the table of contents: set up, check, build, restore, train, export. Every component has a
+module of its own; here they only meet. Options are parsed elsewhere, before torch is imported
+(`train_process`), and launching the processes of a run is `commands/train`'s work.
+"""
+
+import gc
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from flame_accel import data, kernels, observe, parallel
+from flame_accel.checkpoint import (
+    CheckpointFolder,
+    SaveSchedule,
+    TrainState,
+    describe_training,
+    export_model,
+    restore,
+    save_checkpoint,
+    weights_only_dtype,
+)
+from flame_accel.config import Config, to_toml
+from flame_accel.diagnosis.run_checks import check_run
+from flame_accel.evaluation import sample_exported, validate
+from flame_accel.models import (
+    ParameterCount,
+    build_model,
+    count_parameters,
+    device_peak_flops,
+    load_model_config,
+    register_models,
+    train_flops_per_token,
+)
+from flame_accel.training import (
+    build_optimizer,
+    is_due,
+    learning_rate,
+    optimizer_in_backward,
+    seed_process,
+    to_device,
+    train_step,
+)
+
+log = observe.get_logger()
+
+
+class Components(NamedTuple):
+    """What a run computes with. Model and optimizer are prepared by Accelerate."""
+
+    tokenizer: PreTrainedTokenizerBase
+    run_data: data.RunData
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    num_parameters: ParameterCount
+    flops_per_token: float | None
+    """Of training, forward and backward; None where the model's mixer is unknown."""
+
+
+class LoopState(NamedTuple):
+    """What changes from step to step, what it is measured with, and where it is written."""
+
+    state: TrainState
+    checkpoints: CheckpointFolder
+    batches: data.StepBatches
+    eval_batches: data.EvaluationBatches | None
+    """None without validation."""
+    meter: observe.Meter
+    metric_logger: observe.MetricLogger
+
+
+def main(config: Config) -> None:
+    """Trains, validates and exports one model as the configuration says.
+
+    Raises:
+        UserError: Something that the user can solve; nothing of earlier runs is lost.
+    """
+    run_folder = Path(config.job.dump_folder)
+    accelerator = parallel.build_accelerator(
+        config.training,
+        config.comm,
+        run_folder=str(run_folder),
+        tensorboard_folder=str(run_folder / config.metrics.save_tb_folder),
+        trackers=observe.tracker_names(config.metrics),
+    )
+    try:
+        active_kernels = setup_run(config, accelerator, run_folder)
+        model_config = load_model_config(
+            str(config.model.config),
+            trust_remote_code=config.model.trust_remote_code,
+            custom=config.model.custom,
+        )
+        check_run(config, accelerator, model_config, active_kernels)
+        components = build_components(config, accelerator, model_config)
+        loop = restore_run(config, accelerator, components, run_folder)
+        if config.checkpoint.create_seed_checkpoint:
+            log.info("initial weights: %s", save(config, accelerator, components, loop))
+            return
+        log_run_summary(config, accelerator, components)
+        step = loop.state.step
+        with observe.profile_steps(
+            accelerator, config.profiling, run_folder, step=step
+        ) as profiler:
+            train(config, accelerator, components, loop, profiler)
+        export_and_report(config, accelerator, components, loop.state, run_folder)
+    finally:
+        accelerator.end_training()
+
+
+def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str:
+    """Opens console and run folder, installs the kernels, registers models, seeds everything.
+
+    Returns:
+        The kernels that are active, "triton" or "torch".
+    """
+    observe.open_console(
+        main_process=accelerator.is_main_process,
+        colored=not config.metrics.disable_color_printing,
+    )
+    if accelerator.is_main_process:
+        environment = observe.describe_environment(accelerator, sys.argv)
+        changes = observe.open_run_folder(run_folder, config=config, environment=environment)
+        observe.copy_console_to(run_folder / "log.txt")
+        for change in changes:
+            log.info("changed since the last start: %s", change)
+    if config.job.print_args:
+        log.info("%s", to_toml(config))
+    log.info("devices: %s", parallel.describe_topology(accelerator))
+    active_kernels = kernels.install(config.model.kernels)
+    log.info("kernels: %s", active_kernels)
+    # a restart computes the same bits only with the same kernel configurations
+    kernels.persist_configs(run_folder / "tuning")
+    register_models(config.model.custom)
+    seed_process(config.training)
+    if config.training.gc_freq:
+        # collecting garbage at fixed steps keeps ranks from waiting for each other's pauses
+        gc.disable()
+    return active_kernels
+
+
+def build_components(
+    config: Config, accelerator: Accelerator, model_config: PreTrainedConfig
+) -> Components:
+    """Builds tokenizer, data, model and optimizer, and has Accelerate prepare the last two."""
+    model_options, training = config.model, config.training
+    tokenizer = data.load_tokenizer(
+        model_options.tokenizer_path or str(model_options.config), model_options.trust_remote_code
+    )
+    with accelerator.main_process_first():
+        run_data = data.open_data(training, config.evaluation, tokenizer)
+    model = build_model(
+        model_config,
+        vocabulary_size=data.vocabulary_size(tokenizer),
+        **data.special_token_ids(tokenizer),
+        norm_type=model_options.norm_type,
+        seed=training.seed,
+        trust_remote_code=model_options.trust_remote_code,
+    )
+    # sizes are read before sharding hides them
+    num_parameters = count_parameters(model)
+    flops_per_token = train_flops_per_token(model, training.context_len or training.seq_len)
+    parallel.transform_model(
+        accelerator, model, training, config.activation_checkpoint, config.float8
+    )
+    optimizer = build_optimizer(accelerator, model, config.optimizer)
+    # neither loader nor scheduler is prepared: the data shards its own rows, and the learning rate
+    # is a function of the step
+    model, optimizer = parallel.prepare(accelerator, model, optimizer, training)
+    optimizer_in_backward(optimizer)
+    if config.float8.precompute_float8_dynamic_scale_for_fsdp:
+        parallel.precompute_float8_scales(model, optimizer)
+    return Components(tokenizer, run_data, model, optimizer, num_parameters, flops_per_token)
+
+
+def restore_run(
+    config: Config, accelerator: Accelerator, components: Components, run_folder: Path
+) -> LoopState:
+    """Restores the run from its newest checkpoint, or begins it; opens batches and metrics."""
+    rank, world_size = parallel.dp_rank(accelerator), parallel.dp_size(accelerator)
+    checkpoints = CheckpointFolder(
+        run_folder / config.checkpoint.folder, keep_latest_k=config.checkpoint.keep_latest_k
+    )
+    state, data_state, rank_states = restore(
+        accelerator,
+        checkpoints,
+        config.checkpoint,
+        model=components.model,
+        optimizer=components.optimizer,
+        steps=config.training.steps,
+    )
+    batches = data.build_batches(
+        config.training, components.run_data, rank=rank, world_size=world_size, state=data_state
+    )
+    eval_batches = data.build_evaluation_batches(
+        config.training, config.evaluation, components.run_data, rank=rank, world_size=world_size
+    )
+    meter = observe.Meter(
+        accelerator,
+        flops_per_token=components.flops_per_token,
+        device_peak_flops=device_peak_flops(observe.device_name(accelerator.device)),
+        states=[rank_state["meter"] for rank_state in rank_states],
+    )
+    metric_logger = observe.MetricLogger(
+        accelerator,
+        run_folder,
+        metrics=config.metrics,
+        options=asdict(config),
+        step=state.step,
+        tracker_ids=state.tracker_ids,
+    )
+    state.tracker_ids = metric_logger.tracker_ids
+    return LoopState(state, checkpoints, batches, eval_batches, meter, metric_logger)
+
+
+def log_run_summary(config: Config, accelerator: Accelerator, components: Components) -> None:
+    """Logs the model's size, the data, and what a step consists of."""
+    training = config.training
+    model_type = parallel.unwrap(accelerator, components.model).config.model_type
+    log.info("model: %s, %s", model_type, components.num_parameters)
+    log.info("data: %s", components.run_data)
+    log.info(
+        "step: %d rows x %d ranks x %d micro-batches x %d tokens = %s tokens; %d steps",
+        training.batch_size,
+        parallel.dp_size(accelerator),
+        training.gradient_accumulation_steps,
+        training.seq_len,
+        f"{parallel.tokens_per_step(training, accelerator):,}",
+        training.steps,
+    )
+
+
+def train(
+    config: Config,
+    accelerator: Accelerator,
+    components: Components,
+    loop: LoopState,
+    profiler: observe.StepProfiler,
+) -> None:
+    """The loop. All ranks reach every line: what depends on the step is the same on each."""
+    training, steps = config.training, config.training.steps
+    state, meter = loop.state, loop.meter
+    step_tokens = parallel.tokens_per_step(training, accelerator)
+    progress = observe.Progress(
+        step=state.step,
+        steps=steps,
+        shown=accelerator.is_main_process,
+        colored=not config.metrics.disable_color_printing,
+    )
+    saves = SaveSchedule(accelerator, config.checkpoint, steps=steps)
+    stream = iter(loop.batches)
+    first_step = state.step + 1
+    meter.start()
+    while state.step < steps:
+        lr = learning_rate(
+            state.step, config.optimizer, steps=steps, warmup_steps=training.warmup_steps
+        )
+        with meter.waiting_for_data():
+            micro_batches = [to_device(batch, accelerator.device) for batch in next(stream)]
+        result = train_step(
+            accelerator,
+            components.model,
+            components.optimizer,
+            micro_batches,
+            lr=lr,
+            max_norm=training.max_norm,
+            skip_non_finite=training.skip_nan_inf,
+            constant_targets=loop.batches.constant_targets,
+        )
+        state.step += 1
+        state.tokens += step_tokens
+        meter.add(result, tokens=step_tokens)
+        profiler.step()
+        progress.advance()
+        if state.step == first_step:
+            parallel.set_train_timeout(accelerator, config.comm)
+
+        record: dict[str, Any] = {}
+        if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
+            record |= meter.record(lr=lr)
+            loop.metric_logger.write_local(meter.local, step=state.step)
+        if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
+            # kernels may have to be tuned for its shapes first
+            with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
+                record |= validate(accelerator, components.model, loop.eval_batches)
+        if record:
+            record |= observe.data_metrics(accelerator, loop.batches, training.max_bad_records)
+            position = {"step": state.step, "tokens": state.tokens}
+            loop.metric_logger.write(position | record, steps=steps)
+            meter.stop_if_diverged(training.max_consecutive_skips)
+        if saves.is_due(state.step, reported=bool(record)):
+            with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
+                save(config, accelerator, components, loop)
+        if training.gc_freq and state.step % training.gc_freq == 0:
+            gc.collect()
+    progress.close()
+
+
+def save(config: Config, accelerator: Accelerator, components: Components, loop: LoopState) -> Path:
+    """Saves all that the run needs to resume after this step, or the weights alone where asked."""
+    return save_checkpoint(
+        accelerator,
+        loop.checkpoints,
+        loop.state,
+        model=components.model,
+        optimizer=components.optimizer,
+        tokenizer=components.tokenizer,
+        data_state=loop.batches.state_dict(),
+        rank_state={"meter": loop.meter.state_dict()},
+        only_weights_in=weights_only_dtype(
+            config.checkpoint, last=loop.state.step == config.training.steps
+        ),
+    )
+
+
+def export_and_report(
+    config: Config,
+    accelerator: Accelerator,
+    components: Components,
+    state: TrainState,
+    run_folder: Path,
+) -> None:
+    """Exports the model to `hf/`, prints a sample of what it writes, and draws the report."""
+    exported = run_folder / "hf"
+    facts = describe_training(
+        config.training,
+        config.optimizer,
+        state,
+        tokens_per_step=parallel.tokens_per_step(config.training, accelerator),
+        num_parameters=components.num_parameters.total,
+    )
+    dtype = getattr(torch, config.checkpoint.export_dtype)
+    with parallel.extended_timeout(accelerator, config.comm):
+        export_model(
+            accelerator, components.model, components.tokenizer, exported, dtype=dtype, facts=facts
+        )
+    log.info("exported: %s", exported)
+    if not accelerator.is_main_process:
+        return
+    sample = ""
+    if config.evaluation.sample_tokens:
+        sample = sample_exported(
+            exported, accelerator.device, config.evaluation, seed=config.training.seed
+        )
+        log.info("sample of the exported model:\n%s", sample)
+    title = config.job.description or run_folder.name
+    log.info("report: %s", observe.write_report(run_folder, title=title, sample=sample))

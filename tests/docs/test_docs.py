@@ -1,0 +1,74 @@
+"""The pages beside README.md are up to date with what they describe."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import flame_accel
+from docs.generate_options import PAGE, describe_all
+from flame_accel.__main__ import COMMANDS
+from tests.helpers.runs import ROOT
+from tests.laws.test_imports import LAYERS
+
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def test_the_options_page_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == describe_all(), "python -m docs.generate_options"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path):
+    text = page.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        elif not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(
+        r"`((?:configs|accelerate_configs|benchmarks|docs|tests|kernels|config|models|diagnosis|\.ci)/[\w./]*)`",
+        text,
+    )
+    for name in named:
+        places = (ROOT / name, ROOT / "flame_accel" / name)
+        assert "FAMILY" in name or any(place.exists() for place in places), name
+
+
+def test_contributing_shows_the_layers_and_tests_there_are():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
+    assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == list(LAYERS)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)`", text)) <= targets
+
+
+def test_the_readme_knows_every_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"python -m flame_accel (\w+)", text)) == set(COMMANDS)
+
+
+def test_the_changelog_tells_of_this_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.*?)\]", text, re.MULTILINE)[0] == flame_accel.__version__
+    assert f'version = "{flame_accel.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_continuous_integration_runs_what_everyone_runs():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    steps = [step.get("run") for job in jobs.values() for step in job["steps"]]
+    assert "bash .ci/run" in steps
+    required = re.search(r'requires-python = ">=(.*)"', (ROOT / "pyproject.toml").read_text())
+    assert required and required[1] in jobs["check"]["strategy"]["matrix"]["python"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert sum(len(repo["hooks"]) for repo in hooks) <= 6
+    pins = (ROOT / "requirements-test.txt").read_text()
+    assert f"ruff=={hooks[0]['rev'].removeprefix('v')}" in pins

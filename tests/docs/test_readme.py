@@ -1,0 +1,283 @@
+"""README.md is true: its commands run, in a small copy of the house, and its tables are right.
+
+Every command runs in the slow test, one after the other in one folder. Those that need the
+quickstart alone run in the default suite too.
+"""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from flame_accel.config import load_file, parse
+from tests.helpers.runs import ROOT, launch_environment, read_records
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+# later flags win: a run of seconds, without a network
+TINY = {
+    "training.batch_size": 2,
+    "training.seq_len": 32,
+    "training.steps": 4,
+    "training.warmup_steps": 1,
+    "training.num_workers": 0,
+    "metrics.log_freq": 1,
+    "model.tokenizer_path": "byte",
+    "evaluation.max_tokens": 300,
+    "evaluation.sample_tokens": 4,
+}
+# what the page says -> what serves here
+SMALLER = {
+    "NGPU=8": "NGPU=2",
+    "accelerate launch": "accelerate launch --num_processes 2 --mixed_precision no",
+    "context_len 2048": "context_len 16",
+    "step-300": "step-4",
+    "tokenizer_path fla-hub/gla-1.3B-100B": "tokenizer_path byte",
+}
+# they make the environment that this suite already runs in, or run this suite
+NOT_RUN = {"bash test.sh", "source .venv/bin/activate"}
+CHECK = "python -m flame_accel.config "
+COMMANDS = (
+    "python -m flame_accel data ",
+    "python -m flame_accel doctor ",
+    "python -m flame_accel export ",
+    "python -m flame_accel prepare ",
+    "python -m flame_accel report ",
+)
+
+
+class Block(NamedTuple):
+    """A fenced block: its language, the file that the text above names, and its lines."""
+
+    language: str
+    file: str
+    body: str
+
+
+def read_blocks() -> list[Block]:
+    """All blocks; one that shows a file has "... `name`:" or "`name` (...):" in the line above."""
+    found = re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)```\n", TEXT, re.DOTALL)
+    names = [re.search(r"`([\w.]+\.(?:toml|json|py))`[^`]*:$", above) for above, _, _ in found]
+    return [
+        Block(language, name[1] if name else "", body)
+        for (_, language, body), name in zip(found, names, strict=True)
+    ]
+
+
+BLOCKS = read_blocks()
+
+
+def read_commands(block: Block) -> list[str]:
+    """The commands of a bash block; a Python block that is no file is one command."""
+    if block.language == "python" and not block.file:
+        return [f"python -c {shlex.quote(block.body)}"]
+    if block.language != "bash":
+        return []
+    return [line for line in block.body.replace("\\\n", " ").splitlines() if line]
+
+
+def is_training(command: str) -> bool:
+    started = "bash train.sh" in command or command.startswith("accelerate launch")
+    return started and not command.endswith(" -h")
+
+
+def is_quick(command: str) -> bool:
+    """The quickstart, and one command of each kind that needs no other run."""
+    if is_training(command):
+        return command == "bash train.sh"
+    return "my_" not in command and "step-" not in command
+
+
+def is_known(command: str) -> bool:
+    known = command in NOT_RUN or command.startswith(("python -c ", CHECK, *COMMANDS))
+    return known or is_training(command) or command == "bash train.sh -h"
+
+
+def shrink(fields: dict[str, Any]) -> dict[str, Any]:
+    """A model config of the same architecture that trains in milliseconds."""
+    return {**fields, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2}
+
+
+@pytest.fixture
+def house(tmp_path: Path, corpus: Path) -> Path:
+    """A checkout whose GLA configs are tiny, with data of the reader's own and no environment."""
+    for pattern in ("*.py", "*.sh", "*.txt"):
+        for path in ROOT.glob(pattern):
+            shutil.copy(path, tmp_path)
+    for name in ("flame_accel", "accelerate_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for path in (tmp_path / "configs").glob("gla_*.json"):
+        path.write_text(json.dumps(shrink(json.loads(path.read_text()))))
+    (tmp_path / "my_data").mkdir()
+    for name in ("train.jsonl", "validation.jsonl"):
+        shutil.copy(corpus, tmp_path / "my_data" / name)
+    (tmp_path / "bin").mkdir()
+    for name, arguments in (
+        ("python", ""),
+        ("accelerate", "-m accelerate.commands.accelerate_cli"),
+    ):
+        path = tmp_path / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
+        path.chmod(0o755)
+    for block in BLOCKS:
+        if block.file.endswith(".json"):
+            (tmp_path / block.file).write_text(json.dumps(shrink(json.loads(block.body))))
+        elif block.file:
+            (tmp_path / block.file).write_text(block.body)
+    return tmp_path
+
+
+def make_small(command: str) -> str:
+    for said, meant in SMALLER.items():
+        command = command.replace(said, meant)
+    if is_training(command) or command.startswith("python -m flame_accel data "):
+        command += "".join(f" --{name}={value}" for name, value in TINY.items())
+    return command
+
+
+def run(command: str, house: Path) -> str:
+    """Runs a command as a reader would, but small; returns what it printed."""
+    environment = launch_environment(
+        PATH=f"{house / 'bin'}:{os.environ['PATH']}",
+        HF_HOME=str(house / "huggingface"),
+        WANDB_SILENT="true",
+    )
+    done = subprocess.run(
+        ["bash", "-c", make_small(command)],
+        cwd=house,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def run_folder(command: str, house: Path) -> Path:
+    """Where a training command writes."""
+    words = shlex.split(command)
+    given = dict(itertools.pairwise(words))
+    if "--job.dump_folder" in given:
+        return house / given["--job.dump_folder"]
+    file = given.get("--job.config_file", "configs/recipes/quickstart.toml")
+    return house / load_file(house / file).job.dump_folder
+
+
+def run_all(commands: list[str], house: Path) -> None:
+    """Runs commands in their order; each training leaves a model, the second continues."""
+    for command in commands:
+        if command in NOT_RUN:
+            continue
+        if not is_training(command):
+            printed = run(command, house)
+            assert printed == "" or not command.startswith(CHECK)
+            continue
+        folder = run_folder(command, house)
+        again = folder.exists()
+        printed = run(command, house)
+        assert (folder / "hf/model.safetensors").is_file(), command
+        assert ("continuing after step 4" in printed) == again, command
+        if command == "bash train.sh":
+            check_what_the_quickstart_shows(printed, read_records(folder))
+
+
+def check_what_the_quickstart_shows(printed: str, records: list[dict[str, Any]]) -> None:
+    """Lines begin as in the page's sample, and the page explains every key of the records."""
+    sample = next(block.body for block in BLOCKS if block.body.startswith("devices:"))
+    lines = set(re.findall(r"^[a-z ]+:|^step(?= +\d+/)", printed, re.MULTILINE))
+    assert lines == set(re.findall(r"^[a-z ]+:|^step(?= +\d+/)", sample, re.MULTILINE))
+    explained = set(re.findall(r"`([a-z_/]+)`", TEXT))
+    assert {key for record in records for key in record} <= explained
+
+
+ALL = [command for block in BLOCKS for command in read_commands(block)]
+
+
+def test_every_command_is_known():
+    assert len(ALL) > 15
+    assert [command for command in ALL if not is_known(command)] == []
+
+
+def test_commands_that_are_not_run_here_exist():
+    for script in ("train.sh", "test.sh", "setup_environment.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    assert ".venv" in (ROOT / "setup_environment.sh").read_text()
+
+
+def test_the_options_of_every_training_are_accepted(house, monkeypatch):
+    monkeypatch.chdir(house)
+    for command in ALL:
+        words = shlex.split(make_small(command))
+        if is_training(command) and "--job.config_file" in words:
+            parse(words[words.index("--job.config_file") :])
+
+
+def test_the_quickstart_and_what_follows_from_it(house):
+    run_all([command for command in ALL if is_quick(command)], house)
+
+
+@pytest.mark.slow
+def test_all_commands_in_their_order(house):
+    run_all(ALL, house)
+
+
+FAMILIES = re.findall(r"^\| `(\w+)` \| ([\d.,]+)M \| ([\d.,]+)M \|$", TEXT, re.MULTILINE)
+
+
+def test_the_table_has_every_family():
+    shipped = {path.stem for path in (ROOT / "configs").glob("*.json")} - {"gla_1M"}
+    assert shipped == {f"{row[0]}_{size}" for row in FAMILIES for size in ("340M", "1.3B")}
+
+
+# RWKV-7 initializes channel by channel in Python: seconds, even without memory
+@pytest.mark.parametrize(
+    ("family", "small", "large"),
+    [
+        pytest.param(*row, id=row[0], marks=pytest.mark.slow if row[0] == "rwkv7" else ())
+        for row in FAMILIES
+    ],
+)
+def test_the_table_has_the_right_sizes(family, small, large):
+    import torch
+
+    from flame_accel.models import count_parameters, load_model_config, register_models
+    from flame_accel.models.instantiate import instantiate
+
+    register_models()
+    for size, said in (("340M", small), ("1.3B", large)):
+        with torch.device("meta"):
+            model = instantiate(load_model_config(str(ROOT / f"configs/{family}_{size}.json")))
+        assert f"{count_parameters(model).total / 1e6:,.1f}" == said
+
+
+@pytest.mark.parametrize("family", [row[0] for row in FAMILIES])
+def test_every_family_trains_without_a_gpu(family, tmp_path):
+    import torch
+
+    from flame_accel import kernels
+    from flame_accel.models import build_model, load_model_config, register_models
+
+    kernels.install()
+    register_models()
+    fields = json.loads((ROOT / f"configs/{family}_340M.json").read_text())
+    # RWKV-7 divides by the number of its other layers
+    fields["num_hidden_layers"] = 2 if family == "rwkv7" else 1
+    if fields.get("attn"):
+        fields["attn"]["layers"] = [0]
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(fields))
+    ids = torch.arange(80)[None]
+    config = load_model_config(str(path))
+    model = build_model(config, vocabulary_size=80, bos_token_id=None, eos_token_id=0, seed=0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)

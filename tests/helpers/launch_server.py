@@ -1,0 +1,192 @@
+"""A process that has imported everything and forks launches of train.py from itself.
+
+`accelerate launch` starts each rank as a fresh Python, which imports for ten seconds before it
+trains for one. This server imports once; a launch then runs accelerate's own launcher in a fork,
+and only where that would start new Pythons the ranks are forked instead. All else is real: the file
+of accelerate_configs/, accelerate's translation of it, one process per rank, gloo, train.py from
+its first line.
+
+Reads one JSON object per line, {"arguments", "environment", "output", "seconds"}: what follows
+`accelerate launch`, the environment of the launch, the file that takes its output, and its time
+limit. Answers a line with the exit code of each, in order.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def serve() -> None:
+    """Answers requests until the input ends."""
+    import_all()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(launch_apart(**json.loads(line)), flush=True)
+
+
+def import_all() -> None:
+    """What every rank would import; nothing is computed, so that forking is safe."""
+    import tempfile
+
+    import torch.distributed.run  # noqa: F401
+
+    import flame_accel  # noqa: F401
+
+    # it looks for a device when it is imported, and finds none here
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed  # noqa: F401
+
+    importlib.import_module("flame_accel.train")
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    tempfile.gettempdir()
+
+
+def launch_apart(
+    arguments: list[str], environment: dict[str, str], output: str, seconds: float
+) -> int:
+    """Runs a launch in a process group of its own; ends all of it when the time is up."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        replace_output(output)
+        os.environ.clear()
+        os.environ.update(environment)
+        leave_with(lambda: launch(arguments))
+    code = wait_for({child}, seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    if code is None:
+        with open(output, "a") as file:
+            file.write(f"\nnot finished after {seconds} s\n")
+        os.waitpid(child, 0)
+    return 1 if code is None else code
+
+
+def launch(arguments: list[str]) -> None:
+    """`accelerate launch`, with forks in place of new Pythons."""
+    import torch.distributed.run
+    from accelerate.commands import launch as launcher
+
+    torch.distributed.run.run = fork_ranks
+    launcher.subprocess = ForkedPrograms
+    launcher.launch_command(launcher.launch_command_parser().parse_args(arguments))
+
+
+class ForkedPrograms:
+    """Stands for `subprocess` in accelerate's launcher of one process."""
+
+    PIPE = subprocess.PIPE
+    CalledProcessError = subprocess.CalledProcessError
+
+    class Popen:
+        """A program `python train.py ...` with an environment."""
+
+        def __init__(self, command: list[str], env: dict[str, str]) -> None:
+            self.returncode = 0
+            self.command, self.environment = command, env
+
+        def wait(self) -> None:
+            """Runs it to its end."""
+            child = os.fork()
+            if child == 0:
+                os.environ.update(self.environment)
+                leave_with(lambda: run_script(self.command[1:]))
+            self.returncode = wait_for({child}, None) or 0
+
+
+def fork_ranks(args: Any) -> None:
+    """Stands for torchrun's agent: the ranks of this machine with the variables that it gives."""
+    local, machines = int(args.nproc_per_node), int(str(args.nnodes).split(":")[0])
+    assert machines == 1, "several machines are launched by tests/laws/test_nodes.py"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = set()
+    for rank in range(local):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                GROUP_RANK="0",
+                WORLD_SIZE=str(local),
+                LOCAL_WORLD_SIZE=str(local),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+            leave_with(lambda: run_script([args.training_script, *args.training_script_args]))
+        children.add(child)
+    code = wait_for(children, None)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    if code:
+        raise SystemExit(code)
+
+
+def run_script(command: list[str]) -> None:
+    """A Python script with its arguments, as `__main__`."""
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def leave_with(work: Any) -> NoReturn:
+    """Ends this process after some work with the exit code that Python would give."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        if isinstance(leave.code, str):
+            print(leave.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait_for(children: set[int], seconds: float | None) -> int | None:
+    """The first exit code other than 0, or 0 when all have ended; None when the time is up."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    while children:
+        child, status = os.waitpid(-1 if len(children) > 1 else min(children), os.WNOHANG)
+        if child == 0:
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+            time.sleep(0.01)
+            continue
+        children.discard(child)
+        code = os.waitstatus_to_exitcode(status)
+        if code:
+            return code if code > 0 else 128 - code
+    return 0
+
+
+def replace_output(path: str) -> None:
+    """Sends what this process and its children print to a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(descriptor)
+    # the requests are not theirs
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+if __name__ == "__main__":
+    serve()

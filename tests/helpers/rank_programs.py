@@ -1,0 +1,199 @@
+"""Small programs that every rank of a launch runs; `test_parallel` and `test_traps` launch them.
+
+`python rank_programs.py NAME` runs the function of that name and fails if it raises.
+"""
+
+import sys
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_tensor,
+)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from flame_accel.config import CommConfig, TrainingConfig
+from flame_accel.config.errors import exit_on_user_error
+from flame_accel.parallel import (
+    build_accelerator,
+    clip_gradients,
+    describe_topology,
+    explain_timeout,
+    extended_timeout,
+    prepare,
+    set_train_timeout,
+)
+from flame_accel.parallel.checks import check_prepared
+
+SECONDS = 1
+
+
+def build(**training: Any) -> Accelerator:
+    """The Accelerator of a launch."""
+    return build_accelerator(
+        TrainingConfig(**training),
+        CommConfig(train_timeout_seconds=SECONDS),
+        run_folder=".",
+        tensorboard_folder=".",
+        trackers=[],
+    )
+
+
+def build_llama(seed: int, *, device: str = "cpu") -> PreTrainedModel:
+    """Two blocks of the Transformer that transformers itself has."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "vocab_size": 16}
+    config = LlamaConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
+    with torch.device(device):
+        return LlamaForCausalLM(config)
+
+
+def prepare_llama(
+    accelerator: Accelerator, model: PreTrainedModel
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """As a run prepares it."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    return prepare(accelerator, model, optimizer, TrainingConfig())
+
+
+class Gradients(nn.Module):
+    """Parameters that have gradients and do nothing else."""
+
+    def __init__(self, gradients: list[Tensor]) -> None:
+        super().__init__()
+        for number, gradient in enumerate(gradients):
+            parameter = nn.Parameter(gradient.detach().clone())
+            parameter.grad = gradient
+            self.register_parameter(str(number), parameter)
+
+
+def mixed_gradients() -> None:
+    """Whole, sharded, split, replicated and partly summed gradients have one norm together."""
+    accelerator = build(data_parallel_shard_degree=2, tensor_parallel_degree=2)
+    root = accelerator.torch_device_mesh
+    meshes = {"both": root["dp_shard", "tp"], "data": root["dp_shard"], "peers": root["tp"]}
+    spreads: list[tuple[str, list[Placement]]] = [
+        ("both", [Shard(0), Shard(1)]),
+        ("both", [Shard(0), Replicate()]),
+        ("both", [Replicate(), Shard(1)]),
+        ("data", [Shard(0)]),
+        ("peers", [Shard(1)]),
+        ("peers", [Replicate()]),
+        # of a bias or a norm: each peer has a summand
+        ("both", [Shard(0), Partial()]),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    # five rows do not divide evenly
+    wholes = [torch.randn(5, 6, generator=generator) for _ in range(len(spreads) + 1)]
+    spread: list[Tensor] = []
+    for whole, (name, placements) in zip(wholes, spreads, strict=False):
+        known = [Replicate() if where.is_partial() else where for where in placements]
+        piece = distribute_tensor(whole.clone(), meshes[name], known)
+        if placements != known:
+            piece = DTensor.from_local(
+                piece.to_local() / 2, meshes[name], placements, shape=(5, 6), stride=(6, 1)
+            )
+        spread.append(piece)
+    # and one that is the same on every rank
+    spread.append(wholes[-1].clone())
+
+    expected = torch.cat([whole.flatten() for whole in wholes]).norm()
+    model = Gradients(spread)
+    assert_equal(clip_gradients(accelerator, model, 0.0), expected)
+    assert_equal(clip_gradients(accelerator, model, 3.0), expected)
+    for whole, parameter in zip(wholes, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        clipped = parameter.grad
+        if isinstance(clipped, DTensor):
+            clipped = clipped.full_tensor()
+        assert_equal(clipped, whole * 3 / expected)
+    assert_equal(clip_gradients(accelerator, model, 0.0), torch.tensor(3.0))
+
+
+def assert_equal(given: Tensor, expected: Tensor) -> None:
+    """Equality up to the order of sums, of plain tensors."""
+    assert type(given) is Tensor
+    torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+
+
+def different_weights() -> None:
+    """Every rank draws initial weights of its own."""
+    accelerator = build()
+    prepare_llama(accelerator, build_llama(accelerator.process_index))
+
+
+def different_replicas() -> None:
+    """An engine would make different copies of weights that were the same."""
+    accelerator = build()
+    model, optimizer = prepare_llama(accelerator, build_llama(0))
+    with torch.no_grad():
+        weight = model.get_parameter("model.norm.weight")
+        assert isinstance(weight, DTensor)
+        weight.to_local().add_(accelerator.torch_device_mesh["dp_replicate"].get_local_rank())
+    check_prepared(accelerator, model, optimizer)
+
+
+def model_without_storage() -> None:
+    """A model on the meta device, which Accelerate takes without a word."""
+    prepare_llama(build(), build_llama(0, device="meta"))
+
+
+def lost_parameter() -> None:
+    """An optimizer that was not given the first parameter of its model."""
+    accelerator, model = build(), build_llama(0)
+    optimizer = torch.optim.AdamW(list(model.parameters())[1:])
+    prepare(accelerator, model, optimizer, TrainingConfig())
+
+
+def describe() -> None:
+    """Prints what a prepared model runs on."""
+    accelerator = build(enable_cpu_offload="offload" in sys.argv)
+    prepare_llama(accelerator, build_llama(0))
+    if accelerator.is_main_process:
+        print(describe_topology(accelerator))
+
+
+def late_rank() -> None:
+    """The last rank does not come to an exchange of replicas; prints how long the other waits."""
+    accelerator = build()
+    set_train_timeout(accelerator, CommConfig(train_timeout_seconds=SECONDS))
+    wait_for_last(accelerator)
+
+
+def slow_files() -> None:
+    """As `late_rank`, after the last rank has been longer at its files than that."""
+    accelerator = build()
+    comm = CommConfig(train_timeout_seconds=SECONDS)
+    set_train_timeout(accelerator, comm)
+    with extended_timeout(accelerator, comm):
+        if accelerator.is_last_process:
+            time.sleep(1.5 * SECONDS)
+        accelerator.wait_for_everyone()
+    wait_for_last(accelerator)
+
+
+def wait_for_last(accelerator: Accelerator) -> None:
+    """An exchange within the replicas that the last rank comes to far too late."""
+    group = accelerator.torch_device_mesh["dp_replicate"].get_group()
+    started_at = time.monotonic()
+    try:
+        with explain_timeout(CommConfig(train_timeout_seconds=SECONDS)):
+            if accelerator.is_last_process:
+                time.sleep(8 * SECONDS)
+            torch.distributed.all_reduce(torch.ones(1), group=group)
+    finally:
+        print(f"rank {accelerator.process_index} waited {time.monotonic() - started_at:.1f} s")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        globals()[sys.argv[1]]()

@@ -1,0 +1,305 @@
+"""What starts a run: train.sh, accelerate_configs/slurm.sh, and the commands of docs/engines.md.
+
+Nothing is trained here: the programs that they call say what they were asked to do.
+"""
+
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from accelerate.commands import launch
+
+from flame_accel.config import parse
+from flame_accel.config.schema import options
+from tests.helpers.runs import ROOT, TINY_GLA, launch_environment
+from tests.unit.presets.test_accelerate_configs import NAMES, validated
+
+# a Python that says what it was asked to do; DeepSpeed is missing where a test says so
+FAKE_PYTHON = """\
+#!/bin/sh
+case "$1 $2" in
+  "- $MISSING") exit 1 ;;
+  "-m accelerate.commands.accelerate_cli") printf '%s\\n' "$@" "threads=$OMP_NUM_THREADS" ;;
+esac
+"""
+
+
+@pytest.fixture
+def train_sh(tmp_path):
+    """`train_sh(**environment)`: the arguments of `accelerate launch` that train.sh ends in."""
+    house, tools = tmp_path / "house", tmp_path / "bin"
+    house.mkdir()
+    tools.mkdir()
+    for name in ("train.sh", "setup_environment.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, house)
+    (house / "accelerate_configs").symlink_to(ROOT / "accelerate_configs")
+    fake = tools / "python"
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
+
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        path = f"{tools}:{launch_environment()['PATH']}"
+        given = {"MISSING": "nothing", **environment}
+        return subprocess.run(
+            ["bash", str(house / "train.sh"), "--training.steps", "3"],
+            env=launch_environment(PATH=path, **given),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def flags_of(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """The launcher's flags with their values."""
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split("\n")
+    own = words[: next(i for i, word in enumerate(words) if word.endswith("train.py"))]
+    return {
+        name: value
+        for name, value in itertools.pairwise(own)
+        if name.startswith("--") and name != "--quiet"
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_train_sh_picks_a_file_by_its_name(train_sh, name):
+    processes = 1 if name in ("cpu", "single") else 4
+    done = train_sh(ACCELERATE_CONFIG=name, NGPU=str(processes))
+    flags = flags_of(done)
+    assert Path(flags["--config_file"]).resolve() == ROOT / f"accelerate_configs/{name}.yaml"
+    assert flags["--num_processes"] == str(processes)
+    # one machine, also with the file for several
+    assert (flags["--num_machines"], flags["--rdzv_backend"]) == ("1", "static")
+    assert flags["--mixed_precision"] == "no"
+    assert "--training.steps\n3\n" in done.stdout
+    # what it says is what the launcher accepts
+    words = [word for pair in flags.items() for word in pair]
+    assert validated(Path(flags["--config_file"]), *words[2:]).num_machines == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "name", "processes"),
+    [
+        ({}, "cpu", 1),
+        ({"NGPU": "2"}, "ddp", 2),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, "single", 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, "ddp", 4),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "NGPU": "1"}, "single", 1),
+        ({"NGPU": "2", "NNODE": "3", "MASTER_ADDR": "10.0.0.1"}, "ddp", 6),
+    ],
+)
+def test_train_sh_chooses_for_the_machine(train_sh, environment, name, processes):
+    flags = flags_of(train_sh(**environment))
+    assert Path(flags["--config_file"]).stem == name
+    assert flags["--num_processes"] == str(processes)
+    assert ("--mixed_precision" in flags) == ("CUDA_VISIBLE_DEVICES" not in environment)
+
+
+def test_train_sh_on_several_machines(train_sh):
+    given = {"NNODE": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.1", "NGPU": "8"}
+    flags = flags_of(train_sh(ACCELERATE_CONFIG="multi_node", **given))
+    assert flags["--num_machines"] == "3" and flags["--machine_rank"] == "2"
+    assert flags["--num_processes"] == "24" and flags["--rdzv_backend"] == "static"
+    assert flags["--main_process_ip"] == "10.0.0.1" and flags["--main_process_port"] == "29500"
+    flags = flags_of(train_sh(ACCELERATE_CONFIG="zero3", MASTER_PORT="12345", **given))
+    assert flags["--main_process_port"] == "12345"
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"ACCELERATE_CONFIG": "fsdp3"}, ["fsdp3", *NAMES]),
+        ({"ACCELERATE_CONFIG": "cpu", "NGPU": "2"}, ["one process", "ask for 2", "ddp"]),
+        ({"NNODE": "2"}, ["MASTER_ADDR"]),
+        (
+            {"ACCELERATE_CONFIG": "zero2", "NGPU": "2", "MISSING": "deepspeed"},
+            ["DeepSpeed", "pip install", "requirements-engines.txt"],
+        ),
+    ],
+)
+def test_train_sh_refuses_what_cannot_be_launched(train_sh, environment, said):
+    done = train_sh(**environment)
+    assert done.returncode in (1, 2) and done.stdout == ""
+    for words in said:
+        assert words in done.stderr
+
+
+# what the cluster's programs do, as far as the script needs it
+STUBS = {
+    "scontrol": 'test "$*" = "show hostnames node[1-2]" && printf "node1\\nnode2\\n"',
+    "srun": 'shift\nfor SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+    "accelerate": 'printf "%s\\n" "$@" "threads=$OMP_NUM_THREADS" end',
+    "python": 'printf "%s " "$@" >&2',
+}
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`sbatch(*options)`: what accelerate_configs/slurm.sh starts on a cluster of stubs."""
+    (tmp_path / "cluster").mkdir()
+    for name, body in STUBS.items():
+        path = tmp_path / "cluster" / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        job = {
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_JOB_ID": "4200017",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_NNODES": "2",
+            "SLURM_GPUS_ON_NODE": "8",
+            "SLURM_CPUS_PER_TASK": "64",
+            "PATH": f"{tmp_path / 'cluster'}:{os.environ['PATH']}",
+        }
+        return subprocess.run(
+            ["bash", str(ROOT / "accelerate_configs/slurm.sh"), *options],
+            env={**job, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_the_slurm_script_starts_a_launcher_on_every_machine(sbatch):
+    done = sbatch("--job.config_file", "my run.toml")
+    assert done.returncode == 0, done.stderr
+    assert "-m flame_accel.config --job.config_file my run.toml" in done.stderr
+    launches = [launch.split("\n") for launch in done.stdout.split("\nend\n") if launch]
+    for rank, words in enumerate(launches):
+        assert words[words.index("train.py") :] == [
+            *("train.py", "--job.config_file", "my run.toml", "threads=8"),
+        ]
+        for flag, value in {
+            "--config_file": "accelerate_configs/multi_node.yaml",
+            "--num_machines": "2",
+            "--machine_rank": str(rank),
+            "--num_processes": "16",
+            "--main_process_ip": "node1",
+            "--main_process_port": "20017",
+        }.items():
+            assert words[words.index(flag) + 1] == value
+    assert len(launches) == 2
+
+
+def test_the_slurm_script_takes_another_engine_and_stops_at_wrong_options(sbatch, tmp_path):
+    assert "accelerate_configs/zero3.yaml" in sbatch(ACCELERATE_CONFIG="zero3").stdout
+    (tmp_path / "cluster/python").write_text("#!/bin/sh\nexit 2\n")
+    done = sbatch("--training.stepz", "3")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+PAGE = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
+LINES = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+def options_of(words: list[str], script: str) -> list[str]:
+    """What follows the script."""
+    return words[next(i for i, word in enumerate(words) if word.endswith(script)) + 1 :]
+
+
+@pytest.mark.parametrize("line", LINES, ids=range(len(LINES)))
+def test_the_commands_of_the_page_are_accepted(line, train_sh, sbatch, tmp_path, monkeypatch):
+    words = shlex.split(line)
+    given = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    words = words[len(given) :]
+    if words[:2] == ["pip", "install"]:
+        assert (ROOT / words[-1]).is_file()
+        return
+    if words[0] == "sbatch":
+        script = next(i for i, word in enumerate(words) if word.endswith("slurm.sh"))
+        # flags of sbatch that the script does not have itself are not flags
+        own = (ROOT / words[script]).read_text()
+        assert all(f"#SBATCH {word}" in own for word in words[:script] if word.startswith("--"))
+        options = words[script + 1 :]
+        assert "--machine_rank\n1\n" in sbatch(*options).stdout
+    elif words[0] == "accelerate":
+        arguments = launch.launch_command_parser().parse_args(words[2:])
+        assert launch._validate_launch_command(arguments)[0].num_processes >= 4
+        options = arguments.training_script_args
+    else:
+        done = train_sh(**given)
+        flags = flags_of(done)
+        assert flags["--num_processes"] == str(int(given["NGPU"]) * int(given.get("NNODE", "1")))
+        options = options_of(words, "train.sh")
+    run_file = {"model": {"config": "org/model"}, "training": {"dataset": "python-stdlib"}}
+    (tmp_path / "run.json").write_text(json.dumps(run_file))
+    monkeypatch.chdir(tmp_path)
+    parse(["run.json" if word == "run.toml" else word for word in options])
+
+
+def test_the_page_tells_of_every_file_and_of_real_options():
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", PAGE, re.MULTILINE)
+    assert set(NAMES) == {cell.strip("`") for cell, _ in rows if cell.strip("`") in NAMES}
+    named = set(re.findall(r"`(?:--)?((?:training|comm|activation_checkpoint)\.\w+)`", PAGE))
+    assert len(named) > 8 and named <= set(options())
+
+
+# what the page says -> what serves here
+SMALLER = {
+    "NGPU=8": "NGPU=4",
+    "accelerate launch": "accelerate launch --num_processes 8 --mixed_precision no",
+}
+# several machines are in test_nodes.py, the cluster's in the tests above; this suite has DeepSpeed
+ELSEWHERE = ("NNODE=", "multi_node", "sbatch", "pip install")
+RUN_FILE = """\
+[model]
+config = "model.json"
+tokenizer_path = "byte"
+[training]
+dataset = "corpus.jsonl"
+batch_size = 1
+seq_len = 32
+steps = 2
+warmup_steps = 1
+num_workers = 0
+[evaluation]
+sample_tokens = 0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line", [line for line in LINES if not any(word in line for word in ELSEWHERE)]
+)
+def test_the_commands_of_the_page_train(line, corpus, tmp_path):
+    for name in ("train.sh", "setup_environment.sh", "requirements.txt", "train.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("flame_accel", "accelerate_configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copy(corpus, tmp_path / "corpus.jsonl")
+    (tmp_path / "run.toml").write_text(RUN_FILE)
+    (tmp_path / "model.json").write_text(json.dumps(TINY_GLA | {"hidden_size": 64, "num_heads": 4}))
+    (tmp_path / "bin").mkdir()
+    for name, words in (("python", ""), ("accelerate", "-m accelerate.commands.accelerate_cli")):
+        path = tmp_path / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
+        path.chmod(0o755)
+    for said, meant in SMALLER.items():
+        line = line.replace(said, meant)
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=tmp_path,
+        env=launch_environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    assert (tmp_path / "exp/hf/model.safetensors").is_file()

@@ -1,0 +1,219 @@
+"""Laws of matrix products in 8-bit floats: which layers, how near, what the weights stay."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchao.float8.float8_linear import Float8Linear
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from flame_accel.config import Float8Config, UserError, parse
+from flame_accel.models.catalogue import tiny_config
+from flame_accel.models.instantiate import instantiate
+from flame_accel.parallel.float8 import convert_to_float8
+from tests.helpers.runs import ROOT, launch, read_records
+
+RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
+ONE_PROCESS = SimpleNamespace(is_fsdp2=False, distributed_type="NO", parallelism_config=None)
+REQUIRED = (
+    "--model.config",
+    str(ROOT / "configs/gla_1M.json"),
+    "--training.dataset",
+    "python-stdlib",
+)
+
+
+def build(model_type: str, recipe: str | None = None, **fields) -> PreTrainedModel:
+    model = instantiate(
+        tiny_config(model_type, hidden_size=256, initializer_range=0.02, **fields), seed=0
+    )
+    if recipe is not None:
+        convert(model, recipe_name=recipe)
+    return model
+
+
+def convert(model: PreTrainedModel, **options) -> None:
+    convert_to_float8(ONE_PROCESS, model, Float8Config(emulate=True, **options))
+
+
+def converted(model: PreTrainedModel) -> set[str]:
+    """Names within the second layer."""
+    return {
+        name.partition("layers.1.")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, Float8Linear) and "layers.0." not in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "expected"),
+    [
+        # not the gate's two narrow matrices, not the head
+        ("gla", {}, {f"attn.{name}_proj" for name in "qkvgo"}),
+        ("transformer", {}, {f"attn.{name}_proj" for name in "qkvo"}),
+        # o_proj's weight goes into a fused kernel; the layer has no narrower heads
+        ("hgrn2", {}, {f"attn.{name}_proj" for name in "qfi"}),
+        # sides that are no multiple of sixteen
+        ("transformer", {"intermediate_size": 520}, {f"attn.{name}_proj" for name in "qkvo"}),
+    ],
+)
+def test_the_large_layers_are_converted(model_type, fields, expected):
+    mlp = set() if fields else {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
+    assert converted(build(model_type, "tensorwise", **fields)) == expected | mlp
+
+
+@pytest.mark.parametrize("model_type", ["gla", "transformer"])
+def test_weights_stay_what_and_where_they_were(model_type):
+    before = build(model_type)
+    after = build(model_type, "tensorwise")
+    parameters = dict(after.named_parameters())
+    assert [*parameters] == [name for name, _ in before.named_parameters()]
+    for name, weight in before.named_parameters():
+        assert type(parameters[name]) is nn.Parameter and torch.equal(parameters[name], weight)
+
+
+def step_twice(model: PreTrainedModel) -> tuple[list[float], list[Tensor]]:
+    """Losses of three batches with two updates between, and the first gradients of the weights."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    losses, gradients = [], []
+    for _ in range(3):
+        tokens = torch.randint(3, 256, (2, 64), generator=generator)
+        loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        gradients = gradients or [p.grad.clone() for p in model.parameters()]
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, gradients
+
+
+@pytest.fixture(scope="module")
+def in_fp32() -> dict[str, tuple[list[float], list[Tensor]]]:
+    return {model_type: step_twice(build(model_type)) for model_type in ("gla", "transformer")}
+
+
+@pytest.mark.covers_option("float8.recipe_name")
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("model_type", ["gla", "transformer"])
+def test_training_is_near_that_in_fp32(model_type, recipe, in_fp32):
+    losses, gradients = step_twice(build(model_type, recipe))
+    expected_losses, expected_gradients = in_fp32[model_type]
+    assert losses != expected_losses
+    # three bits of mantissa round a number by up to 6%; sums over hundreds average most of it out
+    assert losses == pytest.approx(expected_losses, rel=0.01)
+    if model_type == "gla":
+        # much of its gradient comes from few early tokens, whose state is almost empty
+        return
+    for found, expected in zip(gradients, expected_gradients, strict=True):
+        if expected.ndim == 2:
+            cosine = torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0)
+            assert cosine > 0.95
+
+
+def test_an_export_is_plain(flags, train_here, tmp_path):
+    config = tmp_path / "wide.json"
+    tiny_config("gla", hidden_size=256, vocab_size=258).to_json_file(config)
+    changes = {
+        "model.config": config,
+        "model.converters": "float8",
+        "float8.emulate": True,
+        "training.steps": 2,
+        "training.warmup_steps": 1,
+        "evaluation.sample_tokens": 0,
+    }
+    train_here(flags(**changes))
+    assert len(read_records(tmp_path / "run")) == 2
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run/hf")
+    assert not any(isinstance(module, Float8Linear) for module in exported.modules())
+    assert {parameter.dtype for parameter in exported.parameters()} == {exported.dtype}
+
+
+@pytest.mark.covers_option(
+    "float8.enable_fsdp_float8_all_gather", "float8.precompute_float8_dynamic_scale_for_fsdp"
+)
+@pytest.mark.distributed
+def test_gathering_in_8_bits_changes_nothing():
+    launch(
+        ["float8_gathers_alike"],
+        config="fsdp2",
+        processes=2,
+        script=ROOT / "tests/helpers/fsdp2_programs.py",
+    )
+
+
+@pytest.mark.covers_option("float8.emulate")
+def test_without_the_hardware_it_is_refused():
+    with pytest.raises(UserError, match=r"capability 8.9 .*\n.*--float8.emulate"):
+        convert_to_float8(ONE_PROCESS, build("gla"), Float8Config(recipe_name="tensorwise"))
+
+
+def test_without_torchao_it_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(UserError, match="pip install torchao"):
+        build("gla", "tensorwise")
+
+
+def test_a_model_without_a_layer_for_it_is_refused():
+    with pytest.raises(UserError, match="no linear layer of this gla"):
+        convert(instantiate(tiny_config("gla")), recipe_name="tensorwise")
+
+
+def test_gathering_needs_sharding():
+    with pytest.raises(UserError, match="no weights are gathered"):
+        convert(build("gla"), recipe_name="tensorwise", enable_fsdp_float8_all_gather=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--float8.emulate"], "float8.recipe_name is none"),
+        (["--float8.enable_fsdp_float8_all_gather"], "float8.recipe_name is none"),
+        (["--float8.force_recompute_fp8_weight_in_bwd"], "float8.recipe_name is none"),
+        (
+            ["--float8.recipe_name", "rowwise", "--float8.enable_fsdp_float8_all_gather"],
+            "needs one scale for each weight",
+        ),
+        (
+            [
+                *("--float8.recipe_name", "tensorwise"),
+                "--float8.precompute_float8_dynamic_scale_for_fsdp",
+            ],
+            "needs weights that are gathered in 8 bits",
+        ),
+        (
+            ["--float8.recipe_name", "tensorwise", "--training.tensor_parallel_degree", "2"],
+            "not supported with tensor parallelism",
+        ),
+        (["--float8.recipe_name", "columnwise"], "must be one of tensorwise"),
+        (["--model.converters", "float4"], "must be one of float8"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        parse([*REQUIRED, *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe"),
+    [
+        ([], None),
+        (["--model.converters="], None),
+        (["--model.converters", "float8"], "tensorwise"),
+        (["--model.converters", "float8", "--float8.recipe_name", "rowwise"], "rowwise"),
+        (["--float8.recipe_name", "rowwise"], "rowwise"),
+    ],
+)
+def test_flames_converter_asks_for_a_recipe(flags, recipe):
+    assert parse([*REQUIRED, *flags]).float8.recipe_name == recipe
+
+
+def test_a_converter_in_a_file_takes_the_recipe_of_a_flag(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[model]\nconverters = ["float8"]\n')
+    flags = ["--job.config_file", str(path), *REQUIRED]
+    assert parse(flags).float8.recipe_name == "tensorwise"
+    flags += ["--float8.recipe_name", "rowwise_with_gw_hp"]
+    assert parse(flags).float8.recipe_name == "rowwise_with_gw_hp"

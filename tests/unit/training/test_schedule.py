@@ -1,0 +1,69 @@
+"""The learning rate at landmarks computed by hand, and what holds for every schedule."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flame_accel.config import OptimizerConfig
+from flame_accel.training import learning_rate
+
+
+def rates(steps: int, warmup_steps: int, **options) -> list[float]:
+    config = OptimizerConfig(lr=1.0, **options)
+    return [
+        learning_rate(step, config, steps=steps, warmup_steps=warmup_steps) for step in range(steps)
+    ]
+
+
+@pytest.mark.covers_option("optimizer.decay_ratio")
+def test_wsd_warms_up_stays_and_falls_to_the_floor():
+    values = rates(10, 4, scheduler="wsd", decay_ratio=0.4, min_lr_ratio=0.2)
+    assert values == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_linear_falls_from_the_end_of_the_warm_up():
+    values = rates(6, 2, scheduler="linear", min_lr_ratio=0.0)
+    assert values == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0])
+
+
+def test_cosine_is_half_way_at_half_time():
+    values = rates(6, 2, scheduler="cosine", min_lr_ratio=0.1)
+    quarter = 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2
+    assert values == pytest.approx([0.5, 1, quarter, 0.55, 0.1 + 0.9 - quarter + 0.1, 0.1])
+
+
+@pytest.mark.covers_option("optimizer.decay_type")
+def test_sqrt_falls_fastest_at_first():
+    values = rates(8, 0, scheduler="wsd", decay_ratio=0.5, decay_type="sqrt", min_lr_ratio=0.0)
+    assert values == pytest.approx([1, 1, 1, 1, 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75), 0])
+
+
+shapes = st.one_of(
+    st.fixed_dictionaries({"scheduler": st.sampled_from(["cosine", "linear"])}),
+    st.fixed_dictionaries(
+        {
+            "scheduler": st.just("wsd"),
+            "decay_type": st.sampled_from(["linear", "cosine", "sqrt"]),
+            "decay_ratio": st.floats(0.01, 0.5),
+        }
+    ),
+)
+
+
+@given(shapes, st.integers(2, 300), st.floats(0, 1), st.data())
+def test_every_schedule_rises_then_falls_and_ends_at_exactly_the_floor(shape, steps, floor, data):
+    warmup_steps = data.draw(st.integers(0, steps // 2))
+    values = rates(steps, warmup_steps, min_lr_ratio=floor, **shape)
+    assert all(a <= b for a, b in pairwise(values[:warmup_steps]))
+    rest = values[max(warmup_steps - 1, 0) :]
+    assert all(a >= b for a, b in pairwise(rest))
+    assert all(0 <= value <= 1 for value in values)
+    # a decay of no step leaves no step at the floor
+    if shape["scheduler"] != "wsd" or round(shape["decay_ratio"] * steps) > 0:
+        assert values[-1] == floor
+        config = OptimizerConfig(lr=1.0, min_lr_ratio=floor, **shape)
+        beyond = learning_rate(steps + 5, config, steps=steps, warmup_steps=warmup_steps)
+        assert beyond == floor
