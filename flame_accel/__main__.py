@@ -5,13 +5,17 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from flame_accel.cache_folders import replace_unwritable_caches
 from flame_accel.config.errors import exit_on_user_error
+from flame_accel.standard_streams import protect_standard_streams
 
 COMMANDS = ("data", "doctor", "export", "models", "prepare", "report", "tune")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and runs the command."""
+    protect_standard_streams()
+    replace_unwritable_caches()
     parser = argparse.ArgumentParser(prog="python -m flame_accel", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}

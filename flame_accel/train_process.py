@@ -7,8 +7,10 @@ decided in `commands/train`; what a run does is told in `train`.
 import sys
 from collections.abc import Sequence
 
+from flame_accel.cache_folders import replace_unwritable_caches
 from flame_accel.config import parse_or_exit
 from flame_accel.config.errors import exit_on_user_error
+from flame_accel.standard_streams import protect_standard_streams
 
 
 def run(argv: Sequence[str]) -> None:
@@ -20,7 +22,9 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         SystemExit: With code 2 for wrong options, else the exit code of the user's error.
     """
+    protect_standard_streams()
     config = parse_or_exit(argv)
+    replace_unwritable_caches()
     from flame_accel.parallel import explain_timeout
     from flame_accel.train import main
 

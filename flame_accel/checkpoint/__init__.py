@@ -5,7 +5,8 @@ from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf import export_model
 from flame_accel.checkpoint.schedule import SaveSchedule
 from flame_accel.checkpoint.start import restore
-from flame_accel.checkpoint.state import TrainState, save_checkpoint, weights_only_dtype
+from flame_accel.checkpoint.state import save_checkpoint, weights_only_dtype
+from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
     "CheckpointFolder",

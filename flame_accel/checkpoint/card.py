@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from flame_accel import __version__
-from flame_accel.checkpoint.state import TrainState
+from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import OptimizerConfig, TrainingConfig
 
 

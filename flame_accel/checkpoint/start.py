@@ -18,8 +18,9 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, CheckpointFolder, find_damage
-from flame_accel.checkpoint.state import Restored, TrainState, is_full, load_checkpoint
+from flame_accel.checkpoint.state import Restored, is_full, load_checkpoint
 from flame_accel.checkpoint.tensors import load_weights
+from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.observe import get_logger
 

@@ -14,7 +14,7 @@ One that holds only the model's weights ends with state.json. Tensors are read a
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,23 +29,12 @@ from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf import gather_weights, save_hf_model
 from flame_accel.checkpoint.randomness import random_state, restore_random_state
 from flame_accel.checkpoint.tensors import load_optimizer, load_weights, save_optimizer
+from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
 from flame_accel.data import merge_states
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import package_versions
 from flame_accel.parallel import tp_size, unwrap
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainState:
-    """The counters of a run."""
-
-    step: int = 0
-    """Completed updates."""
-    tokens: int = 0
-    """Tokens that those updates read, on all ranks."""
-    tracker_ids: dict[str, str] = field(default_factory=dict)
-    """Ids under which the trackers know the run."""
 
 
 class Restored(NamedTuple):

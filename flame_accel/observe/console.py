@@ -79,7 +79,7 @@ def open_console(*, main_process: bool, colored: bool = True) -> None:
 
 def copy_console_to(path: Path) -> None:
     """Appends everything that the console shows to a file, with the time of day."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     get_logger().addHandler(handler)
 

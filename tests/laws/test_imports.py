@@ -12,7 +12,7 @@ from tests.helpers.runs import ROOT
 PACKAGE = ROOT / "flame_accel"
 # a folder may import itself and the folders of earlier lines
 LAYERS = (
-    ("config", "files"),
+    ("cache_folders", "config", "files", "standard_streams"),
     ("kernels",),
     ("data", "models"),
     ("parallel",),

@@ -1,0 +1,15 @@
+"""The counters of a run that every checkpoint holds, in state.json."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """The counters of a run."""
+
+    step: int = 0
+    """Completed updates."""
+    tokens: int = 0
+    """Tokens that those updates read, on all ranks."""
+    tracker_ids: dict[str, str] = field(default_factory=dict)
+    """Ids under which the trackers know the run."""
