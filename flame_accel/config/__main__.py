@@ -7,6 +7,8 @@ train.sh calls it first, since `accelerate launch` answers exit code 2 with its 
 import sys
 
 from flame_accel.config.parsing import parse_or_exit
+from flame_accel.standard_streams import protect_standard_streams
 
 if __name__ == "__main__":
+    protect_standard_streams()
     parse_or_exit(sys.argv[1:])

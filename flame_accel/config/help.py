@@ -1,8 +1,7 @@
 """The help: every option with its default and meaning, drawn by tyro from the same declarations."""
 
+import contextlib
 import dataclasses
-import os
-import sys
 from typing import Annotated, Any, get_type_hints
 
 from flame_accel.config.describe import describe_options
@@ -21,7 +20,7 @@ def print_help() -> None:
     """Prints the help on stdout."""
     import tyro
 
-    try:
+    with contextlib.suppress(SystemExit):
         tyro.cli(
             _documented_config(),
             prog="train.py",
@@ -29,11 +28,6 @@ def print_help() -> None:
             args=["--help"],
             use_underscores=True,
         )
-    except SystemExit:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader, such as head, has seen enough: let python's own flush at exit not complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _documented_config() -> type:

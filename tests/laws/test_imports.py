@@ -12,7 +12,8 @@ from tests.helpers.runs import ROOT
 PACKAGE = ROOT / "flame_accel"
 # a folder may import itself and the folders of earlier lines
 LAYERS = (
-    ("cache_folders", "config", "files", "standard_streams"),
+    ("cache_folders", "files", "standard_streams"),
+    ("config",),
     ("kernels",),
     ("data", "models"),
     ("parallel",),

@@ -5,7 +5,6 @@ It takes the options of a run; neither a model nor a device is needed. Figures a
 """
 
 import argparse
-import io
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,9 +64,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads some documents and packs some rows, and says what is found."""
     config = parse_options(arguments.run_options)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # texts have characters that not every terminal can show
-        sys.stdout.reconfigure(errors="backslashreplace")
 
     from transformers.utils import logging
 
