@@ -19,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engines-table", help="file for the table of tests/laws/test_engines.py")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest declares it only where its warnings plugin is on
+    config.addinivalue_line("markers", "filterwarnings(filter): hides or raises some warnings")
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty documents of ragged lengths, one a JSON line."""
