@@ -1,30 +1,181 @@
-"""Files that outlive a loss of power, and how to see later that they did: fsync, sizes, checksums.
+"""Writes files and folders so that they survive a crash and a power cut; detects damaged files.
 
-Token caches and checkpoints are made of such files; what lies in them is theirs to say.
+New content goes to a temporary name in the same folder, is synced to the disk (fsync) and then
+renamed; the folder is synced last. A reader therefore sees the old content or the new one, never a
+mixture. Everything the package writes goes through here, except for logs that grow line by line
+(metrics.jsonl, log.txt). What the files mean is up to their owners: checkpoints, token caches,
+reports. Standard library only, plus xxhash for the checksums.
 """
 
+import ctypes
+import errno
 import json
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import xxhash
 
-HASH_BLOCK_BYTES = 1 << 22
+TEMPORARY_PREFIX = ".tmp-"
+"""Start of every temporary name: hidden, so that nothing that lists a folder takes it for real."""
+READ_BLOCK_BYTES = 1 << 22
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""From Linux's fcntl.h and fs.h, for renameat2."""
+
+
+class FileDescription(TypedDict):
+    """What a file must look like to be undamaged."""
+
+    size: int
+    """Bytes."""
+    xxh3: str
+    """XXH3-128 in hexadecimal."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a UTF-8 text file atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any, *, indent: int = 1) -> None:
+    """Write or replace a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write or replace a file atomically."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Write a file atomically: it takes its name when the block ends without an error.
+
+    A symbolic link stays and its target is replaced; a device or a pipe is written to directly.
+
+    Args:
+        path: the file; its folder must exist.
+
+    Yields:
+        Where the block must write it: a temporary path in the same folder with the same suffix.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield temporary
+        sync_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_to_disk(path.parent)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder atomically: it takes its name when the block ends without an error.
+
+    Only one process may replace a folder at a time.
+
+    Args:
+        folder: the folder; created with its parents, or replaced with everything in it.
+
+    Yields:
+        Where the block must write: an empty temporary folder next to it.
+    """
+    folder = Path(os.path.realpath(folder))
+    # not a random name: the next attempt removes what a killed process left, however large
+    temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        publish_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish_folder(temporary: Path, folder: Path) -> None:
+    """Sync a finished temporary folder to the disk and rename it to its final name.
+
+    If `folder` exists the two are swapped: what it held is then in `temporary`.
+    """
+    for path in [*temporary.rglob("*"), temporary]:
+        sync_to_disk(path)
+    if folder.exists():
+        _swap_folders(temporary, folder)
+    else:
+        os.rename(temporary, folder)
+    sync_to_disk(folder.parent)
+
+
+def rename_and_sync(source: Path, target: Path) -> None:
+    """Rename a file or folder that is already on the disk, within its folder."""
+    os.rename(source, target)
+    sync_to_disk(target.parent)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file or folder is one that an interrupted write left behind."""
+    return path.name.startswith(TEMPORARY_PREFIX)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Fsync a file's content, or a folder's entries, so that they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # some network filesystems cannot sync a folder
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+class ChecksummedWriter:
+    """Writes a new file block by block and computes its checksum on the way.
+
+    The file has its final name from the start: it counts only once a file written later lists it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = xxhash.xxh3_128()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Append a block."""
+        self._file.write(data)
+        self._digest.update(data)
+        self._size += len(data)
+
+    def close(self) -> FileDescription:
+        """Sync the file to the disk and close it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return {"size": self._size, "xxh3": self._digest.hexdigest()}
 
 
 def file_checksum(path: Path) -> str:
-    """XXH3-128 of a file."""
+    """XXH3-128 of a file, in hexadecimal."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
+        while block := file.read(READ_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size in bytes and XXH3-128 of every file below a folder, by relative path."""
+def describe_files(folder: Path) -> dict[str, FileDescription]:
+    """Size and checksum of every file below a folder, by relative path."""
     return {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
@@ -35,13 +186,18 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def find_damage(folder: Path, files: Mapping[str, Any], *, content: bool = False) -> str | None:
-    """What is wrong with files, by their sizes and, if asked for, their contents; or None.
+def find_damaged_file(
+    folder: Path, files: Mapping[str, FileDescription], *, content: bool = False
+) -> str | None:
+    """Compare files with their descriptions; says what is wrong with the first damaged one.
 
     Args:
-        folder: where they lie.
-        files: as of `describe_files`.
-        content: whether to read them.
+        folder: folder of the files.
+        files: what `describe_files` returned when they were written.
+        content: whether to read them and compare checksums too; otherwise only their sizes.
+
+    Returns:
+        A sentence that names the file; None if all are undamaged.
     """
     for name, expected in files.items():
         path = folder / name
@@ -55,22 +211,18 @@ def find_damage(folder: Path, files: Mapping[str, Any], *, content: bool = False
     return None
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a file that is there whole or not at all, and outlives a loss of power."""
-    draft = path.with_name(f"{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync(path.parent)
+def _swap_folders(first: Path, second: Path) -> None:
+    """Exchange the names of two folders in one step.
 
-
-def sync(path: Path) -> None:
-    """Make a file's contents, or the names in a folder, outlive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Where the filesystem cannot, in three: killed in between, `second` may be missing and its old
+    content lies under a temporary name next to it.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(first), os.fsencode(second)
+    if renameat2 and renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0:
+        return
+    aside = second.with_name(f"{TEMPORARY_PREFIX}old-{second.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)

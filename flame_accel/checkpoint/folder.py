@@ -7,13 +7,12 @@ another name and the next older one is used. What is inside a checkpoint is the 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flame_accel import files as durable
+from flame_accel import files
 from flame_accel.config import UserError
 from flame_accel.observe import get_logger
 
@@ -63,18 +62,13 @@ class CheckpointFolder:
         For one process, after every rank has written.
         """
         temporary = self.temporary(step)
-        files = durable.describe_files(temporary)
-        manifest = temporary / MANIFEST
-        manifest.write_text(json.dumps({**description, "files": files}, indent=1) + "\n")
-        for name in [*files, MANIFEST]:
-            durable.sync(temporary / name)
-        for folder in [*(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
-            durable.sync(folder)
+        content = {**description, "files": files.describe_files(temporary)}
+        files.write_json(temporary / MANIFEST, content)
         final = self.final(step)
-        if final.exists():
-            _set_aside(final, SUPERSEDED)
-        os.rename(temporary, final)
-        durable.sync(self.path)
+        replaced = final.exists()
+        files.publish_folder(temporary, final)
+        if replaced:
+            files.rename_and_sync(temporary, _unused_name(final, SUPERSEDED))
         self._prune()
         return final
 
@@ -133,14 +127,20 @@ def find_damage(folder: Path) -> str | None:
     if not manifest.is_file():
         return f"it has no {MANIFEST}"
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        descriptions = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, TypeError):
         return f"its {MANIFEST} cannot be read"
-    return durable.find_damage(folder, files, content=True)
+    return files.find_damaged_file(folder, descriptions, content=True)
 
 
 def _set_aside(folder: Path, reason: str) -> Path:
+    aside = _unused_name(folder, reason)
+    files.rename_and_sync(folder, aside)
+    return aside
+
+
+def _unused_name(folder: Path, reason: str) -> Path:
     number = 0
-    while (aside := folder.with_name(f"{folder.name}.{reason}-{number}")).exists():
+    while (name := folder.with_name(f"{folder.name}.{reason}-{number}")).exists():
         number += 1
-    return folder.rename(aside)
+    return name

@@ -5,9 +5,7 @@ Used for the model part of every checkpoint and for the final export. The rest o
 """
 
 import copy
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.card import write_model_card
 from flame_accel.checkpoint.zero import gather_zero_weights
+from flame_accel.files import replace_folder
 from flame_accel.parallel import is_deepspeed, unwrap
 
 
@@ -85,18 +84,7 @@ def export_model(
     weights = gather_weights(accelerator, model)
     if accelerator.is_main_process:
         inner = unwrap(accelerator, model)
-        with replaced_folder(folder) as draft:
-            save_hf_model(inner, weights, tokenizer, draft, dtype)
-            write_model_card(draft, inner.config, facts)
+        with replace_folder(folder) as temporary:
+            save_hf_model(inner, weights, tokenizer, temporary, dtype)
+            write_model_card(temporary, inner.config, facts)
     accelerator.wait_for_everyone()
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A draft folder that takes the place of `folder` when it is complete."""
-    draft = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)

@@ -32,6 +32,7 @@ from flame_accel.checkpoint.tensors import load_optimizer, load_weights, save_op
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
 from flame_accel.data import merge_states
+from flame_accel.files import write_json
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import package_versions
 from flame_accel.parallel import tp_size, unwrap
@@ -78,7 +79,7 @@ def save_checkpoint(
         temporary = folder.begin(state.step)
         inner = unwrap(accelerator, model)
         save_hf_model(inner, weights, tokenizer, temporary, only_weights_in or torch.float32)
-        _write_json(temporary / "state.json", asdict(state))
+        write_json(temporary / "state.json", asdict(state))
     accelerator.wait_for_everyone()
     if only_weights_in is None:
         temporary = folder.temporary(state.step)
@@ -124,9 +125,9 @@ def _save_positions(
     # peers of tensor parallelism are neighbours and know the same
     states = gather_object([(data_state, rank_state)])[:: tp_size(accelerator)]
     if accelerator.is_main_process:
-        _write_json(checkpoint / "data.json", merge_states([data for data, _ in states]))
-        _write_json(checkpoint / "ranks.json", [rank for _, rank in states])
-    _write_json(checkpoint / f"rank-{accelerator.process_index}.json", random_state())
+        write_json(checkpoint / "data.json", merge_states([data for data, _ in states]))
+        write_json(checkpoint / "ranks.json", [rank for _, rank in states])
+    write_json(checkpoint / f"rank-{accelerator.process_index}.json", random_state())
 
 
 def is_full(checkpoint: Path) -> bool:
@@ -185,7 +186,3 @@ def _restore_randomness(accelerator: Accelerator, checkpoint: Path) -> None:
 def read_json(path: Path) -> Any:
     """The contents of a file of a checkpoint."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -41,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from flame_accel.checkpoint.card import write_model_card
-    from flame_accel.checkpoint.hf import replaced_folder, save_hf_model
+    from flame_accel.checkpoint.hf import save_hf_model
+    from flame_accel.files import replace_folder
     from flame_accel.models import register_models
 
     logging.disable_progress_bar()
@@ -49,10 +50,12 @@ def run(arguments: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    with replaced_folder(arguments.output) as draft:
-        save_hf_model(model, model.state_dict(), tokenizer, draft, getattr(torch, arguments.dtype))
+    with replace_folder(arguments.output) as temporary:
+        save_hf_model(
+            model, model.state_dict(), tokenizer, temporary, getattr(torch, arguments.dtype)
+        )
         write_model_card(
-            draft,
+            temporary,
             model.config,
             {"tokens": f"{state['tokens']:,}", "updates": f"{state['step']:,}"},
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flame_accel.config import UserError
+from flame_accel.files import write_text
 
 PACKAGES = ("torch", "triton", "transformers", "fla")
 
@@ -59,14 +60,14 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{progress}  {describe(jobs[job], results)}", flush=True)
             if arguments.json is not None:
                 text = json.dumps(results, indent=1, sort_keys=True)
-                arguments.json.write_text(text + "\n", encoding="utf-8")
+                write_text(arguments.json, text + "\n")
 
 
 def write_page(page: Path) -> None:
     """Writes the page from the results that are kept with the source."""
     from flame_accel.diagnosis.conformance.support_table import load_results, render
 
-    page.write_text(render(load_results()), encoding="utf-8")
+    write_text(page, render(load_results()))
     print(page)
 
 

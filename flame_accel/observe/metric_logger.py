@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from flame_accel.config import MetricsConfig, UserError
+from flame_accel.files import write_text
 from flame_accel.observe.console import format_record, get_logger
 
 
@@ -128,14 +129,7 @@ def drop_records_after(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-    replace_text(path, "".join(kept))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Gives a file new contents, all or none of them."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, "".join(kept))
 
 
 def flatten_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

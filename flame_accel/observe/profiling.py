@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 from flame_accel.config import ProfilingConfig, UserError
+from flame_accel.files import replace_file
 from flame_accel.observe.console import get_logger
 
 WARMUP_STEPS = 3
@@ -93,8 +94,8 @@ def _tracing(
 
     def save(tracer: profile) -> None:
         path = folder / f"step-{step + tracer.step_num}" / f"rank-{rank}.json.gz"
-        with _whole_file(path) as draft:
-            tracer.export_chrome_trace(str(draft))
+        with _replace_and_log(path) as temporary:
+            tracer.export_chrome_trace(str(temporary))
 
     # the profiler's own library says on standard error when it starts and stops
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -115,8 +116,8 @@ def _recording_memory(
     completed = step
 
     def save(name: str) -> None:
-        with _whole_file(folder / name / f"rank-{rank}.pickle") as draft:
-            torch.cuda.memory._dump_snapshot(str(draft))
+        with _replace_and_log(folder / name / f"rank-{rank}.pickle") as temporary:
+            torch.cuda.memory._dump_snapshot(str(temporary))
 
     def advance() -> None:
         nonlocal completed
@@ -144,13 +145,9 @@ def _check_device(device: torch.device) -> None:
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A draft that takes its place when it is complete; it ends like the file."""
+def _replace_and_log(path: Path) -> Iterator[Path]:
+    """`replace_file`, with the folder created and a log line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"draft-{path.name}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replace_file(path) as temporary:
+        yield temporary
     get_logger().info("profiling: %s", path)

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flame_accel.files import write_text
+
 WIDTH, HEIGHT = 640, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 28
 CURVES = (
@@ -56,7 +58,7 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n" + "\n".join(body) + "\n"
     )
     path = run_folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -4,7 +4,6 @@ Measurements are not written here but in `records`.
 """
 
 import importlib.metadata
-import json
 import platform
 import shlex
 import subprocess
@@ -18,7 +17,8 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.config import Config, UserError, load_file, to_toml
-from flame_accel.observe.metric_logger import flatten_options, replace_text
+from flame_accel.files import write_json, write_text
+from flame_accel.observe.metric_logger import flatten_options
 
 PACKAGES = (
     "torch",
@@ -47,9 +47,8 @@ def open_run_folder(path: Path, *, config: Config, environment: dict[str, Any]) 
         path.mkdir(parents=True, exist_ok=True)
         changes = changed_options(load_file(resolved), config) if resolved.exists() else []
         # a run that is killed here must be able to start again
-        replace_text(resolved, to_toml(config))
-        text = json.dumps(environment, indent=2) + "\n"
-        (path / "environment.json").write_text(text, encoding="utf-8")
+        write_text(resolved, to_toml(config))
+        write_json(path / "environment.json", environment, indent=2)
     except OSError as error:
         raise UserError(
             f"the run folder cannot be written: {error.strerror}",

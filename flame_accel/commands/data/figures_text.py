@@ -22,6 +22,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.cache.reader import TokenCache
 from flame_accel.data.dataset import Dataset
 from flame_accel.data.sources.table import Table
+from flame_accel.files import replace_file
 
 BAR = 40
 """Longest bar of the text histogram, in characters."""
@@ -181,4 +182,5 @@ def write_picture(path: Path, lengths: Mapping[str, np.ndarray], limits: Mapping
     axes.set_ylabel("share of the documents")
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.files import find_damage
+from flame_accel.files import find_damaged_file
 
 MANIFEST = "flame_accel_tokens.json"
 UNFINISHED = "prepare.info"
@@ -111,7 +111,7 @@ def require_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
         UserError: names the file.
     """
     for shard in manifest["shards"]:
-        damage = find_damage(folder, shard["files"])
+        damage = find_damaged_file(folder, shard["files"])
         if damage is not None:
             raise damaged(folder, damage)
 

@@ -33,7 +33,7 @@ from flame_accel.data.cache.layout import (
 )
 from flame_accel.data.parts import Document, Skipped
 from flame_accel.data.sources.hashes import is_held_out
-from flame_accel.files import find_damage
+from flame_accel.files import find_damaged_file
 
 VERIFY_AT_OPEN = 256_000_000
 """A cache of at most so many bytes is read and verified as a whole when it is opened."""
@@ -161,7 +161,7 @@ class TokenCache:
             )
 
     def _verify(self, files: dict[str, Any]) -> None:
-        damage = find_damage(self._folder, files, content=True)
+        damage = find_damaged_file(self._folder, files, content=True)
         if damage is not None:
             raise damaged(self._folder, damage)
 

@@ -5,7 +5,6 @@ Which documents a shard gets is `writer`'s part.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from flame_accel.data.cache.layout import (
     TOKENS,
     shard_file,
 )
-from flame_accel.files import find_damage, write_json
+from flame_accel.files import ChecksummedWriter, find_damaged_file, write_json
 
 SHARD_BYTES = 1 << 28
 """Most tokens of a shard, in bytes, unless a single chunk has more ..."""
@@ -44,7 +43,7 @@ class ShardWriter:
         self._folder = folder
         self._number = number
         self._itemsize = dtype.itemsize
-        self._files: dict[str, _CheckedFile] = {}
+        self._files: dict[str, ChecksummedWriter] = {}
         self._skipped: dict[int, tuple[str, str]] = {}
         self._counts = dict.fromkeys(("documents", "tokens", "bytes", "empty", "damaged"), 0)
         for suffix in (TOKENS, INDEX):
@@ -93,29 +92,9 @@ class ShardWriter:
         assert shard is not None
         return shard
 
-    def _open(self, suffix: str) -> "_CheckedFile":
+    def _open(self, suffix: str) -> ChecksummedWriter:
         path = self._folder / shard_file(self._number, suffix)
-        return self._files.setdefault(suffix, _CheckedFile(path))
-
-
-class _CheckedFile:
-    """A file that knows its size and checksum when it is closed."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._digest = xxhash.xxh3_128()
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._size += len(data)
-
-    def close(self) -> dict[str, Any]:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return {"size": self._size, "xxh3": self._digest.hexdigest()}
+        return self._files.setdefault(suffix, ChecksummedWriter(path))
 
 
 def describe_shard(folder: Path, number: int) -> dict[str, Any] | None:
@@ -125,7 +104,7 @@ def describe_shard(folder: Path, number: int) -> dict[str, Any] | None:
         return None
     content = path.read_bytes()
     shard = json.loads(content)
-    if find_damage(folder, shard["files"]) is not None:
+    if find_damaged_file(folder, shard["files"]) is not None:
         return None
     del shard["skipped"]
     checksum = xxhash.xxh3_128(content).hexdigest()

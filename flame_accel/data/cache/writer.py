@@ -41,7 +41,7 @@ from flame_accel.data.cache.layout import (
 from flame_accel.data.cache.shards import ShardWriter, describe_shard, shard_hashes
 from flame_accel.data.parts import SkipPolicy
 from flame_accel.data.sources.hashes import sample_fingerprint
-from flame_accel.files import write_json
+from flame_accel.files import is_temporary, sync_to_disk, write_json
 
 LOCK_SECONDS = 5.0
 """Patience with the processes of a `prepare` that was killed."""
@@ -169,6 +169,8 @@ def _remove_cache(folder: Path) -> None:
     shards = sorted(folder.glob(f"{SHARD_PREFIX}*"))
     for path in (folder / MANIFEST, folder / UNFINISHED, *shards):
         path.unlink(missing_ok=True)
+        if path.name == MANIFEST:
+            sync_to_disk(folder)
 
 
 def _require_same(folder: Path, there: Mapping[str, Any], made_from: Mapping[str, Any]) -> None:
@@ -192,7 +194,7 @@ def _begin(folder: Path, made_from: Mapping[str, Any]) -> Shards:
     if path.exists():
         _require_same(folder, json.loads(path.read_text(encoding="utf-8")), made_from)
     else:
-        names = {entry.name for entry in folder.iterdir()} - {LOCK, f"{UNFINISHED}.tmp"}
+        names = {entry.name for entry in folder.iterdir() if not is_temporary(entry)} - {LOCK}
         if names:
             raise UserError(
                 f"holds other files: {', '.join(sorted(names)[:3])}{' ...' * (len(names) > 3)}",

@@ -4,7 +4,6 @@ What becomes of a text is the encoder's part.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flame_accel.config.errors import UserError
+from flame_accel.files import write_json, write_text
 
 BYTE_TOKENIZER = "byte"
 """Name of the tokenizer that ships with the package."""
@@ -135,6 +135,5 @@ def write_byte_tokenizer(folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    build_byte_tokenizer().save(str(folder / "tokenizer.json"))
-    text = json.dumps(config, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    write_text(folder / "tokenizer.json", build_byte_tokenizer().to_str(pretty=True))
+    write_json(folder / "tokenizer_config.json", config, indent=2)

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from flame_accel.config.errors import UserError
+from flame_accel.files import write_json
 
 COUNTS = frozenset({"B", "N", "NB", "NP", "T"})
 """Key arguments of fla's kernels that count rows, blocks of rows or tokens.
@@ -80,9 +81,7 @@ def write(folder: Path, kernel: str, key: Key, config: KernelConfig, triton_vers
             "triton_version": triton_version,
             "autotune_entries": dict(sorted(entries.items())),
         }
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_json(path, content)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from flame_accel import files as durable
 from flame_accel.config.errors import UserError
 from flame_accel.data.cache import encoding, layout, reader, shards, writer
 from flame_accel.data.cache.layout import MANIFEST, UNFINISHED
@@ -22,6 +21,7 @@ from flame_accel.data.cache.reader import TokenCache
 from flame_accel.data.cache.writer import Progress, Recipe, write_cache
 from flame_accel.data.parts import Document, Record, Skipped, SkipPolicy
 from flame_accel.data.sources.hashes import HeldOut, record_hash, sample_fingerprint
+from flame_accel.files import file_checksum, write_json
 from tests.helpers.runs import ROOT
 
 EOS = 256
@@ -220,7 +220,7 @@ def test_a_shard_that_an_interruption_damaged_is_made_again(cache: Path):
     # what is left when the power fails before the manifest is written
     made_from = layout.read_manifest(cache)
     names = ("format", "tokenizer", "add_bos", "documents", "fingerprint", "source")
-    durable.write_json(cache / UNFINISHED, {name: made_from[name] for name in names})
+    write_json(cache / UNFINISHED, {name: made_from[name] for name in names})
     (cache / MANIFEST).unlink()
     (cache / "shard-00001.tokens").write_bytes(b"")
     write_cache(make_texts(), Bytes(), cache, RECIPE)
@@ -491,7 +491,7 @@ def test_the_manifest_has_the_checksums_of_all_files(cache: Path):
     }
     assert set(files) == set(contents(cache)) - {MANIFEST}
     for name, file in files.items():
-        checksum = durable.file_checksum(cache / name)
+        checksum = file_checksum(cache / name)
         assert file == {"size": (cache / name).stat().st_size, "xxh3": checksum}
 
 
