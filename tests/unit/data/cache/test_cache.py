@@ -293,12 +293,12 @@ def test_two_processes_do_not_prepare_the_same_cache(
 def test_a_full_disk_is_named_and_the_work_goes_on_later(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = shards._CheckedFile
+    real = shards.ChecksummedWriter
     with monkeypatch.context() as patched:
         full = "shard-00002.tokens"
         patched.setattr(
             shards,
-            "_CheckedFile",
+            "ChecksummedWriter",
             lambda path: real(Path("/dev/full") if path.name == full else path),
         )
         with pytest.raises(UserError, match="no room left") as error:
