@@ -44,7 +44,6 @@ from flame_accel.training import (
     build_optimizer,
     is_due,
     learning_rate,
-    optimizer_in_backward,
     seed_process,
     to_device,
     train_step,
@@ -173,10 +172,7 @@ def build_components(
     optimizer = build_optimizer(accelerator, model, config.optimizer)
     # neither loader nor scheduler is prepared: the data shards its own rows, and the learning rate
     # is a function of the step
-    model, optimizer = parallel.prepare(accelerator, model, optimizer, training)
-    optimizer_in_backward(optimizer)
-    if config.float8.precompute_float8_dynamic_scale_for_fsdp:
-        parallel.precompute_float8_scales(model, optimizer)
+    model, optimizer = parallel.prepare(accelerator, model, optimizer, training, config.float8)
     return Components(tokenizer, run_data, model, optimizer, num_parameters, flops_per_token)
 
 

@@ -122,7 +122,7 @@ def _save_positions(
     rank_state: dict[str, Any],
 ) -> None:
     """Where every rank stands in data, measurements and randomness."""
-    # peers of tensor parallelism are neighbours and know the same
+    # TP ranks are neighbors and know the same
     states = gather_object([(data_state, rank_state)])[:: tp_size(accelerator)]
     if accelerator.is_main_process:
         write_json(checkpoint / "data.json", merge_states([data for data, _ in states]))

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flame_accel.parallel import unwrap
+from flame_accel.parallel.sharded_tensors import full_shape
 
 
 class Fragment(NamedTuple):
@@ -33,7 +34,7 @@ class Fragment(NamedTuple):
 def weight_shapes(model: nn.Module) -> dict[str, Tensor]:
     """Every weight and persistent buffer of a model by name, whole and without storage."""
     weights = {
-        name: torch.empty(whole_shape(parameter), dtype=parameter.dtype, device="meta")
+        name: torch.empty(full_shape(parameter), dtype=parameter.dtype, device="meta")
         for name, parameter in model.named_parameters()
     }
     stored = model.state_dict().keys()
@@ -42,11 +43,6 @@ def weight_shapes(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in model.named_buffers()
         if name in stored
     }
-
-
-def whole_shape(parameter: Any) -> torch.Size:
-    """The shape of a parameter, which ZeRO-3 empties between its uses."""
-    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
 
 
 def gather_zero_weights(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
@@ -111,7 +107,7 @@ def state_shapes(model: nn.Module, engine: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as `<parameter>.<state>`, whole and without storage."""
     return {
         f"{name}.{key}": torch.empty(
-            whole_shape(parameter) if value.dim() else (), dtype=value.dtype, device="meta"
+            full_shape(parameter) if value.dim() else (), dtype=value.dtype, device="meta"
         )
         for name, parameter, _, state in _states(model, engine)
         for key, value in state.items()
@@ -151,7 +147,7 @@ def gather_state(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tenso
     loads = [0] * accelerator.num_processes
     share: dict[str, Tensor] = {}
     for name, parameter, fragment, state in _states(model, engine):
-        shape = whole_shape(parameter)
+        shape = full_shape(parameter)
         owner = loads.index(min(loads))
         loads[owner] += shape.numel()
         for key, value in state.items():

@@ -12,7 +12,9 @@ from flame_accel.diagnosis.conformance.packing import check_packing_support
 from flame_accel.diagnosis.fitness import check_machine
 from flame_accel.diagnosis.numerics import check_document_isolation
 from flame_accel.observe import get_logger
-from flame_accel.parallel import compute_precision
+from flame_accel.observe.profiling import check_memory_snapshot_support
+from flame_accel.parallel import check_parallel_options, compute_dtype
+from flame_accel.training import check_optimizer_support
 
 
 def check_run(
@@ -29,6 +31,15 @@ def check_run(
     Raises:
         UserError: It cannot.
     """
+    check_parallel_options(
+        accelerator,
+        config.training,
+        config.float8,
+        model_config,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    check_optimizer_support(accelerator, config.optimizer)
+    check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
         check_packing_support(model_config, kernels=active_kernels)
         check_document_isolation(model_config, accelerator.device.type)
@@ -36,6 +47,6 @@ def check_run(
         model_config,
         config.model.kernels,
         config.job.dump_folder,
-        compute_precision(accelerator),
+        compute_dtype(accelerator),
     ):
         get_logger().info("This machine: %s", warning)

@@ -52,9 +52,6 @@ def profile_steps(
         config: What to record, where and how often.
         run_folder: Of the run.
         step: Steps that the run has completed.
-
-    Raises:
-        UserError: Memory snapshots were asked for and the device makes none.
     """
     profiler = StepProfiler()
     rank = accelerator.process_index
@@ -71,7 +68,6 @@ def profile_steps(
             )
         # entered last: the first to see that memory ran out
         if config.enable_memory_snapshot:
-            _check_device(accelerator.device)
             folder = run_folder / config.save_memory_snapshot_folder
             profiler.recorders.append(
                 recording.enter_context(
@@ -135,8 +131,13 @@ def _recording_memory(
         torch.cuda.memory._record_memory_history(enabled=None)
 
 
-def _check_device(device: torch.device) -> None:
-    if device.type != "cuda":
+def check_memory_snapshot_support(device: torch.device, config: ProfilingConfig) -> None:
+    """Checks that a device records memory snapshots, if they are asked for.
+
+    Raises:
+        UserError: It does not.
+    """
+    if config.enable_memory_snapshot and device.type != "cuda":
         raise UserError(
             f"memory snapshots are recorded by CUDA's allocator; this run is on {device.type}",
             where="profiling.enable_memory_snapshot",

@@ -1,16 +1,16 @@
-"""Activations that are recomputed in the backward pass instead of kept.
+"""Activation checkpointing: activations that are recomputed in the backward pass, not saved.
 
-What a block keeps is its inputs; its forward pass runs again when the backward pass gets to it
-(torch's checkpoint without reentrance). `full` does so for every block, `n` for every n-th.
+A block saves its inputs; its forward runs again when the backward pass reaches it (torch's
+non-reentrant checkpoint). "full" checkpoints every block, "n" every n-th.
 
-"op" spares the operators, which cost most of a forward pass (`kernels/operators.py`): in the first
-pass an operator runs outside of the checkpoint, so that what it saves for its backward pass is kept
-indeed, and its outputs are remembered; in the second pass the call returns them and runs nothing.
-torch's own selective checkpoint cannot do this: it sees aten's operators only, and fla's are
-autograd functions around Triton kernels. No operator draws random numbers, so that to leave one out
-changes nothing for the dropout behind it.
+"op" does not recompute the operators, which cost most of a forward pass (`kernels/operators.py`):
+in the first pass an operator runs outside of the checkpoint, so that what it saves for its backward
+pass is really saved, and so are its outputs; in the recomputing pass the call returns them and runs
+nothing. torch's own selective checkpoint cannot do this: it sees aten's operators only, and fla's
+are autograd functions around Triton kernels. Operators draw no random numbers, so that leaving them
+out does not change the dropout after them.
 
-What is compiled lies within the checkpoint.
+Compiled code lies inside the checkpoint.
 """
 
 import functools
@@ -29,35 +29,35 @@ from flame_accel.config import ActivationCheckpointConfig, UserError
 from flame_accel.kernels.operators import Operator, operator_paths, stand_between
 from flame_accel.parallel.blocks import find_blocks, replace_forward
 
-RECOMPUTING = ("log_linear_mamba2",)
-"""Model types of fla whose layers have a checkpoint of their own around their operator."""
+SELF_CHECKPOINTING = ("log_linear_mamba2",)
+"""Model types of fla whose layers checkpoint their operator themselves."""
 
 
 def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointConfig) -> None:
-    """Makes the blocks of a model recompute their activations, in place.
+    """Makes blocks of a model recompute their activations, in place.
 
     Args:
-        model: For "op" one of fla's layers; else any whose blocks are known (see `find_blocks`).
-        config: With a mode other than "none".
+        model: Has blocks (see `find_blocks`); for "op", layers of fla.
+        config: Has a mode other than "none".
 
     Raises:
-        UserError: The model has no such blocks or operators.
+        UserError: The model has no blocks, fewer than n, or no operators to save.
     """
     blocks = find_blocks(model, where="activation_checkpoint.mode")
     option = config.selective_ac_option
-    keeping = config.mode == "selective" and option == "op"
-    every = int(option) if config.mode == "selective" and not keeping else 1
-    if keeping:
-        _check_no_kv_cache(model)
-        stand_between(operator_paths(), _keep_results)
+    saves_operators = config.mode == "selective" and option == "op"
+    every = int(option) if config.mode == "selective" and not saves_operators else 1
+    if saves_operators:
+        _check_saves_operators(model)
+        stand_between(operator_paths(), _save_outputs_in_blocks)
     if every > len(blocks):
         raise UserError(
-            f"the model has {len(blocks)} blocks, so that there is no every {every}th",
+            f"the model has {len(blocks)} blocks, so that there is no block {every} to recompute",
             where="activation_checkpoint.selective_ac_option",
-            remedy=f"give a number up to {len(blocks)}",
+            remedy=f"give a number of at most {len(blocks)}",
             exit_code=2,
         )
-    contexts = {"context_fn": _two_passes} if keeping else {}
+    contexts = {"context_fn": _make_checkpoint_contexts} if saves_operators else {}
     for block in blocks[every - 1 :: every]:
         replace_forward(
             block,
@@ -65,10 +65,11 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
         )
 
 
-def _check_no_kv_cache(model: PreTrainedModel) -> None:
-    reason = f"{type(model).__name__} calls none of fla's operators, whose results op keeps"
+def _check_saves_operators(model: PreTrainedModel) -> None:
+    """Checks that a model calls operators whose outputs "op" can save."""
+    reason = f"{type(model).__name__} calls none of fla's operators, whose results op saves"
     if any(type(module).__module__.startswith("fla.") for module in model.modules()):
-        if model.config.model_type not in RECOMPUTING:
+        if model.config.model_type not in SELF_CHECKPOINTING:
             return
         reason = f"the layers of {type(model).__name__} recompute their operator themselves"
     raise UserError(
@@ -80,98 +81,101 @@ def _check_no_kv_cache(model: PreTrainedModel) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """A tensor that an operator has returned, without its history, which would keep it for ever."""
+class _SavedOutput:
+    """A tensor that an operator has returned, without its history, which would keep it alive."""
 
     tensor: Tensor
     needs_grad: bool
     version: int
-    """Counts what is written to the tensor."""
+    """torch's counter of in-place writes to the tensor."""
 
 
-class _Pass:
-    """One pass through a block: the first, which notes down results, or a later one."""
+class _BlockPass:
+    """A pass through a block: the first, which saves operators' outputs, or a recomputing one."""
 
-    def __init__(self, results: list[tuple[Operator, Any]], *, first: bool) -> None:
-        self.results = results
+    def __init__(self, saved: list[tuple[Operator, Any]], *, first: bool) -> None:
+        self.saved = saved
         self.first = first
 
     def __enter__(self) -> None:
         self.position = 0
-        self.around, _running.now = _running.now, self
+        self.outer, _thread.block_pass = _thread.block_pass, self
 
     def __exit__(self, *exception: object) -> None:
-        _running.now = self.around
+        _thread.block_pass = self.outer
 
     def call(self, operator: Operator, args: Any, kwargs: Any) -> Any:
-        """Calls an operator, or returns again what it has returned in the first pass."""
+        """Calls an operator, or returns what it has returned in the first pass."""
         if self.first:
-            return self._note(operator, args, kwargs)
-        noted, kept = self.results[self.position]
+            return self._call_and_save(operator, args, kwargs)
+        first_called, outputs = self.saved[self.position]
         self.position += 1
-        if noted is not operator:
-            raise RuntimeError(f"a block called {noted} first, and {operator} when recomputed")
-        return _each(kept, _give_again)
+        if first_called is not operator:
+            raise RuntimeError(
+                f"a block called {first_called} at first, and {operator} when recomputed"
+            )
+        return _map_tensors(outputs, _restore_output)
 
-    def _note(self, operator: Operator, args: Any, kwargs: Any) -> Any:
+    def _call_and_save(self, operator: Operator, args: Any, kwargs: Any) -> Any:
         # operators that this one calls are part of it
-        _running.now = None
+        _thread.block_pass = None
         try:
-            with saved_tensors_hooks(_itself, _itself):
+            with saved_tensors_hooks(_identity, _identity):
                 outputs = operator(*args, **kwargs)
         finally:
-            _running.now = self
-        self.results.append((operator, _each(outputs, _keep)))
+            _thread.block_pass = self
+        self.saved.append((operator, _map_tensors(outputs, _save_output)))
         return outputs
 
 
-class _Running(threading.local):
-    """The pass that a thread is in: backward passes have threads of their own."""
+class _ThreadState(threading.local):
+    """The pass that a thread is in; backward passes run in threads of their own."""
 
-    now: _Pass | None = None
-
-
-_running = _Running()
+    block_pass: _BlockPass | None = None
 
 
-def _two_passes() -> tuple[_Pass, _Pass]:
-    results: list[tuple[Operator, Any]] = []
-    return _Pass(results, first=True), _Pass(results, first=False)
+_thread = _ThreadState()
 
 
-# compiled blocks are left to call an operator, and entered again behind it
-def _keep_results(operator: Operator) -> Operator:
-    """An operator that in a block with "op" keeps its results; elsewhere it is as it was."""
+def _make_checkpoint_contexts() -> tuple[_BlockPass, _BlockPass]:
+    """Contexts of the first and the recomputing pass, as torch's checkpoint asks for them."""
+    saved: list[tuple[Operator, Any]] = []
+    return _BlockPass(saved, first=True), _BlockPass(saved, first=False)
 
+
+def _save_outputs_in_blocks(operator: Operator) -> Operator:
+    """The operator such that its outputs are saved in blocks with "op"; unchanged elsewhere."""
+
+    # a graph break in compiled blocks
     @torch.compiler.disable
     @functools.wraps(operator)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _running.now is None:
+        if _thread.block_pass is None:
             return operator(*args, **kwargs)
-        return _running.now.call(operator, args, kwargs)
+        return _thread.block_pass.call(operator, args, kwargs)
 
     return call
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _keep(tensor: Tensor) -> _Kept:
-    return _Kept(tensor.detach(), tensor.requires_grad, tensor._version)
+def _save_output(tensor: Tensor) -> _SavedOutput:
+    return _SavedOutput(tensor.detach(), tensor.requires_grad, tensor._version)
 
 
-def _give_again(kept: _Kept) -> Tensor:
-    if kept.tensor._version != kept.version:
+def _restore_output(saved: _SavedOutput) -> Tensor:
+    if saved.tensor._version != saved.version:
         raise RuntimeError("a block wrote to the result of an operator, which it needs again")
-    return kept.tensor.detach().requires_grad_(kept.needs_grad)
+    return saved.tensor.detach().requires_grad_(saved.needs_grad)
 
 
-def _each(outputs: Any, change: Callable[[Any], Any]) -> Any:
-    """What an operator returns, with each of its tensors changed."""
+def _map_tensors(outputs: Any, function: Callable[[Any], Any]) -> Any:
+    """The outputs of an operator, nested tuples and lists, with a function of each tensor."""
     if outputs is None:
         return None
     if isinstance(outputs, (tuple, list)):
-        changed = [_each(output, change) for output in outputs]
-        return changed if isinstance(outputs, list) else tuple(changed)
-    return change(outputs)
+        mapped = [_map_tensors(output, function) for output in outputs]
+        return mapped if isinstance(outputs, list) else tuple(mapped)
+    return function(outputs)

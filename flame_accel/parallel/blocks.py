@@ -1,7 +1,7 @@
-"""The blocks of a model: what is recomputed, compiled and sharded as one.
+"""The blocks of a model: the units that are recomputed, compiled and sharded.
 
-To change how a block runs, its `forward` is replaced on the instance: names of parameters stay what
-they are, and hooks of FSDP2 and DeepSpeed run around it.
+To change how a block runs, its `forward` is replaced on the instance: names of parameters do not
+change, and hooks of FSDP2 and DeepSpeed run around it.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,16 +21,16 @@ Forward = Callable[..., Any]
 def find_blocks(model: PreTrainedModel, *, where: str) -> list[nn.Module]:
     """The outermost modules that the architecture declares to be blocks, first to last.
 
-    It does so by `_no_split_modules`, or by deriving them from `GradientCheckpointingLayer`.
+    It declares them in `_no_split_modules`, or derives them from `GradientCheckpointingLayer`.
 
     Args:
-        model: Any.
-        where: The option that needs them, for the message.
+        model: Sharded or not.
+        where: The option that needs blocks, for the message.
 
     Raises:
-        UserError: There are none.
+        UserError: The architecture declares none.
     """
-    blocks = list(_outermost(model, frozenset(model._no_split_modules or ())))
+    blocks = list(_find_outermost(model, frozenset(model._no_split_modules or ())))
     if not blocks:
         raise UserError(
             f"{type(model).__name__} does not say which of its modules are blocks",
@@ -41,30 +41,31 @@ def find_blocks(model: PreTrainedModel, *, where: str) -> list[nn.Module]:
     return blocks
 
 
-def _outermost(module: nn.Module, names: frozenset[str]) -> Iterator[nn.Module]:
+def _find_outermost(module: nn.Module, names: frozenset[str]) -> Iterator[nn.Module]:
+    """The outermost submodules that are blocks, by their class or by one of its names."""
     for child in module.children():
         # sharding derives a class of its own from that of a block
         classes = {base.__name__ for base in type(child).__mro__}
         if isinstance(child, GradientCheckpointingLayer) or names & classes:
             yield child
         else:
-            yield from _outermost(child, names)
+            yield from _find_outermost(child, names)
 
 
 def replace_forward(block: nn.Module, training_forward: Forward) -> None:
-    """Lets a block run `training_forward` in training; otherwise it runs as before.
+    """Makes a block run `training_forward` in training, and its own forward otherwise; in place.
 
-    In training there is no cache: nothing reads it, a second pass would write into it again, and a
-    compiled block would be compiled anew for every length.
+    In training caches are dropped: nothing reads them, a recomputing pass would write into them
+    again, and a compiled block would be recompiled for every length.
     """
-    block.forward = partial(_forward, block, block.forward, training_forward)
+    block.forward = partial(_forward_by_mode, block, block.forward, training_forward)
 
 
-def _forward(
-    block: nn.Module, otherwise: Forward, training_forward: Forward, *args: Any, **kwargs: Any
+def _forward_by_mode(
+    block: nn.Module, own_forward: Forward, training_forward: Forward, *args: Any, **kwargs: Any
 ) -> Any:
     if not (block.training and torch.is_grad_enabled()):
-        return otherwise(*args, **kwargs)
+        return own_forward(*args, **kwargs)
     args = tuple(None if isinstance(arg, Cache) else arg for arg in args)
     kwargs = {name: None if isinstance(arg, Cache) else arg for name, arg in kwargs.items()}
     if kwargs.get("use_cache"):

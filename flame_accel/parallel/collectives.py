@@ -1,10 +1,15 @@
-"""Small exchanges between ranks that give tensors back; with one rank, none happens."""
+"""Collectives over the ranks of a run that return tensors; with one rank nothing is exchanged.
+
+Those inside of a model, with gradients, are in `tensor/differentiable_collectives`.
+"""
 
 from typing import Any
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from flame_accel.parallel.ranks import tp_size
 
@@ -15,22 +20,32 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def all_reduce_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """The element-wise sum of every data rank's tensor, on every rank.
+    """The element-wise sum over the data-parallel ranks, on every rank.
 
-    The peers of tensor parallelism hold the same tensor, which counts once.
+    TP ranks hold the same tensor, which counts once.
     """
     if accelerator.num_processes == 1:
         return tensor
     total: Any = accelerator.reduce(tensor, "sum")
-    peers = tp_size(accelerator)
-    if peers == 1:
+    copies = tp_size(accelerator)
+    if copies == 1:
         return total
-    return total / peers if total.is_floating_point() else total // peers
+    return total / copies if total.is_floating_point() else total // copies
 
 
 def all_gather(accelerator: Accelerator, tensor: Tensor) -> Tensor:
-    """Every rank's tensor [n], one after the other [ranks * n], on every rank."""
+    """The tensors [n] of all ranks, concatenated in rank order [ranks * n], on every rank."""
     if accelerator.num_processes == 1:
         return tensor
     gathered: Any = accelerator.gather(tensor)
     return gathered
+
+
+def all_gather_stacked(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The tensors [...] of all ranks of a group [ranks, ...]; None stands for all ranks.
+
+    Needs a process group, and the same shape on every rank.
+    """
+    gathered = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(gathered, tensor, group=group)
+    return torch.stack(gathered)

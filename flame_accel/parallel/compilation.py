@@ -1,12 +1,12 @@
 """torch.compile, block by block and in place.
 
-Blocks of one class are compiled once. A compiled block is left to call fla's functions and entered
-again behind them: they look at the boundaries of documents, which differ from batch to batch, and
-Triton's kernels keep the configurations that `kernels/tuning` has chosen for them. PyTorch's
-stand-ins for norms and activations are compiled with the block.
+Blocks of one class are compiled once. Each call of one of fla's functions breaks the graph: they
+depend on the boundaries of documents, which differ from batch to batch, and Triton's kernels keep
+the configurations that `kernels/tuning` has chosen for them. The PyTorch replacements of norms and
+activations are compiled with the block.
 
-Evaluation runs as it does without compiling. What stands outside of blocks (embedding, last norm,
-head and loss) is a lookup, a kernel of fla's or one matrix product, with nothing to fuse.
+Evaluation is not compiled, nor is what lies outside of blocks (embedding, final norm, head and
+loss): a lookup, a kernel of fla's and one matrix product have nothing to fuse.
 """
 
 import functools
@@ -34,51 +34,55 @@ from flame_accel.kernels.operators import (
 from flame_accel.parallel.blocks import find_blocks, replace_forward
 
 BACKEND = "inductor"
-TRACED = tuple(f"flame_accel.kernels.modules.{name}" for name in ("norm", "activation"))
-"""Where the functions are that become part of a compiled block."""
+TRACED_MODULES = tuple(f"flame_accel.kernels.modules.{name}" for name in ("norm", "activation"))
+"""Modules whose functions become part of a compiled block."""
 
 
-def compile_blocks(model: PreTrainedModel, device: torch.device) -> None:
-    """Compiles each block of a model, in place; the compiler runs in the first step.
+def compile_blocks(model: PreTrainedModel) -> None:
+    """Compiles each block of a model, in place; the compiler itself runs in the first step.
 
     Args:
-        model: Any whose blocks are known (see `find_blocks`).
-        device: Where it will run.
+        model: Has blocks (see `find_blocks`); its device must have passed `check_compiler`.
 
     Raises:
-        UserError: The machine has no compiler, or the model has no blocks.
+        UserError: The model has no blocks.
     """
-    _check_compiler(device)
     blocks = find_blocks(model, where="training.compile")
-    stand_between([*function_paths(), *DOCUMENT_BY_DOCUMENT], _leave_alone)
+    stand_between([*function_paths(), *DOCUMENT_BY_DOCUMENT], _keep_out_of_graphs)
     config: Any = torch._dynamo.config
     # blocks may differ by constants, such as their index
     config.recompile_limit = max(config.recompile_limit, 2 * len(blocks))
     for block in blocks:
-        assert "forward" not in vars(block), "what wraps a block's forward comes after compiling"
-        forward = MethodType(_compiled(type(block).forward), block)
-        replace_forward(block, functools.partial(_run, forward))
+        assert "forward" not in vars(block), "a block's forward is wrapped after it is compiled"
+        forward = MethodType(_compile_forward(type(block).forward), block)
+        replace_forward(block, functools.partial(_run_compiled, forward))
 
 
-def _leave_alone(function: Operator) -> Operator:
-    return function if function.__module__ in TRACED else torch.compiler.disable(function)
+def _keep_out_of_graphs(function: Operator) -> Operator:
+    """The function such that compiled code calls it; itself where it is to be compiled."""
+    return function if function.__module__ in TRACED_MODULES else torch.compiler.disable(function)
 
 
 @functools.cache
-def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A class's forward, compiled once for all blocks of the class."""
     return torch.compile(forward, backend=BACKEND)
 
 
-def _run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run_compiled(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls a compiled forward such that the number of documents is no constant of its graph."""
     boundaries = kwargs.get("cu_seqlens")
     if isinstance(boundaries, Tensor):
-        # as many as there are documents: not a constant to compile for
         torch._dynamo.maybe_mark_dynamic(boundaries, 0)
     return forward(*args, **kwargs)
 
 
-def _check_compiler(device: torch.device) -> None:
-    """Asks beforehand for what would be missed in the middle of the first step."""
+def check_compiler(device: torch.device) -> None:
+    """Checks that a device has a compiler; its absence would only show in the first step.
+
+    Raises:
+        UserError: Triton, a C++ compiler or Python's header files are missing.
+    """
     if device.type != "cpu":
         if not triton_has_device():
             raise UserError(

@@ -1,7 +1,7 @@
-"""Matrix products in 8-bit floats through torchao: which layers, and what their scales need.
+"""Matrix products in 8-bit floats through torchao: which layers, and how their scales are computed.
 
-The weights stay what they were, in fp32 and under their names, and are cast for each product; so
-checkpoints and exports know nothing of this.
+The weights stay in fp32 under their names, and are cast for each product; checkpoints and exports
+are the same as without.
 """
 
 import importlib
@@ -24,40 +24,62 @@ from flame_accel.parallel.ranks import tp_size
 
 logger = logging.getLogger(__name__)
 
-# tensor cores take blocks of sixteen
-BLOCK = 16
-# smaller products are gates and decays, which need their digits, and gain nothing
-SMALLEST = 128
-SMALLEST_CAPABILITY = (8, 9)
+SIDE_MULTIPLE = 16
+"""What both sides of a weight must be divisible by; tensor cores take blocks of sixteen."""
+MIN_SIDE = 128
+"""Smaller products are gates and decays, which need their precision and would gain nothing."""
+MIN_COMPUTE_CAPABILITY = (8, 9)
 
 
-def convert_to_float8(
-    accelerator: Accelerator, model: PreTrainedModel, config: Float8Config
-) -> None:
-    """Replaces the linear layers of a model by torchao's, in place, as the recipe says.
-
-    All but the head, those with a side under 128 or not a multiple of 16, and those whose weight
-    fla's kernels read beside their forward.
-
-    Args:
-        accelerator: Of the run.
-        model: Before it is sharded and compiled, and before its optimizer is made.
-        config: With a recipe.
+def check_float8(accelerator: Accelerator, config: Float8Config) -> None:
+    """Checks that packages, device and engine support a recipe; without one nothing is checked.
 
     Raises:
-        UserError: torchao or a device for such products is missing, or nothing can be converted.
+        UserError: They do not.
     """
-    torchao = _load_torchao()
-    _refuse(accelerator, config)
+    if config.recipe_name is None:
+        return
+    _import_torchao()
+    if not config.emulate:
+        _check_float8_hardware()
+    if is_deepspeed(accelerator) or tp_size(accelerator) > 1:
+        raise UserError(
+            "8-bit floats are not supported with DeepSpeed or tensor parallelism",
+            where="float8.recipe_name",
+            remedy="launch single.yaml, ddp.yaml or fsdp2.yaml, or remove the option",
+            exit_code=2,
+        )
+    if config.enable_fsdp_float8_all_gather and not accelerator.is_fsdp2:
+        raise UserError(
+            "no weights are gathered: they are not sharded",
+            where="float8.enable_fsdp_float8_all_gather",
+            remedy="launch with fsdp2.yaml, or remove the option",
+            exit_code=2,
+        )
+
+
+def convert_to_float8(model: PreTrainedModel, config: Float8Config) -> None:
+    """Replaces linear layers of a model by torchao's, in place, as the recipe says.
+
+    See `find_float8_layers` for which ones.
+
+    Args:
+        model: Before it is sharded and compiled, and before its optimizer is built.
+        config: Has a recipe, and has passed `check_float8`.
+
+    Raises:
+        UserError: No layer can be converted.
+    """
+    torchao = _import_torchao()
     for module in model.modules():
         if isinstance(module, GatedMLP):
             # the fused product reads the weight of down_proj, a third of the layer's work
             module.fuse_swiglu = False
-    chosen = float8_layers(model)
+    chosen = find_float8_layers(model)
     if not chosen:
         raise UserError(
             f"no linear layer of this {model.config.model_type} can compute in 8-bit floats: none "
-            f"has sides that are multiples of {BLOCK} and at least {SMALLEST}",
+            f"has sides that are multiples of {SIDE_MULTIPLE} and at least {MIN_SIDE}",
             where="float8.recipe_name",
             remedy="remove the option, or choose a wider model",
         )
@@ -73,7 +95,7 @@ def convert_to_float8(
     weights: list[Any] = [model.get_parameter(f"{name}.weight") for name in chosen]
     if config.enable_fsdp_float8_all_gather:
         for weight in weights:
-            # accelerate knows a parameter by its address, which torchao's wrapper does not have
+            # accelerate identifies parameters by address, which torchao's wrapper does not have
             weight.data_ptr = weight._tensor.data_ptr
     share = sum(weight.numel() for weight in weights) / sum(p.numel() for p in model.parameters())
     logger.info(
@@ -84,8 +106,12 @@ def convert_to_float8(
     )
 
 
-def float8_layers(model: PreTrainedModel) -> set[str]:
-    """The names of the linear layers that compute in 8-bit floats."""
+def find_float8_layers(model: PreTrainedModel) -> set[str]:
+    """The names of the linear layers that can compute in 8-bit floats.
+
+    All but the head, those with a side under 128 or not a multiple of 16, and those whose weight is
+    read outside of their own forward, as fla's fused kernels do.
+    """
     head = model.get_output_embeddings()
     return {
         f"{parent_name}.{name}" if parent_name else name
@@ -93,22 +119,23 @@ def float8_layers(model: PreTrainedModel) -> set[str]:
         for name, child in parent.named_children()
         # a subclass does something of its own with its weight
         if type(child) is nn.Linear and child is not head
-        if all(side % BLOCK == 0 and side >= SMALLEST for side in child.weight.shape)
-        if not _reads_weight(parent, name)
+        if all(side % SIDE_MULTIPLE == 0 and side >= MIN_SIDE for side in child.weight.shape)
+        if not _reads_child_weight(parent, name)
     }
 
 
 def precompute_float8_scales(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:
-    """Computes the scales of all sharded weights at once, whenever an update has changed them.
+    """Makes a model compute the scales of all sharded weights at once, after each update.
 
-    Otherwise each weight's scale takes an exchange of its own before each gathering. They are
-    computed before the next forward pass, since a checkpoint may be loaded after an update.
+    Otherwise each weight's scale takes an all-reduce of its own before each gathering. Registers
+    hooks: scales are computed before the forward pass that follows an update, since a checkpoint
+    may be loaded in between.
 
     Args:
         model: Prepared by FSDP2, with 8-bit gathering.
-        optimizer: Prepared.
+        optimizer: The prepared optimizer.
     """
-    torchao = _load_torchao()
+    torchao = _import_torchao()
     stale = True
 
     def compute(*_: object) -> None:
@@ -125,7 +152,7 @@ def precompute_float8_scales(model: nn.Module, optimizer: AcceleratedOptimizer) 
     optimizer.optimizer.register_step_post_hook(expire)
 
 
-def _load_torchao() -> Any:
+def _import_torchao() -> Any:
     try:
         return importlib.import_module("torchao.float8")
     except ImportError as error:
@@ -136,30 +163,11 @@ def _load_torchao() -> Any:
         ) from error
 
 
-def _refuse(accelerator: Accelerator, config: Float8Config) -> None:
-    if not config.emulate:
-        _check_device()
-    if is_deepspeed(accelerator) or tp_size(accelerator) > 1:
-        raise UserError(
-            "8-bit floats are not supported with DeepSpeed and tensor parallelism",
-            where="float8.recipe_name",
-            remedy="launch single.yaml, ddp.yaml or fsdp2.yaml, or remove the option",
-            exit_code=2,
-        )
-    if config.enable_fsdp_float8_all_gather and not accelerator.is_fsdp2:
-        raise UserError(
-            "no weights are gathered: they are not sharded",
-            where="float8.enable_fsdp_float8_all_gather",
-            remedy="launch with fsdp2.yaml, or remove the option",
-            exit_code=2,
-        )
-
-
-def _check_device() -> None:
-    found = "no GPU is there"
+def _check_float8_hardware() -> None:
+    found = "there is no GPU"
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
-        if capability >= SMALLEST_CAPABILITY:
+        if capability >= MIN_COMPUTE_CAPABILITY:
             return
         found = f"{torch.cuda.get_device_name()} has {capability[0]}.{capability[1]}"
     raise UserError(
@@ -170,8 +178,8 @@ def _check_device() -> None:
     )
 
 
-def _reads_weight(parent: nn.Module, name: str) -> bool:
-    """Whether the code of a module reads the values of a child's weight by itself."""
+def _reads_child_weight(parent: nn.Module, name: str) -> bool:
+    """Whether the code of a module reads the values of a child's weight, not only calls it."""
     if isinstance(parent, GatedMLP):
         return parent.fuse_swiglu
     reading = re.compile(rf"self\.{re.escape(name)}\.weight\b(?!\.(data|device|dtype|shape)\b)")

@@ -1,7 +1,7 @@
-"""What `accelerate launch` asked for, as far as a process can see it: its environment variables.
+"""What `accelerate launch` asked for, read from the environment variables of a process.
 
-The launcher turns its YAML into variables and says nothing when a file and a machine do not fit.
-Here they are read, and what would be silently wrong is refused; `topology` weighs them against the
+The launcher turns its YAML into variables and is silent when a file and a machine do not fit. Here
+they are read, and what would be silently wrong is refused; `topology` combines them with the
 options. Nothing here touches a process group or a device.
 """
 
@@ -11,11 +11,11 @@ from typing import Literal
 
 from flame_accel.config import UserError
 
-CONFIGURATION = "the accelerate configuration"
+LAUNCH_CONFIG = "the accelerate configuration"
 """Where the values of the launcher come from, in the words of messages."""
 
-# what starts processes but gives them no ranks that torch reads
-FOREIGN_STARTERS = {
+# set by programs that start processes but give them no ranks that torch reads
+SCHEDULER_VARIABLES = {
     "OMPI_COMM_WORLD_SIZE": "mpirun",
     "PMI_SIZE": "mpirun",
     "MV2_COMM_WORLD_SIZE": "mpirun",
@@ -25,96 +25,98 @@ FOREIGN_STARTERS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """A launch in the launcher's words; None where it says nothing."""
+    """What the launcher asked for; None where it leaves a value open."""
 
     engine: Literal["plain", "fsdp2", "deepspeed"]
-    """What shards; plain is DDP or one process."""
-    world: int
+    """What shards the weights; plain is DDP or a single process."""
+    world_size: int
     """Number of processes on all machines."""
-    ranked: bool
-    """Whether the launcher gave this process a rank, even if there is only one."""
-    replicate: int | None
-    """Size of the mesh, as the next two; 1 in a YAML says nothing."""
-    shard: int | None
-    """-1 takes what is left."""
-    tensor: int | None
+    dp_replicate: int | None
+    """Number of replicas in the mesh. For all three sizes, 1 in a YAML leaves the value open."""
+    dp_shard: int | None
+    """Number of ranks that shard a replica; -1 takes those that are left."""
+    tp: int | None
+    """Number of ranks that share each matrix."""
     precision: Literal["bfloat16", "float32"] | None
+    """Dtype of forward and backward, from mixed_precision."""
     offload: bool
-    """Whether parameters, or what DeepSpeed may offload, go to CPU memory."""
+    """Whether parameters, or what DeepSpeed may offload, are kept in CPU memory."""
     zero_stage: int | None
-    """Of DeepSpeed; None where a file of its own says it, and without DeepSpeed."""
+    """ZeRO stage; None without DeepSpeed, or where a JSON file of its own has it."""
 
 
 def read_launch(environment: Mapping[str, str], *, devices: int | None) -> Launch:
-    """Reads a launch from a process's environment.
+    """Reads and checks what the launcher asked for.
 
     Args:
-        environment: Variables of the process.
+        environment: Environment variables of the process.
         devices: Number of devices on this machine; None trains on the CPU.
 
     Raises:
-        UserError: The launch cannot be what it says, or asks for what is not supported.
+        UserError: The launch is incomplete, does not fit the machine, or is not supported.
     """
-    fsdp = is_on(environment, "ACCELERATE_USE_FSDP")
-    deepspeed = is_on(environment, "ACCELERATE_USE_DEEPSPEED")
-    world = _count_processes(environment, "FSDP" if fsdp else "DeepSpeed" if deepspeed else None)
-    _check_devices(environment, world, devices)
-    _check_engines(environment)
-    _check_compilation(environment)
+    fsdp = is_enabled(environment, "ACCELERATE_USE_FSDP")
+    deepspeed = is_enabled(environment, "ACCELERATE_USE_DEEPSPEED")
+    engine_name = "FSDP" if fsdp else "DeepSpeed" if deepspeed else None
+    world_size = _read_world_size(environment, engine_name)
+    _check_device_count(environment, world_size, devices)
+    _check_parallelism_kinds(environment)
+    _check_no_dynamo_backend(environment)
     if fsdp:
         _check_fsdp_settings(environment)
-    meshed = is_on(environment, "ACCELERATE_USE_PARALLELISM_CONFIG")
+    has_mesh = is_enabled(environment, "ACCELERATE_USE_PARALLELISM_CONFIG")
     return Launch(
         engine="fsdp2" if fsdp else "deepspeed" if deepspeed else "plain",
-        world=world,
-        ranked="WORLD_SIZE" in environment,
-        replicate=_mesh_size(environment, "DP_REPLICATE") if meshed else None,
-        shard=_mesh_size(environment, "DP_SHARD") if meshed else None,
-        tensor=_mesh_size(environment, "TP") if meshed else None,
-        precision=_precision(environment),
-        offload=_offloads(environment, fsdp=fsdp, deepspeed=deepspeed),
-        zero_stage=_zero_stage(environment) if deepspeed else None,
+        world_size=world_size,
+        dp_replicate=_read_mesh_size(environment, "DP_REPLICATE") if has_mesh else None,
+        dp_shard=_read_mesh_size(environment, "DP_SHARD") if has_mesh else None,
+        tp=_read_mesh_size(environment, "TP") if has_mesh else None,
+        precision=_read_precision(environment),
+        offload=_read_offload(environment, fsdp=fsdp, deepspeed=deepspeed),
+        zero_stage=_read_zero_stage(environment) if deepspeed else None,
     )
 
 
-def is_on(environment: Mapping[str, str], name: str) -> bool:
-    """Whether a variable says yes in one of Accelerate's ways."""
+def is_enabled(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a variable is set to one of the values that Accelerate takes for true."""
     return environment.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def _count_processes(environment: Mapping[str, str], engine: str | None) -> int:
-    world = int(environment.get("WORLD_SIZE", "1"))
-    if world > 1:
+def _read_world_size(environment: Mapping[str, str], engine_name: str | None) -> int:
+    """The number of processes of the run, after checking that they have been given ranks."""
+    world_size = int(environment.get("WORLD_SIZE", "1"))
+    if world_size > 1:
         missing = [name for name in ("RANK", "LOCAL_RANK") if name not in environment]
         if missing:
             raise UserError(
-                f"{world} processes are announced, but this one has no {' and no '.join(missing)}",
-                where=f"WORLD_SIZE={world} in the environment",
+                f"WORLD_SIZE says {world_size} processes, but this one has no "
+                f"{' and no '.join(missing)}",
+                where=f"WORLD_SIZE={world_size} in the environment",
                 remedy="start with accelerate launch or torchrun, which give every process its "
                 "rank, or unset WORLD_SIZE for a run of one process",
                 exit_code=2,
             )
-        return world
+        return world_size
     if "WORLD_SIZE" not in environment:
-        _check_process_count(environment, engine)
-    return world
+        _check_launched_alone(environment, engine_name)
+    return world_size
 
 
-def _check_process_count(environment: Mapping[str, str], engine: str | None) -> None:
-    """Refuses to train alone in one of several processes, or where several were wanted."""
+def _check_launched_alone(environment: Mapping[str, str], engine_name: str | None) -> None:
+    """Checks that a process without a rank is meant to train alone."""
     remedy = "start with accelerate launch --config_file accelerate_configs/NAME.yaml"
-    if engine is not None:
+    if engine_name is not None:
         raise UserError(
-            f"{engine} is asked for, but no launcher gave this process a rank",
+            f"{engine_name} is asked for, but no launcher gave this process a rank",
             where="the environment, which has no WORLD_SIZE",
             remedy=remedy,
             exit_code=2,
         )
-    for name, starter in FOREIGN_STARTERS.items():
+    for name, starter in SCHEDULER_VARIABLES.items():
         if environment.get(name, "1") not in ("", "1"):
             raise UserError(
-                f"{starter} started {environment[name]} processes, which know nothing of each "
-                "other: each would train the whole run for itself",
+                f"{starter} started {environment[name]} processes without ranks: each would train "
+                "the whole run by itself",
                 where=f"{name}={environment[name]} in the environment",
                 remedy=f"{remedy}, once per machine",
                 exit_code=2,
@@ -125,15 +127,18 @@ def _check_process_count(environment: Mapping[str, str], engine: str | None) -> 
         raise UserError(
             "several processes were asked for, but the launcher started this one alone, as it does "
             "with distributed_type NO or MULTI_CPU, and with use_cpu: true",
-            where=CONFIGURATION,
+            where=LAUNCH_CONFIG,
             remedy="for several processes launch ddp.yaml or fsdp2.yaml, which run on CPUs too; "
             "for one, --num_processes 1, with MASTER_ADDR unset",
             exit_code=2,
         )
 
 
-def _check_devices(environment: Mapping[str, str], world: int, devices: int | None) -> None:
-    if devices is None or world == 1:
+def _check_device_count(
+    environment: Mapping[str, str], world_size: int, devices: int | None
+) -> None:
+    """Checks that every process of this machine has a device of its own."""
+    if devices is None or world_size == 1:
         return
     local_rank = int(environment["LOCAL_RANK"])
     processes = max(int(environment.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
@@ -146,11 +151,11 @@ def _check_devices(environment: Mapping[str, str], world: int, devices: int | No
         )
 
 
-def _check_engines(environment: Mapping[str, str]) -> None:
-    if is_on(environment, "ACCELERATE_USE_MEGATRON_LM"):
+def _check_parallelism_kinds(environment: Mapping[str, str]) -> None:
+    if is_enabled(environment, "ACCELERATE_USE_MEGATRON_LM"):
         raise UserError(
-            "Megatron-LM has layers of its own and cannot train fla's",
-            where=f"distributed_type: MEGATRON_LM of {CONFIGURATION}",
+            "Megatron-LM has its own layers and cannot train fla's",
+            where=f"distributed_type: MEGATRON_LM of {LAUNCH_CONFIG}",
             remedy="launch ddp.yaml, fsdp2.yaml or hsdp.yaml of accelerate_configs/; tensor "
             "parallelism is training.tensor_parallel_degree",
             exit_code=2,
@@ -160,27 +165,27 @@ def _check_engines(environment: Mapping[str, str]) -> None:
         if int(environment.get(variable, "1")) > 1:
             raise UserError(
                 f"{key} parallelism over {environment[variable]} devices would be silently wrong "
-                "for linear attention, whose state would not cross from one device to the next",
-                where=f"parallelism_config_{name.lower()}_size of {CONFIGURATION}",
+                "for linear attention, whose state would not be passed from device to device",
+                where=f"parallelism_config_{name.lower()}_size of {LAUNCH_CONFIG}",
                 remedy="set it to 1; sharding the weights (fsdp2.yaml) makes room for long rows",
                 exit_code=2,
             )
 
 
-def _check_compilation(environment: Mapping[str, str]) -> None:
+def _check_no_dynamo_backend(environment: Mapping[str, str]) -> None:
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() != "no":
         raise UserError(
             f"dynamo_backend {backend} would compile the model as a whole, fla's kernels included",
-            where=f"dynamo_config of {CONFIGURATION}",
+            where=f"dynamo_config of {LAUNCH_CONFIG}",
             remedy="remove it and give --training.compile, which compiles block by block",
             exit_code=2,
         )
 
 
 def _check_fsdp_settings(environment: Mapping[str, str]) -> None:
-    """Refuses what the launcher's FSDP would do otherwise than this package, or not at all."""
-    where = f"fsdp_config of {CONFIGURATION}"
+    """Checks the settings of fsdp_config that this package does not support or does itself."""
+    where = f"fsdp_config of {LAUNCH_CONFIG}"
     version = environment.get("FSDP_VERSION", "1")
     if version != "2":
         raise UserError(
@@ -198,11 +203,11 @@ def _check_fsdp_settings(environment: Mapping[str, str]) -> None:
             remedy="set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
             exit_code=2,
         )
-    if is_on(environment, "FSDP_ACTIVATION_CHECKPOINTING") or is_on(
+    if is_enabled(environment, "FSDP_ACTIVATION_CHECKPOINTING") or is_enabled(
         environment, "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD"
     ):
         raise UserError(
-            "fsdp_activation_checkpointing would recompute beside, or against, "
+            "fsdp_activation_checkpointing would recompute in addition to "
             "activation_checkpoint.mode",
             where=where,
             remedy="remove it and give --activation_checkpoint.mode full",
@@ -210,20 +215,20 @@ def _check_fsdp_settings(environment: Mapping[str, str]) -> None:
         )
     if environment.get("FSDP_IGNORED_MODULES"):
         raise UserError(
-            f"fsdp_ignored_modules {environment['FSDP_IGNORED_MODULES']} would train apart on "
-            "every process, since nothing sums their gradients",
+            f"fsdp_ignored_modules {environment['FSDP_IGNORED_MODULES']} would diverge between "
+            "processes, since nothing sums their gradients",
             where=where,
             remedy="remove it",
             exit_code=2,
         )
 
 
-def _mesh_size(environment: Mapping[str, str], axis: str) -> int | None:
-    size = int(environment.get(f"PARALLELISM_CONFIG_{axis}_SIZE", "1"))
+def _read_mesh_size(environment: Mapping[str, str], dim: str) -> int | None:
+    size = int(environment.get(f"PARALLELISM_CONFIG_{dim}_SIZE", "1"))
     return None if size == 1 else size
 
 
-def _precision(environment: Mapping[str, str]) -> Literal["bfloat16", "float32"] | None:
+def _read_precision(environment: Mapping[str, str]) -> Literal["bfloat16", "float32"] | None:
     precision = environment.get("ACCELERATE_MIXED_PRECISION")
     if precision is None:
         return None
@@ -231,22 +236,22 @@ def _precision(environment: Mapping[str, str]) -> Literal["bfloat16", "float32"]
         hint = "; 8-bit floats are float8.recipe_name" if precision == "fp8" else ""
         raise UserError(
             f"mixed precision {precision} is not supported",
-            where=f"mixed_precision of {CONFIGURATION}",
+            where=f"mixed_precision of {LAUNCH_CONFIG}",
             remedy=f"use bf16 or no{hint}",
             exit_code=2,
         )
     return "bfloat16" if precision == "bf16" else "float32"
 
 
-def _offloads(environment: Mapping[str, str], *, fsdp: bool, deepspeed: bool) -> bool:
+def _read_offload(environment: Mapping[str, str], *, fsdp: bool, deepspeed: bool) -> bool:
     names = ["FSDP_OFFLOAD_PARAMS"] if fsdp else []
     if deepspeed:
         names = [f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE" for what in ("OPTIMIZER", "PARAM")]
-    return any(environment.get(name) == "cpu" or is_on(environment, name) for name in names)
+    return any(environment.get(name) == "cpu" or is_enabled(environment, name) for name in names)
 
 
-def _zero_stage(environment: Mapping[str, str]) -> int | None:
+def _read_zero_stage(environment: Mapping[str, str]) -> int | None:
     if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
         return None
-    # accelerate's own default is 2; which stages work is known to `deepspeed`
+    # accelerate's own default is 2; `deepspeed_config` checks which stages are supported
     return int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))

@@ -1,6 +1,7 @@
-"""When FSDP2 frees gathered weights again: after a module's forward, or only after its backward.
+"""When FSDP2 frees gathered weights: after a module's forward, or only after its backward.
 
-Freed ones are gathered a second time for the backward pass: less memory, more communication.
+Weights that are freed after the forward are gathered again for the backward pass: less memory, more
+communication.
 """
 
 from typing import Any, Literal
@@ -12,15 +13,15 @@ from transformers import PreTrainedModel
 from flame_accel.config import UserError
 from flame_accel.parallel.blocks import find_blocks
 
-Resharding = Literal["default", "always", "never"]
+ReshardAfterForward = Literal["default", "always", "never"]
 OPTION = "training.fsdp_reshard_after_forward"
 
 
-def check_resharding(accelerator: Accelerator, asked: Resharding) -> None:
-    """Compares the option with the engine and with what its YAML says.
+def check_reshard_after_forward(accelerator: Accelerator, asked: ReshardAfterForward) -> None:
+    """Checks training.fsdp_reshard_after_forward against the engine and its YAML.
 
     Raises:
-        UserError: Nothing is sharded, or the two contradict each other.
+        UserError: Nothing is sharded, or option and YAML contradict each other.
     """
     if asked == "default":
         return
@@ -32,7 +33,7 @@ def check_resharding(accelerator: Accelerator, asked: Resharding) -> None:
             exit_code=2,
         )
     # true is the launcher's default, so that it does not speak against never
-    if asked == "always" and not _reshards(accelerator):
+    if asked == "always" and not _launch_reshards(accelerator):
         raise UserError(
             "always contradicts fsdp_reshard_after_forward: false of the accelerate configuration",
             where=OPTION,
@@ -42,32 +43,35 @@ def check_resharding(accelerator: Accelerator, asked: Resharding) -> None:
         )
 
 
-def set_resharding(accelerator: Accelerator, model: PreTrainedModel, asked: Resharding) -> None:
-    """Sets it for every module that FSDP2 gathers, in place; nothing happens under other engines.
+def set_reshard_after_forward(
+    accelerator: Accelerator, model: PreTrainedModel, asked: ReshardAfterForward
+) -> None:
+    """Sets when every module that FSDP2 gathers is freed, in place; other engines change nothing.
 
-    always frees all of them. never keeps all until their backward. default frees all but what the
-    backward pass begins with: the final norm, the head, and the last block, which would be gathered
-    again at once. Where the YAML says false, default is never.
+    "always" frees all after their forward, "never" after their backward. "default" frees all but
+    those with which the backward pass begins, since they would be gathered again at once: the final
+    norm, the head, and the last block. Where the YAML says false, "default" means "never".
     """
     if not accelerator.is_fsdp2:
         return
     root: Any = model
-    if asked == "never" or not _reshards(accelerator):
+    if asked == "never" or not _launch_reshards(accelerator):
         root.set_reshard_after_forward(False)
     elif asked == "always":
         root.set_reshard_after_forward(True)
     else:
         # accelerate keeps the root's own parameters, the final norm and the head by itself
-        last_block(model).set_reshard_after_forward(False)
+        _find_last_sharded_block(model).set_reshard_after_forward(False)
 
 
-def last_block(model: PreTrainedModel) -> FSDPModule:
-    """The last of the outermost blocks that are gathered as one."""
+def _find_last_sharded_block(model: PreTrainedModel) -> FSDPModule:
+    """The last block that FSDP2 gathers as a unit."""
     blocks = find_blocks(model, where=OPTION)
     return [block for block in blocks if isinstance(block, FSDPModule)][-1]
 
 
-def _reshards(accelerator: Accelerator) -> bool:
+def _launch_reshards(accelerator: Accelerator) -> bool:
+    """What the YAML says; true is the launcher's default."""
     plugin = accelerator.state.fsdp_plugin
     assert plugin is not None
     return bool(plugin.reshard_after_forward)

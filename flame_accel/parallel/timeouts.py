@@ -1,6 +1,6 @@
-"""How long the processes of a run wait for each other, and what a run says that waited in vain.
+"""How long the processes of a run wait for each other, and the error of one that waited in vain.
 
-The exchanges themselves are the engines' and `collectives`'s business.
+The collectives themselves belong to the engines and to `collectives`.
 """
 
 import os
@@ -14,19 +14,19 @@ from torch.distributed import DistError, distributed_c10d
 
 from flame_accel.config import CommConfig, UserError
 
-# how torch's gloo and its rendezvous say that nobody came, and that somebody left
-TIMED_OUT = re.compile("timed? ?out", re.IGNORECASE)
-LEFT_ALONE = re.compile("connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
-FILES_SECONDS = 3600
-"""Longest wait for a rank that is busy with files; large checkpoints take minutes on slow disks."""
+# messages of torch's gloo and its rendezvous
+TIMEOUT_MESSAGE = re.compile("timed? ?out", re.IGNORECASE)
+CONNECTION_LOST_MESSAGE = re.compile("connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+EXTENDED_TIMEOUT_SECONDS = 3600
+"""Timeout while a rank is busy with files; large checkpoints take minutes on slow disks."""
 
 
-def record_collectives(comm: CommConfig, run_folder: str) -> None:
-    """Turns the flight recorder of exchanges on, before the process group starts.
+def enable_flight_recorder(comm: CommConfig, run_folder: str) -> None:
+    """Turns torch's flight recorder of collectives on, before the process group starts.
 
-    It keeps the last `comm.trace_buf_size` exchanges; when one times out, NCCL writes them to
-    files `comm_trace_RANK` of the run folder, which `torchfrtrace` reads. What the environment
-    already says holds.
+    It keeps the last `comm.trace_buf_size` collectives; when one times out, NCCL writes them to
+    the files `comm_trace_RANK` in the run folder, which `torchfrtrace` reads. Variables that the
+    environment already has are kept.
     """
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(comm.trace_buf_size))
     if comm.trace_buf_size:
@@ -35,44 +35,49 @@ def record_collectives(comm: CommConfig, run_folder: str) -> None:
 
 
 def set_train_timeout(accelerator: Accelerator, comm: CommConfig) -> None:
-    """Shortens the longest wait to that of training, once the first step has been taken.
+    """Shortens the timeout to `comm.train_timeout_seconds`; all ranks call it after the first step.
 
-    Starting, compiling and tuning take ranks unequally long; afterwards one that does not come is
-    not coming.
+    Starting, compiling and tuning take ranks unequally long; afterwards a rank that is late by so
+    much will not come.
     """
     if accelerator.num_processes == 1:
         return
-    # nobody may still be waiting for what began under the longer limit
+    # no rank may still wait for what began under the longer timeout
     accelerator.wait_for_everyone()
-    _set_limit(comm.train_timeout_seconds)
+    _set_timeout_of_all_groups(comm.train_timeout_seconds)
 
 
-def _set_limit(seconds: int) -> None:
-    """Sets the longest wait of every group of this process, those of meshes among them."""
+def _set_timeout_of_all_groups(seconds: int) -> None:
+    """Sets the timeout of every process group of this process, those of meshes included."""
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 @contextmanager
 def extended_timeout(accelerator: Accelerator, comm: CommConfig) -> Iterator[None]:
-    """Waits long for ranks that handle large files or tune kernels while others have nothing to do.
+    """Extends the timeout while some ranks handle large files or tune kernels and others wait.
+
+    All ranks must enter it; they wait for each other at its end.
 
     Args:
-        accelerator: Of the run.
-        comm: Its timeout of training holds again afterwards.
+        accelerator: The run's Accelerator.
+        comm: Its `train_timeout_seconds` applies again afterwards.
     """
     if accelerator.num_processes == 1:
         yield
         return
-    _set_limit(FILES_SECONDS)
+    _set_timeout_of_all_groups(EXTENDED_TIMEOUT_SECONDS)
     yield
     accelerator.wait_for_everyone()
-    _set_limit(comm.train_timeout_seconds)
+    _set_timeout_of_all_groups(comm.train_timeout_seconds)
 
 
 @contextmanager
 def explain_timeout(comm: CommConfig) -> Iterator[None]:
-    """Says in plain words that another process did not come, or has ended.
+    """Explains errors of collectives whose cause is that another process is missing or has ended.
+
+    Args:
+        comm: The timeouts, for the message.
 
     Raises:
         UserError: In place of torch's error.
@@ -83,19 +88,19 @@ def explain_timeout(comm: CommConfig) -> Iterator[None]:
         message = str(error)
         if not isinstance(error, DistError) and "gloo" not in message:
             raise
-        if TIMED_OUT.search(message):
+        if TIMEOUT_MESSAGE.search(message):
             raise UserError(
-                "another process of the run did not come in time; it hangs, or works on something "
+                "another process of the run did not arrive in time: it hangs, or does something "
                 f"that the others do not ({message.splitlines()[0]})",
                 where=f"after {comm.init_timeout_seconds} s while starting and in the first step "
-                f"(comm.init_timeout_seconds), {comm.train_timeout_seconds} s later on "
+                f"(comm.init_timeout_seconds), or {comm.train_timeout_seconds} s later on "
                 "(comm.train_timeout_seconds)",
-                remedy="look at what the other ranks printed last; raise the limit if they were "
+                remedy="look at what the other ranks printed last; raise the timeout if they were "
                 "only slow",
             ) from error
-        if LEFT_ALONE.search(message):
+        if CONNECTION_LOST_MESSAGE.search(message):
             raise UserError(
                 f"another process of the run has ended ({message.splitlines()[0]})",
-                remedy="what it printed before says why",
+                remedy="look at what that process printed last",
             ) from error
         raise

@@ -1,8 +1,8 @@
-"""How a run is spread over its processes: options weighed against what the launcher asked for.
+"""How a run is distributed over its processes, from the options and the launcher's settings.
 
 A pure function of both, so that every combination can be tested without a process. Neither side
-has the last word: what only one says holds, what both say must agree. `accelerator` builds what
-is settled here, and compares what came out with it.
+overrides the other: a value that one side gives is taken, values of both must agree. `accelerator`
+builds what is resolved here, and `checks` compares the result with it.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from flame_accel.config import TrainingConfig, UserError
-from flame_accel.parallel.launch import CONFIGURATION, Launch, read_launch
+from flame_accel.parallel.launch import LAUNCH_CONFIG, Launch, read_launch
 
 Engine = Literal["single", "ddp", "fsdp2", "tensor", "deepspeed"]
 Precision = Literal["bfloat16", "float32"]
@@ -20,34 +20,39 @@ Precision = Literal["bfloat16", "float32"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """A settled layout; `replicate * shard * tensor` is the number of processes."""
+    """A resolved topology; `dp_replicate * dp_shard * tp` is the number of processes."""
 
     engine: Engine
-    """What holds the processes together; tensor is tensor parallelism and nothing else."""
-    world: int
+    """What connects the processes; tensor is tensor parallelism and nothing else."""
+    world_size: int
     """Number of processes."""
-    replicate: int
-    """Number of copies of the weights."""
-    shard: int
-    """Number of ranks that share a copy by rows of data; under DeepSpeed all."""
-    tensor: int
+    dp_replicate: int
+    """Number of replicas of the weights."""
+    dp_shard: int
+    """Number of ranks that shard a replica and read rows of their own; all under DeepSpeed."""
+    tp: int
     """Number of ranks that share each matrix and read the same rows."""
     zero_stage: int | None
-    """Of DeepSpeed; None where a file of its own says it, and without DeepSpeed."""
+    """ZeRO stage; None without DeepSpeed, or where a JSON file of its own has it."""
     offload: bool
     """Whether parameters, gradients and optimizer states are kept in CPU memory."""
     param_dtype: Precision
-    """Type in which forward and backward compute; masters are float32 under every engine."""
+    """Dtype of forward and backward; master weights are float32 under every engine."""
     reduce_dtype: Precision
-    """Type in which gradients are summed over ranks."""
+    """Dtype in which gradients are summed over ranks."""
+
+    @property
+    def degrees(self) -> "Degrees":
+        """The sizes of the mesh."""
+        return Degrees(self.dp_replicate, self.dp_shard, self.tp)
 
 
 class Degrees(NamedTuple):
-    """Sizes of the axes of a mesh, the one of neighbours last."""
+    """Sizes of the dimensions of a mesh, from the outermost to that of neighboring ranks."""
 
-    replicate: int
-    shard: int
-    tensor: int
+    dp_replicate: int
+    dp_shard: int
+    tp: int
 
     def __str__(self) -> str:
         return " x ".join(map(str, self))
@@ -56,104 +61,113 @@ class Degrees(NamedTuple):
 def resolve_topology(
     training: TrainingConfig, environment: Mapping[str, str], *, devices: int | None
 ) -> Topology:
-    """Settles how a run is spread over the processes that were launched.
+    """Resolves how a run is distributed over the processes that were launched.
 
     Args:
         training: Degrees, precision, offloading and accumulation.
-        environment: Variables of this process, as `accelerate launch` or torchrun set them.
+        environment: Environment variables of this process, set by `accelerate launch` or torchrun.
         devices: Number of devices on this machine; None trains on the CPU.
 
     Raises:
-        UserError: The launch is broken or not supported, or an option contradicts it.
+        UserError: The launch is incomplete or not supported, or an option contradicts it.
     """
     launch = read_launch(environment, devices=devices)
     _check_accumulation(training, environment)
     if launch.engine == "deepspeed":
-        _check_degrees_under_deepspeed(training, launch)
-        degrees, engine = Degrees(1, launch.world, 1), "deepspeed"
+        _check_no_degrees_under_deepspeed(training, launch)
+        degrees, engine = Degrees(1, launch.world_size, 1), "deepspeed"
     else:
-        degrees = _settle_degrees(training, launch)
-        engine = _choose_engine(degrees, training, launch)
+        degrees = _resolve_degrees(training, launch)
+        engine = _native_engine(degrees, training, launch)
     sharded = engine in ("fsdp2", "deepspeed")
     return Topology(
         engine=engine,
-        world=launch.world,
-        replicate=degrees.replicate,
-        shard=degrees.shard,
-        tensor=degrees.tensor,
+        world_size=launch.world_size,
+        dp_replicate=degrees.dp_replicate,
+        dp_shard=degrees.dp_shard,
+        tp=degrees.tp,
         zero_stage=launch.zero_stage,
-        offload=_settle_offload(training, launch, sharded),
-        param_dtype=_settle_precision(training, launch, sharded),
+        offload=_resolve_offload(training, launch, sharded),
+        param_dtype=_resolve_param_dtype(training, launch, sharded),
         reduce_dtype=training.mixed_precision_reduce,
     )
 
 
-def _choose_engine(degrees: Degrees, training: TrainingConfig, launch: Launch) -> Engine:
-    if degrees.shard > 1:
+def _native_engine(degrees: Degrees, training: TrainingConfig, launch: Launch) -> Engine:
+    """The engine of torch, not DeepSpeed, that realizes a mesh."""
+    if degrees.dp_shard > 1:
         return "fsdp2"
-    if degrees.tensor > 1:
+    if degrees.tp > 1:
         return "tensor"
-    if degrees.replicate > 1:
+    if degrees.dp_replicate > 1:
         return "ddp"
     # one process has nothing to shard, but it can keep its weights in CPU memory
     offloads = training.enable_cpu_offload or launch.offload
     return "fsdp2" if launch.engine == "fsdp2" and offloads else "single"
 
 
-def _settle_degrees(training: TrainingConfig, launch: Launch) -> Degrees:
-    world = launch.world
+def _resolve_degrees(training: TrainingConfig, launch: Launch) -> Degrees:
+    """The sizes of the mesh; those that neither side gives are derived from the others."""
+    world_size = launch.world_size
     asked = training.data_parallel_shard_degree
-    tensor = _agree(
+    tp = _resolve_degree(
         "training.tensor_parallel_degree",
         # 1, the default, leaves it to the launch
         training.tensor_parallel_degree if training.tensor_parallel_degree > 1 else None,
         "parallelism_config_tp_size",
-        launch.tensor,
+        launch.tp,
     )
-    replicate = _agree(
+    dp_replicate = _resolve_degree(
         "training.data_parallel_replicate_degree",
         training.data_parallel_replicate_degree,
         "parallelism_config_dp_replicate_size",
-        launch.replicate,
+        launch.dp_replicate,
     )
-    shard = _agree(
+    dp_shard = _resolve_degree(
         "training.data_parallel_shard_degree",
         None if asked == -1 else asked,
         "parallelism_config_dp_shard_size",
-        None if launch.shard == -1 else launch.shard,
+        None if launch.dp_shard == -1 else launch.dp_shard,
     )
-    shards = launch.engine == "fsdp2" or asked == -1 or launch.shard == -1 or (shard or 1) > 1
-    known = Degrees(replicate or 1, shard or 1, tensor or 1)
-    rest = world // prod(known) if world % prod(known) == 0 else 1
+    shards = launch.engine == "fsdp2" or -1 in (asked, launch.dp_shard) or (dp_shard or 1) > 1
+    known = Degrees(dp_replicate or 1, dp_shard or 1, tp or 1)
+    rest = world_size // prod(known) if world_size % prod(known) == 0 else 1
     if shards:
-        degrees = known._replace(shard=shard or rest)
+        degrees = known._replace(dp_shard=dp_shard or rest)
     else:
-        degrees = known._replace(replicate=replicate or rest)
-    if launch.engine == "fsdp2" and degrees.shard == 1 and world > degrees.tensor:
-        raise _contradiction(
-            f"training.data_parallel_replicate_degree = {training.data_parallel_replicate_degree} "
-            f"with training.data_parallel_shard_degree = {asked}, which leaves nothing to shard,",
-            "distributed_type: FSDP",
-            "launch ddp.yaml to replicate, or leave the two options out to shard",
-        )
-    if prod(degrees) != world:
-        raise _wrong_product(degrees, world)
-    if degrees.replicate > 1 and degrees.shard == 1 and degrees.tensor > 1:
-        raise UserError(
-            f"{degrees.replicate} replicas of matrices that are split {degrees.tensor} times: "
-            "tensor parallelism goes with sharding, not with DDP",
-            where=f"training.tensor_parallel_degree, and {world} processes of {CONFIGURATION}",
-            remedy="add --training.data_parallel_shard_degree -1, or launch fsdp2_tp.yaml, or "
-            f"{degrees.tensor} processes",
-            exit_code=2,
-        )
+        degrees = known._replace(dp_replicate=dp_replicate or rest)
+    _check_degrees(degrees, training, launch)
     return degrees
 
 
-def _agree(option: str, asked: int | None, key: str, launched: int | None) -> int | None:
-    """What one of two sides says, or both."""
+def _check_degrees(degrees: Degrees, training: TrainingConfig, launch: Launch) -> None:
+    """Checks that the sizes of a mesh fit the launch, and each other."""
+    world_size = launch.world_size
+    if launch.engine == "fsdp2" and degrees.dp_shard == 1 and world_size > degrees.tp:
+        raise _contradiction_error(
+            f"training.data_parallel_replicate_degree = {training.data_parallel_replicate_degree} "
+            f"with training.data_parallel_shard_degree = {training.data_parallel_shard_degree}, "
+            "which leaves nothing to shard,",
+            "distributed_type: FSDP",
+            "launch ddp.yaml to replicate, or leave the two options out to shard",
+        )
+    if prod(degrees) != world_size:
+        raise _degree_product_error(degrees, world_size)
+    if degrees.dp_replicate > 1 and degrees.dp_shard == 1 and degrees.tp > 1:
+        raise UserError(
+            f"{degrees.dp_replicate} replicas of a tensor-parallel degree of {degrees.tp}: tensor "
+            "parallelism is supported with FSDP2, not with DDP",
+            where=f"training.tensor_parallel_degree, and {world_size} processes of {LAUNCH_CONFIG}",
+            remedy="add --training.data_parallel_shard_degree -1, or launch fsdp2_tp.yaml, or "
+            f"{degrees.tp} processes",
+            exit_code=2,
+        )
+
+
+def _resolve_degree(option: str, asked: int | None, key: str, launched: int | None) -> int | None:
+    """The degree that option or launch gives; None where neither does, an error if they differ."""
     if asked is not None and launched is not None and asked != launched:
-        raise _contradiction(
+        raise _contradiction_error(
             f"{option} = {asked}",
             f"{key}: {launched}",
             f"give one of them, or both the same (accelerate_configs/fsdp2.yaml leaves {key} open)",
@@ -161,29 +175,30 @@ def _agree(option: str, asked: int | None, key: str, launched: int | None) -> in
     return launched if asked is None else asked
 
 
-def _contradiction(option: str, setting: str, remedy: str) -> UserError:
+def _contradiction_error(option: str, setting: str, remedy: str) -> UserError:
     return UserError(
-        f"{option} contradicts {setting} of {CONFIGURATION}",
+        f"{option} contradicts {setting} of {LAUNCH_CONFIG}",
         where="options and launch",
         remedy=remedy,
         exit_code=2,
     )
 
 
-def _wrong_product(degrees: Degrees, world: int) -> UserError:
+def _degree_product_error(degrees: Degrees, world_size: int) -> UserError:
+    """The error about degrees whose product is another number of processes, with some that fit."""
     fitting = [
         Degrees(*sizes)
-        for sizes in product(_divisors(world), repeat=3)
-        if prod(sizes) == world and not (sizes[0] > 1 and sizes[1] == 1 and sizes[2] > 1)
+        for sizes in product(_divisors(world_size), repeat=3)
+        if prod(sizes) == world_size and not (sizes[0] > 1 and sizes[1] == 1 and sizes[2] > 1)
     ]
     # those first that keep most of what was asked for
     fitting.sort(key=lambda other: sum(a != b for a, b in zip(degrees, other, strict=True)))
     shown = ", ".join(map(str, fitting[:6]))
     return UserError(
         f"degrees replicate x shard x tensor of {degrees} make {prod(degrees)} processes, "
-        f"{world} were launched",
+        f"{world_size} were launched",
         where="training.data_parallel_replicate_degree, training.data_parallel_shard_degree, "
-        f"training.tensor_parallel_degree and parallelism_config of {CONFIGURATION}",
+        f"training.tensor_parallel_degree and parallelism_config of {LAUNCH_CONFIG}",
         remedy=f"launch {prod(degrees)} processes, or use one of {shown}",
         exit_code=2,
     )
@@ -193,27 +208,27 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def _check_degrees_under_deepspeed(training: TrainingConfig, launch: Launch) -> None:
+def _check_no_degrees_under_deepspeed(training: TrainingConfig, launch: Launch) -> None:
     asked = {
         "training.data_parallel_replicate_degree": training.data_parallel_replicate_degree,
         "training.data_parallel_shard_degree": training.data_parallel_shard_degree,
         "training.tensor_parallel_degree": (
             training.tensor_parallel_degree if training.tensor_parallel_degree > 1 else None
         ),
-        "parallelism_config_dp_replicate_size": launch.replicate,
-        "parallelism_config_dp_shard_size": launch.shard,
-        "parallelism_config_tp_size": launch.tensor,
+        "parallelism_config_dp_replicate_size": launch.dp_replicate,
+        "parallelism_config_dp_shard_size": launch.dp_shard,
+        "parallelism_config_tp_size": launch.tp,
     }
     for name, degree in asked.items():
         if degree is not None:
-            raise _contradiction(
+            raise _contradiction_error(
                 f"{name} = {degree}",
                 "distributed_type: DEEPSPEED, which shards over all processes by its zero_stage,",
                 "remove it, or launch fsdp2.yaml, hsdp.yaml or fsdp2_tp.yaml",
             )
 
 
-def _settle_offload(training: TrainingConfig, launch: Launch, sharded: bool) -> bool:
+def _resolve_offload(training: TrainingConfig, launch: Launch, sharded: bool) -> bool:
     if training.enable_cpu_offload and not sharded:
         raise UserError(
             "nothing is sharded, and only sharded weights can be kept in CPU memory",
@@ -225,7 +240,7 @@ def _settle_offload(training: TrainingConfig, launch: Launch, sharded: bool) -> 
     return sharded and (training.enable_cpu_offload or launch.offload)
 
 
-def _settle_precision(training: TrainingConfig, launch: Launch, sharded: bool) -> Precision:
+def _resolve_param_dtype(training: TrainingConfig, launch: Launch, sharded: bool) -> Precision:
     asked = training.mixed_precision_param
     if not sharded:
         return launch.precision or "float32"
@@ -233,7 +248,7 @@ def _settle_precision(training: TrainingConfig, launch: Launch, sharded: bool) -
         return asked or "bfloat16"
     if asked is not None and asked != launch.precision:
         setting = "bf16" if launch.precision == "bfloat16" else "no"
-        raise _contradiction(
+        raise _contradiction_error(
             f"training.mixed_precision_param = {asked}",
             f"mixed_precision: {setting}",
             "remove the option, or change the setting (--mixed_precision of accelerate launch)",
@@ -245,7 +260,7 @@ def _check_accumulation(training: TrainingConfig, environment: Mapping[str, str]
     launched = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
     asked = training.gradient_accumulation_steps
     if launched not in ("auto", str(asked)):
-        raise _contradiction(
+        raise _contradiction_error(
             f"training.gradient_accumulation_steps = {asked}",
             f"gradient_accumulation_steps: {launched}",
             "set it to auto there, which takes the option",

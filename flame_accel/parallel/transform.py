@@ -1,4 +1,4 @@
-"""What is done to a built model before its optimizer is made, in the order that works.
+"""What is done to a built model before its optimizer is built, in the order that works.
 
 Each transformation has its own module; none changes the names of parameters.
 """
@@ -22,18 +22,26 @@ def transform_model(
     activation_checkpoint: ActivationCheckpointConfig,
     float8: Float8Config,
 ) -> None:
-    """Converts, splits, compiles and checkpoints a model as the options say, in place.
+    """Converts to float8, shards over TP ranks, compiles and checkpoints a model, in place.
+
+    Args:
+        accelerator: The run's Accelerator, which supports the options (`option_checks`).
+        model: As built, on the CPU.
+        training: Tensor parallelism's loss, and compiling.
+        activation_checkpoint: What is recomputed in the backward pass.
+        float8: Which matrix products are computed in 8-bit floats.
 
     Raises:
-        UserError: The model or the machine does not allow what an option asks for.
+        UserError: The model does not support what an option asks for.
+        RuntimeError: Ranks have built different weights.
     """
     if float8.recipe_name is not None:
-        convert_to_float8(accelerator, model, float8)
+        convert_to_float8(model, float8)
     # the degree may come from the launch
     if tp_size(accelerator) > 1:
         apply_tensor_parallel(accelerator, model, loss_parallel=not training.disable_loss_parallel)
     if training.compile:
-        compile_blocks(model, accelerator.device)
+        compile_blocks(model)
     # around what is compiled: the checkpoint itself cannot be
     if activation_checkpoint.mode != "none":
         checkpoint_activations(model, activation_checkpoint)

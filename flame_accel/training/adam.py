@@ -1,32 +1,17 @@
-"""AdamW and Adam, element by element on the shares of the weights that this rank holds.
+"""Adam and AdamW that update, element by element, the local shard of each weight.
 
-torch's own update works on lists of tensors, and refuses lists that mix plain tensors with sharded
-ones or sharded ones of two meshes, which is what tensor parallelism and parameters kept whole
-beside FSDP2 give. No element of the update looks at another, so that the local shares are all it
-takes; the state stays sharded like the weights, for checkpoints.
+torch's own update works on lists of tensors, and refuses lists that mix plain tensors with DTensors
+or DTensors of two meshes, as tensor parallelism and parameters that FSDP2 ignores give them. No
+element of the update depends on another, so that local shards are enough; the state stays sharded
+like the weights, for checkpoints.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-
-def local_share(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor, sharing its memory: all of it unless it is sharded."""
-    # no history is wanted, and to_local would give it one
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-
-
-def local_gradient(parameter: Tensor) -> Tensor:
-    """The gradient of the elements that this rank holds of a parameter."""
-    gradient = parameter.grad
-    assert gradient is not None
-    if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
-        # of a weight that tensor parallelism replicates, each peer may have a summand only
-        gradient = gradient.redistribute(placements=parameter.placements)
-    return local_share(gradient)
+from flame_accel.parallel.sharded_tensors import local_gradient, local_tensor
 
 
 class Adam(torch.optim.Adam):
@@ -39,12 +24,13 @@ class Adam(torch.optim.Adam):
         grads: list[Tensor],
         *states: list[Tensor],
     ) -> bool:
+        """torch's, with every list filled with local tensors in place of DTensors."""
         has_complex = super()._init_group(group, params_with_grad, grads, *states)
         grads[:] = [local_gradient(parameter) for parameter in params_with_grad]
         for tensors in (params_with_grad, *states):
-            tensors[:] = [local_share(tensor) for tensor in tensors]
+            tensors[:] = [local_tensor(tensor) for tensor in tensors]
         return has_complex
 
 
 class AdamW(Adam, torch.optim.AdamW):
-    """AdamW (https://arxiv.org/abs/1711.05101): weights decay beside the gradient's update."""
+    """AdamW (https://arxiv.org/abs/1711.05101): weights decay separately from the gradient."""

@@ -1,6 +1,6 @@
-"""Optimizers by name.
+"""Optimizers by name, and which engines support them.
 
-Which parameters decay is decided in `models.parameters`, the learning rate in `schedule`.
+Which parameters decay is decided in `models.parameter_groups`, the learning rate in `schedule`.
 """
 
 from collections.abc import Iterator
@@ -20,25 +20,56 @@ from flame_accel.training.muon import Muon
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 
 OPTIMIZERS = {"AdamW": AdamW, "Adam": Adam, "Muon": Muon}
-# what torch's fused updates are written for
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Device types for which torch has fused updates."""
+
+
+def check_optimizer_support(accelerator: Accelerator, config: OptimizerConfig) -> None:
+    """Checks that the engine of a run supports its optimizer.
+
+    Raises:
+        UserError: It does not; names engines that do.
+    """
+    if config.name == "Muon" and is_deepspeed(accelerator):
+        raise UserError(
+            "Muon needs whole matrices, and DeepSpeed gives the optimizer flat slices of them",
+            where="optimizer.name",
+            remedy="launch with fsdp2.yaml, which shards as ZeRO does, or use AdamW",
+            exit_code=2,
+        )
+    if not config.early_step_in_backward:
+        return
+    if is_deepspeed(accelerator):
+        reason = "DeepSpeed takes the optimizer's step itself"
+    elif tp_size(accelerator) > 1:
+        reason = "tensor parallelism completes some gradients only after it"
+    elif accelerator.num_processes > 1 and not accelerator.is_fsdp2:
+        reason = "DDP averages the gradients only after it"
+    else:
+        return
+    raise UserError(
+        f"the optimizer cannot be applied within the backward pass: {reason}",
+        where="optimizer.early_step_in_backward",
+        remedy="launch with single.yaml or fsdp2.yaml, or remove the option",
+        exit_code=2,
+    )
 
 
 def build_optimizer(
     accelerator: Accelerator, model: PreTrainedModel, config: OptimizerConfig
 ) -> Optimizer:
-    """Builds the optimizer of a run over the groups of a model's parameters, before `prepare`.
+    """Builds the optimizer of a run over the parameter groups of a model.
 
-    Raises:
-        UserError: The engine does not allow what the options ask for.
+    Args:
+        accelerator: The run's Accelerator, which has passed `check_optimizer_support`.
+        model: Transformed, but not yet prepared.
+        config: Name and hyperparameters.
     """
     groups = parameter_groups(model, config.weight_decay)
     build: Any = OPTIMIZERS[config.name]
     if config.name == "Muon":
-        _check_muon(accelerator)
-        groups = list(_split_off_matrices(groups, hidden_matrices(model)))
+        groups = list(_separate_matrices(groups, hidden_matrices(model)))
     if config.early_step_in_backward:
-        _check_optimizer_in_backward(accelerator)
         build = partial(OptimizerInBackward, decoupled_weight_decay=config.name == "AdamW")
     return build(
         groups,
@@ -50,13 +81,13 @@ def build_optimizer(
 
 
 def hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
-    """The weights of a model's linear layers, but not of its head and embeddings.
+    """The weights of a model's linear layers, without its head and embeddings.
 
-    No norms, biases, convolutions or decay parameters, and no row or column, which is a vector.
+    No norms, biases, convolutions or decay parameters, and no matrix of a single row or column.
     """
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     outside = {parameter for end in ends if end is not None for parameter in end.parameters()}
-    # by the table of parameters: where a matrix is split, the attribute is this rank's share
+    # from the table of parameters: under tensor parallelism the attribute is a local tensor
     weights: set[Tensor] = {
         parameter
         for module in model.modules()
@@ -67,38 +98,12 @@ def hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
     return weights - outside
 
 
-def _split_off_matrices(
+def _separate_matrices(
     groups: list[dict[str, Any]], matrices: set[Tensor]
 ) -> Iterator[dict[str, Any]]:
+    """The same groups, each divided into its matrices and the rest, marked by `matrices`."""
     for group in groups:
-        for wanted in (True, False):
-            chosen = [p for p in group["params"] if (p in matrices) is wanted]
+        for is_matrix in (True, False):
+            chosen = [p for p in group["params"] if (p in matrices) is is_matrix]
             if chosen:
-                yield {**group, "params": chosen, "matrices": wanted}
-
-
-def _check_muon(accelerator: Accelerator) -> None:
-    if is_deepspeed(accelerator):
-        raise UserError(
-            "Muon needs whole matrices, and DeepSpeed gives the optimizer flat pieces of them",
-            where="optimizer.name",
-            remedy="launch with fsdp2.yaml, which shards as ZeRO does, or use AdamW",
-            exit_code=2,
-        )
-
-
-def _check_optimizer_in_backward(accelerator: Accelerator) -> None:
-    if is_deepspeed(accelerator):
-        why = "DeepSpeed takes the optimizer's step itself"
-    elif tp_size(accelerator) > 1:
-        why = "tensor parallelism completes some gradients only after it"
-    elif accelerator.num_processes > 1 and not accelerator.is_fsdp2:
-        why = "DDP averages the gradients only after it"
-    else:
-        return
-    raise UserError(
-        f"the optimizer cannot be applied within the backward pass: {why}",
-        where="optimizer.early_step_in_backward",
-        remedy="launch with single.yaml or fsdp2.yaml, or remove the option",
-        exit_code=2,
-    )
+                yield {**group, "params": chosen, "matrices": is_matrix}

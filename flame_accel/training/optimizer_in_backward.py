@@ -1,40 +1,34 @@
 """The optimizer applied within the backward pass, parameter by parameter.
 
 A gradient is used and freed as soon as it is complete, so that those of all parameters never exist
-together. Nothing can look at all of them before the first update: no clipping, no guard against
-non-finite values, no accumulation (`config.validation` refuses them beside it).
+at the same time. Nothing can look at all of them before the first update: no clipping, no guard
+against non-finite values, no accumulation (`config.relations` refuses these combinations).
 """
 
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.distributed import all_reduce, get_world_size, is_initialized
 from torch.distributed.tensor import DTensor
 
-from flame_accel.training.adam import Adam, local_gradient
-
-
-def optimizer_in_backward(optimizer: AcceleratedOptimizer) -> None:
-    """Hooks the parameters of a prepared optimizer, if it is one that steps in backward."""
-    inner = optimizer.optimizer
-    if isinstance(inner, OptimizerInBackward):
-        inner.install(optimizer.accelerator_state.device)
+from flame_accel.parallel import UpdateResult
+from flame_accel.parallel.sharded_tensors import local_gradient, num_copies
+from flame_accel.training.adam import Adam
 
 
 class OptimizerInBackward(Adam):
     """Adam, or AdamW with `decoupled_weight_decay`, updating in hooks of the backward pass."""
 
-    def install(self, device: torch.device) -> None:
-        """Hooks the parameters that the optimizer holds, once, after they have been sharded.
+    def register_hooks(self, device: torch.device) -> None:
+        """Hooks the parameters that the optimizer holds; `parallel.prepare` calls it once.
 
-        Where some are sharded, those that are not wait for `finish_step`: a backward pass gives
-        their gradients before the ranks have averaged them.
+        Where some are sharded, those that are not are updated in `finish_step`: their gradients
+        are complete only when the ranks have averaged them, after the backward pass.
 
         Args:
-            device: Where the norm is wanted; weights may wait in CPU memory.
+            device: Device of the gradient norm; weights may be kept in CPU memory.
         """
         self._device = device
         self._norms: list[Tensor] = []
@@ -43,38 +37,39 @@ class OptimizerInBackward(Adam):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if isinstance(parameter, DTensor) or not some_sharded:
-                    hook = partial(self._step_one, group)
+                    hook = partial(self._update_parameter, group)
                     parameter.register_post_accumulate_grad_hook(hook)
 
     @torch.no_grad()
-    def _step_one(self, group: dict[str, Any], parameter: Tensor) -> None:
+    def _update_parameter(self, group: dict[str, Any], parameter: Tensor) -> None:
+        """Steps one parameter of a group and frees its gradient; the hook."""
         gradient = local_gradient(parameter)
         if gradient.device.type == "cuda":
-            # FSDP2 calls from a stream that need not be the one that the gradient was made in
+            # FSDP2 may call from another stream than the one that made the gradient
             gradient.record_stream(torch.cuda.current_stream())
-        self._note_norm(parameter)
+        self._record_gradient_norm(parameter)
         groups = self.param_groups
         self.param_groups = [{**group, "params": [parameter]}]
         self.step()
         self.param_groups = groups
         parameter.grad = None
 
-    def _note_norm(self, parameter: Tensor) -> None:
-        """Keeps the L2 norm of a gradient, such that squares add up over elements and ranks."""
+    def _record_gradient_norm(self, parameter: Tensor) -> None:
+        """Records the L2 norm of a local gradient, scaled so that squares add up over the ranks."""
         norm = torch.linalg.vector_norm(local_gradient(parameter))
-        self._norms.append(norm.to(self._device) / _copies(parameter) ** 0.5)
+        self._norms.append(norm.to(self._device) / num_copies(parameter) ** 0.5)
 
     @torch.no_grad()
-    def finish_step(self) -> tuple[Tensor, Tensor]:
-        """Updates what the backward pass has left.
+    def finish_step(self) -> UpdateResult:
+        """Updates the parameters that the backward pass has left; all ranks must call it.
 
         Returns:
-            The norm of the gradient that the hooks saw, and 0.0: nothing is skipped.
+            The norm of the gradient of all ranks; nothing is ever skipped.
         """
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._note_norm(parameter)
+                    self._record_gradient_norm(parameter)
         self.step()
         self.zero_grad()
         norm = torch.linalg.vector_norm(torch.stack(self._norms))
@@ -83,15 +78,4 @@ class OptimizerInBackward(Adam):
             square = norm**2
             all_reduce(square)
             norm = square.sqrt()
-        return norm, torch.zeros_like(norm)
-
-
-def _copies(parameter: Tensor) -> int:
-    """Number of ranks that hold each element of a parameter."""
-    if not is_initialized():
-        return 1
-    shards = 1
-    if isinstance(parameter, DTensor):
-        for size, placement in zip(parameter.device_mesh.shape, parameter.placements, strict=True):
-            shards *= 1 if placement.is_replicate() else size
-    return get_world_size() // shards
+        return UpdateResult(norm, torch.zeros_like(norm))

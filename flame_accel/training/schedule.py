@@ -15,7 +15,7 @@ def is_due(step: int, interval: int, steps: int) -> bool:
 
 
 def decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> int:
-    """Number of decaying updates: the tail for wsd, all after the warm-up otherwise."""
+    """Number of updates in which the rate decays: the last ones for wsd, else all after warm-up."""
     if optimizer.scheduler == "wsd":
         return round(optimizer.decay_ratio * steps)
     return steps - warmup_steps

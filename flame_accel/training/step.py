@@ -1,7 +1,7 @@
-"""One optimizer update: micro-batches, loss over all targets, clipping, non-finite guard.
+"""One optimizer update: micro-batches, loss over all targets, clipping, guard against NaN and inf.
 
-Nothing here asks the device for a value: losses, norms and the guard's decision stay tensors, so
-that the host runs ahead of the device. The caller logs, counts and saves.
+Nothing here waits for the device: losses, norms and the guard's decision stay tensors, so that the
+host runs ahead of the device. The caller logs, counts and saves.
 """
 
 import functools
@@ -16,6 +16,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from flame_accel.parallel import (
+    UpdateResult,
     all_reduce_sum,
     autocast,
     average_ignored_gradients,
@@ -30,7 +31,7 @@ from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What one update leaves behind, on the device and without history."""
+    """What a step computed on its way, on the device and without autograd history."""
 
     loss_sum: Tensor
     """Nats summed over the target tokens of this rank, 0-dimensional."""
@@ -43,7 +44,7 @@ class StepResult:
 
 
 @functools.cache
-def takes_num_items(model_class: type[nn.Module]) -> bool:
+def accepts_num_items_in_batch(model_class: type[nn.Module]) -> bool:
     """Whether forward divides a summed loss by `num_items_in_batch`, as fla's models do."""
     parameters = inspect.signature(model_class.forward).parameters
     if "num_items_in_batch" in parameters:
@@ -52,15 +53,21 @@ def takes_num_items(model_class: type[nn.Module]) -> bool:
     return has_kwargs and model_class.forward.__module__.startswith("transformers.")
 
 
-def count_targets(accelerator: Accelerator, local: int, *, constant: bool) -> int | Tensor:
-    """Number of target tokens of a step on all ranks; 1 if there are none, since it divides.
+def count_global_targets(
+    accelerator: Accelerator, local_targets: int, *, constant: bool
+) -> int | Tensor:
+    """Number of target tokens of a step on all ranks; 1 if there are none, since it is a divisor.
 
-    Without communication where every rank has the same number.
+    Args:
+        accelerator: The run's Accelerator.
+        local_targets: Number of target tokens of this rank.
+        constant: Whether every rank has the same number, which saves an all-reduce.
     """
     if accelerator.num_processes == 1 or constant:
-        return max(1, local * dp_size(accelerator))
+        return max(1, local_targets * dp_size(accelerator))
     # filled on the device: a copy from the host would wait for it
-    total = all_reduce_sum(accelerator, torch.full((), local, device=accelerator.device))
+    local = torch.full((), local_targets, device=accelerator.device)
+    total = all_reduce_sum(accelerator, local)
     return total.clamp(min=1)
 
 
@@ -75,24 +82,24 @@ def train_step(
     skip_non_finite: bool,
     constant_targets: bool,
 ) -> StepResult:
-    """Runs one update on this rank's micro-batches of a step.
+    """Takes one optimizer step on this rank's micro-batches; all ranks must call it.
 
     The loss of the step is the sum of the nats of all target tokens on all ranks divided by their
-    number. Accelerate divides by the accumulation and the engines average over ranks, so each
-    micro-batch's share is scaled up by both.
+    number. Accelerate divides by the accumulation and the engines average over ranks, so the loss
+    of each micro-batch is scaled up by both.
 
     Args:
-        accelerator: Of the run, with its accumulation set to the number of micro-batches.
-        model: Prepared; called with `input_ids`, `labels` and, if packed, `cu_seqlens`.
-        optimizer: Prepared.
-        micro_batches: On the device, each with `num_targets` beside the model's inputs.
+        accelerator: The run's Accelerator, which accumulates as many micro-batches.
+        model: The prepared model; called with `input_ids`, `labels` and, if packed, `cu_seqlens`.
+        optimizer: The prepared optimizer.
+        micro_batches: On the device, each with `num_targets` in addition to the model's inputs.
         lr: Learning rate of this update.
         max_norm: Gradients are clipped to this L2 norm; 0 leaves them alone.
         skip_non_finite: Leave the weights bit-identical if the gradient's norm is not finite.
-        constant_targets: Every rank has the same number of targets in every step.
+        constant_targets: Whether every rank has the same number of targets in every step.
     """
     targets = sum(batch["num_targets"] for batch in micro_batches)
-    global_targets = count_targets(accelerator, targets, constant=constant_targets)
+    global_targets = count_global_targets(accelerator, targets, constant=constant_targets)
     scale = dp_size(accelerator) * len(micro_batches)
     loss_sum = torch.zeros((), device=accelerator.device)
     for group in optimizer.param_groups:
@@ -102,26 +109,28 @@ def train_step(
             loss = compute_loss(accelerator, model, batch, global_targets)
             accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
-    grad_norm, skipped = finish_update(
+    result = clip_and_update(
         accelerator, model, optimizer, max_norm=max_norm, skip_non_finite=skip_non_finite
     )
     return StepResult(
-        loss_sum=loss_sum, targets=targets, grad_norm=grad_norm.detach(), skipped=skipped
+        loss_sum=loss_sum,
+        targets=targets,
+        grad_norm=result.grad_norm.detach(),
+        skipped=result.skipped,
     )
 
 
-def finish_update(
+def clip_and_update(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     *,
     max_norm: float,
     skip_non_finite: bool,
-) -> tuple[Tensor, Tensor]:
-    """Clips, guards and steps after the last backward pass, unless that pass has stepped itself.
+) -> UpdateResult:
+    """Clips and steps after the last backward pass, unless the pass itself has taken the step.
 
-    Returns:
-        The gradient's norm before clipping, and 1.0 if the update was skipped, else 0.0.
+    Arguments as those of `train_step`.
     """
     if is_deepspeed(accelerator):
         return read_deepspeed_step(accelerator, model)
@@ -130,9 +139,9 @@ def finish_update(
     if isinstance(inner, OptimizerInBackward):
         return inner.finish_step()
     grad_norm = clip_gradients(accelerator, model, max_norm)
-    skipped = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
-    update(optimizer, skipped)
-    return grad_norm, skipped
+    found_inf = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
+    step_unless_found_inf(optimizer, found_inf)
+    return UpdateResult(grad_norm, found_inf)
 
 
 def compute_loss(
@@ -141,36 +150,47 @@ def compute_loss(
     batch: Mapping[str, Any],
     global_targets: int | Tensor,
 ) -> Tensor:
-    """This micro-batch's nats, summed, over the targets of the whole step. 0-dimensional."""
+    """The nats of a micro-batch divided by the number of targets of the whole step, 0-dimensional.
+
+    Args:
+        accelerator: The run's Accelerator.
+        model: The prepared model.
+        batch: On the device, with `num_targets` in addition to the model's inputs.
+        global_targets: Number of target tokens of the step on all ranks.
+    """
     inputs = {name: value for name, value in batch.items() if name != "num_targets"}
-    if takes_num_items(type(unwrap(accelerator, model))):
+    if accepts_num_items_in_batch(type(unwrap(accelerator, model))):
         with autocast(accelerator):
             return model(**inputs, num_items_in_batch=global_targets).loss
     with autocast(accelerator):
         mean = model(**inputs).loss
     if not batch["num_targets"]:
-        # the mean over no targets; its gradients are zeros, and every rank takes part in backward
+        # a mean over no targets; its gradients are zeros, and every rank takes part in backward
         mean = mean.nan_to_num()
     return mean * batch["num_targets"] / global_targets
 
 
-def update(optimizer: AcceleratedOptimizer, skipped: Tensor) -> None:
-    """Steps and clears the gradients, unless `skipped` says 1, without the host knowing which.
+def step_unless_found_inf(optimizer: AcceleratedOptimizer, found_inf: Tensor) -> None:
+    """Steps unless `found_inf` is 1.0, and clears the gradients in any case.
 
-    torch's fused optimizers take the decision as a device tensor, as they do from a gradient
-    scaler; the others need to ask.
+    torch's fused optimizers decide by the tensor on the device, as they do for a gradient scaler;
+    for the others the host waits for its value.
+
+    Args:
+        optimizer: The prepared optimizer.
+        found_inf: 0-dimensional, 1.0 or 0.0.
     """
     inner = optimizer.optimizer
     if inner.defaults.get("fused"):
-        inner.found_inf = skipped
+        inner.found_inf = found_inf
         optimizer.step()
-    elif not skipped.item():
+    elif not found_inf.item():
         optimizer.step()
     optimizer.zero_grad()
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Moves the tensors of a micro-batch; from page-locked memory without waiting for the copy."""
+    """A micro-batch with its tensors on a device; copies from pinned memory are asynchronous."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()

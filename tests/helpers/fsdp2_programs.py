@@ -24,15 +24,15 @@ from flame_accel.parallel import (
     average_ignored_gradients,
     build_accelerator,
     clip_gradients,
-    precompute_float8_scales,
     prepare,
 )
-from flame_accel.parallel.float8 import convert_to_float8
+from flame_accel.parallel.float8 import check_float8, convert_to_float8
 from flame_accel.parallel.fp32_parameters import ignore_fp32_params, ignored_fp32_parameters
 from flame_accel.training import build_optimizer
 
 STEPS, ROWS, TOKENS = 3, 4, 32
 OPTIMIZER = OptimizerConfig(lr=1e-3)
+NO_FLOAT8 = Float8Config()
 
 
 def build(training: TrainingConfig, precision: str = "no") -> Accelerator:
@@ -94,7 +94,10 @@ def train(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> list[fl
 
 
 def prepared(
-    accelerator: Accelerator, model: PreTrainedModel, training: TrainingConfig
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    training: TrainingConfig,
+    float8: Float8Config = NO_FLOAT8,
 ) -> tuple[Any, Any]:
     """As a run prepares it."""
     ignore_fp32_params(accelerator, model)
@@ -102,7 +105,8 @@ def prepared(
     # accelerate keeps the blocks of the model before
     plugin.transformer_cls_names_to_wrap = None
     config = OptimizerConfig(lr=OPTIMIZER.lr, weight_decay=0.0)
-    return prepare(accelerator, model, build_optimizer(accelerator, model, config), training)
+    optimizer = build_optimizer(accelerator, model, config)
+    return prepare(accelerator, model, optimizer, training, float8)
 
 
 def equals_one_process(*model_types: str) -> None:
@@ -192,14 +196,16 @@ def float8_gathers_alike() -> None:
     results = []
     for gathers in (False, True):
         config = Float8Config(
-            recipe_name="tensorwise", emulate=True, enable_fsdp_float8_all_gather=gathers
+            recipe_name="tensorwise",
+            emulate=True,
+            enable_fsdp_float8_all_gather=gathers,
+            precompute_float8_dynamic_scale_for_fsdp=gathers,
         )
         model = instantiate(tiny_config("gla", hidden_size=128), seed=0)
         names = [name for name, _ in model.named_parameters()]
-        convert_to_float8(accelerator, model, config)
-        model, optimizer = prepared(accelerator, model, training)
-        if gathers:
-            precompute_float8_scales(model, optimizer)
+        check_float8(accelerator, config)
+        convert_to_float8(model, config)
+        model, optimizer = prepared(accelerator, model, training, config)
         local = model.model.layers[0].mlp.up_proj.weight._local_tensor
         assert (type(local) is not Tensor) is gathers
         curve = train(accelerator, model, optimizer)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from flame_accel.config import CommConfig, TrainingConfig
+from flame_accel.config import CommConfig, Float8Config, TrainingConfig
 from flame_accel.config.errors import exit_on_user_error
 from flame_accel.parallel import (
     build_accelerator,
@@ -62,7 +62,7 @@ def prepare_llama(
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
     """As a run prepares it."""
     optimizer = torch.optim.AdamW(model.parameters())
-    return prepare(accelerator, model, optimizer, TrainingConfig())
+    return prepare(accelerator, model, optimizer, TrainingConfig(), Float8Config())
 
 
 class Gradients(nn.Module):
@@ -151,7 +151,7 @@ def lost_parameter() -> None:
     """An optimizer that was not given the first parameter of its model."""
     accelerator, model = build(), build_llama(0)
     optimizer = torch.optim.AdamW(list(model.parameters())[1:])
-    prepare(accelerator, model, optimizer, TrainingConfig())
+    prepare(accelerator, model, optimizer, TrainingConfig(), Float8Config())
 
 
 def describe() -> None:

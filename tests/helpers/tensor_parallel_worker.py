@@ -114,12 +114,14 @@ def look(model: Any) -> tuple[Tensor, float]:
 
 def build_split(name: str, mesh: DeviceMesh, *, loss_parallel: bool) -> Any:
     """The model of a case, split."""
-    from flame_accel.parallel.tensor.apply import split_over
-    from flame_accel.parallel.tensor.degrees import find_regions
+    from flame_accel.parallel.tensor.apply import parallelize_over_mesh
+    from flame_accel.parallel.tensor.regions import find_regions
 
     model = build(name)
     device = torch.device("cpu")
-    split_over(mesh, model, find_regions(model), device=device, loss_parallel=loss_parallel)
+    parallelize_over_mesh(
+        mesh, model, find_regions(model), device=device, loss_parallel=loss_parallel
+    )
     return model
 
 

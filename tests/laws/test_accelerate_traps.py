@@ -1,8 +1,8 @@
 """The ten worst traps of Accelerate, each a test that falls into it or shows the way around.
 
-Their numbers are those of the names below. Laws that a trap only touches have tests of their own:
-layouts in `test_topology`, engines in `test_engines`, data in `test_data_laws`, checkpoints in
-`test_checkpoint_folder`.
+The tests' names number them. Laws that a trap only touches have tests of their own: topologies in
+`unit/parallel/test_topology`, engines in `test_engines`, data in `test_data`, checkpoints in
+`unit/checkpoint/test_folder`.
 """
 
 import json
@@ -16,8 +16,8 @@ from accelerate.utils import ParallelismConfig
 
 from flame_accel.checkpoint import CheckpointFolder
 from flame_accel.config import OptimizerConfig, TrainingConfig, UserError
-from flame_accel.parallel.accelerator import _fsdp_plugin
-from flame_accel.parallel.deepspeed import deepspeed_config
+from flame_accel.parallel.accelerator import _build_fsdp_plugin
+from flame_accel.parallel.deepspeed_config import build_deepspeed_config
 from flame_accel.parallel.topology import resolve_topology
 from flame_accel.training import learning_rate
 from tests.helpers.runs import ROOT, launch, read_records
@@ -154,7 +154,7 @@ def test_7_a_save_that_is_interrupted_costs_nothing(tmp_path):
 def test_8_defaults_that_cost_precision_or_memory_are_not_taken():
     training = TrainingConfig(batch_size=3, max_norm=0.5)
     topology = resolve_topology(training, FSDP2, devices=None)
-    plugin = _fsdp_plugin(topology, on_cpu=True)
+    plugin = _build_fsdp_plugin(topology, on_cpu=True)
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
     assert plugin.mixed_precision_policy.reduce_dtype == torch.float32
     assert plugin.auto_wrap_policy is not None
@@ -162,7 +162,7 @@ def test_8_defaults_that_cost_precision_or_memory_are_not_taken():
     with pytest.raises(UserError, match="saves no memory"):
         resolve_topology(training, FSDP2 | {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, devices=None)
 
-    zero = deepspeed_config(training, bf16=True, pin_memory=False)
+    zero = build_deepspeed_config(training, bf16=True, pin_memory=False)
     assert zero["gradient_clipping"] == 0.5
     assert zero["train_micro_batch_size_per_gpu"] == 3
 
@@ -188,7 +188,7 @@ def test_9_a_split_model_is_prepared_without_accelerates_broken_import(runs, tmp
     resolved = ["--job.config_file", str(runs[1] / "config.toml")]
     argv = [*resolved, *(f"--{name}={value}" for name, value in options.items())]
     launch(argv, config="tp", processes=2)
-    assert "tensor parallelism: 2 peers" in (tmp_path / "run/log.txt").read_text()
+    assert "tensor parallelism: 2 TP ranks" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_10_losses_and_norms_do_not_know_processes_and_micro_batches(runs):

@@ -26,7 +26,6 @@ from flame_accel.parallel.float8 import convert_to_float8
 from flame_accel.parallel.topology import resolve_topology
 from flame_accel.training import build_optimizer
 from tests.helpers.runs import read_records
-from tests.unit.parallel.test_float8 import ONE_PROCESS
 from tests.unit.parallel.test_topology import FSDP2
 from tests.unit.training.test_optimizer import ONE_DEVICE, build
 
@@ -264,7 +263,7 @@ def test_no_weight_is_kept_in_8_bits_for_the_backward_pass(configured):
         }
     )
     model = instantiate(tiny_config("gla", hidden_size=128), seed=0)
-    convert_to_float8(ONE_PROCESS, model, config.float8)
+    convert_to_float8(model, config.float8)
     assert any("Float8" in type(module).__name__ for module in model.modules())
     kept = []
     ids = torch.arange(32)[None]

@@ -1,4 +1,4 @@
-"""Splits a built model over the peers of tensor parallelism, in place."""
+"""Applies tensor parallelism to a built model, in place."""
 
 from functools import partial
 from typing import Any
@@ -10,57 +10,56 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from flame_accel.parallel.collectives import all_gather
+from flame_accel.parallel.checks import check_initial_weights
+from flame_accel.parallel.ranks import tp_mesh
 from flame_accel.parallel.tensor import overrides
-from flame_accel.parallel.tensor.degrees import (
-    Region,
-    check_loss_without_logits,
-    check_tensor_parallel_degree,
-    find_regions,
-    split_dimension,
+from flame_accel.parallel.tensor.differentiable_collectives import (
+    average_gradient_over_tp,
+    copy_to_tp_region,
+    reduce_from_tp_region,
 )
-from flame_accel.parallel.tensor.dtensors import View, distribute, replace_globals, show_locally
-from flame_accel.parallel.tensor.plans import FEATURES_OUTSIDE
-from flame_accel.parallel.tensor.regions import average_gradient, enter, leave
-from flame_accel.parallel.tensor.vocabulary import split_embedding, split_head
+from flame_accel.parallel.tensor.dtensor_parameters import (
+    LocalTransform,
+    expose_local_tensor,
+    shard_parameter,
+)
+from flame_accel.parallel.tensor.instance_patching import replace_globals
+from flame_accel.parallel.tensor.plans import SHARDED_OUTSIDE_REGIONS
+from flame_accel.parallel.tensor.regions import Region, find_regions, shard_dim
+from flame_accel.parallel.tensor.vocabulary import shard_embedding, shard_lm_head
 
 
 def apply_tensor_parallel(
     accelerator: Accelerator, model: PreTrainedModel, *, loss_parallel: bool
 ) -> None:
-    """Splits the matrices of a model over the peers of tensor parallelism, in place.
+    """Shards the matrices of a model over the ranks of this rank's TP group, in place.
 
-    Every parameter becomes a DTensor on the peers' mesh, under its name and with its marks, on the
-    accelerator's device.
+    Every parameter becomes a DTensor on the TP mesh, under its name, with the attributes of the old
+    parameter, and on the accelerator's device. Degree and model must have passed
+    `check_tensor_parallel_support`.
 
     Args:
-        accelerator: Its mesh has a dimension "tp".
-        model: As built: with the same weights on all ranks.
-        loss_parallel: Each peer computes the logits of its part of the vocabulary only.
+        accelerator: Has a mesh with a dimension "tp".
+        model: As built, with the same weights on all ranks.
+        loss_parallel: Each rank computes only the logits of its part of the vocabulary.
 
     Raises:
-        UserError: There is no plan for the model, or the degree does not divide its heads.
+        UserError: There is no plan for the model.
         RuntimeError: Ranks have built different weights.
     """
-    meshes: Any = accelerator.torch_device_mesh
-    mesh = meshes["tp"]
     regions = find_regions(model)
-    check_tensor_parallel_degree(regions, mesh.size())
-    if loss_parallel:
-        check_loss_without_logits(model)
-    _check_same_weights(accelerator, model)
-    split_over(mesh, model, regions, device=accelerator.device, loss_parallel=loss_parallel)
+    # each rank keeps a shard of its own copy
+    check_initial_weights(accelerator, model)
+    parallelize_over_mesh(
+        tp_mesh(accelerator),
+        model,
+        regions,
+        device=accelerator.device,
+        loss_parallel=loss_parallel,
+    )
 
 
-def _check_same_weights(accelerator: Accelerator, model: nn.Module) -> None:
-    """Compares the sum of all weights over all ranks: each keeps its share of its own copy."""
-    total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
-    sums = all_gather(accelerator, total.reshape(1).to(accelerator.device))
-    if not torch.equal(sums, sums[:1].expand_as(sums)):
-        raise RuntimeError(f"initial weights differ between ranks: {sums.tolist()}")
-
-
-def split_over(
+def parallelize_over_mesh(
     mesh: DeviceMesh,
     model: PreTrainedModel,
     regions: list[Region],
@@ -68,61 +67,63 @@ def split_over(
     device: torch.device,
     loss_parallel: bool,
 ) -> None:
-    """Splits a model over the peers of a one-dimensional mesh; see `apply_tensor_parallel`."""
-    _distribute_parameters(mesh, model, regions, device)
+    """Shards a model over a one-dimensional TP mesh, in place; see `apply_tensor_parallel`."""
+    _shard_parameters(mesh, model, regions, device)
     for region in regions:
-        _split_region(region, mesh.get_group())
+        _parallelize_region(region, mesh.get_group())
     inputs: Any = model.get_input_embeddings()
-    split_embedding(inputs, mesh)
-    split_head(model, mesh, loss_parallel=loss_parallel)
+    shard_embedding(inputs, mesh)
+    shard_lm_head(model, mesh, loss_parallel=loss_parallel)
 
 
-def _distribute_parameters(
+def _shard_parameters(
     mesh: DeviceMesh, model: PreTrainedModel, regions: list[Region], device: torch.device
 ) -> None:
-    """Replaces every parameter by this peer's share of it, and shows it so to its module."""
-    outside = partial(average_gradient, group=mesh.get_group())
-    inside = partial(enter, group=mesh.get_group())
-    views: dict[nn.Module, View] = {}
+    """Replaces every parameter by a DTensor; outside of the ends, modules read its local part."""
+    outside = partial(average_gradient_over_tp, group=mesh.get_group())
+    inside = partial(copy_to_tp_region, group=mesh.get_group())
+    transforms: dict[nn.Module, LocalTransform] = {}
     for region in regions:
-        views |= dict.fromkeys(region.module.modules(), inside)
-    # they show their weights themselves
+        transforms |= dict.fromkeys(region.module.modules(), inside)
+    # they read their weights in their own way (`vocabulary`)
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    dimensions = _dimensions(model, regions)
-    shares: dict[nn.Parameter, nn.Parameter] = {}
+    dims = _find_shard_dims(model, regions)
+    sharded: dict[nn.Parameter, nn.Parameter] = {}
     for module in list(model.modules()):
         for name, parameter in module.named_parameters(recurse=False):
-            dim = dimensions.get(parameter)
-            if parameter not in shares:
+            dim = dims.get(parameter)
+            if parameter not in sharded:
                 # a tied one is seen twice
-                shares[parameter] = distribute(parameter, mesh, dim, device)
-            module._parameters[name] = shares[parameter]
+                sharded[parameter] = shard_parameter(parameter, mesh, dim, device)
+            module._parameters[name] = sharded[parameter]
             if module not in ends:
-                whole = views.get(module, outside)
-                show_locally(module, name, whole if dim is None else _as_is)
+                replicated = transforms.get(module, outside)
+                expose_local_tensor(module, name, replicated if dim is None else _identity)
 
 
-def _dimensions(model: PreTrainedModel, regions: list[Region]) -> dict[nn.Parameter, int | None]:
-    """The dimensions along which parameters are split; those that are missing stay whole."""
+def _find_shard_dims(
+    model: PreTrainedModel, regions: list[Region]
+) -> dict[nn.Parameter, int | None]:
+    """The dimension along which each parameter is sharded; None and missing ones are replicated."""
     ends: Any = (model.get_input_embeddings(), model.get_output_embeddings())
-    dimensions: dict[nn.Parameter, int | None] = {end.weight: 0 for end in ends}
+    dims: dict[nn.Parameter, int | None] = {end.weight: 0 for end in ends}
     for name, parameter in model.named_parameters():
-        if name in FEATURES_OUTSIDE:
-            dimensions[parameter] = FEATURES_OUTSIDE[name]
+        if name in SHARDED_OUTSIDE_REGIONS:
+            dims[parameter] = SHARDED_OUTSIDE_REGIONS[name]
     for region in regions:
         for name, parameter in region.module.named_parameters():
-            dimensions[parameter] = split_dimension(region.plan, name)
-    return dimensions
+            dims[parameter] = shard_dim(region.plan, name)
+    return dims
 
 
-def _as_is(tensor: Tensor) -> Tensor:
+def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _split_region(region: Region, group: ProcessGroup) -> None:
-    """Tells a region how much of it is here, and connects its ends with the peers' regions."""
+def _parallelize_region(region: Region, group: ProcessGroup) -> None:
+    """Adapts a region in place: its sizes become local ones, its ends talk to the TP group."""
     module, plan = region.module, region.plan
-    for name in (*plan.counts, *plan.widths):
+    for name in (*plan.divisible_sizes, *plan.derived_sizes):
         setattr(module, name, getattr(module, name) // group.size())
     if plan.overrides:
         replace_globals(
@@ -130,17 +131,18 @@ def _split_region(region: Region, group: ProcessGroup) -> None:
             {name: getattr(overrides, ours)(group) for name, ours in plan.overrides.items()},
         )
 
-    def enter_region(
+    def copy_inputs(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (enter(args[0], group), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": enter(kwargs["hidden_states"], group)}
+            return (copy_to_tp_region(args[0], group), *args[1:]), kwargs
+        hidden = copy_to_tp_region(kwargs["hidden_states"], group)
+        return args, kwargs | {"hidden_states": hidden}
 
-    def leave_region(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def reduce_outputs(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
-            return leave(output[0], group), *output[1:]
-        return leave(output, group)
+            return reduce_from_tp_region(output[0], group), *output[1:]
+        return reduce_from_tp_region(output, group)
 
-    module.register_forward_pre_hook(enter_region, with_kwargs=True)
-    module.register_forward_hook(leave_region)
+    module.register_forward_pre_hook(copy_inputs, with_kwargs=True)
+    module.register_forward_hook(reduce_outputs)

@@ -1,11 +1,11 @@
-"""Cross entropy over a vocabulary of which every peer has a part; no peer ever has all logits.
+"""Cross entropy over a vocabulary that is sharded over the TP ranks; no rank holds all logits.
 
-As in Megatron-LM (1909.08053, section 3): peers exchange, for each position, the largest logit, the
-sum of the exponentials, and the logit of the target. Gradients are computed in the forward pass, a
-chunk of positions at a time, so that the logits of a chunk are all that is kept of them.
+As in Megatron-LM (1909.08053, section 3): for each position the ranks all-reduce the largest logit,
+the sum of the exponentials, and the logit of the target. Gradients are computed in the forward
+pass, a chunk of positions at a time, so that only the logits of one chunk are held.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +14,20 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from flame_accel.parallel.tensor.dtensors import local_share, share
-from flame_accel.parallel.tensor.regions import enter, reduce_over_peers
+from flame_accel.parallel.tensor.differentiable_collectives import (
+    all_reduce_tp,
+    copy_to_tp_region,
+)
+from flame_accel.parallel.tensor.dtensor_parameters import local_tp_shard, tp_shard_range
 
 CHUNK_LOGITS = 2**25
-"""So many fp32 logits are held at a time (128 MiB)."""
+"""Number of fp32 logits that are held at a time (128 MiB)."""
 
 
-class VocabularyParallelLoss(nn.Module):
-    """The next-token loss from hidden states and a head whose rows are split.
+class VocabParallelLoss(nn.Module):
+    """The next-token loss from hidden states and a head that is sharded along the vocabulary.
 
-    Called by fla's models in place of their fused linear cross entropy, with the same arguments.
+    fla's models call it in place of their fused linear cross entropy, with the same arguments.
     """
 
     def __init__(self, mesh: DeviceMesh, ignore_index: int = -100) -> None:
@@ -36,55 +39,68 @@ class VocabularyParallelLoss(nn.Module):
     def forward(
         self, hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """The same value on all peers; 0-dimensional, fp32.
+        """The loss in nats, the same on all TP ranks; 0-dimensional, fp32.
 
         Args:
-            hidden: [..., D], the same on all peers.
+            hidden: [..., D], the same on all TP ranks.
             labels: [...], `ignore_index` where there is no target.
-            weight: [V, D], a DTensor whose rows are split.
-            bias: None in all models that are split.
+            weight: [V, D], a DTensor sharded along dimension 0.
+            bias: None in all supported models.
         """
         assert bias is None
         group = self.mesh.get_group()
-        rows, local = hidden.flatten(0, -2), local_share(weight)
+        rows, local = hidden.flatten(0, -2), local_tp_shard(weight)
         if torch.is_autocast_enabled(rows.device.type):
             dtype = torch.get_autocast_dtype(rows.device.type)
             rows, local = rows.to(dtype), local.to(dtype)
         targets = labels.flatten()
-        first, _ = share(weight.shape[0], self.mesh)
-        nats = _SummedNats.apply(
-            enter(rows, group), local, targets, first, self.ignore_index, group
+        first_id = tp_shard_range(weight.shape[0], self.mesh).start
+        nats = _SummedCrossEntropy.apply(
+            copy_to_tp_region(rows, group), local, targets, first_id, self.ignore_index, group
         )
         if self.reduction == "sum":
             return nats
         return nats / (targets != self.ignore_index).sum()
 
 
-class _SummedNats(Function):
+class _SummedCrossEntropy(Function):
+    """Nats summed over positions; both gradients are computed in the forward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
-        first: int,
+        first_id: int,
         ignore_index: int,
         group: ProcessGroup,
     ) -> Tensor:
+        """The sum, 0-dimensional and fp32.
+
+        Args:
+            ctx: Of autograd.
+            hidden: [N, D].
+            weight: [V_local, D], this rank's rows of the head.
+            labels: [N].
+            first_id: Token id of this rank's first row.
+            ignore_index: Label of positions without a target.
+            group: The TP group.
+        """
         nats = torch.zeros((), device=hidden.device)
-        wanted = any(ctx.needs_input_grad)
-        grad_hidden = torch.zeros_like(hidden) if wanted else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        needs_grad = any(ctx.needs_input_grad)
+        grad_hidden = torch.zeros_like(hidden) if needs_grad else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
         positions = max(1, CHUNK_LOGITS // max(1, len(weight)))
         for start in range(0, len(hidden), positions):
             chunk = slice(start, start + positions)
             valid = labels[chunk] != ignore_index
-            log_sum, logit, errors = _chunk(hidden[chunk], weight, labels[chunk] - first, group)
-            nats += torch.where(valid, log_sum - logit, 0.0).sum()
+            terms = _chunk_cross_entropy(hidden[chunk], weight, labels[chunk] - first_id, group)
+            nats += torch.where(valid, terms.log_sum_exp - terms.target_logit, 0.0).sum()
             if grad_hidden is not None and grad_weight is not None:
-                errors = torch.where(valid[:, None], errors, 0.0).to(hidden.dtype)
-                grad_hidden[chunk] = errors @ weight
-                grad_weight += errors.T @ hidden[chunk]
+                grad_logits = torch.where(valid[:, None], terms.grad_logits, 0.0).to(hidden.dtype)
+                grad_hidden[chunk] = grad_logits @ weight
+                grad_weight += grad_logits.T @ hidden[chunk]
         ctx.dtype = weight.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
         return nats
@@ -98,31 +114,39 @@ class _SummedNats(Function):
         return *scaled, None, None, None, None
 
 
-def _chunk(
+class _ChunkTerms(NamedTuple):
+    """What the cross entropy of N positions consists of; both logits less the largest one."""
+
+    log_sum_exp: Tensor
+    """[N], over the whole vocabulary."""
+    target_logit: Tensor
+    """[N]."""
+    grad_logits: Tensor
+    """d nats / d logits [N, V_local], of this rank's logits."""
+
+
+def _chunk_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, group: ProcessGroup
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of positions [N]: log sum of exponentials, target's logit, and d nats / d logits [N, V].
+) -> _ChunkTerms:
+    """The terms of the cross entropy of some positions, all-reduced over a TP group.
 
     Args:
         hidden: [N, D].
-        weight: [V, D], this peer's rows.
-        targets: [N], counted from this peer's first row; others' lie outside of 0..V-1.
-        group: Of the peers.
-
-    Returns:
-        The first two less the largest logit of each position, and the gradient of this peer's.
+        weight: [V_local, D], this rank's rows of the head.
+        targets: [N], counted from this rank's first row; those of other ranks lie outside of it.
+        group: The TP group.
     """
     logits = (hidden @ weight.T).float()
     owned = (targets >= 0) & (targets < len(weight))
-    # an empty share, at the end of an uneven split, has no largest logit
+    # an empty shard, at the end of an uneven vocabulary, has no largest logit
     largest = logits.new_full((len(logits),), -torch.inf) if not len(weight) else logits.amax(-1)
-    logits -= reduce_over_peers(largest, "max", group)[:, None]
+    logits -= all_reduce_tp(largest, "max", group)[:, None]
     index = torch.where(owned, targets, 0)[:, None]
     picked = torch.zeros_like(largest) if not len(weight) else logits.gather(1, index)[:, 0]
     exponentials = logits.exp_()
     partial = torch.stack([exponentials.sum(-1), torch.where(owned, picked, 0.0)])
-    total, logit = reduce_over_peers(partial, "sum", group)
-    errors = exponentials.div_(total[:, None])
+    sum_exp, target_logit = all_reduce_tp(partial, "sum", group)
+    grad_logits = exponentials.div_(sum_exp[:, None])
     if len(weight):
-        errors.scatter_add_(1, index, -owned[:, None].to(errors.dtype))
-    return total.log(), logit, errors
+        grad_logits.scatter_add_(1, index, -owned[:, None].to(grad_logits.dtype))
+    return _ChunkTerms(sum_exp.log(), target_logit, grad_logits)

@@ -1,6 +1,6 @@
-"""Functions in place of fla's for the few that look beyond the heads of one peer.
+"""Replacements of the few functions of fla that look beyond the heads of one TP rank.
 
-Each is a class whose instances know the peers and are called like the function that they replace.
+Each is a class whose instances know the TP group and are called like the function they replace.
 """
 
 from dataclasses import dataclass
@@ -11,38 +11,44 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, get_rank
 from torch.nn import functional
 
-from flame_accel.parallel.tensor.regions import sum_inside
+from flame_accel.parallel.tensor.differentiable_collectives import all_reduce_in_tp_region
 
 
 @dataclass(frozen=True, slots=True)
-class Retention:
-    """Retention with the decays of this peer's heads among all of them (2307.08621)."""
+class ShardedRetention:
+    """Retention of this rank's heads, whose decays follow from their index among all heads.
+
+    The decays are those of RetNet (2307.08621).
+    """
 
     group: ProcessGroup
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Any]:
-        """Head h of all heads decays by 1 - 2^(-5-h) a token.
+        """Retention in which head h of all heads decays by 1 - 2^(-5-h) per token.
 
         Args:
-            q: [B, T, H, K], of this peer's heads; k alike, v [B, T, H, V].
-            k: Keys.
-            v: Values.
+            q: [B, T, H, K], of this rank's heads.
+            k: [B, T, H, K].
+            v: [B, T, H, V].
             options: Of `fla.ops.simple_gla.chunk_simple_gla`.
+
+        Returns:
+            Outputs [B, T, H, V] and the final state, if `options` ask for one.
         """
         # found when called: the machine's kernels may be installed after this module is imported
         from fla.ops.simple_gla import chunk_simple_gla
 
         heads = q.shape[2]
-        number = torch.arange(heads, dtype=torch.float, device=q.device)
+        index = torch.arange(heads, dtype=torch.float, device=q.device)
         first = get_rank(self.group) * heads
-        decay = 1 - 2.0 ** (-5.0 - first - number)
+        decay = 1 - 2.0 ** (-5.0 - first - index)
         attend: Any = chunk_simple_gla
         return attend(q, k, v, g_gamma=decay.log(), **options)
 
 
 @dataclass(frozen=True, slots=True)
-class NormLinear:
-    """RMSNorm over the features of all peers, and this peer's share of a projection of them."""
+class ShardedNormLinear:
+    """RMSNorm over the features of all TP ranks, then a rowwise-sharded projection of them."""
 
     group: ProcessGroup
 
@@ -55,22 +61,22 @@ class NormLinear:
         linear_bias: Tensor | None,
         eps: float = 1e-5,
     ) -> Tensor:
-        """Normalises in fp32, as fla does, and multiplies in the dtype of the projection.
+        """Normalizes in fp32, as fla does, and multiplies in the dtype of the projection.
 
         Args:
-            x: [..., D], this peer's features.
+            x: [..., D], this rank's features.
             norm_weight: [D], or None.
-            norm_bias: None in all models that are split.
+            norm_bias: None in all supported models.
             linear_weight: [out, D].
-            linear_bias: None in all models that are split.
+            linear_bias: None in all supported models.
             eps: Added to the mean square.
 
         Returns:
-            [..., out], to be summed over the peers.
+            [..., out], a summand that still has to be reduced over the TP group.
         """
         assert norm_bias is None and linear_bias is None
         features = x.float()
-        squares = sum_inside(features.square().sum(-1, keepdim=True), self.group)
+        squares = all_reduce_in_tp_region(features.square().sum(-1, keepdim=True), self.group)
         mean = squares / (features.shape[-1] * self.group.size())
         normed = features * torch.rsqrt(mean + eps)
         if norm_weight is not None:

@@ -1,109 +1,121 @@
-"""What of each layer is split over the peers of tensor parallelism: data, no torch.
+"""How each layer is sharded over the TP ranks: data, no torch.
 
-A region is a module that every peer enters with the same activations and leaves with the sum of all
-peers' outputs: a mixer, of which each peer has some of the heads, or an MLP, of which each has some
-of the inner features. What stands outside of regions, norms and residual connections, every peer
-computes alike.
+A region is a mixer or an MLP: a module that all TP ranks enter with the same activations, of which
+each computes some heads or inner features, and whose outputs are summed over the ranks. Outside of
+regions, norms and residual connections are computed alike on every rank.
+
+`colwise` and `rowwise` mean what they mean in torch's ColwiseParallel and RowwiseParallel.
 """
 
 from dataclasses import dataclass, field
 
-MODEL_TYPES = ("transformer", "gla", "delta_net", "gated_deltanet", "kda", "retnet", "hgrn2")
-"""The model types of fla that can be split."""
+SUPPORTED_MODEL_TYPES = (
+    "transformer",
+    "gla",
+    "delta_net",
+    "gated_deltanet",
+    "kda",
+    "retnet",
+    "hgrn2",
+)
+"""The model types of fla that have a plan."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """How a region is split. Names of parameters and attributes are relative to it."""
+    """How a region is sharded. Names of parameters and attributes are relative to its module."""
 
-    counts: tuple[str, ...]
-    """Attributes that count what is dealt out: heads or features. The degree divides them all."""
-    widths: tuple[str, ...] = ()
-    """Other attributes that shrink with them."""
-    rows: tuple[str, ...]
-    """Modules and parameters whose tensors are split along their first dimension."""
-    columns: tuple[str, ...]
-    """Those that are split along their second one: each peer has a part of every output's sum."""
-    whole: tuple[str, ...] = ()
-    """Those that every peer has whole, and whose gradients are summed, since each peer's only
-    stems from its own heads."""
+    divisible_sizes: tuple[str, ...]
+    """Attributes with a number of heads or features, which the TP degree must divide."""
+    derived_sizes: tuple[str, ...] = ()
+    """Other integer attributes that become a rank's part, by the same division."""
+    colwise: tuple[str, ...]
+    """Modules and parameters sharded along dimension 0, a linear layer's output features."""
+    rowwise: tuple[str, ...]
+    """Modules sharded along dimension 1, a linear layer's input features: each rank computes a
+    summand of every output."""
+    replicated: tuple[str, ...] = ()
+    """Modules held in full by every rank; their gradients are summed over the ranks, since each
+    rank's stems from its own heads only."""
     overrides: dict[str, str] = field(default_factory=dict)
-    """Functions that the region's forward calls and that would need to see the heads of all peers:
-    name there -> name in `overrides`."""
+    """Global functions that the forward calls and that would need the heads of all ranks: name
+    there -> name of the replacement in `overrides`."""
 
 
 _CONVOLUTIONS = ("q_conv1d", "k_conv1d", "v_conv1d")
 
 PLANS: dict[str, Plan] = {
     "GatedMLP": Plan(
-        counts=("intermediate_size",), rows=("gate_proj", "up_proj"), columns=("down_proj",)
+        divisible_sizes=("intermediate_size",),
+        colwise=("gate_proj", "up_proj"),
+        rowwise=("down_proj",),
     ),
     "Attention": Plan(
-        counts=("num_heads", "num_kv_heads"),
-        widths=("kv_dim",),
-        rows=("q_proj", "k_proj", "v_proj"),
-        columns=("o_proj",),
-        whole=("q_norm", "k_norm"),
+        divisible_sizes=("num_heads", "num_kv_heads"),
+        derived_sizes=("kv_dim",),
+        colwise=("q_proj", "k_proj", "v_proj"),
+        rowwise=("o_proj",),
+        replicated=("q_norm", "k_norm"),
     ),
     "GatedLinearAttention": Plan(
-        counts=("num_heads", "num_kv_heads"),
-        widths=("key_dim", "value_dim", "key_dim_per_group", "value_dim_per_group"),
-        rows=("q_proj", "k_proj", "v_proj", "g_proj", "gk_proj.1", *_CONVOLUTIONS),
-        columns=("o_proj",),
-        whole=("gk_proj.0", "g_norm_swish_gate", "g_norm"),
+        divisible_sizes=("num_heads", "num_kv_heads"),
+        derived_sizes=("key_dim", "value_dim", "key_dim_per_group", "value_dim_per_group"),
+        colwise=("q_proj", "k_proj", "v_proj", "g_proj", "gk_proj.1", *_CONVOLUTIONS),
+        rowwise=("o_proj",),
+        replicated=("gk_proj.0", "g_norm_swish_gate", "g_norm"),
     ),
     "DeltaNet": Plan(
-        counts=("num_heads",),
-        widths=("key_dim", "value_dim"),
-        rows=("q_proj", "k_proj", "v_proj", "b_proj", "g_proj", *_CONVOLUTIONS),
-        columns=("o_proj",),
-        whole=("o_norm",),
+        divisible_sizes=("num_heads",),
+        derived_sizes=("key_dim", "value_dim"),
+        colwise=("q_proj", "k_proj", "v_proj", "b_proj", "g_proj", *_CONVOLUTIONS),
+        rowwise=("o_proj",),
+        replicated=("o_norm",),
     ),
     "GatedDeltaNet": Plan(
-        counts=("num_heads", "num_v_heads"),
-        widths=("key_dim", "value_dim"),
-        rows=(
+        divisible_sizes=("num_heads", "num_v_heads"),
+        derived_sizes=("key_dim", "value_dim"),
+        colwise=(
             *("q_proj", "k_proj", "v_proj", "a_proj", "b_proj", "g_proj"),
             *("A_log", "dt_bias", *_CONVOLUTIONS),
         ),
-        columns=("o_proj",),
-        whole=("o_norm",),
+        rowwise=("o_proj",),
+        replicated=("o_norm",),
     ),
     "KimiDeltaAttention": Plan(
-        counts=("num_heads", "num_v_heads"),
-        widths=("key_dim", "value_dim", "gate_dim"),
-        rows=(
+        divisible_sizes=("num_heads", "num_v_heads"),
+        derived_sizes=("key_dim", "value_dim", "gate_dim"),
+        colwise=(
             *("q_proj", "k_proj", "v_proj", "f_proj.1", "b_proj", "g_proj.1"),
             *("A_log", "dt_bias", *_CONVOLUTIONS),
         ),
-        columns=("o_proj",),
-        whole=("f_proj.0", "g_proj.0", "o_norm"),
+        rowwise=("o_proj",),
+        replicated=("f_proj.0", "g_proj.0", "o_norm"),
     ),
     "MultiScaleRetention": Plan(
-        counts=("num_heads", "num_kv_heads"),
-        widths=("key_dim", "value_dim", "key_dim_per_group", "value_dim_per_group"),
-        rows=("q_proj", "k_proj", "v_proj", "g_proj", *_CONVOLUTIONS),
-        columns=("o_proj",),
-        whole=("g_norm_swish_gate", "g_norm"),
+        divisible_sizes=("num_heads", "num_kv_heads"),
+        derived_sizes=("key_dim", "value_dim", "key_dim_per_group", "value_dim_per_group"),
+        colwise=("q_proj", "k_proj", "v_proj", "g_proj", *_CONVOLUTIONS),
+        rowwise=("o_proj",),
+        replicated=("g_norm_swish_gate", "g_norm"),
         # a head's decay follows from its number among all heads
         overrides={
-            "chunk_retention": "Retention",
-            "fused_chunk_retention": "Retention",
-            "parallel_retention": "Retention",
-            "fused_recurrent_retention": "Retention",
+            "chunk_retention": "ShardedRetention",
+            "fused_chunk_retention": "ShardedRetention",
+            "parallel_retention": "ShardedRetention",
+            "fused_recurrent_retention": "ShardedRetention",
         },
     ),
     "HGRN2Attention": Plan(
-        counts=("num_heads",),
-        widths=("forget_dim", "input_dim"),
-        rows=("q_proj", "f_proj", "i_proj", "q_conv1d", "f_conv1d", "i_conv1d", "g_norm"),
-        columns=("o_proj",),
+        divisible_sizes=("num_heads",),
+        derived_sizes=("forget_dim", "input_dim"),
+        colwise=("q_proj", "f_proj", "i_proj", "q_conv1d", "f_conv1d", "i_conv1d", "g_norm"),
+        rowwise=("o_proj",),
         # its norm is over the features of all heads
-        overrides={"rms_norm_linear": "NormLinear"},
+        overrides={"rms_norm_linear": "ShardedNormLinear"},
     ),
 }
-"""By the name of a class of fla."""
+"""Plans by the name of fla's class of the mixer or MLP."""
 
-FEATURES_OUTSIDE: dict[str, int] = {"model.lower_bounds": 1}
-"""Parameters outside of regions that belong to single features of a mixer, and the dimension along
-which they are split."""
+SHARDED_OUTSIDE_REGIONS: dict[str, int] = {"model.lower_bounds": 1}
+"""Parameters outside of regions that belong to single features of a mixer -> the dimension along
+which they are sharded."""

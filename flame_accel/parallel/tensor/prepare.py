@@ -1,7 +1,7 @@
-"""Hands a split model and its optimizer to Accelerate, whose own way for them is broken.
+"""Hands a tensor-parallel model and its optimizer to Accelerate, whose own way is broken.
 
-`Accelerator.prepare` with a tensor-parallel mesh imports a name that transformers 5 no longer has
-(accelerate 1.15.0, accelerator.py:1618); what it would do there, making every parameter a DTensor,
+`Accelerator.prepare` with a TP mesh imports a name that transformers 5 no longer has (accelerate
+1.15.0, accelerator.py:1618); what it would do there, making every parameter a DTensor,
 `apply_tensor_parallel` has done.
 """
 
@@ -13,10 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-def prepare_split(
+def prepare_tensor_parallel(
     accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
-    """Prepares a split model: shards it further under FSDP2, otherwise takes it as it is.
+    """Prepares a tensor-parallel model and its optimizer; under FSDP2 the model is sharded further.
 
     Returns:
         The model to call in the step, and the prepared optimizer.

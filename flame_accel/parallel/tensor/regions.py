@@ -1,61 +1,151 @@
-"""The exchanges between peers inside of a model, with their gradients.
+"""The regions of a model, matched with their plans, and what tensor parallelism supports.
 
-Every tensor outside of a region is the same on all peers, and so is its gradient. Exchanges are
-torch's functional ones, which its compiler knows.
+`plans` has the plans; sharding by them is done in `apply`.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
-from torch import Tensor
-from torch.autograd import Function
-from torch.distributed import ProcessGroup, _functional_collectives
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from flame_accel.config import UserError
+from flame_accel.models.instantiate import instantiate
+from flame_accel.models.norms import base_model_type
+from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES, Plan
 
-def reduce_over_peers(tensor: Tensor, operation: str, group: ProcessGroup) -> Tensor:
-    """The element-wise "sum" or "max" of all peers' tensors, a new one; without a gradient."""
-    reduced = _functional_collectives.all_reduce(tensor.contiguous(), operation, group)
-    return _functional_collectives.wait_tensor(reduced)
-
-
-class _Sum(Function):
-    """Sums over peers in the forward pass, in the backward pass, or in both."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, tensor: Tensor, group: ProcessGroup, forward: bool, backward: float
-    ) -> Tensor:
-        ctx.group, ctx.factor = group, backward
-        return reduce_over_peers(tensor, "sum", group) if forward else tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (grad,) = grads
-        if ctx.factor:
-            grad = reduce_over_peers(grad, "sum", ctx.group)
-        if ctx.factor not in (0.0, 1.0):
-            grad = grad * ctx.factor
-        return grad, None, None, None
+OPTION = "training.tensor_parallel_degree"
 
 
-def enter(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Into a region, or a whole parameter of one: its gradient is the sum of the peers' shares."""
-    return _Sum.apply(tensor, group, False, 1.0)
+class Region(NamedTuple):
+    """A mixer or MLP of a model, with the plan by which it is sharded."""
+
+    name: str
+    """Its name in the model, such as model.layers.0.attn."""
+    module: nn.Module
+    plan: Plan
 
 
-def leave(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Out of a region: the sum of all peers' outputs, each of which gets the whole gradient."""
-    return _Sum.apply(tensor, group, True, 0.0)
+def check_tensor_parallel_support(
+    config: PreTrainedConfig, degree: int, *, loss_parallel: bool, trust_remote_code: bool = False
+) -> None:
+    """Checks that a model can be sharded over so many TP ranks, without memory for its weights.
 
+    Args:
+        config: Config of the model to train.
+        degree: Number of TP ranks; at 1 nothing is checked.
+        loss_parallel: Whether the loss is computed from sharded logits.
+        trust_remote_code: Whether the code that the config's `auto_map` names may run.
 
-def sum_inside(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """A sum over peers that each goes on to use for its own features."""
-    return _Sum.apply(tensor, group, True, 1.0)
-
-
-def average_gradient(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """A parameter outside of regions: peers have equal gradients, but for the order of sums.
-
-    Kernels that each process tunes for itself may sum in different orders; the average keeps the
-    copies equal to the last bit.
+    Raises:
+        UserError: There is no plan for the model, its sizes are not divisible, or its loss needs
+            the logits of the whole vocabulary.
     """
-    return _Sum.apply(tensor, group, False, 1.0 / group.size())
+    if degree == 1:
+        return
+    with torch.device("meta"):
+        model = instantiate(config, trust_remote_code=trust_remote_code)
+    check_degree(find_regions(model), degree)
+    if loss_parallel:
+        check_loss_parallel(config)
+
+
+def find_regions(model: PreTrainedModel) -> list[Region]:
+    """The mixers and MLPs of a model, from its first layer to its last.
+
+    Raises:
+        UserError: There is no plan for the model, or for one of its layers.
+    """
+    # with another norm (model.norm_type) it is a type of its own
+    model_type = base_model_type(model.config)
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise UserError(
+            f"tensor parallelism does not support {model_type}",
+            where=OPTION,
+            remedy=f"it supports {', '.join(SUPPORTED_MODEL_TYPES)}; "
+            "training.data_parallel_shard_degree shards the weights of any model",
+            exit_code=2,
+        )
+    decoder: Any = model.get_decoder()
+    regions = []
+    for index, block in enumerate(decoder.layers):
+        for part in ("attn", "mlp"):
+            module, name = getattr(block, part), f"{model.base_model_prefix}.layers.{index}.{part}"
+            plan = PLANS.get(type(module).__name__)
+            names = [name for name, _ in module.named_parameters()]
+            if plan is None or not all(covers_parameter(plan, name) for name in names):
+                raise UserError(
+                    f"tensor parallelism does not support {type(module).__name__} as it is "
+                    "configured here",
+                    where=f"{name}, {OPTION}",
+                    remedy=f"use layers of fla's {', '.join(SUPPORTED_MODEL_TYPES)}",
+                    exit_code=2,
+                )
+            regions.append(Region(name, module, plan))
+    return regions
+
+
+def covers_parameter(plan: Plan, name: str) -> bool:
+    """Whether a plan says how a parameter is held; it does not for biases of rowwise layers."""
+    if any(_is_within(name, owner) for owner in plan.rowwise):
+        # each rank would add the bias once
+        return name.endswith("weight")
+    return any(_is_within(name, owner) for owner in (*plan.colwise, *plan.replicated))
+
+
+def shard_dim(plan: Plan, name: str) -> int | None:
+    """The dimension along which a parameter of a region is sharded; None if it is replicated."""
+    if any(_is_within(name, owner) for owner in plan.colwise):
+        return 0
+    return 1 if any(_is_within(name, owner) for owner in plan.rowwise) else None
+
+
+def _is_within(name: str, owner: str) -> bool:
+    """Whether a parameter is `owner` itself or lies in the module of that name."""
+    return name == owner or name.startswith(f"{owner}.")
+
+
+def valid_degrees(regions: list[Region]) -> list[int]:
+    """The TP degrees that divide all heads and features of the regions, ascending, 1 included."""
+    sizes = (
+        getattr(region.module, name) for region in regions for name in region.plan.divisible_sizes
+    )
+    common = math.gcd(*sizes)
+    return [degree for degree in range(1, common + 1) if common % degree == 0]
+
+
+def check_degree(regions: list[Region], degree: int) -> None:
+    """Checks that a TP degree divides all heads and features of the regions.
+
+    Raises:
+        UserError: It does not; names the size and the degrees that work.
+    """
+    for region in regions:
+        for name in region.plan.divisible_sizes:
+            size = getattr(region.module, name)
+            if size % degree:
+                degrees = ", ".join(map(str, valid_degrees(regions)))
+                raise UserError(
+                    f"{name} = {size} of {region.name} is not divisible by the tensor-parallel "
+                    f"degree {degree}",
+                    where=OPTION,
+                    remedy=f"for this model these degrees work: {degrees}",
+                    exit_code=2,
+                )
+
+
+def check_loss_parallel(config: PreTrainedConfig) -> None:
+    """Checks that a model's loss is a sum over the vocabulary, as loss parallelism needs.
+
+    Raises:
+        UserError: The config adds fla's penalty of the largest logit.
+    """
+    # not every config has the field
+    if getattr(config, "use_l2warp", False):
+        raise UserError(
+            "use_l2warp of the model config needs the logits of the whole vocabulary on each rank",
+            where=OPTION,
+            remedy="add --training.disable_loss_parallel",
+            exit_code=2,
+        )

@@ -1,7 +1,7 @@
-"""The ends of a model, whose rows are the vocabulary: input embedding, head, and loss.
+"""The vocabulary-parallel ends of a model: input embedding, head and loss.
 
-Their rows are split evenly but for the last peers, which may have fewer. Both keep their parameter
-itself as `weight`, so that tied ones are still seen to be the same.
+Their rows, one per token id, are sharded evenly but for the last TP ranks, which may have fewer.
+Both keep the DTensor itself as `weight`, so that tied ones are still seen to be the same.
 """
 
 from typing import Any
@@ -12,50 +12,55 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from flame_accel.parallel.tensor.dtensors import local_share, share, subclass_instance
-from flame_accel.parallel.tensor.loss import VocabularyParallelLoss
-from flame_accel.parallel.tensor.regions import leave
+from flame_accel.parallel.tensor.differentiable_collectives import reduce_from_tp_region
+from flame_accel.parallel.tensor.dtensor_parameters import local_tp_shard, tp_shard_range
+from flame_accel.parallel.tensor.instance_patching import subclass_instance
+from flame_accel.parallel.tensor.loss import VocabParallelLoss
 
 
-def split_embedding(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
-    """Lets an embedding whose rows are split look up all ids: each peer its own, summed."""
-    first, length = share(embedding.num_embeddings, mesh)
+def shard_embedding(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
+    """Makes an embedding with a sharded weight look up all ids, in place.
+
+    Each rank looks up the ids of its own rows, and the results are summed over the TP group.
+    """
+    first_id, num_ids = tp_shard_range(embedding.num_embeddings, mesh)
     padding = embedding.padding_idx
     if padding is not None:
-        padding = padding - first if first <= padding < first + length else None
+        padding = padding - first_id if first_id <= padding < first_id + num_ids else None
 
     def forward(self: nn.Embedding, ids: Tensor) -> Tensor:
-        weight = local_share(self.weight)
-        if not length:
-            # an empty share, at the end of an uneven split
-            return leave(weight.new_zeros(*ids.shape, weight.shape[-1]), mesh.get_group())
-        local = ids - first
-        foreign = (local < 0) | (local >= length)
-        found = functional.embedding(local.masked_fill(foreign, 0), weight, padding)
-        return leave(found.masked_fill(foreign[..., None], 0), mesh.get_group())
+        weight = local_tp_shard(self.weight)
+        if not num_ids:
+            # an empty shard, at the end of an uneven vocabulary
+            zeros = weight.new_zeros(*ids.shape, weight.shape[-1])
+            return reduce_from_tp_region(zeros, mesh.get_group())
+        local_ids = ids - first_id
+        foreign = (local_ids < 0) | (local_ids >= num_ids)
+        found = functional.embedding(local_ids.masked_fill(foreign, 0), weight, padding)
+        return reduce_from_tp_region(found.masked_fill(foreign[..., None], 0), mesh.get_group())
 
     subclass_instance(embedding, {"forward": forward})
 
 
-def whole_weight(weight: Tensor) -> Tensor:
-    """All rows of a weight whose rows are split; every peer's gradient is that of its own rows."""
+def gather_full_weight(weight: Tensor) -> Tensor:
+    """All rows of a sharded weight [V, D], differentiable: each rank's rows get their gradient."""
     assert isinstance(weight, DTensor)
     return weight.redistribute(placements=[Replicate()]).to_local()
 
 
-def split_head(model: PreTrainedModel, mesh: DeviceMesh, *, loss_parallel: bool) -> None:
-    """Lets a model compute its loss from a head whose rows are split.
+def shard_lm_head(model: PreTrainedModel, mesh: DeviceMesh, *, loss_parallel: bool) -> None:
+    """Makes a model compute its loss from a head with a sharded weight, in place.
 
-    Logits, where a caller wants them, are those of the whole vocabulary on every peer.
+    Logits, where a caller wants them, are those of the whole vocabulary on every rank.
 
     Args:
-        model: Of fla.
-        mesh: Of the peers.
-        loss_parallel: The loss is computed without gathering; else from the gathered head.
+        model: A causal language model of fla.
+        mesh: The one-dimensional TP mesh.
+        loss_parallel: Compute the loss from sharded logits; else from the gathered head.
     """
 
     def forward(self: nn.Linear, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, whole_weight(self.weight))
+        return functional.linear(hidden, gather_full_weight(self.weight))
 
     owner: Any = model
     compute = owner._compute_logits_and_loss
@@ -67,13 +72,13 @@ def split_head(model: PreTrainedModel, mesh: DeviceMesh, *, loss_parallel: bool)
     # whatever the config says: the criterion gets hidden states and the head's weight, not logits
     owner._compute_logits_and_loss = compute_from_hidden
     if loss_parallel:
-        owner.criterion = VocabularyParallelLoss(mesh)
+        owner.criterion = VocabParallelLoss(mesh)
     else:
         owner.criterion = GatheredHeadLoss(use_l2warp=getattr(model.config, "use_l2warp", False))
 
 
 class GatheredHeadLoss(nn.Module):
-    """fla's fused linear cross entropy on all rows of a head, on every peer alike."""
+    """fla's fused linear cross entropy on the gathered head, computed alike on every TP rank."""
 
     def __init__(self, *, use_l2warp: bool) -> None:
         super().__init__()
@@ -84,11 +89,11 @@ class GatheredHeadLoss(nn.Module):
     def forward(
         self, hidden: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """The arguments of `VocabularyParallelLoss`."""
+        """The loss in nats; arguments as those of `VocabParallelLoss.forward`."""
         # found when called: the machine's kernels may be installed after this module is imported
         from fla.modules import FusedLinearCrossEntropyLoss
 
         loss: Any = FusedLinearCrossEntropyLoss(
             ignore_index=self.ignore_index, use_l2warp=self.use_l2warp, reduction=self.reduction
         )
-        return loss(hidden, labels, whole_weight(weight), bias)
+        return loss(hidden, labels, gather_full_weight(weight), bias)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flame_accel.config import TrainingConfig, UserError
-from flame_accel.parallel import deepspeed
+from flame_accel.parallel import deepspeed_config
 from tests.helpers.runs import ROOT, launch, read_records
 
 STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
@@ -33,7 +33,7 @@ def settled(
     """DeepSpeed's configuration under a launch."""
     for name, value in {"WORLD_SIZE": "4", **environment}.items():
         monkeypatch.setenv(name, value)
-    return deepspeed.deepspeed_config(training, bf16=bf16, pin_memory=False)
+    return deepspeed_config.build_deepspeed_config(training, bf16=bf16, pin_memory=False)
 
 
 def with_file(folder: Path, content: dict[str, Any]) -> dict[str, str]:
@@ -70,7 +70,10 @@ def test_bf16_is_autocast_over_fp32_weights(monkeypatch):
 def test_the_option_offloads_what_a_stage_can(monkeypatch, stage, parts):
     training = TrainingConfig(enable_cpu_offload=True)
     zero = settled(monkeypatch, training, environment={STAGE: stage})["zero_optimization"]
-    assert sum(zero.get(name, {}).get("device") == "cpu" for name in deepspeed.OFFLOADS) == parts
+    assert (
+        sum(zero.get(name, {}).get("device") == "cpu" for name in deepspeed_config.OFFLOAD_STAGES)
+        == parts
+    )
 
 
 def test_a_file_decides_what_no_option_does(monkeypatch, tmp_path):
@@ -128,9 +131,9 @@ def test_a_file_that_contradicts_is_refused(monkeypatch, tmp_path, content, mess
 
 
 def test_deepspeed_that_is_missing_is_named_with_its_command(monkeypatch):
-    monkeypatch.setattr(deepspeed, "is_deepspeed_available", lambda: False)
+    monkeypatch.setattr(deepspeed_config, "is_deepspeed_available", lambda: False)
     with pytest.raises(UserError, match="pip install deepspeed --no-build-isolation"):
-        deepspeed.deepspeed_plugin(TRAINING, bf16=False, on_cpu=True)
+        deepspeed_config.build_deepspeed_plugin(TRAINING, bf16=False, on_cpu=True)
 
 
 # runs

@@ -18,10 +18,9 @@ from flame_accel.models import build_model
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.parallel import compilation
 from flame_accel.parallel.activations import checkpoint_activations
-from flame_accel.parallel.compilation import compile_blocks
+from flame_accel.parallel.compilation import check_compiler, compile_blocks
 from tests.helpers.runs import launch, read_records
 
-CPU = torch.device("cpu")
 OP = ActivationCheckpointConfig(mode="selective", selective_ac_option="op")
 
 
@@ -34,13 +33,13 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels.uninstall()
     kernels.install("torch")
     torch._dynamo.reset()
-    compilation._compiled.cache_clear()
+    compilation._compile_forward.cache_clear()
     counters.clear()
     with torch._dynamo.config.patch(recompile_limit=8):
         yield
     kernels.uninstall()
     kernels.install("torch")
-    compilation._compiled.cache_clear()
+    compilation._compile_forward.cache_clear()
     torch._dynamo.reset()
     torch.set_num_threads(threads)
 
@@ -99,7 +98,7 @@ def test_twenty_ragged_steps_compile_once_and_op_runs_no_operator_twice() -> Non
     stand_between(operator_paths(), count)
     changes = {"attn": {"layers": [1], "num_heads": 2}}
     plain, model = build("gla", **changes), build("gla", **changes)
-    compile_blocks(model, CPU)
+    compile_blocks(model)
     checkpoint_activations(model, OP)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert_same_training(model, plain, 20)
@@ -114,13 +113,13 @@ def test_twenty_ragged_steps_compile_once_and_op_runs_no_operator_twice() -> Non
 def test_mixers_that_need_care_compile_once(model_type: str, monkeypatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "eager")
     model = build(model_type, num_hidden_layers=1)
-    compile_blocks(model, CPU)
+    compile_blocks(model)
     assert_same_training(model, build(model_type, num_hidden_layers=1), 3)
 
 
 def test_evaluation_and_generation_are_not_compiled() -> None:
     model, plain = build("gla").eval(), build("gla").eval()
-    compile_blocks(model, CPU)
+    compile_blocks(model)
     ids = next(ragged_batches(1))["input_ids"]
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
@@ -137,7 +136,7 @@ def test_a_model_of_transformers_is_compiled_once_for_all_layers() -> None:
         build_model(config, vocabulary_size=256, bos_token_id=None, eos_token_id=None, seed=0)
         for _ in range(2)
     )
-    compile_blocks(model, CPU)
+    compile_blocks(model)
     ids = next(ragged_batches(1))["input_ids"]
     losses = [m.train()(input_ids=ids, labels=ids).loss.item() for m in (model, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -147,9 +146,9 @@ def test_a_model_of_transformers_is_compiled_once_for_all_layers() -> None:
 def test_a_missing_compiler_is_told_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler; there is no no-such-compiler"):
-        compile_blocks(build("gla"), CPU)
+        check_compiler(torch.device("cpu"))
     with pytest.raises(UserError, match="compiling for cuda needs Triton"):
-        compile_blocks(build("gla"), torch.device("cuda"))
+        check_compiler(torch.device("cuda"))
 
 
 PACKED = {"training.varlen": True, "training.context_len": 24, "training.steps": 3}

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from flame_accel.config import Float8Config, UserError, parse
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
-from flame_accel.parallel.float8 import convert_to_float8
+from flame_accel.parallel.float8 import check_float8, convert_to_float8
 from tests.helpers.runs import ROOT, launch, read_records
 
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
@@ -35,7 +35,7 @@ def build(model_type: str, recipe: str | None = None, **fields) -> PreTrainedMod
 
 
 def convert(model: PreTrainedModel, **options) -> None:
-    convert_to_float8(ONE_PROCESS, model, Float8Config(emulate=True, **options))
+    convert_to_float8(model, Float8Config(emulate=True, **options))
 
 
 def converted(model: PreTrainedModel) -> set[str]:
@@ -147,13 +147,13 @@ def test_gathering_in_8_bits_changes_nothing():
 @pytest.mark.covers_option("float8.emulate")
 def test_without_the_hardware_it_is_refused():
     with pytest.raises(UserError, match=r"capability 8.9 .*\n.*--float8.emulate"):
-        convert_to_float8(ONE_PROCESS, build("gla"), Float8Config(recipe_name="tensorwise"))
+        check_float8(ONE_PROCESS, Float8Config(recipe_name="tensorwise"))
 
 
 def test_without_torchao_it_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(UserError, match="pip install torchao"):
-        build("gla", "tensorwise")
+        check_float8(ONE_PROCESS, Float8Config(recipe_name="tensorwise", emulate=True))
 
 
 def test_a_model_without_a_layer_for_it_is_refused():
@@ -163,7 +163,12 @@ def test_a_model_without_a_layer_for_it_is_refused():
 
 def test_gathering_needs_sharding():
     with pytest.raises(UserError, match="no weights are gathered"):
-        convert(build("gla"), recipe_name="tensorwise", enable_fsdp_float8_all_gather=True)
+        check_float8(
+            ONE_PROCESS,
+            Float8Config(
+                recipe_name="tensorwise", emulate=True, enable_fsdp_float8_all_gather=True
+            ),
+        )
 
 
 @pytest.mark.parametrize(

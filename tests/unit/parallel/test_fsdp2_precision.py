@@ -13,7 +13,7 @@ from flame_accel.models.catalogue import registered_configs, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.parameter_groups import fp32_parameters
 from flame_accel.parallel.fp32_parameters import average_ignored_gradients, ignore_fp32_params
-from flame_accel.parallel.resharding import check_resharding
+from flame_accel.parallel.resharding import check_reshard_after_forward
 from tests.helpers.runs import ROOT, launch, read_records
 
 PROGRAMS = ROOT / "tests/helpers/fsdp2_programs.py"
@@ -89,7 +89,7 @@ def test_weights_are_freed_as_the_option_says():
 )
 def test_resharding_that_cannot_be_is_refused(asked, launched, message):
     with pytest.raises(UserError, match=message):
-        check_resharding(accelerator(reshards=launched), asked)
+        check_reshard_after_forward(accelerator(reshards=launched), asked)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_resharding_that_cannot_be_is_refused(asked, launched, message):
     ],
 )
 def test_resharding_that_can_be_is_accepted(asked, launched):
-    check_resharding(accelerator(reshards=launched), asked)
+    check_reshard_after_forward(accelerator(reshards=launched), asked)
 
 
 def accelerator(*, reshards: bool | None) -> SimpleNamespace:

@@ -10,7 +10,7 @@ from torch import nn
 
 from flame_accel.config import CommConfig, TrainingConfig, UserError
 from flame_accel.parallel import build_accelerator, clip_gradients, describe_topology
-from flame_accel.parallel.timeouts import explain_timeout, record_collectives
+from flame_accel.parallel.timeouts import enable_flight_recorder, explain_timeout
 from tests.helpers.runs import ROOT, launch
 
 PROGRAMS = ROOT / "tests/helpers/rank_programs.py"
@@ -103,7 +103,7 @@ def test_a_rank_that_never_comes_ends_the_run_in_the_shortened_time(program):
     printed = run_ranks(program, "hsdp", 4, fails=True)
     waited = re.search(r"rank 1 waited ([0-9.]+) s", printed)
     assert waited and 0.7 < float(waited[1]) < 5
-    assert "another process of the run did not come in time" in printed
+    assert "another process of the run did not arrive in time" in printed
     assert "Traceback" not in printed
 
 
@@ -114,7 +114,7 @@ def test_a_rank_that_never_starts_ends_the_run_in_the_time_for_starting(alone):
         port = str(probe.getsockname()[1])
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     comm = CommConfig(init_timeout_seconds=1)
-    with pytest.raises(UserError, match="did not come in time") as caught, explain_timeout(comm):
+    with pytest.raises(UserError, match="did not arrive in time") as caught, explain_timeout(comm):
         alone(comm, **ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     assert "comm.init_timeout_seconds" in str(caught.value)
 
@@ -128,7 +128,7 @@ def test_what_is_no_matter_of_waiting_is_passed_on():
 
 @pytest.mark.covers_option("comm.trace_buf_size")
 def test_the_recorder_of_exchanges_has_the_size_that_was_asked_for(alone, tmp_path):
-    record_collectives(CommConfig(trace_buf_size=77), "run")
+    enable_flight_recorder(CommConfig(trace_buf_size=77), "run")
     assert os.environ["TORCH_FR_BUFFER_SIZE"] == "77"
     assert os.environ["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
     assert os.environ["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == "run/comm_trace_"
@@ -137,7 +137,7 @@ def test_the_recorder_of_exchanges_has_the_size_that_was_asked_for(alone, tmp_pa
 def test_the_recorder_of_exchanges_can_be_off_and_one_process_has_none(alone):
     alone()
     assert "TORCH_FR_BUFFER_SIZE" not in os.environ
-    record_collectives(CommConfig(trace_buf_size=0), "run")
+    enable_flight_recorder(CommConfig(trace_buf_size=0), "run")
     assert os.environ["TORCH_FR_BUFFER_SIZE"] == "0"
     assert "TORCH_NCCL_DUMP_ON_TIMEOUT" not in os.environ
 

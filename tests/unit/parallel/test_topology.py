@@ -1,6 +1,6 @@
 """Laws of settling a layout from options and a launch: agreement, completion, refusal.
 
-Pure: no process is started here; `test_traps` and `test_engines` start some.
+Pure: no process is started here; `test_accelerate_traps` and `test_engines` start some.
 """
 
 import math
@@ -54,7 +54,7 @@ def settle(environment: dict[str, str], *, devices: int | None = None, **options
 
 
 def degrees(topology: Topology) -> tuple[int, int, int]:
-    return topology.replicate, topology.shard, topology.tensor
+    return topology.dp_replicate, topology.dp_shard, topology.tp
 
 
 def refusal(environment: dict[str, str], **options: Any) -> str:
@@ -104,7 +104,7 @@ def refusal(environment: dict[str, str], **options: Any) -> str:
 def test_what_one_side_says_holds(environment, options, engine, layout):
     topology = settle(environment, **options)
     assert (topology.engine, degrees(topology)) == (engine, layout)
-    assert topology.world == math.prod(layout)
+    assert topology.world_size == math.prod(layout)
 
 
 sizes = st.integers(1, 6)
@@ -159,12 +159,12 @@ def test_a_layout_covers_all_processes_and_says_what_was_asked_or_is_refused(
     except UserError as error:
         assert error.remedy
         return
-    assert math.prod(degrees(topology)) == topology.world == world
-    assert replicate in (None, topology.replicate)
-    assert shard in (None, -1, topology.shard)
-    assert topology.tensor == tensor
-    assert (topology.engine == "fsdp2") == (topology.shard > 1)
-    assert (topology.engine == "ddp") == (topology.replicate > 1 and topology.shard == 1)
+    assert math.prod(degrees(topology)) == topology.world_size == world
+    assert replicate in (None, topology.dp_replicate)
+    assert shard in (None, -1, topology.dp_shard)
+    assert topology.tp == tensor
+    assert (topology.engine == "fsdp2") == (topology.dp_shard > 1)
+    assert (topology.engine == "ddp") == (topology.dp_replicate > 1 and topology.dp_shard == 1)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_more_processes_than_devices_are_refused():
     with pytest.raises(UserError, match="4 processes were launched on a machine with 3 device"):
         settle(launched(4), devices=3)
     two_machines = launched(4) | {"LOCAL_WORLD_SIZE": "2"}
-    assert settle(two_machines, devices=2).world == 4
+    assert settle(two_machines, devices=2).world_size == 4
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel
 from flame_accel.config import ConfigError, OptimizerConfig, UserError, parse
 from flame_accel.models import register_models
 from flame_accel.models.build import build_model
-from flame_accel.training import build_optimizer, muon
+from flame_accel.training import build_optimizer, check_optimizer_support, muon
 from flame_accel.training.muon import orthogonalize
 from flame_accel.training.optimizer import hidden_matrices
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
@@ -159,7 +159,7 @@ def test_muon_is_its_formulas_on_hidden_matrices_and_adamw_on_the_rest():
 
 
 def test_muon_is_torchs_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(muon, "_to_compute", lambda share, parameter: share.bfloat16())
+    monkeypatch.setattr(muon, "_to_iteration_dtype", lambda shard, parameter: shard.bfloat16())
     model, reference = build(), build()
     optimizer = build_optimizer(ONE_DEVICE, model, OptimizerConfig(name="Muon", **OPTIONS))
     mine, others = hidden_matrices(model), hidden_matrices(reference)
@@ -223,7 +223,7 @@ def test_gradients_of_a_backward_pass_never_exist_together():
     config = OptimizerConfig(early_step_in_backward=True)
     optimizer = build_optimizer(ONE_DEVICE, model, config)
     assert isinstance(optimizer, OptimizerInBackward)
-    optimizer.install(torch.device("cpu"))
+    optimizer.register_hooks(torch.device("cpu"))
     alive: list[int] = []
     for parameter in model.parameters():
         parameter.register_hook(
@@ -257,7 +257,7 @@ TENSOR = engine(
 )
 def test_engines_that_would_be_wrong_are_refused(accelerator, options, named):
     with pytest.raises(UserError, match=named) as raised:
-        build_optimizer(accelerator, build(), OptimizerConfig(**options))
+        check_optimizer_support(accelerator, OptimizerConfig(**options))
     assert "fsdp2.yaml" in str(raised.value)
 
 

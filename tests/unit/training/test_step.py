@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from flame_accel import kernels
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.training.step import compute_loss, count_targets
+from flame_accel.training.step import compute_loss, count_global_targets
 
 
 def build(kind: str) -> Any:
@@ -41,4 +41,4 @@ def test_a_micro_batch_without_targets_adds_nothing(kind: str):
 
 def test_a_step_without_targets_is_divided_by_one():
     accelerator = Accelerator(cpu=True)
-    assert [count_targets(accelerator, n, constant=False) for n in (0, 5)] == [1, 5]
+    assert [count_global_targets(accelerator, n, constant=False) for n in (0, 5)] == [1, 5]

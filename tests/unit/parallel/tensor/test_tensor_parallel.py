@@ -16,13 +16,13 @@ import torch
 from flame_accel import kernels
 from flame_accel.config import UserError
 from flame_accel.models.instantiate import instantiate
-from flame_accel.parallel.tensor.degrees import (
-    check_loss_without_logits,
-    check_tensor_parallel_degree,
+from flame_accel.parallel.tensor.plans import SUPPORTED_MODEL_TYPES
+from flame_accel.parallel.tensor.regions import (
+    check_degree,
+    check_loss_parallel,
     find_regions,
-    possible_degrees,
+    valid_degrees,
 )
-from flame_accel.parallel.tensor.plans import MODEL_TYPES
 from tests.helpers.runs import ROOT, launch, launch_environment, read_records
 from tests.helpers.tensor_parallel_worker import CASES, WHOLE_LOSS
 
@@ -76,7 +76,7 @@ def test_names_and_marks_stay_and_copies_keep_equal_bits(shown, way):
 
 
 def test_every_model_type_with_a_plan_is_tried():
-    assert {name.split(",")[0] for name in CASES} >= set(MODEL_TYPES)
+    assert {name.split(",")[0] for name in CASES} >= set(SUPPORTED_MODEL_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,9 @@ def build():
 
 
 def test_a_model_without_a_plan_is_refused_with_those_that_have_one(build):
-    with pytest.raises(UserError, match="no plan for splitting gsa") as refused:
+    with pytest.raises(UserError, match="does not support gsa") as refused:
         find_regions(build("gsa", num_heads=2))
-    assert all(model_type in str(refused.value) for model_type in MODEL_TYPES)
+    assert all(model_type in str(refused.value) for model_type in SUPPORTED_MODEL_TYPES)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_what_is_not_divisible_is_named_with_the_degrees_that_work(
     build, model_type, sizes, degree, blamed, working
 ):
     regions = find_regions(build(model_type, **sizes))
-    assert possible_degrees(regions) == working
+    assert valid_degrees(regions) == working
     with pytest.raises(UserError, match=blamed) as refused:
-        check_tensor_parallel_degree(regions, degree)
+        check_degree(regions, degree)
     assert f"these degrees work: {', '.join(map(str, working))}" in str(refused.value)
     for other in working:
-        check_tensor_parallel_degree(regions, other)
+        check_degree(regions, other)
 
 
 def test_a_layer_with_a_parameter_of_no_plan_is_refused(build):
@@ -152,8 +152,8 @@ def test_a_layer_with_a_parameter_of_no_plan_is_refused(build):
 
 def test_a_penalty_of_logits_is_refused_with_loss_parallelism(build):
     with pytest.raises(UserError, match="disable_loss_parallel"):
-        check_loss_without_logits(build("gla", num_heads=2, use_l2warp=True))
-    check_loss_without_logits(build("gla", num_heads=2))
+        check_loss_parallel(build("gla", num_heads=2, use_l2warp=True).config)
+    check_loss_parallel(build("gla", num_heads=2).config)
 
 
 def curve(run_folder: Path) -> list[float]:

@@ -1,0 +1,97 @@
+"""Has Accelerate prepare a model and its optimizer, and checks what came out.
+
+What has to be done to a model before is in `transform`.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from flame_accel.config import Float8Config, TrainingConfig
+from flame_accel.parallel.checks import check_initial_weights, check_prepared
+from flame_accel.parallel.deepspeed import is_deepspeed
+from flame_accel.parallel.float8 import precompute_float8_scales
+from flame_accel.parallel.ranks import tp_size
+from flame_accel.parallel.resharding import set_reshard_after_forward
+from flame_accel.parallel.tensor import prepare_tensor_parallel
+
+
+@runtime_checkable
+class HooksParameters(Protocol):
+    """An optimizer that hooks parameters for the backward pass, once they have been prepared."""
+
+    def register_hooks(self, device: torch.device) -> None:
+        """Hooks the parameters that the optimizer holds, which `prepare` may have replaced."""
+
+
+class Prepared(NamedTuple):
+    """A model and an optimizer that Accelerate has prepared."""
+
+    model: torch.nn.Module
+    """What to call in the step; wrapped under DDP and DeepSpeed, see `unwrap`."""
+    optimizer: AcceleratedOptimizer
+
+
+def prepare(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    training: TrainingConfig,
+    float8: Float8Config,
+) -> Prepared:
+    """Has Accelerate prepare model and optimizer, and does what has to follow on any engine.
+
+    All ranks must call it.
+
+    Args:
+        accelerator: The run's Accelerator.
+        model: Transformed (`transform_model`).
+        optimizer: Over the model's parameters.
+        training: When FSDP2 frees gathered weights.
+        float8: Whether scales of 8-bit gathering are computed in advance.
+
+    Raises:
+        RuntimeError: Ranks have built different weights, the optimizer does not hold exactly the
+            model's parameters, or weights are not sharded as asked for.
+    """
+    check_initial_weights(accelerator, model)
+    if tp_size(accelerator) > 1:
+        prepared, prepared_optimizer = prepare_tensor_parallel(accelerator, model, optimizer)
+    else:
+        prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    assert isinstance(prepared_optimizer, AcceleratedOptimizer)
+    inner = unwrap(accelerator, prepared)
+    # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes in
+    # each step. the step opens `autocast` itself instead
+    inner.__dict__.pop("forward", None)
+    inner.__dict__.pop("_original_forward", None)
+    set_reshard_after_forward(accelerator, inner, training.fsdp_reshard_after_forward)
+    check_prepared(accelerator, inner, prepared_optimizer)
+    if isinstance(prepared_optimizer.optimizer, HooksParameters):
+        prepared_optimizer.optimizer.register_hooks(accelerator.device)
+    if float8.precompute_float8_dynamic_scale_for_fsdp:
+        precompute_float8_scales(prepared, prepared_optimizer)
+    return Prepared(prepared, prepared_optimizer)
+
+
+def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
+    """The model itself, without the wrapper of DDP or DeepSpeed."""
+    # accelerate's own function would import deepspeed in every run, for a second and a warning
+    wrapped = isinstance(model, DistributedDataParallel) or (
+        is_deepspeed(accelerator) and not isinstance(model, PreTrainedModel)
+    )
+    inner: Any = model.module if wrapped else model
+    return inner
+
+
+def autocast(accelerator: Accelerator) -> AbstractContextManager[None]:
+    """The autocast context of a forward pass; FSDP2 casts parameters itself and needs none."""
+    if accelerator.is_fsdp2:
+        return nullcontext()
+    return accelerator.autocast()
