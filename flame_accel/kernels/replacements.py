@@ -308,17 +308,20 @@ FIXES = (
     Family(
         "recurrence.mamba",
         "h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t, per channel (2312.00752)",
-        {"layers.mamba": "Mamba.slow_forward=slow_forward Mamba.cuda_kernels_forward=fast_forward"},
+        {
+            "layers.mamba": "Mamba.slow_forward=slow_forward "
+            "Mamba.cuda_kernels_forward=cuda_kernels_forward",
+        },
     ),
     Family(
         "recurrence.mamba2",
         "the same with one decay per head, on simple GLA (2405.21060)",
-        {"layers.mamba2": "Mamba2.forward=forward"},
+        {"layers.mamba2": "Mamba2.forward=forward_mamba2"},
     ),
     Family(
         "recurrence.mamba3",
         "the same by the trapezoid rule, B and C turned, on simple GLA (Mamba-3, ICLR 2026)",
-        {"layers.mamba3": "Mamba3.forward=forward"},
+        {"layers.mamba3": "Mamba3.forward=forward_mamba3"},
     ),
     Family(
         "recurrence.mom",
@@ -330,7 +333,7 @@ FIXES = (
         "fla's layer, for packed documents, under autocast, and without CUDA",
         {
             "layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2 "
-            "chunk_log_linear_attn=attend_in_one_dtype",
+            "chunk_log_linear_attn=run_triton_in_one_dtype",
         },
     ),
     Family(
@@ -338,7 +341,7 @@ FIXES = (
         "slots exp(s_t) over their running sum, which is part of the state (2110.02488)",
         {
             "ops.abc.chunk": "chunk_abc",
-            "layers.abc": "ABCAttention.__call__=call_abc",
+            "layers.abc": "ABCAttention.__call__=call_abc_attention",
         },
     ),
     Family(

@@ -1,5 +1,6 @@
-"""Operators with a state that is carried from token to token: decay, delta rule, and their kin.
+"""fla's operators with a recurrent state: linear attention, the delta rule, and their relatives.
 
-The arithmetic is in modules of its own (`decay`, `delta`); the others give it fla's names and
-signatures. Softmax attention lives in `kernels.attention`.
+The arithmetic of the two large families is in `linear_attention` and `generalized_delta_rule`;
+`gla`, `delta_rule`, `kda`, `dplr` and others give it fla's names and signatures. Softmax attention
+is in `kernels.attention`.
 """

@@ -1,8 +1,13 @@
-"""The delta rule with decays per head, under fla's names and signatures; the arithmetic is `delta`.
+"""The delta rule with decays per head, under fla's names; arithmetic in `generalized_delta_rule`.
 
-DeltaNet, Gated DeltaNet, Gated DeltaProduct and Comba call these functions. Decays per channel are
-in `kda`, erased keys of their own in `dplr`. Arguments that choose among fla's kernels have no
-effect.
+    S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - exp(g_t) S_{t-1}^T k_t)^T,    o_t = scale * S_t^T q_t
+
+(DeltaNet, arXiv 2406.06484; Gated DeltaNet, arXiv 2412.06464; Gated DeltaProduct, arXiv 2502.10297;
+Comba, arXiv 2506.02475). Decays per channel are in `kda`, erase keys of their own in `dplr`.
+Arguments that choose among fla's kernels have no effect.
+
+Shape letters: B batch, T tokens, N sequences, H heads of keys, HV heads of values (a multiple of
+H), K key width, V value width.
 """
 
 from typing import Any
@@ -14,9 +19,10 @@ from torch import Tensor
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.delta import delta_attention
+from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
 
-States = tuple[Tensor, Tensor | None]
+OutputAndState = tuple[Tensor, Tensor | None]
+"""Outputs [B, T, HV, V], and final states [N, HV, K, V] in fp32, or None unless asked for."""
 
 
 def chunk_delta_rule(
@@ -31,9 +37,9 @@ def chunk_delta_rule(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     **options: Any,
-) -> States:
+) -> OutputAndState:
     """S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, strengths `beta` [B, T, H], 1 if None."""
-    o, state = correct(
+    o, state = run_delta_rule(
         q, k, v, beta,
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
         normalize=use_qk_l2norm_in_kernel,
@@ -51,7 +57,7 @@ def fused_recurrent_delta_rule(
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> States:
+) -> OutputAndState:
     """As `chunk_delta_rule`."""
     return chunk_delta_rule(
         q, k, v, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens
@@ -80,8 +86,8 @@ def chunk_gated_delta_rule(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> States:
-    """Decay per head: the state decays by exp(g_t), `g` [B, T, HV], before it is corrected.
+) -> OutputAndState:
+    """Decay per head: the state decays by exp(g_t), `g` [B, T, HV], before keys read it.
 
     `v`, `g` and `beta` may have more heads (HV) than `q` and `k` (H), a multiple. With
     `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid. With
@@ -93,7 +99,7 @@ def chunk_gated_delta_rule(
         g = -A_log.float().exp() * F.softplus(rates)
     if use_beta_sigmoid_in_kernel and beta is not None:
         beta = sigmoid_beta(beta, allow_neg_eigval)
-    o, state = correct(
+    o, state = run_delta_rule(
         q, k, v, beta, None if g is None else g.unsqueeze(-1),
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
         normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
@@ -114,8 +120,8 @@ def fused_recurrent_gated_delta_rule(
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     **options: Any,
-) -> States:
-    """As `chunk_gated_delta_rule`, whose further arguments are `options`."""
+) -> OutputAndState:
+    """As `chunk_gated_delta_rule`; `options` are its other arguments."""
     if gk is not None or gv is not None:
         raise UserError(
             "fused_recurrent_gated_delta_rule with decays per channel (gk, gv) has no PyTorch "
@@ -142,20 +148,20 @@ def chunk_gated_delta_product(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     cp_context: Any = None,
-) -> States:
-    """Several corrections per token (2502.10297): k, v, beta are [B, T * num_householder, H, ...].
+) -> OutputAndState:
+    """Several delta rule steps per token: k, v, beta are [B, T * num_householder, H, ...].
 
-    A token is `num_householder` steps, of which the first decays and the last is asked.
+    Of the `num_householder` steps of a token the first decays the state, and the last reads it.
     """
-    before = num_householder - 1
-    q = F.pad(q.unsqueeze(2), (0, 0, 0, 0, before, 0)).flatten(1, 2)
-    g = None if g is None else F.pad(g.unsqueeze(2), (0, 0, 0, before)).flatten(1, 2)
+    other_steps = num_householder - 1
+    q = F.pad(q.unsqueeze(2), (0, 0, 0, 0, other_steps, 0)).flatten(1, 2)
+    g = None if g is None else F.pad(g.unsqueeze(2), (0, 0, 0, other_steps)).flatten(1, 2)
     o, state = chunk_gated_delta_rule(
         q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
         cu_seqlens=None if cu_seqlens is None else cu_seqlens * num_householder,
         cp_context=cp_context,
     )  # fmt: skip
-    return o[:, before::num_householder].contiguous(), state
+    return o[:, other_steps::num_householder].contiguous(), state
 
 
 def chunk_comba(
@@ -171,34 +177,34 @@ def chunk_comba(
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-) -> States:
-    """S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - S_{t-1}^T p_t)^T (2506.02475).
+) -> OutputAndState:
+    """S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - S_{t-1}^T p_t)^T, erase keys `p` [B, T, H, K].
 
-    What `p` [B, T, H, K] reads has not decayed yet, as in fla's kernels and `naive_chunk_comba`;
+    `p` reads the state before its decay, as in fla's kernels and its `naive_chunk_comba`; fla's
     `naive_recurrent_comba` reads it after the decay.
     """
-    o, state = correct(
+    o, state = run_delta_rule(
         q, k, v, beta, g.unsqueeze(-1),
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
-        normalize=use_qk_l2norm_in_kernel, erase=p, before_decay=True,
+        normalize=use_qk_l2norm_in_kernel, erase_keys=p, erase_before_decay=True,
     )  # fmt: skip
     return o, state if output_final_state else None
 
 
 def fused_recurrent_comba(
     q: Tensor, k: Tensor, p: Tensor | None, v: Tensor, g: Tensor, *rest: Any, **options: Any
-) -> States:
-    """As `chunk_comba`, with another order of arguments."""
+) -> OutputAndState:
+    """As `chunk_comba`, with the arguments in another order."""
     return chunk_comba(q, k, v, p, g, *rest, **options)
 
 
 def sigmoid_beta(beta: Tensor, allow_neg_eigval: bool) -> Tensor:
-    """Strengths in (0, 1), or in (0, 2): the correction then can turn a direction around."""
+    """Strengths in (0, 1); with `allow_neg_eigval` in (0, 2), where I - beta k k^T can reflect."""
     return beta.float().sigmoid() * (2.0 if allow_neg_eigval else 1.0)
 
 
 def check_no_context_parallelism(cp_context: Any) -> None:
-    """Raises if sequences are split over devices: the PyTorch implementations see whole ones."""
+    """Raises a UserError if sequences are split over devices: PyTorch needs whole sequences."""
     if cp_context is not None:
         raise UserError(
             "the delta rule with context parallelism (cp_context) has no PyTorch implementation",
@@ -207,7 +213,7 @@ def check_no_context_parallelism(cp_context: Any) -> None:
 
 
 @without_autocast
-def correct(
+def run_delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -219,33 +225,36 @@ def correct(
     cu_seqlens: Tensor | None,
     normalize: bool = False,
     state_v_first: bool = False,
-    erase: Tensor | None = None,
-    before_decay: bool = False,
+    erase_keys: Tensor | None = None,
+    erase_before_decay: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`delta.delta_attention` with one strength per head for what is erased and written.
+    """`generalized_delta_rule` with one strength per head for what is erased and written.
 
     Args:
         q: [B, T, H, K].
         k: [B, T, H, K].
         v: [B, T, HV, V]; HV a multiple of H.
         beta: strengths [B, T, HV]; 1 if None.
-        g: as there, [B, T, HV, 1 or K].
-        scale: 1 / sqrt(K) if None.
-        initial_state: as there.
-        cu_seqlens: as there.
-        normalize: divide queries and keys by their lengths.
-        state_v_first: as there.
-        erase: keys of what is erased, [B, T, H, K]; `k` if None.
-        before_decay: as there.
+        g: log decays [B, T, HV, 1 or K], or None.
+        scale: factor of the outputs; 1 / sqrt(K) if None.
+        initial_state: [N, HV, K, V], or [N, HV, V, K] if `state_v_first`; zeros if None.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        normalize: whether to divide queries and keys by their l2 norms.
+        state_v_first: the layout of the states.
+        erase_keys: [B, T, H, K]; `k` if None.
+        erase_before_decay: whether erase keys read the state before the decay of their token.
+
+    Returns:
+        Outputs [B, T, HV, V] in the dtype of `v`, and final states in fp32.
     """
-    erase = k if erase is None else erase
+    erase_keys = k if erase_keys is None else erase_keys
     if normalize:
-        same = erase is k
+        same = erase_keys is k
         q, k = l2norm(q, output_dtype=torch.float32), l2norm(k, output_dtype=torch.float32)
-        erase = k if same else l2norm(erase, output_dtype=torch.float32)
+        erase_keys = k if same else l2norm(erase_keys, output_dtype=torch.float32)
     repeats = v.shape[2] // k.shape[2]
     if repeats > 1:
-        q, k, erase = (x.repeat_interleave(repeats, 2) for x in (q, k, erase))
+        q, k, erase_keys = (x.repeat_interleave(repeats, 2) for x in (q, k, erase_keys))
     dtype = v.dtype
     if beta is not None:
         if beta.dim() == v.dim():
@@ -254,11 +263,11 @@ def correct(
                 remedy="use strengths per head, or a Triton device",
             )
         strength = beta.float().unsqueeze(-1)
-        v, erase = v.float() * strength, erase.float() * strength
-    o, state = delta_attention(
-        q, k, v, erase, None, g,
+        v, erase_keys = v.float() * strength, erase_keys.float() * strength
+    o, state = generalized_delta_rule(
+        q, k, v, erase_keys, None, g,
         scale=k.shape[-1] ** -0.5 if scale is None else scale,
-        before_decay=before_decay, initial_state=initial_state,
+        erase_before_decay=erase_before_decay, initial_state=initial_state,
         state_v_first=state_v_first, cu_seqlens=cu_seqlens,
     )  # fmt: skip
     return o.to(dtype), state

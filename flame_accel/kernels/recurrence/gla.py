@@ -1,20 +1,29 @@
-"""The decay family under fla's names and signatures; the arithmetic is in `decay`.
+"""Linear attention with decay, under fla's names and signatures; arithmetic in `linear_attention`.
 
-GLA, HGRN2, LightNet and Rodimus call the functions with decays per channel; simple GLA, RetNet,
-lightning attention, Mamba2 and linear attention those with decays per head.
+    S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T,    o_t = scale * S_t^T q_t
+
+(GLA, arXiv 2312.06635; RetNet, arXiv 2307.08621; Mamba2, arXiv 2405.21060). GLA, HGRN2, LightNet
+and Rodimus call the functions with decays per channel; simple GLA, RetNet, lightning attention,
+Mamba2 and linear attention those with decays per head. Arguments that choose among fla's kernels
+have no effect.
+
+Shape letters: B batch, T tokens, N sequences, H heads, K key width, V value width.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.recurrence.decay import decay_attention
-from flame_accel.kernels.recurrence.value_decay import value_decay_attention
+from flame_accel.kernels.recurrence.linear_attention import linear_attention
+from flame_accel.kernels.recurrence.sequences import run_reversed, split_sequences
+from flame_accel.kernels.recurrence.value_decay import linear_attention_with_value_decay
 
-States = tuple[Tensor, Tensor | None]
+OutputAndState = tuple[Tensor, Tensor | None]
+"""Outputs [B, T, H, V], and final states [N, H, K, V] in fp32, or None unless asked for."""
 
 
 def chunk_gla(
@@ -28,13 +37,15 @@ def chunk_gla(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-) -> States:
-    """Decay per key channel, `g` [B, T, H, K]; see `decay.decay_attention`."""
-    return _attend(q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens)
+) -> OutputAndState:
+    """Decay per key channel, `g` [B, T, H, K]; see `linear_attention.linear_attention`."""
+    return _run_linear_attention(
+        q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens
+    )
 
 
-def fused_chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **options: Any) -> States:
-    """As `chunk_gla`; fla 0.6 has only the name left, which its layers know as a mode."""
+def fused_chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **options: Any) -> OutputAndState:
+    """As `chunk_gla`; of fla's own only the name is left in 0.6, as a mode of its layers."""
     return chunk_gla(q, k, v, g, **options)
 
 
@@ -50,7 +61,7 @@ def fused_recurrent_gla(
     reverse: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> States:
+) -> OutputAndState:
     """As `chunk_gla`; `reverse` runs from the last token to the first.
 
     Log decays are per key channel, `gk` [B, T, H, K], or per value channel, `gv` [B, T, H, V].
@@ -60,10 +71,10 @@ def fused_recurrent_gla(
             "fused_recurrent_gla takes decays of the keys (gk) or of the values (gv), not both",
             remedy="run this model on a machine with a Triton device",
         )
-    g, core = (gk, decay_attention) if gv is None else (gv, value_decay_attention)
-    return _attend(
+    g, attention = (gk, linear_attention) if gv is None else (gv, linear_attention_with_value_decay)
+    return _run_linear_attention(
         q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens, reverse,
-        core,
+        attention,
     )  # fmt: skip
 
 
@@ -80,10 +91,10 @@ def chunk_simple_gla(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     chunk_size: int | None = None,
-) -> States:
+) -> OutputAndState:
     """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none."""
-    return _attend(
-        q, k, v, _head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
+    return _run_linear_attention(
+        q, k, v, _expand_head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
         state_v_first, cu_seqlens,
     )  # fmt: skip
 
@@ -98,10 +109,12 @@ def fused_chunk_simple_gla(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> States:
+) -> OutputAndState:
     """As `chunk_simple_gla`."""
-    g = _head_decay(q, g, g_gamma)
-    return _attend(q, k, v, g, scale, initial_state, output_final_state, False, cu_seqlens)
+    g = _expand_head_decay(q, g, g_gamma)
+    return _run_linear_attention(
+        q, k, v, g, scale, initial_state, output_final_state, False, cu_seqlens
+    )
 
 
 def fused_recurrent_simple_gla(
@@ -116,10 +129,10 @@ def fused_recurrent_simple_gla(
     reverse: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> States:
+) -> OutputAndState:
     """As `chunk_simple_gla`; `reverse` runs from the last token to the first."""
-    return _attend(
-        q, k, v, _head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
+    return _run_linear_attention(
+        q, k, v, _expand_head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
         state_v_first, cu_seqlens, reverse,
     )  # fmt: skip
 
@@ -133,23 +146,26 @@ def parallel_simple_gla(
     output_attentions: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-) -> States:
+) -> OutputAndState:
     """As `chunk_simple_gla` without states; the second value, attention scores, is None."""
     if output_attentions:
         raise UserError(
             "parallel_simple_gla has no attention scores in PyTorch",
             remedy="call it without output_attentions",
         )
-    return _attend(q, k, v, _head_decay(q, g, None), scale, None, False, False, cu_seqlens)
+    return _run_linear_attention(
+        q, k, v, _expand_head_decay(q, g, None), scale, None, False, False, cu_seqlens
+    )
 
 
-def _head_decay(q: Tensor, g: Tensor | None, g_gamma: Tensor | None) -> Tensor | None:
+def _expand_head_decay(q: Tensor, g: Tensor | None, g_gamma: Tensor | None) -> Tensor | None:
+    """Log decays [B, T, H, 1] from `g` [B, T, H], or `g_gamma` [H], or None if both are."""
     if g is not None:
         return g.unsqueeze(-1)
     return None if g_gamma is None else g_gamma.view(1, 1, -1, 1).expand(*q.shape[:2], -1, 1)
 
 
-def _attend(
+def _run_linear_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -160,27 +176,15 @@ def _attend(
     state_v_first: bool,
     cu_seqlens: Tensor | None,
     reverse: bool = False,
-    core: Callable[..., tuple[Tensor, Tensor]] = decay_attention,
-) -> States:
+    attention: Callable[..., tuple[Tensor, Tensor]] = linear_attention,
+) -> OutputAndState:
+    """`attention` with fla's defaults for scale, direction and returned state."""
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    attention = partial(attention, scale=scale, state_v_first=state_v_first)
     if reverse:
-        q, k, v = q.flip(1), k.flip(1), v.flip(1)
-        g = None if g is None else g.flip(1)
-        if cu_seqlens is not None:
-            cu_seqlens = cu_seqlens[-1] - cu_seqlens.flip(0)
-            initial_state = None if initial_state is None else initial_state.flip(0)
-    o, state = core(
-        q,
-        k,
-        v,
-        g,
-        scale=k.shape[-1] ** -0.5 if scale is None else scale,
-        initial_state=initial_state,
-        state_v_first=state_v_first,
-        cu_seqlens=cu_seqlens,
-    )
-    if reverse:
-        o = o.flip(1)
-        state = state if cu_seqlens is None else state.flip(0)
+        o, state = run_reversed(attention, (q, k, v, g), initial_state, cu_seqlens)
+    else:
+        o, state = attention(q, k, v, g, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o, state if output_final_state else None
 
 
@@ -191,9 +195,8 @@ def chunk_global_cumsum(
     scale: float | None = None,
     output_dtype: torch.dtype | None = torch.float,
 ) -> Tensor:
-    """Running sum of `s` [B, T, ...] in each sequence, from the end if `reverse`, times `scale`."""
-    x = s.float()
-    parts = [x] if cu_seqlens is None else x.split(cu_seqlens.diff().tolist(), 1)
+    """Running sum of `s` [B, T, ...] in each sequence, from its end if `reverse`, times `scale`."""
+    parts = split_sequences(s.float(), cu_seqlens)
     sums = [part.flip(1).cumsum(1).flip(1) if reverse else part.cumsum(1) for part in parts]
-    total = sums[0] if cu_seqlens is None else torch.cat(sums, 1)
+    total = torch.cat(sums, 1)
     return (total if scale is None else total * scale).to(output_dtype or s.dtype)

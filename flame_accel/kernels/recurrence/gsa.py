@@ -1,16 +1,16 @@
-"""Attention over a bounded number of slots, under fla's names: GSA and ABC, and LightNet's gate.
+"""Attention to a fixed number of memory slots, under fla's names: GSA, ABC, and LightNet's gate.
 
 Slots s_t [M] are keys to the values and values to the keys, and decay by g_t:
 
     K_t = K_{t-1} diag(exp(g_t)) + k_t s_t^T,    p_t = softmax(scale K_t^T q_t)
     V_t = diag(exp(g_t)) V_{t-1} + s_t v_t^T,    o_t = V_t^T p_t
 
-(Zhang et al., arXiv 2409.07146). The first line is an attention with decays of the values, the
-second one with decays of the keys. ABC (Peng et al., arXiv 2110.02488) is the case in which s and
-g come from `fused_additive_gate`, which divides exp(s) by its running sum; LightNet (Qin et al.,
-arXiv 2405.21022) does that to the keys of GLA.
+(Zhang et al., arXiv 2409.07146). The first line is linear attention with a decay of the values,
+the second one with a decay of the keys. ABC (Peng et al., arXiv 2110.02488) is the case in which s
+and g come from `fused_additive_gate`, which divides exp(s) by its running sum; LightNet (Qin et
+al., arXiv 2405.21022) does the same to the keys of GLA.
 
-Shape letters: B batch, T tokens, N sequences, H heads, K key and V value channels, M slots.
+Shape letters: B batch, T tokens, N sequences, H heads, K key width, V value width, M slots.
 """
 
 from typing import Any
@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.gla import fused_recurrent_gla
+from flame_accel.kernels.recurrence.sequences import count_sequences, split_sequences
 
-Pair = tuple[Tensor, Tensor]
-EMPTY = -1e30
-"""Stands for the logarithm of an empty sum, where -inf would make gradients undefined."""
+StatePair = tuple[Tensor, Tensor]
+"""K [N, H, K, M] and V [N, H, M, V]."""
+LOG_ZERO = -1e30
+"""Stands for log 0, the logarithm of an empty sum, where -inf would make gradients undefined."""
 
 
 def chunk_gsa(
@@ -34,14 +36,14 @@ def chunk_gsa(
     s: Tensor,
     g: Tensor | None = None,
     scale: float | None = None,
-    initial_state: Pair | None = None,
+    initial_state: StatePair | None = None,
     output_final_state: bool = False,
     checkpoint_level: int = 2,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """As `fused_recurrent_gsa`, also with fewer heads of keys than of queries."""
+    """As `fused_recurrent_gsa`, also with fewer heads of keys than of queries (grouped queries)."""
     groups = q.shape[2] // k.shape[2]
     if groups > 1:
         k, v, s = (x.repeat_interleave(groups, 2) for x in (k, v, s))
@@ -63,7 +65,7 @@ def fused_recurrent_gsa(
     s: Tensor,
     g: Tensor | None = None,
     scale: float | None = None,
-    initial_state: Pair | None = None,
+    initial_state: StatePair | None = None,
     output_final_state: bool = False,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
@@ -81,7 +83,7 @@ def fused_recurrent_gsa(
         scale: factor of the scores; 1 / sqrt(K) if None.
         initial_state: like the final states; zeros if None.
         output_final_state: whether to return the final states.
-        reverse: runs from the last token to the first.
+        reverse: run from the last token to the first.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
     """
     if g is None:
@@ -104,22 +106,22 @@ def chunk_abc(
     """Outputs [B, T, H, V]; arguments as of `fused_recurrent_gsa`.
 
     The state holds a third tensor, the logarithm of the running sum [B, 1, H, M]. fla's has only
-    two, with which a sequence cannot be continued: what the next slots are divided by is not known.
-    The operators are called by fla's name: kernels or PyTorch, whichever is active.
+    two, with which a sequence cannot be continued: the divisor of the next slots is lost.
+    The operators are called by fla's names: kernels or PyTorch, whichever is installed.
     """
-    *pair, before = (None, None, None) if initial_state is None else initial_state
-    normalize: Any = gate.fused_additive_gate
-    s, g, after = normalize(s, before, None, k.dtype, torch.float32)
+    *pair, log_sum = (None, None, None) if initial_state is None else initial_state
+    additive_gate: Any = gate.fused_additive_gate
+    s, g, final_log_sum = additive_gate(s, log_sum, None, k.dtype, torch.float32)
     operator: Any = fused_recurrent.fused_recurrent_gsa if s.shape[1] == 1 else chunk.chunk_gsa
     state = None if initial_state is None else tuple(pair)
     o, final = operator(q, k, v, s, g, initial_state=state, output_final_state=output_final_state)
-    return o, (*final, after) if output_final_state else None
+    return o, (*final, final_log_sum) if output_final_state else None
 
 
-def call_abc(
+def call_abc_attention(
     layer: nn.Module, *, hidden_states: Tensor, cu_seqlens: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Any, Any]:
-    """A call of `ABCAttention`, which refuses packed documents; here they enter it one by one.
+    """`ABCAttention.__call__`, which refuses packed documents; here the layer sees them one by one.
 
     Args:
         layer: fla's `ABCAttention`.
@@ -130,7 +132,7 @@ def call_abc(
     call = nn.Module.__call__
     if cu_seqlens is None:
         return call(layer, hidden_states=hidden_states, **options)
-    documents = hidden_states.split(cu_seqlens.diff().tolist(), 1)
+    documents = split_sequences(hidden_states, cu_seqlens)
     results = [call(layer, hidden_states=document, **options) for document in documents]
     return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
 
@@ -145,31 +147,33 @@ def fused_additive_gate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With z_t = log sum_{s <= t} exp(x_s): exp(x_t - z_t), log decays z_{t-1} - z_t, last z.
 
-    The first two are shaped like `x` [B, T, H, K], in `output_dtype` and `gate_dtype` (that of x if
-    None); the first decay of a sequence without a past is 0. The last z is [N, 1, H, K] fp32.
+    The first two are shaped like `x` [B, T, H, K], in `output_dtype` and `gate_dtype` (that of `x`
+    if None); the first log decay of a sequence without a past is 0. The last z is [N, 1, H, K], in
+    fp32.
 
     Args:
         x: [B, T, H, K].
-        initial_state: last z of what came before.
+        initial_state: last z of what came before, [N, 1, H, K]; log 0 if None.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        output_dtype: see above.
-        gate_dtype: see above.
+        output_dtype: of the first result.
+        gate_dtype: of the second result.
     """
-    num_sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
     if initial_state is None:
-        initial_state = x.new_full((num_sequences, 1, *x.shape[2:]), EMPTY, dtype=torch.float32)
-    past = initial_state.float().clamp_min(EMPTY)
-    if cu_seqlens is None:
-        k, g, last = _gate(x.float(), past)
-    else:
-        parts = zip(x.float().split(cu_seqlens.diff().tolist(), 1), past.split(1), strict=True)
-        k, g, last = zip(*(_gate(*part) for part in parts), strict=True)
-        k, g, last = torch.cat(k, 1), torch.cat(g, 1), torch.cat(last)
-    last = last.masked_fill(last <= EMPTY, -torch.inf)
-    return k.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last
+        shape = (count_sequences(x.shape[0], cu_seqlens), 1, *x.shape[2:])
+        initial_state = x.new_full(shape, LOG_ZERO, dtype=torch.float32)
+    past_z = initial_state.float().clamp_min(LOG_ZERO)
+    sequences = split_sequences(x.float(), cu_seqlens)
+    past_zs = (past_z,) if cu_seqlens is None else past_z.split(1)
+    gated = [_gate_sequence(*pair) for pair in zip(sequences, past_zs, strict=True)]
+    slots, g, last_z = zip(*gated, strict=True)
+    slots, g, last_z = torch.cat(slots, 1), torch.cat(g, 1), torch.cat(last_z)
+    last_z = last_z.masked_fill(last_z <= LOG_ZERO, -torch.inf)
+    return slots.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last_z
 
 
-def _gate(x: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    z = torch.cat([past, x], 1).logcumsumexp(1)
-    before, now = z[:, :-1], z[:, 1:]
-    return (x - now).exp(), (before - now).masked_fill(before <= EMPTY, 0.0), z[:, -1:]
+def _gate_sequence(x: Tensor, past_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(x_t - z_t), z_{t-1} - z_t and the last z of sequences [n, T, H, K] of equal length."""
+    all_z = torch.cat([past_z, x], 1).logcumsumexp(1)
+    previous_z, z = all_z[:, :-1], all_z[:, 1:]
+    log_decays = (previous_z - z).masked_fill(previous_z <= LOG_ZERO, 0.0)
+    return (x - z).exp(), log_decays, all_z[:, -1:]

@@ -1,7 +1,12 @@
-"""The delta rule with decays per channel, under fla's names and signatures; arithmetic in `delta`.
+"""The delta rule with channel-wise decays, fla's names; arithmetic in `generalized_delta_rule`.
 
-KDA and Gated DeltaNet 2 call these functions. Decays per head are in `delta_rule`. Arguments that
-choose among fla's kernels have no effect.
+    S_t = D_t S_{t-1} + beta_t k_t (v_t - (D_t S_{t-1})^T k_t)^T,    D_t = diag(exp(g_t))
+
+(Kimi Delta Attention, arXiv 2510.26692; Gated DeltaNet 2 with gates per channel instead of beta).
+Decays per head are in `delta_rule`. Arguments that choose among fla's kernels have no effect.
+
+Shape letters: B batch, T tokens, H heads of keys, HV heads of values (a multiple of H), K key
+width, V value width.
 """
 
 from typing import Any
@@ -13,13 +18,13 @@ from torch import Tensor
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.delta import delta_attention
 from flame_accel.kernels.recurrence.delta_rule import (
-    States,
+    OutputAndState,
     check_no_context_parallelism,
-    correct,
+    run_delta_rule,
     sigmoid_beta,
 )
+from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
 
 
 @without_autocast
@@ -49,20 +54,20 @@ def chunk_kda(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> States:
-    """S_t = D_t S_{t-1} + beta_t k_t (v_t - (D_t S_{t-1})^T k_t)^T, D_t = diag(exp(g_t)).
+) -> OutputAndState:
+    """Kimi Delta Attention, the formula above.
 
-    `v`, `g` [B, T, HV, K] and `beta` [B, T, HV] may have more heads than `q` and `k`, a multiple.
+    `v`, `g` [B, T, HV, K] and `beta` [B, T, HV] may have more heads (HV) than `q` and `k` (H).
     With `use_gate_in_kernel`, the log decay is `fused_kda_gate` of `g`. With
     `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid.
     """
     check_no_context_parallelism(cp_context)
-    _check_no_chunk_states(return_intermediate_states)
+    _check_no_intermediate_states(return_intermediate_states)
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_beta_sigmoid_in_kernel:
         beta = sigmoid_beta(beta, allow_neg_eigval)
-    o, state = correct(
+    o, state = run_delta_rule(
         q, k, v, beta, g,
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
         normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
@@ -80,8 +85,8 @@ def fused_recurrent_kda(
     dt_bias: Tensor | None = None,
     *rest: Any,
     **options: Any,
-) -> States:
-    """As `chunk_kda`, with another order of arguments."""
+) -> OutputAndState:
+    """As `chunk_kda`, with the arguments in another order."""
     return chunk_kda(q, k, v, g, beta, *rest, A_log=A_log, dt_bias=dt_bias, **options)
 
 
@@ -92,27 +97,27 @@ def fused_kda_gate(
     lower_bound: float | None = None,
     output_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Log decays -exp(A_log) softplus(g + dt_bias), or bounded ones.
+    """Log decays -exp(A_log) softplus(g + dt_bias), shaped like `g`.
 
-    With a lower bound (negative) they are lower_bound sigmoid(exp(A_log) (g + dt_bias)), and
-    `A_log` may be None.
+    With `lower_bound` they are lower_bound sigmoid(exp(A_log) (g + dt_bias)), and `A_log` may be
+    None.
 
     Args:
         g: [..., H, K].
         A_log: [H].
         dt_bias: [H * K].
-        lower_bound: what no log decay is below.
+        lower_bound: limit of the log decays, negative.
         output_dtype: of the log decays.
     """
     num_heads = g.shape[-2]
-    rates = g.float() if dt_bias is None else g.float() + dt_bias.float().view(num_heads, -1)
-    speed = None if A_log is None else A_log.float().exp().view(num_heads, 1)
+    logits = g.float() if dt_bias is None else g.float() + dt_bias.float().view(num_heads, -1)
+    rate = None if A_log is None else A_log.float().exp().view(num_heads, 1)
     if lower_bound is not None:
-        rates = rates if speed is None else speed * rates
-        return (lower_bound * rates.sigmoid()).to(output_dtype)
-    if speed is None:
+        logits = logits if rate is None else rate * logits
+        return (lower_bound * logits.sigmoid()).to(output_dtype)
+    if rate is None:
         raise UserError("a KDA gate needs A_log or lower_bound", remedy="pass one of them")
-    return (-speed * F.softplus(rates)).to(output_dtype)
+    return (-rate * F.softplus(logits)).to(output_dtype)
 
 
 @without_autocast
@@ -139,14 +144,14 @@ def chunk_gdn2(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> States:
+) -> OutputAndState:
     """S_t = D_t S_{t-1} + k_t (w_t v_t - (D_t S_{t-1})^T (b_t k_t))^T, gates per channel.
 
-    `v`, `g`, `b` [B, T, HV, K] and `w` [B, T, HV, V] may have more heads than `q` and `k`, a
-    multiple. The decay gate is that of `chunk_kda`.
+    `v`, `g`, `b` [B, T, HV, K] and `w` [B, T, HV, V] may have more heads (HV) than `q` and `k`
+    (H). The decay gate is that of `chunk_kda`.
     """
     check_no_context_parallelism(cp_context)
-    _check_no_chunk_states(return_intermediate_states)
+    _check_no_intermediate_states(return_intermediate_states)
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_qk_l2norm_in_kernel:
@@ -154,7 +159,7 @@ def chunk_gdn2(
     repeats = v.shape[2] // k.shape[2]
     if repeats > 1:
         q, k = q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2)
-    o, state = delta_attention(
+    o, state = generalized_delta_rule(
         q, k, v.float() * w.float(), k.float() * b.float(), None, g,
         scale=k.shape[-1] ** -0.5 if scale is None else scale,
         initial_state=initial_state, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
@@ -173,14 +178,15 @@ def fused_recurrent_gdn2(
     dt_bias: Tensor | None = None,
     *rest: Any,
     **options: Any,
-) -> States:
-    """As `chunk_gdn2`, with another order of arguments."""
+) -> OutputAndState:
+    """As `chunk_gdn2`, with the arguments in another order."""
     return chunk_gdn2(q, k, v, g, b, w, *rest, A_log=A_log, dt_bias=dt_bias, **options)
 
 
-def _check_no_chunk_states(asked: bool) -> None:
-    if asked:
+def _check_no_intermediate_states(return_intermediate_states: bool) -> None:
+    if return_intermediate_states:
         raise UserError(
-            "the states between chunks (return_intermediate_states) are not kept in PyTorch",
+            "the PyTorch implementation does not keep the states between chunks "
+            "(return_intermediate_states)",
             remedy="call it without return_intermediate_states, or on a Triton device",
         )

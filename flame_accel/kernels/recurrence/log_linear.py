@@ -1,7 +1,7 @@
-"""Log-linear attention: linear attention with decay whose past is split into ever longer blocks.
+"""Log-linear attention: linear attention with decay and one weight per level of a Fenwick tree.
 
-Token i reads token j < i with the weight of level l, the number of bits of i XOR j; its own with
-that of level 0 (Guo et al., Log-Linear Attention, arXiv 2506.04761):
+Token i reads token j with the weight L of level l(i, j), the number of bits of i XOR j, which is 0
+for i = j (Guo et al., Log-Linear Attention, arXiv 2506.04761):
 
     o_i = scale sum_{j <= i} L_i,l(i,j) exp(g_{j+1} + ... + g_i) (q_i . k_j) v_j
 
@@ -10,7 +10,7 @@ tokens of the right block of a pair read the one state of the left block, and bo
 into that of the next level. There are log T levels, and no loop over chunks.
 
 Shape letters: B batch, T tokens, N sequences, R chunks of a sequence, H heads of values, G heads of
-queries and keys, C tokens of a chunk, K key and V value channels, L levels.
+queries and keys, C tokens of a chunk, K key width, V value width, L levels.
 """
 
 from functools import lru_cache
@@ -19,19 +19,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fla.layers.utils import get_layer_cache, update_layer_cache
-from fla.ops.log_linear_attn import chunk as theirs
-from fla.ops.log_linear_attn.chunk import LogLinearAttentionState as State
+from fla.ops.log_linear_attn import chunk as fla_chunk
+from fla.ops.log_linear_attn.chunk import LogLinearAttentionState
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.chunking import cut, from_chunks, to_chunks
-from flame_accel.kernels.recurrence.scalar_decay import scalar_decays
+from flame_accel.kernels.recurrence.chunking import build_chunk_layout, from_chunks, to_chunks
+from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
+from flame_accel.kernels.recurrence.sequences import split_sequences
 
-_triton: Any = theirs.chunk_log_linear_attn
+_triton_chunk_log_linear_attn: Any = fla_chunk.chunk_log_linear_attn
 
-CHUNK = 64
-"""Tokens of a chunk, as in fla: states hold the tokens of one that is not full."""
-INSIDE = 7
+CHUNK_SIZE = 64
+"""Tokens of a chunk, as in fla: states hold the tokens of a chunk that is not full yet."""
+INTRA_CHUNK_LEVELS = 7
 """Levels within a chunk."""
 
 
@@ -42,11 +43,11 @@ def chunk_log_linear_attn(
     v: Tensor,
     g: Tensor,
     level_scales: Tensor,
-    initial_state: State | None = None,
+    initial_state: LogLinearAttentionState | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
     scale: float | None = 1.0,
-) -> tuple[Tensor, State | None]:
+) -> tuple[Tensor, LogLinearAttentionState | None]:
     """Outputs [B, T, H, V] in the dtype of `v`, and the final state or None.
 
     Args:
@@ -54,8 +55,8 @@ def chunk_log_linear_attn(
         k: [B, T, G, K].
         v: [B, T, H, V].
         g: log decays [B, T, H].
-        level_scales: [B, T, H, L]; levels beyond L weigh 0.
-        initial_state: what came before; without `cu_seqlens` all rows are equally far.
+        level_scales: weights [B, T, H, L]; levels beyond L weigh 0.
+        initial_state: of what came before; without `cu_seqlens`, as many tokens in every row.
         output_final_state: whether to return the state.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         scale: factor of the outputs; 1 / sqrt(K) if None.
@@ -63,25 +64,27 @@ def chunk_log_linear_attn(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q, k, v, g, level_scales)
     if cu_seqlens is None:
-        o, state = _attend(inputs, initial_state, factor)
+        o, state = _run_equally_long_rows(inputs, initial_state, factor)
         return o, state if output_final_state else None
-    parts = zip(*(x.split(cu_seqlens.diff().tolist(), 1) for x in inputs), strict=True)
-    befores = [_pick(initial_state, i) for i in range(cu_seqlens.numel() - 1)]
-    pairs = [_attend(part, before, factor) for part, before in zip(parts, befores, strict=True)]
-    state = _join([state for _, state in pairs]) if output_final_state else None
-    return torch.cat([o for o, _ in pairs], 1), state
+    sequences = zip(*(split_sequences(x, cu_seqlens) for x in inputs), strict=True)
+    results = [
+        _run_equally_long_rows(sequence, _select_state(initial_state, i), factor)
+        for i, sequence in enumerate(sequences)
+    ]
+    state = _concatenate_states([state for _, state in results]) if output_final_state else None
+    return torch.cat([o for o, _ in results], 1), state
 
 
-def attend_in_one_dtype(
+def run_triton_in_one_dtype(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, level_scales: Tensor, *args: Any, **options: Any
-) -> tuple[Tensor, State | None]:
-    """The Triton kernels of fla, with the weights of the levels in the dtype of `q`.
+) -> tuple[Tensor, LogLinearAttentionState | None]:
+    """The Triton kernels of fla, with the weights of the levels cast to the dtype of `q`.
 
-    They multiply them with the queries and the scores and hand the product to a matrix
-    product with `v`. Under autocast the weights come from a parameter in fp32, the rest is in bf16,
-    and Triton refuses the product.
+    The kernels multiply queries and scores by the weights, and `tl.dot` the product with `v`. Under
+    autocast the weights come from a parameter in fp32, the rest is in bf16, and Triton refuses a
+    product of two dtypes.
     """
-    return _triton(q, k, v, g, level_scales.to(q.dtype), *args, **options)
+    return _triton_chunk_log_linear_attn(q, k, v, g, level_scales.to(q.dtype), *args, **options)
 
 
 def forward_log_linear_mamba2(
@@ -94,17 +97,17 @@ def forward_log_linear_mamba2(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None, Any]:
-    """What `LogLinearMamba2.forward` does, which refuses to run except on CUDA.
+    """`LogLinearMamba2.forward`, also without CUDA, where fla's refuses to run.
 
-    fla's layer ignores `cu_seqlens`; here documents are kept apart, and nothing of them is cached.
+    fla's layer ignores `cu_seqlens`; here documents are kept apart; their states are not cached.
     """
     if cu_seqlens is not None:
-        documents = hidden_states.split(cu_seqlens.diff().tolist(), 1)
+        documents = split_sequences(hidden_states, cu_seqlens)
         o = torch.cat([layer.cuda_kernels_forward(x)[0] for x in documents], 1)
         return o, None, past_key_values
-    before = get_layer_cache(layer, past_key_values)
+    last_state = get_layer_cache(layer, past_key_values)
     o, conv_state, state = layer.cuda_kernels_forward(
-        hidden_states, before, use_cache, attention_mask
+        hidden_states, last_state, use_cache, attention_mask
     )
     update_layer_cache(
         layer,
@@ -116,127 +119,150 @@ def forward_log_linear_mamba2(
     return o, None, past_key_values
 
 
-def _attend(inputs: tuple[Tensor, ...], before: State | None, scale: float) -> tuple[Tensor, State]:
-    """Rows that have seen equally many tokens before."""
-    offset = 0 if before is None else int(before.offsets[0])
-    kept, first = offset % CHUNK, offset // CHUNK
-    if before is not None and kept:
-        held = (
-            before.q_prev, before.k_prev, before.v_prev, before.g_prev, before.level_scales_prev
-        )  # fmt: skip
-        inputs = tuple(torch.cat((x[:, :kept], y), 1) for x, y in zip(held, inputs, strict=True))
+def _run_equally_long_rows(
+    inputs: tuple[Tensor, ...], past: LogLinearAttentionState | None, scale: float
+) -> tuple[Tensor, LogLinearAttentionState]:
+    """Outputs [B, T, H, V] and the final state of rows with equally many tokens in the past.
+
+    Args:
+        inputs: q, k, v, g and level_scales.
+        past: state of the tokens before, or None.
+        scale: factor of the outputs.
+    """
+    offset = 0 if past is None else int(past.offsets[0])
+    # tokens of the last chunk, if it is not full, are computed again
+    num_repeated, first_chunk = offset % CHUNK_SIZE, offset // CHUNK_SIZE
+    if past is not None and num_repeated:
+        tail = (past.q_prev, past.k_prev, past.v_prev, past.g_prev, past.level_scales_prev)
+        pairs = zip(tail, inputs, strict=True)
+        inputs = tuple(torch.cat((x[:, :num_repeated], y), 1) for x, y in pairs)
     q, k, v, g, level_scales = inputs
     batch, tokens, num_heads = g.shape
     shared = num_heads // q.shape[2]
-    chunks = cut(batch, tokens, None, CHUNK)
+    layout = build_chunk_layout(batch, tokens, None, CHUNK_SIZE)
     # [R, B, H, C, ...]
     q, k, v, levels = (
-        to_chunks(x, chunks).unflatten(0, (-1, batch))
+        to_chunks(x, layout).unflatten(0, (-1, batch))
         for x in (q.repeat_interleave(shared, 2), k.repeat_interleave(shared, 2), v, level_scales)
     )
-    decays = to_chunks(g.unsqueeze(-1), chunks).squeeze(-1).unflatten(0, (-1, batch))
-    between, from_start, to_end = scalar_decays(decays)
-    o = ((q @ k.mT) * between * _weights_inside(levels)) @ v
-    ends = F.pad(decays.double().sum(-1).cumsum(0), (0, 0) * 2 + (1, 0))
-    blocks = (k * to_end.unsqueeze(-1)).mT @ v
-    earlier = None if before is None else before.ht
-    o, ht = _climb(
-        o, q * from_start.unsqueeze(-1), levels, blocks, ends, earlier, first, tokens // CHUNK
+    g = to_chunks(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
+    decays = compute_decay_factors(g)
+    o = ((q @ k.mT) * decays.between_tokens * _intra_chunk_level_weights(levels)) @ v
+    o, ht = _add_inter_chunk_levels(
+        o,
+        q * decays.from_start.unsqueeze(-1),
+        levels,
+        (k * decays.to_end.unsqueeze(-1)).mT @ v,
+        F.pad(g.double().sum(-1).cumsum(0), (0, 0) * 2 + (1, 0)),
+        None if past is None else past.ht,
+        first_chunk,
+        tokens // CHUNK_SIZE,
     )
-    o = from_chunks((o * scale).flatten(0, 1), chunks, v.dtype)[:, kept:].to(inputs[2].dtype)
-    rest = tokens % CHUNK
-    held = [
-        F.pad(x[:, tokens - rest :], (0, 0) * (x.dim() - 2) + (0, CHUNK - rest)) for x in inputs
+    o = from_chunks((o * scale).flatten(0, 1), layout, inputs[2].dtype)[:, num_repeated:]
+    rest = tokens % CHUNK_SIZE
+    tail = [
+        F.pad(x[:, tokens - rest :], (0, 0) * (x.dim() - 2) + (0, CHUNK_SIZE - rest))
+        for x in inputs
     ]
-    offsets = torch.full((batch,), first * CHUNK + tokens, dtype=torch.int32, device=g.device)
-    return o, State(ht, offsets, *held)
+    offsets = torch.full(
+        (batch,), first_chunk * CHUNK_SIZE + tokens, dtype=torch.int32, device=g.device
+    )
+    return o, LogLinearAttentionState(ht, offsets, *tail)
 
 
 @lru_cache(maxsize=8)
-def _level_masks(size: int, num_levels: int, device: torch.device) -> Tensor:
-    """[C, C, L] one where token i (first) reads token j at level l."""
+def _level_one_hot(size: int, num_levels: int, device: torch.device) -> Tensor:
+    """[C, C, L], 1 where token i (first) reads token j at level l, else 0."""
     tokens = torch.arange(size, device=device)
-    differ = tokens[:, None] ^ tokens
+    differing_bits = tokens[:, None] ^ tokens
     powers = 1 << torch.arange(num_levels, device=device)
-    # bits of a number: how many powers of two are not above it
-    level = (differ.unsqueeze(-1) >= powers).sum(-1, keepdim=True)
+    # the number of bits of x is the number of powers of two that are not above x
+    level = (differing_bits.unsqueeze(-1) >= powers).sum(-1, keepdim=True)
     return (level == torch.arange(num_levels, device=device)).float()
 
 
-def _weights_inside(levels: Tensor) -> Tensor:
+def _intra_chunk_level_weights(levels: Tensor) -> Tensor:
     """Weights [..., C, C] between the tokens of a chunk, from `levels` [..., C, L]."""
-    inside = levels[..., :INSIDE]
-    masks = _level_masks(levels.shape[-2], inside.shape[-1], levels.device)
-    return torch.einsum("...il,ijl->...ij", inside, masks)
+    intra = levels[..., :INTRA_CHUNK_LEVELS]
+    one_hot = _level_one_hot(levels.shape[-2], intra.shape[-1], levels.device)
+    return torch.einsum("...il,ijl->...ij", intra, one_hot)
 
 
-def _climb(
+def _add_inter_chunk_levels(
     o: Tensor,
-    q_in: Tensor,
+    q_from_start: Tensor,
     levels: Tensor,
     blocks: Tensor,
-    ends: Tensor,
-    earlier: Tensor | None,
+    cumulative_g: Tensor,
+    past_blocks: Tensor | None,
     first: int,
     num_full: int,
 ) -> tuple[Tensor, Tensor]:
-    """Adds to `o` what tokens read from other chunks; also the final states, one per level.
+    """`o` plus what tokens read from other chunks, and the final states, one per level.
 
-    Chunks are counted from the first token of the sequence; this call holds those from `first` on.
+    Chunks are counted from the first token of the sequence; this call has those from `first` on.
 
     Args:
-        o: outputs [R, B, H, C, V].
-        q_in: queries, decayed from the start of their chunk [R, B, H, C, K].
-        levels: [R, B, H, C, L].
+        o: outputs of the intra-chunk levels [R, B, H, C, V].
+        q_from_start: queries, decayed from the start of their chunk [R, B, H, C, K].
+        levels: weights [R, B, H, C, L].
         blocks: what each chunk adds to a state, decayed to its end [R, B, H, K, V].
-        ends: log decays from `first` to before each chunk and after the last [R + 1, B, H].
-        earlier: states of the blocks before `first` [B, levels, H, K, V].
-        first: chunks before this call.
-        num_full: full chunks of this call.
+        cumulative_g: log decays from `first` to before each chunk, and to the end [R + 1, B, H].
+        past_blocks: states of the blocks before `first` [B, levels, H, K, V].
+        first: number of chunks before this call.
+        num_full: number of full chunks of this call.
     """
     num_chunks, last = len(blocks), first + num_full
-    states = []
+    final_states = []
 
-    def fade(begin: list[int], end: list[int]) -> Tensor:
-        """Decays between chunk boundaries; what lies outside of this call does not decay."""
-        at = [[min(max(c - first, 0), num_chunks) for c in chunk] for chunk in (begin, end)]
-        return (ends[at[1]] - ends[at[0]]).exp()[..., None, None].float()
+    def decay_between(begin: list[int], end: list[int]) -> Tensor:
+        """Decays between chunk boundaries [n, B, H, 1, 1]; none outside of this call."""
+        begin, end = ([min(max(c - first, 0), num_chunks) for c in x] for x in (begin, end))
+        return (cumulative_g[end] - cumulative_g[begin]).exp()[..., None, None].float()
 
+    # at each level `blocks` are the states of blocks of 2^b chunks, the first one number `begin`
     for b in range(max(1, (first + num_chunks - 1).bit_length(), last.bit_length())):
         begin = first >> b
-        if begin % 2 and earlier is not None:
-            blocks, begin = torch.cat((earlier[None, :, b], blocks)), begin - 1
+        if begin % 2 and past_blocks is not None:
+            blocks, begin = torch.cat((past_blocks[None, :, b], blocks)), begin - 1
         readers = [c for c in range(first, first + num_chunks) if c >> b & 1]
-        if readers and INSIDE + b < levels.shape[-1]:
+        if readers and INTRA_CHUNK_LEVELS + b < levels.shape[-1]:
             here = torch.tensor([c - first for c in readers], device=o.device)
             left = blocks[[(c >> b) - 1 - begin for c in readers]]
-            q = q_in[here] * fade([c >> b << b for c in readers], readers)
-            o = o.index_add(0, here, (q @ left) * levels[here][..., INSIDE + b].unsqueeze(-1))
+            q = q_from_start[here] * decay_between([c >> b << b for c in readers], readers)
+            weights = levels[here][..., INTRA_CHUNK_LEVELS + b].unsqueeze(-1)
+            o = o.index_add(0, here, (q @ left) * weights)
         if last >> b & 1:
             left = blocks[(last >> b) - 1 - begin]
-            states.append(left * fade([last >> b << b], [last])[0])
+            final_states.append(left * decay_between([last >> b << b], [last])[0])
         else:
-            states.append(torch.zeros_like(blocks[0]))
+            final_states.append(torch.zeros_like(blocks[0]))
         blocks = F.pad(blocks, (0, 0) * 4 + (0, len(blocks) % 2))
         rights = [i << b for i in range(begin + 1, begin + 1 + len(blocks), 2)]
-        blocks = blocks[0::2] * fade(rights, [c + (1 << b) for c in rights]) + blocks[1::2]
-    return o, torch.stack(states, 1)
+        right_decays = decay_between(rights, [c + (1 << b) for c in rights])
+        blocks = blocks[0::2] * right_decays + blocks[1::2]
+    return o, torch.stack(final_states, 1)
 
 
-def _fields(state: State) -> list[Tensor]:
+def _state_tensors(state: LogLinearAttentionState) -> list[Tensor]:
     return [
         state.ht, state.offsets, state.q_prev, state.k_prev, state.v_prev, state.g_prev,
         state.level_scales_prev,
     ]  # fmt: skip
 
 
-def _pick(state: State | None, index: int) -> State | None:
-    return None if state is None else State(*(x[index : index + 1] for x in _fields(state)))
+def _select_state(
+    state: LogLinearAttentionState | None, index: int
+) -> LogLinearAttentionState | None:
+    """The state of one sequence, with a batch dimension of 1."""
+    if state is None:
+        return None
+    return LogLinearAttentionState(*(x[index : index + 1] for x in _state_tensors(state)))
 
 
-def _join(states: list[State]) -> State:
-    """States of several sequences in one; levels that a sequence has not reached are zeros."""
+def _concatenate_states(states: list[LogLinearAttentionState]) -> LogLinearAttentionState:
+    """One state of several sequences; levels that a sequence has not reached are zeros."""
     num_levels = max(state.ht.shape[1] for state in states)
     padded = [F.pad(x.ht, (0, 0) * 3 + (0, num_levels - x.ht.shape[1])) for x in states]
-    rest = zip(*(_fields(state)[1:] for state in states), strict=True)
-    return State(torch.cat(padded), *(torch.cat(x) for x in rest))
+    rest = zip(*(_state_tensors(state)[1:] for state in states), strict=True)
+    return LogLinearAttentionState(torch.cat(padded), *(torch.cat(x) for x in rest))

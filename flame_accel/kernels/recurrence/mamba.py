@@ -1,13 +1,14 @@
-"""Mamba's layer in PyTorch: the selective scan, chunked, with packed documents; and its generation.
+"""Mamba's layer in PyTorch, in training and generation: the selective scan, packed or not.
 
     h_t = exp(dt_t A) * h_{t-1} + dt_t x_t B_t^T,    y_t = h_t C_t
 
-(Gu and Dao, arXiv 2312.00752): a state [N] for each channel, with decays of its own. fla's layer
-runs this token by token where the mamba_ssm package is missing, keeps all states for the backward
-pass, and lets packed documents run into each other. Here channels go through the scan of `hgrn` a
-few at a time, and again in the backward pass.
+(Gu and Dao, arXiv 2312.00752): a state [N] for each channel, with decays of its own. Without the
+mamba_ssm package fla's layer runs this token by token, keeps all states for the backward pass, and
+carries states across packed documents. Here groups of channels go through the scan of `hgrn` one
+after the other, and again in the backward pass.
 
-Shape letters: B batch, T tokens, S sequences, M chunks, C tokens of a chunk, D channels, N states.
+Shape letters: B batch, T tokens, S sequences, M chunks, C tokens of a chunk, D channels, N width of
+a state.
 """
 
 from typing import Any
@@ -20,13 +21,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.chunking import Chunks, cut, from_chunks, to_chunks
-from flame_accel.kernels.recurrence.hgrn import CHUNK, gated_scan
+from flame_accel.kernels.recurrence.chunking import (
+    ChunkLayout,
+    build_chunk_layout,
+    from_chunks,
+    to_chunks,
+)
+from flame_accel.kernels.recurrence.hgrn import CHUNK_SIZE, gated_scan
+from flame_accel.kernels.recurrence.sequences import count_sequences
 
-_on_mamba_ssm: Any = Mamba.cuda_kernels_forward
+_mamba_ssm_forward: Any = Mamba.cuda_kernels_forward
 
-STATES = {"cpu": 1 << 22, "cuda": 1 << 28}
-"""States of all tokens that exist at a time: as many channels as fit, at least one."""
+MAX_STATE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
+"""Elements of the states of all tokens that a group of channels may have; at least one channel."""
 
 
 def slow_forward(
@@ -43,11 +50,11 @@ def slow_forward(
     Args:
         layer: fla's `Mamba`.
         input_states: [B, T, hidden size].
-        last_state: what the cache holds of the layer.
+        last_state: "conv_state" and "recurrent_state" of the cache, or None.
         use_cache: whether to return states.
         attention_mask: [B, T], 0 for padding.
         cu_seqlens: [S + 1] boundaries of the sequences of a packed batch (then B = 1).
-        options: not of this layer.
+        options: without effect.
     """
     past = last_state or {"conv_state": None, "recurrent_state": None}
     mask = None if attention_mask is None or last_state is not None else attention_mask[..., None]
@@ -72,7 +79,7 @@ def slow_forward(
     return layer.out_proj(y.to(input_states.dtype)), conv_state, state if use_cache else None
 
 
-def fast_forward(
+def cuda_kernels_forward(
     layer: Any,
     hidden_states: Tensor,
     last_state: dict[str, Any] | None = None,
@@ -81,9 +88,11 @@ def fast_forward(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`Mamba.cuda_kernels_forward`: fla's on the mamba_ssm package, which knows no documents."""
+    """`Mamba.cuda_kernels_forward`: fla's (package mamba_ssm), except for packed documents."""
     if cu_seqlens is None:
-        return _on_mamba_ssm(layer, hidden_states, last_state, use_cache, attention_mask, **options)
+        return _mamba_ssm_forward(
+            layer, hidden_states, last_state, use_cache, attention_mask, **options
+        )
     return slow_forward(layer, hidden_states, last_state, use_cache, attention_mask, cu_seqlens)
 
 
@@ -109,29 +118,36 @@ def selective_scan(
         cu_seqlens: [S + 1] boundaries of the sequences of a packed batch (then B = 1).
     """
     batch, tokens, _ = x.shape
-    num_sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
     if initial_state is None:
+        num_sequences = count_sequences(batch, cu_seqlens)
         initial_state = x.new_zeros(num_sequences, *a.shape, dtype=torch.float32)
-    chunks = cut(batch, tokens, cu_seqlens, CHUNK)
-    xc, dtc, bc, cc = (to_chunks(y.unsqueeze(2), chunks).squeeze(1) for y in (x, dt, b, c))
-    width = max(1, STATES[x.device.type] // bc.numel())
-    parts = zip(
-        xc.split(width, 2), dtc.split(width, 2), a.split(width), initial_state.split(width, 1),
-        strict=True,
+    layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
+    xc, dtc, bc, cc = (to_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, dt, b, c))
+    group_size = max(1, MAX_STATE_ELEMENTS[x.device.type] // bc.numel())
+    groups = zip(
+        xc.split(group_size, 2), dtc.split(group_size, 2), a.split(group_size),
+        initial_state.split(group_size, 1), strict=True,
     )  # fmt: skip
-    done = [
-        checkpoint(_scan_channels, *part, bc, cc, chunks, use_reentrant=False) for part in parts
+    results = [
+        checkpoint(_scan_channel_group, *group, bc, cc, layout, use_reentrant=False)
+        for group in groups
     ]
-    y = torch.cat([y for y, _ in done], -1).unsqueeze(1)
-    return from_chunks(y, chunks, x.dtype).squeeze(2), torch.cat([h for _, h in done], 1)
+    y = torch.cat([y for y, _ in results], -1).unsqueeze(1)
+    return from_chunks(y, layout, x.dtype).squeeze(2), torch.cat([h for _, h in results], 1)
 
 
-def _scan_channels(
-    x: Tensor, dt: Tensor, a: Tensor, initial: Tensor, b: Tensor, c: Tensor, chunks: Chunks
+def _scan_channel_group(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    initial_state: Tensor,
+    b: Tensor,
+    c: Tensor,
+    layout: ChunkLayout,
 ) -> tuple[Tensor, Tensor]:
-    """Some of the channels: [M, C, D] and [S, D, N]."""
+    """Outputs [M, C, D] and final states [S, D, N] of D of the channels."""
     decays = (dt.unsqueeze(-1) * a).exp_().flatten(2)
     inputs = ((dt * x).unsqueeze(-1) * b.unsqueeze(2)).flatten(2)
-    h, final = gated_scan(inputs, decays, initial.float().flatten(1), chunks)
+    h, final_state = gated_scan(inputs, decays, initial_state.float().flatten(1), layout)
     y = h.unflatten(2, a.shape) @ c.unsqueeze(-1)
-    return y.squeeze(-1), final.unflatten(1, a.shape)
+    return y.squeeze(-1), final_state.unflatten(1, a.shape)

@@ -1,14 +1,15 @@
-"""Mamba2's layer on the operators of simple GLA, with packed documents; and its generation.
+"""Mamba2's layer on the operators of simple GLA, in training and generation, also packed.
 
     S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T,    y_t = S_t^T C_t + D x_t
 
 (Dao and Gu, arXiv 2405.21060), A and dt per head: linear attention with C as queries, B as keys,
-dt x as values. Where the mamba_ssm package is missing fla's layer forms all products of a chunk of
-256 tokens one by one, lets packed documents run into each other, and gives heads the wrong group of
-B and C if there are several groups. The operators are called by fla's name: kernels or PyTorch,
-whichever is active.
+dt x as values. Without the mamba_ssm package fla's layer forms all products of a chunk of 256
+tokens one by one, carries states across packed documents, and gives heads the wrong group of B and
+C if there are several groups. The operators are called by fla's names: kernels or PyTorch,
+whichever is installed.
 
-Shape letters: B batch, T tokens, N sequences, H heads, G groups, K states, V channels of a head.
+Shape letters: B batch, T tokens, N sequences, H heads, G groups, K width of B and C, V width
+of a head.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ from fla.ops import simple_gla
 from torch import Tensor
 
 
-def forward(
+def forward_mamba2(
     layer: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -36,12 +37,12 @@ def forward(
         layer: fla's `Mamba2`.
         hidden_states: [B, T, hidden size].
         attention_mask: [B, T], 0 for padding.
-        past_key_values: fla's cache; of this layer the last inputs of the convolution [N, D, W] and
-            the state [N, H, V, K].
-        use_cache: whether to update it.
-        output_attentions: not supported by this layer.
+        past_key_values: fla's cache; for this layer it has the last inputs of the convolution
+            [N, channels, kernel size] and the state [N, H, V, K].
+        use_cache: whether to update the cache.
+        output_attentions: without effect.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        options: not of this layer.
+        options: without effect.
     """
     if hidden_states.shape[1] == 0:
         return hidden_states, None, past_key_values
@@ -50,11 +51,11 @@ def forward(
     mask = None if attention_mask is None or last_state is not None else attention_mask[..., None]
     projected = layer.in_proj(hidden_states if mask is None else hidden_states * mask)
     sizes = [layer.intermediate_size, layer.conv_dim, layer.num_heads]
-    gate, mixed, dt = projected.split(sizes, -1)
+    gate, xbc, dt = projected.split(sizes, -1)
     fused = layer.activation in ("silu", "swish")
     convolve: Any = convolution.causal_conv1d
-    mixed, conv_state = convolve(
-        x=mixed if mask is None else mixed * mask,
+    xbc, conv_state = convolve(
+        x=xbc if mask is None else xbc * mask,
         weight=layer.conv1d.weight.squeeze(1),
         bias=layer.conv1d.bias,
         activation="silu" if fused else None,
@@ -62,9 +63,9 @@ def forward(
         output_final_state=bool(use_cache),
         cu_seqlens=cu_seqlens,
     )
-    mixed = mixed if fused else layer.act(mixed)
-    mixed = mixed if mask is None else mixed * mask
-    y, state = _scan(layer, mixed, dt, past["recurrent_state"], bool(use_cache), cu_seqlens)
+    xbc = xbc if fused else layer.act(xbc)
+    xbc = xbc if mask is None else xbc * mask
+    y, state = _run_simple_gla(layer, xbc, dt, past["recurrent_state"], bool(use_cache), cu_seqlens)
     y = layer.norm(y, gate) if layer.rmsnorm else y * layer.act(gate)
     update_layer_cache(
         layer,
@@ -76,23 +77,32 @@ def forward(
     return layer.out_proj(y.to(hidden_states.dtype)), None, past_key_values
 
 
-def _scan(
+def _run_simple_gla(
     layer: Any,
-    mixed: Tensor,
+    xbc: Tensor,
     dt: Tensor,
-    state: Tensor | None,
+    initial_state: Tensor | None,
     use_cache: bool,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Outputs [B, T, H V] and states [N, H, V, K] from [x, B, C] and the raw step sizes."""
-    shared = layer.n_groups * layer.ssm_state_size
-    x, b, c = mixed.split([layer.intermediate_size, shared, shared], -1)
+    """Outputs [B, T, H V] and final states [N, H, V, K].
+
+    Args:
+        layer: fla's `Mamba2`.
+        xbc: x, B and C [B, T, H V + 2 G K], after the convolution.
+        dt: step sizes before bias and softplus [B, T, H].
+        initial_state: [N, H, V, K]; zeros if None.
+        use_cache: whether to return final states.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+    """
+    bc_width = layer.n_groups * layer.ssm_state_size
+    x, b, c = xbc.split([layer.intermediate_size, bc_width, bc_width], -1)
     x = x.unflatten(-1, (layer.num_heads, layer.head_dim))
     per_group = layer.num_heads // layer.n_groups
     k, q = (y.unflatten(-1, (layer.n_groups, -1)).repeat_interleave(per_group, 2) for y in (b, c))
     dt = F.softplus(dt.float() + layer.dt_bias).clamp(*layer.dt_limit)
     operator: Any = simple_gla.chunk_simple_gla
-    if mixed.shape[1] == 1:
+    if xbc.shape[1] == 1:
         operator = simple_gla.fused_recurrent_simple_gla
     y, state = operator(
         q=q,
@@ -100,7 +110,7 @@ def _scan(
         v=(x * dt.unsqueeze(-1)).to(x.dtype),
         g=-layer.A_log.float().exp() * dt,
         scale=1.0,
-        initial_state=state,
+        initial_state=initial_state,
         output_final_state=use_cache,
         state_v_first=True,
         cu_seqlens=cu_seqlens,

@@ -1,4 +1,4 @@
-"""MesaNet: the least squares fit to all tokens so far, by conjugate gradients in chunks.
+"""MesaNet: a least-squares fit to all tokens so far, by conjugate gradients in chunks.
 
 With l2-normalised queries and keys q_t, k_t [K], values v_t [V], log decays g_t and strengths b_t
 per head, and a ridge lambda [K] (von Oswald et al., MesaNet, arXiv 2506.05233):
@@ -6,13 +6,13 @@ per head, and a ridge lambda [K] (von Oswald et al., MesaNet, arXiv 2506.05233):
     R_t = exp(g_t) R_{t-1} + b_t k_t k_t^T,    S_t = exp(g_t) S_{t-1} + b_t k_t v_t^T
     o_t = S_t^T x_t  where  (R_t + diag(lambda)) x_t = q_t
 
-Products with R_t and S_t are linear attention with decay (`decay`). R_t is symmetric, hence the
-gradient of q_t solves the same system. fla adds 1e-5 to the denominators of the conjugate
-gradients, which ends them at a residual of 3e-3 and shrinks gradients that are small themselves;
-here right hand sides are scaled to length 1 and nothing is added.
+Products with R_t and S_t are linear attention with decay (`linear_attention`). R_t is symmetric,
+hence the gradient of q_t solves the same system. fla adds 1e-5 to the denominators of the conjugate
+gradients, which stops them at a residual of 3e-3 and shrinks gradients that are small themselves;
+here right-hand sides are scaled to length 1 and nothing is added.
 
-Shape letters: B batch, T tokens, N sequences, M chunks, H heads, C tokens of a chunk, K key and V
-value channels (K = V in fla).
+Shape letters: B batch, T tokens, N sequences, M chunks, H heads, C tokens of a chunk, K key width,
+V value width (K = V in fla).
 """
 
 from typing import Any, NamedTuple
@@ -23,19 +23,19 @@ from torch import Tensor
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
-    Chunks,
-    cut,
+    ChunkLayout,
+    build_chunk_layout,
     from_chunks,
-    sort_sequences,
     to_chunks,
 )
-from flame_accel.kernels.recurrence.decay import decay_attention
-from flame_accel.kernels.recurrence.scalar_decay import scalar_decays
+from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
+from flame_accel.kernels.recurrence.linear_attention import inter_chunk_scan, linear_attention
+from flame_accel.kernels.recurrence.sequences import count_sequences
 
-CHUNK = 64
+CHUNK_SIZE = 64
 """Tokens of a chunk."""
-TINY = 1e-30
-"""Keeps denominators from being 0 once a residual is."""
+MIN_DENOMINATOR = 1e-30
+"""Keeps denominators from being 0 once a residual is 0."""
 
 
 @without_autocast
@@ -66,25 +66,25 @@ def chunk_mesa_net(
         h_kk_init: R before the first token [N, H, K, K], symmetric.
         h_kv_init: S before the first token [N, H, K, V].
         output_final_state: whether to return R and S.
-        max_CG_iteration: steps of the conjugate gradients.
-        use_qk_l2norm_in_kernel: whether to normalise q and k here.
+        max_CG_iteration: number of conjugate gradient steps.
+        use_qk_l2norm_in_kernel: whether to l2-normalise q and k here.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        cu_seqlens_cpu: the same on the host; not needed here.
+        cu_seqlens_cpu: the same on the host; without effect.
     """
     qf, kf, lamb = q.float(), k.float(), lamb.float()
     if use_qk_l2norm_in_kernel:
         qf, kf = l2norm(qf), l2norm(kf)
-    weighted, decay = kf * beta.float().unsqueeze(-1), g.unsqueeze(-1)
+    beta_k, log_decay = kf * beta.float().unsqueeze(-1), g.unsqueeze(-1)
     with torch.no_grad():
-        system = _gather(kf, g, beta, lamb, h_kk_init, max_CG_iteration, cu_seqlens)
+        system = _build_system(kf, g, beta, lamb, h_kk_init, max_CG_iteration, cu_seqlens)
         x = system.solve(qf)
-    seen, h_kk = decay_attention(
-        x, weighted, kf, decay, scale=1.0, initial_state=h_kk_init, cu_seqlens=cu_seqlens
+    r_x, h_kk = linear_attention(
+        x, beta_k, kf, log_decay, scale=1.0, initial_state=h_kk_init, cu_seqlens=cu_seqlens
     )
-    # the value is x; the residual, about 0, carries the gradients of all that the system is made of
-    x = _Solution.apply(qf - seen - lamb * x, x, system)
-    o, h_kv = decay_attention(
-        x, weighted, v, decay, scale=1.0, initial_state=h_kv_init, cu_seqlens=cu_seqlens
+    # the value is x; the residual, about 0, carries the gradients of all inputs of the system
+    x = _ImplicitSolution.apply(qf - r_x - lamb * x, x, system)
+    o, h_kv = linear_attention(
+        x, beta_k, v, log_decay, scale=1.0, initial_state=h_kv_init, cu_seqlens=cu_seqlens
     )
     return (o, h_kk, h_kv) if output_final_state else (o, None, None)
 
@@ -106,14 +106,14 @@ def mesa_net_decoding_one_step(
     Returns:
         Outputs [B, H, V] in the dtype of `q`, and the new R and S in fp32.
     """
-    one = (x.unsqueeze(1) for x in (q, k, v, g, beta))
-    o, h_kk, h_kv = chunk_mesa_net(*one, lamb, prev_h_kk, prev_h_kv, True, max_CG_iteration)
+    rows = (x.unsqueeze(1) for x in (q, k, v, g, beta))
+    o, h_kk, h_kv = chunk_mesa_net(*rows, lamb, prev_h_kk, prev_h_kv, True, max_CG_iteration)
     assert h_kk is not None and h_kv is not None
     return o.squeeze(1).to(q.dtype), h_kk, h_kv
 
 
-class _System(NamedTuple):
-    """All matrices R_t + diag(lambda), in the form of chunks [M, H, ...]."""
+class _RidgeSystem(NamedTuple):
+    """The matrices R_t + diag(lambda) of all tokens, factored by chunks [M, H, ...]."""
 
     k: Tensor
     """[M, H, C, K]"""
@@ -125,36 +125,37 @@ class _System(NamedTuple):
     """R before each chunk [M, H, K, K]."""
     lamb: Tensor
     """[H, 1, K]"""
-    steps: int
-    chunks: Chunks
+    num_steps: int
+    """Conjugate gradient steps."""
+    layout: ChunkLayout
 
     def multiply(self, x: Tensor) -> Tensor:
         """R_t x_t + lambda x_t for all tokens [M, H, C, K]."""
-        inside = ((x @ self.k.mT) * self.weights) @ self.k
-        return inside + (x * self.from_start) @ self.states + self.lamb * x
+        intra = ((x @ self.k.mT) * self.weights) @ self.k
+        return intra + (x * self.from_start) @ self.states + self.lamb * x
 
     def solve(self, b: Tensor) -> Tensor:
-        """The solutions [B, T, H, K] for right hand sides of that shape, fp32."""
-        r = to_chunks(b, self.chunks)
+        """Solutions [B, T, H, K] for right-hand sides `b` of that shape, by conjugate gradients."""
+        r = to_chunks(b, self.layout)
         length = r.norm(dim=-1, keepdim=True)
-        r = r / length.clamp_min(TINY)
+        r = r / length.clamp_min(MIN_DENOMINATOR)
         x, p, old = torch.zeros_like(r), r, (r * r).sum(-1, keepdim=True)
-        for _ in range(self.steps):
+        for _ in range(self.num_steps):
             product = self.multiply(p)
-            alpha = old / (p * product).sum(-1, keepdim=True).clamp_min(TINY)
+            alpha = old / (p * product).sum(-1, keepdim=True).clamp_min(MIN_DENOMINATOR)
             x = x + alpha * p
             r = r - alpha * product
             new = (r * r).sum(-1, keepdim=True)
-            p = r + new / old.clamp_min(TINY) * p
+            p = r + new / old.clamp_min(MIN_DENOMINATOR) * p
             old = new
-        return from_chunks(x * length, self.chunks, b.dtype)
+        return from_chunks(x * length, self.layout, b.dtype)
 
 
-class _Solution(torch.autograd.Function):
-    """x itself; its gradient goes through the (symmetric) system into the residual."""
+class _ImplicitSolution(torch.autograd.Function):
+    """x itself; the gradient of the residual is the solution for the gradient of x."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, x: Tensor, system: _System) -> Tensor:
+    def forward(ctx: Any, residual: Tensor, x: Tensor, system: _RidgeSystem) -> Tensor:
         ctx.system = system
         return x.clone()
 
@@ -164,35 +165,33 @@ class _Solution(torch.autograd.Function):
         return ctx.system.solve(grads[0]), None, None
 
 
-def _gather(
+def _build_system(
     k: Tensor,
     g: Tensor,
     beta: Tensor,
     lamb: Tensor,
-    initial: Tensor | None,
-    steps: int,
+    initial_r: Tensor | None,
+    num_steps: int,
     cu_seqlens: Tensor | None,
-) -> _System:
+) -> _RidgeSystem:
+    """Arguments as of `chunk_mesa_net`; `initial_r` is R before the first token."""
     batch, tokens, num_heads, width = k.shape
-    chunks = cut(batch, tokens, cu_seqlens, CHUNK)
-    k = to_chunks(k, chunks)
-    g, beta = (to_chunks(x.unsqueeze(-1), chunks).squeeze(-1) for x in (g, beta))
-    between, from_start, to_end = scalar_decays(g)
-    updates = (k * (to_end * beta).unsqueeze(-1)).mT @ k
-    if initial is None:
-        num_sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
-        initial = k.new_zeros(num_sequences, num_heads, width, width)
-    states, carry = torch.empty_like(updates), sort_sequences(initial.float(), chunks).clone()
-    for first, count in chunks.rounds:
-        here = slice(first, first + count)
-        states[here] = carry[:count]
-        carry[:count] = carry[:count] * from_start[here, :, -1:, None] + updates[here]
-    return _System(
+    layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
+    k = to_chunks(k, layout)
+    g, beta = (to_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
+    decays = compute_decay_factors(g)
+    updates = (k * (decays.to_end * beta).unsqueeze(-1)).mT @ k
+    if initial_r is None:
+        num_sequences = count_sequences(batch, cu_seqlens)
+        initial_r = k.new_zeros(num_sequences, num_heads, width, width)
+    chunk_decay = decays.from_start[..., -1:, None].flatten(0, 1)
+    states, _ = inter_chunk_scan(updates.flatten(0, 1), chunk_decay, initial_r.float(), layout)
+    return _RidgeSystem(
         k=k,
-        weights=between * beta.unsqueeze(-2),
-        from_start=from_start.unsqueeze(-1),
-        states=states,
+        weights=decays.between_tokens * beta.unsqueeze(-2),
+        from_start=decays.from_start.unsqueeze(-1),
+        states=states.unflatten(0, (-1, num_heads)),
         lamb=lamb.unsqueeze(-2),
-        steps=steps,
-        chunks=chunks,
+        num_steps=num_steps,
+        layout=layout,
     )

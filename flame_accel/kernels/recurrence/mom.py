@@ -1,7 +1,7 @@
-"""How MoM deals tokens out to its memories (Du et al., arXiv 2502.13685), mended in two places.
+"""MoM's routing of tokens to memories (Du et al., arXiv 2502.13685): two fixes of fla's layer.
 
-Every memory is a gated delta rule over the tokens that chose it. fla's layer sorts tokens by memory
-with a sort that does not keep their order (on CPUs), and in training its short convolution runs on
+Every memory is a gated delta rule over the tokens that are routed to it. fla's layer sorts tokens
+by memory with a sort that is not stable (on CPUs), and in training its short convolution continues
 from the last tokens of one memory or row to the first of the next; both let tokens see the future.
 """
 
@@ -11,17 +11,17 @@ import torch
 from fla.layers.mom import MomAttention
 from torch import Tensor
 
-_forward = MomAttention.forward
+_fla_forward = MomAttention.forward
 
 
 def forward_mom(layer: MomAttention, *args: Any, **options: Any) -> Any:
-    """`MomAttention.forward`, with the convolution per memory that fla keeps for evaluation.
+    """`MomAttention.forward`, with the convolution per memory that fla has only in evaluation mode.
 
-    The layer itself looks at `training` for nothing else; its submodules keep theirs.
+    The layer itself uses its `training` flag for nothing else; its submodules keep theirs.
     """
     training, layer.training = layer.training, False
     try:
-        return _forward(layer, *args, **options)
+        return _fla_forward(layer, *args, **options)
     finally:
         layer.training = training
 
@@ -33,35 +33,36 @@ def transform(
     selected_memories: Tensor,
     attention_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, int, Tensor, Tensor]:
-    """Gathers the tokens of every memory, in their order.
+    """Gathers the tokens of every memory, in their order; in fla under the same name.
 
-    Shape letters: B batch, T tokens, D channels, E memories, S memories per token, L most tokens of
-    a memory.
+    Shape letters: B batch, T tokens, D width, E memories, S memories per token, L largest number of
+    tokens of a memory.
 
     Args:
         x: [B, T, D].
-        routing_mask: [B, T, E]; not needed here, and it may lack memories whose weight is 0.
+        routing_mask: [B, T, E]; without effect, and it may lack memories whose weight is 0.
         num_memories: E.
         selected_memories: [B, T, S].
-        attention_mask: [B, at least T] bool, False for padding, or None; its last T columns count.
+        attention_mask: [B, at least T] bool, False for padding, or None; the last T count.
 
     Returns:
-        Tokens by memory [E, B, L, D]; for each of them its place among the sorted [B * E, L]; the
-        sorted choices' places among all [B * T * S]; L; which of the L places hold a token
-        [B * E, L], and the same as [E, B, L].
+        As fla's function: tokens by memory [E, B, L, D]; the index of each of them into the sorted
+        choices [B * E, L]; the argsort of the choices [B * T * S]; L; a mask of the slots that hold
+        a token [B * E, L], and the same mask as [E, B, L].
     """
     batch, tokens, num_choices = selected_memories.shape
     rows = torch.arange(batch, device=x.device)[:, None, None]
-    group = rows * num_memories + selected_memories
+    # padding sorts after the memories of all rows
+    memory = rows * num_memories + selected_memories
     if attention_mask is not None:
-        padding = ~attention_mask[:, -tokens:].unsqueeze(-1)
-        group = group.masked_fill(padding, batch * num_memories)
-    order = group.flatten().argsort(stable=True)
-    counts = group.flatten().bincount(minlength=batch * num_memories)[: batch * num_memories]
-    longest = int(counts.max())
-    place = torch.arange(longest, device=x.device)
-    held = place < counts.unsqueeze(-1)
-    index = ((counts.cumsum(0) - counts).unsqueeze(-1) + place).masked_fill(~held, 0)
-    dealt = x.flatten(0, 1)[order[index] // num_choices].unflatten(0, (batch, num_memories))
-    by_memory = held.unflatten(0, (batch, num_memories)).transpose(0, 1)
-    return dealt.transpose(0, 1), index, order, longest, held, by_memory
+        is_padding = ~attention_mask[:, -tokens:].unsqueeze(-1)
+        memory = memory.masked_fill(is_padding, batch * num_memories)
+    order = memory.flatten().argsort(stable=True)
+    counts = memory.flatten().bincount(minlength=batch * num_memories)[: batch * num_memories]
+    max_count = int(counts.max())
+    slot = torch.arange(max_count, device=x.device)
+    mask = slot < counts.unsqueeze(-1)
+    index = ((counts.cumsum(0) - counts).unsqueeze(-1) + slot).masked_fill(~mask, 0)
+    x_by_memory = x.flatten(0, 1)[order[index] // num_choices].unflatten(0, (batch, num_memories))
+    mask_by_memory = mask.unflatten(0, (batch, num_memories)).transpose(0, 1)
+    return x_by_memory.transpose(0, 1), index, order, max_count, mask, mask_by_memory

@@ -7,11 +7,11 @@ of the memory S and m_t of its momentum M, strengths b_t and rates e_t (Momentum
     M_t = m_t M_{t-1} - e_t k_t (v_t - S_{t-1}^T p_t)^T
     S_t = a_t S_{t-1} - b_t M_t,    o_t = scale S_t^T q_t
 
-Inside a chunk the errors u_t = v_t - S_{t-1}^T p_t solve a triangular system, whose weights are the
+Within a chunk the errors u_t = v_t - S_{t-1}^T p_t solve a triangular system, whose weights are the
 product of two matrices of decays <= 1: nothing can overflow.
 
-Shape letters: B batch, T tokens, N sequences, M chunks, H heads, C tokens of a chunk, K key and V
-value channels.
+Shape letters: B batch, T tokens, N sequences, M chunks, H heads, C tokens of a chunk, K key width,
+V value width.
 """
 
 from typing import NamedTuple
@@ -23,16 +23,17 @@ from torch import Tensor
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
-    Chunks,
-    cut,
+    ChunkLayout,
+    build_chunk_layout,
     from_chunks,
-    sort_sequences,
+    restore_state_order,
+    sort_states_longest_first,
     to_chunks,
-    unsort_sequences,
 )
-from flame_accel.kernels.recurrence.scalar_decay import scalar_decays
+from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
+from flame_accel.kernels.recurrence.sequences import count_sequences
 
-CHUNK = 64
+CHUNK_SIZE = 64
 """Tokens of a chunk."""
 
 
@@ -52,11 +53,11 @@ def chunk_momentum_delta_rule(
     cu_seqlens: Tensor | None = None,
     use_qk_l2norm_in_kernel: bool = True,
     use_p_times_alpha: bool = True,
-    chunk_size: int = CHUNK,
+    chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs [B, T, H, V] in the dtype of `q`, and final S and M [2, N, H, K, V] in fp32 or None.
 
-    Unlike fla's functions this one takes fp32 inputs and packed batches.
+    Unlike fla's function this one also takes fp32 inputs and packed batches.
 
     Args:
         q: [B, T, H, K].
@@ -71,7 +72,7 @@ def chunk_momentum_delta_rule(
         initial_state: like the final states; zeros if None.
         output_final_state: whether to return the states.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        use_qk_l2norm_in_kernel: whether to normalise q, k and p here.
+        use_qk_l2norm_in_kernel: whether to l2-normalise q, k and p here.
         use_p_times_alpha: whether p_t is multiplied by a_t, which predicts from the decayed S.
         chunk_size: tokens of a chunk.
     """
@@ -81,15 +82,15 @@ def chunk_momentum_delta_rule(
     q, k, p = (l2norm(x.float()) if use_qk_l2norm_in_kernel else x.float() for x in (q, k, p))
     p = p * log_alpha.exp().unsqueeze(-1) if use_p_times_alpha else p
     q, k = q * (k.shape[-1] ** -0.5 if scale is None else scale), k * eta.unsqueeze(-1)
-    chunks = cut(q.shape[0], q.shape[1], cu_seqlens, chunk_size)
-    wide = [to_chunks(x, chunks) for x in (q, k, v, p)]
-    narrow = [to_chunks(x.unsqueeze(-1), chunks).squeeze(-1) for x in (log_alpha, log_mu, beta)]
+    layout = build_chunk_layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size)
+    vectors = [to_chunks(x, layout) for x in (q, k, v, p)]
+    scalars = [to_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (log_alpha, log_mu, beta)]
     if initial_state is None:
-        num_sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
-        shape = (2, num_sequences, q.shape[2], q.shape[3], v.shape[3])
-        initial_state = q.new_zeros(shape)
-    o, states = _scan(_solve(*wide, *narrow), initial_state.float(), chunks)
-    return from_chunks(o, chunks, dtype), states if output_final_state else None
+        num_sequences = count_sequences(q.shape[0], cu_seqlens)
+        initial_state = q.new_zeros(2, num_sequences, *q.shape[2:], v.shape[3])
+    intra = _solve_intra_chunk(*vectors, *scalars)
+    o, states = _inter_chunk_scan(intra, initial_state.float(), layout)
+    return from_chunks(o, layout, dtype), states if output_final_state else None
 
 
 def fused_recurrent_momentum_delta_rule(
@@ -115,67 +116,77 @@ def fused_recurrent_momentum_delta_rule(
     )  # fmt: skip
 
 
-class _Inside(NamedTuple):
-    """What happens inside the chunks; S and M are those before the chunk.
+class _IntraChunk(NamedTuple):
+    """Factors of the chunks [M, H, ...]; S and M are the states before a chunk, S' and M' after it.
 
-    errors u = own - from_s S + from_m M; outputs scores u + q_s S - q_m M;
-    S' = keep_s S - pass_m M + k_s^T u; M' = keep_m M - k_m^T u.
+    u = u_0 - w_s S + w_m M,                      o = scores u + q_s S - q_m M,
+    S' = s_decay S - m_to_s M + k_to_s^T u,       M' = m_decay M - k_to_m^T u.
     """
 
-    own: Tensor
-    from_s: Tensor
-    from_m: Tensor
+    u_0: Tensor
+    """[M, H, C, V]"""
+    w_s: Tensor
+    """[M, H, C, K], as all others up to `k_to_m` but `scores`."""
+    w_m: Tensor
     scores: Tensor
+    """[M, H, C, C]"""
     q_s: Tensor
     q_m: Tensor
-    k_s: Tensor
-    k_m: Tensor
-    keep_s: Tensor
-    pass_m: Tensor
-    keep_m: Tensor
+    k_to_s: Tensor
+    k_to_m: Tensor
+    s_decay: Tensor
+    """[M, H, 1, 1], as the next two."""
+    m_to_s: Tensor
+    m_decay: Tensor
 
 
-def _solve(
+def _solve_intra_chunk(
     q: Tensor, k: Tensor, v: Tensor, p: Tensor, log_alpha: Tensor, log_mu: Tensor, beta: Tensor
-) -> _Inside:
-    decay_s, start_s, _ = scalar_decays(log_alpha)
-    decay_m, start_m, end_m = scalar_decays(log_mu)
-    start_s, start_m, end_m = (x.unsqueeze(-1) for x in (start_s, start_m, end_m))
-    # S_t holds M_i with weight mix_ti, and M_i holds token j with weight decay_m_ij
-    mix = decay_s * beta.unsqueeze(-2)
-    weights, of_m = mix @ decay_m, mix @ start_m
-    before, m_before = (F.pad(x[..., :-1, :], (0, 0, 1, 0)) for x in (weights, of_m))
-    s_before = F.pad(start_s[..., :-1, :], (0, 0, 1, 0), value=1.0)
-    right = torch.cat((v, s_before * p, m_before * p), -1)
+) -> _IntraChunk:
+    """From q, k, p [M, H, C, K], v [M, H, C, V], and log decays and strengths [M, H, C]."""
+    s_decays, m_decays = compute_decay_factors(log_alpha), compute_decay_factors(log_mu)
+    s_from_start = s_decays.from_start.unsqueeze(-1)
+    m_from_start = m_decays.from_start.unsqueeze(-1)
+    # S_t holds M_i with weight mix_ti, and M_i holds token j with weight m_decays_ij
+    mix = s_decays.between_tokens * beta.unsqueeze(-2)
+    weights, m_weights = mix @ m_decays.between_tokens, mix @ m_from_start
+    # errors are those of the previous state
+    previous_weights, previous_m_weights = (
+        F.pad(x[..., :-1, :], (0, 0, 1, 0)) for x in (weights, m_weights)
+    )
+    previous_s_decay = F.pad(s_from_start[..., :-1, :], (0, 0, 1, 0), value=1.0)
+    right = torch.cat((v, previous_s_decay * p, previous_m_weights * p), -1)
     solved = torch.linalg.solve_triangular(
-        (p @ k.mT) * before, right, upper=False, unitriangular=True
+        (p @ k.mT) * previous_weights, right, upper=False, unitriangular=True
     )
-    own, from_s, from_m = solved.split((v.shape[-1], k.shape[-1], k.shape[-1]), -1)
-    return _Inside(
-        own=own,
-        from_s=from_s,
-        from_m=from_m,
+    u_0, w_s, w_m = solved.split((v.shape[-1], k.shape[-1], k.shape[-1]), -1)
+    return _IntraChunk(
+        u_0=u_0,
+        w_s=w_s,
+        w_m=w_m,
         scores=(q @ k.mT) * weights,
-        q_s=q * start_s,
-        q_m=q * of_m,
-        k_s=k * weights[..., -1:, :].mT,
-        k_m=k * end_m,
-        keep_s=start_s[..., -1:, :],
-        pass_m=of_m[..., -1:, :],
-        keep_m=start_m[..., -1:, :],
+        q_s=q * s_from_start,
+        q_m=q * m_weights,
+        k_to_s=k * weights[..., -1:, :].mT,
+        k_to_m=k * m_decays.to_end.unsqueeze(-1),
+        s_decay=s_from_start[..., -1:, :],
+        m_to_s=m_weights[..., -1:, :],
+        m_decay=m_from_start[..., -1:, :],
     )
 
 
-def _scan(inside: _Inside, initial: Tensor, chunks: Chunks) -> tuple[Tensor, Tensor]:
-    """Outputs [M, H, C, V] and final states [2, N, H, K, V]."""
-    s, m = (sort_sequences(x, chunks) for x in initial)
+def _inter_chunk_scan(
+    intra: _IntraChunk, initial_state: Tensor, layout: ChunkLayout
+) -> tuple[Tensor, Tensor]:
+    """Outputs [M, H, C, V] and final S and M [2, N, H, K, V]."""
+    s, m = (sort_states_longest_first(x, layout) for x in initial_state)
     outputs = []
-    for first, count in chunks.rounds:
-        here = _Inside(*(x[first : first + count] for x in inside))
+    for first, count in layout.rounds:
+        here = _IntraChunk(*(x[first : first + count] for x in intra))
         old_s, old_m = s[:count], m[:count]
-        u = here.own - here.from_s @ old_s + here.from_m @ old_m
+        u = here.u_0 - here.w_s @ old_s + here.w_m @ old_m
         outputs.append(here.scores @ u + here.q_s @ old_s - here.q_m @ old_m)
-        new_s = here.keep_s * old_s - here.pass_m * old_m + here.k_s.mT @ u
-        new_m = here.keep_m * old_m - here.k_m.mT @ u
+        new_s = here.s_decay * old_s - here.m_to_s * old_m + here.k_to_s.mT @ u
+        new_m = here.m_decay * old_m - here.k_to_m.mT @ u
         s, m = torch.cat((new_s, s[count:])), torch.cat((new_m, m[count:]))
-    return torch.cat(outputs), torch.stack([unsort_sequences(x, chunks) for x in (s, m)])
+    return torch.cat(outputs), torch.stack([restore_state_order(x, layout) for x in (s, m)])

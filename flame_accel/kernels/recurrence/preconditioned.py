@@ -8,11 +8,11 @@ and a diagonal A_t of its own strengths b'_t and log decays g'_t (Preconditioned
     p_t = k_t x^(-r_t / (1 + |r_t|)),        o_t = scale S_t^T q_t
     S_t = diag(exp(g_t)) S_{t-1} + b_t p_t (v_t - k_t^T diag(exp(g_t)) S_{t-1})^T
 
-A is a linear attention with decay (`decay`) of one channel, S a delta rule (`delta`) that writes
-with p and erases with k.
+A is the state of linear attention (`linear_attention`) with keys of width 1, S that of a delta rule
+(`generalized_delta_rule`) that writes with p and erases with k.
 
 Shape letters: B batch, T tokens, N sequences, H heads of keys, G heads of values (a multiple of H),
-K key and V value channels.
+K key width, V value width.
 """
 
 import math
@@ -23,14 +23,15 @@ from torch import Tensor
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.decay import decay_attention
-from flame_accel.kernels.recurrence.delta import delta_attention
+from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
 from flame_accel.kernels.recurrence.kda import fused_kda_gate
+from flame_accel.kernels.recurrence.linear_attention import linear_attention
 
-CENTER = -0.2
-"""Logarithm of an entry of A that leaves its key channel as it is, if none is given."""
+DEFAULT_CENTER = -0.2
+"""Logarithm of the entry of A at which a key channel is scaled by 1."""
 
-States = tuple[Tensor, Tensor | None, Tensor | None]
+OutputAndStates = tuple[Tensor, Tensor | None, Tensor | None]
+"""Outputs [B, T, G, V], and final S [N, G, K, V] and A [N, H, K] in fp32, or None."""
 
 
 def chunk_precond_gated_delta_rule(
@@ -53,9 +54,9 @@ def chunk_precond_gated_delta_rule(
     x: float = 1.5,
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
-) -> States:
-    """Decay per head, `g` [B, T, G]; see `_attend`."""
-    return _attend(
+) -> OutputAndStates:
+    """Decay per head, `g` [B, T, G]; see `_run_delta_rule`."""
+    return _run_delta_rule(
         q, k, v, g.unsqueeze(-1), beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
         log_atk_scale,
@@ -82,8 +83,8 @@ def fused_recurrent_precond_gated_delta_rule(
     x: float = 1.5,
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
-) -> States:
-    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]; see `_attend`."""
+) -> OutputAndStates:
+    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]; see `_run_delta_rule`."""
     if gv is not None or g_atk is None or beta_atk is None or (g is not None and gk is not None):
         raise UserError(
             "fused_recurrent_precond_gated_delta_rule has no PyTorch implementation with decays of "
@@ -92,7 +93,7 @@ def fused_recurrent_precond_gated_delta_rule(
         )
     decay = gk if g is None else g.unsqueeze(-1)
     beta = torch.ones_like(v[..., 0]) if beta is None else beta
-    return _attend(
+    return _run_delta_rule(
         q, k, v, decay, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
         log_atk_scale,
@@ -122,13 +123,13 @@ def chunk_precond_kda(
     use_qk_l2norm_in_kernel: bool = True,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-) -> States:
-    """Decay per channel, `g` [B, T, H, K], or what `fused_kda_gate` makes it from; see `_attend`.
+) -> OutputAndStates:
+    """Decay per channel, `g` [B, T, H, K], or the input of `fused_kda_gate`; see `_run_delta_rule`.
 
-    As in fla q and k are always normalised. `safe_gate` only helps fla's kernels.
+    As in fla, q and k are always normalised. `safe_gate` has no effect.
     """
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
-    return _attend(
+    return _run_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, True, cu_seqlens, transpose_state_layout, x, eps, log_atk_scale,
     )  # fmt: skip
@@ -156,10 +157,10 @@ def fused_recurrent_precond_kda(
     x: float = 1.5,
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
-) -> States:
-    """Decay per channel, `g` [B, T, G, K], or the input of `fused_kda_gate`; see `_attend`."""
+) -> OutputAndStates:
+    """Decay per channel `g` [B, T, G, K], or input of `fused_kda_gate`; see `_run_delta_rule`."""
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
-    return _attend(
+    return _run_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
         log_atk_scale,
@@ -167,7 +168,7 @@ def fused_recurrent_precond_kda(
 
 
 @without_autocast
-def _attend(
+def _run_delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -185,7 +186,7 @@ def _attend(
     x: float,
     eps: float,
     center: Tensor | None,
-) -> States:
+) -> OutputAndStates:
     """Outputs [B, T, G, V] in the dtype of `v`, final S [N, G, K, V] and A [N, H, K] or None.
 
     Args:
@@ -200,35 +201,35 @@ def _attend(
         initial_state: like the final S; zeros if None.
         initial_a_state: like the final A; zeros if None.
         output_final_state: whether to return S and A.
-        normalize: whether to normalise q and k here.
+        normalize: whether to l2-normalise q and k here.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         state_v_first: whether S is [N, G, V, K].
         x: keys are scaled by factors from 1 / x to x.
         eps: keeps the logarithm finite.
-        center: [H], or `CENTER` if None.
+        center: see the module [H], or `DEFAULT_CENTER` if None.
     """
     q, k, beta = q.float(), k.float(), beta.float().unsqueeze(-1)
     if normalize:
         q, k = l2norm(q), l2norm(k)
-    strength = beta_atk.float().unsqueeze(-1)
-    curvature, a_state = decay_attention(
-        torch.ones_like(strength),
-        strength,
+    a_strength = beta_atk.float().unsqueeze(-1)
+    a, a_state = linear_attention(
+        torch.ones_like(a_strength),
+        a_strength,
         k.square(),
         g_atk.unsqueeze(-1),
         scale=1.0,
         initial_state=None if initial_a_state is None else initial_a_state.unsqueeze(-2),
         cu_seqlens=cu_seqlens,
     )
-    middle = CENTER if center is None else center.float().unsqueeze(-1)
-    distance = (curvature + eps).log() - middle
-    write = k * (-math.log(x) * distance / (1 + distance.abs())).exp()
+    log_center = DEFAULT_CENTER if center is None else center.float().unsqueeze(-1)
+    r = (a + eps).log() - log_center
+    p = k * (-math.log(x) * r / (1 + r.abs())).exp()
     shared = v.shape[2] // k.shape[2]
     if shared > 1:
-        q, k, write = (y.repeat_interleave(shared, 2) for y in (q, k, write))
-    o, state = delta_attention(
+        q, k, p = (y.repeat_interleave(shared, 2) for y in (q, k, p))
+    o, state = generalized_delta_rule(
         q,
-        write,
+        p,
         v.float() * beta,
         k * beta,
         g=g,

@@ -1,7 +1,11 @@
-"""RWKV7 under fla's names and signatures: the recurrence, and what is fused around it in fla.
+"""RWKV7 under fla's names and signatures: the recurrence, and what fla fuses around it.
 
-The recurrence is the generalized delta rule of `dplr` (RWKV-7, arXiv 2503.14456). The shift of
-tokens that RWKV6 shares is in `modules.token_shift`.
+    S_t = diag(exp(w_t)) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T,    o_t = scale * S_t^T r_t
+
+(RWKV-7, arXiv 2503.14456), the generalized delta rule of `dplr`. The token shift, which RWKV6 has
+too, is in `modules.token_shift`.
+
+Shape letters: B batch, T tokens, H heads, K key width, V value width, D width of the model or head.
 """
 
 from typing import Any
@@ -9,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.recurrence.delta_rule import States
+from flame_accel.kernels.recurrence.delta_rule import OutputAndState
 from flame_accel.kernels.recurrence.dplr import (
     chunk_dplr_delta_rule,
     fused_recurrent_dplr_delta_rule,
@@ -29,8 +33,8 @@ def chunk_rwkv7(
     cu_seqlens: Tensor | None = None,
     *rest: Any,
     **options: Any,
-) -> States:
-    """`dplr.chunk_dplr_delta_rule` of receptances `r`, with log decays `w` [B, T, H, K]."""
+) -> OutputAndState:
+    """`dplr.chunk_dplr_delta_rule`: queries are receptances `r`, `w` log decays [B, T, H, K]."""
     return chunk_dplr_delta_rule(
         r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens, *rest, **options
     )
@@ -47,7 +51,7 @@ def fused_recurrent_rwkv7(
     initial_state: Tensor | None = None,
     output_final_state: bool = True,
     cu_seqlens: Tensor | None = None,
-) -> States:
+) -> OutputAndState:
     """As `chunk_rwkv7`."""
     return chunk_rwkv7(r, w, k, v, a, b, scale, initial_state, output_final_state, cu_seqlens)
 
@@ -64,15 +68,15 @@ def fused_mul_recurrent_rwkv7(
     output_final_state: bool = False,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> States:
-    """As `chunk_rwkv7`, erasing along `kk` in strength `a` (per channel), both [B, T, H, K]."""
+) -> OutputAndState:
+    """As `chunk_rwkv7` with a = -kk and b = kk * a, for `kk` and strengths `a` [B, T, H, K]."""
     return fused_recurrent_dplr_delta_rule(
         r, k, v, -kk, kk * a, w, scale, initial_state, output_final_state, reverse, cu_seqlens
     )
 
 
-class _Mix(torch.autograd.Function):
-    """x + delta * mix_i for several mixes [D]; the gradients read each dy_i once."""
+class _AddScaledDelta(torch.autograd.Function):
+    """x + delta * mix_i for several mixes [D]; the backward pass reads each dy_i once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, *mixes: Tensor) -> tuple[Tensor, ...]:
@@ -87,8 +91,8 @@ class _Mix(torch.autograd.Function):
             dx += dy
             ddelta.addcmul_(dy, mix)
         dmixes = [(dy * delta).sum((0, 1), dtype=torch.float32) for dy in grads]
-        shaped = [d.view(mix.shape).to(mix.dtype) for d, mix in zip(dmixes, mixes, strict=True)]
-        return dx, ddelta, *shaped
+        dmixes = [d.view(mix.shape).to(mix.dtype) for d, mix in zip(dmixes, mixes, strict=True)]
+        return dx, ddelta, *dmixes
 
 
 def fused_addcmul_rwkv7(
@@ -103,8 +107,8 @@ def fused_addcmul_rwkv7(
 ) -> tuple[Tensor | None, ...]:
     """hidden_states + delta * x for each mix x [1, 1, D]; six of them, the last None if `xg` is."""
     mixes = (xr, xw, xk, xv, xa) if xg is None else (xr, xw, xk, xv, xa, xg)
-    mixed = _Mix.apply(hidden_states, delta, *mixes)
-    return (*mixed, None) if xg is None else mixed
+    outputs = _AddScaledDelta.apply(hidden_states, delta, *mixes)
+    return (*outputs, None) if xg is None else outputs
 
 
 def fused_k_rwkv7(
@@ -114,14 +118,14 @@ def fused_k_rwkv7(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
 ) -> Tensor:
-    """Keys k (1 + (a - 1) ka), for k and a [B, T, D] and ka [D]."""
+    """Keys k * (1 + (a - 1) * ka), for `k` and `a` [B, T, D] and `ka` [D]."""
     return k.addcmul(k * (a - 1), ka).to(k.dtype)
 
 
 def gate_output_correction(
     o: Tensor, r: Tensor, k: Tensor, r_k: Tensor, v: Tensor, g: Tensor
 ) -> Tensor:
-    """(o + (r . (k r_k)) v) g: what a token reads of itself, then the output gate.
+    """(o + (r . (k * r_k)) v) * g: the bonus of a token for itself, then the output gate.
 
     Args:
         o: [B, T, H * D].
@@ -131,5 +135,5 @@ def gate_output_correction(
         v: [B, T, H, D].
         g: [B, T, H * D].
     """
-    own = (r * k * r_k).sum(-1, keepdim=True) * v
-    return ((o + own.view(o.shape)) * g).to(o.dtype)
+    bonus = (r * k * r_k).sum(-1, keepdim=True) * v
+    return ((o + bonus.view(o.shape)) * g).to(o.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from flame_accel.kernels.attention import deltaformer
 from flame_accel.kernels.attention.deltaformer import deltaformer_attn
 from flame_accel.kernels.recurrence import log_linear
-from flame_accel.kernels.recurrence.log_linear import attend_in_one_dtype, chunk_log_linear_attn
+from flame_accel.kernels.recurrence.log_linear import chunk_log_linear_attn, run_triton_in_one_dtype
 
 TOLERANCE = 1e-4
 LENGTHS = (1, 40, 193, 1, 66, 5)
@@ -58,10 +58,10 @@ def test_first_token_reads_itself():
 
 
 def test_kernels_get_weights_of_levels_in_the_dtype_of_queries(monkeypatch):
-    monkeypatch.setattr(log_linear, "_triton", chunk_log_linear_attn)
+    monkeypatch.setattr(log_linear, "_triton_chunk_log_linear_attn", chunk_log_linear_attn)
     q, k, v, g, levels = log_linear_inputs(2, 70)
     x = [q.bfloat16(), k.bfloat16(), v.bfloat16(), g, levels.requires_grad_()]
-    o, _ = attend_in_one_dtype(*x)
+    o, _ = run_triton_in_one_dtype(*x)
     [found] = gradients(o, x[4:])
     x[4] = levels.bfloat16()
     assert torch.equal(o, chunk_log_linear_attn(*x)[0])

@@ -341,7 +341,7 @@ def scan_recurrence(x, dt, a, b, c, h):
 @pytest.mark.parametrize("states_at_once", [1 << 20, 1])
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_selective_scan_equals_recurrence(tokens, states_at_once, monkeypatch):
-    monkeypatch.setitem(mamba.STATES, "cpu", states_at_once)
+    monkeypatch.setitem(mamba.MAX_STATE_ELEMENTS, "cpu", states_at_once)
     torch.manual_seed(tokens)
     x, dt = torch.randn(2, tokens, 6), 3 * torch.rand(2, tokens, 6)
     b, c = torch.randn(2, 2, tokens, 4).unbind()
@@ -395,7 +395,7 @@ def test_mamba2_layer_equals_that_of_fla():
     for options in ({}, {"attention_mask": mask}):
         results = [
             run(lambda x, f=f, o=options: f(layer, x, **o)[0], [x])
-            for f in (mamba2.forward, original)
+            for f in (mamba2.forward_mamba2, original)
         ]
         assert_same(*results)
 
@@ -447,7 +447,7 @@ def test_mamba3_layer_equals_recurrence(tokens, name):
         projected = (y * torch.randn(y.shape)).sum()
         return [y.detach(), *torch.autograd.grad(projected, [leaf, *parameters])]
 
-    actual = results(lambda x: mamba3.forward(layer, x)[0])
+    actual = results(lambda x: mamba3.forward_mamba3(layer, x)[0])
     assert_same(actual, results(lambda x: mamba3_recurrence(layer, x)))
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.recurrence.delta import delta_attention
+from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
 
 TOLERANCE = 1e-4
 SCALE = 0.3
@@ -28,9 +28,9 @@ DECAYS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "resets": lambda r: torch.where(r > 0.9, -20.0, -0.01 * r),
 }
 RULES = {
-    "delta": {"own_keys": False, "before_decay": False},
-    "comba": {"own_keys": False, "before_decay": True},
-    "dplr": {"own_keys": True, "before_decay": True},
+    "delta": {"own_keys": False, "erase_before_decay": False},
+    "comba": {"own_keys": False, "erase_before_decay": True},
+    "dplr": {"own_keys": True, "erase_before_decay": True},
 }
 LENGTHS = (1, 40, 73, 1, 66, 5)
 Inputs = list[Tensor | None]
@@ -64,7 +64,7 @@ def recurrence(rule: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
     outputs = []
     for t in range(q.shape[1]):
         decayed = state if g is None else state * g[:, t].exp().unsqueeze(-1)
-        seen = state if RULES[rule]["before_decay"] else decayed
+        seen = state if RULES[rule]["erase_before_decay"] else decayed
         erased = (a[:, t].unsqueeze(-1) * seen).sum(-2, keepdim=True)
         state = decayed + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
         state = state - (k if b is None else b)[:, t].unsqueeze(-1) * erased
@@ -74,9 +74,13 @@ def recurrence(rule: str, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def chunked(rule: str, *tensors: Tensor | None, **options: Tensor | bool) -> tuple[Tensor, Tensor]:
     *rest, initial_state = tensors
-    before_decay = RULES[rule]["before_decay"]
-    return delta_attention(
-        *rest, scale=SCALE, before_decay=before_decay, initial_state=initial_state, **options
+    erase_before_decay = RULES[rule]["erase_before_decay"]
+    return generalized_delta_rule(
+        *rest,
+        scale=SCALE,
+        erase_before_decay=erase_before_decay,
+        initial_state=initial_state,
+        **options,
     )
 
 

@@ -1,0 +1,106 @@
+"""The sequences of a batch: its rows, or the documents of one packed row (`cu_seqlens`).
+
+Splits, shifts, sums, first and last tokens, reversal, and initial states. How sequences are cut
+into chunks is in `chunking`.
+
+Shape letters: B batch, T tokens, N sequences (B, or those of a packed row, then B = 1), H heads,
+K key width, V value width.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def count_sequences(batch_size: int, cu_seqlens: Tensor | None) -> int:
+    """N: the number of rows, or of the sequences between the boundaries `cu_seqlens` [N + 1]."""
+    return batch_size if cu_seqlens is None else cu_seqlens.numel() - 1
+
+
+def split_sequences(x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, ...]:
+    """[1, T, ...] -> [1, length, ...] for each packed sequence; `x` alone if nothing is packed."""
+    return (x,) if cu_seqlens is None else x.split(cu_seqlens.diff().tolist(), 1)
+
+
+def first_tokens(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """[B, T, ...] -> the first token of each sequence [N, ...]."""
+    return x[:, 0] if cu_seqlens is None else x[0, cu_seqlens[:-1]]
+
+
+def last_tokens(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """[B, T, ...] -> the last token of each sequence [N, ...]."""
+    return x[:, -1] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1]
+
+
+def shift_to_next_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """y_t = x_{t-1} within each sequence, 0 at its first token; [B, T, ...]."""
+    first = torch.tensor([0], device=x.device) if cu_seqlens is None else cu_seqlens[:-1]
+    return x.roll(1, 1).index_fill(1, first.long(), 0)
+
+
+def shift_to_previous_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """y_t = x_{t+1} within each sequence, 0 at its last token; [B, T, ...]."""
+    end = torch.tensor([x.shape[1]], device=x.device) if cu_seqlens is None else cu_seqlens[1:]
+    return x.roll(-1, 1).index_fill(1, end.long() - 1, 0)
+
+
+def cumsum_per_sequence(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Running sums over the tokens of each sequence; [B, T, ...]."""
+    return torch.cat([part.cumsum(1) for part in split_sequences(x, cu_seqlens)], 1)
+
+
+def all_have_one_token(num_tokens: int, cu_seqlens: Tensor | None) -> bool:
+    """Whether every sequence has a single token, as in generation."""
+    if cu_seqlens is None:
+        return num_tokens == 1
+    return cu_seqlens.numel() == num_tokens + 1 and bool((cu_seqlens.diff() == 1).all())
+
+
+def initial_state_or_zeros(
+    initial_state: Tensor | None,
+    q: Tensor,
+    v: Tensor,
+    *,
+    state_v_first: bool,
+    cu_seqlens: Tensor | None,
+) -> Tensor:
+    """[N, H, K, V] fp32 from [N, H, K, V], or from [N, H, V, K] if `state_v_first`; zeros if None.
+
+    The widths are those of `q` [B, T, H, K] and `v` [B, T, H, V].
+    """
+    if initial_state is not None:
+        return initial_state.float().mT if state_v_first else initial_state.float()
+    num_sequences = count_sequences(q.shape[0], cu_seqlens)
+    return q.new_zeros(num_sequences, *q.shape[2:], v.shape[-1], dtype=torch.float32)
+
+
+def run_reversed(
+    operator: Callable[..., tuple[Tensor, Tensor | None]],
+    inputs: Sequence[Tensor | None],
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Runs `operator` over each sequence from its last token to its first.
+
+    Args:
+        operator: called as `operator(*inputs, initial_state=..., cu_seqlens=...)`; returns outputs
+            [B, T, ...] and states [N, ...] or None.
+        inputs: [B, T, ...] each, or None.
+        initial_state: [N, ...], or None.
+        cu_seqlens: [N + 1] boundaries of packed sequences.
+
+    Returns:
+        Outputs and states in the order of the inputs.
+    """
+    inputs = [None if x is None else x.flip(1) for x in inputs]
+    if cu_seqlens is None:
+        o, state = operator(*inputs, initial_state=initial_state, cu_seqlens=None)
+        return o.flip(1), state
+    # a flipped row also has its sequences in reverse order
+    o, state = operator(
+        *inputs,
+        initial_state=None if initial_state is None else initial_state.flip(0),
+        cu_seqlens=cu_seqlens[-1] - cu_seqlens.flip(0),
+    )
+    return o.flip(1), None if state is None else state.flip(0)
