@@ -24,7 +24,7 @@ def _after_import(name: str) -> None:
         importlib.import_module(FLA)
     else:
         importlib.import_module("flame_accel.kernels").install()
-        importlib.import_module("flame_accel.models.norms").register_norms()
+        importlib.import_module("flame_accel.models.norms").register_norm_variants()
 
 
 class _NotifyingLoader(Loader):

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from flame_accel.diagnosis.known_problems import DetectedProblem
     from flame_accel.diagnosis.machine import Machine
-    from flame_accel.diagnosis.problems import Finding
 
-COLORS = {"ok": 32, "warning": 33, "problem": 31}
+MARK_COLORS = {"ok": 32, "warning": 33, "problem": 31}
 GIB = 2**30
 ROWS = textwrap.TextWrapper(width=87, break_on_hyphens=False, break_long_words=False)
 KERNELS = {
@@ -37,11 +37,11 @@ REMEDIES = {
 """What to do where a law of `diagnosis/conformance/laws.py` does not hold."""
 
 
-class Line(NamedTuple):
-    """A line of the screen."""
+class ReportLine(NamedTuple):
+    """A line of the report."""
 
     mark: str
-    """A key of `COLORS`, or the name of a fact."""
+    """A key of `MARK_COLORS`, or the name of a fact."""
     text: str
     remedy: str = ""
 
@@ -76,30 +76,30 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the sections; exit code 1 where a problem stops training."""
     warnings.simplefilter("ignore")
     from flame_accel import kernels
-    from flame_accel.diagnosis.machine import cache_folders, look_at_machine
-    from flame_accel.diagnosis.problems import find_problems
+    from flame_accel.diagnosis.known_problems import detect_problems
+    from flame_accel.diagnosis.machine import cache_folders, collect_machine_facts
 
     folders = {"the run": arguments.run_folder, **cache_folders()}
-    machine = look_at_machine(arguments.kernels, folders, free_memory=True)
-    findings = find_problems(machine)
-    screen = Screen(as_json=arguments.json)
-    screen.show("machine", describe(machine), facts=asdict(machine))
-    screen.show("known problems", map(to_line, findings))
+    machine = collect_machine_facts(arguments.kernels, folders, free_memory=True)
+    findings = detect_problems(machine)
+    report = Report(as_json=arguments.json)
+    report.show("machine", describe_machine(machine), facts=asdict(machine))
+    report.show("known problems", map(problem_line, findings))
     # where something is that wrong, fla may not even import
-    if not screen.stopped:
+    if not report.stopped:
         kernels.install(arguments.kernels)
-        silence()
+        silence_libraries()
         if arguments.config is None:
-            screen.show("models", examine_all(machine))
+            report.show("models", summarize_models(machine))
         else:
-            examine_one(machine, arguments, findings, screen)
-    screen.close()
-    if screen.stopped:
+            examine_model(machine, arguments, findings, report)
+    report.close()
+    if report.stopped:
         raise SystemExit(1)
 
 
-def silence() -> None:
-    """Keeps off the screen what fla and transformers say about fast paths and progress."""
+def silence_libraries() -> None:
+    """Keeps off the report what fla and transformers say about fast paths and progress."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -107,7 +107,7 @@ def silence() -> None:
     logging.getLogger("fla").setLevel(logging.ERROR)
 
 
-class Screen:
+class Report:
     """Prints sections as they come, or all of them as JSON in the end; remembers problems."""
 
     def __init__(self, *, as_json: bool) -> None:
@@ -116,7 +116,7 @@ class Screen:
         self.stopped = False
         self.colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
-    def show(self, title: str, lines: Iterable[Line], facts: Any = None) -> None:
+    def show(self, title: str, lines: Iterable[ReportLine], facts: Any = None) -> None:
         """Shows a section; JSON has `facts` in place of its lines, where there are any."""
         shown = []
         self.print(title)
@@ -124,15 +124,15 @@ class Screen:
             shown.append(line)
             self.print(self.format(line))
         if not shown:
-            self.print(self.format(Line("ok", "none")))
+            self.print(self.format(ReportLine("ok", "none")))
         self.stopped |= any(line.mark == "problem" for line in shown)
         self.document[title] = facts or [line._asdict() for line in shown]
 
-    def format(self, line: Line) -> str:
+    def format(self, line: ReportLine) -> str:
         """The line, wrapped, its mark in color on a terminal, and the remedy below it."""
         mark = f"  {line.mark:<11}"
-        if self.colored and line.mark in COLORS:
-            mark = f"\033[{COLORS[line.mark]}m{mark}\033[0m"
+        if self.colored and line.mark in MARK_COLORS:
+            mark = f"\033[{MARK_COLORS[line.mark]}m{mark}\033[0m"
         remedy = f"-> {line.remedy}" if line.remedy else ""
         rows = [row for text in (line.text, remedy) for row in ROWS.wrap(text)]
         return mark + f"\n{'':13}".join(rows)
@@ -148,110 +148,131 @@ class Screen:
             print(json.dumps({**self.document, "trains": not self.stopped}, indent=2))
 
 
-def describe(machine: "Machine") -> Iterator[Line]:
+def describe_machine(machine: "Machine") -> Iterator[ReportLine]:
     """The facts, a line each."""
-    yield Line("system", f"{machine.system}, Python {machine.python}")
+    yield ReportLine("system", f"{machine.system}, Python {machine.python}")
     memory = f"{machine.memory_bytes / GIB:.1f} GiB"
-    yield Line("processor", f"{machine.processor}, {machine.cores} cores, {memory}")
+    yield ReportLine("processor", f"{machine.processor}, {machine.cores} cores, {memory}")
     for device in machine.devices:
         free = "" if device.free_bytes is None else f" ({device.free_bytes / GIB:.1f} free)"
         text = f"{device.name}, {device.memory_bytes / GIB:.1f} GiB{free}"
         if device.capability is not None:
             text += ", compute capability {}.{}".format(*device.capability)
-        yield Line("GPU", text)
+        yield ReportLine("GPU", text)
     if not machine.devices:
-        yield Line("GPU", "none that torch sees: training runs on the CPU")
+        yield ReportLine("GPU", "none that torch sees: training runs on the CPU")
     if machine.driver is not None:
         text = f"{machine.driver}; torch has CUDA {machine.cuda}, NCCL {machine.nccl}"
-        yield Line("driver", text)
+        yield ReportLine("driver", text)
     present = {name: version for name, version in machine.versions.items() if version}
-    yield Line("packages", ", ".join(f"{name} {version}" for name, version in present.items()))
+    yield ReportLine(
+        "packages", ", ".join(f"{name} {version}" for name, version in present.items())
+    )
     absent = [name for name in machine.versions if name not in present]
-    yield Line("without", ", ".join(absent) or "nothing")
-    yield Line("kernels", KERNELS[machine.kernels])
+    yield ReportLine("without", ", ".join(absent) or "nothing")
+    yield ReportLine("kernels", KERNELS[machine.kernels])
     package = "the flash-attn package" if "flash-attn" in present else "torch's own functions"
-    yield Line("attention", package)
+    yield ReportLine("attention", package)
     for folder in machine.folders:
         text = f"{folder.free_bytes / GIB:,.1f} GiB free for {folder.purpose}, {folder.path}"
-        yield Line("disk", text)
+        yield ReportLine("disk", text)
 
 
-def to_line(finding: "Finding") -> Line:
+def problem_line(finding: "DetectedProblem") -> ReportLine:
     """A finding as a line."""
-    return Line("problem" if finding.stops else "warning", finding.happens, finding.remedy)
+    return ReportLine(
+        "problem" if finding.blocks_training else "warning", finding.description, finding.remedy
+    )
 
 
-def examine_all(machine: "Machine") -> Iterator[Line]:
+def summarize_models(machine: "Machine") -> Iterator[ReportLine]:
     """Which of fla's models train here, from what is known about them."""
     from flame_accel.diagnosis.conformance.known_issues import known_issues
-    from flame_accel.diagnosis.fitness import examine_fitness
-    from flame_accel.models.catalogue import registered_configs, tiny_config
+    from flame_accel.diagnosis.trainability import find_training_problems
+    from flame_accel.models.catalogue import registered_config_classes, tiny_config
 
     reasons: dict[tuple[str, str], list[str]] = {}
     working, leaking = [], []
-    for model_type in sorted(registered_configs()):
-        findings = examine_fitness(machine, tiny_config(model_type))
-        stops = [finding for finding in findings if finding.stops]
-        if not stops:
+    for model_type in sorted(registered_config_classes()):
+        findings = find_training_problems(machine, tiny_config(model_type))
+        blocking = [finding for finding in findings if finding.blocks_training]
+        if not blocking:
             working.append(model_type)
         if "keeps documents apart" in known_issues(model_type, machine.laws):
             leaking.append(model_type)
-        for finding in stops:
-            reasons.setdefault((finding.happens, finding.remedy), []).append(model_type)
-    yield Line("ok", f"{len(working)} train here: {', '.join(working)}")
-    for (happens, remedy), models in reasons.items():
-        yield Line("warning", f"{', '.join(models)}: {happens}", remedy)
+        for finding in blocking:
+            reasons.setdefault((finding.description, finding.remedy), []).append(model_type)
+    yield ReportLine("ok", f"{len(working)} train here: {', '.join(working)}")
+    for (description, remedy), models in reasons.items():
+        yield ReportLine("warning", f"{', '.join(models)}: {description}", remedy)
     if leaking:
-        yield Line("but", f"without training.varlen: {', '.join(leaking)}")
-    yield Line("more", "--model.config tries one out, python -m flame_accel models all of them")
+        yield ReportLine("but", f"without training.varlen: {', '.join(leaking)}")
+    yield ReportLine(
+        "more", "--model.config tries one out, python -m flame_accel models all of them"
+    )
 
 
-def examine_one(
-    machine: "Machine", arguments: argparse.Namespace, told: Sequence["Finding"], screen: Screen
+def examine_model(
+    machine: "Machine",
+    arguments: argparse.Namespace,
+    reported: Sequence["DetectedProblem"],
+    report: Report,
 ) -> None:
-    """What is known about one model, and if nothing stands against it, how a small one fares."""
-    from flame_accel.diagnosis.fitness import examine_fitness
-    from flame_accel.diagnosis.numerics import count
+    """Reports what is known about one model and, unless that rules it out, tries a small one.
+
+    Args:
+        machine: Facts about it.
+        arguments: Of the command.
+        reported: Problems already shown.
+        report: To print to.
+    """
+    from flame_accel.diagnosis.small_model_trial import count_config_parameters
+    from flame_accel.diagnosis.trainability import find_training_problems
     from flame_accel.models import load_model_config, register_models
 
     register_models(arguments.custom)
     config = load_model_config(arguments.config, custom=arguments.custom)
-    parameters = count(config)
-    findings = examine_fitness(machine, config, parameters)
+    parameters = count_config_parameters(config)
+    findings = find_training_problems(machine, config, parameters)
     lines = [
-        Line("type", f"{config.model_type}, {parameters:,} parameters"),
-        *(to_line(finding) for finding in findings if finding not in told),
+        ReportLine("type", f"{config.model_type}, {parameters:,} parameters"),
+        *(problem_line(finding) for finding in findings if finding not in reported),
     ]
-    screen.show(f"model {arguments.config}", lines)
-    if not screen.stopped:
-        screen.show("trial of a small one", try_out(config, machine))
+    report.show(f"model {arguments.config}", lines)
+    if not report.stopped:
+        report.show("trial of a small one", try_small_model(config, machine))
 
 
-def try_out(config: "PreTrainedConfig", machine: "Machine") -> Iterator[Line]:
+def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[ReportLine]:
     """How a small version keeps the laws of models, and whether both kinds of kernels agree."""
-    from flame_accel.diagnosis.conformance.laws import examine, mixer_families
-    from flame_accel.diagnosis.numerics import compare_kernels, count, install_untuned, shrink
+    from flame_accel.diagnosis.conformance.laws import check_laws, find_mixer_kernels
+    from flame_accel.diagnosis.small_model_trial import (
+        compare_triton_with_torch,
+        count_config_parameters,
+        install_kernels_untuned,
+        shrink_config,
+    )
 
     device = "cuda" if machine.platform in ("cuda", "hip") else "cpu"
-    config = shrink(config, device)
+    config = shrink_config(config, device)
     size = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
-    yield Line("size", f"{size}, {count(config):,} parameters, on {device}")
+    yield ReportLine("size", f"{size}, {count_config_parameters(config):,} parameters, on {device}")
     if machine.kernels == "triton":
-        install_untuned("triton")
-    for law, holds, reason, seconds in examine(config, device):
+        install_kernels_untuned("triton")
+    for law, holds, reason, seconds in check_laws(config, device):
         mark = "ok" if holds else "problem" if law == "trains" else "warning"
         text = f"{law} ({seconds:.1f} s)" if holds else f"{law}: no; {reason}"
-        yield Line(mark, text, "" if holds else REMEDIES[law])
+        yield ReportLine(mark, text, "" if holds else REMEDIES[law])
     if device == "cpu":
-        families = mixer_families(config)
-        yield Line("kernels", ", ".join(families) or "the model's own PyTorch code")
+        families = find_mixer_kernels(config)
+        yield ReportLine("kernels", ", ".join(families) or "the model's own PyTorch code")
     if machine.kernels == "triton":
-        for comparison in compare_kernels(config, device):
+        for comparison in compare_triton_with_torch(config, device):
             mark = "ok" if comparison.holds else "problem" if comparison.trains else "warning"
             text = (
                 f"{comparison.what}: Triton and PyTorch kernels differ by {comparison.error:.1e}, "
                 f"where {comparison.tolerance:.0e} is allowed"
             )
-            yield Line(
+            yield ReportLine(
                 mark, f"{comparison.what}: {comparison.reason}" if comparison.reason else text
             )

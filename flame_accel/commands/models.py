@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Checks and prints, or writes the page."""
-    from flame_accel.models.catalogue import registered_configs
+    from flame_accel.models.catalogue import registered_config_classes
 
     if arguments.write is not None:
         write_page(arguments.write)
         return
-    registered = sorted(registered_configs())
+    registered = sorted(registered_config_classes())
     unknown = [name for name in arguments.model if name not in registered]
     if unknown:
         raise UserError(
@@ -48,16 +48,19 @@ def run(arguments: argparse.Namespace) -> None:
             remedy=f"name one of {', '.join(registered)}",
             exit_code=2,
         )
-    results = describe_machine(arguments.device)
+    results = start_results(arguments.device)
     started_at = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         names = arguments.model or registered
-        jobs = {pool.submit(check, name, results["kind"], arguments.limit): name for name in names}
+        jobs = {
+            pool.submit(check_in_subprocess, name, results["kind"], arguments.limit): name
+            for name in names
+        }
         for done, job in enumerate(as_completed(jobs), start=1):
             results["models"][jobs[job]] = job.result()
             elapsed_seconds = time.monotonic() - started_at
             progress = f"{done}/{len(jobs)} {elapsed_seconds:4.0f} s"
-            print(f"{progress}  {describe(jobs[job], results)}", flush=True)
+            print(f"{progress}  {summarize_model(jobs[job], results)}", flush=True)
             if arguments.json is not None:
                 text = json.dumps(results, indent=1, sort_keys=True)
                 write_text(arguments.json, text + "\n")
@@ -65,13 +68,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def write_page(page: Path) -> None:
     """Writes the page from the results that are kept with the source."""
-    from flame_accel.diagnosis.conformance.support_table import load_results, render
+    from flame_accel.diagnosis.conformance.support_table import load_results, render_page
 
-    write_text(page, render(load_results()))
+    write_text(page, render_page(load_results()))
     print(page)
 
 
-def describe_machine(kind: str | None) -> dict[str, Any]:
+def start_results(kind: str | None) -> dict[str, Any]:
     """The head of a file of results: device, date and versions; no models yet."""
     import platform
 
@@ -88,7 +91,7 @@ def describe_machine(kind: str | None) -> dict[str, Any]:
     }
 
 
-def check(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
+def check_in_subprocess(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
     """Checks one model in a process of its own.
 
     Returns:
@@ -97,7 +100,7 @@ def check(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
     """
     from flame_accel.diagnosis.conformance.laws import LAWS
 
-    command = [sys.executable, "-m", "flame_accel.models", model_type, kind]
+    command = [sys.executable, "-m", "flame_accel.diagnosis.conformance", model_type, kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -120,11 +123,11 @@ def check(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
     return record
 
 
-def describe(model_type: str, results: dict[str, Any]) -> str:
+def summarize_model(model_type: str, results: dict[str, Any]) -> str:
     """What became of one model, for the screen."""
-    from flame_accel.diagnosis.conformance.support_table import failures
+    from flame_accel.diagnosis.conformance.support_table import explain_broken_laws
 
-    broken = failures(results, model_type)
+    broken = explain_broken_laws(results, model_type)
     findings = results["models"][model_type]["findings"]
     seconds = sum(finding["seconds"] for finding in findings)
     told = "".join(f"\n      {law}: {reason}" for law, reason in broken.items())

@@ -6,14 +6,14 @@ from packaging.version import Version
 from flame_accel.diagnosis.machine import Device, Machine
 
 
-def older(machine: Machine, package: str, than: str) -> bool:
-    """Whether an installed package is older than a version."""
+def is_older(machine: Machine, package: str, than: str) -> bool:
+    """Whether an installed package is is_older than a version."""
     version = machine.versions[package]
     return version is not None and Version(version) < Version(than)
 
 
-def newer(machine: Machine, package: str, than: str) -> bool:
-    """Whether an installed package is newer than every patch of a version `major.minor`."""
+def is_newer(machine: Machine, package: str, than: str) -> bool:
+    """Whether an installed package is is_newer than every patch of a version `major.minor`."""
     version = machine.versions[package]
     return version is not None and Version(version).release[:2] > Version(than).release
 
@@ -23,10 +23,10 @@ def uses_triton(machine: Machine) -> bool:
     return machine.kernels == "triton"
 
 
-def on_hopper_with_bad_triton(machine: Machine) -> bool:
+def has_miscompiling_triton_on_hopper(machine: Machine) -> bool:
     """Where fla refuses its gated backward: `chunk_bwd_dqkwg` in `fla/ops/common/chunk_o.py`."""
     first = machine.devices[0].capability if machine.devices else None
-    bad = older(machine, "triton", "3.7.1") and not older(machine, "triton", "3.4.0")
+    bad = is_older(machine, "triton", "3.7.1") and not is_older(machine, "triton", "3.4.0")
     return uses_triton(machine) and bad and first is not None and first[0] == 9
 
 
@@ -35,10 +35,10 @@ def has_tilelang(machine: Machine) -> bool:
     return machine.versions["tilelang"] is not None and machine.nvcc
 
 
-def strangers(machine: Machine) -> list[Device]:
+def devices_unknown_to_torch(machine: Machine) -> list[Device]:
     """Devices that none of torch's own kernels was compiled for, nor for a relative.
 
-    Machine code (`sm_90`) runs on newer devices of its major version, PTX (`compute_90`) on all.
+    Machine code (`sm_90`) runs on is_newer devices of its major version, PTX (`compute_90`) on all.
     """
     compiled = [name.partition("_") for name in machine.architectures]
     known = [(kind, divmod(int(code.rstrip("af")), 10)) for kind, _, code in compiled]
@@ -53,14 +53,14 @@ def strangers(machine: Machine) -> list[Device]:
     ]
 
 
-def old_devices(machine: Machine) -> list[Device]:
+def devices_below_ampere(machine: Machine) -> list[Device]:
     """Devices of a compute capability below 8.0."""
     return [
         device for device in machine.devices if device.capability and device.capability < (8, 0)
     ]
 
 
-def busy_devices(machine: Machine) -> list[Device]:
+def devices_in_use(machine: Machine) -> list[Device]:
     """Devices with less than 80% of their memory free."""
     return [
         device
@@ -69,19 +69,19 @@ def busy_devices(machine: Machine) -> list[Device]:
     ]
 
 
-def sees_no_gpu(machine: Machine) -> bool:
+def misses_gpus(machine: Machine) -> bool:
     """Whether NVIDIA's driver has GPUs that torch does not see, and nobody hid them."""
     return machine.platform == "cpu" and machine.driver_devices > 0 and not machine.hidden_devices
 
 
-def has_foreign_triton(machine: Machine) -> bool:
+def has_mismatched_triton(machine: Machine) -> bool:
     """Whether torch asks for another Triton than there is."""
-    wanted, version = machine.triton_of_torch, machine.versions["triton"]
+    wanted, version = machine.triton_required_by_torch, machine.versions["triton"]
     if wanted is None or version is None:
         return False
     return not SpecifierSet(wanted).contains(version, prereleases=True)
 
 
-def names(devices: list[Device]) -> str:
-    """The devices as their maker names them."""
+def device_names(devices: list[Device]) -> str:
+    """The devices as their maker device_names them."""
     return ", ".join(sorted({device.name for device in devices}))

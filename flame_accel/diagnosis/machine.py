@@ -89,7 +89,7 @@ class Machine:
     nccl: str | None
     versions: Mapping[str, str | None]
     """Of `PACKAGES`; None if not installed."""
-    triton_of_torch: str | None
+    triton_required_by_torch: str | None
     """The Triton that torch asks for, as a version specifier; None if it asks for none."""
     kernels: str
     """What serves fla's operators: "triton" or "torch"."""
@@ -111,7 +111,7 @@ class Machine:
         return "cuda" if self.kernels == "triton" else "cpu"
 
 
-def look_at_machine(
+def collect_machine_facts(
     kernels: str, folders: Mapping[str, Path | str], *, free_memory: bool = False
 ) -> Machine:
     """Collects the facts.
@@ -122,7 +122,7 @@ def look_at_machine(
         free_memory: whether to ask each GPU how much of its memory is free. It opens a context
             there, which takes a second and some hundred MiB until this process ends.
     """
-    driver, driver_devices = nvidia_driver()
+    driver, driver_devices = nvidia_driver_and_gpu_count()
     platform_name, devices = visible_devices(free_memory)
     return Machine(
         system=platform.platform(),
@@ -130,7 +130,7 @@ def look_at_machine(
         processor=processor_name(),
         cores=count_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        shared_memory_bytes=shared_memory(),
+        shared_memory_bytes=free_shared_memory_bytes(),
         platform=platform_name,
         devices=devices,
         driver=driver,
@@ -140,7 +140,7 @@ def look_at_machine(
         architectures=tuple(torch.cuda.get_arch_list()) if platform_name == "cuda" else (),
         nccl=nccl_version(),
         versions={name: installed_version(name) for name in PACKAGES},
-        triton_of_torch=triton_of_torch(),
+        triton_required_by_torch=triton_required_by_torch(),
         kernels="triton" if kernels != "torch" and triton_has_device() else "torch",
         compiler=os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
         python_headers=has_python_headers(),
@@ -148,12 +148,13 @@ def look_at_machine(
         nvcc=has_nvcc(),
         interpreted=os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
         folders=tuple(
-            look_at_folder(purpose, Path(path).expanduser()) for purpose, path in folders.items()
+            describe_output_folder(purpose, Path(path).expanduser())
+            for purpose, path in folders.items()
         ),
     )
 
 
-def nvidia_driver() -> tuple[str | None, int]:
+def nvidia_driver_and_gpu_count() -> tuple[str | None, int]:
     """Version of NVIDIA's driver and number of its GPUs; (None, 0) where it does not answer."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -205,7 +206,7 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def triton_of_torch() -> str | None:
+def triton_required_by_torch() -> str | None:
     """The version specifier in torch's requirement of Triton; None if it has none."""
     for text in importlib.metadata.requires("torch") or ():
         requirement = Requirement(text)
@@ -229,7 +230,7 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-def shared_memory() -> int | None:
+def free_shared_memory_bytes() -> int | None:
     """Bytes free in /dev/shm; None where the system has no such folder."""
     path = Path("/dev/shm")
     return shutil.disk_usage(path).free if path.is_dir() else None
@@ -259,7 +260,7 @@ def has_nvcc() -> bool:
     return shutil.which("nvcc") is not None or any(path.is_file() for path in paths)
 
 
-def look_at_folder(purpose: str, path: Path) -> Folder:
+def describe_output_folder(purpose: str, path: Path) -> Folder:
     """What can be written at a path, which need not exist yet."""
     nearest = next(
         parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()

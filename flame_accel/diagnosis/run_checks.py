@@ -8,9 +8,9 @@ from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
 from flame_accel.config import Config
-from flame_accel.diagnosis.conformance.packing import check_packing_support
-from flame_accel.diagnosis.fitness import check_machine
-from flame_accel.diagnosis.numerics import check_document_isolation
+from flame_accel.diagnosis.conformance.packing_support import check_packing_support
+from flame_accel.diagnosis.small_model_trial import check_documents_stay_apart
+from flame_accel.diagnosis.trainability import check_machine_can_train
 from flame_accel.observe import get_logger
 from flame_accel.observe.profiling import check_memory_snapshot_support
 from flame_accel.parallel import check_parallel_options, compute_dtype
@@ -42,8 +42,8 @@ def check_run(
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
         check_packing_support(model_config, kernels=active_kernels)
-        check_document_isolation(model_config, accelerator.device.type)
-    for warning in check_machine(
+        check_documents_stay_apart(model_config, accelerator.device.type)
+    for warning in check_machine_can_train(
         model_config,
         config.model.kernels,
         config.job.dump_folder,

@@ -9,7 +9,7 @@ from flame_accel.models.flops import device_peak_flops, train_flops_per_token
 from flame_accel.models.parameter_groups import (
     ParameterCount,
     count_parameters,
-    fp32_parameters,
+    fp32_parameter_names,
     parameter_groups,
 )
 from flame_accel.models.registration import register_models
@@ -19,7 +19,7 @@ __all__ = [
     "build_model",
     "count_parameters",
     "device_peak_flops",
-    "fp32_parameters",
+    "fp32_parameter_names",
     "load_model_config",
     "parameter_groups",
     "register_models",

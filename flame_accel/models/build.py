@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UserError
-from flame_accel.models.instantiate import describe, instantiate
-from flame_accel.models.norms import choose_norm, fit_norms
+from flame_accel.models.instantiate import describe_error, instantiate
+from flame_accel.models.norms import apply_norm_type, config_with_norm
 
 logger = logging.getLogger(__name__)
 
@@ -51,24 +51,24 @@ def load_model_config(
     """
     path = Path(name_or_path).expanduser()
     if not path.exists() and path.suffix != ".json" and HUB_NAME.fullmatch(name_or_path):
-        return _load_with_code(name_or_path, trust_remote_code)
+        return _load_auto_config(name_or_path, trust_remote_code)
     file = path / "config.json" if path.is_dir() else path
-    fields = _read_fields(file)
+    fields = _read_config_file(file)
     if trust_remote_code and "auto_map" in fields and file.name == "config.json":
-        return _load_with_code(str(file.parent), trust_remote_code)
+        return _load_auto_config(str(file.parent), trust_remote_code)
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise _unknown_model_type(file, fields, custom)
+        raise _unknown_model_type_error(file, fields, custom)
     config_class = CONFIG_MAPPING[model_type]
     try:
         config = config_class.from_dict(fields)
     except Exception as error:
-        raise _error(
+        raise _model_config_error(
             file,
-            f"{config_class.__name__} refuses these values: {describe(error)}",
+            f"{config_class.__name__} refuses these values: {describe_error(error)}",
             "correct the field that the message names",
         ) from error
-    _report_unknown_fields(file, fields, config_class)
+    _warn_about_unknown_fields(file, fields, config_class)
     return config
 
 
@@ -103,7 +103,7 @@ def build_model(
     Raises:
         UserError: as `instantiate`, or the model does not take such norms.
     """
-    config = copy.deepcopy(config) if norm_type is None else choose_norm(config, norm_type)
+    config = copy.deepcopy(config) if norm_type is None else config_with_norm(config, norm_type)
     config.vocab_size = vocabulary_size
     config.bos_token_id = bos_token_id
     config.eos_token_id = eos_token_id
@@ -112,7 +112,7 @@ def build_model(
     with torch.device("cpu"):
         model = instantiate(config, seed=seed, trust_remote_code=trust_remote_code)
         if norm_type is not None:
-            fit_norms(model, norm_type)
+            apply_norm_type(model, norm_type)
     if model.can_generate():
         model.generation_config.bos_token_id = bos_token_id
         model.generation_config.eos_token_id = eos_token_id
@@ -120,27 +120,27 @@ def build_model(
     return model
 
 
-def _error(where: object, what: str, remedy: str) -> UserError:
+def _model_config_error(where: object, what: str, remedy: str) -> UserError:
     return UserError(what, where=f"--model.config {where}", remedy=remedy, exit_code=2)
 
 
-def _read_fields(file: Path) -> dict[str, Any]:
+def _read_config_file(file: Path) -> dict[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise _error(file, "no such file", _near(file)) from error
+        raise _model_config_error(file, "no such file", _suggest_config_files(file)) from error
     except json.JSONDecodeError as error:
-        raise _error(
+        raise _model_config_error(
             f"{file}:{error.lineno}",
             f"not valid JSON: {error.msg} (column {error.colno})",
             "correct that line; JSON has no comments and no comma after the last field",
         ) from error
     except (UnicodeDecodeError, OSError) as error:
-        raise _error(
+        raise _model_config_error(
             file, f"cannot be read as text: {error}", "give the JSON config of a model"
         ) from error
     if not isinstance(fields, dict):
-        raise _error(
+        raise _model_config_error(
             file,
             f"holds a JSON {type(fields).__name__}, not an object",
             'a model config looks like {"model_type": "gla", "hidden_size": 1024, ...}',
@@ -148,7 +148,7 @@ def _read_fields(file: Path) -> dict[str, Any]:
     return fields
 
 
-def _near(file: Path) -> str:
+def _suggest_config_files(file: Path) -> str:
     known = [str(path) for path in sorted(file.parent.glob("*.json"))]
     close = difflib.get_close_matches(str(file), known, n=3)
     if close:
@@ -159,7 +159,7 @@ def _near(file: Path) -> str:
     )
 
 
-def _load_with_code(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -169,12 +169,14 @@ def _load_with_code(name: str, trust_remote_code: bool) -> PreTrainedConfig:
             remedy = (
                 "check the name, the network and your access (HF_TOKEN); a file needs no network"
             )
-        raise _error(
+        raise _model_config_error(
             name, f"no model config can be loaded: {str(error).splitlines()[0]}", remedy
         ) from error
 
 
-def _unknown_model_type(file: Path, fields: Mapping[str, Any], custom: Sequence[str]) -> UserError:
+def _unknown_model_type_error(
+    file: Path, fields: Mapping[str, Any], custom: Sequence[str]
+) -> UserError:
     model_type = fields.get("model_type")
     close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=3)
     if "auto_map" in fields:
@@ -188,10 +190,12 @@ def _unknown_model_type(file: Path, fields: Mapping[str, Any], custom: Sequence[
     what = f"model_type {model_type!r} is not known to fla or transformers"
     if custom:
         what += f", and {', '.join(custom)} (--model.custom) did not register it"
-    return _error(file, what if "model_type" in fields else "has no model_type", remedy)
+    return _model_config_error(
+        file, what if "model_type" in fields else "has no model_type", remedy
+    )
 
 
-def _report_unknown_fields(
+def _warn_about_unknown_fields(
     file: Path, fields: Mapping[str, Any], config_class: type[PreTrainedConfig]
 ) -> None:
     parameters = inspect.signature(config_class).parameters

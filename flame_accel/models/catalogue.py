@@ -10,7 +10,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 VOCABULARY_SIZE = 256
 
-SMALL: dict[str, Any] = {
+TINY_FIELDS: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_heads": 2,
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 }
 """Values of every tiny configuration whose class has the field."""
 
-SPECIAL: dict[str, dict[str, Any]] = {
+TINY_FIELDS_BY_TYPE: dict[str, dict[str, Any]] = {
     "cat": {"max_chunk_size": 8, "pad_to_multiple_of": 16},
     "hgrn": {"expand_ratio": 1},
     # its kernels want whole blocks of 64 states
@@ -69,10 +69,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "cross_decoder_attn": {"num_heads": 2},
     },
 }
-"""Values of single model types: they replace or complete those of `SMALL`."""
+"""Values of single model types: they replace or complete those of `TINY_FIELDS`."""
 
 
-def registered_configs() -> dict[str, type[PreTrainedConfig]]:
+def registered_config_classes() -> dict[str, type[PreTrainedConfig]]:
     """The configuration class of every causal language model that fla registers, by model type."""
     import fla.models
 
@@ -89,15 +89,15 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """A configuration with which a model trains in milliseconds: 64 channels, 2 layers, 2 heads.
 
     Args:
-        model_type: one of `registered_configs`.
+        model_type: one of `registered_config_classes`.
         changes: fields with other values.
     """
-    config_class = registered_configs()[model_type]
+    config_class = registered_config_classes()[model_type]
     known = {
         name
         for base in config_class.__mro__
         if issubclass(base, PreTrainedConfig) and base is not PreTrainedConfig
         for name in inspect.signature(base).parameters
     }
-    small = {name: value for name, value in SMALL.items() if name in known}
-    return config_class(**{**small, **SPECIAL.get(model_type, {}), **changes})
+    small = {name: value for name, value in TINY_FIELDS.items() if name in known}
+    return config_class(**{**small, **TINY_FIELDS_BY_TYPE.get(model_type, {}), **changes})

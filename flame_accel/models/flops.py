@@ -35,12 +35,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
 
-TRAINING = 3
+FORWARD_AND_BACKWARD = 3
 """Forward and backward pass, in forward passes."""
 
-DECAY = 4
-DELTA_RULE = 6
-GENERALIZED_DELTA_RULE = 8
+DECAY_FLOPS = 4
+DELTA_RULE_FLOPS = 6
+GENERALIZED_DELTA_RULE_FLOPS = 8
 """Operations per element of a recurrent state and token, forward."""
 
 
@@ -61,10 +61,10 @@ def train_flops_per_token(model: PreTrainedConfig | PreTrainedModel, seq_len: in
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
             model = instantiate(model)
-    return TRAINING * (2 * _multiplied_weights(model) + mixers)
+    return FORWARD_AND_BACKWARD * (2 * _count_matmul_weights(model) + mixers)
 
 
-def _multiplied_weights(model: PreTrainedModel) -> int:
+def _count_matmul_weights(model: PreTrainedModel) -> int:
     """Counts the weights of linear and convolution layers by their sizes, sharded or not."""
     weights = 0
     for module in model.modules():
@@ -78,84 +78,88 @@ def _multiplied_weights(model: PreTrainedModel) -> int:
 
 def _mixer_flops(config: PreTrainedConfig, seq_len: int) -> float | None:
     """Sums the forward operations of all token mixers, per token."""
-    formula = MIXERS.get(base_model_type(config))
+    formula = MIXER_FLOPS.get(base_model_type(config))
     # attention over the residuals of earlier layers is no mixer of tokens, and has no formula here
     if formula is None or getattr(config, "attnres_block_size", None) is not None:
         return None
     attention = {
-        layer: _softmax(config.hidden_size, seq_len, spec["window_size"])
-        for spec in _attention_specs(config)
+        layer: _softmax_attention_flops(config.hidden_size, seq_len, spec["window_size"])
+        for spec in _hybrid_attention_specs(config)
         for layer in spec["layers"]
     }
     layers = range(config.num_hidden_layers)
     return sum(attention.get(layer) or formula(config, layer, seq_len) for layer in layers)
 
 
-def _attention_specs(config: PreTrainedConfig) -> list[dict[str, Any]]:
+def _hybrid_attention_specs(config: PreTrainedConfig) -> list[dict[str, Any]]:
     specs = getattr(config, "attn", None) or []
     return [specs] if isinstance(specs, dict) else specs
 
 
-def _softmax(width: int, seq_len: int, window: int | None) -> float:
+def _softmax_attention_flops(width: int, seq_len: int, window: int | None) -> float:
     """Counts causal softmax attention of heads `width` wide in all; token t sees min(t, W) keys."""
     reach = min(window or seq_len, seq_len)
     keys = reach * (reach + 1) / 2 + (seq_len - reach) * reach
     return 4 * width * keys / seq_len
 
 
-def _expanded_state(config: PreTrainedConfig) -> float:
+def _state_size_from_expand_k(config: PreTrainedConfig) -> float:
     """Counts the elements of all states; all keys are `expand_k` times as wide as the model."""
     return config.hidden_size**2 * config.expand_k * config.expand_v / config.num_heads
 
 
-def _head_state(config: PreTrainedConfig) -> float:
+def _state_size_from_head_dim(config: PreTrainedConfig) -> float:
     """Counts the elements of all states; a key is `head_dim` wide, values may have more heads."""
     heads = getattr(config, "num_v_heads", None) or config.num_heads
     return heads * config.head_dim**2 * config.expand_v
 
 
-def _hgrn2(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return DECAY * config.hidden_size * config.expand_ratio
+def _hgrn2_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return DECAY_FLOPS * config.hidden_size * config.expand_ratio
 
 
-def _mamba2(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return DECAY * config.expand * config.hidden_size * config.state_size
+def _mamba2_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return DECAY_FLOPS * config.expand * config.hidden_size * config.state_size
 
 
-def _gsa(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _gsa_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
     slots = config.num_slots or config.hidden_size * config.expand_k / config.num_heads
-    return DECAY * slots * config.hidden_size * (config.expand_k + config.expand_v)
+    return DECAY_FLOPS * slots * config.hidden_size * (config.expand_k + config.expand_v)
 
 
-def _gated_deltaproduct(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return (4 * config.num_householder + 2) * _head_state(config)
+def _gated_deltaproduct_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return (4 * config.num_householder + 2) * _state_size_from_head_dim(config)
 
 
-def _rwkv7(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return GENERALIZED_DELTA_RULE * config.head_dim * config.value_dim[layer]
+def _rwkv7_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return GENERALIZED_DELTA_RULE_FLOPS * config.head_dim * config.value_dim[layer]
 
 
-def _transformer(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return _softmax(config.hidden_size, seq_len, config.window_size)
+def _transformer_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return _softmax_attention_flops(config.hidden_size, seq_len, config.window_size)
 
 
-def _llama(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return _softmax(config.num_attention_heads * config.head_dim, seq_len, None)
+def _llama_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return _softmax_attention_flops(config.num_attention_heads * config.head_dim, seq_len, None)
 
 
-MIXERS: dict[str, Callable[[Any, int, int], float]] = {
-    "delta_net": lambda config, layer, seq_len: DELTA_RULE * _expanded_state(config),
-    "gated_deltanet": lambda config, layer, seq_len: DELTA_RULE * _head_state(config),
-    "gated_deltaproduct": _gated_deltaproduct,
-    "gla": lambda config, layer, seq_len: DECAY * _expanded_state(config),
-    "gsa": _gsa,
-    "hgrn2": _hgrn2,
-    "kda": lambda config, layer, seq_len: DELTA_RULE * _head_state(config),
-    "llama": _llama,
-    "mamba2": _mamba2,
-    "retnet": lambda config, layer, seq_len: DECAY * _expanded_state(config),
-    "rwkv7": _rwkv7,
-    "transformer": _transformer,
+MIXER_FLOPS: dict[str, Callable[[Any, int, int], float]] = {
+    "delta_net": lambda config, layer, seq_len: (
+        DELTA_RULE_FLOPS * _state_size_from_expand_k(config)
+    ),
+    "gated_deltanet": lambda config, layer, seq_len: (
+        DELTA_RULE_FLOPS * _state_size_from_head_dim(config)
+    ),
+    "gated_deltaproduct": _gated_deltaproduct_flops,
+    "gla": lambda config, layer, seq_len: DECAY_FLOPS * _state_size_from_expand_k(config),
+    "gsa": _gsa_flops,
+    "hgrn2": _hgrn2_flops,
+    "kda": lambda config, layer, seq_len: DELTA_RULE_FLOPS * _state_size_from_head_dim(config),
+    "llama": _llama_flops,
+    "mamba2": _mamba2_flops,
+    "retnet": lambda config, layer, seq_len: DECAY_FLOPS * _state_size_from_expand_k(config),
+    "rwkv7": _rwkv7_flops,
+    "transformer": _transformer_flops,
 }
 """Forward operations per token of an architecture's own mixer, by config, layer and row length."""
 

@@ -49,7 +49,7 @@ def instantiate(
             exit_code=2,
         )
     try:
-        with _seeded(seed), _poisoned_memory():
+        with _seeded_cpu_generator(seed), _nan_filled_allocations():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ImportError as error:
         raise UserError(
@@ -59,7 +59,7 @@ def instantiate(
         ) from error
     except Exception as error:
         raise UserError(
-            f"the values of the model config do not fit together: {describe(error)}",
+            f"the values of the model config do not fit together: {describe_error(error)}",
             where=where,
             remedy="correct the sizes that the message names",
             exit_code=2,
@@ -68,7 +68,7 @@ def instantiate(
     return model
 
 
-def describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Words an error: its message, or the line of source where it has none, and the file."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [frame for frame in frames if not frame.filename.startswith(TORCH_FOLDER)][-1]
@@ -77,7 +77,7 @@ def describe(error: Exception) -> str:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded_cpu_generator(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reach the generators of accelerators, which are not forked
         torch.default_generator.manual_seed(seed)
@@ -85,7 +85,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _poisoned_memory() -> Iterator[None]:
+def _nan_filled_allocations() -> Iterator[None]:
     """Makes torch fill fresh memory with NaN, or the largest integer, until something writes it."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -98,7 +98,7 @@ def _poisoned_memory() -> Iterator[None]:
 
 def _check_initialized(model: PreTrainedModel, where: str) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    names = [name for name, tensor in tensors if _holds_poison(tensor)]
+    names = [name for name, tensor in tensors if _has_unwritten_values(tensor)]
     if names:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise UserError(
@@ -108,7 +108,7 @@ def _check_initialized(model: PreTrainedModel, where: str) -> None:
         )
 
 
-def _holds_poison(tensor: torch.Tensor) -> bool:
+def _has_unwritten_values(tensor: torch.Tensor) -> bool:
     if tensor.is_meta or tensor.dtype == torch.bool:
         return False
     if tensor.is_floating_point() or tensor.is_complex():

@@ -23,31 +23,31 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UserError
-from flame_accel.models.catalogue import registered_configs
+from flame_accel.models.catalogue import registered_config_classes
 
-NAMES = {"layernorm": "LayerNorm", "np_layernorm": "NPLayerNorm", "rmsnorm": "RMSNorm"}
-NATIVE = {"rwkv6": "layernorm", "rwkv7": "layernorm"}
+NORM_NAMES = {"layernorm": "LayerNorm", "np_layernorm": "NPLayerNorm", "rmsnorm": "RMSNorm"}
+NATIVE_NORMS = {"rwkv6": "layernorm", "rwkv7": "layernorm"}
 """What a type has by itself, where that is not rmsnorm."""
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 """Types of transformers itself; each has RMSNorm of its own, which computes what fla's does."""
 WEIGHT_NEEDED = ("mamba", "mamba2", "mamba3", "rodimus")
 """Types whose blocks take the dtype of what they hand on from the weight of a norm."""
 
-FUSED = (RMSNorm, LayerNorm)
-PLAIN = (nn.RMSNorm, nn.LayerNorm)
+FUSED_NORMS = (RMSNorm, LayerNorm)
+TORCH_NORMS = (nn.RMSNorm, nn.LayerNorm)
 
 _base_types: dict[str, str] = {}
 
 
-def register_norms() -> None:
+def register_norm_variants() -> None:
     """Registers the types that have another norm, such as gla_np_layernorm, once."""
     if _base_types:
         return
     llama_like = {name: CONFIG_MAPPING[name] for name in LLAMA_LIKE}
-    for base_type, config_class in {**registered_configs(), **llama_like}.items():
-        for kind, name in NAMES.items():
-            if kind != NATIVE.get(base_type, "rmsnorm"):
-                _register(config_class, f"{base_type}_{kind}", kind, name)
+    for base_type, config_class in {**registered_config_classes(), **llama_like}.items():
+        for kind, name in NORM_NAMES.items():
+            if kind != NATIVE_NORMS.get(base_type, "rmsnorm"):
+                _register_norm_variant(config_class, f"{base_type}_{kind}", kind, name)
         _base_types[base_type] = base_type
 
 
@@ -56,7 +56,7 @@ def base_model_type(config: PreTrainedConfig) -> str:
     return _base_types.get(config.model_type, config.model_type)
 
 
-def choose_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
+def config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
     """The config of the same model with norms of a type: a new one.
 
     Args:
@@ -69,15 +69,17 @@ def choose_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
     """
     base_type = base_model_type(config)
     if base_type not in _base_types:
-        raise _refusal(
+        raise _unsupported_norm_error(
             base_type, norm_type, f"choose one of {', '.join(sorted({*_base_types.values()}))}"
         )
     kind = "rmsnorm" if norm_type == "fused_rmsnorm" else norm_type
-    native = kind == NATIVE.get(base_type, "rmsnorm")
+    native = kind == NATIVE_NORMS.get(base_type, "rmsnorm")
     if not native and getattr(config, "attnres_block_size", None) is not None:
-        raise _refusal(f"{base_type} with attnres_block_size", norm_type, "leave that field out")
+        raise _unsupported_norm_error(
+            f"{base_type} with attnres_block_size", norm_type, "leave that field out"
+        )
     if kind == "np_layernorm" and base_type in WEIGHT_NEEDED:
-        raise _refusal(base_type, norm_type, "choose layernorm or fused_rmsnorm")
+        raise _unsupported_norm_error(base_type, norm_type, "choose layernorm or fused_rmsnorm")
     fields = config.to_dict()
     del fields["model_type"]
     chosen = CONFIG_MAPPING[base_type if native else f"{base_type}_{kind}"].from_dict(fields)
@@ -86,8 +88,8 @@ def choose_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
     return chosen
 
 
-def fit_norms(model: PreTrainedModel, norm_type: str) -> None:
-    """Makes sure that a model built from `choose_norm` has such norms.
+def apply_norm_type(model: PreTrainedModel, norm_type: str) -> None:
+    """Makes sure that a model built from `config_with_norm` has such norms.
 
     Fused norms of a model like Llama are put in here: what they compute, their names and the config
     are the same.
@@ -97,12 +99,14 @@ def fit_norms(model: PreTrainedModel, norm_type: str) -> None:
     """
     if base_model_type(model.config) in LLAMA_LIKE and norm_type == "fused_rmsnorm":
         replace_norms(model, "rmsnorm", fused=True)
-    for parent, name in block_norms(model):
-        if type_of(getattr(parent, name)) != norm_type:
-            raise _refusal(model.config.model_type, norm_type, "choose fused_rmsnorm or layernorm")
+    for parent, name in find_block_norms(model):
+        if norm_type_of(getattr(parent, name)) != norm_type:
+            raise _unsupported_norm_error(
+                model.config.model_type, norm_type, "choose fused_rmsnorm or layernorm"
+            )
 
 
-def block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
+def find_block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
     """Finds the norms of blocks and the final one: the module that holds each, and its name there.
 
     What lies inside of a block's own modules is not theirs.
@@ -116,11 +120,11 @@ def block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
         if module not in inside:
             for name, child in module.named_children():
                 # those of attention residuals are read by a kernel that knows RMSNorm only
-                if type_of(child) is not None and not name.endswith("res_norm"):
+                if norm_type_of(child) is not None and not name.endswith("res_norm"):
                     yield module, name
 
 
-def type_of(norm: nn.Module) -> str | None:
+def norm_type_of(norm: nn.Module) -> str | None:
     """The `model.norm_type` that a module is; None for all that are no such norm."""
     if isinstance(norm, (LayerNorm, nn.LayerNorm)):
         return "layernorm" if norm.elementwise_affine else "np_layernorm"
@@ -134,23 +138,25 @@ def replace_norms(model: PreTrainedModel, kind: str, *, fused: bool | None = Non
 
     Args:
         model: any of a registered type.
-        kind: a key of `NAMES`.
+        kind: a key of `NORM_NAMES`.
         fused: whether fla's fused modules take the places; None: where they are already.
     """
-    for parent, name in [*block_norms(model)]:
+    for parent, name in [*find_block_norms(model)]:
         old: Any = getattr(parent, name)
         options: dict[str, Any] = {
             "eps": old.variance_epsilon if hasattr(old, "variance_epsilon") else old.eps,
             "dtype": old.weight.dtype,
         }
-        rms, mean = (RMSNorm, LayerNorm) if fused or isinstance(old, FUSED) else PLAIN
+        rms, mean = (RMSNorm, LayerNorm) if fused or isinstance(old, FUSED_NORMS) else TORCH_NORMS
         if kind != "rmsnorm":
             options |= {"elementwise_affine": kind == "layernorm", "bias": False}
         new = (rms if kind == "rmsnorm" else mean)(old.weight.shape[0], **options)
         setattr(parent, name, new)
 
 
-def _register(config_class: type[PreTrainedConfig], model_type: str, kind: str, name: str) -> None:
+def _register_norm_variant(
+    config_class: type[PreTrainedConfig], model_type: str, kind: str, name: str
+) -> None:
     """Derives the config and model classes of a type, and makes them known to transformers."""
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
 
@@ -180,7 +186,7 @@ def _register(config_class: type[PreTrainedConfig], model_type: str, kind: str, 
     _base_types[model_type] = config_class.model_type
 
 
-def _refusal(model: str, norm_type: str, remedy: str) -> UserError:
+def _unsupported_norm_error(model: str, norm_type: str, remedy: str) -> UserError:
     return UserError(
         f"the norms of {model} cannot be {norm_type}",
         where="model.norm_type",

@@ -49,9 +49,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for module, name, parameter in _owned_parameters(model):
+    for module, name, parameter in _parameters_with_owners(model):
         if parameter.requires_grad:
-            (decayed if _decays(module, name, parameter) else exempt).append(parameter)
+            (decayed if _has_weight_decay(module, name, parameter) else exempt).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": exempt, "weight_decay": 0.0},
@@ -59,7 +59,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+def _parameters_with_owners(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Yields each parameter once, in the order of `named_parameters`: owner, name there, value."""
     seen: set[nn.Parameter] = set()
     for module in model.modules():
@@ -69,7 +69,7 @@ def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Par
                 yield module, name, parameter
 
 
-def _decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+def _has_weight_decay(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if getattr(parameter, "_no_weight_decay", False) or name.endswith("bias"):
         return False
     if "norm" in type(module).__name__.lower():
@@ -88,7 +88,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-def fp32_parameters(model: PreTrainedModel) -> list[str]:
+def fp32_parameter_names(model: PreTrainedModel) -> list[str]:
     """Names the parameters that fla computes with in float32, whatever the dtype of the rest.
 
     fla has no mark for them. They are those that are float32 even when the model is built in

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import all_reduce
 from transformers import PreTrainedModel
 
-from flame_accel.models import fp32_parameters
+from flame_accel.models import fp32_parameter_names
 from flame_accel.parallel.ranks import dp_group
 from flame_accel.parallel.sharded_tensors import local_tensor, placed_gradient
 
@@ -26,7 +26,7 @@ def ignore_fp32_params(accelerator: Accelerator, model: PreTrainedModel) -> None
     """
     if not accelerator.is_fsdp2:
         return
-    names = set(fp32_parameters(model))
+    names = set(fp32_parameter_names(model))
     ignored = [parameter for name, parameter in model.named_parameters() if name in names]
     for parameter in ignored:
         # FSDP2 does not move what it ignores, and with offloading the rest stays on the CPU

@@ -22,7 +22,7 @@ COMMANDS = [
     line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()
 ]
 PREFIX = ["python", "-m", "flame_accel"]
-SMALL = ["--training.batch_size=2", "--training.seq_len=64", "--documents=50", "--rows=1"]
+TINY_FIELDS = ["--training.batch_size=2", "--training.seq_len=64", "--documents=50", "--rows=1"]
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def test_every_command_runs(house: Path, capsys: pytest.CaptureFixture[str]):
             main([*words[3:], "--processes=1"])
         else:
             small = [
-                flag for flag in SMALL if "context_len" not in command or "seq_len" not in flag
+                flag
+                for flag in TINY_FIELDS
+                if "context_len" not in command or "seq_len" not in flag
             ]
             main([*words[3:], *small])
             assert "rows of step 1, 1 of 2" in capsys.readouterr().out, command
@@ -70,7 +72,7 @@ def test_the_sample_is_what_is_printed(house: Path, capsys: pytest.CaptureFixtur
         for number, name in enumerate(("gcd", "lcm", "mean", "power", "digits", "factors"))
     ]
     (house / "code.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    options = ["--training.dataset=code.jsonl", "--model.tokenizer_path=byte", *SMALL]
+    options = ["--training.dataset=code.jsonl", "--model.tokenizer_path=byte", *TINY_FIELDS]
     main(["data", *options, "--training.varlen", "--training.seq_len=192"])
     sample = re.search(r"```text\n(.*?)```", TEXT, re.DOTALL)
     assert sample and sample[1] in capsys.readouterr().out

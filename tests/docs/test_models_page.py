@@ -7,8 +7,12 @@ import pytest
 from flame_accel.commands import models
 from flame_accel.diagnosis.conformance.known_issues import known_issues
 from flame_accel.diagnosis.conformance.laws import LAWS
-from flame_accel.diagnosis.conformance.support_table import failures, load_results, render
-from flame_accel.models.catalogue import registered_configs
+from flame_accel.diagnosis.conformance.support_table import (
+    explain_broken_laws,
+    load_results,
+    render_page,
+)
+from flame_accel.models.catalogue import registered_config_classes
 from tests.helpers.runs import ROOT
 
 RESULTS = load_results()
@@ -17,18 +21,18 @@ PAGE = ROOT / "docs" / "models.md"
 
 def test_the_page_is_up_to_date():
     said = PAGE.read_text(encoding="utf-8")
-    assert said == render(RESULTS), "python -m flame_accel models --write docs/models.md"
+    assert said == render_page(RESULTS), "python -m flame_accel models --write docs/models.md"
 
 
 def test_the_page_has_every_model():
     text = PAGE.read_text(encoding="utf-8")
-    for model_type in registered_configs():
+    for model_type in registered_config_classes():
         assert f"| `{model_type}` |" in text
 
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_results_have_every_law_of_every_model(kind):
-    assert RESULTS[kind]["models"].keys() == registered_configs().keys()
+    assert RESULTS[kind]["models"].keys() == registered_config_classes().keys()
     for record in RESULTS[kind]["models"].values():
         assert [finding["law"] for finding in record["findings"]] == list(LAWS)
 
@@ -36,7 +40,9 @@ def test_the_results_have_every_law_of_every_model(kind):
 @pytest.mark.parametrize("kind", RESULTS)
 def test_every_hole_in_the_results_has_a_known_reason(kind):
     for model_type in RESULTS[kind]["models"]:
-        assert failures(RESULTS[kind], model_type) == known_issues(model_type, kind), model_type
+        assert explain_broken_laws(RESULTS[kind], model_type) == known_issues(model_type, kind), (
+            model_type
+        )
 
 
 def results_of(kind: str, broken: dict[str, dict[str, str]]) -> dict:
@@ -49,7 +55,7 @@ def results_of(kind: str, broken: dict[str, dict[str, str]]) -> dict:
             ],
             "kernels": [],
         }
-        for model_type in registered_configs()
+        for model_type in registered_config_classes()
         for wrong in [broken.get(model_type, {})]
     }
     return {"kind": kind, "device": "?", "date": "?", "packages": {}, "models": records}
@@ -57,15 +63,15 @@ def results_of(kind: str, broken: dict[str, dict[str, str]]) -> dict:
 
 def test_a_row_tells_where_a_law_holds():
     leak = {"gla": {"keeps documents apart": "because"}, "retnet": {"trains": "no idea"}}
-    page = render({"cpu": results_of("cpu", leak), "cuda": results_of("cuda", {})})
+    page = render_page({"cpu": results_of("cpu", leak), "cuda": results_of("cuda", {})})
     assert "| `gla` | yes | yes | H200 | yes |" in page
     assert "| `retnet` | no | yes | yes | yes |" in page
     assert "| `hgrn` | yes | yes | yes | yes |" in page
     assert "* `gla`, keeps documents apart (CPU): because" in page
-    assert "| `hgrn` | yes | not run | CPU | CPU |" in render({"cpu": results_of("cpu", {})})
+    assert "| `hgrn` | yes | not run | CPU | CPU |" in render_page({"cpu": results_of("cpu", {})})
     without = results_of("cuda", {})
     del without["models"]["hgrn"]
-    page = render({"cpu": results_of("cpu", {}), "cuda": without})
+    page = render_page({"cpu": results_of("cpu", {}), "cuda": without})
     assert "| `hgrn` | yes | not run | CPU | CPU |" in page
     assert "| `gla` | yes | yes | yes | yes |" in page
 

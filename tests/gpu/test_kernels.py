@@ -171,7 +171,7 @@ def test_packed_documents_stay_apart_to_the_bit(triton, model_type: str):
     model: Any = build_model(
         config, vocabulary_size=VOCABULARY_SIZE, bos_token_id=None, eos_token_id=None, seed=0
     )
-    keeps_documents_apart(model.to(DEVICE))
+    check_keeps_documents_apart(model.to(DEVICE))
 
 
 def test_every_served_operator_has_a_case_or_a_reason():

@@ -61,7 +61,7 @@ def test_the_export_loads_with_fla_alone_and_gives_the_trained_logits(
 ):
     from transformers import AutoModelForCausalLM
 
-    import train
+    from flame_accel import train
 
     monkeypatch.delenv("ACCELERATE_USE_CPU")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

@@ -56,9 +56,9 @@ def build(name: str) -> Any:
     from transformers import AutoConfig
 
     from flame_accel.models.instantiate import instantiate
-    from flame_accel.models.norms import register_norms
+    from flame_accel.models.norms import register_norm_variants
 
-    register_norms()
+    register_norm_variants()
     config = AutoConfig.for_model(name.split(",")[0], **SHAPE | CASES[name])
     model = instantiate(config, seed=1)
     generator = torch.Generator().manual_seed(3)

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from flame_accel.diagnosis.conformance.known_issues import HOLES, known_issues
+from flame_accel.diagnosis.conformance.known_issues import KNOWN_ISSUES, known_issues
 from flame_accel.diagnosis.conformance.laws import (
     LAWS,
-    Broken,
-    examine,
-    generates,
-    keeps_documents_apart,
-    mixer_families,
-    reloads,
-    trains,
+    LawBroken,
+    check_generates,
+    check_keeps_documents_apart,
+    check_laws,
+    check_reloads,
+    check_trains,
+    find_mixer_kernels,
 )
 from flame_accel.models import build_model
-from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_configs, tiny_config
+from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_config_classes, tiny_config
 
 SOFTMAX = {"layers": [1], "num_heads": 2, "num_kv_heads": 1}
 HYBRIDS = {
@@ -41,12 +41,12 @@ def one_thread():
 
 
 def broken_laws(model_type: str, **changes: Any) -> dict[str, str]:
-    findings = examine(tiny_config(model_type, **changes))
+    findings = check_laws(tiny_config(model_type, **changes))
     return {finding.law: finding.reason for finding in findings if not finding.holds}
 
 
 # strict: a model that starts to work has to leave the list of holes
-@pytest.mark.parametrize("model_type", sorted(registered_configs()))
+@pytest.mark.parametrize("model_type", sorted(registered_config_classes()))
 def test_a_model_breaks_no_law_but_those_that_are_known(model_type):
     broken = broken_laws(model_type)
     assert broken.keys() == known_issues(model_type, "cpu").keys(), broken
@@ -64,18 +64,18 @@ def test_moba_that_leaves_blocks_out_generates_with_all_of_them_by_design():
 def test_the_catalogue_has_every_registered_model():
     registered = MODEL_FOR_CAUSAL_LM_MAPPING._extra_content
     ours = {value for value in registered if value.__module__.startswith("fla.")}
-    assert set(registered_configs().values()) == ours
+    assert set(registered_config_classes().values()) == ours
 
 
 def test_the_holes_name_models_and_laws():
-    for hole in HOLES:
-        assert set(hole.models.split()) <= registered_configs().keys()
+    for hole in KNOWN_ISSUES:
+        assert set(hole.models.split()) <= registered_config_classes().keys()
         assert hole.law in LAWS
         assert set(hole.devices.split()) <= {"cpu", "cuda"}
 
 
 def test_the_kernels_of_a_model_are_named():
-    assert mixer_families(tiny_config("gla")) == ["recurrence.gla"]
+    assert find_mixer_kernels(tiny_config("gla")) == ["recurrence.gla"]
 
 
 def tiny_gla() -> PreTrainedModel:
@@ -91,30 +91,30 @@ def tiny_gla() -> PreTrainedModel:
 def test_training_notices_a_parameter_without_a_gradient():
     model = tiny_gla()
     model.model.layers[0].idle = nn.Linear(2, 2)
-    with pytest.raises(Broken, match=r"no gradient reaches model\.layers\.0\.idle"):
-        trains(model)
+    with pytest.raises(LawBroken, match=r"no gradient reaches model\.layers\.0\.idle"):
+        check_trains(model)
 
 
 def test_training_notices_a_loss_that_does_not_fall():
     model = tiny_gla()
     for parameter in model.parameters():
         parameter.register_hook(torch.neg)
-    with pytest.raises(Broken, match="does not fall"):
-        trains(model)
+    with pytest.raises(LawBroken, match="does not fall"):
+        check_trains(model)
 
 
 def test_training_notices_a_gradient_that_is_not_finite():
     model = tiny_gla()
     model.lm_head.weight.register_hook(lambda gradient: gradient / 0)
-    with pytest.raises(Broken, match=r"not finite: lm_head\.weight"):
-        trains(model)
+    with pytest.raises(LawBroken, match=r"not finite: lm_head\.weight"):
+        check_trains(model)
 
 
 def test_reloading_notices_a_value_that_is_not_saved():
     model = tiny_gla()
     model.lm_head.register_forward_hook(lambda module, inputs, output: output + 1)
-    with pytest.raises(Broken, match="other logits"):
-        reloads(model)
+    with pytest.raises(LawBroken, match="other logits"):
+        check_reloads(model)
 
 
 def test_generation_notices_a_cache_that_is_lost():
@@ -125,15 +125,15 @@ def test_generation_notices_a_cache_that_is_lost():
 
     for layer in model.model.layers:
         layer.attn.register_forward_pre_hook(forget, with_kwargs=True)
-    with pytest.raises(Broken, match="token by token differs"):
-        generates(model)
+    with pytest.raises(LawBroken, match="token by token differs"):
+        check_generates(model)
 
 
 def test_the_leak_test_notices_boundaries_that_are_ignored():
     model = tiny_gla()
     model.register_forward_pre_hook(drop_boundaries, with_kwargs=True)
-    with pytest.raises(Broken, match="one document changes another's logits"):
-        keeps_documents_apart(model)
+    with pytest.raises(LawBroken, match="one document changes another's logits"):
+        check_keeps_documents_apart(model)
 
 
 def drop_boundaries(module: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:

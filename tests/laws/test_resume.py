@@ -175,7 +175,7 @@ torch.save({"logits": model(ids, use_cache=False).logits, "text": tokenizer.deco
 def test_the_export_loads_in_a_fresh_process_with_the_trained_logits(
     train_here, flags, tmp_path, monkeypatch
 ):
-    import train
+    from flame_accel import train
 
     kept = {}
     export_model = train.export_model
@@ -244,7 +244,7 @@ def test_tied_weights_survive_a_restart_and_the_export(train_here, flags, tmp_pa
 
 
 def test_a_non_finite_gradient_leaves_the_weights_alone(train_here, flags, monkeypatch):
-    import train
+    from flame_accel import train
 
     seen = []
     train_step = train.train_step
@@ -272,7 +272,7 @@ def test_a_non_finite_gradient_leaves_the_weights_alone(train_here, flags, monke
 
 @pytest.mark.covers_option("training.max_consecutive_skips")
 def test_a_run_whose_updates_are_all_skipped_stops(train_here, flags, monkeypatch, tmp_path):
-    import train
+    from flame_accel import train
 
     compute = train.train_step
 

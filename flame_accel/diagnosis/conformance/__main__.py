@@ -1,4 +1,4 @@
-"""Checks one model in this process: `python -m flame_accel.models MODEL_TYPE DEVICE`.
+"""Checks one model in this process: `python -m flame_accel.diagnosis.conformance TYPE DEVICE`.
 
 Prints a line of JSON for each law of `checkup.py`, as soon as it is checked, and one that names the
 kernels on a CPU. `python -m flame_accel models` runs it for every model.
@@ -9,24 +9,24 @@ import sys
 
 from transformers.utils import logging
 
-from flame_accel.diagnosis.conformance.laws import examine, mixer_families
+from flame_accel.diagnosis.conformance.laws import check_laws, find_mixer_kernels
 from flame_accel.kernels.tuning import untuned
 from flame_accel.models.catalogue import tiny_config
 
 
-def report(model_type: str, device: str) -> None:
+def print_law_results(model_type: str, device: str) -> None:
     """Checks and prints."""
     config = tiny_config(model_type)
     computes = False
     # what kernels compute is asked here, not how fast: tuning all of them would take an hour
     with untuned():
-        for finding in examine(config, device):
+        for finding in check_laws(config, device):
             computes = computes or finding.holds
             print(json.dumps({"finding": finding._asdict()}), flush=True)
     if computes and device == "cpu":
-        print(json.dumps({"kernels": mixer_families(config)}), flush=True)
+        print(json.dumps({"kernels": find_mixer_kernels(config)}), flush=True)
 
 
 if __name__ == "__main__":
     logging.disable_progress_bar()
-    report(*sys.argv[1:])
+    print_law_results(*sys.argv[1:])

@@ -19,7 +19,7 @@ class KnownIssue(NamedTuple):
     reason: str
 
 
-HOLES: tuple[KnownIssue, ...] = (
+KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         "cat",
         "keeps documents apart",
@@ -39,6 +39,6 @@ def known_issues(model_type: str, device: str) -> dict[str, str]:
     """
     return {
         hole.law: hole.reason
-        for hole in HOLES
+        for hole in KNOWN_ISSUES
         if model_type in hole.models.split() and device in hole.devices.split()
     }

@@ -47,7 +47,7 @@ class Precision(NamedTuple):
 PRECISION = {"cpu": Precision(step=1e-4, packing=1e-5), "cuda": Precision(step=3e-2, packing=3e-2)}
 
 
-class Finding(NamedTuple):
+class LawResult(NamedTuple):
     """What became of one law."""
 
     law: str
@@ -57,13 +57,13 @@ class Finding(NamedTuple):
     seconds: float
 
 
-class Broken(Exception):
+class LawBroken(Exception):
     """A law that does not hold; the message says in what way."""
 
 
-def examine(
+def check_laws(
     config: PreTrainedConfig, device: str = "cpu", laws: Iterable[str] | None = None
-) -> Iterator[Finding]:
+) -> Iterator[LawResult]:
     """Checks laws on the model of a configuration, all of `LAWS` in their order unless named.
 
     An exception, whatever it is, is a reason.
@@ -78,16 +78,16 @@ def examine(
         started_at = time.monotonic()
         reason = ""
         try:
-            model = model or _build(config, device)
+            model = model or _build_tiny_model(config, device)
             LAWS[name](model)
         except Exception as error:
-            reason = explain(error)
-        yield Finding(name, not reason, reason, round(time.monotonic() - started_at, 1))
+            reason = explain_exception(error)
+        yield LawResult(name, not reason, reason, round(time.monotonic() - started_at, 1))
 
 
-def explain(error: Exception) -> str:
+def explain_exception(error: Exception) -> str:
     """The kind of an exception, the line of fla or of our kernels that raised it, its message."""
-    if isinstance(error, Broken):
+    if isinstance(error, LawBroken):
         return str(error)
     if isinstance(error, UserError):
         return error.what
@@ -104,57 +104,57 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}{''.join(places[-1:])}" + (f": {message}" if message else "")
 
 
-def trains(model: PreTrainedModel) -> None:
+def check_trains(model: PreTrainedModel) -> None:
     """Two optimizer steps on one batch lower the loss; every parameter gets a finite gradient.
 
     Where weights start at 0 so that a layer starts as the identity, the gradients of others do too:
     they get some more steps.
     """
-    ids = _draw_ids(model, (ROWS, ROW_LENGTH))
+    ids = _random_token_ids(model, (ROWS, ROW_LENGTH))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.train()
-    losses = [_train_step(model, optimizer, ids, without) for _ in range(2)]
-    with torch.no_grad(), _arithmetic(model):
+    losses = [_take_optimizer_step(model, optimizer, ids, without) for _ in range(2)]
+    with torch.no_grad(), _training_precision(model):
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     for _ in range(3 if without else 0):
-        _train_step(model, optimizer, ids, without)
-    _demand(
+        _take_optimizer_step(model, optimizer, ids, without)
+    _require(
         all(loss < float("inf") for loss in losses) and losses[-1] < losses[0],
         f"the loss does not fall: {', '.join(f'{loss:.4f}' for loss in losses)}",
     )
-    _demand(not without, f"no gradient reaches {', '.join(sorted(without))}")
+    _require(not without, f"no gradient reaches {', '.join(sorted(without))}")
 
 
-def _train_step(
+def _take_optimizer_step(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor, without: set[str]
 ) -> float:
     """Returns the loss, and takes from `without` the parameters with a gradient that is not 0."""
-    with _arithmetic(model):
+    with _training_precision(model):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    _demand(not wrong, f"gradients are not finite: {', '.join(wrong)}")
+    _require(not wrong, f"gradients are not finite: {', '.join(wrong)}")
     without -= {name for name, gradient in gradients.items() if gradient.any()}
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
 
 
-def reloads(model: PreTrainedModel) -> None:
+def check_reloads(model: PreTrainedModel) -> None:
     """A model that is saved and loaded through the auto class gives the same logits, bit by bit."""
-    ids = _draw_ids(model, (ROWS, ROW_LENGTH))
+    ids = _random_token_ids(model, (ROWS, ROW_LENGTH))
     model.eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        loaded = _place(AutoModelForCausalLM.from_pretrained(folder), model.device).eval()
-    _demand(type(loaded) is type(model), f"it comes back as {type(loaded).__name__}")
-    same = torch.equal(_logits(loaded, ids), _logits(model, ids))
-    _demand(same, "the loaded model gives other logits")
+        loaded = _move_to_device(AutoModelForCausalLM.from_pretrained(folder), model.device).eval()
+    _require(type(loaded) is type(model), f"it comes back as {type(loaded).__name__}")
+    same = torch.equal(_compute_logits(loaded, ids), _compute_logits(model, ids))
+    _require(same, "the loaded model gives other logits")
 
 
-def generates(model: PreTrainedModel) -> None:
+def check_generates(model: PreTrainedModel) -> None:
     """Greedy generation, token by token, is what one pass over the whole text computes.
 
     With a cache, unless the architecture's own default is to have none.
@@ -163,8 +163,8 @@ def generates(model: PreTrainedModel) -> None:
     generate: Any = model.generate
     tolerance = PRECISION[model.device.type].step
     for length in PROMPT_LENGTHS:
-        prompt = _draw_ids(model, (1, length))
-        with torch.no_grad(), _arithmetic(model):
+        prompt = _random_token_ids(model, (1, length))
+        with torch.no_grad(), _training_precision(model):
             generated = generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -174,21 +174,21 @@ def generates(model: PreTrainedModel) -> None:
                 output_logits=True,
             )
         steps = torch.stack(generated.logits, dim=1).float()
-        whole = _logits(model, generated.sequences)[:, length - 1 : -1]
+        whole = _compute_logits(model, generated.sequences)[:, length - 1 : -1]
         error = relative_error(steps, whole)
-        _demand(
+        _require(
             error <= tolerance,
             f"token by token differs from one pass by {error:.1e} after {length} tokens",
         )
         chosen = whole.gather(-1, generated.sequences[:, length:, None]).squeeze(-1)
         # two tokens may be as likely as each other within the tolerance
         margin = tolerance * whole.abs().amax(-1)
-        _demand(bool((chosen >= whole.amax(-1) - margin).all()), "other tokens than in one pass")
+        _require(bool((chosen >= whole.amax(-1) - margin).all()), "other tokens than in one pass")
 
 
-def keeps_documents_apart(model: PreTrainedModel) -> None:
+def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     """Nothing of a packed document reaches another one, neither forward nor backward."""
-    row = _draw_ids(model, (1, sum(DOCUMENT_LENGTHS)))
+    row = _random_token_ids(model, (1, sum(DOCUMENT_LENGTHS)))
     bounds = torch.tensor((0, *DOCUMENT_LENGTHS), device=row.device).cumsum(0, dtype=torch.int32)
     edges = bounds.tolist()
     others = torch.ones_like(row, dtype=torch.bool)
@@ -196,33 +196,33 @@ def keeps_documents_apart(model: PreTrainedModel) -> None:
     changed = torch.where(others, row, model.config.vocab_size - 1 - row)
     # as in training, whose kernels may be others than those of evaluation
     model.train()
-    before, gradient = _pass_through(model, row, bounds, others)
-    after, _ = _pass_through(model, changed, bounds, others)
-    _demand(torch.equal(before[others], after[others]), "one document changes another's logits")
-    _demand(not gradient[~others].any(), "the loss of one document has a gradient in another")
-    _demand(bool(gradient[others].any()), "the loss has no gradient in its own documents")
+    before, gradient = _logits_and_embedding_gradient(model, row, bounds, others)
+    after, _ = _logits_and_embedding_gradient(model, changed, bounds, others)
+    _require(torch.equal(before[others], after[others]), "one document changes another's logits")
+    _require(not gradient[~others].any(), "the loss of one document has a gradient in another")
+    _require(bool(gradient[others].any()), "the loss has no gradient in its own documents")
 
     model.eval()
-    packed = _logits(model, row, cu_seqlens=bounds)
+    packed = _compute_logits(model, row, cu_seqlens=bounds)
     tolerance = PRECISION[model.device.type].packing
     for begin, end in itertools.pairwise(edges):
-        error = relative_error(packed[:, begin:end], _logits(model, row[:, begin:end]))
-        _demand(
+        error = relative_error(packed[:, begin:end], _compute_logits(model, row[:, begin:end]))
+        _require(
             error <= tolerance,
             f"a document of {end - begin} tokens differs by {error:.1e} from the same one alone",
         )
 
 
 LAWS: dict[str, Callable[[PreTrainedModel], None]] = {
-    "trains": trains,
-    "reloads": reloads,
-    "generates": generates,
-    "keeps documents apart": keeps_documents_apart,
+    "trains": check_trains,
+    "reloads": check_reloads,
+    "generates": check_generates,
+    "keeps documents apart": check_keeps_documents_apart,
 }
 """The name of each law, and the function that raises where a model breaks it."""
 
 
-def _pass_through(
+def _logits_and_embedding_gradient(
     model: PreTrainedModel, row: torch.Tensor, bounds: torch.Tensor, counted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of a packed row, and the gradient of those `counted` with respect to its embeddings.
@@ -238,7 +238,7 @@ def _pass_through(
 
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:
-        with _arithmetic(model):
+        with _training_precision(model):
             logits = model(input_ids=row, cu_seqlens=bounds, use_cache=False).logits.float()
     finally:
         hook.remove()
@@ -247,39 +247,39 @@ def _pass_through(
     model.zero_grad()
     gradient = embedded[0].grad
     if gradient is None:
-        raise Broken("the logits do not depend on the embeddings")
+        raise LawBroken("the logits do not depend on the embeddings")
     return logits.detach(), gradient
 
 
-def mixer_families(config: PreTrainedConfig) -> list[str]:
+def find_mixer_kernels(config: PreTrainedConfig) -> list[str]:
     """Which of our kernels mix the tokens of a model on a CPU, as `kernels/table.py` names them.
 
     Empty for a model that fla's own PyTorch code serves. Norms, convolutions and losses, which
     nearly every model has, are left out.
     """
-    model = _build(config, "cpu")
+    model = _build_tiny_model(config, "cpu")
     with recorded_families() as families:
-        _logits(model, _draw_ids(model, (ROWS, ROW_LENGTH)))
+        _compute_logits(model, _random_token_ids(model, (ROWS, ROW_LENGTH)))
     return sorted(module for module in families if not module.startswith("modules."))
 
 
-def _build(config: PreTrainedConfig, device: str) -> PreTrainedModel:
+def _build_tiny_model(config: PreTrainedConfig, device: str) -> PreTrainedModel:
     size: int = config.vocab_size
     model = build_model(config, vocabulary_size=size, bos_token_id=None, eos_token_id=None, seed=0)
-    return _place(model, device)
+    return _move_to_device(model, device)
 
 
-def _place(model: Any, device: str | torch.device) -> PreTrainedModel:
+def _move_to_device(model: Any, device: str | torch.device) -> PreTrainedModel:
     return model.to(device)
 
 
-def _draw_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
+def _random_token_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 @contextmanager
-def _arithmetic(model: PreTrainedModel) -> Iterator[None]:
+def _training_precision(model: PreTrainedModel) -> Iterator[None]:
     """The precision of training on the model's device, and the same random numbers every time."""
     torch.manual_seed(0)
     device = model.device.type
@@ -287,8 +287,8 @@ def _arithmetic(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def _logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
-    with torch.no_grad(), _arithmetic(model):
+def _compute_logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    with torch.no_grad(), _training_precision(model):
         return model(input_ids=ids, use_cache=False, **options).logits.float()
 
 
@@ -297,6 +297,6 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return ((value - reference).norm() / reference.norm()).item()
 
 
-def _demand(holds: bool, otherwise: str) -> None:
+def _require(holds: bool, otherwise: str) -> None:
     if not holds:
-        raise Broken(otherwise)
+        raise LawBroken(otherwise)

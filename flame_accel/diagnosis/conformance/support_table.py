@@ -11,12 +11,12 @@ from typing import Any
 
 from flame_accel.diagnosis.conformance.known_issues import known_issues
 from flame_accel.diagnosis.conformance.laws import PRECISION, PROMPT_LENGTHS
-from flame_accel.models.catalogue import SMALL, registered_configs, tiny_config
+from flame_accel.models.catalogue import TINY_FIELDS, registered_config_classes, tiny_config
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
-FILES = {"cpu": RESULTS / "models_cpu.json", "cuda": RESULTS / "models_h200.json"}
+RESULT_FILES = {"cpu": RESULTS / "models_cpu.json", "cuda": RESULTS / "models_h200.json"}
 """Kind of device -> the results that the page shows."""
-NAMES = {"cpu": "CPU", "cuda": "H200"}
+DEVICE_NAMES = {"cpu": "CPU", "cuda": "H200"}
 
 HEAD = f"""\
 # Models
@@ -27,8 +27,8 @@ Made by `python -m flame_accel models --write docs/models.md` from the results o
 {{machines}}
 
 Every causal language model that fla registers, at a tiny size
-({SMALL["hidden_size"]} channels, {SMALL["num_hidden_layers"]} layers), in float32 on the CPU and
-under bfloat16 autocast on the H200:
+({TINY_FIELDS["hidden_size"]} channels, {TINY_FIELDS["num_hidden_layers"]} layers), in float32 on
+the CPU and under bfloat16 autocast on the H200:
 
 * **CPU**, **H200**: two optimizer steps lower the loss, every parameter gets a finite gradient, and
   the model that is saved and loaded through `AutoModelForCausalLM` has the same logits, bit by bit.
@@ -48,15 +48,15 @@ Relative errors of logits that count as the same are at most
 
 
 def load_results() -> dict[str, dict[str, Any]]:
-    """What the files of `FILES` hold, by kind of device; a kind without a file is left out."""
+    """Loads the files of `RESULT_FILES`, by kind of device; a kind without a file is left out."""
     return {
         kind: json.loads(file.read_text(encoding="utf-8"))
-        for kind, file in FILES.items()
+        for kind, file in RESULT_FILES.items()
         if file.is_file()
     }
 
 
-def failures(results: Mapping[str, Any], model_type: str) -> dict[str, str]:
+def explain_broken_laws(results: Mapping[str, Any], model_type: str) -> dict[str, str]:
     """The laws that a model broke, each with the reason: the known one, or else what was raised."""
     known = known_issues(model_type, results["kind"])
     findings = results["models"][model_type]["findings"]
@@ -64,45 +64,47 @@ def failures(results: Mapping[str, Any], model_type: str) -> dict[str, str]:
     return broken | {law: reason for law, reason in known.items() if law in broken}
 
 
-def render(results: Mapping[str, Mapping[str, Any]]) -> str:
+def render_page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page: a row for each model, then the reason of every hole.
 
     Args:
         results: by kind of device, as `load_results` gives them.
     """
-    models = sorted(registered_configs())
+    models = sorted(registered_config_classes())
     measured = {
         model_type: {k: v for k, v in results.items() if model_type in v["models"]}
         for model_type in models
     }
-    machines = "\n".join(map(_machine, results.values()))
-    columns = ("model", *NAMES.values(), "varlen", "generates", "kernels without a GPU")
+    machines = "\n".join(map(_describe_machine, results.values()))
+    columns = ("model", *DEVICE_NAMES.values(), "varlen", "generates", "kernels without a GPU")
     lines = [
         HEAD.format(machines=machines),
         "| " + " | ".join(columns) + " |",
         "|---" * len(columns) + "|",
-        *(_row(model_type, measured[model_type]) for model_type in models),
+        *(_render_model_row(model_type, measured[model_type]) for model_type in models),
     ]
-    reasons = [line for name in models for line in _reasons(name, measured[name])]
+    reasons = [line for name in models for line in _render_reasons(name, measured[name])]
     if reasons:
         lines += ["", "## What does not work, and why", "", *reasons]
     return "\n".join(lines) + "\n"
 
 
-def _machine(results: Mapping[str, Any]) -> str:
+def _describe_machine(results: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
-    return f"* {NAMES[results['kind']]}: {results['device']}, {results['date']}; {packages}"
+    return f"* {DEVICE_NAMES[results['kind']]}: {results['device']}, {results['date']}; {packages}"
 
 
-def _row(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    broken = {kind: failures(values, model_type) for kind, values in results.items()}
+def _render_model_row(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    broken = {kind: explain_broken_laws(values, model_type) for kind, values in results.items()}
     cells = [f"`{model_type}`"]
-    for kind in NAMES:
+    for kind in DEVICE_NAMES:
         trains = kind in broken and not {"trains", "reloads"} & broken[kind].keys()
         cells.append(("yes" if trains else "no") if kind in broken else "not run")
     for law in ("keeps documents apart", "generates"):
-        working = [name for kind, name in NAMES.items() if law not in broken.get(kind, {law: ""})]
-        cells.append("yes" if len(working) == len(NAMES) else ", ".join(working) or "no")
+        working = [
+            name for kind, name in DEVICE_NAMES.items() if law not in broken.get(kind, {law: ""})
+        ]
+        cells.append("yes" if len(working) == len(DEVICE_NAMES) else ", ".join(working) or "no")
     if cells[-1] != "no" and not tiny_config(model_type).use_cache:
         cells[-1] += ", without a cache"
     kernels = results["cpu"]["models"][model_type]["kernels"]
@@ -110,10 +112,10 @@ def _row(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _reasons(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _render_reasons(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One line for each reason, with the laws and devices that it breaks."""
     places: dict[str, list[str]] = {}
     for kind, values in results.items():
-        for law, reason in failures(values, model_type).items():
-            places.setdefault(reason, []).append(f"{law} ({NAMES[kind]})")
+        for law, reason in explain_broken_laws(values, model_type).items():
+            places.setdefault(reason, []).append(f"{law} ({DEVICE_NAMES[kind]})")
     return [f"* `{model_type}`, {', '.join(where)}: {why}" for why, where in places.items()]

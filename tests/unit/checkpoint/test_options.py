@@ -107,7 +107,7 @@ def test_the_clock_of_the_main_process_decides_for_all(monkeypatch, main_decides
 
 @pytest.mark.covers_option("checkpoint.interval_type")
 def test_a_run_saves_by_the_clock(train_here, flags, tmp_path, monkeypatch):
-    import train
+    from flame_accel import train
 
     ticks = itertools.count()
     monkeypatch.setattr(train, "SaveSchedule", partial(SaveSchedule, clock=lambda: next(ticks)))

@@ -17,12 +17,18 @@ from packaging.version import Version
 from flame_accel import kernels
 from flame_accel.__main__ import main
 from flame_accel.config import UserError
-from flame_accel.diagnosis import fitness, numerics
-from flame_accel.diagnosis.machine import Device, Folder, Machine, look_at_machine, visible_devices
-from flame_accel.diagnosis.parts import find_parts
-from flame_accel.diagnosis.problems import PROBLEMS, SUPPORTED, find_problems
+from flame_accel.diagnosis import small_model_trial, trainability
+from flame_accel.diagnosis.known_problems import PROBLEMS, SUPPORTED, detect_problems
+from flame_accel.diagnosis.machine import (
+    Device,
+    Folder,
+    Machine,
+    collect_machine_facts,
+    visible_devices,
+)
+from flame_accel.diagnosis.model_parts import find_fla_parts
 from flame_accel.models import load_model_config
-from flame_accel.models.catalogue import registered_configs, tiny_config
+from flame_accel.models.catalogue import registered_config_classes, tiny_config
 from tests.helpers.runs import ROOT
 
 GIB = 2**30
@@ -55,7 +61,7 @@ GOOD = Machine(
     architectures=("sm_80", "sm_90", "compute_90"),
     nccl="2.28.9",
     versions=VERSIONS,
-    triton_of_torch="==3.7.1",
+    triton_required_by_torch="==3.7.1",
     kernels="triton",
     compiler="/usr/bin/gcc",
     python_headers=True,
@@ -83,7 +89,7 @@ def with_folder(**changes: Any) -> Machine:
     return replace(GOOD, folders=(replace(GOOD.folders[0], **changes),))
 
 
-BAD_TRITON = replace(with_versions(triton="3.6.0"), triton_of_torch="==3.6.0")
+BAD_TRITON = replace(with_versions(triton="3.6.0"), triton_required_by_torch="==3.6.0")
 # row -> a machine that has this problem and no other
 SICK = {
     "no Triton": with_versions(ON_CPU, triton=None),
@@ -93,7 +99,7 @@ SICK = {
     "no Python.h": replace(GOOD, python_headers=False),
     "no ptxas": replace(GOOD, ptxas=False),
     "interpreted kernels": replace(GOOD, interpreted=True),
-    "another Triton": replace(GOOD, triton_of_torch="==3.6.0"),
+    "another Triton": replace(GOOD, triton_required_by_torch="==3.6.0"),
     "GPU unknown to torch": replace(GOOD, architectures=("sm_80", "sm_100a")),
     "old GPU": replace(with_device(capability=(7, 5)), architectures=("sm_75",)),
     "torch without CUDA": replace(ON_CPU, driver_devices=1, cuda=None),
@@ -104,13 +110,13 @@ SICK = {
     "disk nearly full": with_folder(free_bytes=GIB // 2),
     "no writing": with_folder(writable=False),
     "old torch": with_versions(torch="2.10.1+cu128"),
-    "old triton": replace(with_versions(triton="3.2.0"), triton_of_torch=None),
+    "old triton": replace(with_versions(triton="3.2.0"), triton_required_by_torch=None),
     "old flash-linear-attention": with_versions(flash_linear_attention="0.5.1"),
     "old transformers": with_versions(transformers="5.16.4"),
     "old accelerate": with_versions(accelerate="1.14.0"),
     "old datasets": with_versions(datasets="4.9.0"),
     "new torch": with_versions(torch="2.14.0.dev20261201"),
-    "new triton": replace(with_versions(triton="3.8.0"), triton_of_torch="==3.8.0"),
+    "new triton": replace(with_versions(triton="3.8.0"), triton_required_by_torch="==3.8.0"),
     "new flash-linear-attention": with_versions(flash_linear_attention="0.7.0"),
     "new transformers": with_versions(transformers="6.0.0"),
     "new accelerate": with_versions(accelerate="1.16.0"),
@@ -122,8 +128,8 @@ def test_a_good_machine_has_no_problem():
     hidden = replace(ON_CPU, driver_devices=1, hidden_devices=True)
     patched = with_versions(torch="2.13.2+cu130", triton="3.7.9", transformers="5.23.4")
     for machine in (GOOD, ON_CPU, hidden):
-        assert find_problems(machine) == []
-    assert find_problems(replace(patched, triton_of_torch=">=3.7")) == []
+        assert detect_problems(machine) == []
+    assert detect_problems(replace(patched, triton_required_by_torch=">=3.7")) == []
 
 
 def test_every_row_has_a_machine():
@@ -133,10 +139,10 @@ def test_every_row_has_a_machine():
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_a_row_applies_where_it_should_and_alone(problem):
     machine = SICK[problem.name]
-    findings = find_problems(machine, parts=frozenset(list(problem.parts or ())[:1]))
+    findings = detect_problems(machine, parts=frozenset(list(problem.parts or ())[:1]))
     assert [finding.name for finding in findings] == [problem.name]
-    assert findings[0].stops == problem.stops
-    for text in (findings[0].happens, findings[0].remedy):
+    assert findings[0].blocks_training == problem.blocks_training
+    for text in (findings[0].description, findings[0].remedy):
         assert text and "{" not in text and "None" not in text
 
 
@@ -155,7 +161,7 @@ def test_machine_code_runs_within_a_major_version_and_ptx_on_newer_devices(
     capability, architectures, known
 ):
     machine = replace(with_device(capability=capability), architectures=architectures)
-    found = {finding.name for finding in find_problems(machine)}
+    found = {finding.name for finding in detect_problems(machine)}
     assert ("GPU unknown to torch" not in found) == known
 
 
@@ -175,10 +181,10 @@ def test_hopper_with_a_bad_triton_refuses_the_gated_models(changes, refused):
     machine = replace(with_versions(**changes), nvcc=True)
     assert refused == {
         model_type
-        for model_type in registered_configs()
+        for model_type in registered_config_classes()
         if any(
-            finding.stops and "Hopper" in finding.name
-            for finding in fitness.examine_fitness(machine, tiny_config(model_type))
+            finding.blocks_training and "Hopper" in finding.name
+            for finding in trainability.find_training_problems(machine, tiny_config(model_type))
         )
     }
 
@@ -192,14 +198,23 @@ def test_hopper_with_a_bad_triton_refuses_the_gated_models(changes, refused):
     ids=["another GPU", "PyTorch kernels"],
 )
 def test_elsewhere_that_triton_trains_them(machine):
-    assert not any(f.stops for f in fitness.examine_fitness(machine, tiny_config("gated_deltanet")))
+    assert not any(
+        f.blocks_training
+        for f in trainability.find_training_problems(machine, tiny_config("gated_deltanet"))
+    )
 
 
 def test_a_part_that_the_config_switches_off_does_not_count():
     gated = tiny_config("gated_deltaproduct", use_forget_gate=True)
     plain = tiny_config("gated_deltaproduct", use_forget_gate=False)
-    assert any(finding.stops for finding in fitness.examine_fitness(BAD_TRITON, gated))
-    assert not any(finding.stops for finding in fitness.examine_fitness(BAD_TRITON, plain))
+    assert any(
+        finding.blocks_training
+        for finding in trainability.find_training_problems(BAD_TRITON, gated)
+    )
+    assert not any(
+        finding.blocks_training
+        for finding in trainability.find_training_problems(BAD_TRITON, plain)
+    )
 
 
 def test_the_table_names_the_operators_that_fla_refuses():
@@ -221,11 +236,13 @@ def test_the_table_names_the_operators_that_fla_refuses():
 
 
 def test_parts_are_the_same_under_both_kinds_of_kernels():
-    with_torch = {name: find_parts(tiny_config(name)) for name in ("gla", "gated_deltanet", "yoco")}
+    with_torch = {
+        name: find_fla_parts(tiny_config(name)) for name in ("gla", "gated_deltanet", "yoco")
+    }
     kernels.uninstall()
     try:
         for name, parts in with_torch.items():
-            assert find_parts(tiny_config(name)) >= parts - {"layers.attn"}
+            assert find_fla_parts(tiny_config(name)) >= parts - {"layers.attn"}
     finally:
         kernels.install("torch")
     assert {"layers.gla", "ops.gla.chunk.chunk_gla"} <= with_torch["gla"]
@@ -249,7 +266,10 @@ def test_memory_and_disk_are_compared_with_the_size_of_the_model():
     two = replace(GOOD, devices=(H200, H200))
 
     def names(machine: Machine, parameters: int) -> list[str]:
-        return [finding.name for finding in fitness.examine_fitness(machine, config, parameters)]
+        return [
+            finding.name
+            for finding in trainability.find_training_problems(machine, config, parameters)
+        ]
 
     assert names(GOOD, 10**9) == []
     assert names(GOOD, 10**10) == ["too large", "little disk"]
@@ -260,7 +280,7 @@ def test_memory_and_disk_are_compared_with_the_size_of_the_model():
 def test_kernels_that_take_no_fp32_are_known():
     def names(model_type: str, machine: Machine, precision: str) -> list[str]:
         config = tiny_config(model_type)
-        found = fitness.examine_fitness(machine, config, precision=precision)
+        found = trainability.find_training_problems(machine, config, precision=precision)
         return [finding.name for finding in found]
 
     for model_type in ("delta_net", "gated_deltaproduct", "parallax"):
@@ -271,10 +291,12 @@ def test_kernels_that_take_no_fp32_are_known():
 
 
 def test_a_run_is_refused_before_tokenizer_and_data_are_touched(flags, monkeypatch):
-    import train
+    from flame_accel import train
     from flame_accel.config import parse
 
-    monkeypatch.setattr(fitness, "look_at_machine", lambda *arguments: SICK["no C compiler"])
+    monkeypatch.setattr(
+        trainability, "collect_machine_facts", lambda *arguments: SICK["no C compiler"]
+    )
     monkeypatch.setattr(train, "load_tokenizer", lambda *arguments: pytest.fail("too late"))
     monkeypatch.setattr(train, "open_data", lambda *arguments: pytest.fail("too late"))
     with pytest.raises(UserError, match="no C compiler") as caught:
@@ -283,25 +305,27 @@ def test_a_run_is_refused_before_tokenizer_and_data_are_touched(flags, monkeypat
 
 
 def test_warnings_do_not_stop_a_run(monkeypatch):
-    monkeypatch.setattr(fitness, "look_at_machine", lambda *arguments: SICK["disk nearly full"])
-    (warning,) = fitness.check_machine(tiny_config("gla"), "auto", "exp", "bfloat16")
+    monkeypatch.setattr(
+        trainability, "collect_machine_facts", lambda *arguments: SICK["disk nearly full"]
+    )
+    (warning,) = trainability.check_machine_can_train(tiny_config("gla"), "auto", "exp", "bfloat16")
     assert "less than 1 GiB is free for the run (exp)" in warning
 
 
 def test_a_known_defect_of_the_model_stops_a_run(monkeypatch):
-    monkeypatch.setattr(fitness, "known_issues", lambda *arguments: {"trains": "it is broken"})
+    monkeypatch.setattr(trainability, "known_issues", lambda *arguments: {"trains": "it is broken"})
     with pytest.raises(UserError, match="it is broken"):
-        fitness.check_machine(tiny_config("gla"), "auto", "exp", "bfloat16")
+        trainability.check_machine_can_train(tiny_config("gla"), "auto", "exp", "bfloat16")
 
 
 def test_looking_at_this_machine_starts_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("started a program"))
-    machine = look_at_machine("auto", {"the run": tmp_path / "not" / "yet"})
+    machine = collect_machine_facts("auto", {"the run": tmp_path / "not" / "yet"})
     assert machine.versions["torch"] is not None
     assert machine.cores >= 1 and machine.memory_bytes > GIB // 2
     assert machine.kernels == ("triton" if kernels.triton_has_device() else "torch")
     assert machine.folders[0].writable and machine.folders[0].free_bytes > 0
-    assert look_at_machine("torch", {}).kernels == "torch"
+    assert collect_machine_facts("torch", {}).kernels == "torch"
     assert torch.cuda.is_initialized() is False
 
 
@@ -331,7 +355,7 @@ def test_devices_are_described_as_torch_sees_them(hip, monkeypatch):
 def test_the_small_version_keeps_widths_and_kinds_of_layers(path):
     config = load_model_config(str(path))
     before = config.to_dict()
-    small = numerics.shrink(config, "cuda")
+    small = small_model_trial.shrink_config(config, "cuda")
     assert config.to_dict() == before
     assert (small.num_hidden_layers, small.hidden_size) == (2, config.hidden_size)
     assert small.to_dict().get("head_dim") == before.get("head_dim")
@@ -342,8 +366,10 @@ def test_the_small_version_keeps_widths_and_kinds_of_layers(path):
 
 def test_a_small_version_that_is_still_large_becomes_the_tiny_model():
     config = load_model_config(str(ROOT / "configs/gla_1.3B.json"))
-    assert numerics.shrink(config, "cuda").hidden_size == 2048
-    assert numerics.shrink(config, "cpu").hidden_size == tiny_config("gla").hidden_size
+    assert small_model_trial.shrink_config(config, "cuda").hidden_size == 2048
+    assert (
+        small_model_trial.shrink_config(config, "cpu").hidden_size == tiny_config("gla").hidden_size
+    )
 
 
 def test_kernels_that_agree_and_kernels_that_do_not(monkeypatch):
@@ -351,7 +377,7 @@ def test_kernels_that_agree_and_kernels_that_do_not(monkeypatch):
     kinds = []
     monkeypatch.setattr(kernels, "install", kinds.append)
     config = tiny_config("gla")
-    agreeing = list(numerics.compare_kernels(config, "cpu"))
+    agreeing = list(small_model_trial.compare_triton_with_torch(config, "cpu"))
     assert [c.what for c in agreeing] == [
         f"{what} in {dtype}"
         for dtype in ("float32", "bfloat16")
@@ -360,16 +386,16 @@ def test_kernels_that_agree_and_kernels_that_do_not(monkeypatch):
     assert all(c.holds and c.error == 0 for c in agreeing)
     assert kinds == ["torch", "triton", "triton"] * 2
 
-    compute = numerics._compute
+    compute = small_model_trial._compute
 
     def wrong(kind: str, *arguments: Any) -> dict[str, torch.Tensor]:
         factor = {"torch": 1.0, "triton": 1.2}[kind]
         return {what: value * factor for what, value in compute(kind, *arguments).items()}
 
-    monkeypatch.setattr(numerics, "_compute", wrong)
-    assert not any(c.holds for c in numerics.compare_kernels(config, "cpu"))
-    monkeypatch.setattr(numerics, "_compute", lambda *arguments: 1 / 0)
-    broken = list(numerics.compare_kernels(config, "cpu"))
+    monkeypatch.setattr(small_model_trial, "_compute", wrong)
+    assert not any(c.holds for c in small_model_trial.compare_triton_with_torch(config, "cpu"))
+    monkeypatch.setattr(small_model_trial, "_compute", lambda *arguments: 1 / 0)
+    broken = list(small_model_trial.compare_triton_with_torch(config, "cpu"))
     assert [c.reason for c in broken] == ["ZeroDivisionError: division by zero"] * 2
     assert not any(c.holds for c in broken)
 
@@ -382,7 +408,7 @@ def test_the_doctor_names_every_model(capsys, tmp_path):
         "known problems",
         "models",
     ]
-    assert set(registered_configs()) <= set(re.findall(r"\w+", printed))
+    assert set(registered_config_classes()) <= set(re.findall(r"\w+", printed))
     assert "\033" not in printed and max(map(len, printed.splitlines())) <= 100
 
 
@@ -398,12 +424,12 @@ def test_the_doctor_tries_a_model_out(capsys, tiny_model, tmp_path):
 def test_a_model_that_cannot_train_ends_with_exit_code_1(
     as_json, capsys, monkeypatch, tiny_model, tmp_path
 ):
-    from flame_accel.diagnosis.conformance import laws as checkup
+    from flame_accel.diagnosis.conformance import laws
 
     def broken(model: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setitem(checkup.LAWS, "trains", broken)
+    monkeypatch.setitem(laws.LAWS, "trains", broken)
     options = ["--model.config", str(tiny_model), "--job.dump_folder", str(tmp_path)]
     with pytest.raises(SystemExit) as caught:
         main(["doctor", *options, *["--json"] * as_json])
@@ -420,7 +446,7 @@ def test_a_model_that_cannot_train_ends_with_exit_code_1(
 def test_a_sick_machine_is_told_before_fla_is_imported(capsys, monkeypatch):
     from flame_accel.diagnosis import machine
 
-    monkeypatch.setattr(machine, "look_at_machine", lambda *a, **k: SICK["no Triton"])
+    monkeypatch.setattr(machine, "collect_machine_facts", lambda *a, **k: SICK["no Triton"])
     monkeypatch.setattr(kernels, "install", lambda kind: pytest.fail("imports fla"))
     with pytest.raises(SystemExit) as caught:
         main(["doctor"])

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, PreTrainedConfig
 
 from flame_accel.models.build import build_model
-from flame_accel.models.flops import TRAINING, device_peak_flops, train_flops_per_token
+from flame_accel.models.flops import FORWARD_AND_BACKWARD, device_peak_flops, train_flops_per_token
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.registration import register_models
 
@@ -47,7 +47,7 @@ def mixer_flops(config: PreTrainedConfig, seq_len: int = T) -> float:
     )
     total = train_flops_per_token(model, seq_len)
     assert total == train_flops_per_token(config, seq_len)
-    return total / TRAINING - 2 * weights
+    return total / FORWARD_AND_BACKWARD - 2 * weights
 
 
 # weights
@@ -73,7 +73,7 @@ def test_the_weights_of_gla_take_what_torch_counts():
     with torch.no_grad():
         ops = counted(lambda: model(input_ids=tokens, labels=tokens))
     state = 2 * 16 * 32
-    weights = train_flops_per_token(model, 64) / TRAINING - 2 * 4 * state
+    weights = train_flops_per_token(model, 64) / FORWARD_AND_BACKWARD - 2 * 4 * state
     assert ops["aten.mm"] + ops["aten.addmm"] == weights * tokens.numel()
 
 
@@ -108,7 +108,7 @@ def test_a_recurrent_step_takes_what_torch_counts(step, per_element):
     forward = counted(lambda: step(state, q, k, v, a))["aten.mm"]
     both = counted(lambda: step(state, q, k, v, a).sum().backward())["aten.mm"]
     assert forward == per_element * KEYS * VALUES
-    assert both == TRAINING * forward
+    assert both == FORWARD_AND_BACKWARD * forward
 
 
 @pytest.mark.parametrize(

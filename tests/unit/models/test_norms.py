@@ -17,15 +17,15 @@ from transformers import (
 
 from flame_accel.config.errors import UserError
 from flame_accel.models.build import build_model
-from flame_accel.models.catalogue import registered_configs, tiny_config
+from flame_accel.models.catalogue import registered_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import (
-    NATIVE,
+    NATIVE_NORMS,
     WEIGHT_NEEDED,
     base_model_type,
-    block_norms,
-    choose_norm,
-    type_of,
+    config_with_norm,
+    find_block_norms,
+    norm_type_of,
 )
 from tests.helpers.runs import read_records
 
@@ -65,7 +65,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 def shake(model: PreTrainedModel) -> None:
     """Norms that are not ones, as after training."""
-    for parent, name in block_norms(model):
+    for parent, name in find_block_norms(model):
         for parameter in getattr(parent, name).parameters():
             nn.init.normal_(parameter, 1.0, 0.1)
 
@@ -82,12 +82,12 @@ def by_hand(norm_type: str, x: Tensor, weight: Tensor | None, eps: float) -> Ten
 @pytest.mark.parametrize("model_type", ["gla", "transformer", "llama"])
 def test_every_block_norm_and_the_final_one_is_what_was_asked_for(model_type, norm_type):
     model = build(config_of(model_type), norm_type)
-    norms = [getattr(parent, name) for parent, name in block_norms(model)]
+    norms = [getattr(parent, name) for parent, name in find_block_norms(model)]
     assert len(norms) == 2 * model.config.num_hidden_layers + 1
     shake(model)
     x = torch.randn(3, model.config.hidden_size)
     for norm in norms:
-        assert type_of(norm) == norm_type
+        assert norm_type_of(norm) == norm_type
         eps = getattr(model.config, "norm_eps", 1e-6)
         expected = by_hand(norm_type, x, getattr(norm, "weight", None), eps)
         torch.testing.assert_close(norm(x), expected, rtol=1e-4, atol=1e-5)
@@ -130,21 +130,23 @@ def test_fla_alone_loads_an_export_right_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", known)
     for norm_type in ("rmsnorm", "fused_rmsnorm"):
         model = AutoModelForCausalLM.from_pretrained(tmp_path / norm_type)
-        assert type_of(model.model.norm) == norm_type
+        assert norm_type_of(model.model.norm) == norm_type
     for norm_type in ("layernorm", "np_layernorm"):
         with pytest.raises(ValueError, match=f"gla_{norm_type}"):
             AutoModelForCausalLM.from_pretrained(tmp_path / norm_type)
 
 
 def test_every_model_of_fla_takes_layernorm():
-    for model_type in registered_configs():
+    for model_type in registered_config_classes():
         for norm_type in ("layernorm", "np_layernorm"):
             if norm_type == "np_layernorm" and model_type in WEIGHT_NEEDED:
                 continue
-            config = choose_norm(tiny_config(model_type), norm_type)
+            config = config_with_norm(tiny_config(model_type), norm_type)
             with torch.device("meta"):
                 model = instantiate(config)
-            types = {type_of(getattr(parent, name)) for parent, name in block_norms(model)}
+            types = {
+                norm_type_of(getattr(parent, name)) for parent, name in find_block_norms(model)
+            }
             assert types == {norm_type}, model_type
             assert base_model_type(model.config) == model_type
 
@@ -158,17 +160,17 @@ def test_norms_inside_of_mixers_stay():
 
 
 def test_a_chosen_norm_can_be_chosen_again():
-    config = choose_norm(tiny_config("gla"), "np_layernorm")
-    back = choose_norm(config, "fused_rmsnorm")
+    config = config_with_norm(tiny_config("gla"), "np_layernorm")
+    back = config_with_norm(config, "fused_rmsnorm")
     assert (config.model_type, back.model_type) == ("gla_np_layernorm", "gla")
     assert back.to_dict() == tiny_config("gla").to_dict()
-    assert choose_norm(config, "layernorm").model_type == "gla_layernorm"
+    assert config_with_norm(config, "layernorm").model_type == "gla_layernorm"
 
 
 def test_what_a_model_has_by_itself_needs_no_type_of_its_own():
-    for model_type, kind in NATIVE.items():
-        assert choose_norm(tiny_config(model_type), kind).model_type == model_type
-    assert choose_norm(tiny_config("gla"), "rmsnorm").fuse_norm is False
+    for model_type, kind in NATIVE_NORMS.items():
+        assert config_with_norm(tiny_config(model_type), kind).model_type == model_type
+    assert config_with_norm(tiny_config("gla"), "rmsnorm").fuse_norm is False
 
 
 @pytest.mark.parametrize(
@@ -196,4 +198,4 @@ def test_a_run_keeps_its_norm_over_a_restart_and_in_its_export(flags, train_here
     exported = Path(tmp_path / "run/hf")
     assert json.loads((exported / "config.json").read_text())["model_type"] == "gla_np_layernorm"
     model = AutoModelForCausalLM.from_pretrained(exported)
-    assert {type_of(getattr(*found)) for found in block_norms(model)} == {"np_layernorm"}
+    assert {norm_type_of(getattr(*found)) for found in find_block_norms(model)} == {"np_layernorm"}

@@ -6,7 +6,11 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from flame_accel.models.build import build_model
-from flame_accel.models.parameter_groups import count_parameters, fp32_parameters, parameter_groups
+from flame_accel.models.parameter_groups import (
+    count_parameters,
+    fp32_parameter_names,
+    parameter_groups,
+)
 from flame_accel.models.registration import register_models
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2}
@@ -116,7 +120,7 @@ def test_an_optimizer_takes_the_groups(model):
 def test_what_fla_computes_with_in_float32_is_found(model_type, kept):
     model = build(model_type)
     before = torch.get_rng_state()
-    names = fp32_parameters(model)
+    names = fp32_parameter_names(model)
     layers = "backbone.layers." if model_type == "mamba2" else "model.layers."
     assert {name.split(".", 3)[3] for name in names if name.startswith(layers)} == kept
     assert [name for name, _ in model.named_parameters() if name in names] == names

@@ -18,7 +18,7 @@ from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, UserError
 from flame_accel.kernels.operators import operator_paths, stand_between
 from flame_accel.models import build_model
-from flame_accel.models.catalogue import registered_configs, tiny_config
+from flame_accel.models.catalogue import registered_config_classes, tiny_config
 from flame_accel.parallel.activations import checkpoint_activations
 from flame_accel.parallel.blocks import find_blocks
 from tests.helpers.runs import launch, read_records
@@ -33,7 +33,7 @@ IDS = torch.randint(256, (1, 96), generator=torch.Generator().manual_seed(0))
 LONG = torch.randint(256, (1, 1024), generator=torch.Generator().manual_seed(0))
 SOFTMAX = {"layers": [1], "num_heads": 2, "num_kv_heads": 1}
 VARIANTS = {
-    **{name: (name, {}) for name in sorted(registered_configs())},
+    **{name: (name, {}) for name in sorted(registered_config_classes())},
     "gla with attention and a convolution": ("gla", {"attn": SOFTMAX, "use_short_conv": True}),
     "gla with tied weights": ("gla", {"tie_word_embeddings": True}),
     "gla with residual attention": ("gla", {"attnres_block_size": 2}),

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from flame_accel.config import UserError
-from flame_accel.models.catalogue import registered_configs, tiny_config
+from flame_accel.models.catalogue import registered_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
-from flame_accel.models.parameter_groups import fp32_parameters
+from flame_accel.models.parameter_groups import fp32_parameter_names
 from flame_accel.parallel.fp32_parameters import average_ignored_gradients, ignore_fp32_params
 from flame_accel.parallel.resharding import check_reshard_after_forward
 from tests.helpers.runs import ROOT, launch, read_records
@@ -127,7 +127,7 @@ def test_other_engines_leave_nothing_whole():
 def mixed(model_type: str) -> nn.Module:
     """A model as FSDP2 with bf16 runs it: whole parameters in fp32, the others gathered in bf16."""
     model = instantiate(tiny_config(model_type))
-    names = set(fp32_parameters(model))
+    names = set(fp32_parameter_names(model))
     for name, parameter in model.named_parameters():
         if name not in names:
             parameter.data = parameter.data.bfloat16()
@@ -148,9 +148,9 @@ def test_fp32_decays_fit_beside_bf16_weights(model_type):
 
 
 def test_what_stays_whole_is_small():
-    for model_type in registered_configs():
+    for model_type in registered_config_classes():
         with torch.device("meta"):
             model = instantiate(tiny_config(model_type))
-        whole = set(fp32_parameters(model))
+        whole = set(fp32_parameter_names(model))
         sizes = {name: p.numel() for name, p in model.named_parameters()}
         assert sum(sizes[name] for name in whole) <= 0.05 * sum(sizes.values()), model_type

@@ -30,7 +30,7 @@ WAYS = [
     *(f"{name}, loss parallel" for name in CASES),
     *(f"{name}, whole loss" for name in WHOLE_LOSS),
 ]
-SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+TINY_FIELDS = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def build():
     from transformers import AutoConfig
 
     return lambda model_type, **changes: instantiate(
-        AutoConfig.for_model(model_type, **SMALL | changes)
+        AutoConfig.for_model(model_type, **TINY_FIELDS | changes)
     )
 
 

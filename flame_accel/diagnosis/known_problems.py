@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from flame_accel.diagnosis.conditions import (
-    busy_devices,
-    has_foreign_triton,
+    device_names,
+    devices_below_ampere,
+    devices_in_use,
+    devices_unknown_to_torch,
+    has_miscompiling_triton_on_hopper,
+    has_mismatched_triton,
     has_tilelang,
-    names,
-    newer,
-    old_devices,
-    older,
-    on_hopper_with_bad_triton,
-    sees_no_gpu,
-    strangers,
+    is_newer,
+    is_older,
+    misses_gpus,
     uses_triton,
 )
 from flame_accel.diagnosis.machine import Machine
@@ -35,14 +35,14 @@ SUPPORTED = {
 """Package -> the lowest version that serves, and the newest `major.minor` that was tried."""
 
 
-class Problem(NamedTuple):
+class KnownProblem(NamedTuple):
     """A row of the table."""
 
     name: str
-    stops: bool
+    blocks_training: bool
     """Whether training is impossible; else it is a warning."""
     applies: Callable[[Machine], bool]
-    happens: Callable[[Machine], str]
+    description: Callable[[Machine], str]
     """What goes wrong and why, in words; asked only where the row applies."""
     remedy: str
     parts: Mapping[str, str | None] | None = None
@@ -56,19 +56,19 @@ UPGRADE = (
 )
 
 
-def kernel_problems() -> Iterator[Problem]:
+def kernel_problems() -> Iterator[KnownProblem]:
     """What keeps fla's kernels from compiling, or makes them wrong."""
-    yield Problem(
+    yield KnownProblem(
         "no Triton",
         True,
         lambda machine: machine.versions["triton"] is None,
         lambda machine: "Triton is not installed; fla imports it, even where PyTorch kernels serve",
         "pip install triton, or triton-windows on Windows",
     )
-    yield Problem(
+    yield KnownProblem(
         "gated kernels on Hopper",
         True,
-        lambda machine: on_hopper_with_bad_triton(machine) and not has_tilelang(machine),
+        lambda machine: has_miscompiling_triton_on_hopper(machine) and not has_tilelang(machine),
         lambda machine: (
             ON_HOPPER.format(machine)
             + "the gradients of fla's gated delta rules wrong on Hopper, and fla refuses to train"
@@ -81,10 +81,10 @@ def kernel_problems() -> Iterator[Problem]:
             "ops.precond_gated_delta_rule.chunk.chunk_precond_gated_delta_rule": None,
         },
     )
-    yield Problem(
+    yield KnownProblem(
         "simple GLA on Hopper",
         True,
-        on_hopper_with_bad_triton,
+        has_miscompiling_triton_on_hopper,
         lambda machine: (
             ON_HOPPER.format(machine)
             + "the gradients of fla's simple GLA wrong on Hopper, and fla refuses to train"
@@ -92,101 +92,102 @@ def kernel_problems() -> Iterator[Problem]:
         UPGRADE,
         {"ops.simple_gla.chunk.chunk_simple_gla": None},
     )
-    yield Problem(
+    yield KnownProblem(
         "no C compiler",
         True,
         lambda machine: uses_triton(machine) and machine.compiler is None,
         lambda machine: "there is no C compiler; Triton compiles a launcher for every kernel",
         "install gcc or clang (apt-get install gcc), or name a compiler in CC",
     )
-    yield Problem(
+    yield KnownProblem(
         "no Python.h",
         True,
         lambda machine: uses_triton(machine) and not machine.python_headers,
         lambda machine: "Python's headers are missing; Triton's launchers include Python.h",
         "apt-get install python3-dev, or use a Python that comes with its headers",
     )
-    yield Problem(
+    yield KnownProblem(
         "no ptxas",
         True,
         lambda machine: uses_triton(machine) and machine.platform == "cuda" and not machine.ptxas,
         lambda machine: "Triton has lost ptxas, NVIDIA's assembler",
         "pip install --force-reinstall --no-deps triton, or name one in TRITON_PTXAS_PATH",
     )
-    yield Problem(
+    yield KnownProblem(
         "interpreted kernels",
         False,
         lambda machine: uses_triton(machine) and machine.interpreted,
         lambda machine: "TRITON_INTERPRET makes Triton run every kernel in Python, on the CPU",
         "unset TRITON_INTERPRET",
     )
-    yield Problem(
+    yield KnownProblem(
         "another Triton",
         False,
-        lambda machine: uses_triton(machine) and has_foreign_triton(machine),
+        lambda machine: uses_triton(machine) and has_mismatched_triton(machine),
         lambda machine: (
             f"torch {machine.versions['torch']} asks for triton"
-            f"{machine.triton_of_torch}, and {machine.versions['triton']} is installed: "
+            f"{machine.triton_required_by_torch}, and {machine.versions['triton']} is installed: "
             "torch.compile may fail, fla's kernels do not care"
         ),
         "none needed without torch.compile; else install the one that torch asks for",
     )
 
 
-def device_problems() -> Iterator[Problem]:
+def device_problems() -> Iterator[KnownProblem]:
     """GPUs that are not used, or not well."""
-    yield Problem(
+    yield KnownProblem(
         "GPU unknown to torch",
         True,
-        lambda machine: bool(machine.architectures and strangers(machine)),
+        lambda machine: bool(machine.architectures and devices_unknown_to_torch(machine)),
         lambda machine: (
             f"torch {machine.versions['torch']} has no code for "
-            f"{names(strangers(machine))}, only for {', '.join(machine.architectures)}"
+            f"{device_names(devices_unknown_to_torch(machine))}, only for "
+            f"{', '.join(machine.architectures)}"
         ),
         "install a torch that has: https://pytorch.org/get-started/locally",
     )
-    yield Problem(
+    yield KnownProblem(
         "old GPU",
         False,
-        lambda machine: uses_triton(machine) and bool(old_devices(machine)),
+        lambda machine: uses_triton(machine) and bool(devices_below_ampere(machine)),
         lambda machine: (
-            f"{names(old_devices(machine))}: Triton is made for compute capability "
-            "8.0 and newer; below, kernels may fail and bfloat16 is slow"
+            f"{device_names(devices_below_ampere(machine))}: Triton is made for compute capability "
+            "8.0 and is_newer; below, kernels may fail and bfloat16 is slow"
         ),
         "--model.kernels torch, and mixed_precision: no in the accelerate configuration",
     )
-    yield Problem(
+    yield KnownProblem(
         "torch without CUDA",
         False,
-        lambda machine: sees_no_gpu(machine) and machine.cuda is None,
+        lambda machine: misses_gpus(machine) and machine.cuda is None,
         lambda machine: (
             f"NVIDIA's driver has {machine.driver_devices} GPU(s), but torch "
             f"{machine.versions['torch']} was built without CUDA: training runs on the CPU"
         ),
         "install torch with CUDA: https://pytorch.org/get-started/locally",
     )
-    yield Problem(
+    yield KnownProblem(
         "driver too old",
         False,
-        lambda machine: sees_no_gpu(machine) and machine.cuda is not None,
+        lambda machine: misses_gpus(machine) and machine.cuda is not None,
         lambda machine: (
             f"torch, built for CUDA {machine.cuda}, cannot use the "
             f"{machine.driver_devices} GPU(s) of NVIDIA's driver {machine.driver}: training runs "
             "on the CPU"
         ),
-        "update the driver, or install torch for an older CUDA",
+        "update the driver, or install torch for an is_older CUDA",
     )
-    yield Problem(
+    yield KnownProblem(
         "GPU in use",
         False,
-        lambda machine: bool(busy_devices(machine)),
+        lambda machine: bool(devices_in_use(machine)),
         lambda machine: (
             "other processes hold more than a fifth of the memory of "
-            f"{len(busy_devices(machine))} GPU(s)"
+            f"{len(devices_in_use(machine))} GPU(s)"
         ),
         "nvidia-smi shows them; CUDA_VISIBLE_DEVICES chooses other GPUs",
     )
-    yield Problem(
+    yield KnownProblem(
         "no NCCL",
         False,
         lambda machine: (
@@ -197,9 +198,9 @@ def device_problems() -> Iterator[Problem]:
     )
 
 
-def house_problems() -> Iterator[Problem]:
+def system_problems() -> Iterator[KnownProblem]:
     """Memory between processes, disks, versions."""
-    yield Problem(
+    yield KnownProblem(
         "small shared memory",
         False,
         lambda machine: (
@@ -210,7 +211,7 @@ def house_problems() -> Iterator[Problem]:
         ),
         "docker run --shm-size 1g; or --training.num_workers 0",
     )
-    yield Problem(
+    yield KnownProblem(
         "disk nearly full",
         False,
         lambda machine: any(folder.free_bytes < GIB for folder in machine.folders),
@@ -221,7 +222,7 @@ def house_problems() -> Iterator[Problem]:
         "free some, or name another place: --job.dump_folder, TRITON_CACHE_DIR, FLAME_ACCEL_CACHE, "
         "HF_HOME",
     )
-    yield Problem(
+    yield KnownProblem(
         "no writing",
         False,
         lambda machine: not all(folder.writable for folder in machine.folders),
@@ -232,45 +233,45 @@ def house_problems() -> Iterator[Problem]:
         "name another place: --job.dump_folder, TRITON_CACHE_DIR, FLAME_ACCEL_CACHE, HF_HOME",
     )
     for package, (lowest, newest) in SUPPORTED.items():
-        yield Problem(
+        yield KnownProblem(
             f"old {package}",
             True,
-            lambda machine, package=package, lowest=lowest: older(machine, package, lowest),
+            lambda machine, package=package, lowest=lowest: is_older(machine, package, lowest),
             lambda machine, package=package, lowest=lowest: (
                 f"{package} "
-                f"{machine.versions[package]} is older than {lowest}, the oldest that works"
+                f"{machine.versions[package]} is is_older than {lowest}, the oldest that works"
             ),
             f"pip install '{package}>={lowest}'",
         )
-        yield Problem(
+        yield KnownProblem(
             f"new {package}",
             False,
-            lambda machine, package=package, newest=newest: newer(machine, package, newest),
+            lambda machine, package=package, newest=newest: is_newer(machine, package, newest),
             lambda machine, package=package, newest=newest: (
                 f"{package} "
-                f"{machine.versions[package]} is newer than {newest}, the newest that was tried"
+                f"{machine.versions[package]} is is_newer than {newest}, the newest that was tried"
             ),
             "where something breaks: pip install -r requirements.txt has the tested versions",
         )
 
 
-PROBLEMS = (*kernel_problems(), *device_problems(), *house_problems())
+PROBLEMS = (*kernel_problems(), *device_problems(), *system_problems())
 """The whole table."""
 
 
-class Finding(NamedTuple):
+class DetectedProblem(NamedTuple):
     """A known problem that this machine has."""
 
     name: str
-    stops: bool
+    blocks_training: bool
     """Whether training is impossible; else it is a warning."""
-    happens: str
+    description: str
     remedy: str
 
 
-def find_problems(
+def detect_problems(
     machine: Machine, *, parts: Set[str] = frozenset(), config: object = None
-) -> list[Finding]:
+) -> list[DetectedProblem]:
     """The known problems of a machine, those that stop training first.
 
     Args:
@@ -279,14 +280,16 @@ def find_problems(
         config: of that model.
     """
     findings = [
-        Finding(problem.name, problem.stops, problem.happens(machine), problem.remedy)
+        DetectedProblem(
+            problem.name, problem.blocks_training, problem.description(machine), problem.remedy
+        )
         for problem in PROBLEMS
-        if _concerns(problem, parts, config) and problem.applies(machine)
+        if _concerns_model(problem, parts, config) and problem.applies(machine)
     ]
-    return sorted(findings, key=lambda finding: not finding.stops)
+    return sorted(findings, key=lambda finding: not finding.blocks_training)
 
 
-def _concerns(problem: Problem, parts: Set[str], config: object) -> bool:
+def _concerns_model(problem: KnownProblem, parts: Set[str], config: object) -> bool:
     """Whether a row is about every model, or about one of these parts, and it is switched on."""
     return problem.parts is None or any(
         # a config without the field always uses the part

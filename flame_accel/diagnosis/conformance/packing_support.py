@@ -6,7 +6,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.known_issues import known_issues
 from flame_accel.models.norms import base_model_type
 
-LAW = "keeps documents apart"
+DOCUMENTS_APART = "keeps documents apart"
 """Of `checkup.py`, which tests that nothing of a document reaches another in the same row."""
 
 
@@ -21,7 +21,7 @@ def check_packing_support(config: PreTrainedConfig, *, kernels: str) -> None:
         UserError: The model type is known to break the law with these kernels.
     """
     reason = known_issues(base_model_type(config), {"torch": "cpu", "triton": "cuda"}[kernels]).get(
-        LAW
+        DOCUMENTS_APART
     )
     if reason is not None:
         raise UserError(

@@ -11,13 +11,13 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from flame_accel.kernels.replacements import REPLACEMENTS
 
-STANDS_FOR: dict[str, list[str]] = {}
+FLA_NAMES_BY_REPLACEMENT: dict[str, list[str]] = {}
 """Our function -> those of fla, below `fla.`, that it stands for where PyTorch serves."""
 for _theirs, _ours in REPLACEMENTS.items():
-    STANDS_FOR.setdefault(f"flame_accel.kernels.{_ours}", []).append(_theirs)
+    FLA_NAMES_BY_REPLACEMENT.setdefault(f"flame_accel.kernels.{_ours}", []).append(_theirs)
 
 
-def find_parts(config: PreTrainedConfig) -> frozenset[str]:
+def find_fla_parts(config: PreTrainedConfig) -> frozenset[str]:
     """Layers and operators that the model of a config may use, as dotted names below `fla.`.
 
     More than it does use: a layer imports what its other modes call, a model the layer of its
@@ -49,6 +49,6 @@ def find_parts(config: PreTrainedConfig) -> frozenset[str]:
                 waiting.append(value.__module__)
             elif inspect.isfunction(value):
                 name = f"{value.__module__}.{value.__name__}"
-                names = STANDS_FOR.get(name, [name.removeprefix("fla.")])
+                names = FLA_NAMES_BY_REPLACEMENT.get(name, [name.removeprefix("fla.")])
                 parts.update(name for name in names if name.startswith("ops."))
     return frozenset(parts)

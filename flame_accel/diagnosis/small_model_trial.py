@@ -15,12 +15,12 @@ from transformers import PreTrainedConfig
 
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
-from flame_accel.diagnosis.conformance.laws import examine, explain, relative_error
-from flame_accel.diagnosis.conformance.packing import LAW
+from flame_accel.diagnosis.conformance.laws import check_laws, explain_exception, relative_error
+from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import Kind
 from flame_accel.kernels.tuning import Tuner, install_hook, untuned
 from flame_accel.models import build_model, count_parameters
-from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_configs, tiny_config
+from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
 
@@ -36,7 +36,7 @@ the way back multiply it.
 """
 
 
-class Comparison(NamedTuple):
+class KernelComparison(NamedTuple):
     """Logits or gradients of one precision under both kinds of kernels."""
 
     what: str
@@ -54,13 +54,13 @@ class Comparison(NamedTuple):
         return not self.reason and self.error <= self.tolerance
 
 
-def count(config: PreTrainedConfig) -> int:
+def count_config_parameters(config: PreTrainedConfig) -> int:
     """Number of parameters of a config's model; no memory is taken for them."""
     with torch.device("meta"):
         return count_parameters(instantiate(config)).total
 
 
-def shrink(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
+def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     """The config with two layers and a small vocabulary, or that of the tiny model of its type.
 
     Hybrids get one layer of each kind.
@@ -82,12 +82,15 @@ def shrink(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     sizes = {"num_hidden_layers": 2, "vocab_size": VOCABULARY_SIZE}
     small = type(config).from_dict({**fields, **special, **sizes})
-    if count(small) > MAX_PARAMETERS[device] and config.model_type in registered_configs():
+    if (
+        count_config_parameters(small) > MAX_PARAMETERS[device]
+        and config.model_type in registered_config_classes()
+    ):
         return tiny_config(config.model_type)
     return small
 
 
-def check_document_isolation(config: PreTrainedConfig, device: str) -> None:
+def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
     """Tries out whether a model that is not fla's keeps packed documents apart.
 
     Of fla's models it is known, see `models/packing.py`. The process's random state is left alone.
@@ -99,11 +102,11 @@ def check_document_isolation(config: PreTrainedConfig, device: str) -> None:
     Raises:
         UserError: It lets something of a document reach another one.
     """
-    if base_model_type(config) in registered_configs():
+    if base_model_type(config) in registered_config_classes():
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), untuned():
-        (finding,) = examine(shrink(config, device), device, [LAW])
+        (finding,) = check_laws(shrink_config(config, device), device, [DOCUMENTS_APART])
     if not finding.holds:
         raise UserError(
             f"{config.model_type} does not keep packed documents apart: {finding.reason}",
@@ -113,7 +116,7 @@ def check_document_isolation(config: PreTrainedConfig, device: str) -> None:
         )
 
 
-def install_untuned(kind: Kind) -> None:
+def install_kernels_untuned(kind: Kind) -> None:
     """Puts kernels in place for a look at what they compute.
 
     Triton kernels run as tuned where they are, else in the first configuration that works: tuning
@@ -125,7 +128,7 @@ def install_untuned(kind: Kind) -> None:
         install_hook(Tuner(get_gpu_info(), patient=False))
 
 
-def compare_kernels(config: PreTrainedConfig, device: str) -> Iterator[Comparison]:
+def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator[KernelComparison]:
     """Logits and gradients of Triton kernels against those of PyTorch kernels, on the same inputs.
 
     Args:
@@ -135,24 +138,26 @@ def compare_kernels(config: PreTrainedConfig, device: str) -> Iterator[Compariso
     for dtype, tolerance in TOLERANCE.items():
         precision, trains = str(dtype).removeprefix("torch."), dtype == torch.bfloat16
         try:
-            expected = _compute("torch", config, device, dtype)
-            computed = _compute("triton", config, device, dtype)
+            expected = _compute_logits_and_gradients("torch", config, device, dtype)
+            computed = _compute_logits_and_gradients("triton", config, device, dtype)
         except Exception as error:
-            yield Comparison(precision, torch.inf, tolerance, trains, explain(error))
+            yield KernelComparison(
+                precision, torch.inf, tolerance, trains, explain_exception(error)
+            )
             continue
         finally:
-            install_untuned("triton")
+            install_kernels_untuned("triton")
         for what in expected:
             error = relative_error(computed[what], expected[what])
             finite = error if error < torch.inf else torch.inf
-            yield Comparison(f"{what} in {precision}", finite, tolerance, trains)
+            yield KernelComparison(f"{what} in {precision}", finite, tolerance, trains)
 
 
-def _compute(
+def _compute_logits_and_gradients(
     kind: Kind, config: PreTrainedConfig, device: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Logits `[B, T, V]` and the gradient of the loss, flattened; with one kind of kernels."""
-    install_untuned(kind)
+    install_kernels_untuned(kind)
     model: Any = build_model(
         config, vocabulary_size=config.vocab_size, bos_token_id=None, eos_token_id=None, seed=0
     )
