@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from flame_accel.diagnosis.conformance.laws import keeps_documents_apart
+from flame_accel.diagnosis.conformance.laws import check_keeps_documents_apart
 from flame_accel.kernels import install, uninstall
 from flame_accel.kernels.replacements import REPLACEMENTS
 from flame_accel.kernels.tuning import Tuner, install_hook, uninstall_hook
