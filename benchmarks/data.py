@@ -31,21 +31,17 @@ from tokenizers import Tokenizer
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data import build_batches, load_tokenizer, open_data
+from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cache.reader import TokenCache
 from flame_accel.data.cache.writer import Recipe, write_cache
-from flame_accel.data.lanes.row_packing import Lane, Packing
-from flame_accel.data.lanes.table import TableSource
-from flame_accel.data.parts import (
-    Document,
-    Documents,
-    LaneCursor,
-    Record,
-    Skipped,
-    SkipPolicy,
-    SourceCursor,
-)
-from flame_accel.data.sources.corpus import read_corpus
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
+from flame_accel.data.sources.python_stdlib import read_corpus
 from flame_accel.data.sources.table import Table
+from flame_accel.data.stages import IndexedDocuments
 from flame_accel.data.tokens.encoder import EncodedTable, Encoder
 
 SEQ_LEN = 4096
@@ -223,7 +219,9 @@ def _in_turns(rounds: int, *works: Callable[[], None]) -> np.ndarray:
     return seconds[1:]
 
 
-def _read_rows(documents: Documents, num_tokens: int, context_len: int | None = None) -> None:
+def _read_rows(
+    documents: IndexedDocuments, num_tokens: int, context_len: int | None = None
+) -> None:
     """One pass over all documents, in rows."""
     lane = _lane(documents, 0, 1, 0, context_len)
     for _ in range(num_tokens // SEQ_LEN):
@@ -231,24 +229,28 @@ def _read_rows(documents: Documents, num_tokens: int, context_len: int | None = 
 
 
 def _lane(
-    documents: Documents, lane: int, num_lanes: int, position: int, context_len: int | None = None
+    documents: IndexedDocuments,
+    lane: int,
+    num_lanes: int,
+    position: int,
+    context_len: int | None = None,
 ) -> Lane:
     """A lane that goes on at a position of the first epoch."""
     cursor = SourceCursor(place=(0, position))
-    source = TableSource(documents, seed=1)
-    reader = source.reader(lane, num_lanes, cursor, SkipPolicy(), lambda skipped: None)
+    source = ShuffledTable(documents, seed=1)
+    reader = source.open_reader(lane, num_lanes, cursor, SkipPolicy(), lambda skipped: None)
     packing = Packing(seq_len=SEQ_LEN, context_len=context_len)
     return Lane([reader], [1.0], packing, LaneCursor(sources=(cursor,)))
 
 
-def _all(documents: Documents) -> Iterator[Document]:
+def _all(documents: IndexedDocuments) -> Iterator[Document]:
     for index in range(len(documents)):
         document = documents[index]
         assert isinstance(document, Document)
         yield document
 
 
-def _read_all(documents: Documents) -> None:
+def _read_all(documents: IndexedDocuments) -> None:
     """One pass over all documents, as they are."""
     for _ in _all(documents):
         pass

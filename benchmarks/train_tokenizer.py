@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from flame_accel.data.sources.corpus import read_corpus
+from flame_accel.data.sources.python_stdlib import read_corpus
 
 END = "<|endoftext|>"
 

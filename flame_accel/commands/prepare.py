@@ -72,9 +72,10 @@ def run(arguments: argparse.Namespace) -> None:
     # each process keeps one core busy
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+    from flame_accel.data.bad_records import SkipPolicy
     from flame_accel.data.cache.layout import read_manifest
     from flame_accel.data.cache.writer import Recipe, write_cache
-    from flame_accel.data.parts import Skipped, SkipPolicy
+    from flame_accel.data.documents import Skipped
     from flame_accel.data.tokens.encoder import Encoder
     from flame_accel.data.tokens.tokenizer import (
         load_tokenizer,
@@ -112,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _open_table(options: Mapping[str, Any], max_document_bytes: int) -> "Table":
     """The one dataset that the options name, by index."""
     from flame_accel.data.sources.opening import open_source
-    from flame_accel.data.sources.options import split_options
+    from flame_accel.data.sources.options import training_dataset_options
     from flame_accel.data.sources.table import Table
 
     training = TrainingConfig(**options, max_document_bytes=max_document_bytes)
@@ -125,7 +126,7 @@ def _open_table(options: Mapping[str, Any], max_document_bytes: int) -> "Table":
             remedy="prepare each into a folder of its own; a run may name several of these",
             exit_code=2,
         )
-    table = open_source(split_options(training)[0])
+    table = open_source(training_dataset_options(training)[0])
     if not isinstance(table, Table):
         raise UserError(
             "is a token cache already",

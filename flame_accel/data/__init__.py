@@ -6,7 +6,7 @@ The order in which a run sees tokens is a function of (seed, data, rows per step
 packs rows, and ``loading`` hands out optimizer steps and keeps what a checkpoint needs.
 """
 
-from flame_accel.data.bad_records import too_many
+from flame_accel.data.bad_records import too_many_bad_records
 from flame_accel.data.from_options import (
     RunData,
     build_batches,
@@ -14,9 +14,9 @@ from flame_accel.data.from_options import (
     open_data,
     special_token_ids,
 )
-from flame_accel.data.loading.batches import StepBatches
-from flame_accel.data.loading.evaluation import EvaluationBatches
-from flame_accel.data.loading.state import merge_states
+from flame_accel.data.loading.evaluation_batches import EvaluationBatches
+from flame_accel.data.loading.step_batches import StepBatches
+from flame_accel.data.loading.stream_state import merge_states
 from flame_accel.data.tokens.tokenizer import load_tokenizer, vocabulary_size
 
 __all__ = [
@@ -29,6 +29,6 @@ __all__ = [
     "merge_states",
     "open_data",
     "special_token_ids",
-    "too_many",
+    "too_many_bad_records",
     "vocabulary_size",
 ]

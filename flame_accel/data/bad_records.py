@@ -1,83 +1,102 @@
-"""Bad records: the errors that end a run, and what the log says of those that were passed over.
-
-Which records are bad is `SkipPolicy`'s word; lanes count them in their cursors.
-"""
+"""Bad records: which ones count, how many a run may skip, what is logged, which errors end it."""
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Skipped, SkipPolicy
+from flame_accel.data.documents import Skipped
 
-LOGGED_RECORDS = 10
-"""Bad records of which the log says where they are; of later ones it says how many."""
+MAX_LOGGED_RECORDS = 10
+"""Number of bad records that the log names one by one; of later ones it only gives the number."""
 
 log = logging.getLogger(__name__)
 
 
-class BadRecords:
-    """The bad records that a rank has met.
+class SkipPolicy(NamedTuple):
+    """What happens to records that give no document."""
+
+    max_bad: int | None = None
+    """None: empty records are skipped, and a damaged one stops the run. A number: both kinds count,
+    and more than this many (over all lanes of a rank) stop the run; 0 stops at the first one."""
+
+    def counts_as_bad(self, skipped: Skipped) -> bool:
+        """Whether the record counts against the limit."""
+        return skipped.why == "damaged" or (skipped.why == "empty" and self.max_bad is not None)
+
+    def stops_run(self, skipped: Skipped) -> bool:
+        """Whether this record alone stops the run."""
+        return self.counts_as_bad(skipped) and not self.max_bad
+
+
+class BadRecordCounter:
+    """Counts and logs the bad records of a rank.
 
     Args:
-        limit: more than so many stop the run; None: there is no limit.
+        limit: more bad records than this stop the run; None: no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.total = 0
-        """Those that were met since the run began."""
+        """Number of bad records since the run began."""
         self._limit = limit
         self._num_logged = 0
-        self._announced = LOGGED_RECORDS
+        self._last_logged_total = MAX_LOGGED_RECORDS
 
-    def judge(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
-        """Refuse a record, or meet it, as the policy says.
+    def check_record(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
+        """Apply the policy to a record: raise, count it, or ignore it.
+
+        Args:
+            record: the record that gave no document.
+            policy: which records count, and which stop the run.
+            source: name of the data, for a record that does not say where it is.
 
         Raises:
-            UserError: it is refused, or one too many.
+            UserError: the policy does not allow the record, or it is one too many.
         """
-        if policy.is_refused(record):
-            raise refused(record, source)
-        if policy.is_bad(record):
-            self.meet([record])
+        if policy.stops_run(record):
+            raise refused_record(record, source)
+        if policy.counts_as_bad(record):
+            self.add_records([record])
 
-    def meet(self, new: Sequence[Skipped]) -> None:
-        """Log and limit those that were passed over since the last call.
+    def add_records(self, new: Sequence[Skipped]) -> None:
+        """Count and log the bad records that were skipped since the last call.
 
         Raises:
-            UserError: these are too many.
+            UserError: there are now more than the limit.
         """
         self.total += len(new)
-        for record in new[: LOGGED_RECORDS - self._num_logged]:
+        for record in new[: MAX_LOGGED_RECORDS - self._num_logged]:
             place = f"{record.where}: " if record.where else ""
-            log.warning("bad record passed over: %s%s", place, _describe(record))
+            log.warning("bad record skipped: %s%s", place, _describe_skipped(record))
             self._num_logged += 1
-        # then ever more rarely
-        if new and self.total >= 2 * self._announced:
-            self._announced = self.total
-            log.warning("bad records passed over so far: %d", self.total)
+        # then less and less often
+        if new and self.total >= 2 * self._last_logged_total:
+            self._last_logged_total = self.total
+            log.warning("bad records skipped so far: %d", self.total)
         if self._limit is not None and self.total > self._limit:
-            raise too_many(self.total, self._limit, new[-1] if new else None)
+            raise too_many_bad_records(self.total, self._limit, new[-1] if new else None)
 
 
-def refused(record: Skipped, source: str) -> UserError:
-    """The error for a record that the policy does not let pass."""
+def refused_record(record: Skipped, source: str) -> UserError:
+    """The error for a record that the policy does not allow; `source` names the data."""
     return UserError(
         record.what or f"the document is {record.why}",
         where=record.where or source,
-        remedy="mend or remove the record, or pass over up to N such records with "
+        remedy="fix or remove the record, or skip up to N such records with "
         "--training.max_bad_records N",
     )
 
 
-def too_many(total: int, limit: int, last: Skipped | None) -> UserError:
-    """The error that ends a run with more bad records than its limit."""
+def too_many_bad_records(total: int, limit: int, last: Skipped | None) -> UserError:
+    """The error for more bad records than the limit; `last` is the one that exceeded it."""
     return UserError(
         f"{total} bad records are more than training.max_bad_records {limit}"
-        + (f"; the last one: {_describe(last)}" if last else ""),
+        + (f"; the last one: {_describe_skipped(last)}" if last else ""),
         where=(last and last.where) or "training.max_bad_records",
-        remedy="mend or remove them, or allow more with --training.max_bad_records",
+        remedy="fix or remove them, or allow more with --training.max_bad_records",
     )
 
 
-def _describe(record: Skipped) -> str:
+def _describe_skipped(record: Skipped) -> str:
     return record.what or record.why

@@ -13,12 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from flame_accel.data.cache.encoding import text_bytes
 from flame_accel.data.cache.layout import TARGETS, read_manifest
 from flame_accel.data.cache.reader import TokenCache
-from flame_accel.data.lanes.stream import StreamSource
-from flame_accel.data.lanes.table import TableSource
-from flame_accel.data.parts import Document, Record, Shards, Skipped
-from flame_accel.data.sources.hashes import HeldOut
+from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.lanes.shuffled_stream import ShuffledStream
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from flame_accel.data.sources.opening import Opened
+from flame_accel.data.sources.record_hashes import HeldOut
 from flame_accel.data.sources.table import Table
+from flame_accel.data.stages import Shards
 from flame_accel.data.tokens.encoder import EncodedTable, Encoder
 from flame_accel.data.tokens.tokenizer import tokenizer_identity
 
@@ -43,13 +44,13 @@ class Dataset(NamedTuple):
         """The document of a record of the wanted side."""
         return self.encoder(record if self.held_out is None else self.held_out(record))
 
-    def source(self, *, seed: int, block: int) -> TableSource | StreamSource:
+    def source(self, *, seed: int, block: int) -> ShuffledTable | ShuffledStream:
         """The dataset as a source of lanes, see there."""
         if isinstance(self.records, TokenCache):
-            return TableSource(self.records, seed=seed)
+            return ShuffledTable(self.records, seed=seed)
         if isinstance(self.records, Table):
-            return TableSource(EncodedTable(self.records, self.encode), seed=seed)
-        return StreamSource(self.records, self.encode, seed=seed, block=block)
+            return ShuffledTable(EncodedTable(self.records, self.encode), seed=seed)
+        return ShuffledStream(self.records, self.encode, seed=seed, block=block)
 
     def in_order(self) -> Iterator[tuple[Document | Skipped, int]]:
         """What each record gives, once, and the length of its text in UTF-8."""

@@ -11,14 +11,19 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
+from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.dataset import Dataset, open_dataset
-from flame_accel.data.lanes.row_packing import Packing
-from flame_accel.data.loading.batches import StepBatches, StepLayout
-from flame_accel.data.loading.evaluation import EvaluationBatches, evaluation_batches
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.loading.evaluation_batches import EvaluationBatches, pack_evaluation_batches
+from flame_accel.data.loading.step_batches import StepBatches, StepLayout
 from flame_accel.data.loading.workers import LoaderOptions, Stream
-from flame_accel.data.parts import Document, Skipped, SkipPolicy
-from flame_accel.data.sources.opening import open_pair
-from flame_accel.data.sources.options import evaluation_options, shares, split_options
+from flame_accel.data.sources.opening import open_training_and_evaluation
+from flame_accel.data.sources.options import (
+    evaluation_dataset_options,
+    shares,
+    training_dataset_options,
+)
 from flame_accel.data.tokens.tokenizer import resolve_add_bos, tokenizer_identity
 
 SEED_STEP = 1_000_003
@@ -66,9 +71,9 @@ def open_data(
             fit together; bos is asked for and the tokenizer has none.
     """
     add_bos = resolve_add_bos(tokenizer, training.add_bos)
-    sides, held_out = open_pair(
-        split_options(training),
-        evaluation_options(evaluation, training),
+    sides, held_out = open_training_and_evaluation(
+        training_dataset_options(training),
+        evaluation_dataset_options(evaluation, training),
         evaluation.held_out_share,
     )
     return RunData(
@@ -167,7 +172,7 @@ def build_evaluation_batches(
     """
     if data.evaluation is None:
         return None
-    return evaluation_batches(
+    return pack_evaluation_batches(
         _with_scored_bytes(data.evaluation, data.tokenizer),
         build_packing(training, data.tokenizer),
         name=f"evaluation.dataset {data.evaluation.records.name!r}",

@@ -10,10 +10,13 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
-from flame_accel.data.lanes.order import EpochOrder
-from flame_accel.data.lanes.row_packing import Lane, Packing
-from flame_accel.data.lanes.table import TableSource
-from flame_accel.data.parts import Document, LaneCursor, Row, Skipped, SkipPolicy, SourceCursor
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.epoch_order import EpochOrder
+from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.rows import Packing, Row
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
 
 SEED = 7
 
@@ -59,7 +62,7 @@ def open_lane(
 ) -> Lane:
     cursor = cursor or LaneCursor(sources=(SourceCursor(),) * len(sources))
     readers = [
-        TableSource(documents, seed=SEED + i).reader(
+        ShuffledTable(documents, seed=SEED + i).open_reader(
             lane, num_lanes, place, policy or SkipPolicy(), lambda skipped: None
         )
         for i, (documents, place) in enumerate(zip(sources, cursor.sources, strict=True))

@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.config.errors import UserError
 from flame_accel.data.cache.writer import Recipe, write_cache
+from flame_accel.data.cursors import LaneCursor
+from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.from_options import (
     RunData,
     build_batches,
@@ -32,11 +34,10 @@ from flame_accel.data.from_options import (
     open_data,
 )
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
-from flame_accel.data.loading.state import merge_states
+from flame_accel.data.loading.stream_state import merge_states
 from flame_accel.data.loading.workers import LoaderOptions, Share, Stream, start_workers
-from flame_accel.data.parts import Document, LaneCursor, Record, Skipped
 from flame_accel.data.sources.opening import open_source
-from flame_accel.data.sources.options import SourceOptions
+from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.table import Table
 from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
@@ -96,7 +97,7 @@ def write_json_lines(path: Path, texts: list[str]) -> None:
 
 def write_cached(dataset: Path, folder: Path) -> str:
     """What `prepare` makes of a dataset."""
-    table = open_source(SourceOptions(dataset=str(dataset)))
+    table = open_source(DatasetOptions(dataset=str(dataset)))
     assert isinstance(table, Table)
     recipe = Recipe(
         tokenizer_identity=tokenizer_identity(BYTE), vocabulary_size=258, add_bos=False, source={}
@@ -223,7 +224,7 @@ def test_steps_do_not_depend_on_ranks_and_workers_and_micro_batches(
             given[key] = [*islice(shares, STEPS * max(1, options.workers_for(lanes)))]
         return iter(given[key])
 
-    monkeypatch.setattr("flame_accel.data.loading.batches.start_workers", start_once)
+    monkeypatch.setattr("flame_accel.data.loading.step_batches.start_workers", start_once)
     for world_size in (1, 2, 4):
         for num_workers in (0, 1, 3) if kind in WITH_PROCESSES else (0,):
             for accumulation in (1, 2, 4):

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from flame_accel.commands.data.figures import Packed
     from flame_accel.commands.data.samples import Look
+    from flame_accel.data.bad_records import SkipPolicy
+    from flame_accel.data.documents import Skipped
     from flame_accel.data.from_options import RunData
     from flame_accel.data.loading.workers import Stream
-    from flame_accel.data.parts import Skipped, SkipPolicy
 
 LINES = textwrap.TextWrapper(
     width=78, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False
@@ -151,8 +152,8 @@ def show_rows(
     from flame_accel.commands.data.figures_text import draw_mixture, draw_packing
     from flame_accel.commands.data.rows_text import Names, draw_rows
     from flame_accel.commands.data.tracing import trace
+    from flame_accel.data.bad_records import SkipPolicy
     from flame_accel.data.from_options import special_token_ids
-    from flame_accel.data.parts import SkipPolicy
 
     met: list[Skipped] = []
     policy = stream.policy

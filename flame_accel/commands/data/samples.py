@@ -10,7 +10,7 @@ from flame_accel.commands.data.figures import Total, estimate_total
 from flame_accel.data.cache.encoding import text_bytes
 from flame_accel.data.cache.reader import TokenCache
 from flame_accel.data.dataset import Dataset
-from flame_accel.data.parts import Document, Skipped
+from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.sources.table import Table
 from flame_accel.data.tokens.encoder import EncodedTable
 

@@ -13,9 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flame_accel.data.lanes.row_packing import Lane, Packing
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.loading.workers import Stream
-from flame_accel.data.parts import Document, LaneCursor, Reader, Row, Skipped, SourceCursor
+from flame_accel.data.stages import DocumentReader
 
 PADDING = -1
 
@@ -83,7 +86,7 @@ class _Ledger:
 class _TracedReader:
     """A reader whose documents hold the ledger's numbers."""
 
-    def __init__(self, reader: Reader, source: int, ledger: _Ledger) -> None:
+    def __init__(self, reader: DocumentReader, source: int, ledger: _Ledger) -> None:
         self._reader = reader
         self._source = source
         self._ledger = ledger
@@ -142,7 +145,11 @@ class TracedLane:
     """
 
     def __init__(
-        self, readers: Sequence[Reader], shares: Sequence[float], packing: Packing, lane: int
+        self,
+        readers: Sequence[DocumentReader],
+        shares: Sequence[float],
+        packing: Packing,
+        lane: int,
     ) -> None:
         self._ledger = _Ledger()
         traced = [_TracedReader(reader, i, self._ledger) for i, reader in enumerate(readers)]

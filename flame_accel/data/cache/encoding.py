@@ -27,8 +27,8 @@ from flame_accel.data.cache.layout import (
     WITH_TARGETS,
     pack_record,
 )
-from flame_accel.data.parts import Document, Record, Skipped
-from flame_accel.data.sources.hashes import record_hash
+from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.sources.record_hashes import record_hash
 
 CHUNK_BYTES = 1 << 19
 """Text in a chunk, about: a second or less of work."""

@@ -31,8 +31,8 @@ from flame_accel.data.cache.layout import (
     require_sizes,
     shard_file,
 )
-from flame_accel.data.parts import Document, Skipped
-from flame_accel.data.sources.hashes import is_held_out
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.sources.record_hashes import is_held_out
 from flame_accel.files import find_damaged_file
 
 VERIFY_AT_OPEN = 256_000_000

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import BadRecords, too_many
+from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy, too_many_bad_records
 from flame_accel.data.cache.encoding import (
     ChunkEncoder,
     EncodeMany,
@@ -39,8 +39,7 @@ from flame_accel.data.cache.layout import (
     token_dtype,
 )
 from flame_accel.data.cache.shards import ShardWriter, describe_shard, shard_hashes
-from flame_accel.data.parts import SkipPolicy
-from flame_accel.data.sources.hashes import sample_fingerprint
+from flame_accel.data.sources.record_hashes import sample_fingerprint
 from flame_accel.files import is_temporary, sync_to_disk, write_json
 
 LOCK_SECONDS = 5.0
@@ -230,7 +229,7 @@ def _write_shards(
     with closing(encode_in_order(encode, ranges, processes)) as chunks:
         for chunk in chunks:
             for skipped in chunk.skipped.values():
-                bad.judge(skipped, policy, "")
+                bad.check_record(skipped, policy, "")
             if writer is not None and not writer.has_room(chunk):
                 shards.append(writer.finish())
                 writer = None
@@ -244,14 +243,14 @@ def _write_shards(
         shards.append(writer.finish())
 
 
-def _bad_records(shards: Shards, policy: SkipPolicy) -> BadRecords:
+def _bad_records(shards: Shards, policy: SkipPolicy) -> BadRecordCounter:
     """The count of bad records, with those that are in the shards already."""
     counted = ("damaged",) if policy.max_bad is None else ("damaged", "empty")
-    bad = BadRecords(policy.max_bad)
+    bad = BadRecordCounter(policy.max_bad)
     bad.total = sum(shard[name] for shard in shards for name in counted)
     # without a limit, none is allowed
     if bad.total > (policy.max_bad or 0):
-        raise too_many(bad.total, policy.max_bad or 0, None)
+        raise too_many_bad_records(bad.total, policy.max_bad or 0, None)
     return bad
 
 

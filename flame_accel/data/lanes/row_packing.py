@@ -7,33 +7,15 @@ Which documents a lane reads is said by readers; ranks, workers and steps are no
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes.best_fit import Piece, Window, build_row
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.lanes.best_fit_packing import Piece, Window, build_row
 from flame_accel.data.lanes.mixture import choose_source
-from flame_accel.data.parts import LaneCursor, Reader, Row, SourceCursor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Packing:
-    """How documents fill rows."""
-
-    seq_len: int
-    """T, tokens in a row; at least 2."""
-    context_len: int | None = None
-    """Longest segment in tokens, at least 2; None: a row is one segment of successive documents."""
-    best_fit: bool = False
-    """Cut only what is longer than a segment, and pad rows; needs ``context_len``."""
-    padding: int = 0
-    """Token id of padding; rows are padded with ``best_fit`` only."""
-
-    @property
-    def varlen(self) -> bool:
-        """Whether documents are kept apart."""
-        return self.context_len is not None
+from flame_accel.data.lanes.rows import Packing, Row
+from flame_accel.data.stages import DocumentReader
 
 
 class Lane:
@@ -48,7 +30,7 @@ class Lane:
 
     def __init__(
         self,
-        readers: Sequence[Reader],
+        readers: Sequence[DocumentReader],
         shares: Sequence[float],
         packing: Packing,
         cursor: LaneCursor,
@@ -163,7 +145,7 @@ class Lane:
             self._gathered.add(reader.peek())
             reader.advance()
 
-    def _next_reader(self) -> Reader:
+    def _next_reader(self) -> DocumentReader:
         """The reader of the document under way, or of the one that comes next."""
         readers = self._readers
         if len(readers) > 1 and not self._offset:

@@ -12,8 +12,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from flame_accel.data.lanes.row_packing import Packing
-from flame_accel.data.parts import Row
+from flame_accel.data.lanes.rows import Packing, Row
 
 IGNORED_LABEL = -100
 """What the loss functions of torch, transformers and fla leave out."""

@@ -19,17 +19,12 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import too_many
-from flame_accel.data.lanes.row_packing import Lane, Packing
-from flame_accel.data.parts import (
-    LaneCursor,
-    Reader,
-    Row,
-    Skipped,
-    SkipPolicy,
-    SourceCursor,
-    Sources,
-)
+from flame_accel.data.bad_records import SkipPolicy, too_many_bad_records
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Skipped
+from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.rows import Packing, Row
+from flame_accel.data.stages import DocumentReader, ShuffledSource
 
 ORPHAN_SECONDS = 1.0
 """How often a worker looks whether the run's process is still there."""
@@ -57,7 +52,7 @@ class LoaderOptions:
 class Stream:
     """What all lanes have in common."""
 
-    sources: Sources
+    sources: Sequence[ShuffledSource]
     """What documents come from, at least one."""
     shares: Sequence[float]
     """Share of each source in the tokens."""
@@ -77,10 +72,10 @@ class Stream:
 
     def readers(
         self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]
-    ) -> list[Reader]:
+    ) -> list[DocumentReader]:
         """The ways of a lane through the sources, from a cursor on."""
         return [
-            source.reader(lane, self.num_lanes, place, self.policy, report)
+            source.open_reader(lane, self.num_lanes, place, self.policy, report)
             for source, place in zip(self.sources, cursor.sources, strict=True)
         ]
 
@@ -117,7 +112,7 @@ class _LaneRows(IterableDataset):
             skipped.append(record)
             # of no use to read on through a damaged file
             if limit is not None and len(skipped) > limit:
-                raise too_many(len(skipped), limit, record)
+                raise too_many_bad_records(len(skipped), limit, record)
 
         try:
             lanes = [

@@ -57,7 +57,7 @@ def find_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list
     )
 
 
-def choose_files(files: Sequence[Path], where: str) -> dict[str | None, list[Path]]:
+def group_files_by_split(files: Sequence[Path], where: str) -> dict[str | None, list[Path]]:
     """Files that hold documents, by split; the split is None where no file is named after one.
 
     Where there are records, other files (README, LICENSE) are no documents; and records whose file
@@ -67,7 +67,9 @@ def choose_files(files: Sequence[Path], where: str) -> dict[str | None, list[Pat
     Raises:
         UserError: no files, or JSON beside Parquet.
     """
-    records = {kind: [file for file in files if kind_of(file) == kind] for kind in (PARQUET, JSON)}
+    records = {
+        kind: [file for file in files if file_format(file) == kind] for kind in (PARQUET, JSON)
+    }
     if not files or all(records.values()):
         raise UserError(
             "holds both Parquet and JSON files" if files else "there are no files",
@@ -84,7 +86,7 @@ def choose_files(files: Sequence[Path], where: str) -> dict[str | None, list[Pat
     return groups
 
 
-def choose_column(columns: Collection[str], text_column: str | None, where: str) -> str:
+def choose_text_column(columns: Collection[str], text_column: str | None, where: str) -> str:
     """The column that holds the text.
 
     Raises:
@@ -101,13 +103,13 @@ def choose_column(columns: Collection[str], text_column: str | None, where: str)
     )
 
 
-def kind_of(file: str | Path) -> str:
+def file_format(file: str | Path) -> str:
     """PARQUET, JSON (lines or an array) or TEXT, by the name of a path or URL."""
     suffixes = [suffix for suffix in _suffixes(file) if suffix not in COMPRESSIONS]
     return KINDS.get("".join(suffixes[-1:]), TEXT)
 
 
-def compression_of(file: str | Path) -> str | None:
+def file_compression(file: str | Path) -> str | None:
     """gzip, zstd or None, by the name of a path or URL."""
     return COMPRESSIONS.get("".join(_suffixes(file)[-1:]))
 

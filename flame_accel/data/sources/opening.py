@@ -17,24 +17,33 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.cache.layout import MANIFEST, UNFINISHED
-from flame_accel.data.parts import Shards, Skipped
-from flame_accel.data.sources import corpus, files
-from flame_accel.data.sources.hashes import HeldOut
-from flame_accel.data.sources.options import SourceOptions, split_options
-from flame_accel.data.sources.shards import FileShards, NamedShards, urls_of_split
-from flame_accel.data.sources.table import Table, choose_record_column, load_table
+from flame_accel.data.documents import Skipped
+from flame_accel.data.sources import files
+from flame_accel.data.sources import python_stdlib as corpus
+from flame_accel.data.sources.options import DatasetOptions, training_dataset_options
+from flame_accel.data.sources.record_hashes import HeldOut
+from flame_accel.data.sources.shards import FileShards, NamedShards, readable_split_urls
+from flame_accel.data.sources.table import Table, choose_record_column, copy_files_to_table
+from flame_accel.data.stages import Shards
 
-__all__ = ["OpenSource", "Opened", "SourceOptions", "open_pair", "open_source", "split_options"]
+__all__ = [
+    "DatasetOptions",
+    "Opened",
+    "RecordSource",
+    "open_source",
+    "open_training_and_evaluation",
+    "training_dataset_options",
+]
 
 DEFAULT_SPLITS = {"training": "train", "evaluation": "validation"}
-OpenSource = Table | Shards | Path
+RecordSource = Table | Shards | Path
 """Documents by index; in sequence; or tokenised already, the folder of a token cache."""
 
 
 class Opened(NamedTuple):
     """A source, and which of its documents are meant."""
 
-    source: OpenSource
+    source: RecordSource
     held_out: HeldOut | None
     """None: all of them."""
 
@@ -44,13 +53,13 @@ class _Found(NamedTuple):
 
     splits: Sequence[str | None]
     """Its splits; None stands for all of a dataset that has none."""
-    open: Callable[[str | None], OpenSource]
+    open: Callable[[str | None], RecordSource]
     """Opens one of them."""
     sliced: bool = False
     """Whether parts and sums of splits can be asked for as well, such as train[:10%]."""
 
 
-def open_source(options: SourceOptions) -> OpenSource:
+def open_source(options: DatasetOptions) -> RecordSource:
     """Open a dataset.
 
     What `datasets` and token caches have in Arrow or tokens is read in place; files and named
@@ -64,8 +73,8 @@ def open_source(options: SourceOptions) -> OpenSource:
         return found.open(_choose_split(found, options))
 
 
-def open_pair(
-    training: Sequence[SourceOptions], evaluation: SourceOptions | None, held_out_share: float
+def open_training_and_evaluation(
+    training: Sequence[DatasetOptions], evaluation: DatasetOptions | None, held_out_share: float
 ) -> tuple[list[Opened], Opened | None]:
     """Open the datasets of training and that of evaluation, and keep them apart.
 
@@ -107,7 +116,7 @@ def open_pair(
         return opened, Opened(target.open(split), None)
 
 
-def _data_key(options: SourceOptions) -> tuple[str | None, ...]:
+def _data_key(options: DatasetOptions) -> tuple[str | None, ...]:
     """What two sections have in common that mean the same dataset, whichever split of it."""
     name = options.dataset
     is_path = Path(name).exists() or files.GLOB_CHARACTERS.intersection(name)
@@ -115,7 +124,7 @@ def _data_key(options: SourceOptions) -> tuple[str | None, ...]:
     return place, options.dataset_name, options.data_dir, *options.patterns
 
 
-def _choose_split(found: _Found, options: SourceOptions) -> str | None:
+def _choose_split(found: _Found, options: DatasetOptions) -> str | None:
     """The split to read; a source without splits (None) is all of it, and calls itself train."""
     asked = options.dataset_split
     if None in found.splits and asked in (None, "train"):
@@ -131,7 +140,7 @@ def _choose_split(found: _Found, options: SourceOptions) -> str | None:
     )
 
 
-def _find(options: SourceOptions) -> _Found:
+def _find(options: DatasetOptions) -> _Found:
     path = Path(options.dataset)
     if options.dataset == corpus.CORPUS:
         _refuse(options, "dataset_name", "data_dir", "data_files")
@@ -147,7 +156,7 @@ def _find(options: SourceOptions) -> _Found:
     return _find_named(options)
 
 
-def _refuse(options: SourceOptions, *names: str) -> None:
+def _refuse(options: DatasetOptions, *names: str) -> None:
     given = [f"{options.section}.{name}" for name in names if getattr(options, name) is not None]
     if given:
         raise UserError(
@@ -158,11 +167,11 @@ def _refuse(options: SourceOptions, *names: str) -> None:
         )
 
 
-def _open_corpus(options: SourceOptions, split: str | None) -> Table:
+def _open_corpus(options: DatasetOptions, split: str | None) -> Table:
     return _build_table(options, Dataset.from_dict({"text": corpus.read_corpus(str(split))}))
 
 
-def _find_saved(options: SourceOptions) -> _Found:
+def _find_saved(options: DatasetOptions) -> _Found:
     with _reported(options, "save_to_disk has not written it, or not all of it", "write it again"):
         saved = datasets.load_from_disk(options.dataset)
     if isinstance(saved, DatasetDict):
@@ -170,30 +179,32 @@ def _find_saved(options: SourceOptions) -> _Found:
     return _Found([None], lambda split: _build_table(options, saved))
 
 
-def _find_files(options: SourceOptions) -> _Found:
+def _find_files(options: DatasetOptions) -> _Found:
     path = Path(options.dataset)
     narrowing = ("dataset_name",) if path.is_dir() else ("dataset_name", "data_dir", "data_files")
     _refuse(options, *narrowing)
     found = files.find_files(options.dataset, options.data_dir, options.patterns)
     # a file that was named is meant, whatever split its name speaks of
     alone: dict[str | None, list[Path]] = {None: found}
-    groups = alone if path.is_file() else files.choose_files(found, options.where)
+    groups = alone if path.is_file() else files.group_files_by_split(found, options.where)
     return _Found(list(groups), lambda split: _open_files(options, groups[split]))
 
 
-def _open_files(options: SourceOptions, found: Sequence[Path]) -> OpenSource:
+def _open_files(options: DatasetOptions, found: Sequence[Path]) -> RecordSource:
     _check_document_count(options, found)
     names = [str(file) for file in found]
     column, max_bytes = options.text_column, options.max_document_bytes
     if options.streaming:
         return FileShards(options.dataset, names, text_column=column, max_bytes=max_bytes)
-    table = load_table(names, name=options.dataset, text_column=column, max_bytes=max_bytes)
+    table = copy_files_to_table(
+        names, name=options.dataset, text_column=column, max_bytes=max_bytes
+    )
     return _checked(table, options)
 
 
-def _check_document_count(options: SourceOptions, found: Sequence[Path]) -> None:
+def _check_document_count(options: DatasetOptions, found: Sequence[Path]) -> None:
     """A book of everything in one file would be a single document, however many it means."""
-    if len(found) > 1 or files.kind_of(found[0]) != files.TEXT:
+    if len(found) > 1 or files.file_format(found[0]) != files.TEXT:
         return
     size, limit = found[0].stat().st_size, options.max_document_bytes
     if size > limit:
@@ -205,7 +216,7 @@ def _check_document_count(options: SourceOptions, found: Sequence[Path]) -> None
         )
 
 
-def _find_named(options: SourceOptions) -> _Found:
+def _find_named(options: DatasetOptions) -> _Found:
     with _named(options):
         builder = datasets.load_dataset_builder(
             options.dataset,
@@ -218,10 +229,10 @@ def _find_named(options: SourceOptions) -> _Found:
 
 
 def _open_named(
-    options: SourceOptions, builder: datasets.DatasetBuilder, split: str | None
-) -> OpenSource:
+    options: DatasetOptions, builder: datasets.DatasetBuilder, split: str | None
+) -> RecordSource:
     column, max_bytes = options.text_column, options.max_document_bytes
-    if options.streaming and (urls := urls_of_split(builder, str(split))):
+    if options.streaming and (urls := readable_split_urls(builder, str(split))):
         return FileShards(options.dataset, urls, text_column=column, max_bytes=max_bytes)
     with _named(options):
         if options.streaming:
@@ -234,7 +245,7 @@ def _open_named(
     return _build_table(options, dataset)
 
 
-def _named(options: SourceOptions) -> AbstractContextManager[None]:
+def _named(options: DatasetOptions) -> AbstractContextManager[None]:
     """The library reports unknown names, configurations and splits by exceptions."""
     return _reported(
         options,
@@ -245,7 +256,7 @@ def _named(options: SourceOptions) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _reported(options: SourceOptions, what: str, remedy: str) -> Iterator[None]:
+def _reported(options: DatasetOptions, what: str, remedy: str) -> Iterator[None]:
     """Turn what the library has to say into an error for users."""
     try:
         yield
@@ -257,7 +268,7 @@ def _reported(options: SourceOptions, what: str, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _build_table(options: SourceOptions, dataset: Dataset) -> Table:
+def _build_table(options: DatasetOptions, dataset: Dataset) -> Table:
     column = choose_record_column(dataset.features, options.text_column, options.where)
     table = dataset.select_columns([column])
     return _checked(
@@ -265,7 +276,7 @@ def _build_table(options: SourceOptions, dataset: Dataset) -> Table:
     )
 
 
-def _checked(table: Table, options: SourceOptions) -> Table:
+def _checked(table: Table, options: DatasetOptions) -> Table:
     """The table, if it has a document at all."""
     damaged: Skipped | None = None
     for index in range(len(table)):

@@ -12,7 +12,7 @@ from flame_accel.data.sources.table import MAX_DOCUMENT_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceOptions:
+class DatasetOptions:
     """One dataset, as the options of a section name it."""
 
     dataset: str
@@ -47,10 +47,10 @@ class SourceOptions:
         return [word.strip() for word in (self.data_files or "").split(",") if word.strip()]
 
 
-def split_options(training: TrainingConfig) -> list[SourceOptions]:
+def training_dataset_options(training: TrainingConfig) -> list[DatasetOptions]:
     """The datasets that training names, one or several separated by commas."""
     return [
-        SourceOptions(
+        DatasetOptions(
             dataset=dataset,
             dataset_name=name,
             dataset_split=split,
@@ -68,13 +68,13 @@ def split_options(training: TrainingConfig) -> list[SourceOptions]:
     ]
 
 
-def evaluation_options(
+def evaluation_dataset_options(
     evaluation: EvaluationConfig, training: TrainingConfig
-) -> SourceOptions | None:
+) -> DatasetOptions | None:
     """The dataset that evaluation names, read as training reads its own; None if there is none."""
     if evaluation.dataset is None:
         return None
-    return SourceOptions(
+    return DatasetOptions(
         dataset=evaluation.dataset,
         dataset_name=evaluation.dataset_name,
         dataset_split=evaluation.dataset_split,

@@ -16,10 +16,11 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Record, Skipped
-from flame_accel.data.sources import access, files
-from flame_accel.data.sources.readers import END, read_records
-from flame_accel.data.sources.record import Wanted, record_of
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.sources import file_access as access
+from flame_accel.data.sources import files
+from flame_accel.data.sources.file_readers import END, read_records
+from flame_accel.data.sources.record_parsing import Wanted, record_of
 
 NUM_REQUESTS = 16
 """Sizes of remote files that are asked for at once."""
@@ -97,7 +98,7 @@ class NamedShards:
         where = f"{self.name}, shard {shard}"
         dataset = self._dataset.shard(num_shards=len(self), index=shard)
         if (names := dataset.column_names) is not None:
-            column = files.choose_column(names, self._wanted.column, where)
+            column = files.choose_text_column(names, self._wanted.column, where)
             dataset = dataset.select_columns([column])
         try:
             # plain iteration would give a loader's worker only its share of the shard
@@ -122,7 +123,7 @@ class NamedShards:
         return _hash([self._wanted.column, about, split, features, len(self)])
 
 
-def urls_of_split(builder: DatasetBuilder, split: str) -> list[str] | None:
+def readable_split_urls(builder: DatasetBuilder, split: str) -> list[str] | None:
     """Files of a split of a dataset that `FileShards` reads as ``datasets`` would.
 
     Args:
@@ -144,7 +145,7 @@ def urls_of_split(builder: DatasetBuilder, split: str) -> list[str] | None:
         return None
     splits = {str(name): list(map(str, urls)) for name, urls in (config.data_files or {}).items()}
     urls = splits.get(split, [])
-    return urls if urls and plain and all(files.kind_of(url) == kind for url in urls) else None
+    return urls if urls and plain and all(files.file_format(url) == kind for url in urls) else None
 
 
 def _hash(facts: object) -> str:

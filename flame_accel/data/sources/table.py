@@ -21,11 +21,11 @@ from datasets import Dataset, Features, Json, LargeList, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from flame_accel.config import TrainingConfig, UserError
-from flame_accel.data.parts import Record, Skipped
-from flame_accel.data.sources.files import READER_VERSION, TEXT_COLUMN_FLAG, choose_column
-from flame_accel.data.sources.hashes import record_hash, sample_fingerprint
-from flame_accel.data.sources.readers import read_records
-from flame_accel.data.sources.record import Wanted, record_of
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.sources.file_readers import read_records
+from flame_accel.data.sources.files import READER_VERSION, TEXT_COLUMN_FLAG, choose_text_column
+from flame_accel.data.sources.record_hashes import record_hash, sample_fingerprint
+from flame_accel.data.sources.record_parsing import Wanted, record_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Table:
 
     Args:
         name: what the user calls it.
-        dataset: with a column of texts or conversations; or the cache that `load_table` writes.
+        dataset: with a column of texts or conversations, or written by `copy_files_to_table`.
         column: the column; "value" of the cache.
         max_bytes: longer ones are damaged.
     """
@@ -128,7 +128,7 @@ def choose_record_column(features: Features, text_column: str | None, where: str
     Raises:
         UserError: there is none of that name, or it holds something else.
     """
-    column = choose_column(features, text_column, where)
+    column = choose_text_column(features, text_column, where)
     feature = features[column]
     if isinstance(feature, Value):
         holds_records = feature.dtype in ("string", "large_string")
@@ -145,7 +145,7 @@ def choose_record_column(features: Features, text_column: str | None, where: str
     return column
 
 
-def load_table(
+def copy_files_to_table(
     files: Sequence[str],
     *,
     name: str,

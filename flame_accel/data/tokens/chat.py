@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Conversation, Skipped
+from flame_accel.data.documents import Conversation, Skipped
 from flame_accel.data.tokens.tokenizer import WHERE
 
 TODAY = date(2024, 7, 26)

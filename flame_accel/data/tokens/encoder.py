@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Conversation, Document, Encode, Record, Skipped
+from flame_accel.data.documents import Conversation, Document, Encode, Record, Skipped
 from flame_accel.data.tokens.chat import ChatTemplate, mark_targets
 from flame_accel.data.tokens.pieces import PIECE_CHARACTERS, cut, space_at_cuts
 from flame_accel.data.tokens.tokenizer import PROBE, WHERE, gives_bytes

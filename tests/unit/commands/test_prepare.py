@@ -14,8 +14,8 @@ from flame_accel.data.cache import encoding, shards
 from flame_accel.data.cache.layout import MANIFEST, read_manifest
 from flame_accel.data.cache.reader import TokenCache
 from flame_accel.data.cache.writer import Progress
-from flame_accel.data.parts import Document, Skipped
-from flame_accel.data.sources.opening import SourceOptions, open_source
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.sources.opening import DatasetOptions, open_source
 from flame_accel.data.sources.table import Table
 from flame_accel.data.tokens.encoder import EncodedTable, Encoder
 from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
@@ -81,7 +81,7 @@ def test_the_cache_gives_the_documents_of_the_run(corpus: Path, tmp_path: Path, 
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert len(read_manifest(tmp_path / "one")["shards"]) > 1
     tokenizer = load_tokenizer("byte", False)
-    table = open_source(SourceOptions(dataset=str(corpus)))
+    table = open_source(DatasetOptions(dataset=str(corpus)))
     assert isinstance(table, Table)
     cache = TokenCache(
         tmp_path / "one", tokenizer_identity=tokenizer_identity(tokenizer), add_bos=False
@@ -103,7 +103,7 @@ def test_conversations_are_those_of_the_run(tmp_path: Path):
     main(command(path, tmp_path / "cache", **options))
     main(command(path, tmp_path / "cache2", processes=2, **options))
     assert contents(tmp_path / "cache") == contents(tmp_path / "cache2")
-    table = open_source(SourceOptions(dataset=str(path)))
+    table = open_source(DatasetOptions(dataset=str(path)))
     assert isinstance(table, Table)
     identity = tokenizer_identity(tokenizer, conversations=True)
     cache = TokenCache(tmp_path / "cache", tokenizer_identity=identity, add_bos=False)

@@ -20,7 +20,7 @@ from flame_accel.data import (
     load_tokenizer,
     open_data,
 )
-from flame_accel.data.loading import batches as loading
+from flame_accel.data.loading import step_batches as loading
 from flame_accel.data.loading import workers
 
 

@@ -21,16 +21,13 @@ from flame_accel.commands.data.figures_text import draw_histogram, draw_lengths,
 from flame_accel.commands.data.rows_text import Names, draw_rows
 from flame_accel.commands.data.samples import count_records, spread_evenly
 from flame_accel.commands.data.tracing import TracedLane, TracedRow
-from flame_accel.data.lanes.row_packing import Lane, Packing
-from flame_accel.data.lanes.table import TableSource
-from flame_accel.data.parts import (
-    Document,
-    LaneCursor,
-    Reader,
-    Skipped,
-    SkipPolicy,
-    SourceCursor,
-)
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
+from flame_accel.data.stages import DocumentReader
 
 EOS = 256
 ROW = 32
@@ -62,9 +59,9 @@ class FakeDocuments:
         return Document(tokens, np.arange(length) >= length // 2 if index % 3 == 0 else None)
 
 
-def in_order(documents: FakeDocuments) -> Reader:
+def in_order(documents: FakeDocuments) -> DocumentReader:
     """The only lane's reader, with the documents in their own order in the first epoch."""
-    source = TableSource(documents, seed=0)
+    source = ShuffledTable(documents, seed=0)
     source._order = _Identity(len(documents))
     return read(source)
 
@@ -77,8 +74,8 @@ class _Identity:
         return list(positions)
 
 
-def read(source: TableSource) -> Reader:
-    return source.reader(0, 1, SourceCursor(), SkipPolicy(), lambda skipped: None)
+def read(source: ShuffledTable) -> DocumentReader:
+    return source.open_reader(0, 1, SourceCursor(), SkipPolicy(), lambda skipped: None)
 
 
 def trace(lengths: Sequence[int], packing: Packing, num_rows: int) -> list[TracedRow]:
@@ -92,7 +89,7 @@ def trace(lengths: Sequence[int], packing: Packing, num_rows: int) -> list[Trace
     lengths=st.lists(st.lists(st.integers(0, 70), min_size=3, max_size=9), min_size=1, max_size=3)
 )
 def test_traced_rows_are_the_rows_of_the_lane(packing, lengths):
-    sources = [TableSource(FakeDocuments([*of, 5]), seed=s) for s, of in enumerate(lengths)]
+    sources = [ShuffledTable(FakeDocuments([*of, 5]), seed=s) for s, of in enumerate(lengths)]
     shares = [1.0, 2.5, 0.5][: len(sources)]
     readers = [read(source) for source in sources]
     lane = Lane(readers, shares, packing, LaneCursor(sources=(SourceCursor(),) * len(sources)))
@@ -132,7 +129,7 @@ def test_packing_figures_of_rows_counted_by_hand():
 
 
 def test_shares_of_sources_are_those_of_the_tokens_read():
-    sources = [TableSource(FakeDocuments([7] * 40), seed=s) for s in (0, 1)]
+    sources = [ShuffledTable(FakeDocuments([7] * 40), seed=s) for s in (0, 1)]
     lane = TracedLane([read(source) for source in sources], [1.0, 3.0], PACKINGS["rows"], 0)
     rows = [lane.next_row() for _ in range(50)]
     first, second = describe_packing(rows, 2).tokens_of_sources

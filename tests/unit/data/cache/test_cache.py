@@ -15,12 +15,13 @@ import pytest
 from filelock import FileLock
 
 from flame_accel.config.errors import UserError
+from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cache import encoding, layout, reader, shards, writer
 from flame_accel.data.cache.layout import MANIFEST, UNFINISHED
 from flame_accel.data.cache.reader import TokenCache
 from flame_accel.data.cache.writer import Progress, Recipe, write_cache
-from flame_accel.data.parts import Document, Record, Skipped, SkipPolicy
-from flame_accel.data.sources.hashes import HeldOut, record_hash, sample_fingerprint
+from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.sources.record_hashes import HeldOut, record_hash, sample_fingerprint
 from flame_accel.files import file_checksum, write_json
 from tests.helpers.runs import ROOT
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame_accel.data.lanes.mixture import choose_source
-from flame_accel.data.lanes.row_packing import Packing
+from flame_accel.data.lanes.rows import Packing
 from tests.helpers.numbered_documents import Numbers, lane_cases, open_lane
 
 SHARES = st.floats(1e-9, 1e9)

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame_accel.config.errors import UserError
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Document
 from flame_accel.data.lanes.mixture import choose_source
-from flame_accel.data.lanes.row_packing import Packing
-from flame_accel.data.parts import Document, LaneCursor, SourceCursor
+from flame_accel.data.lanes.rows import Packing
 from tests.helpers.numbered_documents import (
     SEED,
     Numbers,

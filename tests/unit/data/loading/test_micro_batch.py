@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.data.lanes.row_packing import Packing
+from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL, build_micro_batch
-from flame_accel.data.parts import Row
 
 
 @st.composite

@@ -13,16 +13,21 @@ import pytest
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Record, Skipped
-from flame_accel.data.sources.corpus import VALIDATION_BYTES, read_corpus
-from flame_accel.data.sources.hashes import HeldOut, is_held_out, record_hash
-from flame_accel.data.sources.opening import Opened, OpenSource, open_pair, open_source
-from flame_accel.data.sources.options import (
-    SourceOptions,
-    evaluation_options,
-    shares,
-    split_options,
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.sources.opening import (
+    Opened,
+    RecordSource,
+    open_source,
+    open_training_and_evaluation,
 )
+from flame_accel.data.sources.options import (
+    DatasetOptions,
+    evaluation_dataset_options,
+    shares,
+    training_dataset_options,
+)
+from flame_accel.data.sources.python_stdlib import VALIDATION_BYTES, read_corpus
+from flame_accel.data.sources.record_hashes import HeldOut, is_held_out, record_hash
 from flame_accel.data.sources.shards import FileShards, NamedShards
 from flame_accel.data.sources.table import Table
 
@@ -38,18 +43,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def opened(dataset: str, **options: Any) -> OpenSource:
-    return open_source(SourceOptions(dataset=dataset, **options))
+def opened(dataset: str, **options: Any) -> RecordSource:
+    return open_source(DatasetOptions(dataset=dataset, **options))
 
 
-def records(source: OpenSource) -> list[Record | Skipped]:
+def records(source: RecordSource) -> list[Record | Skipped]:
     if isinstance(source, Table):
         return [source[index] for index in range(len(source))]
     assert not isinstance(source, Path)
     return [record for shard in range(len(source)) for record, _ in source.read(shard, 0)]
 
 
-def texts(source: OpenSource) -> list[str]:
+def texts(source: RecordSource) -> list[str]:
     """Every text, and nothing else but records without one."""
     found = records(source)
     assert all(record.why == "empty" for record in found if isinstance(record, Skipped))
@@ -324,9 +329,9 @@ def kept(side: Opened) -> list[str]:
 def pair(
     training: dict[str, Any], evaluation: dict[str, Any], share: float = 0.1
 ) -> tuple[list[Opened], Opened]:
-    sides, held_out = open_pair(
-        split_options(TrainingConfig(**training)),
-        evaluation_options(EvaluationConfig(**evaluation), TrainingConfig(**training)),
+    sides, held_out = open_training_and_evaluation(
+        training_dataset_options(TrainingConfig(**training)),
+        evaluation_dataset_options(EvaluationConfig(**evaluation), TrainingConfig(**training)),
         share,
     )
     assert held_out is not None
@@ -424,7 +429,7 @@ def test_a_token_cache_is_divided_as_well(tmp_path):
 
 def test_without_evaluation_all_documents_are_training(tmp_path):
     file = write_many(tmp_path / "a.jsonl")
-    [training], evaluation = open_pair([SourceOptions(dataset=file)], None, 0.1)
+    [training], evaluation = open_training_and_evaluation([DatasetOptions(dataset=file)], None, 0.1)
     assert (training.held_out, evaluation) == (None, None)
 
 
@@ -438,20 +443,22 @@ def test_several_datasets_have_options_of_their_own():
         max_document_bytes=9,
     )
     common = {"text_column": "body", "streaming": True, "max_document_bytes": 9}
-    assert split_options(training) == [
-        SourceOptions(dataset="a", data_files="1.jsonl", **common),
-        SourceOptions(dataset="b/c", dataset_name="x", **common),
-        SourceOptions(dataset="d", data_files="*.txt", **common),
+    assert training_dataset_options(training) == [
+        DatasetOptions(dataset="a", data_files="1.jsonl", **common),
+        DatasetOptions(dataset="b/c", dataset_name="x", **common),
+        DatasetOptions(dataset="d", data_files="*.txt", **common),
     ]
 
 
 def test_one_dataset_keeps_its_commas(tmp_path):
-    [options] = split_options(TrainingConfig(dataset="a", data_files="1.txt, 2.txt"))
+    [options] = training_dataset_options(TrainingConfig(dataset="a", data_files="1.txt, 2.txt"))
     assert options.patterns == ["1.txt", "2.txt"]
     path = write_one("a,b.txt", b"text")(tmp_path)
-    assert [options.dataset for options in split_options(TrainingConfig(dataset=path))] == [path]
+    assert [
+        options.dataset for options in training_dataset_options(TrainingConfig(dataset=path))
+    ] == [path]
     # too long for a file's name
-    assert len(split_options(TrainingConfig(dataset=",".join(["name"] * 100)))) == 100
+    assert len(training_dataset_options(TrainingConfig(dataset=",".join(["name"] * 100)))) == 100
 
 
 def test_shares_are_divided_by_their_sum():

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Shards, Skipped
-from flame_accel.data.sources import access
-from flame_accel.data.sources.readers import END
-from flame_accel.data.sources.shards import FileShards, NamedShards, urls_of_split
+from flame_accel.data.documents import Skipped
+from flame_accel.data.sources import file_access as access
+from flame_accel.data.sources.file_readers import END
+from flame_accel.data.sources.shards import FileShards, NamedShards, readable_split_urls
+from flame_accel.data.stages import Shards
 
 CHAT = [{"role": "user", "content": "hi"}]
 
@@ -191,11 +192,11 @@ def test_files_of_a_named_dataset_are_read_as_they_lie(tmp_path: Path) -> None:
     parquet = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a", "b"]}), parquet)
     builder = datasets.load_dataset_builder("json", data_files={"train": files[:2], "x": files[2]})
-    assert urls_of_split(builder, "train") == files[:2]
-    assert urls_of_split(builder, "x") == files[2:]
-    assert urls_of_split(builder, "test") is None
+    assert readable_split_urls(builder, "train") == files[:2]
+    assert readable_split_urls(builder, "x") == files[2:]
+    assert readable_split_urls(builder, "test") is None
     builder = datasets.load_dataset_builder("parquet", data_files=parquet)
-    assert urls_of_split(builder, "train") == [parquet]
+    assert readable_split_urls(builder, "train") == [parquet]
     assert records(file_shards([parquet]), 0) == ["a", "b"]
 
 
@@ -203,7 +204,7 @@ def test_splits_of_a_folder_are_those_of_its_names(tmp_path: Path) -> None:
     for name in ("train-00000.jsonl", "train-00001.jsonl", "test.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}')
     builder = datasets.load_dataset_builder(str(tmp_path))
-    urls = urls_of_split(builder, "train")
+    urls = readable_split_urls(builder, "train")
     assert urls == [str(tmp_path / "train-00000.jsonl"), str(tmp_path / "train-00001.jsonl")]
 
 
@@ -223,4 +224,4 @@ def test_what_we_would_read_otherwise_is_left_to_datasets(tmp_path: Path) -> Non
     ]
     for kind, file, options, ours in cases:
         builder = datasets.load_dataset_builder(kind, data_files=file, **options)
-        assert urls_of_split(builder, "train") == ([file] if ours else None), (kind, options)
+        assert readable_split_urls(builder, "train") == ([file] if ours else None), (kind, options)

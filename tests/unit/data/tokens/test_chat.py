@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import BertJapaneseTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Conversation, Document, Skipped
+from flame_accel.data.documents import Conversation, Document, Skipped
 from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import EOS, build_byte_tokenizer, load_tokenizer
 

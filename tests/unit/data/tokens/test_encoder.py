@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flame_accel.data.parts import Document, Record, Skipped
+from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.tokens.encoder import EncodedTable, Encoder
 from flame_accel.data.tokens.tokenizer import EOS, PAD, build_byte_tokenizer, load_tokenizer
 

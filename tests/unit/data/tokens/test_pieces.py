@@ -19,7 +19,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from flame_accel.data.parts import Document
+from flame_accel.data.documents import Document
 from flame_accel.data.tokens import pieces
 from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.pieces import SPACE, WORDS, cut, space_at_cuts

@@ -22,9 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Skipped
-from flame_accel.data.sources import access, files, readers
-from flame_accel.data.sources.readers import END, read_records
+from flame_accel.data.documents import Skipped
+from flame_accel.data.sources import file_access as access
+from flame_accel.data.sources import file_readers as readers
+from flame_accel.data.sources import files
+from flame_accel.data.sources.file_readers import END, read_records
 
 MAX_BYTES = 60
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "\u00e9"}]
@@ -188,7 +190,7 @@ def test_text_files_are_one_record(tmp_path: Path) -> None:
     ],
 )
 def test_names_tell_what_files_are(name: str, kind: str, compression: str | None) -> None:
-    assert (files.kind_of(name), files.compression_of(name)) == (kind, compression)
+    assert (files.file_format(name), files.file_compression(name)) == (kind, compression)
 
 
 # records

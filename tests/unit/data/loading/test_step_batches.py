@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import LOGGED_RECORDS
-from flame_accel.data.lanes.row_packing import Packing
-from flame_accel.data.lanes.table import TableSource
-from flame_accel.data.loading.batches import StepBatches, StepLayout
+from flame_accel.data.bad_records import MAX_LOGGED_RECORDS, SkipPolicy
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
-from flame_accel.data.loading.state import accumulation_for, merge_states
+from flame_accel.data.loading.step_batches import StepBatches, StepLayout
+from flame_accel.data.loading.stream_state import accumulation_for_rows, merge_states
 from flame_accel.data.loading.workers import LoaderOptions, Stream
-from flame_accel.data.parts import Document, Skipped, SkipPolicy
 
 NUM_LANES = 16
 LENGTHS = [1 + (37 * d * d) % 61 for d in range(50)]
@@ -76,7 +76,7 @@ def build(
         world_size=world_size,
     )
     stream = Stream(
-        sources=[TableSource(documents or Numbers(skipped), seed=1)],
+        sources=[ShuffledTable(documents or Numbers(skipped), seed=1)],
         shares=[1.0],
         packing=packing,
         num_lanes=num_lanes,
@@ -249,11 +249,11 @@ def test_bad_records_are_counted_logged_and_passed_over(
     with caplog.at_level(logging.WARNING):
         steps = [content(step, FIXED) for step in islice(batches, 20)]
     assert not any(token // 1000 % 4 == 0 for rows in steps for ids, *_ in rows for token in ids)
-    assert batches.bad_documents == batches.skipped_documents > 2 * LOGGED_RECORDS
-    named, counted = caplog.messages[:LOGGED_RECORDS], caplog.messages[LOGGED_RECORDS:]
-    assert all("bad record passed over: line" in message for message in named)
+    assert batches.bad_documents == batches.skipped_documents > 2 * MAX_LOGGED_RECORDS
+    named, counted = caplog.messages[:MAX_LOGGED_RECORDS], caplog.messages[MAX_LOGGED_RECORDS:]
+    assert all("bad record skipped: line" in message for message in named)
     assert 1 <= len(counted) <= 2
-    assert all("bad records passed over so far: " in message for message in counted)
+    assert all("bad records skipped so far: " in message for message in counted)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -339,7 +339,9 @@ def test_other_rows_per_step_are_refused_with_the_accumulation_that_works() -> N
 
 
 def test_the_accumulation_follows_the_ranks() -> None:
-    sizes = [accumulation_for(48, micro_batch_size=4, world_size=n) for n in (1, 2, 3, 4, 6, 12)]
+    sizes = [
+        accumulation_for_rows(48, micro_batch_size=4, world_size=n) for n in (1, 2, 3, 4, 6, 12)
+    ]
     assert sizes == [12, 6, 4, 3, 2, 1]
 
 
@@ -356,7 +358,7 @@ def test_an_impossible_split_names_the_sizes_that_work(
     micro_batch_size: int, world_size: int, remedy: str
 ) -> None:
     with pytest.raises(UserError, match=remedy):
-        accumulation_for(48, micro_batch_size=micro_batch_size, world_size=world_size)
+        accumulation_for_rows(48, micro_batch_size=micro_batch_size, world_size=world_size)
 
 
 def test_states_of_different_steps_or_too_few_ranks_do_not_merge() -> None:

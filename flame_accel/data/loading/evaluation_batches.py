@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import BadRecords
-from flame_accel.data.lanes.best_fit import Window, build_row
-from flame_accel.data.lanes.row_packing import Lane, Packing
+from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.best_fit_packing import Window, build_row
+from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
-from flame_accel.data.parts import Document, LaneCursor, Row, Skipped, SkipPolicy, SourceCursor
 
 
 class EvaluationBatches:
@@ -63,7 +65,7 @@ class EvaluationBatches:
             yield build_micro_batch(self._rows[i : i + self._batch_size], self._packing)
 
 
-def evaluation_batches(
+def pack_evaluation_batches(
     found: Iterable[tuple[Document | Skipped, int]],
     packing: Packing,
     *,
@@ -93,11 +95,11 @@ def evaluation_batches(
         UserError: no document at all, or a record that the policy refuses.
     """
     documents: list[Document] = []
-    bad = BadRecords(policy.max_bad)
+    bad = BadRecordCounter(policy.max_bad)
     num_skipped = num_tokens = num_bytes = 0
     for document, size in found:
         if isinstance(document, Skipped):
-            bad.judge(document, policy, name)
+            bad.check_record(document, policy, name)
             num_skipped += 1
             continue
         documents.append(document)
@@ -112,7 +114,7 @@ def evaluation_batches(
             remedy="name other data, or raise evaluation.held_out_share if these are held out",
         )
     return EvaluationBatches(
-        pack_once(documents, packing),
+        pack_single_pass(documents, packing),
         packing,
         batch_size=batch_size,
         rank=rank,
@@ -149,7 +151,7 @@ class _Once:
         self._position += 1
 
 
-def pack_once(documents: Sequence[Document], packing: Packing) -> list[Row]:
+def pack_single_pass(documents: Sequence[Document], packing: Packing) -> list[Row]:
     """Rows of a single pass over documents; what is left of the last is padding."""
     size = packing.seq_len
     if packing.best_fit:

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.data.lanes.best_fit import Piece, Window
-from flame_accel.data.lanes.row_packing import Lane, Packing
-from flame_accel.data.parts import Document, LaneCursor, Row
+from flame_accel.data.cursors import LaneCursor
+from flame_accel.data.documents import Document
+from flame_accel.data.lanes.best_fit_packing import Piece, Window
+from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.rows import Packing, Row
 from tests.helpers.numbered_documents import (
     SEED,
     Numbers,

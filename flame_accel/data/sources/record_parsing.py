@@ -8,8 +8,8 @@ import json
 from typing import Any, NamedTuple
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import Record, Skipped
-from flame_accel.data.sources.files import choose_column
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.sources.files import choose_text_column
 
 
 class Wanted(NamedTuple):
@@ -38,7 +38,7 @@ def record_of(columns: object, wanted: Wanted, where: str, first: bool) -> Recor
         what = f"a record must be an object with named columns, not {kind}"
         return Skipped("damaged", where, what)
     try:
-        column = choose_column(columns, wanted.column, where)
+        column = choose_text_column(columns, wanted.column, where)
         return _checked(columns[column], column, wanted.max_bytes, where)
     except UserError as error:
         if first:

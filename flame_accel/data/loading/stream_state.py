@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.parts import LaneCursor, SourceCursor
+from flame_accel.data.cursors import LaneCursor, SourceCursor
 
 FORMAT = 2
 """Version of the layout below."""
@@ -19,7 +19,7 @@ Identity = Mapping[str, int | float | str | bool | list[float] | None]
 WHERE = "the checkpoint's data position"
 
 
-def rank_state(
+def build_rank_state(
     identity: Identity,
     *,
     rows_per_step: int,
@@ -68,7 +68,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**shared[0], "first_lane": 0, "cursors": cursors}
 
 
-def check_state(state: Mapping[str, Any], identity: Identity) -> None:
+def check_stream_identity(state: Mapping[str, Any], identity: Identity) -> None:
     """Refuse a state that means other tokens here.
 
     Raises:
@@ -95,7 +95,7 @@ def check_state(state: Mapping[str, Any], identity: Identity) -> None:
         )
 
 
-def read_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor]:
+def read_lane_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor]:
     """Cursors of ``lanes`` from a merged state.
 
     Raises:
@@ -121,7 +121,7 @@ def _read_cursor(source: int, offset: int, row: int, *sources: list[int]) -> Lan
     )
 
 
-def accumulation_for(rows_per_step: int, *, micro_batch_size: int, world_size: int) -> int:
+def accumulation_for_rows(rows_per_step: int, *, micro_batch_size: int, world_size: int) -> int:
     """Gradient accumulation that keeps the rows per step on ``world_size`` data-parallel ranks.
 
     Raises:

@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import refused
-from flame_accel.data.parts import Document, Skipped, SkipPolicy, SourceCursor
+from flame_accel.data.bad_records import SkipPolicy, refused_record
+from flame_accel.data.cursors import SourceCursor
+from flame_accel.data.documents import Document, Skipped
 
 EMPTY_PASSES = 100
 """A lane gives up after as many passes in a row over all documents without finding any ..."""
@@ -74,10 +75,10 @@ class CountingReader(ABC):
         """Go on to the next record."""
 
     def _pass_over(self, skipped: Skipped) -> None:
-        if self._policy.is_refused(skipped):
-            raise refused(skipped, self._name)
+        if self._policy.stops_run(skipped):
+            raise refused_record(skipped, self._name)
         self._skipped += 1
-        if self._policy.is_bad(skipped):
+        if self._policy.counts_as_bad(skipped):
             self._bad += 1
             self._report(skipped)
         self._move()

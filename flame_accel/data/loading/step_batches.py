@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import BadRecords
+from flame_accel.data.bad_records import BadRecordCounter
+from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin
-from flame_accel.data.loading.state import (
+from flame_accel.data.loading.stream_state import (
     Identity,
-    accumulation_for,
-    check_state,
-    rank_state,
-    read_cursors,
+    accumulation_for_rows,
+    build_rank_state,
+    check_stream_identity,
+    read_lane_cursors,
 )
 from flame_accel.data.loading.workers import LoaderOptions, Share, Stream, start_workers
-from flame_accel.data.parts import LaneCursor, SourceCursor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,14 +85,14 @@ class StepBatches:
         self._steps = 0
         self._cursors = [stream.beginning] * len(layout.lanes)
         self._kept: Iterator[Share | UserError] | None = None
-        self._bad = BadRecords(stream.policy.max_bad)
+        self._bad = BadRecordCounter(stream.policy.max_bad)
         self._num_slots = self._num_padding = 0
         for source in stream.sources:
             source.check_lanes(stream.num_lanes)
         if state is not None:
-            check_state(state, identity)
+            check_stream_identity(state, identity)
             _check_rows_per_step(state["rows_per_step"], layout)
-            self._cursors = read_cursors(state, layout.lanes)
+            self._cursors = read_lane_cursors(state, layout.lanes)
             self._steps = state["steps"]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
@@ -117,7 +117,7 @@ class StepBatches:
             while True:
                 step = [_or_raise(next(shares)) for _ in range(num_shares)]
                 cursors = [cursor for share in step for cursor in share.cursors]
-                self._bad.meet([record for share in step for record in share.skipped])
+                self._bad.add_records([record for share in step for record in share.skipped])
                 rows = [row for share in step for row in share.rows]
                 batches = [
                     build_micro_batch(rows[i : i + size], self._stream.packing)
@@ -138,7 +138,7 @@ class StepBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """State of this rank's lanes behind the last step handed out; see ``merge_states``."""
-        return rank_state(
+        return build_rank_state(
             self._identity,
             rows_per_step=self._stream.num_lanes,
             steps=self._steps,
@@ -203,7 +203,7 @@ def _or_raise(item: Share | UserError) -> Share:
 def _check_rows_per_step(saved: int, layout: StepLayout) -> None:
     if saved == layout.rows_per_step:
         return
-    accumulation = accumulation_for(
+    accumulation = accumulation_for_rows(
         saved, micro_batch_size=layout.micro_batch_size, world_size=layout.world_size
     )
     raise UserError(

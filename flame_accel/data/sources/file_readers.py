@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flame_accel.data.parts import Record, Skipped
-from flame_accel.data.sources import access, files
-from flame_accel.data.sources.record import Wanted, not_utf8, parse, record_of, too_long
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.sources import file_access as access
+from flame_accel.data.sources import files
+from flame_accel.data.sources.record_parsing import Wanted, not_utf8, parse, record_of, too_long
 
 END = 2**62
 """The place behind a file that goes on no further, before which damage lies."""
@@ -43,7 +44,7 @@ def read_records(
     Raises:
         UserError: the first record of the file has no such column, or one of another type.
     """
-    read = READERS[files.kind_of(file)]
+    read = READERS[files.file_format(file)]
     wanted = Wanted(text_column, max_bytes)
     careful = False
     while place < END:
@@ -155,7 +156,7 @@ def _parquet_records(file: str, place: int, wanted: Wanted, careful: bool) -> It
             source = pq.ParquetFile(stream, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise OSError(f"not a Parquet file: {str(error).splitlines()[0]}") from error
-        column = files.choose_column(source.schema_arrow.names, wanted.column, file)
+        column = files.choose_text_column(source.schema_arrow.names, wanted.column, file)
         row, group = 0, 0
         while group < source.num_row_groups:
             behind = row + source.metadata.row_group(group).num_rows
@@ -192,7 +193,7 @@ def _values(column: pa.Array) -> Sequence[Any]:
 
 
 def _damage(file: str, error: Exception) -> str:
-    compression = files.compression_of(file)
+    compression = files.file_compression(file)
     # decompressors raise it bare; what the system says has a number
     damaged = f"damaged {compression} file: " if compression and type(error) is OSError else ""
     return damaged + access.describe(error)

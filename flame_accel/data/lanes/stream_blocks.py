@@ -17,8 +17,9 @@ from weakref import WeakSet
 
 import numpy as np
 
-from flame_accel.data.lanes.order import EpochOrder
-from flame_accel.data.parts import Record, Shards, Skipped
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.lanes.epoch_order import EpochOrder
+from flame_accel.data.stages import Shards
 
 KEPT_BLOCKS = 4
 """Blocks whose records a group keeps for lanes of this process that have not come so far: a lane
@@ -114,7 +115,7 @@ class Group:
     def _block_order(self, start: BlockStart, length: int) -> list[int]:
         if not self._shuffled:
             return list(range(length))
-        return shuffled(length, f"{self._seed}:{start.epoch}:{self._group}:{start.number}")
+        return shuffled_indices(length, f"{self._seed}:{start.epoch}:{self._group}:{start.number}")
 
 
 class LaneBlocks:
@@ -171,7 +172,7 @@ def read_on(
             yield record, number + count, behind
 
 
-def shuffled(length: int, key: str) -> list[int]:
+def shuffled_indices(length: int, key: str) -> list[int]:
     """The numbers below `length` in the order of random keys, the same on any machine for ever.
 
     `EpochOrder` would do, but is slow where it has few documents, and numpy's own permutations may

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.data.lanes.order import EpochOrder
+from flame_accel.data.lanes.epoch_order import EpochOrder
 
 
 def epoch(num_documents: int, seed: int = 0, number: int = 0) -> list[int]:

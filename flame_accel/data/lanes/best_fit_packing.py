@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flame_accel.data.parts import Document, Row
+from flame_accel.data.documents import Document
+from flame_accel.data.lanes.rows import Row
 
 WINDOW_ROWS = 64
 """Documents are packed together until they hold as many tokens as so many rows, or a few more."""

@@ -18,11 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes import stream
-from flame_accel.data.lanes.blocks import KEPT_BLOCKS, shuffled
-from flame_accel.data.lanes.stream import StreamReader, StreamSource
-from flame_accel.data.parts import Document, Record, Shards, Skipped, SkipPolicy, SourceCursor
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.cursors import SourceCursor
+from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.lanes import shuffled_stream as stream
+from flame_accel.data.lanes.shuffled_stream import ShuffledStream, StreamReader
+from flame_accel.data.lanes.stream_blocks import KEPT_BLOCKS, shuffled_indices
 from flame_accel.data.sources.shards import FileShards
+from flame_accel.data.stages import Shards
 
 DAMAGED = Skipped("damaged", "file 3, line 7", "not UTF-8")
 EMPTY = Skipped("empty")
@@ -77,12 +80,12 @@ def encode(record: Record | Skipped) -> Document | Skipped:
     return Document(np.array([100 * shard + i]))
 
 
-def make_source(shards: Shards, *, block: int = 8, seed: int = 3) -> StreamSource:
-    return StreamSource(shards, encode, seed=seed, block=block)
+def make_source(shards: Shards, *, block: int = 8, seed: int = 3) -> ShuffledStream:
+    return ShuffledStream(shards, encode, seed=seed, block=block)
 
 
 def make_reader(
-    source: StreamSource,
+    source: ShuffledStream,
     lane: int,
     num_lanes: int,
     cursor: SourceCursor | None = None,
@@ -91,10 +94,10 @@ def make_reader(
     report: Callable[[Skipped], None] = lambda skipped: None,
 ) -> StreamReader:
     cursor = cursor or SourceCursor()
-    return source.reader(lane, num_lanes, cursor, SkipPolicy(max_bad), report)
+    return source.open_reader(lane, num_lanes, cursor, SkipPolicy(max_bad), report)
 
 
-def make_readers(source: StreamSource, num_lanes: int, **changes: Any) -> list[StreamReader]:
+def make_readers(source: ShuffledStream, num_lanes: int, **changes: Any) -> list[StreamReader]:
     return [make_reader(source, lane, num_lanes, **changes) for lane in range(num_lanes)]
 
 
@@ -246,7 +249,9 @@ def test_blocks_groups_and_epochs_are_shuffled_apart() -> None:
 @pytest.mark.parametrize("length", [2, 3, 20])
 def test_a_record_is_as_likely_anywhere_in_its_block(length: int) -> None:
     draws = 200 * length
-    counts = np.bincount([shuffled(length, str(i))[0] for i in range(draws)], minlength=length)
+    counts = np.bincount(
+        [shuffled_indices(length, str(i))[0] for i in range(draws)], minlength=length
+    )
     # chi square has mean n - 1 and standard deviation sqrt(2 (n - 1))
     assert ((counts - 200) ** 2 / 200).sum() < length - 1 + 5 * (2 * (length - 1)) ** 0.5
 
@@ -365,7 +370,7 @@ def test_records_without_a_document_keep_their_places(case: dict, data: st.DataO
             assert reader.peek().tokens[0] == expected[-1]
             before = read[: len(read) - read[::-1].index(expected[-1]) - 1]
             passed = [skipped[document] for document in before if document in skipped]
-            bad = [one for one in passed if SkipPolicy(max_bad).is_bad(one)]
+            bad = [one for one in passed if SkipPolicy(max_bad).counts_as_bad(one)]
             counters = (len(expected) - 1, len(passed), len(bad), len(expected) - 1)
             assert reader.cursor[1:] == counters
             assert reports == bad
@@ -445,7 +450,7 @@ def test_files_are_re_entered_anywhere(tmp_path: Path) -> None:
     files = [str(path) for path in sorted(tmp_path.iterdir())]
     documents = set(all_documents([20, 20, 20])) - {7, 100, 219}
 
-    def open_source() -> StreamSource:
+    def open_source() -> ShuffledStream:
         return make_source(FileShards("files", files, text_column=None, max_bytes=100), block=9)
 
     readers = make_readers(open_source(), 2, max_bad=100)

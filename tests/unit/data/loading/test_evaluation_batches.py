@@ -10,10 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes.row_packing import Packing
-from flame_accel.data.loading.evaluation import EvaluationBatches, evaluation_batches, pack_once
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.loading.evaluation_batches import (
+    EvaluationBatches,
+    pack_evaluation_batches,
+    pack_single_pass,
+)
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
-from flame_accel.data.parts import Document, Skipped, SkipPolicy
 
 TEXTS = ["abcdefghijklmnopqrstuvwxyz", "", "na\u00efve", "0123456789" * 3, "last"]
 PAD = 999
@@ -43,7 +48,7 @@ def build(
     max_bad: int | None = None,
     found: Iterable[tuple[Document | Skipped, int]] = FOUND,
 ) -> EvaluationBatches:
-    return evaluation_batches(
+    return pack_evaluation_batches(
         found,
         packing,
         name="data",
@@ -123,7 +128,7 @@ def test_padding_comes_only_behind_the_last_document(
 ) -> None:
     packing = Packing(seq_len=seq_len, context_len=seq_len if varlen else None, padding=PAD)
     documents = [Document(np.arange(length)) for length in lengths]
-    rows = np.concatenate([row.tokens for row in pack_once(documents, packing)])
+    rows = np.concatenate([row.tokens for row in pack_single_pass(documents, packing)])
     padded = np.flatnonzero(rows == PAD)
     assert (np.diff(padded) == 1).all()
     assert len(padded) == 0 or padded[-1] == len(rows) - 1

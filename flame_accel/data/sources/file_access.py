@@ -20,7 +20,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.sources.files import compression_of
+from flame_accel.data.sources.files import file_compression
 
 RETRIES = 5
 """How often a remote read is tried again where it fails."""
@@ -54,7 +54,7 @@ def open_file(file: str) -> Iterator[Opened]:
     Raises:
         OSError: as reading it does.
     """
-    compression = compression_of(file)
+    compression = file_compression(file)
     raw = RemoteFile(file) if _is_remote(file) else BufferedReader(FileIO(file))
     with raw:
         if compression is None:

@@ -12,12 +12,15 @@ from math import gcd
 from weakref import WeakValueDictionary
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes.blocks import BlockStart, Group, LaneBlocks
-from flame_accel.data.lanes.reading import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
-from flame_accel.data.parts import Document, Encode, Shards, Skipped, SkipPolicy, SourceCursor
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.cursors import SourceCursor
+from flame_accel.data.documents import Document, Encode, Skipped
+from flame_accel.data.lanes.counting_reader import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
+from flame_accel.data.lanes.stream_blocks import BlockStart, Group, LaneBlocks
+from flame_accel.data.stages import Shards
 
 
-class StreamSource:
+class ShuffledStream:
     """A source of records in sequence, whose shards and blocks are shuffled anew in each epoch.
 
     What a lane reads depends on the shards, the seed, the block and the number of lanes alone. With
@@ -46,7 +49,7 @@ class StreamSource:
         """Hash of what is known of the content without reading it."""
         return self._shards.fingerprint
 
-    def reader(
+    def open_reader(
         self,
         lane: int,
         num_lanes: int,
@@ -79,7 +82,7 @@ class StreamSource:
 
 
 class StreamReader(CountingReader):
-    """One lane's way through the stream; see `StreamSource.reader`."""
+    """One lane's way through the stream; see `ShuffledStream.reader`."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from flame_accel.data.parts import Record, Skipped
+from flame_accel.data.documents import Record, Skipped
 
 FINGERPRINT_DOCUMENTS = 512
 """How many documents, evenly spread, a fingerprint reads; smaller data is read whole."""

@@ -8,15 +8,18 @@ that any place is entered at once. What a document is made of, and rows, are no 
 from collections.abc import Callable
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.lanes.order import EpochOrder
-from flame_accel.data.lanes.reading import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
-from flame_accel.data.parts import Document, Documents, Skipped, SkipPolicy, SourceCursor
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.cursors import SourceCursor
+from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.lanes.counting_reader import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
+from flame_accel.data.lanes.epoch_order import EpochOrder
+from flame_accel.data.stages import IndexedDocuments
 
 READ_AHEAD = 512
 """Most positions of which the documents are looked up at once; fewer at the start."""
 
 
-class TableSource:
+class ShuffledTable:
     """A source of documents in any order, shuffled anew in each epoch.
 
     Args:
@@ -24,7 +27,7 @@ class TableSource:
         seed: of their order.
     """
 
-    def __init__(self, documents: Documents, *, seed: int) -> None:
+    def __init__(self, documents: IndexedDocuments, *, seed: int) -> None:
         self.name = documents.name
         self._documents = documents
         self._order = EpochOrder(num_documents=len(documents), seed=seed)
@@ -34,7 +37,7 @@ class TableSource:
         """Hash of the content."""
         return self._documents.fingerprint
 
-    def reader(
+    def open_reader(
         self,
         lane: int,
         num_lanes: int,
@@ -62,11 +65,11 @@ class TableSource:
 
 
 class TableReader(CountingReader):
-    """One lane's way through the documents; see `TableSource.reader`."""
+    """One lane's way through the documents; see `ShuffledTable.reader`."""
 
     def __init__(
         self,
-        documents: Documents,
+        documents: IndexedDocuments,
         order: EpochOrder,
         lane: int,
         num_lanes: int,

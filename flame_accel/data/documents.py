@@ -1,0 +1,41 @@
+"""Records, documents, and what stands in the place of a document that was skipped.
+
+Sources read records (texts or conversations); an encoder makes documents of tokens from them.
+Nothing here reads or encodes anything.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Conversation = list[dict[str, Any]]
+"""Messages, each with the keys "role" and "content", and whatever else the chat template reads."""
+Record = str | Conversation
+"""One text or one conversation, as a source holds it."""
+
+
+class Skipped(NamedTuple):
+    """Stands in the place of a record that gives no document."""
+
+    why: Literal["empty", "damaged", "held out"]
+    """It has no text; it cannot be read or is not text; it belongs to the other side of the
+    split between training and evaluation."""
+    where: str = ""
+    """File and line, row or index."""
+    what: str = ""
+    """What is wrong with it."""
+
+
+class Document(NamedTuple):
+    """The tokens of one document, at least one, bos and eos included."""
+
+    tokens: np.ndarray
+    """[n], any integer dtype."""
+    targets: np.ndarray | None = None
+    """bool [n], the tokens that the loss is computed for (the first is never predicted); None:
+    all of them."""
+
+
+Encode = Callable[[Record | Skipped], Document | Skipped]
+"""Makes a document of a record; a `Skipped` is returned unchanged."""
