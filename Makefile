@@ -1,7 +1,7 @@
 # The project's chores. `make check` is what has to pass before a change lands.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types test test-slow test-gpu test-torture engines format docs
+.PHONY: check lint types test test-slow test-gpu test-torture engines format docs lock
 check: lint types test
 
 lint:
@@ -31,6 +31,11 @@ test-gpu:
 
 docs:
 	$(PYTHON) -m docs.generate_options
+
+# every package of the environment that test.sh makes, with the version that was tested; +cpu names a build, not a version
+lock:
+	{ echo "# All packages of the tested environment (Linux x86_64, Python 3.11), made by 'make lock' after 'bash test.sh'."; \
+	  $(PYTHON) -m pip freeze --all --exclude pip --exclude-editable | sed 's/+cpu$$//'; } > requirements.lock
 
 format:
 	$(PYTHON) -m ruff check --fix .

@@ -1,22 +1,36 @@
-"""`python -m flame_accel COMMAND`: finds the command's module and runs it."""
+"""The command line, `flame-accel COMMAND` or `python -m flame_accel COMMAND`: runs the command.
+
+Each command is a module of `commands/`, which says what it does and takes.
+"""
 
 import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from flame_accel import __version__
 from flame_accel.cache_folders import replace_unwritable_caches
 from flame_accel.config.errors import exit_on_user_error
 from flame_accel.standard_streams import protect_standard_streams
 
-COMMANDS = ("data", "doctor", "export", "models", "prepare", "report", "tune")
+COMMANDS = ("train", "data", "doctor", "export", "models", "prepare", "report", "tune")
+SCRIPT = "flame-accel"
+"""Name of the console command that installing the package creates."""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line and runs the command."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses a command line, that of this process unless given, and runs the command."""
     protect_standard_streams()
     replace_unwritable_caches()
-    parser = argparse.ArgumentParser(prog="python -m flame_accel", description=__doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    started_by_script = Path(sys.argv[0]).name.startswith(SCRIPT)
+    parser = argparse.ArgumentParser(
+        prog=SCRIPT if started_by_script else "python -m flame_accel",
+        description="Train Flash Linear Attention language models with Hugging Face Accelerate.",
+        epilog="COMMAND -h explains a command and lists its arguments.",
+    )
+    parser.add_argument("--version", action="version", version=f"flame_accel {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = {}
     for name in COMMANDS:
@@ -24,9 +38,13 @@ def main(argv: Sequence[str]) -> None:
         summary = (module.__doc__ or "").splitlines()[0]
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(subparser)
-    arguments, others = parser.parse_known_args(argv)
-    if others and "run_options" not in arguments:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if list(argv[:1]) == ["train"]:
+        # all arguments are options of a run, -h among them
+        arguments, others = argparse.Namespace(command="train"), list(argv[1:])
+    else:
+        arguments, others = parser.parse_known_args(argv)
+        if others and "run_options" not in arguments:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
     # what is no argument of a command that takes the options of a run is one of these
     arguments.run_options = others
     with exit_on_user_error():
@@ -34,4 +52,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,25 +1,27 @@
-"""What `import flame_accel` does: hooks on the imports of fla and transformers' auto classes.
+"""The import hook of `import flame_accel`: prepares fla when fla or transformers is imported.
 
 `import flame_accel` has to be enough for fla's models to load and to run anywhere, and has to be
-instant for the command line. So nothing heavy is imported here: when transformers' auto classes
-appear, fla is imported (which registers its models), and when fla appears, the kernels for this
-machine are put in place and the types with another norm are registered. What the kernels are lives
-in `kernels/`, the norms in `models/norms`.
+instant for the command line. So nothing heavy is imported here: when transformers' auto classes are
+imported, fla is too (which registers its models), and when fla is imported, the kernels for this
+machine are installed and the model types with another norm are registered. The kernels live in
+`kernels/`, the norms in `models/norms`, messages of other packages in `suppressed_messages`.
 """
 
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from flame_accel.suppressed_messages import suppress_import_warnings, suppress_log_messages
+
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 FLA = "fla"
 
 
-def _after_import(name: str) -> None:
+def _prepare_imported(name: str) -> None:
+    """What follows the import of one of the awaited modules."""
     if name == AUTO_CLASSES:
         importlib.import_module(FLA)
     else:
@@ -27,8 +29,8 @@ def _after_import(name: str) -> None:
         importlib.import_module("flame_accel.models.norms").register_norm_variants()
 
 
-class _NotifyingLoader(Loader):
-    """Runs the module as its own loader would, then what waits for it."""
+class _PreparingLoader(Loader):
+    """Loads a module as its own loader does, then prepares it."""
 
     def __init__(self, loader: Loader, name: str) -> None:
         self.loader = loader
@@ -38,16 +40,13 @@ class _NotifyingLoader(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        with warnings.catch_warnings():
-            # what fla says without Triton or flash-attn is taken care of by the kernels
-            warnings.filterwarnings("ignore", message="Triton is not supported")
-            warnings.filterwarnings("ignore", message="Flash Attention is not installed")
+        with suppress_import_warnings():
             self.loader.exec_module(module)
-        _after_import(self.name)
+        _prepare_imported(self.name)
 
 
-class _Finder(MetaPathFinder):
-    """Finds the two awaited modules through the other finders and wraps their loaders."""
+class _AwaitingFinder(MetaPathFinder):
+    """Finds the awaited modules through the other finders and wraps their loaders, once each."""
 
     def __init__(self) -> None:
         self.awaited = {AUTO_CLASSES, FLA}
@@ -61,18 +60,19 @@ class _Finder(MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _NotifyingLoader(spec.loader, fullname)
+                spec.loader = _PreparingLoader(spec.loader, fullname)
                 return spec
         return None
 
 
-def prepare_fla() -> None:
-    """Registers fla's models and this machine's kernels, now or when their packages are loaded."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+def install_import_hook() -> None:
+    """Registers fla's models and installs kernels, now or when their packages are imported."""
+    suppress_log_messages()
+    if any(isinstance(finder, _AwaitingFinder) for finder in sys.meta_path):
         return
-    finder = _Finder()
+    finder = _AwaitingFinder()
     for name in (AUTO_CLASSES, FLA):
         if name in sys.modules:
             finder.awaited.discard(name)
-            _after_import(name)
+            _prepare_imported(name)
     sys.meta_path.insert(0, finder)

@@ -1,16 +1,13 @@
 """One process of a launched run: its options first, then torch, then the run.
 
-`accelerate launch ... train.py OPTIONS` starts it on every rank. How the processes are launched is
-decided in `commands/train`; what a run does is told in `train`.
+`accelerate launch` starts it on every rank: as this file (by `flame-accel train`) or through
+`train.py` of a checkout. How the processes are launched is decided in `commands/train`; what a run
+does is told in `train`.
 """
 
 import sys
 from collections.abc import Sequence
-
-from flame_accel.cache_folders import replace_unwritable_caches
-from flame_accel.config import parse_or_exit
-from flame_accel.config.errors import exit_on_user_error
-from flame_accel.standard_streams import protect_standard_streams
+from pathlib import Path
 
 
 def run(argv: Sequence[str]) -> None:
@@ -22,6 +19,11 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         SystemExit: With code 2 for wrong options, else the exit code of the user's error.
     """
+    from flame_accel.cache_folders import replace_unwritable_caches
+    from flame_accel.config import parse_or_exit
+    from flame_accel.config.errors import exit_on_user_error
+    from flame_accel.standard_streams import protect_standard_streams
+
     protect_standard_streams()
     config = parse_or_exit(argv)
     replace_unwritable_caches()
@@ -32,5 +34,18 @@ def run(argv: Sequence[str]) -> None:
         main(config)
 
 
+def correct_search_path() -> None:
+    """Replaces the package's own folder in `sys.path` with the folder that holds the package.
+
+    Python puts the folder of a file that it runs first, where `data`, `config` or `files` of this
+    package would hide other packages of that name.
+    """
+    package = Path(__file__).absolute().parent
+    sys.path = [entry for entry in sys.path if Path(entry).resolve() != package.resolve()]
+    if str(package.parent) not in sys.path:
+        sys.path.insert(0, str(package.parent))
+
+
 if __name__ == "__main__":
+    correct_search_path()
     run(sys.argv[1:])

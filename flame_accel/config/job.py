@@ -9,8 +9,9 @@ class JobConfig:
 
     # says where the values came from, not what they are: two runs may be equal without it
     config_file: str | None = field(default=None, compare=False)
-    """Run file (.toml, .yaml, .yml or .json) whose values replace the defaults; flags replace those
-    of the file. Inside a run file it is a record of where the values came from, not followed."""
+    """Run file (.toml, .yaml, .yml or .json), or the name of a recipe that ships
+    (quickstart); its values replace the defaults, and flags replace the values of the file. Inside
+    a run file the option only records where the values came from."""
     dump_folder: str = "exp"
     """Run folder: every output of the run goes there. A run whose folder holds checkpoints goes on
     from them."""

@@ -10,7 +10,8 @@ class ModelConfig:
 
     config: str | None = None
     """Model config, required: a JSON file in the Hugging Face format, a folder with a config.json,
-    or a name on the Hub. The weights start from scratch."""
+    the name of a preset (such as gla_340M), or a name on the Hub. The weights start from
+    scratch."""
     tokenizer_path: str | None = None
     """Tokenizer: a folder, a name on the Hub, or "byte" for the byte-level tokenizer that comes
     with flame_accel. None takes the tokenizer in the folder or Hub repository of model.config."""

@@ -12,6 +12,7 @@ from flame_accel.config.mixture import dataset_names
 from flame_accel.config.root import Config
 from flame_accel.config.schema import value_of
 from flame_accel.config.validation import Finding
+from flame_accel.presets import MODELS, find_preset, nearest_presets, suggest_presets
 
 _INPUTS = (
     "model.config",
@@ -28,8 +29,10 @@ def find_path_problems(config: Config) -> Iterator[Finding]:
     inputs = [(name, value_of(config, name)) for name in _INPUTS]
     inputs += [("training.dataset", name) for name in dataset_names(config.training)]
     inputs += [("model.custom", path) for path in config.model.custom]
+    yield from _find_mistyped_preset(config.model.config)
     for name, path in inputs:
-        if path is not None and _is_path(path) and not _is_there(path):
+        is_preset = name == "model.config" and find_preset(MODELS, path or "") is not None
+        if path is not None and not is_preset and _is_path(path) and not _is_there(path):
             yield Finding(
                 options=(name,),
                 rule=f"{path} is not there",
@@ -46,6 +49,18 @@ def find_path_problems(config: Config) -> Iterator[Finding]:
         return
     remedy = "Name a folder that you can write to."
     yield Finding(options=("job.dump_folder",), rule=rule, remedy=remedy)
+
+
+def _find_mistyped_preset(model_config: str | None) -> Iterator[Finding]:
+    """A model config that is one typing error away from a preset, instead of a name on the Hub."""
+    if model_config is None or _is_path(model_config) or os.path.exists(model_config):
+        return
+    if find_preset(MODELS, model_config) is None and nearest_presets(MODELS, model_config):
+        yield Finding(
+            options=("model.config",),
+            rule="is neither a path that exists nor the name of a preset",
+            remedy=f"{suggest_presets(MODELS, model_config)} A model on the Hub is owner/name.",
+        )
 
 
 def _is_path(value: str) -> bool:

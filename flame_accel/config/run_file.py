@@ -9,6 +9,7 @@ from flame_accel.config.schema import sections
 from flame_accel.config.settings import Setting, Source, option_named, suggest_option
 from flame_accel.config.suggest import nearest
 from flame_accel.config.values import from_file, remedy, show
+from flame_accel.presets import RECIPES, resolve_preset, suggest_presets
 
 _READERS = {".toml": read_toml, ".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
 
@@ -17,10 +18,12 @@ def read_run_file(path: str, where: str) -> Source:
     """What a run file says.
 
     Args:
-        path: The file; paths inside it stay as they are written.
+        path: The file, or the name of a recipe that ships; paths inside it stay as they are
+            written.
         where: What asked for the file, should it not be readable.
     """
     source = Source()
+    path = resolve_preset(RECIPES, path)
     try:
         entries = _load_entries(path, where)
     except ConfigError as error:
@@ -46,6 +49,9 @@ def read_run_file(path: str, where: str) -> Source:
 def _load_entries(path: str, where: str) -> list[Entry]:
     reader = _READERS.get(Path(path).suffix.lower())
     try:
+        if reader is None and not Path(path).suffix and not Path(path).exists():
+            rule = "is neither a file nor a recipe that ships"
+            raise _unusable(where, path, rule, suggest_presets(RECIPES, path))
         if reader is None:
             raise _unusable(where, path, "is not a run file", f"It ends in {', '.join(_READERS)}.")
         return reader(Path(path).read_text(encoding="utf-8-sig"))

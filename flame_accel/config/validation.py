@@ -158,7 +158,7 @@ def _broken_rule(name: str, value: Any) -> str | None:
     return None if rule is None or value is None or rule.holds(value) else rule.text
 
 
-_QUICKSTART = "or start from --job.config_file configs/recipes/quickstart.toml"
+_QUICKSTART = "or start from --job.config_file quickstart"
 
 
 def _missing(config: Config) -> Iterator[Finding]:

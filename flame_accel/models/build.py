@@ -25,6 +25,7 @@ from transformers import (
 from flame_accel.config.errors import UserError
 from flame_accel.models.instantiate import describe_error, instantiate
 from flame_accel.models.norms import apply_norm_type, config_with_norm
+from flame_accel.presets import MODELS, resolve_preset
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,14 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def load_model_config(
     name_or_path: str, *, trust_remote_code: bool = False, custom: Sequence[str] = ()
 ) -> PreTrainedConfig:
-    """Reads a model config: a JSON file in the Hugging Face format, a folder with one, a Hub name.
+    """Reads a model config: a JSON file, a folder with one, a preset, or a name on the Hub.
 
     A field that the config class does not know is kept, as transformers does, and logged with the
     nearest field that it knows.
 
     Args:
-        name_or_path: a file, a folder with a config.json, or a name on the Hub.
+        name_or_path: a file in the Hugging Face format, a folder with a config.json, the name of
+            a preset, or a name on the Hub.
         trust_remote_code: whether code beside the config (its `auto_map`) may run.
         custom: what `register_models` imported, for the message about an unknown model type.
 
@@ -49,6 +51,7 @@ def load_model_config(
         UserError: it is missing, not a JSON object, of an unknown `model_type`, or has values that
             its config class refuses.
     """
+    name_or_path = resolve_preset(MODELS, name_or_path)
     path = Path(name_or_path).expanduser()
     if not path.exists() and path.suffix != ".json" and HUB_NAME.fullmatch(name_or_path):
         return _load_auto_config(name_or_path, trust_remote_code)

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +42,9 @@ SMALLER = {
     "step-300": "step-4",
     "tokenizer_path fla-hub/gla-1.3B-100B": "tokenizer_path byte",
 }
-# they make the environment that this suite already runs in, or run this suite
-NOT_RUN = {"bash test.sh", "source .venv/bin/activate"}
+# it runs this suite
+NOT_RUN = {"bash test.sh"}
+INSTALL = ("pip install ", "uv pip install ")
 CHECK = "python -m flame_accel.config "
 COMMANDS = (
     "python -m flame_accel data ",
@@ -84,7 +86,8 @@ def read_commands(block: Block) -> list[str]:
 
 
 def is_training(command: str) -> bool:
-    started = "bash train.sh" in command or command.startswith("accelerate launch")
+    starts = ("accelerate launch", "python -m flame_accel train", "flame-accel train")
+    started = "bash train.sh" in command or command.startswith(starts)
     return started and not command.endswith(" -h")
 
 
@@ -92,11 +95,13 @@ def is_quick(command: str) -> bool:
     """The quickstart, and one command of each kind that needs no other run."""
     if is_training(command):
         return command == "bash train.sh"
-    return "my_" not in command and "step-" not in command
+    needs_more = command.startswith(("flame-accel", *INSTALL))
+    return not needs_more and "my_" not in command and "step-" not in command
 
 
 def is_known(command: str) -> bool:
-    known = command in NOT_RUN or command.startswith(("python -c ", CHECK, *COMMANDS))
+    beginnings = ("python -c ", "flame-accel -", "flame-accel train -h", CHECK, *COMMANDS, *INSTALL)
+    known = command in NOT_RUN or command.startswith(beginnings)
     return known or is_training(command) or command == "bash train.sh -h"
 
 
@@ -108,7 +113,7 @@ def shrink(fields: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def house(tmp_path: Path, corpus: Path) -> Path:
     """A checkout whose GLA configs are tiny, with data of the reader's own and no environment."""
-    for pattern in ("*.py", "*.sh", "*.txt"):
+    for pattern in ("*.py", "*.sh", "*.txt", "*.toml", "README.md", "LICENSE"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, tmp_path)
     for name in ("flame_accel", "accelerate_configs"):
@@ -127,12 +132,27 @@ def house(tmp_path: Path, corpus: Path) -> Path:
         path = tmp_path / "bin" / name
         path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {arguments} "$@"\n')
         path.chmod(0o755)
+    make_installable(tmp_path)
     for block in BLOCKS:
         if block.file.endswith(".json"):
             (tmp_path / block.file).write_text(json.dumps(shrink(json.loads(block.body))))
         elif block.file:
             (tmp_path / block.file).write_text(block.body)
     return tmp_path
+
+
+def make_installable(house: Path) -> None:
+    """Lets `pip` and `uv pip` install into an environment that sees the packages of this one."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", house / "env"], check=True)
+    site = next((house / "env/lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = f"{shlex.quote(sys.executable)} -m pip --python {house}/env/bin/python"
+    for name, start in (("pip", ""), ("uv", "shift\n")):
+        path = house / "bin" / name
+        path.write_text(
+            f'#!/bin/sh\n{start}exec {pip} "$@" --quiet --no-deps --no-index --no-build-isolation\n'
+        )
+        path.chmod(0o755)
 
 
 def make_small(command: str) -> str:
@@ -146,7 +166,7 @@ def make_small(command: str) -> str:
 def run(command: str, house: Path) -> str:
     """Runs a command as a reader would, but small; returns what it printed."""
     environment = launch_environment(
-        PATH=f"{house / 'bin'}:{os.environ['PATH']}",
+        PATH=f"{house / 'bin'}:{house / 'env/bin'}:{os.environ['PATH']}",
         HF_HOME=str(house / "huggingface"),
         WANDB_SILENT="true",
     )
@@ -211,6 +231,7 @@ def test_commands_that_are_not_run_here_exist():
     for script in ("train.sh", "test.sh", "setup_environment.sh", ".ci/run"):
         subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
     assert ".venv" in (ROOT / "setup_environment.sh").read_text()
+    assert (ROOT / "requirements.lock").is_file()
 
 
 def test_the_options_of_every_training_are_accepted(house, monkeypatch):

@@ -12,7 +12,7 @@ from tests.helpers.runs import ROOT
 PACKAGE = ROOT / "flame_accel"
 # a folder may import itself and the folders of earlier lines
 LAYERS = (
-    ("cache_folders", "files", "standard_streams"),
+    ("cache_folders", "files", "presets", "standard_streams", "suppressed_messages"),
     ("config",),
     ("kernels",),
     ("data", "models"),

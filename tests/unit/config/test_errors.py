@@ -151,7 +151,7 @@ def test_flames_sqrt_decay_needs_a_ratio() -> None:
 def test_required_options_name_the_quickstart() -> None:
     error = parse_error([])
     assert [problem.where for problem in error.problems] == ["--model.config", "--training.dataset"]
-    assert all("configs/recipes/quickstart.toml" in problem.remedy for problem in error.problems)
+    assert all("--job.config_file quickstart" in problem.remedy for problem in error.problems)
 
 
 def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path: Path) -> None:

@@ -1,21 +1,16 @@
-"""accelerate_configs/: each file is read as it says, spells out what is dangerous, is reachable.
+"""accelerate_configs/: the launcher reads each file as it says, and defaults that harm are set.
 
-Nothing is trained here: test_engines.py runs the engines, test_launchers.py what starts them.
+Nothing is trained here: laws/test_engines.py runs the engines, laws/test_launchers.py the commands.
 """
 
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
 
+from tests.helpers.accelerate_configs import FILES, NAMES, read_config, read_groups, validate_launch
 from tests.helpers.runs import ROOT
-
-FILES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
-NAMES = [path.stem for path in FILES]
 
 # what the launcher must make of each file: engine, processes, machines, and the mesh if it has one
 EXPECTED: dict[str, tuple[str, int, int, tuple[int, ...]]] = {
@@ -58,23 +53,6 @@ DANGEROUS = {
         "deepspeed_multinode_launcher": {"standard"},
     },
 }
-GROUPS = ("fsdp_config", "deepspeed_config", "parallelism_config")
-
-
-def read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
-
-
-def members(content: dict[str, Any]) -> dict[str, Any]:
-    """The keys of all groups."""
-    return {key: value for group in GROUPS for key, value in content.get(group, {}).items()}
-
-
-def validated(path: Path, *flags: str) -> Any:
-    """The launcher's own reading of a file and flags."""
-    parser = launch.launch_command_parser()
-    arguments = parser.parse_args(["--config_file", str(path), *flags, "train.py"])
-    return launch._validate_launch_command(arguments)[0]
 
 
 def test_these_are_the_files():
@@ -84,7 +62,7 @@ def test_these_are_the_files():
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_accelerate_launches_what_the_name_says(path):
     engine, processes, machines, mesh = EXPECTED[path.stem]
-    arguments = validated(path)
+    arguments = validate_launch(path)
     engines = ("multi_gpu", "use_fsdp", "use_deepspeed", "use_megatron_lm", "tpu")
     assert [name for name in engines if getattr(arguments, name)] == ([engine] if engine else [])
     assert (arguments.num_processes, arguments.num_machines) == (processes, machines)
@@ -108,12 +86,12 @@ def test_accelerate_knows_every_key(path):
     # at the top an unknown key is an error of the reader; within a group it would be ignored
     load_config_from_file(str(path))
     known = vars(launch.launch_command_parser().parse_args(["train.py"]))
-    assert set(members(read(path))) <= set(known)
+    assert set(read_groups(read_config(path))) <= set(known)
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_dangerous_defaults_are_written_out(path):
-    content = read(path)
+    content = read_config(path)
     engine, _, machines, _ = EXPECTED[path.stem]
     assert set(content) >= ALWAYS
     if machines > 1:
@@ -121,7 +99,7 @@ def test_dangerous_defaults_are_written_out(path):
         assert content["main_process_port"] > 0
     elif engine:
         assert content["main_process_port"] == 0
-    given = content | members(content)
+    given = content | read_groups(content)
     for key, allowed in DANGEROUS.get(engine, {}).items():
         if machines == 1 or key != "main_process_port":
             assert given[key] in allowed, key
@@ -137,7 +115,7 @@ def test_every_line_has_a_comment(path):
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_flags_of_the_launcher_override_the_file(path):
-    arguments = validated(path, "--num_processes", "4", "--mixed_precision", "no")
+    arguments = validate_launch(path, "--num_processes", "4", "--mixed_precision", "no")
     assert (arguments.num_processes, arguments.mixed_precision) == (4, "no")
 
 

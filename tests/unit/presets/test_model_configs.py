@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,9 @@ from flame_accel.models.flops import train_flops_per_token
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.parameter_groups import count_parameters
 from flame_accel.models.registration import register_models
+from tests.helpers.runs import ROOT
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.glob("*.json"))
 FAMILIES = [
     "transformer",

@@ -41,9 +41,8 @@ def test_only_recipes_that_ask_for_it_are_tested(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", TESTED, ids=lambda path: path.stem)
-def test_recipe(train_here, recipe, tmp_path, monkeypatch):
-    # model configs are named relative to the project
-    monkeypatch.chdir(ROOT)
+def test_a_recipe_trains_from_any_folder(train_here, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     options = {"job.config_file": recipe, "job.dump_folder": tmp_path / "run", **SHORT}
     train_here([f"--{name}={value}" for name, value in options.items()])
     assert max(record["step"] for record in read_records(tmp_path / "run")) == 3

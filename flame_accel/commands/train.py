@@ -1,0 +1,234 @@
+"""Starts a training run on this machine: checks its options, then calls `accelerate launch`.
+
+    flame-accel train                                  the quickstart
+    flame-accel train --job.config_file run.toml ...   a run of your own; flags override the file
+    flame-accel train -h                               every option
+
+All arguments are options of the run. Environment variables say how it is launched: NGPU (processes
+on this machine; its GPUs unless given, else 1), NNODE, NODE_RANK, MASTER_ADDR, MASTER_PORT, and
+ACCELERATE_CONFIG (a launch preset such as fsdp2, or a file). `train.sh` calls this command. What
+each launched process does is in `train_process`.
+"""
+
+import argparse
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flame_accel.config import UserError, parse_or_exit
+from flame_accel.presets import ACCELERATE, preset_names, resolve_preset, suggest_presets
+
+QUICKSTART = ("--job.config_file", "quickstart")
+"""Options that a run starts from if it names neither a run file nor a model."""
+SCRIPT = Path(__file__).parents[1] / "train_process.py"
+"""What `accelerate launch` runs in every process."""
+ENGINE_PINS = Path(__file__).parents[2] / "requirements-engines.txt"
+"""Tested versions of DeepSpeed and torchao; only a checkout has the file."""
+DEFAULT_PORT = "29500"
+"""Port of machine 0 on which the others find it, if MASTER_PORT is not given."""
+# threads that wait by spinning for long starve on a shared core (a tenth of the speed was measured)
+SHORT_SPIN = "1000"
+
+
+class LaunchPlan(NamedTuple):
+    """How a run is launched."""
+
+    flags: list[str]
+    """Flags of `accelerate launch`."""
+    environment: dict[str, str]
+    """Variables to set for the processes of the run."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares no argument: all of them are options of a run."""
+    parser.set_defaults(run_options=[])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Launches the run and ends this process with the exit code of the run."""
+    options = add_quickstart(arguments.run_options)
+    # wrong options end here, with exit code 2 and before torch is imported
+    parse_or_exit(options)
+    plan = plan_launch(os.environ, num_gpus=count_gpus(os.environ), num_cores=count_cores())
+    os.environ.update(plan.environment)
+    raise SystemExit(launch(plan, options))
+
+
+def add_quickstart(options: Sequence[str]) -> list[str]:
+    """The options of a run, on top of the quickstart unless they name a run file or a model."""
+    names = {option.partition("=")[0].replace("-", "_") for option in options}
+    if names & {"_h", "__help", "__job.config_file", "__model.config"}:
+        return list(options)
+    return [*QUICKSTART, *options]
+
+
+def count_gpus(environment: Mapping[str, str]) -> int:
+    """Number of GPUs that the run may use: those that CUDA_VISIBLE_DEVICES names, else all."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        devices = [device.strip() for device in visible.split(",")]
+        # CUDA ignores what follows an invalid device
+        return (devices.index("-1") if "-1" in devices else len(devices)) - devices.count("")
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    except OSError:
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def count_cores() -> int:
+    """Number of CPU cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def plan_launch(environment: Mapping[str, str], *, num_gpus: int, num_cores: int) -> LaunchPlan:
+    """Decides how to launch a run.
+
+    Args:
+        environment: Variables of the caller, NGPU and ACCELERATE_CONFIG among them.
+        num_gpus: GPUs of this machine that the run may use.
+        num_cores: CPU cores of this machine that the run may use.
+
+    Raises:
+        UserError: A variable has a wrong value, or they contradict each other or the machine.
+    """
+    local_processes = _read_positive(environment, "NGPU", default=max(num_gpus, 1))
+    machines = _read_positive(environment, "NNODE", default=1)
+    processes = local_processes * machines
+    config = _find_launch_file(environment.get("ACCELERATE_CONFIG"), processes, num_gpus)
+    _check_launch_file(config, processes)
+    flags = [
+        *("--config_file", str(config)),
+        *("--num_processes", str(processes), "--num_machines", str(machines)),
+        # NODE_RANK says who waits for the others; c10d would guess it from host names
+        *("--machine_rank", environment.get("NODE_RANK") or "0", "--rdzv_backend", "static"),
+        *_rendezvous_flags(environment, machines),
+    ]
+    variables = {"TOKENIZERS_PARALLELISM": "false"}
+    if num_gpus == 0:
+        # bf16 is slower than fp32 on many CPUs; the launcher would give every process one thread
+        flags += ["--mixed_precision", "no"]
+        variables["OMP_NUM_THREADS"] = str(max(num_cores // local_processes, 1))
+        variables["GOMP_SPINCOUNT"] = SHORT_SPIN
+    given = {name: environment[name] for name in variables if environment.get(name)}
+    return LaunchPlan(flags, variables | given)
+
+
+def launch(plan: LaunchPlan, options: Sequence[str]) -> int:
+    """Runs `accelerate launch` within this process until the run ends; returns its exit code.
+
+    A process that a signal ended counts as 128 + the number of the signal, as in a shell.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    arguments = launch_command_parser().parse_args([*plan.flags, str(SCRIPT), *options])
+    # the run has said what went wrong; the launcher's own traceback would bury it
+    try:
+        launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        return _report_exit("the run", error.returncode)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        return _report_exit(f"rank {rank}", failure.exitcode)
+    except SignalException as error:
+        return 128 + error.sigval
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _read_positive(environment: Mapping[str, str], variable: str, *, default: int) -> int:
+    """A variable that counts something; an empty one is as one that is not set."""
+    text = environment.get(variable) or str(default)
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(
+            f'"{text}" is not a positive integer',
+            where=variable,
+            remedy=f"give a number, such as {variable}=2, or unset it",
+            exit_code=2,
+        )
+    return int(text)
+
+
+def _find_launch_file(given: str | None, processes: int, num_gpus: int) -> Path:
+    """The file for `accelerate launch`: the given one, or the preset that fits the machine."""
+    fitting = "ddp" if processes > 1 else "single" if num_gpus else "cpu"
+    path = Path(resolve_preset(ACCELERATE, given or fitting))
+    if not path.is_file():
+        raise UserError(
+            f'"{given}" is neither a file nor a launch preset',
+            where="ACCELERATE_CONFIG",
+            remedy=f"{suggest_presets(ACCELERATE, given or '')} "
+            f"Launch presets are {', '.join(preset_names(ACCELERATE))}.",
+            exit_code=2,
+        )
+    return path
+
+
+def _check_launch_file(path: Path, processes: int) -> None:
+    """Raises `UserError` if the file cannot launch that many processes, or not on this machine."""
+    engine = str(_read_launch_file(path).get("distributed_type"))
+    # an unquoted NO is false in YAML
+    if engine in ("NO", "False") and processes > 1:
+        raise UserError(
+            f"{path} starts one process, NGPU and NNODE ask for {processes}",
+            where="ACCELERATE_CONFIG",
+            remedy="use ddp or fsdp2",
+            exit_code=2,
+        )
+    if engine == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        wanted = f"--requirement {ENGINE_PINS}" if ENGINE_PINS.is_file() else "deepspeed"
+        raise UserError(
+            f"{path} asks for DeepSpeed, which is not installed",
+            where="ACCELERATE_CONFIG",
+            remedy=f"install it: {sys.executable} -m pip install --use-pep517 {wanted}",
+            exit_code=2,
+        )
+
+
+def _read_launch_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        what = f"{path} cannot be read: {error}"
+    else:
+        if isinstance(content, dict):
+            return content
+        what = f"{path} is not a mapping of keys to values"
+    remedy = "name a YAML file for accelerate launch, such as those of `accelerate config`"
+    raise UserError(what, where="ACCELERATE_CONFIG", remedy=remedy, exit_code=2)
+
+
+def _rendezvous_flags(environment: Mapping[str, str], machines: int) -> list[str]:
+    """Where the processes of a run find each other."""
+    port = environment.get("MASTER_PORT")
+    if machines == 1:
+        return ["--main_process_port", port] if port else []
+    address = environment.get("MASTER_ADDR")
+    if not address:
+        raise UserError(
+            f"is not set, but NNODE = {machines} machines have to find each other",
+            where="MASTER_ADDR",
+            remedy="give the address of machine 0, the same on all of them",
+            exit_code=2,
+        )
+    return ["--main_process_ip", address, "--main_process_port", port or DEFAULT_PORT]
+
+
+def _report_exit(process: str, code: int) -> int:
+    """An exit code as a shell gives it; a process that a signal ended had no last words."""
+    if code >= 0:
+        return code
+    print(f"{process} was ended by {signal.Signals(-code).name}", file=sys.stderr)
+    return 128 - code
