@@ -1,0 +1,62 @@
+"""A tiny model config, and the source of an architecture of the user's own."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+from flame_accel.models.build import build_model
+
+TINY_GLA = {
+    "model_type": "gla",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_heads": 2,
+    "vocab_size": 40,
+}
+
+
+CUSTOM_MODEL = """
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import nn
+
+class {name}Config(PreTrainedConfig):
+    model_type = "{type}"
+    def __init__(self, vocab_size=40, hidden_size=8, **kwargs):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        super().__init__(**kwargs)
+
+class {name}ForCausalLM(PreTrainedModel):
+    config_class = {name}Config
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        {extra}
+        self.post_init()
+
+AutoConfig.register("{type}", {name}Config)
+{register}
+"""
+
+
+REGISTER = "AutoModelForCausalLM.register({name}Config, {name}ForCausalLM)"
+
+
+def write(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def custom_source(name: str, *, extra: str = "pass", register: str = REGISTER) -> str:
+    return CUSTOM_MODEL.format(
+        name=name, type=name.lower(), extra=extra, register=register.format(name=name)
+    )
+
+
+def build_small(config: PreTrainedConfig, **changes):
+    arguments = {"vocabulary_size": 50, "bos_token_id": 1, "eos_token_id": 2, "seed": 7}
+    return build_model(config, **{**arguments, **changes})

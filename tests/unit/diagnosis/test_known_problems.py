@@ -1,0 +1,123 @@
+"""The table of known problems: each row applies to the machine that has the problem, and alone."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import fla
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from flame_accel.diagnosis import trainability
+from flame_accel.diagnosis.known_problems import PROBLEMS, SUPPORTED, detect_problems
+from flame_accel.models.catalogue import registered_config_classes, tiny_config
+from tests.helpers.machines import BAD_TRITON, GOOD, H200, ON_CPU, SICK, with_versions
+from tests.helpers.runs import ROOT
+
+GATED = {"comba", "gated_deltanet", "mom", "precond_gated_deltanet", "yoco"}
+
+
+def test_a_good_machine_has_no_problem():
+    hidden = replace(ON_CPU, driver_devices=1, hidden_devices=True)
+    patched = with_versions(torch="2.13.2+cu130", triton="3.7.9", transformers="5.23.4")
+    for machine in (GOOD, ON_CPU, hidden):
+        assert detect_problems(machine) == []
+    assert detect_problems(replace(patched, triton_required_by_torch=">=3.7")) == []
+
+
+def test_every_row_has_a_machine():
+    assert {problem.name for problem in PROBLEMS} == set(SICK)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+def test_a_row_applies_where_it_should_and_alone(problem):
+    machine = SICK[problem.name]
+    findings = detect_problems(machine, parts=frozenset(list(problem.parts or ())[:1]))
+    assert [finding.name for finding in findings] == [problem.name]
+    assert findings[0].blocks_training == problem.blocks_training
+    for text in (findings[0].description, findings[0].remedy):
+        assert text and "{" not in text and "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"triton": "3.6.0"}, GATED),
+        ({"triton": "3.4.0"}, GATED),
+        ({"triton": "3.7.0"}, GATED),
+        ({"triton": "3.7.1"}, set()),
+        ({"triton": "3.3.1"}, set()),
+        # fla's tilelang kernel does not serve simple GLA
+        ({"triton": "3.6.0", "tilelang": "0.1.9"}, {"yoco"}),
+    ],
+)
+def test_hopper_with_a_bad_triton_refuses_the_gated_models(changes, refused):
+    machine = replace(with_versions(**changes), nvcc=True)
+    assert refused == {
+        model_type
+        for model_type in registered_config_classes()
+        if any(
+            finding.blocks_training and "Hopper" in finding.name
+            for finding in trainability.find_training_problems(machine, tiny_config(model_type))
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [
+        replace(BAD_TRITON, devices=(replace(H200, name="A100", capability=(8, 0)),)),
+        replace(BAD_TRITON, kernels="torch"),
+    ],
+    ids=["another GPU", "PyTorch kernels"],
+)
+def test_elsewhere_that_triton_trains_them(machine):
+    assert not any(
+        f.blocks_training
+        for f in trainability.find_training_problems(machine, tiny_config("gated_deltanet"))
+    )
+
+
+def test_a_part_that_the_config_switches_off_does_not_count():
+    gated = tiny_config("gated_deltaproduct", use_forget_gate=True)
+    plain = tiny_config("gated_deltaproduct", use_forget_gate=False)
+    assert any(
+        finding.blocks_training
+        for finding in trainability.find_training_problems(BAD_TRITON, gated)
+    )
+    assert not any(
+        finding.blocks_training
+        for finding in trainability.find_training_problems(BAD_TRITON, plain)
+    )
+
+
+def test_the_table_names_the_operators_that_fla_refuses():
+    """All that end in `chunk_bwd_dqkwg` with gates, and the versions of fla's own guard."""
+    ops = Path(fla.__path__[0]) / "ops"
+    guard = (ops / "common/chunk_o.py").read_text().partition("def chunk_bwd_dqkwg(")[2]
+    condition = guard.partition("raise RuntimeError(")[0]
+    assert "g is not None and IS_NVIDIA_HOPPER" in condition
+    assert "TRITON_ABOVE_3_4_0 and not TRITON_ABOVE_3_7_1" in condition
+    callers = {
+        f"ops.{path.parent.name}.chunk"
+        for path in ops.glob("*/chunk.py")
+        if re.search(
+            r"chunk_bwd_dqkwg\([^)]*\bg=g\b|chunk_gated_delta_rule_bwd\(", path.read_text()
+        )
+    }
+    rows = [set(problem.parts) for problem in PROBLEMS if problem.parts]
+    assert callers == {name.rpartition(".")[0] for name in set().union(*rows)}
+
+
+def test_supported_versions_are_those_that_the_project_asks_for_and_pins():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lowest = {
+        requirement.name: next(iter(requirement.specifier)).version
+        for requirement in map(Requirement, re.findall(r'^  "([\w-]+>=[\d.]+)",$', text, re.M))
+    }
+    pins = dict(re.findall(r"^([\w-]+)==(\d+\.\d+)", (ROOT / "requirements.txt").read_text(), re.M))
+    pins["transformers"] = "5.23"
+    for package, (oldest, newest) in SUPPORTED.items():
+        assert pins[package] == newest
+        assert package == "triton" or Version(lowest[package]) == Version(oldest)

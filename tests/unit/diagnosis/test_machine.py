@@ -1,0 +1,45 @@
+"""The facts about a machine, collected without side effects."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flame_accel import kernels
+from flame_accel.diagnosis.machine import (
+    Device,
+    collect_machine_facts,
+    visible_devices,
+)
+from tests.helpers.machines import GIB
+
+
+def test_looking_at_this_machine_starts_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("started a program"))
+    machine = collect_machine_facts("auto", {"the run": tmp_path / "not" / "yet"})
+    assert machine.versions["torch"] is not None
+    assert machine.cores >= 1 and machine.memory_bytes > GIB // 2
+    assert machine.kernels == ("triton" if kernels.triton_has_device() else "torch")
+    assert machine.folders[0].writable and machine.folders[0].free_bytes > 0
+    assert collect_machine_facts("torch", {}).kernels == "torch"
+    assert torch.cuda.is_initialized() is False
+
+
+@pytest.mark.parametrize("hip", [None, "7.1"])
+def test_devices_are_described_as_torch_sees_them(hip, monkeypatch):
+    properties = SimpleNamespace(name="GPU", total_memory=8 * GIB, major=9, minor=0)
+    module = SimpleNamespace(
+        get_device_properties=lambda index: properties, mem_get_info=lambda index: (GIB, 8 * GIB)
+    )
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+    )
+    kind, devices = visible_devices(free_memory=False)
+    expected = Device(
+        name="GPU", memory_bytes=8 * GIB, free_bytes=None, capability=None if hip else (9, 0)
+    )
+    assert kind == ("hip" if hip else "cuda") and devices == (expected, expected)
+    assert visible_devices(free_memory=True)[1][0].free_bytes == GIB
