@@ -1,8 +1,7 @@
 """One training run, from its configuration to the exported model, in the order in which it happens.
 
-`main` is the table of contents: set up, check, build, restore, train, export. Every component has a
-module of its own; here they only meet. Options are parsed elsewhere, before torch is imported
-(`train_process`), and launching the processes of a run is `commands/train`'s work.
+`main` is the table of contents. Components are implemented in modules of their own. Options are
+parsed before torch is imported, in `train_process`; processes are launched in `commands/train`.
 """
 
 import gc
@@ -24,13 +23,13 @@ from flame_accel.checkpoint import (
     TrainState,
     describe_training,
     export_model,
-    restore,
+    restore_starting_point,
     save_checkpoint,
     weights_only_dtype,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
-from flame_accel.evaluation import sample_exported, validate
+from flame_accel.evaluation import sample_exported_model, validate
 from flame_accel.models import (
     ParameterCount,
     build_model,
@@ -53,7 +52,7 @@ log = observe.get_logger()
 
 
 class Components(NamedTuple):
-    """What a run computes with. Model and optimizer are prepared by Accelerate."""
+    """What a run computes with; model and optimizer as Accelerate prepared them."""
 
     tokenizer: PreTrainedTokenizerBase
     run_data: data.RunData
@@ -61,11 +60,11 @@ class Components(NamedTuple):
     optimizer: AcceleratedOptimizer
     num_parameters: ParameterCount
     flops_per_token: float | None
-    """Of training, forward and backward; None where the model's mixer is unknown."""
+    """Training FLOPs, forward and backward; None if the model's mixer is unknown."""
 
 
 class LoopState(NamedTuple):
-    """What changes from step to step, what it is measured with, and where it is written."""
+    """What changes from step to step: counters, data, measurements, and where they are written."""
 
     state: TrainState
     checkpoints: CheckpointFolder
@@ -77,10 +76,10 @@ class LoopState(NamedTuple):
 
 
 def main(config: Config) -> None:
-    """Trains, validates and exports one model as the configuration says.
+    """Trains, validates and exports one model.
 
     Raises:
-        UserError: Something that the user can solve; nothing of earlier runs is lost.
+        UserError: A problem that the user can solve; nothing of earlier runs is lost.
     """
     run_folder = Path(config.job.dump_folder)
     accelerator = parallel.build_accelerator(
@@ -115,19 +114,19 @@ def main(config: Config) -> None:
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str:
-    """Opens console and run folder, installs the kernels, registers models, seeds everything.
+    """Sets up console, run folder, kernels, model types and random seeds.
 
     Returns:
-        The kernels that are active, "triton" or "torch".
+        The active kernels, "triton" or "torch".
     """
-    observe.open_console(
+    observe.setup_console(
         main_process=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
     if accelerator.is_main_process:
         environment = observe.describe_environment(accelerator, sys.argv)
-        changes = observe.open_run_folder(run_folder, config=config, environment=environment)
-        observe.copy_console_to(run_folder / "log.txt")
+        changes = observe.prepare_run_folder(run_folder, config=config, environment=environment)
+        observe.log_to_file(run_folder / "log.txt")
         for change in changes:
             log.info("changed since the last start: %s", change)
     if config.job.print_args:
@@ -135,12 +134,12 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str
     log.info("devices: %s", parallel.describe_topology(accelerator))
     active_kernels = kernels.install(config.model.kernels)
     log.info("kernels: %s", active_kernels)
-    # a restart computes the same bits only with the same kernel configurations
+    # a restart is bit-identical only with the same kernel configurations
     kernels.persist_configs(run_folder / "tuning")
     register_models(config.model.custom)
     seed_process(config.training)
     if config.training.gc_freq:
-        # collecting garbage at fixed steps keeps ranks from waiting for each other's pauses
+        # garbage collection at the same steps on all ranks: none waits for another's pause
         gc.disable()
     return active_kernels
 
@@ -163,15 +162,14 @@ def build_components(
         seed=training.seed,
         trust_remote_code=model_options.trust_remote_code,
     )
-    # sizes are read before sharding hides them
+    # sharding hides the full sizes
     num_parameters = count_parameters(model)
     flops_per_token = train_flops_per_token(model, training.context_len or training.seq_len)
     parallel.transform_model(
         accelerator, model, training, config.activation_checkpoint, config.float8
     )
     optimizer = build_optimizer(accelerator, model, config.optimizer)
-    # neither loader nor scheduler is prepared: the data shards its own rows, and the learning rate
-    # is a function of the step
+    # batches are already this rank's, and the learning rate is a function of the step
     model, optimizer = parallel.prepare(accelerator, model, optimizer, training, config.float8)
     return Components(tokenizer, run_data, model, optimizer, num_parameters, flops_per_token)
 
@@ -179,12 +177,12 @@ def build_components(
 def restore_run(
     config: Config, accelerator: Accelerator, components: Components, run_folder: Path
 ) -> LoopState:
-    """Restores the run from its newest checkpoint, or begins it; opens batches and metrics."""
+    """Restores the run from where it starts, and builds its batches, meter and metric logger."""
     rank, world_size = parallel.dp_rank(accelerator), parallel.dp_size(accelerator)
     checkpoints = CheckpointFolder(
         run_folder / config.checkpoint.folder, keep_latest_k=config.checkpoint.keep_latest_k
     )
-    state, data_state, rank_states = restore(
+    state, data_state, rank_states = restore_starting_point(
         accelerator,
         checkpoints,
         config.checkpoint,
@@ -240,11 +238,11 @@ def train(
     loop: LoopState,
     profiler: observe.StepProfiler,
 ) -> None:
-    """The loop. All ranks reach every line: what depends on the step is the same on each."""
+    """The training loop. Every rank reaches every line: all conditions agree on all ranks."""
     training, steps = config.training, config.training.steps
     state, meter = loop.state, loop.meter
     step_tokens = parallel.tokens_per_step(training, accelerator)
-    progress = observe.Progress(
+    progress = observe.ProgressBar(
         step=state.step,
         steps=steps,
         shown=accelerator.is_main_process,
@@ -280,18 +278,20 @@ def train(
 
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
-            record |= meter.record(lr=lr)
+            record |= meter.finish_window(lr=lr)
             loop.metric_logger.write_local(meter.local, step=state.step)
         if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
-            # kernels may have to be tuned for its shapes first
+            # kernels may be tuned for its shapes first
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 record |= validate(accelerator, components.model, loop.eval_batches)
         if record:
-            record |= observe.data_metrics(accelerator, loop.batches, training.max_bad_records)
-            position = {"step": state.step, "tokens": state.tokens}
-            loop.metric_logger.write(position | record, steps=steps)
-            meter.stop_if_diverged(training.max_consecutive_skips)
-        if saves.is_due(state.step, reported=bool(record)):
+            record |= observe.reduce_data_metrics(
+                accelerator, loop.batches, training.max_bad_records
+            )
+            record = {"step": state.step, "tokens": state.tokens} | record
+            loop.metric_logger.write(record, steps=steps)
+            meter.check_divergence(training.max_consecutive_skips)
+        if saves.is_due(state.step, logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
         if training.gc_freq and state.step % training.gc_freq == 0:
@@ -300,7 +300,7 @@ def train(
 
 
 def save(config: Config, accelerator: Accelerator, components: Components, loop: LoopState) -> Path:
-    """Saves all that the run needs to resume after this step, or the weights alone where asked."""
+    """Saves what the run needs to resume after this step, or only its weights if so configured."""
     return save_checkpoint(
         accelerator,
         loop.checkpoints,
@@ -310,7 +310,7 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         tokenizer=components.tokenizer,
         data_state=loop.batches.state_dict(),
         rank_state={"meter": loop.meter.state_dict()},
-        only_weights_in=weights_only_dtype(
+        weights_only_dtype=weights_only_dtype(
             config.checkpoint, last=loop.state.step == config.training.steps
         ),
     )
@@ -323,7 +323,7 @@ def export_and_report(
     state: TrainState,
     run_folder: Path,
 ) -> None:
-    """Exports the model to `hf/`, prints a sample of what it writes, and draws the report."""
+    """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
     exported = run_folder / "hf"
     facts = describe_training(
         config.training,
@@ -342,7 +342,7 @@ def export_and_report(
         return
     sample = ""
     if config.evaluation.sample_tokens:
-        sample = sample_exported(
+        sample = sample_exported_model(
             exported, accelerator.device, config.evaluation, seed=config.training.seed
         )
         log.info("sample of the exported model:\n%s", sample)

@@ -1,11 +1,11 @@
 """What survives a restart: atomic checkpoint folders, their contents, and Hugging Face weights."""
 
-from flame_accel.checkpoint.card import describe_training
+from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype
 from flame_accel.checkpoint.folder import CheckpointFolder
-from flame_accel.checkpoint.hf import export_model
-from flame_accel.checkpoint.schedule import SaveSchedule
-from flame_accel.checkpoint.start import restore
-from flame_accel.checkpoint.state import save_checkpoint, weights_only_dtype
+from flame_accel.checkpoint.hf_model import export_model
+from flame_accel.checkpoint.model_card import describe_training
+from flame_accel.checkpoint.restore import restore_starting_point
+from flame_accel.checkpoint.save_schedule import SaveSchedule
 from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "TrainState",
     "describe_training",
     "export_model",
-    "restore",
+    "restore_starting_point",
     "save_checkpoint",
     "weights_only_dtype",
 ]

@@ -1,9 +1,9 @@
 """Checkpoint folders that exist whole or not at all.
 
-    step-N.tmp-PID -> every rank writes -> fsync -> manifest.json -> rename to step-N -> prune
+    step-N.tmp-writing -> every rank writes -> manifest.json -> fsync -> rename to step-N -> prune
 
-A folder without a manifest that fits its files does not exist for loading: it is set aside under
-another name and the next older one is used. What is inside a checkpoint is the business of `state`.
+A folder whose manifest is missing or does not match its files is never loaded: it is renamed, and
+the next older one is used. What a checkpoint contains is defined in `contents`.
 """
 
 import json
@@ -23,106 +23,121 @@ DAMAGED, SUPERSEDED = "damaged", "superseded"
 
 
 class CheckpointFolder:
-    """The checkpoints of a run.
+    """The folder with all checkpoints of a run.
 
     Args:
-        path: Folder that holds a `step-N` folder for every checkpoint.
-        keep_latest_k: Older ones are removed once a newer one is complete; 0 keeps all.
+        path: Folder that contains a `step-N` folder for every checkpoint.
+        keep_latest_k: Number of checkpoints to keep; older ones are deleted once a new one is
+            complete. 0 keeps all.
     """
 
     def __init__(self, path: Path, *, keep_latest_k: int) -> None:
         self.path = path
         self.keep_latest_k = keep_latest_k
 
-    def final(self, step: int) -> Path:
-        """Where the complete checkpoint of a step lies."""
+    def checkpoint_path(self, step: int) -> Path:
+        """The `step-N` folder of a complete checkpoint, whether or not it exists."""
         return self.path / f"{STEP_PREFIX}{step}"
 
-    def temporary(self, step: int) -> Path:
-        """Where the checkpoint of a step is written; the same on every rank of a run."""
+    def temporary_path(self, step: int) -> Path:
+        """The folder in which a checkpoint is written; the same path on every rank of a run."""
         return self.path / f"{STEP_PREFIX}{step}{TEMPORARY_INFIX}writing"
 
-    def steps(self) -> list[int]:
-        """Steps with a folder, oldest first, complete or not."""
+    def list_steps(self) -> list[int]:
+        """Steps that have a `step-N` folder, intact or damaged, in ascending order."""
         names = [entry.name for entry in self.path.glob(f"{STEP_PREFIX}*") if entry.is_dir()]
         numbers = [name.removeprefix(STEP_PREFIX) for name in names]
         return sorted(int(number) for number in numbers if number.isdecimal())
 
-    def begin(self, step: int) -> Path:
-        """Makes an empty temporary folder for a step. For one process, before any writes."""
-        temporary = self.temporary(step)
+    def create_temporary(self, step: int) -> Path:
+        """Creates a step's empty temporary folder. Called by one process, before any writes."""
+        temporary = self.temporary_path(step)
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
         return temporary
 
     def commit(self, step: int, description: Mapping[str, Any]) -> Path:
-        """Makes what lies in the temporary folder the checkpoint of its step.
+        """Turns the temporary folder of a step into its checkpoint, and deletes old checkpoints.
 
-        For one process, after every rank has written.
+        Called by one process, after every rank has written.
+
+        Args:
+            step: Number of completed updates.
+            description: Further entries of the manifest, JSON-able.
+
+        Returns:
+            The checkpoint's final path.
         """
-        temporary = self.temporary(step)
+        temporary = self.temporary_path(step)
         content = {**description, "files": files.describe_files(temporary)}
         files.write_json(temporary / MANIFEST, content)
-        final = self.final(step)
+        final = self.checkpoint_path(step)
         replaced = final.exists()
         files.publish_folder(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _unused_name(final, SUPERSEDED))
-        self._prune()
+        self._delete_old_checkpoints()
         return final
 
-    def _prune(self) -> None:
+    def _delete_old_checkpoints(self) -> None:
         if self.keep_latest_k:
-            for step in self.steps()[: -self.keep_latest_k]:
-                shutil.rmtree(self.final(step))
+            for step in self.list_steps()[: -self.keep_latest_k]:
+                shutil.rmtree(self.checkpoint_path(step))
 
-    def find(self, load_step: int) -> Path | None:
-        """The checkpoint to load: of a step, or with -1 the newest whole one; None without any.
+    def find_checkpoint(self, load_step: int) -> Path | None:
+        """Finds the checkpoint to load, and cleans up. Called by one process.
 
-        Leftovers of interrupted saves are removed; damaged folders, and those newer than a step
-        that was asked for, are set aside under another name. For one process.
+        Leftovers of interrupted saves are deleted. Damaged folders, and those newer than a
+        requested step, are renamed.
+
+        Args:
+            load_step: Step to load; -1 loads the newest intact checkpoint.
+
+        Returns:
+            Path of the checkpoint; None if `load_step` is -1 and there is no intact one.
 
         Raises:
-            UserError: `load_step` names a checkpoint that is not there or is damaged.
+            UserError: `load_step` names a checkpoint that does not exist or is damaged.
         """
         if not self.path.is_dir():
             candidates = []
         else:
             for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
-                get_logger().info("removing %s: its save was interrupted", leftover)
+                get_logger().info("deleting %s: saving it was interrupted", leftover)
                 shutil.rmtree(leftover)
-            candidates = self.steps()
+            candidates = self.list_steps()
         if load_step >= 0:
-            return self._find_step(load_step, candidates)
+            return self._require_step(load_step, candidates)
         for step in reversed(candidates):
-            folder = self.final(step)
-            damage = find_damage(folder)
+            folder = self.checkpoint_path(step)
+            damage = find_checkpoint_damage(folder)
             if damage is None:
                 return folder
-            aside = _set_aside(folder, DAMAGED)
-            get_logger().warning("%s is damaged (%s): set aside as %s", folder, damage, aside.name)
+            aside = _rename_aside(folder, DAMAGED)
+            get_logger().warning("%s is damaged (%s): renamed to %s", folder, damage, aside.name)
         return None
 
-    def _find_step(self, step: int, candidates: list[int]) -> Path:
-        folder = self.final(step)
-        damage = find_damage(folder) if step in candidates else "there is no such folder"
+    def _require_step(self, step: int, candidates: list[int]) -> Path:
+        """The intact checkpoint of a requested step; newer ones are renamed."""
+        folder = self.checkpoint_path(step)
+        damage = find_checkpoint_damage(folder) if step in candidates else "there is no such folder"
         if damage is not None:
             there = ", ".join(map(str, candidates)) or "none"
             raise UserError(
                 f"the checkpoint of step {step} cannot be loaded: {damage}",
                 where=f"checkpoint.load_step = {step}, {folder}",
-                remedy=f"choose a step that is there ({there}), or -1 for the newest whole one",
+                remedy=f"choose one of the saved steps ({there}), or -1 for the newest intact one",
             )
         for newer in candidates[candidates.index(step) + 1 :]:
-            # the run goes on from the older one: a later start must not jump back to these
-            aside = _set_aside(self.final(newer), SUPERSEDED)
-            get_logger().info("%s was asked for: step %d is set aside as %s", folder, newer, aside)
+            # the run continues from the older one: a later start must not return to these
+            aside = _rename_aside(self.checkpoint_path(newer), SUPERSEDED)
+            get_logger().info("step %d is requested: a newer one is now %s", step, aside.name)
         return folder
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
+def find_checkpoint_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, as part of a sentence; None if it is intact."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return f"it has no {MANIFEST}"
@@ -133,7 +148,8 @@ def find_damage(folder: Path) -> str | None:
     return files.find_damaged_file(folder, descriptions, content=True)
 
 
-def _set_aside(folder: Path, reason: str) -> Path:
+def _rename_aside(folder: Path, reason: str) -> Path:
+    """Renames `step-N` to the first free `step-N.reason-I`, which is never loaded."""
     aside = _unused_name(folder, reason)
     files.rename_and_sync(folder, aside)
     return aside

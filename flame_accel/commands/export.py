@@ -1,7 +1,7 @@
 """Exports a checkpoint as a Hugging Face model, with its weights in the dtype you choose.
 
-The work is in `checkpoint`; a checkpoint already is such a model in fp32, beside what a restart
-needs.
+The work is done in `checkpoint`. Every checkpoint is also a Hugging Face model, in fp32, with what
+a restart needs in addition.
 """
 
 import argparse
@@ -19,29 +19,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", type=Path, help="a checkpoint (.../step-N), or a run folder for its newest one"
     )
     parser.add_argument("output", type=Path, help="folder of the exported model; must not exist")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the exported weights (float32)"
+    )
     parser.add_argument(
         "--custom",
         action="append",
         default=[],
-        help="package or path that registers the architecture",
+        help="package or file that registers the architecture; may be repeated",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the model."""
+    """Exports the model."""
     if arguments.output.exists():
         raise UserError(
-            "already exists", where=str(arguments.output), remedy="name a folder that does not"
+            "already exists",
+            where=str(arguments.output),
+            remedy="choose a folder that does not exist",
         )
-    checkpoint = find_checkpoint(arguments.source)
+    checkpoint = find_newest_checkpoint(arguments.source)
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from flame_accel.checkpoint.card import write_model_card
-    from flame_accel.checkpoint.hf import save_hf_model
+    from flame_accel.checkpoint.hf_model import save_hf_model
+    from flame_accel.checkpoint.model_card import write_model_card
     from flame_accel.files import replace_folder
     from flame_accel.models import register_models
 
@@ -62,13 +66,13 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
 
 
-def find_checkpoint(source: Path) -> Path:
-    """The checkpoint itself, or the newest one below a run folder.
+def find_newest_checkpoint(source: Path) -> Path:
+    """The checkpoint itself, or the newest one of a run folder.
 
     Raises:
-        UserError: There is none, or it is damaged.
+        UserError: There is no checkpoint, or it is damaged.
     """
-    from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, find_damage
+    from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, find_checkpoint_damage
 
     folders = [source] if (source / MANIFEST).is_file() else []
     if not folders:
@@ -77,13 +81,13 @@ def find_checkpoint(source: Path) -> Path:
         folders = sorted(complete, key=lambda f: int(f.name.removeprefix(STEP_PREFIX)))
     if not folders:
         raise UserError(
-            "holds no complete checkpoint",
+            "contains no complete checkpoint",
             where=str(source),
-            remedy="name a run folder, or a step-N folder of a run",
+            remedy="choose a run folder, or a step-N folder of a run",
         )
-    damage = find_damage(folders[-1])
+    damage = find_checkpoint_damage(folders[-1])
     if damage is not None:
         raise UserError(
-            f"is damaged: {damage}", where=str(folders[-1]), remedy="name another checkpoint"
+            f"is damaged: {damage}", where=str(folders[-1]), remedy="choose another checkpoint"
         )
     return folders[-1]

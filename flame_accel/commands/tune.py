@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from flame_accel.kernels.tuning import Tuner, install_hook
     from flame_accel.models import register_models
-    from flame_accel.observe import open_console
+    from flame_accel.observe import setup_console
 
-    open_console(main_process=True)
+    setup_console(main_process=True)
     register_models()
     tuner = install_hook(Tuner(get_gpu_info(), arguments.output, fresh=arguments.fresh))
     failed = [name for name in arguments.configs if not _tune(name, arguments, tuner)]

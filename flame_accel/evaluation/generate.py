@@ -1,4 +1,4 @@
-"""Text from a model: the sample that a run prints. Nothing here scores text."""
+"""Generates text: the sample that a run logs at its end. Scoring is in `validate`."""
 
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from flame_accel.config import EvaluationConfig
 
 
-def sample_exported(
+def sample_exported_model(
     folder: Path, device: torch.device, evaluation: EvaluationConfig, *, seed: int
 ) -> str:
-    """Loads an exported model as anyone would, and continues `evaluation.prompt` with it.
+    """Loads an exported model with `from_pretrained` and continues `evaluation.prompt`.
 
     Args:
-        folder: Of the export.
-        device: That generates.
+        folder: Folder of the export.
+        device: Device to generate on.
         evaluation: Prompt, and number of tokens to generate.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
     """
     return sample_text(
         AutoModelForCausalLM.from_pretrained(folder, device_map=device),
@@ -41,18 +41,21 @@ def sample_text(
     """Continues a prompt by sampling token by token; the same seed gives the same text.
 
     Args:
-        model: A transformers model that generates, in evaluation mode.
-        tokenizer: Of the model.
-        prompt: An empty one stands for the start of a document.
-        new_tokens: At most so many; the end-of-document token ends the text earlier.
-        seed: Of the sampling; the process's random state is left as it was.
-        temperature: Divides the logits.
+        model: A transformers model with `generate`, in evaluation mode.
+        tokenizer: The model's tokenizer.
+        prompt: Text to continue; an empty one starts a document.
+        new_tokens: Largest number of tokens; the end-of-document token ends the text earlier.
+        seed: Seed of the sampling; the process's random state is not changed.
+        temperature: Divisor of the logits.
+
+    Returns:
+        The prompt and its continuation.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     inputs = torch.tensor([ids or [start]], device=model.device)
     on_gpu = model.device.type == "cuda"
-    # fla's delta rule takes no fp32 on a GPU
+    # fla's delta rule does not support fp32 on a GPU
     half = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu)
     with torch.random.fork_rng(devices=[model.device] if on_gpu else []), torch.no_grad(), half:
         torch.manual_seed(seed)

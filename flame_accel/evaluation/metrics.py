@@ -1,7 +1,7 @@
-"""Figures of a language model from sums over its targets, as a metric of the `evaluate` library.
+"""Metrics of a language model from sums over its targets, as a metric of the `evaluate` library.
 
-Sums and not token-wise predictions go in, so that a validation set of any size costs a few numbers.
-The sums come from `validate`.
+Its inputs are sums and not the predictions of every token, so that a validation set of any size
+takes a few numbers. The sums are computed in `validate`.
 """
 
 import math
@@ -12,7 +12,7 @@ import datasets
 import evaluate
 
 
-class LanguageModeling(evaluate.Metric):
+class LanguageModelingMetric(evaluate.Metric):
     """Loss, perplexity, bits per byte and next-token accuracy from rows of sums."""
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class LanguageModeling(evaluate.Metric):
         )
 
     def _compute(self, **columns: Sequence[Any]) -> dict[str, float]:
-        """Nats per target and their exponential, nats / ln 2 per byte, share of correct argmax."""
+        """Nats per target and their exponential, bits per byte, fraction of correct predictions."""
         nats, targets = math.fsum(columns["nats"]), sum(columns["targets"])
         loss = nats / targets
         return {
             "loss": loss,
-            # beyond this the exponential is no float
+            # the exponential of more than this overflows a float
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
             "bits_per_byte": nats / math.log(2) / sum(columns["bytes"]),
             "accuracy": sum(columns["correct"]) / targets,

@@ -1,7 +1,7 @@
-"""Validation: one pass over held-out documents, summed over all ranks.
+"""Validation: one pass over the validation documents, summed over all ranks.
 
-The figures that follow from the sums are a metric of the `evaluate` library, in `metrics`. Which
-documents are held out and how they become rows is decided in `data`.
+`metrics` turns the sums into loss, perplexity, bits per byte and accuracy. Which documents are
+used for validation, and how they are packed into rows, is decided in `data`.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flame_accel.data import EvaluationBatches
-from flame_accel.evaluation.metrics import LanguageModeling
+from flame_accel.evaluation.metrics import LanguageModelingMetric
 from flame_accel.parallel import all_reduce_sum, autocast, sum_dtype
 
 CHUNK_TOKENS = 4096
-"""Logits of so many tokens are turned into fp32 at a time."""
+"""Number of tokens whose logits are converted to fp32 at a time."""
 
 
 def validate(
@@ -22,12 +22,12 @@ def validate(
     model: nn.Module,
     batches: EvaluationBatches,
 ) -> dict[str, float]:
-    """Mean loss over all targets of all ranks, and what follows from it. Every rank must call it.
+    """Loss and metrics over all targets of all ranks. Every rank must call it.
 
     Args:
-        accelerator: Of the run.
-        model: Prepared; left in training mode.
-        batches: This rank's, equally many on every rank.
+        accelerator: The run's accelerator.
+        model: The model as Accelerate prepared it; it is in training mode afterwards.
+        batches: This rank's batches; every rank has the same number.
 
     Returns:
         `eval/loss` (nats per target token), `eval/perplexity`, `eval/bits_per_byte` and
@@ -45,21 +45,24 @@ def validate(
             labels = inputs.pop("labels")
             with autocast(accelerator):
                 logits = model(**inputs, use_cache=False).logits
-            sums += sum_next_token(logits, labels)
+            sums += sum_next_token_metrics(logits, labels)
     model.train()
     nats, correct, targets = all_reduce_sum(accelerator, sums).tolist()
-    figures = LanguageModeling().compute(
+    figures = LanguageModelingMetric().compute(
         nats=[nats], correct=[int(correct)], targets=[int(targets)], bytes=[batches.num_bytes]
     )
     return {f"eval/{name}": value for name, value in (figures or {}).items()}
 
 
-def sum_next_token(logits: Tensor, labels: Tensor) -> Tensor:
-    """Nats, correct predictions and number of the targets, as one tensor [3].
+def sum_next_token_metrics(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums over the targets: loss in nats, correct predictions, and number of targets.
 
     Args:
         logits: [B, T, V]; position t predicts the label at t+1.
         labels: [B, T], -100 where there is no target.
+
+    Returns:
+        [3], on the device of the logits.
     """
     predictions = logits[:, :-1].reshape(-1, logits.shape[-1])
     targets = labels[:, 1:].reshape(-1)

@@ -1,7 +1,8 @@
-"""The console: a line per record, a progress bar where someone watches, and log.txt beside it.
+"""The console: one line per record, a progress bar on a terminal, and log.txt with the same lines.
 
-A line is plain text in a fixed order of fields, so that a log file reads like the screen, where
-colours at most set off how it begins. Records are made by `meter`.
+A line is plain text with its fields in a fixed order; on a terminal, only its beginning is
+coloured. Records are made by `meter`. That writing to a broken console does not end a run is taken
+care of in `standard_streams`.
 """
 
 import logging
@@ -30,11 +31,11 @@ FIELDS = (
 
 CYAN, YELLOW, PLAIN = "\x1b[36m", "\x1b[33m", "\x1b[0m"
 BEGINNING = re.compile(r"step +\d+/\d+ +\d+%|[^:\n]{1,40}(?=: )")
-"""How far a step is, or what a line is about."""
+"""The progress of a step, or the subject of a line: the coloured part."""
 
 
 def get_logger() -> logging.Logger:
-    """The run's logger; silent until `open_console`."""
+    """The run's logger; silent until `setup_console`."""
     return logging.getLogger("flame_accel")
 
 
@@ -47,7 +48,7 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 class _ColorFormatter(logging.Formatter):
-    """Cyan for how a line begins, yellow for warnings."""
+    """Colours the beginning of a line cyan, and warnings yellow."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -57,35 +58,35 @@ class _ColorFormatter(logging.Formatter):
         return f"{CYAN}{found[0]}{PLAIN}{text[found.end() :]}" if found else text
 
 
-def shows_colors(wanted: bool) -> bool:
+def use_colors(wanted: bool) -> bool:
     """Whether standard output gets colours: it is a terminal, and NO_COLOR is not set."""
     return wanted and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def open_console(*, main_process: bool, colored: bool = True) -> None:
-    """Sends the run's messages to standard output; other ranks say only warnings."""
+def setup_console(*, main_process: bool, colored: bool = True) -> None:
+    """Sends the run's log to standard output; ranks other than the main one log only warnings."""
     logger = get_logger()
     logger.handlers.clear()
     logger.propagate = False
     handler = _ConsoleHandler()
-    formatter = _ColorFormatter if shows_colors(colored) else logging.Formatter
+    formatter = _ColorFormatter if use_colors(colored) else logging.Formatter
     handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
-    # progress bars of loading and saving belong to no log
+    # progress bars of loading and saving models do not belong into a log
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def copy_console_to(path: Path) -> None:
-    """Appends everything that the console shows to a file, with the time of day."""
+def log_to_file(path: Path) -> None:
+    """Appends everything that is logged to a file, with date and time."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     get_logger().addHandler(handler)
 
 
 def format_record(record: Mapping[str, float], steps: int) -> str:
-    """One line for a record: how far, its fields in a fixed order, and the time left."""
+    """One line for a record: progress, its fields in a fixed order, and the remaining time."""
     step = int(record["step"])
     parts = [f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}"]
     parts += [text.format(record[key]) for key, text in FIELDS if key in record]
@@ -101,8 +102,8 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-class Progress:
-    """A progress bar on a terminal; in a log file, nothing (the lines say how far the run is)."""
+class ProgressBar:
+    """A progress bar on a terminal; nothing elsewhere, where the logged lines show the progress."""
 
     def __init__(self, *, step: int, steps: int, shown: bool, colored: bool) -> None:
         self.bar = tqdm(
@@ -113,11 +114,11 @@ class Progress:
             file=sys.stdout,
             dynamic_ncols=True,
             leave=False,
-            colour="cyan" if shows_colors(colored) else None,
+            colour="cyan" if use_colors(colored) else None,
         )
 
     def advance(self) -> None:
-        """One more step is done."""
+        """Counts one more completed step."""
         self.bar.update()
 
     def close(self) -> None:

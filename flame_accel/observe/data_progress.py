@@ -1,7 +1,7 @@
-"""How far a run is in its data, over all ranks, and how much of it was of no use.
+"""How far a run is in its data, over all ranks, and how much of the data it could not use.
 
-The counts are those of the lanes' cursors, so that a run that continues goes on counting. Where
-a stream stands is `data`'s part, what a step took `meter`'s.
+The counts are those of the lanes' cursors, so that a resumed run keeps counting. The cursors are
+kept in `data`; losses and timings are measured in `meter`.
 """
 
 import torch
@@ -11,15 +11,20 @@ from flame_accel.data import StepBatches, too_many_bad_records
 from flame_accel.parallel import all_reduce_sum, dp_size, sum_dtype
 
 
-def data_metrics(
+def reduce_data_metrics(
     accelerator: Accelerator, batches: StepBatches, max_bad: int | None
 ) -> dict[str, float]:
-    """The key `epoch` of a record, and `data/...` if there is padding or records were skipped.
+    """The record's `epoch`, and `data/...` if there is padding or documents were skipped.
 
     Every rank must call it.
 
+    Args:
+        accelerator: The run's accelerator.
+        batches: This rank's batches.
+        max_bad: Largest number of bad records over all ranks; None allows any number.
+
     Raises:
-        UserError: all ranks together have passed over more than `max_bad` bad records.
+        UserError: All ranks together have skipped more than `max_bad` bad records.
     """
     local = (
         batches.epoch,

@@ -1,7 +1,7 @@
-"""From steps to records: sums on the device, one exchange between ranks per record.
+"""From steps to records: sums on the device, one reduction over the ranks per record.
 
-The meter knows the clock, the loss and the throughput of a window of steps (those since the last
-record). Where a record is written is the business of `records` and `console`.
+The meter measures time, loss and throughput of a window of steps: those since the last record.
+Records are written by `metric_logger` and `console`.
 """
 
 import resource
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -28,15 +28,27 @@ from flame_accel.training import StepResult
 LOSS_SUM, TARGETS, SKIPPED, SKIPPED_IN_A_ROW = range(4)
 
 
+class ReducedWindow(NamedTuple):
+    """The losses of a window on all ranks and on this one."""
+
+    sums: list[float]
+    """Over all ranks, indexed by LOSS_SUM, TARGETS and SKIPPED; SKIPPED is the same on each."""
+    max_loss: float
+    """Largest loss of a step on a rank, in nats per target."""
+    local_losses: dict[str, float]
+    """`train/loss` and `train/max_loss` of this rank alone."""
+
+
 class Meter:
-    """Sums of the steps since the last record, and what they cost.
+    """Accumulates the steps since the last record, and their time.
 
     Args:
-        accelerator: Of the run.
-        flops_per_token: Training FLOPs per token of the model, or None if not known.
-        device_peak_flops: FLOP/s of one device, or None if not known.
-        states: `state_dict` of every data rank's meter in the run that is continued, or none.
-        clock: Seconds that only grow.
+        accelerator: The run's accelerator.
+        flops_per_token: Training FLOPs per token of the model; None if unknown.
+        device_peak_flops: Peak FLOP/s of one device; None if unknown.
+        states: `state_dict` of every data-parallel rank's meter in the resumed run, by rank;
+            empty for a new run.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -52,7 +64,7 @@ class Meter:
         self.flops_per_token = flops_per_token
         self.device_peak_flops = device_peak_flops
         self.clock = clock
-        # nats and targets since the last record; skipped updates of the run, and in a row up to now
+        # nats and targets of the window; skipped updates of the run, and the latest in a row
         dtype = sum_dtype(accelerator.device)
         self.sums = torch.zeros(4, dtype=dtype, device=accelerator.device)
         self.max_loss = torch.full((), -torch.inf, device=accelerator.device)
@@ -63,18 +75,23 @@ class Meter:
         self.paused_seconds = 0.0
         self.started_at = clock()
         self.local: dict[str, float] = {}
-        """What the last record says of this rank alone."""
+        """Values of the last record that this rank measured alone."""
         if states:
             self._load_state_dict(
-                share_window(states, rank=dp_rank(accelerator), ranks=dp_size(accelerator))
+                window_state_for_rank(states, rank=dp_rank(accelerator), ranks=dp_size(accelerator))
             )
 
     def start(self) -> None:
-        """Starts the clock of the first window, when all that has to be set up is."""
+        """Starts the clock of the first window; called right before the first step."""
         self.started_at = self.clock()
 
     def add(self, result: StepResult, *, tokens: int) -> None:
-        """Takes in one step. `tokens`: of the whole step, on all ranks."""
+        """Adds one step to the window.
+
+        Args:
+            result: Of `train_step` on this rank.
+            tokens: Tokens of the step on all ranks.
+        """
         self.sums[LOSS_SUM] += result.loss_sum
         self.sums[TARGETS] += result.targets
         self.sums[SKIPPED] += result.skipped
@@ -88,25 +105,28 @@ class Meter:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time inside as time spent waiting for the next batch."""
+        """Counts the time inside the block as waiting for data."""
         started_at = self.clock()
         yield
         self.data_seconds += self.clock() - started_at
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Keeps the time inside (evaluation, checkpoints) out of the throughput."""
+        """Excludes the time inside the block (evaluation, checkpoints) from the throughput."""
         started_at = self.clock()
         yield
         self.paused_seconds += self.clock() - started_at
 
-    def record(self, *, lr: float) -> dict[str, float]:
-        """The record of the window, the same on every rank, and a new window.
+    def finish_window(self, *, lr: float) -> dict[str, float]:
+        """Ends the window and returns its record, the same on every rank but for time and memory.
 
-        Synchronises with the device. Times and memory are the main process's own.
+        Every rank must call it. Synchronises with the device.
+
+        Args:
+            lr: Learning rate of the last step.
         """
         accelerator = self.accelerator
-        sums, max_loss, local_losses = self._reduce()
+        sums, max_loss, local_losses = self._reduce_over_ranks()
         now = self.clock()
         elapsed_seconds = now - self.started_at - self.paused_seconds
         tokens_per_second = self.tokens / elapsed_seconds
@@ -132,41 +152,42 @@ class Meter:
             record["throughput/tflops_per_device"] = flops / 1e12
             if self.device_peak_flops is not None:
                 record["throughput/mfu"] = flops / self.device_peak_flops
-        self._open_window(now)
+        self._reset_window(now)
         return record
 
-    def stop_if_diverged(self, max_consecutive_skips: int) -> None:
-        """Ends a run whose last updates were all skipped. Synchronises with the device.
+    def check_divergence(self, max_consecutive_skips: int) -> None:
+        """Raises an error if too many updates in a row were skipped. Synchronises with the device.
+
+        Args:
+            max_consecutive_skips: Number of skipped updates that ends the run; 0 allows any.
 
         Raises:
-            UserError: At least `max_consecutive_skips` updates were skipped one after the other; 0
-                allows any number.
+            UserError: The last `max_consecutive_skips` updates were skipped.
         """
         skips = int(self.sums[SKIPPED_IN_A_ROW].item())
         if max_consecutive_skips and skips >= max_consecutive_skips:
             raise UserError(
                 f"the gradients of the last {skips} updates were not finite; "
-                "the weights are as they were before them",
+                "these updates were skipped",
                 where="training.max_consecutive_skips",
-                remedy="continue from the last checkpoint with a lower optimizer.lr, a longer "
+                remedy="resume the last checkpoint with a lower optimizer.lr, a longer "
                 "training.warmup_steps or a smaller training.max_norm",
             )
 
-    def _reduce(self) -> tuple[list[float], float, dict[str, float]]:
-        """Sums over all ranks of what differs between them, the largest loss, this rank's own."""
+    def _reduce_over_ranks(self) -> ReducedWindow:
+        """Combines the window of all ranks, with one transfer from the device."""
         shared = all_reduce_sum(self.accelerator, self.sums[:SKIPPED].clone())
         largest = all_gather(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
-        own = [self.sums[:SKIPPED], self.max_loss.reshape(1).to(shared.dtype)]
-        # one transfer for all of them
-        values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype), *own]).tolist()
-        *sums, max_loss, own_nats, own_targets, own_max_loss = values
+        local = [self.sums[:SKIPPED], self.max_loss.reshape(1).to(shared.dtype)]
+        values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype), *local]).tolist()
+        *sums, max_loss, local_nats, local_targets, local_max_loss = values
         local_losses = {
-            "train/loss": own_nats / max(own_targets, 1),
-            "train/max_loss": own_max_loss,
+            "train/loss": local_nats / max(local_targets, 1),
+            "train/max_loss": local_max_loss,
         }
-        return sums, max_loss, local_losses
+        return ReducedWindow(sums, max_loss, local_losses)
 
-    def _open_window(self, now: float) -> None:
+    def _reset_window(self, now: float) -> None:
         self.sums[:SKIPPED] = 0
         self.max_loss = torch.full_like(self.max_loss, -torch.inf)
         self.steps = self.tokens = 0
@@ -174,23 +195,28 @@ class Meter:
         self.started_at = now
 
     def state_dict(self) -> dict[str, Any]:
-        """This data rank's open window and counters, as plain numbers."""
+        """This rank's unfinished window and counters, JSON-able."""
         return {"sums": self.sums.tolist(), "max_loss": finite_or_none(self.max_loss)}
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues the window of `state_dict`; its losses count, its time does not."""
+        """Continues the window of a `state_dict`: its losses count, its time does not."""
         self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
         if state["max_loss"] is not None:
             self.max_loss.fill_(state["max_loss"])
 
 
-def share_window(
+def window_state_for_rank(
     states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int
 ) -> Mapping[str, Any]:
-    """What a data rank goes on with of the saved `Meter.state_dict`s of all.
+    """The state with which a data-parallel rank resumes, from the `Meter.state_dict`s of all ranks.
 
-    Among as many as before each takes its own, so that sums keep their bits. Among others the first
-    takes the losses of all.
+    With as many ranks as before each resumes its own, so that sums are bit-identical. Otherwise
+    rank 0 takes the sums of all.
+
+    Args:
+        states: Saved states by rank.
+        rank: This data-parallel rank.
+        ranks: Number of data-parallel ranks now.
     """
     if len(states) == ranks:
         return states[rank]
@@ -203,15 +229,15 @@ def share_window(
 
 
 def finite_or_none(value: Tensor) -> float | None:
-    """JSON has no infinities."""
+    """A scalar tensor as a number; None for infinities, which JSON does not have."""
     number = value.item()
     return number if number not in (float("inf"), float("-inf")) else None
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory in GiB: allocated on the device, or resident on CPU."""
+    """Peak memory in GiB: allocated on a GPU, or resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    # linux counts kilobytes, macOS bytes
+    # Linux counts kilobytes, macOS bytes
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,7 +1,7 @@
 """Where records go: the console and metrics.jsonl always, Accelerate's trackers where enabled.
 
-Values come from `meter` and `evaluation`; nothing is computed here. With `metrics.rank_0_only` off
-every rank also writes its own values for TensorBoard, below the folder of the common ones.
+Values come from `meter` and `evaluation`; nothing is computed here. With `metrics.no_rank_0_only`
+every rank also writes its own values for TensorBoard, in a subfolder of the common one.
 """
 
 import json
@@ -25,19 +25,19 @@ def tracker_names(metrics: MetricsConfig) -> list[str]:
 
 
 class MetricLogger:
-    """Takes the records of a run to the console, metrics.jsonl and Accelerate's trackers.
+    """Writes the records of a run to the console, metrics.jsonl and Accelerate's trackers.
 
     Args:
-        accelerator: Built with `log_with=tracker_names(...)`.
-        run_folder: Holds metrics.jsonl; W&B writes below it.
-        metrics: Which ranks write for TensorBoard, and where.
-        options: Every option of the run, in sections, as the trackers' hyper-parameters.
-        step: The run continues after this step; records of later ones are dropped, since they will
-            be made again.
-        tracker_ids: Ids of the run that is continued, or empty.
+        accelerator: The run's accelerator, built with `log_with=tracker_names(...)`.
+        run_folder: Folder of metrics.jsonl; W&B writes below it.
+        metrics: Options of section metrics.
+        options: Every option of the run by section, as the trackers' hyper-parameters.
+        step: Number of completed steps; records of later steps are dropped, since they will be
+            written again.
+        tracker_ids: The resumed run's ids by tracker; empty for a new run.
 
     Raises:
-        UserError: A tracker was asked for and its package is not there.
+        UserError: A tracker is enabled and its package is not installed.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class MetricLogger:
         if accelerator.is_main_process:
             drop_records_after(self.path, step)
         self._start_trackers(run_folder, options, step)
-        self.own_writer: Any = None
+        self.local_writer: Any = None
         if not metrics.rank_0_only:
             # only where it is needed: it takes long to import
             from torch.utils.tensorboard import SummaryWriter
 
             folder = run_folder / metrics.save_tb_folder / f"rank-{accelerator.process_index}"
-            self.own_writer = SummaryWriter(str(folder), purge_step=step + 1)
+            self.local_writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def _start_trackers(
         self, run_folder: Path, options: Mapping[str, Mapping[str, Any]], step: int
@@ -89,34 +89,39 @@ class MetricLogger:
         missing = set(names) - {tracker.name for tracker in self.accelerator.trackers}
         if missing:
             raise UserError(
-                f"the tracker {', '.join(sorted(missing))} cannot be started",
+                f"cannot start the tracker {', '.join(sorted(missing))}",
                 where="metrics.enable_*",
-                remedy="install its package, or switch it off",
+                remedy="install its package, or disable it",
             )
         if "wandb" in names:
             run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
             self.tracker_ids["wandb"] = run.id
 
     def write(self, record: Mapping[str, Any], *, steps: int) -> None:
-        """Writes a record, which has a `step` of `steps`. Rank 0 writes, the others pass."""
+        """Writes a record; called on every rank, the main process writes.
+
+        Args:
+            record: Values by key, with the key `step`.
+            steps: Total number of training steps.
+        """
         get_logger().info("%s", format_record(record, steps))
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(json_values(record)) + "\n")
+                file.write(json.dumps(non_finite_to_strings(record)) + "\n")
         values = {key: value for key, value in record.items() if key != "step"}
         self.accelerator.log(values, step=int(record["step"]))
 
     def write_local(self, values: Mapping[str, float], *, step: int) -> None:
-        """Writes what a rank has measured itself, where every rank is to."""
-        if self.own_writer is None:
+        """Writes this rank's own values for TensorBoard, with `metrics.no_rank_0_only`."""
+        if self.local_writer is None:
             return
         for name, value in values.items():
-            self.own_writer.add_scalar(name, value, global_step=step)
-        self.own_writer.flush()
+            self.local_writer.add_scalar(name, value, global_step=step)
+        self.local_writer.flush()
 
 
-def json_values(record: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinities: they become strings."""
+def non_finite_to_strings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with NaN and infinities, which JSON does not have, as strings."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
@@ -124,7 +129,7 @@ def json_values(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop_records_after(path: Path, step: int) -> None:
-    """Removes the records of steps after `step`, and a last line that was never finished."""
+    """Deletes the records after `step`, and an incomplete last line, from a metrics.jsonl."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -133,7 +138,7 @@ def drop_records_after(path: Path, step: int) -> None:
 
 
 def flatten_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """`section.option` -> value, as text where trackers take no such value."""
+    """`section.option` -> value, as text where trackers do not support its type."""
     return {
         f"{section}.{name}": value if isinstance(value, (int, float, str)) else str(value)
         for section, values in options.items()

@@ -1,11 +1,11 @@
-"""Traces of the PyTorch profiler and snapshots of device memory, every so many steps.
+"""Traces of the PyTorch profiler and snapshots of device memory, every N steps.
 
     <save_traces_folder>/step-N/rank-R.json.gz           a Chrome trace of the N-th step
-    <save_memory_snapshot_folder>/step-N/rank-R.pickle   allocations up to its end
-    ... /step-N-out-of-memory/rank-R.pickle              up to where memory ran out in it
+    <save_memory_snapshot_folder>/step-N/rank-R.pickle   allocations until its end
+    ... /step-N-out-of-memory/rank-R.pickle              allocations until the out-of-memory error
 
 Traces open in https://ui.perfetto.dev and chrome://tracing, snapshots in
-https://pytorch.org/memory_viz. A file is there whole or not at all.
+https://pytorch.org/memory_viz. Files are written atomically.
 """
 
 import os
@@ -23,14 +23,13 @@ from flame_accel.files import replace_file
 from flame_accel.observe.console import get_logger
 
 WARMUP_STEPS = 3
-"""Steps before a traced one in which the profiler runs already, so that the trace is not of its
-start; fewer where traces are closer."""
+"""Number of warm-up steps before a traced step; fewer where traces are closer."""
 MEMORY_EVENTS = 100_000
-"""Allocations and releases that a snapshot goes back."""
+"""Number of allocations and releases that a snapshot contains at most."""
 
 
 class StepProfiler:
-    """Told after each step; records what the options ask for."""
+    """Is called after each step and runs the enabled recorders."""
 
     def __init__(self) -> None:
         self.recorders: list[Callable[[], None]] = []
@@ -45,13 +44,13 @@ class StepProfiler:
 def profile_steps(
     accelerator: Accelerator, config: ProfilingConfig, run_folder: Path, *, step: int
 ) -> Iterator[StepProfiler]:
-    """Profiles the steps inside, and writes a memory snapshot if they run out of memory.
+    """Profiles the steps inside the block; out of memory also leaves a snapshot.
 
     Args:
-        accelerator: Of the run.
-        config: What to record, where and how often.
-        run_folder: Of the run.
-        step: Steps that the run has completed.
+        accelerator: The run's accelerator.
+        config: Options of section profiling.
+        run_folder: Folder that the profiles are written below.
+        step: Number of completed steps.
     """
     profiler = StepProfiler()
     rank = accelerator.process_index
@@ -63,26 +62,30 @@ def profile_steps(
                 activities.add(ProfilerActivity.CUDA)
             profiler.recorders.append(
                 recording.enter_context(
-                    _tracing(folder, activities, rank=rank, every=config.profile_freq, step=step)
+                    _trace_steps(
+                        folder, activities, rank=rank, every=config.profile_freq, step=step
+                    )
                 )
             )
-        # entered last: the first to see that memory ran out
+        # entered last, so that it is the first to see an out-of-memory error
         if config.enable_memory_snapshot:
             folder = run_folder / config.save_memory_snapshot_folder
             profiler.recorders.append(
                 recording.enter_context(
-                    _recording_memory(folder, rank=rank, every=config.profile_freq, step=step)
+                    _record_memory_snapshots(
+                        folder, rank=rank, every=config.profile_freq, step=step
+                    )
                 )
             )
         yield profiler
 
 
 @contextmanager
-def _tracing(
+def _trace_steps(
     folder: Path, activities: set[ProfilerActivity], *, rank: int, every: int, step: int
 ) -> Iterator[Callable[[], None]]:
     def plan(index: int) -> ProfilerAction:
-        """What to do in the step `step + index + 1`."""
+        """The profiler's action in step `step + index + 1`."""
         ahead = -(step + index + 1) % every
         if ahead == 0:
             return ProfilerAction.RECORD_AND_SAVE
@@ -93,20 +96,20 @@ def _tracing(
         with _replace_and_log(path) as temporary:
             tracer.export_chrome_trace(str(temporary))
 
-    # the profiler's own library says on standard error when it starts and stops
+    # the profiler's own library logs its start and stop on standard error
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    # each trace is of one step, and none is asked for its events later
+    # each trace covers one step, and its events are not read later
     warnings.filterwarnings("ignore", message="Warning: Profiler clears events")
     with profile(activities=activities, schedule=plan, on_trace_ready=save) as tracer:
         try:
             yield tracer.step
         finally:
-            # what is being recorded now is not a whole step
+            # the step that is being recorded is not complete
             tracer.on_trace_ready = None
 
 
 @contextmanager
-def _recording_memory(
+def _record_memory_snapshots(
     folder: Path, *, rank: int, every: int, step: int
 ) -> Iterator[Callable[[], None]]:
     completed = step
@@ -139,7 +142,7 @@ def check_memory_snapshot_support(device: torch.device, config: ProfilingConfig)
     """
     if config.enable_memory_snapshot and device.type != "cuda":
         raise UserError(
-            f"memory snapshots are recorded by CUDA's allocator; this run is on {device.type}",
+            f"memory snapshots need CUDA's allocator; this run is on {device.type}",
             where="profiling.enable_memory_snapshot",
             remedy="remove the option; memory/peak_gib of metrics.jsonl is measured on any device",
         )

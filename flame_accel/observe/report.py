@@ -1,4 +1,4 @@
-"""report.html: the curves of a run on one self-contained page, drawn from metrics.jsonl alone.
+"""report.html: the curves of a run on one self-contained page, drawn from metrics.jsonl.
 
 No script and no network: the curves are inline SVG, so that the file can be mailed, archived and
 opened anywhere.
@@ -36,13 +36,16 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
     """Draws `metrics.jsonl` of a run folder into its `report.html`.
 
     Args:
-        run_folder: Of the run.
+        run_folder: Folder with metrics.jsonl and, if it exists, config.toml.
         title: Heading of the page.
-        sample: Text that the exported model wrote.
+        sample: Text that the exported model generated; empty omits it.
+
+    Returns:
+        Path of the page.
     """
     lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
-    body = [f"<h1>{html.escape(title)}</h1>", _table(records)]
+    body = [f"<h1>{html.escape(title)}</h1>", _last_values_table(records)]
     for heading, keys in CURVES:
         series = {key: points for key in keys if (points := select_points(records, key))}
         if series:
@@ -63,7 +66,7 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
 
 
 def select_points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the records that have a finite value."""
+    """(step, value) of every record with a finite value of `key`."""
     return [
         (record["step"], record[key])
         for record in records
@@ -72,12 +75,12 @@ def select_points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[
 
 
 def draw_curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """One SVG chart with a line per series over a shared step axis."""
+    """One SVG chart with a line for each series of (step, value)."""
     points = [point for values in series.values() for point in values]
-    low_x, high_x = _span([x for x, _ in points])
-    low_y, high_y = _span([y for _, y in points])
+    low_x, high_x = _axis_range([x for x, _ in points])
+    low_y, high_y = _axis_range([y for _, y in points])
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_pixels(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
         down = HEIGHT - BOTTOM - (y - low_y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
         return round(across, 1), round(down, 1)
@@ -85,19 +88,19 @@ def draw_curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = low_y + share * (high_y - low_y)
-        _, down = place(low_x, y)
+        _, down = to_pixels(low_x, y)
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down}" y2="{down}" stroke="#e5e7eb"/>'
             f'<text x="{LEFT - 6}" y="{down + 4}" text-anchor="end">{y:.4g}</text>'
         )
         x = low_x + share * (high_x - low_x)
-        across, _ = place(x, low_y)
+        across, _ = to_pixels(x, low_y)
         parts.append(
             f'<text x="{across}" y="{HEIGHT - 8}" text-anchor="middle">{round(x):,}</text>'
         )
     for (name, values), color in zip(series.items(), COLORS, strict=False):
-        path = " ".join(f"{across},{down}" for across, down in (place(*p) for p in values))
-        across, down = place(*values[-1])
+        path = " ".join(f"{across},{down}" for across, down in (to_pixels(*p) for p in values))
+        across, down = to_pixels(*values[-1])
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>'
             f'<circle cx="{across}" cy="{down}" r="3" fill="{color}"><title>{name}</title></circle>'
@@ -111,8 +114,8 @@ def draw_curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """The range of an axis; a constant gets some air."""
+def _axis_range(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest value of an axis; a constant is given some margin."""
     low, high = min(values), max(values)
     if low == high:
         air = abs(low) * 0.1 or 1.0
@@ -120,17 +123,17 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The last value of every key."""
+def _last_values_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """An HTML table with the last value of every key."""
     last: dict[str, Any] = {}
     for record in records:
         last |= record
     rows = (
-        f"<tr><td>{html.escape(key)}</td><td>{html.escape(_number(value))}</td></tr>"
+        f"<tr><td>{html.escape(key)}</td><td>{html.escape(_format_number(value))}</td></tr>"
         for key, value in last.items()
     )
     return f"<table>{''.join(rows)}</table>"
 
 
-def _number(value: Any) -> str:
+def _format_number(value: Any) -> str:
     return f"{value:,.5g}" if isinstance(value, float) else f"{value:,}"

@@ -1,6 +1,6 @@
-"""The run folder and what describes a run in it: resolved options and environment.
+"""The files of a run folder that describe the run: config.toml and environment.json.
 
-Measurements are not written here but in `records`.
+Measurements are written in `metric_logger`.
 """
 
 import importlib.metadata
@@ -33,14 +33,14 @@ PACKAGES = (
 )
 
 
-def open_run_folder(path: Path, *, config: Config, environment: dict[str, Any]) -> list[str]:
-    """Creates the run's folder and writes what the run is into it. For the main process.
+def prepare_run_folder(path: Path, *, config: Config, environment: dict[str, Any]) -> list[str]:
+    """Creates the run folder, and config.toml and environment.json in it, on the main process.
 
     Returns:
-        What is different from the run that the folder already holds, a line per option.
+        A line for each option that differs from those of the folder's last run.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written to.
     """
     resolved = path / "config.toml"
     try:
@@ -51,15 +51,15 @@ def open_run_folder(path: Path, *, config: Config, environment: dict[str, Any]) 
         write_json(path / "environment.json", environment, indent=2)
     except OSError as error:
         raise UserError(
-            f"the run folder cannot be written: {error.strerror}",
+            f"the run folder cannot be written to: {error.strerror}",
             where=f"job.dump_folder = {path}",
-            remedy="name a folder that you may write to",
+            remedy="choose a folder that you can write to",
         ) from error
     return changes
 
 
 def changed_options(before: Config, after: Config) -> list[str]:
-    """`section.option: old -> new` for every option that two configurations disagree about."""
+    """`section.option: old -> new` for every option that differs between two configurations."""
     old, new = flatten_options(asdict(before)), flatten_options(asdict(after))
     return [
         f"{name}: {old[name]} -> {new[name]}"
@@ -69,7 +69,7 @@ def changed_options(before: Config, after: Config) -> list[str]:
 
 
 def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[str, Any]:
-    """What it takes to understand a run later: versions, source, devices, command line."""
+    """What is needed to understand a run later: versions, git commit, devices, command line."""
     return {
         "command": shlex.join([sys.executable, *argv]),
         "python": platform.python_version(),
@@ -95,22 +95,22 @@ def package_versions() -> dict[str, str | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as its maker names it."""
+    """The device's product name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
 
 
 def git_revision() -> dict[str, Any] | None:
-    """Commit of the source and whether it was changed since; None outside a checkout."""
+    """The source's commit and whether it has uncommitted changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
+        commit = _run_git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_run_git(root, "status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _git(root: Path, *arguments: str) -> str:
+def _run_git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -15,7 +15,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from transformers import PreTrainedModel
 
 from flame_accel import kernels
-from flame_accel.checkpoint.hf import gather_weights
+from flame_accel.checkpoint.hf_model import gather_full_weights
 from flame_accel.config import CommConfig, Float8Config, OptimizerConfig, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
@@ -212,7 +212,7 @@ def float8_gathers_alike() -> None:
         if gathers:
             assert local._precomputed_scale is not None
         assert [name for name, _ in model.named_parameters()] == names
-        weights = gather_weights(accelerator, model)
+        weights = gather_full_weights(accelerator, model)
         assert all(type(weight) is Tensor for weight in weights.values())
         assert all(weight.dtype is torch.float32 for weight in weights.values())
         results.append((curve, {name: weight.sum().item() for name, weight in weights.items()}))

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.checkpoint.folder import CheckpointFolder, find_damage
+from flame_accel.checkpoint.folder import CheckpointFolder, find_checkpoint_damage
 from flame_accel.config import UserError
 
 
 def save(folder: CheckpointFolder, step: int) -> Path:
-    draft = folder.begin(step)
+    draft = folder.create_temporary(step)
     (draft / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (draft / "optimizer").mkdir()
     (draft / "optimizer/shard.safetensors").write_bytes(b"state of step %d" % step)
@@ -50,10 +50,10 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_never_found(folder, damage):
     older, newer = save(folder, 5), save(folder, 9)
-    assert folder.find(-1) == newer
+    assert folder.find_checkpoint(-1) == newer
     DAMAGES[damage](newer)
-    assert find_damage(newer) is not None
-    assert folder.find(-1) == older
+    assert find_checkpoint_damage(newer) is not None
+    assert folder.find_checkpoint(-1) == older
     assert names(folder.path) == ["step-5", "step-9.damaged-0"]
 
 
@@ -62,32 +62,32 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_an_error_and_stays(folder, d
     save(folder, 5)
     DAMAGES[damage](save(folder, 9))
     with pytest.raises(UserError, match="step 9"):
-        folder.find(9)
+        folder.find_checkpoint(9)
     assert names(folder.path) == ["step-5", "step-9"]
 
 
 def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(folder):
     save(folder, 5)
-    (folder.begin(9) / "model.safetensors").write_bytes(b"half")
-    assert folder.steps() == [5]
-    assert folder.find(-1) == folder.final(5)
+    (folder.create_temporary(9) / "model.safetensors").write_bytes(b"half")
+    assert folder.list_steps() == [5]
+    assert folder.find_checkpoint(-1) == folder.checkpoint_path(5)
     assert names(folder.path) == ["step-5"]
 
 
 def test_the_newest_is_by_number_and_not_by_name(folder):
     for step in (9, 10, 100):
         save(folder, step)
-    assert folder.steps() == [9, 10, 100]
-    assert folder.find(-1) == folder.final(100)
+    assert folder.list_steps() == [9, 10, 100]
+    assert folder.find_checkpoint(-1) == folder.checkpoint_path(100)
 
 
 def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_path):
     folder = CheckpointFolder(tmp_path, keep_latest_k=2)
     for step in (2, 4, 6):
         save(folder, step)
-    assert folder.steps() == [4, 6]
-    folder.begin(8)
-    assert folder.steps() == [4, 6]
+    assert folder.list_steps() == [4, 6]
+    folder.create_temporary(8)
+    assert folder.list_steps() == [4, 6]
 
 
 def test_the_manifest_lists_every_file(folder):
@@ -106,12 +106,12 @@ def test_saving_a_step_again_keeps_the_former_folder_under_another_name(folder):
 def test_an_older_step_that_was_asked_for_supersedes_the_newer_ones(folder):
     for step in (2, 4, 6):
         save(folder, step)
-    assert folder.find(4) == folder.final(4)
-    assert folder.find(-1) == folder.final(4)
+    assert folder.find_checkpoint(4) == folder.checkpoint_path(4)
+    assert folder.find_checkpoint(-1) == folder.checkpoint_path(4)
     assert names(folder.path) == ["step-2", "step-4", "step-6.superseded-0"]
 
 
 def test_there_is_nothing_to_find_in_a_new_run(folder):
-    assert folder.find(-1) is None
+    assert folder.find_checkpoint(-1) is None
     with pytest.raises(UserError, match="none"):
-        folder.find(3)
+        folder.find_checkpoint(3)

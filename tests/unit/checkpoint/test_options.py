@@ -13,7 +13,7 @@ from safetensors.torch import load_file as load_tensors
 
 from flame_accel.checkpoint import SaveSchedule, schedule
 from flame_accel.config import CheckpointConfig, ConfigError, UserError, parse
-from flame_accel.observe.meter import share_window
+from flame_accel.observe.meter import window_state_for_rank
 from tests.helpers.runs import launch, read_records
 
 ONE_PROCESS = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
@@ -64,7 +64,7 @@ def test_an_interval_in_seconds_ends_at_the_next_reported_step():
     due = []
     for step in range(1, 101):
         clock.now += 3
-        if subject.is_due(step, reported=step % 5 == 0):
+        if subject.is_due(step, logged=step % 5 == 0):
             due.append(step)
     # every fifth step is reported, after 15 seconds each
     assert due == [*range(5, 101, 5)]
@@ -72,7 +72,7 @@ def test_an_interval_in_seconds_ends_at_the_next_reported_step():
     due = []
     for step in range(1, 101):
         clock.now += 0.6
-        if subject.is_due(step, reported=step % 5 == 0):
+        if subject.is_due(step, logged=step % 5 == 0):
             due.append(step)
     assert due == [20, 40, 60, 80, 100]
 
@@ -82,9 +82,9 @@ def test_the_last_step_is_always_saved_and_nothing_without_checkpoints():
     never = partial(SaveSchedule, ONE_PROCESS, steps=7, clock=Clock())
     for unit in ("step", "seconds"):
         subject = never(CheckpointConfig(interval_type=unit, interval=1000))
-        assert [s for s in range(1, 8) if subject.is_due(s, reported=s == 3)] == [7]
+        assert [s for s in range(1, 8) if subject.is_due(s, logged=s == 3)] == [7]
     subject = never(CheckpointConfig(enable_checkpoint=False, interval=1))
-    assert not any(subject.is_due(step, reported=True) for step in range(1, 8))
+    assert not any(subject.is_due(step, logged=True) for step in range(1, 8))
 
 
 @pytest.mark.parametrize("main_decides", [True, False])
@@ -100,8 +100,8 @@ def test_the_clock_of_the_main_process_decides_for_all(monkeypatch, main_decides
     subject = SaveSchedule(ONE_PROCESS, config, steps=100, clock=(clock := Clock()))
     clock.now = 9.99 if main_decides else 10.0
     # ranks exchange nothing where nothing is reported
-    assert not subject.is_due(1, reported=False) and asked == []
-    assert subject.is_due(2, reported=True) is main_decides
+    assert not subject.is_due(1, logged=False) and asked == []
+    assert subject.is_due(2, logged=True) is main_decides
     assert asked == [not main_decides]
 
 
@@ -148,7 +148,7 @@ def test_a_run_does_not_go_on_from_weights_alone_but_from_the_newest_full_checkp
 ):
     train_here(flags(**QUICK, **WEIGHTS_ONLY))
     longer = flags(**QUICK, **{"training.steps": 10})
-    with pytest.raises(UserError, match="step 8 holds only the model's weights") as raised:
+    with pytest.raises(UserError, match="step 8 contains only the model's weights") as raised:
         train_here(longer)
     assert "step 4 with checkpoint.load_step" in str(raised.value)
     assert "checkpoint.initial_load_path" in str(raised.value)
@@ -293,8 +293,8 @@ def test_what_cannot_be_started_from_is_refused(train_here, flags, tmp_path, fin
     message = refused(finished / "hf", **{"model.config": deeper})
     assert "tensors missing" in message and "model.layers.2." in message
     (tmp_path / "empty").mkdir()
-    assert "holds no safetensors" in refused(tmp_path / "empty")
-    assert "no model on the Hub" in refused("nobody/nothing")
+    assert "contains no safetensors" in refused(tmp_path / "empty")
+    assert "cannot be loaded from the Hub" in refused("nobody/nothing")
     assert "is not a full checkpoint" in refused(finished / "hf", **GO_ON)
     assert "nothing is left of training.steps = 8" in refused(
         finished / "checkpoint/step-8", **GO_ON
@@ -334,7 +334,7 @@ def test_an_open_window_is_whole_among_any_number_of_ranks(ranks):
         {"sums": [2.5, 4.0, 3.0, 1.0], "max_loss": None},
         {"sums": [4.0, 8.0, 3.0, 1.0], "max_loss": 7.0},
     ]
-    shares = [share_window(saved, rank=rank, ranks=ranks) for rank in range(ranks)]
+    shares = [window_state_for_rank(saved, rank=rank, ranks=ranks) for rank in range(ranks)]
     nats, targets, skipped, in_a_row = zip(*(share["sums"] for share in shares), strict=True)
     assert (sum(nats), sum(targets)) == (8.0, 14.0)
     assert {*skipped, *in_a_row} == {3.0, 1.0}

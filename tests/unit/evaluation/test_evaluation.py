@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from flame_accel.evaluation.metrics import LanguageModeling
-from flame_accel.evaluation.validate import CHUNK_TOKENS, sum_next_token
+from flame_accel.evaluation.metrics import LanguageModelingMetric
+from flame_accel.evaluation.validate import CHUNK_TOKENS, sum_next_token_metrics
 
 
 def test_sums_are_those_of_the_shifted_targets_in_one_piece():
@@ -15,7 +15,7 @@ def test_sums_are_those_of_the_shifted_targets_in_one_piece():
     logits = torch.randn(3, CHUNK_TOKENS, 11)
     labels = torch.randint(11, (3, CHUNK_TOKENS))
     labels[0, 5:900] = -100
-    nats, correct, targets = sum_next_token(logits, labels).tolist()
+    nats, correct, targets = sum_next_token_metrics(logits, labels).tolist()
     flat, wanted = logits[:, :-1].flatten(0, 1).double(), labels[:, 1:].flatten()
     assert targets == (wanted != -100).sum()
     assert nats == pytest.approx(functional.cross_entropy(flat, wanted, reduction="sum").item())
@@ -23,13 +23,13 @@ def test_sums_are_those_of_the_shifted_targets_in_one_piece():
 
 
 def test_rows_of_padding_count_for_nothing():
-    sums = sum_next_token(torch.randn(2, 8, 5), torch.full((2, 8), -100))
+    sums = sum_next_token_metrics(torch.randn(2, 8, 5), torch.full((2, 8), -100))
     assert sums.tolist() == [0, 0, 0]
 
 
 def test_the_figures_follow_from_the_sums_however_these_are_split():
-    whole = LanguageModeling().compute(nats=[30.0], correct=[4], targets=[10], bytes=[20])
-    split = LanguageModeling().compute(
+    whole = LanguageModelingMetric().compute(nats=[30.0], correct=[4], targets=[10], bytes=[20])
+    split = LanguageModelingMetric().compute(
         nats=[12.0, 18.0], correct=[1, 3], targets=[4, 6], bytes=[5, 15]
     )
     assert whole == split
@@ -42,5 +42,5 @@ def test_the_figures_follow_from_the_sums_however_these_are_split():
 
 
 def test_a_hopeless_loss_has_no_finite_perplexity():
-    figures = LanguageModeling().compute(nats=[1e6], correct=[0], targets=[1], bytes=[1])
+    figures = LanguageModelingMetric().compute(nats=[1e6], correct=[0], targets=[1], bytes=[1])
     assert figures is not None and figures["perplexity"] == math.inf

@@ -10,7 +10,7 @@ import torch
 from flame_accel.config import UserError
 from flame_accel.observe import Meter
 from flame_accel.observe.console import format_record, format_seconds
-from flame_accel.observe.metric_logger import drop_records_after, flatten_options, json_values
+from flame_accel.observe.metric_logger import drop_records_after, flatten_options, non_finite_to_strings
 from flame_accel.observe.report import select_points, write_report
 from flame_accel.training import StepResult
 
@@ -46,7 +46,7 @@ def test_the_loss_of_a_window_is_per_token_and_not_per_step():
     subject.add(step(10.0, 2), tokens=8)
     subject.add(step(90.0, 30), tokens=8)
     clock.now += 4
-    record = subject.record(lr=0.5)
+    record = subject.finish_window(lr=0.5)
     assert record["train/loss"] == 100 / 32
     assert record["train/max_loss"] == 5.0
     assert record["throughput/tokens_per_second"] == 4.0
@@ -55,7 +55,7 @@ def test_the_loss_of_a_window_is_per_token_and_not_per_step():
     # and a new window begins
     subject.add(step(3.0, 3), tokens=8)
     clock.now += 1
-    assert subject.record(lr=0.5)["train/loss"] == 1.0
+    assert subject.finish_window(lr=0.5)["train/loss"] == 1.0
 
 
 def test_time_spent_elsewhere_is_not_the_steps():
@@ -66,7 +66,7 @@ def test_time_spent_elsewhere_is_not_the_steps():
     with subject.paused():
         clock.now += 50
     clock.now += 1
-    record = subject.record(lr=0.1)
+    record = subject.finish_window(lr=0.1)
     assert record["time/data_seconds"] == 1.0
     assert record["throughput/tokens_per_second"] == 5.0
 
@@ -76,7 +76,7 @@ def test_a_share_of_the_peak_is_claimed_only_where_both_are_known():
         subject = meter(clock := Clock(), flops_per_token=5.0, device_peak_flops=peak)
         subject.add(step(1.0, 1), tokens=10)
         clock.now += 1
-        record = subject.record(lr=0.1)
+        record = subject.finish_window(lr=0.1)
         assert record["throughput/tflops_per_device"] == 50 / 1e12
         assert record.get("throughput/mfu") == (None if peak is None else 0.5)
 
@@ -88,7 +88,7 @@ def test_an_open_window_survives_a_restart():
     second = meter(clock := Clock(), states=[state])
     second.add(step(90.0, 30), tokens=8)
     clock.now += 1
-    record = second.record(lr=0.5)
+    record = second.finish_window(lr=0.5)
     assert (record["train/loss"], record["train/max_loss"]) == (100 / 32, 5.0)
 
 
@@ -97,11 +97,11 @@ def test_skips_are_counted_and_only_those_in_a_row_stop_a_run():
     for norm in (math.nan, 1.0, math.inf, math.nan):
         subject.add(step(1.0, 1, norm=norm), tokens=1)
     clock.now += 1
-    assert subject.record(lr=0.1)["optimizer/skipped_steps"] == 3
-    subject.stop_if_diverged(0)
-    subject.stop_if_diverged(3)
+    assert subject.finish_window(lr=0.1)["optimizer/skipped_steps"] == 3
+    subject.check_divergence(0)
+    subject.check_divergence(3)
     with pytest.raises(UserError, match="last 2 updates"):
-        subject.stop_if_diverged(2)
+        subject.check_divergence(2)
 
 
 def test_records_after_the_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path):
@@ -112,7 +112,7 @@ def test_records_after_the_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path
 
 
 def test_records_are_valid_json_whatever_the_loss_is():
-    values = json_values({"step": 1, "train/loss": math.nan, "optimizer/grad_norm": math.inf})
+    values = non_finite_to_strings({"step": 1, "train/loss": math.nan, "optimizer/grad_norm": math.inf})
     assert json.dumps(values, allow_nan=False)
     assert values == {"step": 1, "train/loss": "nan", "optimizer/grad_norm": "inf"}
 

@@ -15,12 +15,12 @@ from flame_accel.files import write_text
 
 
 def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str, str]) -> None:
-    """Writes `README.md`.
+    """Writes `README.md` into the folder of an exported model.
 
     Args:
-        folder: Of the exported model.
-        config: Of the model.
-        facts: Rows of the training table.
+        folder: Folder of the exported model; it must exist.
+        config: The model's configuration.
+        facts: Rows of the training table, name to value.
     """
     lines = [
         "---",
@@ -64,7 +64,7 @@ def describe_training(
     tokens_per_step: int,
     num_parameters: int,
 ) -> dict[str, str]:
-    """Rows of the card's training table: what a run was trained on, for how long and how."""
+    """Rows of the card's training table: what the model was trained on, for how long and how."""
     return {
         "data": str(training.dataset),
         "tokens": f"{state.tokens:,}",

@@ -1,4 +1,4 @@
-"""When a run saves: every so many steps, or every so many seconds as ranks can agree on it."""
+"""When a run saves: every N steps, or every N seconds by the main process's clock."""
 
 import time
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from flame_accel.parallel import all_gather
 
 
 class SaveSchedule:
-    """Says after each step whether a checkpoint is due. The last step always has one.
+    """Decides after each step whether a checkpoint is due. The last step always has one.
 
-    An interval in seconds ends at the first reported step after it: the main process looks at its
-    clock only there, where all ranks wait for the device anyway, and the others are told.
+    With an interval in seconds, the main process reads its clock only at logged steps, where all
+    ranks synchronise with the device anyway, and tells the others.
 
     Args:
-        accelerator: Of the run.
-        config: Whether and how often.
-        steps: Of the run.
-        clock: Seconds that only grow.
+        accelerator: The run's accelerator.
+        config: Options of section checkpoint.
+        steps: Total number of training steps.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class SaveSchedule:
         self.clock = clock
         self.saved_at = clock()
 
-    def is_due(self, step: int, *, reported: bool) -> bool:
-        """Whether to save after a step; every rank must ask, with the same arguments.
+    def is_due(self, step: int, *, logged: bool) -> bool:
+        """Whether to save after a step. Every rank must call it with the same arguments.
 
         Args:
-            step: Completed steps.
-            reported: Whether the step has a record.
+            step: Number of completed steps.
+            logged: Whether the step was logged, so that the ranks have just synchronised.
         """
         if not self.config.enable_checkpoint:
             return False
@@ -50,7 +50,7 @@ class SaveSchedule:
             return True
         if self.config.interval_type == "step":
             return step % self.config.interval == 0
-        if not reported:
+        if not logged:
             return False
         now = self.clock()
         due = now - self.saved_at >= self.config.interval

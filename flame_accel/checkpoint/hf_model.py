@@ -1,7 +1,7 @@
 """Weights in the Hugging Face format: what `from_pretrained` reads, written from any engine.
 
-Used for the model part of every checkpoint and for the final export. The rest of a checkpoint is in
-`state`.
+Used for the weights of every checkpoint and for the final export. The rest of a checkpoint is
+written in `contents`.
 """
 
 import copy
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flame_accel.checkpoint.card import write_model_card
-from flame_accel.checkpoint.zero import gather_zero_weights
+from flame_accel.checkpoint.deepspeed_zero import gather_zero_weights
+from flame_accel.checkpoint.model_card import write_model_card
 from flame_accel.files import replace_folder
 from flame_accel.parallel import is_deepspeed, unwrap
 
 
-def gather_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the main process's CPU, in the dtype they are trained in; empty elsewhere.
+def gather_full_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """All weights on the main process's CPU, in the training dtype; empty on other ranks.
 
     Every rank must call it.
     """
@@ -41,21 +41,21 @@ def save_hf_model(
     folder: Path,
     dtype: torch.dtype,
 ) -> None:
-    """Writes config, weights and tokenizer for `from_pretrained(folder)`. For one process.
+    """Writes config, weights and tokenizer for `from_pretrained(folder)`. Called by one process.
 
     Args:
-        model: Gives the configuration and the names of tied weights; its own weights are not read.
-        weights: All weights, on CPU.
-        tokenizer: Of the run.
-        folder: Created if it is not there.
-        dtype: Floating-point weights are stored in it, and `config.dtype` says so.
+        model: Provides the configuration and the names of tied weights; its weights are not read.
+        weights: All weights by name, on the CPU.
+        tokenizer: Saved next to the weights.
+        folder: Created if it does not exist.
+        dtype: Dtype in which floating-point weights are stored; `config.dtype` names it.
     """
     cast = {
         name: weight.to(dtype) if weight.is_floating_point() else weight
         for name, weight in weights.items()
     }
     model.save_pretrained(folder, state_dict=cast)
-    # it named the dtype of the model in memory; from_pretrained loads in the dtype that is named
+    # save_pretrained wrote the dtype of the model in memory; from_pretrained loads in the config's
     config = copy.deepcopy(model.config)
     config.dtype = dtype
     config.save_pretrained(folder)
@@ -71,17 +71,17 @@ def export_model(
     dtype: torch.dtype,
     facts: Mapping[str, str],
 ) -> None:
-    """Exports a trained model with its card; the folder appears whole. Every rank must call it.
+    """Exports a trained model with its model card. Every rank must call it.
 
     Args:
-        accelerator: Of the run.
-        model: Prepared.
-        tokenizer: Of the run.
-        folder: Replaced if it is there.
-        dtype: Of the stored weights.
-        facts: Rows of the card's table.
+        accelerator: The run's accelerator.
+        model: The model as Accelerate prepared it.
+        tokenizer: Saved next to the weights.
+        folder: Folder of the export; it is replaced atomically if it exists.
+        dtype: Dtype in which floating-point weights are stored.
+        facts: Rows of the model card's training table.
     """
-    weights = gather_weights(accelerator, model)
+    weights = gather_full_weights(accelerator, model)
     if accelerator.is_main_process:
         inner = unwrap(accelerator, model)
         with replace_folder(folder) as temporary:

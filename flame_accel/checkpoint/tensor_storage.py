@@ -1,9 +1,9 @@
-"""The tensors of a checkpoint: from a prepared model and optimizer into safetensors, and back.
+"""Loads the weights, and saves and loads the optimizer state, of a checkpoint in safetensors.
 
-Reading and writing of shards goes through torch.distributed.checkpoint's Hugging Face storage, so
-that a checkpoint loads into any engine and world size, and nothing is unpickled. The model is
-written in `hf`, since it is one that `from_pretrained` reads; DeepSpeed's pieces are put together
-and taken apart in `zero`.
+Shards are read and written by torch.distributed.checkpoint's Hugging Face storage, so that a
+checkpoint loads into any engine and world size, and nothing is unpickled. Weights are written in
+`hf_model`, in the layout that `from_pretrained` reads; DeepSpeed's partitions are assembled and
+split in `deepspeed_zero`.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -21,62 +21,73 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from flame_accel.checkpoint import zero
+from flame_accel.checkpoint import deepspeed_zero as zero
 from flame_accel.config import UserError
 from flame_accel.parallel import is_deepspeed, unwrap
 
 BATCH_BYTES = 1 << 30
-"""Where whole tensors are read on every rank, so much of them is in memory at a time."""
+"""Limit in bytes of the full tensors that a rank reads at a time."""
 
 
 def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> None:
-    """Fills a prepared model from the safetensors of a Hugging Face model folder, in any dtype.
+    """Overwrites a prepared model's weights from a Hugging Face model folder. Every rank calls it.
+
+    Args:
+        accelerator: The run's accelerator.
+        model: The model as Accelerate prepared it.
+        folder: Folder with safetensors, in any floating-point dtype.
 
     Raises:
-        UserError: They are of another model.
+        UserError: The folder contains another model.
     """
     inner = unwrap(accelerator, model)
     if is_deepspeed(accelerator):
-        put, shapes = partial(zero.put_weights, inner), zero.weight_shapes(inner)
-        _load_whole(shapes, folder, put, also_known=inner.state_dict().keys())
-        zero.finish_weights(model)
+        copy_batch, shapes = (
+            partial(zero.copy_into_zero_weights, inner),
+            zero.full_weight_shapes(inner),
+        )
+        _load_full_in_batches(shapes, folder, copy_batch, also_known=inner.state_dict().keys())
+        zero.refresh_fp32_copies(model)
         return
     # tied weights are stored once, and loading them once fills all
     weights: dict[str, Tensor] = {name: p.detach() for name, p in inner.named_parameters()}
     weights |= {name: b for name, b in inner.named_buffers() if name in inner.state_dict()}
-    _load_tensors(accelerator, weights, folder, also_known=inner.state_dict().keys())
+    _load_in_place(accelerator, weights, folder, also_known=inner.state_dict().keys())
 
 
-def load_optimizer(
+def load_optimizer_state(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     checkpoint: Path,
 ) -> None:
-    """Restores the optimizer's state.
+    """Overwrites the optimizer's state from a checkpoint. Every rank must call it.
 
     Raises:
-        UserError: It is of another optimizer.
+        UserError: The checkpoint belongs to another model or optimizer.
     """
     inner = unwrap(accelerator, model)
     if is_deepspeed(accelerator):
-        zero.create_state(model)
-        put, shapes = partial(zero.put_state, inner, model), zero.state_shapes(inner, model)
-        needed = zero.needed_state(inner, model)
-        _load_whole(shapes, checkpoint / "optimizer", put, needed=needed)
+        zero.initialize_zero_optimizer_state(model)
+        copy_batch, shapes = (
+            partial(zero.copy_into_local_state, inner, model),
+            zero.full_state_shapes(inner, model),
+        )
+        needed = zero.local_state_names(inner, model)
+        _load_full_in_batches(shapes, checkpoint / "optimizer", copy_batch, needed=needed)
         return
-    prepare_optimizer_state(optimizer)
+    initialize_optimizer_state(optimizer)
     tensors = optimizer_tensors(inner, optimizer)
-    _load_tensors(accelerator, tensors, checkpoint / "optimizer")
+    _load_in_place(accelerator, tensors, checkpoint / "optimizer")
 
 
-def _load_tensors(
+def _load_in_place(
     accelerator: Accelerator,
     tensors: dict[str, Tensor],
     path: Path,
     also_known: Collection[str] = (),
 ) -> None:
-    _check_tensors(tensors, path, also_known)
+    _check_names_and_shapes(tensors, path, also_known)
     state_dict_loader.load(
         tensors,
         storage_reader=HuggingFaceStorageReader(str(path)),
@@ -84,34 +95,34 @@ def _load_tensors(
     )
 
 
-def _load_whole(
+def _load_full_in_batches(
     shapes: dict[str, Tensor],
     path: Path,
-    put: Callable[[dict[str, Tensor]], None],
+    copy_batch: Callable[[dict[str, Tensor]], None],
     *,
     needed: Collection[str] | None = None,
     also_known: Collection[str] = (),
 ) -> None:
-    """Reads whole tensors on this rank alone, a batch at a time, and hands each batch on.
+    """Reads full tensors on this rank alone, in batches of at most `BATCH_BYTES`.
 
     Args:
-        shapes: All that must be there.
-        path: Where the files lie.
-        put: Takes a batch, on the CPU.
-        needed: Those to read; None reads all.
-        also_known: Names that may be there as well.
+        shapes: Tensors that must be stored, on the meta device.
+        path: Folder with safetensors.
+        copy_batch: Called with each batch: full tensors by name, on the CPU.
+        needed: Names of the tensors to read; None reads all.
+        also_known: Names that may be stored as well.
     """
-    _check_tensors(shapes, path, also_known)
+    _check_names_and_shapes(shapes, path, also_known)
     wanted = {name: shape for name, shape in shapes.items() if needed is None or name in needed}
-    for names in _batches(wanted):
+    for names in _batch_names_by_bytes(wanted):
         batch = {name: torch.empty_like(wanted[name], device="cpu") for name in names}
         reader = HuggingFaceStorageReader(str(path))
         state_dict_loader.load(batch, storage_reader=reader, no_dist=True)
-        put(batch)
+        copy_batch(batch)
 
 
-def _batches(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
-    """Names of tensors of `BATCH_BYTES` together, or of a single larger one."""
+def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
+    """Names of consecutive tensors with at most `BATCH_BYTES` together, or of one larger tensor."""
     names, size = [], 0
     for name, tensor in tensors.items():
         if names and size + tensor.nbytes > BATCH_BYTES:
@@ -123,8 +134,10 @@ def _batches(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
         yield names
 
 
-def _check_tensors(tensors: dict[str, Tensor], path: Path, also_known: Collection[str]) -> None:
-    """Compares names and shapes before anything is overwritten."""
+def _check_names_and_shapes(
+    tensors: dict[str, Tensor], path: Path, also_known: Collection[str]
+) -> None:
+    """Compares names and shapes with those stored, before anything is overwritten."""
     stored = {
         name: tuple(metadata.size)
         for name, metadata in HuggingFaceStorageReader(str(path))
@@ -142,11 +155,11 @@ def _check_tensors(tensors: dict[str, Tensor], path: Path, also_known: Collectio
     if missing or extra or other:
         named = other or missing or extra
         raise UserError(
-            f"these are of another model or optimizer: {len(missing)} tensors missing, "
-            f"{len(extra)} not known, {len(other)} of another shape, such as {named[0]}",
+            f"belongs to another model or optimizer: {len(missing)} tensors missing, "
+            f"{len(extra)} unknown, {len(other)} of another shape, such as {named[0]}",
             where=str(path),
-            remedy="keep the model, tokenizer and optimizer of the run that made them, or start "
-            "in another job.dump_folder without them",
+            remedy="use the model, tokenizer and optimizer of the run that saved it, or start "
+            "without it in another job.dump_folder",
         )
 
 
@@ -160,8 +173,8 @@ def optimizer_tensors(model: nn.Module, optimizer: AcceleratedOptimizer) -> dict
     }
 
 
-def prepare_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
-    """Makes the optimizer create its state, to be overwritten by a loaded one; no weight moves."""
+def initialize_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
+    """Makes the optimizer create its state, so that it can be overwritten; no weight changes."""
     inner = optimizer.optimizer
     rates = [group["lr"] for group in inner.param_groups]
     for group in inner.param_groups:
@@ -175,12 +188,12 @@ def prepare_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
         group["lr"] = rate
 
 
-def save_optimizer(
+def save_optimizer_state(
     accelerator: Accelerator, checkpoint: Path, model: nn.Module, optimizer: AcceleratedOptimizer
 ) -> None:
-    """Writes the optimizer's state, every rank its shards."""
+    """Writes the optimizer's state, each rank its own shards. Every rank must call it."""
     if is_deepspeed(accelerator):
-        tensors = zero.gather_state(accelerator, model)
+        tensors = zero.gather_zero_optimizer_state(accelerator, model)
     else:
         tensors = optimizer_tensors(unwrap(accelerator, model), optimizer)
     state_dict_saver.save(
