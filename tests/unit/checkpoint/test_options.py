@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file as load_tensors
 
-from flame_accel.checkpoint import SaveSchedule, schedule
+from flame_accel.checkpoint import SaveSchedule, save_schedule
 from flame_accel.config import CheckpointConfig, ConfigError, UserError, parse
 from flame_accel.observe.meter import window_state_for_rank
 from tests.helpers.runs import launch, read_records
@@ -95,7 +95,7 @@ def test_the_clock_of_the_main_process_decides_for_all(monkeypatch, main_decides
         asked.append(bool(own))
         return torch.cat([torch.tensor([main_decides]).to(own), own])
 
-    monkeypatch.setattr(schedule, "all_gather", gather)
+    monkeypatch.setattr(save_schedule, "all_gather", gather)
     config = CheckpointConfig(interval_type="seconds", interval=10)
     subject = SaveSchedule(ONE_PROCESS, config, steps=100, clock=(clock := Clock()))
     clock.now = 9.99 if main_decides else 10.0
