@@ -10,7 +10,11 @@ import torch
 from flame_accel.config import UserError
 from flame_accel.observe import Meter
 from flame_accel.observe.console import format_record, format_seconds
-from flame_accel.observe.metric_logger import drop_records_after, flatten_options, non_finite_to_strings
+from flame_accel.observe.metric_logger import (
+    drop_records_after,
+    flatten_options,
+    non_finite_to_strings,
+)
 from flame_accel.observe.report import select_points, write_report
 from flame_accel.training import StepResult
 
@@ -112,7 +116,9 @@ def test_records_after_the_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path
 
 
 def test_records_are_valid_json_whatever_the_loss_is():
-    values = non_finite_to_strings({"step": 1, "train/loss": math.nan, "optimizer/grad_norm": math.inf})
+    values = non_finite_to_strings(
+        {"step": 1, "train/loss": math.nan, "optimizer/grad_norm": math.inf}
+    )
     assert json.dumps(values, allow_nan=False)
     assert values == {"step": 1, "train/loss": "nan", "optimizer/grad_norm": "inf"}
 
