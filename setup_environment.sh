@@ -5,8 +5,12 @@
 #   setup_environment MODULES [REQUIREMENTS FILES...]
 #     MODULES              names that must be importable, separated by spaces
 #     REQUIREMENTS FILES   what provides them
+#   setup_train_environment, setup_test_environment
+#                          the same with what training, or the tests and checks, need
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+TRAIN_MODULES="torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml"
+TEST_MODULES="$TRAIN_MODULES pytest xdist hypothesis deepspeed torchao ruff pyright"
 
 has_modules() { # PYTHON MODULES
   # shellcheck disable=SC2086
@@ -73,4 +77,13 @@ setup_environment() {
   # where .venv is a link, other checkouts may share the environment: it keeps the package that it has
   [ -L "$ROOT/.venv" ] || install_packages --no-deps --no-build-isolation --editable "$ROOT"
   touch "$stamp"
+}
+
+setup_train_environment() {
+  setup_environment "$TRAIN_MODULES" "$ROOT/requirements.txt"
+}
+
+setup_test_environment() {
+  setup_environment "$TEST_MODULES" "$ROOT/requirements.txt" "$ROOT/requirements-engines.txt" \
+    "$ROOT/requirements-test.txt"
 }

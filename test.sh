@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Runs the default test suite on CPU, without a network; sets up the environment on first use.
 #
-#   bash test.sh                    everything that is not marked slow, gpu or torture
-#   bash test.sh tests/test_x.py    arguments go to pytest
+#   bash test.sh                    everything that is not marked slow or gpu
+#   bash test.sh tests/laws         arguments go to pytest
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_environment.sh"
-setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml pytest xdist hypothesis deepspeed torchao" \
-  "$ROOT/requirements.txt" "$ROOT/requirements-engines.txt" "$ROOT/requirements-test.txt"
+setup_test_environment
 cd "$ROOT"
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1 WANDB_MODE=offline
 export TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

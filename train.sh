@@ -9,7 +9,6 @@
 # say how the run is launched: flame_accel/commands/train.py, docs/engines.md.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_environment.sh"
-setup_environment "torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml" \
-  "$ROOT/requirements.txt"
+setup_train_environment
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -m flame_accel train "$@"

@@ -179,6 +179,9 @@ def run(command: str, house: Path) -> str:
         timeout=300,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    if is_quick(command) and not command.startswith("python -c "):
+        # no line of another package, and none of ours where all is well
+        assert done.stderr == "", command
     return done.stdout
 
 

@@ -7,24 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.layers import LAYERS
 from tests.helpers.runs import ROOT
 
 PACKAGE = ROOT / "flame_accel"
-# a folder may import itself and the folders of earlier lines
-LAYERS = (
-    ("cache_folders", "files", "presets", "standard_streams", "suppressed_messages"),
-    ("config",),
-    ("kernels",),
-    ("data", "models"),
-    ("parallel",),
-    ("training",),
-    ("observe",),
-    ("checkpoint", "evaluation"),
-    ("diagnosis",),
-    ("train",),
-    ("train_process",),
-    ("commands",),
-)
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 
 

@@ -23,7 +23,7 @@ from tests.helpers.runs import ROOT
 TESTS = read_tests()
 REQUIRED = ["--model.config", "org/model", "--training.dataset", "python-stdlib"]
 # of marks that keep a test out of the default suite
-LEFT_OUT = {"slow", "gpu", "torture", "skip"}
+LEFT_OUT = {"slow", "gpu", "skip"}
 
 
 class Specified(NamedTuple):

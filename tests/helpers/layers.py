@@ -1,0 +1,17 @@
+"""Which folders and modules of the package may import which others; CONTRIBUTING.md shows it."""
+
+# a folder may import itself and the folders of earlier lines
+LAYERS = (
+    ("cache_folders", "files", "presets", "standard_streams", "suppressed_messages"),
+    ("config",),
+    ("kernels",),
+    ("data", "models"),
+    ("parallel",),
+    ("training",),
+    ("observe",),
+    ("checkpoint", "evaluation"),
+    ("diagnosis",),
+    ("train",),
+    ("train_process",),
+    ("commands",),
+)
