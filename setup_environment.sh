@@ -9,7 +9,7 @@
 #                          the same with what training, or the tests and checks, need
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-TRAIN_MODULES="torch accelerate fla transformers datasets evaluate tyro wandb tensorboard yaml"
+TRAIN_MODULES="torch accelerate fla transformers datasets evaluate wandb tensorboard yaml"
 TEST_MODULES="$TRAIN_MODULES pytest xdist hypothesis deepspeed torchao ruff pyright"
 
 has_modules() { # PYTHON MODULES

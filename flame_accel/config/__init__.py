@@ -1,20 +1,32 @@
-"""Options of a run: frozen dataclasses, read from flags and run files, checked before all else.
+"""Options of a run: frozen dataclasses, read from flags and run files and checked before all else.
 
-Importing this needs the standard library only; PyYAML and tyro are imported where a YAML file is
-read or help is drawn, torch nowhere.
+Importing this needs the standard library only. PyYAML is imported when a YAML file is read; torch
+is never imported.
 """
 
-from flame_accel.config.checkpoint import CheckpointConfig, EvaluationConfig
-from flame_accel.config.describe import OptionDescription, describe_options
 from flame_accel.config.errors import ConfigError, Problem, UserError
-from flame_accel.config.job import CommConfig, JobConfig, MetricsConfig, ProfilingConfig
-from flame_accel.config.mixture import dataset_names, entries
-from flame_accel.config.model import ModelConfig, OptimizerConfig
+from flame_accel.config.help import OptionDescription, describe_options
 from flame_accel.config.parsing import load_file, parse, parse_or_exit
-from flame_accel.config.root import Config
-from flame_accel.config.scale import ActivationCheckpointConfig, ExperimentalConfig, Float8Config
-from flame_accel.config.toml import to_toml
-from flame_accel.config.training import TrainingConfig
+from flame_accel.config.run_file import to_toml
+from flame_accel.config.run_options import (
+    CheckpointConfig,
+    CommConfig,
+    EvaluationConfig,
+    JobConfig,
+    MetricsConfig,
+    ProfilingConfig,
+)
+from flame_accel.config.schema import Config
+from flame_accel.config.training_options import (
+    ActivationCheckpointConfig,
+    ExperimentalConfig,
+    Float8Config,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    dataset_names,
+    values_per_dataset,
+)
 
 __all__ = [
     "ActivationCheckpointConfig",
@@ -36,9 +48,9 @@ __all__ = [
     "UserError",
     "dataset_names",
     "describe_options",
-    "entries",
     "load_file",
     "parse",
     "parse_or_exit",
     "to_toml",
+    "values_per_dataset",
 ]

@@ -1,7 +1,7 @@
 """Checks a command line before anything heavy starts: `python -m flame_accel.config [options]`.
 
-Prints nothing and exits 0 when all is well, else prints all problems on stderr and exits 2.
-train.sh calls it first, since `accelerate launch` answers exit code 2 with its own traceback.
+Prints nothing and exits with status 0 if all is well; otherwise prints all problems on stderr and
+exits with status 2. `-h` prints the help.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""What a user did wrong: one exception for one problem, one for all problems of a configuration.
+"""What a user can do wrong: one exception per mistake, and one for a whole configuration.
 
-`exit_on_user_error` is how such an error ends a process: `str(error)` on one screen, without a
-traceback, and `error.exit_code` as exit status.
+`exit_on_user_error` ends a process with such an error: its message without a traceback, and
+`error.exit_code` as the exit status.
 """
 
 import os
@@ -19,7 +19,7 @@ class UserError(Exception):
         what: The value and the rule that it breaks.
         where: The flag, file and line, or path concerned.
         remedy: What to do about it.
-        exit_code: Exit status of a process that ends so: 2 for the configuration, 1 for others.
+        exit_code: Exit status of a process that ends with it: 2 for the configuration, else 1.
     """
 
     def __init__(
@@ -34,13 +34,25 @@ class UserError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BrokenRule:
+    """A rule that options break, before it is known where the user set them."""
+
+    options: tuple[str, ...]
+    """The options concerned; the first is named in the message if the user set none of them."""
+    rule: str
+    """The rule that is broken."""
+    remedy: str
+    """What to do about it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing that is wrong in a configuration."""
+    """One thing that is wrong in a configuration, and where the user wrote it."""
 
     where: str
     """The flag, or the file, line and option."""
     value: str | None
-    """The value as the user may recognise it; None when there is none."""
+    """The value as the user wrote it; None when there is none."""
     rule: str
     """The rule that it breaks."""
     remedy: str
@@ -64,7 +76,7 @@ class ConfigError(UserError):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process, without a traceback, where a `UserError` would leave the block."""
+    """Ends the process, without a traceback, if a `UserError` leaves the block."""
     try:
         yield
     except UserError as error:
@@ -74,6 +86,6 @@ def exit_on_user_error() -> Iterator[None]:
 def exit_with(error: UserError) -> NoReturn:
     """Prints the message on standard error and ends the process with the error's exit code."""
     rank = os.environ.get("RANK", "0")
-    # every rank of a launch finds the same mistake: one of them explains it
+    # every rank of a launch runs into the same error: one of them explains it
     print(f"\n{error}" if rank == "0" else f"rank {rank}: {error.what}", file=sys.stderr)
     raise SystemExit(error.exit_code) from error

@@ -1,57 +1,240 @@
-"""The help: every option with its default and meaning, drawn by tyro from the same declarations."""
+"""The help: a line for each common option, or everything about the options of a section.
 
-import contextlib
-import dataclasses
-from typing import Annotated, Any, get_type_hints
+    -h             the common options
+    -h SECTION     all options of a section, such as `-h training`
+    -h all         all options
 
-from flame_accel.config.describe import describe_options
-from flame_accel.config.schema import sections
-from flame_accel.config.values import show
+Everything is drawn from the declarations; the docstring under a field is the option's description.
+"""
 
-_DESCRIPTION = (
-    "Train a Flash Linear Attention model. Values come from the defaults, then from the run file "
-    "(--job.config_file), then from flags; later ones win. Booleans take --a.b, --a.no_b and "
-    "--a.b=true|false; none stands for no value. Names of flame's newer dialect (lr_scheduler.*, "
-    "optimizer.implementation, ...) are accepted too."
+import ast
+import functools
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from flame_accel.config.errors import ConfigError, Problem
+from flame_accel.config.schema import options, sections
+from flame_accel.config.suggestions import nearest_option_name
+from flame_accel.config.unsupported import UNSUPPORTED
+from flame_accel.config.values import format_value
+
+ALL = "all"
+"""The topic that stands for every section."""
+COMMON_OPTIONS = (
+    "job.config_file",
+    "job.dump_folder",
+    "job.description",
+    "model.config",
+    "model.tokenizer_path",
+    "model.custom",
+    "optimizer.name",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "optimizer.scheduler",
+    "training.batch_size",
+    "training.seq_len",
+    "training.context_len",
+    "training.varlen",
+    "training.warmup_steps",
+    "training.gradient_accumulation_steps",
+    "training.steps",
+    "training.dataset",
+    "training.dataset_name",
+    "training.streaming",
+    "training.num_workers",
+    "training.compile",
+    "training.seed",
+    "metrics.log_freq",
+    "metrics.enable_tensorboard",
+    "metrics.enable_wandb",
+    "checkpoint.interval",
+    "checkpoint.keep_latest_k",
+    "checkpoint.initial_load_path",
+    "evaluation.dataset",
+    "evaluation.interval",
+    "activation_checkpoint.mode",
 )
+"""The options of a typical run, in the order of the sections."""
+_INTRODUCTION = (
+    "Train a Flash Linear Attention model. Options come from the defaults, then from the run file "
+    "(--job.config_file), then from flags; later ones win. Booleans take --a.b, --a.no_b and "
+    "--a.b=true|false; none stands for no value. Names of flame's newer options "
+    "(lr_scheduler.*, optimizer.implementation, ...) are accepted too."
+)
+_MIN_WIDTH, _MAX_WIDTH = 60, 120
 
 
-def print_help() -> None:
-    """Prints the help on stdout."""
-    import tyro
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptionDescription:
+    """An option as people read about it."""
 
-    with contextlib.suppress(SystemExit):
-        tyro.cli(
-            _documented_config(),
-            prog="train.py",
-            description=_DESCRIPTION,
-            args=["--help"],
-            use_underscores=True,
+    name: str
+    """section.option."""
+    type: str
+    """In words, such as `int`, `list[str]` or `float | None`."""
+    default: Any
+    choices: tuple[str, ...]
+    """The only allowed values; empty if any value is allowed."""
+    help: str
+    """The docstring under the field, on one line."""
+    limits: str
+    """What is refused and why; empty if nothing is."""
+
+    @property
+    def summary(self) -> str:
+        """The first clause of the help."""
+        ends = (self.help.find(mark) for mark in (". ", ": ", "; "))
+        return self.help[: min((end for end in ends if end >= 0), default=None)].removesuffix(".")
+
+    @property
+    def shown_default(self) -> str:
+        """The default as it would be written after a flag."""
+        if self.default in ("", ()):
+            return "empty"
+        return self.default if isinstance(self.default, str) else format_value(self.default)
+
+
+@functools.cache
+def describe_options() -> tuple[OptionDescription, ...]:
+    """Every option, in the order of the dataclasses."""
+    helps = {
+        f"{section}.{member}": text
+        for section, section_class in sections().items()
+        for member, text in _field_docstrings(section_class).items()
+    }
+    return tuple(
+        OptionDescription(
+            name=name,
+            type=option.type_name,
+            default=option.default,
+            choices=option.choices,
+            help=helps[name],
+            limits=UNSUPPORTED[name].reason if name in UNSUPPORTED else "",
         )
+        for name, option in options().items()
+    )
 
 
-def _documented_config() -> type:
-    """The root class, with each option's help in its type, where tyro leaves its lines alone."""
-    import tyro
+def _field_docstrings(section_class: type) -> dict[str, str]:
+    """The string under each field of a class, as one line."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(section_class))).body
+    assert isinstance(definition, ast.ClassDef)
+    docstrings = {}
+    for statement, below in zip(definition.body, definition.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            docstrings[statement.target.id] = " ".join(str(below.value.value).split())
+    return docstrings
 
+
+def help_topic(argv: Sequence[str]) -> str | None:
+    """The topic that a command line asks help for; empty for none in particular, None for no help.
+
+    The topic follows `-h` or `--help`.
+    """
+    for position, argument in enumerate(argv):
+        flag, _, topic = argument.partition("=")
+        if flag in ("-h", "--help"):
+            following = argv[position + 1 : position + 2]
+            return topic or next((word for word in following if not word.startswith("-")), "")
+    return None
+
+
+def print_help(topic: str = "") -> None:
+    """Prints the help on a topic on stdout.
+
+    Args:
+        topic: A section, an option, "all", or empty for the common options.
+
+    Raises:
+        ConfigError: There is no such topic.
+    """
+    print(format_help(topic, width=shutil.get_terminal_size().columns))
+
+
+def format_help(topic: str, *, width: int) -> str:
+    """The text of the help on a topic, in lines of at most `width` characters where possible.
+
+    Raises:
+        ConfigError: There is no such topic.
+    """
+    width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
+    return "\n".join(_format_common(width) if not topic else _format_topic(topic, width))
+
+
+def _format_common(width: int) -> Iterator[str]:
+    """An introduction, and the common options with a line each."""
+    yield "usage: bash train.sh [--section.option value ...]"
+    yield ""
+    yield textwrap.fill(_INTRODUCTION, width)
     described = {option.name: option for option in describe_options()}
-    documented: list[tuple[str, Any, Any]] = []
-    for section, cls in sections().items():
-        members: list[tuple[str, Any, Any]] = []
-        for name, hint in get_type_hints(cls).items():
-            option = described[f"{section}.{name}"]
-            hint_text = f"(default: {_text(option.default)})"
+    common = [described[name] for name in COMMON_OPTIONS]
+    indent = max(len(option.name) for option in common) + 6
+    for section, members in _group_by_section(common):
+        yield ""
+        yield section
+        for option in members:
+            choices = f" ({', '.join(option.choices)})" if option.choices else ""
+            required = option.summary.endswith("(required)")
+            default = "" if required else f" [{option.shown_default}]"
+            yield textwrap.fill(
+                f"{option.summary}{choices}{default}",
+                width,
+                initial_indent=f"  --{option.name}".ljust(indent),
+                subsequent_indent=" " * indent,
+            )
+    yield ""
+    number = len(options())
+    yield f"These are {len(common)} of {number} options; [ ] holds the default. For the others:"
+    yield ""
+    yield "  bash train.sh -h SECTION   all options of a section, with their full description"
+    yield f"  bash train.sh -h {ALL}       all options of all sections"
+    yield ""
+    yield textwrap.fill(
+        f"Sections: {', '.join(sections())}", width, subsequent_indent=" " * len("Sections: ")
+    )
+
+
+def _format_topic(topic: str, width: int) -> Iterator[str]:
+    """Everything about the options of a section, one option, or all options."""
+    name = topic.removeprefix("--")
+    chosen = [
+        option
+        for option in describe_options()
+        if name in (ALL, option.name, option.name.partition(".")[0])
+    ]
+    if not chosen:
+        best = nearest_option_name(name, [ALL, *sections(), *options()])
+        choices = f"The sections are {', '.join(sections())}; {ALL} stands for all of them."
+        remedy = f"Did you mean {best}? {choices}" if best else choices
+        rule = "there is no such section or option"
+        raise ConfigError(
+            [Problem(where="-h", value=format_value(topic), rule=rule, remedy=remedy)]
+        )
+    for section, members in _group_by_section(chosen):
+        summary = " ".join((sections()[section].__doc__ or "").split())
+        yield textwrap.fill(f"{section}: {summary}", width)
+        for option in members:
+            values = "{" + ",".join(option.choices) + "}" if option.choices else option.type
             limits = f" Refused: {option.limits}." if option.limits else ""
-            arg = tyro.conf.arg(help=f"{option.help}{limits}", help_behavior_hint=hint_text)
-            field = dataclasses.field(default=option.default)
-            members.append((name, Annotated[hint, arg], field))
-        made = dataclasses.make_dataclass(section, members, namespace={"__doc__": cls.__doc__})
-        documented.append((section, made, dataclasses.field(default_factory=made)))
-    return dataclasses.make_dataclass("Config", documented)
+            yield ""
+            yield f"  --{option.name} {values} (default: {option.shown_default})"
+            yield textwrap.fill(
+                option.help + limits,
+                width,
+                initial_indent=" " * 6,
+                subsequent_indent=" " * 6,
+                break_on_hyphens=False,
+            )
+        yield ""
 
 
-def _text(default: Any) -> str:
-    """A default as one would write it after a flag; nothing is shown as such."""
-    if default in ("", ()):
-        return "empty"
-    return default if isinstance(default, str) else show(default)
+def _group_by_section(
+    described: Iterable[OptionDescription],
+) -> Iterator[tuple[str, Iterator[OptionDescription]]]:
+    return groupby(described, key=lambda option: option.name.partition(".")[0])

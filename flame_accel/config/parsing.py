@@ -1,41 +1,40 @@
 """From a command line or a run file to a checked `Config`, with all problems at once."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from flame_accel.config.dialect import ALIASES, DECAY_RATIO, DECAY_TYPE, FOREIGN
-from flame_accel.config.errors import ConfigError, Problem, exit_with
+from flame_accel.config.errors import BrokenRule, ConfigError, Problem, exit_with
 from flame_accel.config.flags import read_flags
-from flame_accel.config.help import print_help
-from flame_accel.config.merging import merge
-from flame_accel.config.mixture import find_mixture_problems
-from flame_accel.config.paths import find_path_problems
-from flame_accel.config.root import Config
+from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
+from flame_accel.config.help import help_topic, print_help
+from flame_accel.config.input_checks import find_broken_input_rules
 from flame_accel.config.run_file import read_run_file
-from flame_accel.config.schema import sections, value_of
-from flame_accel.config.settings import Setting, Source
-from flame_accel.config.validation import Finding, find_problems
-from flame_accel.config.values import show
+from flame_accel.config.schema import Config, sections, value_of
+from flame_accel.config.settings import OptionSource, Setting, merge_sources
+from flame_accel.config.validation import find_broken_rules
+from flame_accel.config.values import format_value
 
-_FILE = "job.config_file"
+_CONFIG_FILE = "job.config_file"
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """The configuration that a command line asks for: defaults, then its run file, then its flags.
+    """The configuration of a command line: defaults, then its run file, then its flags.
 
     Raises:
-        ConfigError: With everything that is wrong, in the flags, in the file and together.
+        ConfigError: With all problems of the flags, of the file and of both together, or with
+            that of a help topic.
         SystemExit: With status 0, after printing the help, if `-h` or `--help` is among the flags.
     """
-    if "-h" in argv or "--help" in argv:
-        print_help()
+    topic = help_topic(argv)
+    if topic is not None:
+        print_help(topic)
         raise SystemExit(0)
     flags = read_flags(argv)
     # the last one counts, as for every flag
-    path = {setting.name: setting.value for setting in flags.settings}.get(_FILE)
-    sources = [read_run_file(path, f"--{_FILE}"), flags] if path else [flags]
-    return _assemble(sources, with_paths=True)
+    path = {setting.name: setting.value for setting in flags.settings}.get(_CONFIG_FILE)
+    sources = [read_run_file(path, f"--{_CONFIG_FILE}"), flags] if path else [flags]
+    return _build_config(sources, check_inputs=True)
 
 
 def parse_or_exit(argv: Sequence[str]) -> Config:
@@ -47,57 +46,64 @@ def parse_or_exit(argv: Sequence[str]) -> Config:
 
 
 def load_file(path: str | os.PathLike[str]) -> Config:
-    """The configuration that a run file alone asks for, as one written by `to_toml` does.
+    """The configuration of a run file alone, such as one written by `to_toml`.
 
-    Paths inside it are not looked for: the file may tell of a run on another machine.
+    Paths inside it need not exist: the file may come from a run on another machine.
 
     Raises:
-        ConfigError: With everything that is wrong.
+        ConfigError: With all problems.
     """
-    return _assemble([read_run_file(os.fspath(path), "run file")], with_paths=False)
+    return _build_config([read_run_file(os.fspath(path), "run file")], check_inputs=False)
 
 
-def _assemble(sources: Sequence[Source], *, with_paths: bool) -> Config:
-    merged = merge(sources)
+def _build_config(sources: Sequence[OptionSource], *, check_inputs: bool) -> Config:
+    merged = merge_sources(sources)
     settings = merged.settings
     values: dict[str, dict[str, Any]] = {section: {} for section in sections()}
-    foreign = {name: setting.value for name, setting in settings.items() if name in FOREIGN}
+    flame_only = {name: setting.value for name, setting in settings.items() if name in FLAME_ONLY}
     for name, setting in settings.items():
-        if name not in FOREIGN:
+        if name not in FLAME_ONLY:
             section, _, key = name.partition(".")
             values[section][key] = setting.value
-    config = Config(**{name: cls(**values[name]) for name, cls in sections().items()})
-    findings = list(find_problems(config, settings.keys(), foreign))
-    if with_paths:
-        findings += [*find_mixture_problems(config), *find_path_problems(config)]
+    config = Config(**{name: section(**values[name]) for name, section in sections().items()})
+    broken = list(find_broken_rules(config, settings.keys(), flame_only))
+    if check_inputs:
+        broken += find_broken_input_rules(config)
     problems = [problem for source in sources for problem in source.problems] + merged.problems
+    misread = _misread_options(sources)
+    complete = all(source.complete for source in sources)
     problems += [
-        _problem(config, finding, settings)
-        for finding in findings
-        if _certain(finding, sources, settings)
+        _locate(config, rule, settings)
+        for rule in broken
+        if _is_certain(rule, misread, settings, complete=complete)
     ]
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _certain(finding: Finding, sources: Sequence[Source], settings: dict[str, Setting]) -> bool:
-    """Whether a finding rests on what the user wrote, not on what could not be read."""
-    unclear = {name for source in sources for name in source.unclear}
-    unclear |= {alias.target for name, alias in ALIASES.items() if name in unclear}
-    if unclear & {DECAY_RATIO.name, DECAY_TYPE.name}:
-        unclear |= {"optimizer.scheduler", "optimizer.decay_ratio", "optimizer.decay_type"}
-    complete = all(source.readable for source in sources)
-    return all(name not in unclear and (complete or name in settings) for name in finding.options)
+def _misread_options(sources: Sequence[OptionSource]) -> set[str]:
+    """Our names of the options that a source sets wrongly."""
+    misread = {name for source in sources for name in source.misread}
+    misread |= {alias.target for name, alias in ALIASES.items() if name in misread}
+    if misread & {DECAY_RATIO.name, DECAY_TYPE.name}:
+        misread |= {"optimizer.scheduler", "optimizer.decay_ratio", "optimizer.decay_type"}
+    return misread
 
 
-def _problem(config: Config, finding: Finding, settings: dict[str, Setting]) -> Problem:
-    """A finding at the place where the user gave one of its options, if they gave any."""
-    blamed = [name for name in finding.options if name in settings] or finding.options
-    name = blamed[0]
+def _is_certain(
+    rule: BrokenRule, misread: Collection[str], settings: Collection[str], *, complete: bool
+) -> bool:
+    """Whether a rule is broken by what the user wrote, not by what could not be read."""
+    return all(name not in misread and (complete or name in settings) for name in rule.options)
+
+
+def _locate(config: Config, broken: BrokenRule, settings: Mapping[str, Setting]) -> Problem:
+    """The broken rule with the place where the user set one of its options, if they did."""
+    name = next((name for name in broken.options if name in settings), broken.options[0])
     if name in settings:
         where, shown = settings[name].where, settings[name].shown
     else:
         value = value_of(config, name)
-        where, shown = f"--{name}", None if value is None else show(value)
-    return Problem(where=where, value=shown, rule=finding.rule, remedy=finding.remedy)
+        where, shown = f"--{name}", None if value is None else format_value(value)
+    return Problem(where=where, value=shown, rule=broken.rule, remedy=broken.remedy)

@@ -1,74 +1,59 @@
-"""Paths that cannot work on this machine: missing inputs, a run folder that cannot be made.
+"""Options that are paths: how they are declared, and `~` and `$VARIABLE` in them.
 
-Only what clearly is a path is looked at, since a name may as well be one on the Hub; few calls.
+A field whose type is `PathText` or `PathList` is expanded wherever its value comes from. Whether a
+path exists is checked in `path_checks`.
 """
 
-import glob
 import os
-from collections.abc import Iterator
-from pathlib import Path
-
-from flame_accel.config.mixture import dataset_names
-from flame_accel.config.root import Config
-from flame_accel.config.schema import value_of
-from flame_accel.config.validation import Finding
-from flame_accel.presets import MODELS, find_preset, nearest_presets, suggest_presets
-
-_INPUTS = (
-    "model.config",
-    "model.tokenizer_path",
-    "evaluation.dataset",
-    "checkpoint.initial_load_path",
-)
-_PREFIXES = ("./", "../", "/", "~/")
-_SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
+import re
+from enum import Enum
+from typing import Annotated
 
 
-def find_path_problems(config: Config) -> Iterator[Finding]:
-    """Every input that is missing, and a run folder that cannot be made."""
-    inputs = [(name, value_of(config, name)) for name in _INPUTS]
-    inputs += [("training.dataset", name) for name in dataset_names(config.training)]
-    inputs += [("model.custom", path) for path in config.model.custom]
-    yield from _find_mistyped_preset(config.model.config)
-    for name, path in inputs:
-        is_preset = name == "model.config" and find_preset(MODELS, path or "") is not None
-        if path is not None and not is_preset and _is_path(path) and not _is_there(path):
-            yield Finding(
-                options=(name,),
-                rule=f"{path} is not there",
-                remedy=f"Name a path that is there; it is relative to {os.getcwd()}.",
-            )
-    folder = Path(config.job.dump_folder)
-    # the file system's root and the working directory are always there
-    nearest = next(place for place in (folder, *folder.parents) if os.path.exists(place))
-    if not os.path.isdir(nearest):
-        rule = f"{nearest} is a file, not a folder"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        rule = f"{nearest} cannot be written to"
-    else:
-        return
-    remedy = "Name a folder that you can write to."
-    yield Finding(options=("job.dump_folder",), rule=rule, remedy=remedy)
+class PathKind(Enum):
+    """How many paths the text of an option holds."""
+
+    ONE = "one"
+    COMMA_SEPARATED = "comma-separated"
 
 
-def _find_mistyped_preset(model_config: str | None) -> Iterator[Finding]:
-    """A model config that is one typing error away from a preset, instead of a name on the Hub."""
-    if model_config is None or _is_path(model_config) or os.path.exists(model_config):
-        return
-    if find_preset(MODELS, model_config) is None and nearest_presets(MODELS, model_config):
-        yield Finding(
-            options=("model.config",),
-            rule="is neither a path that exists nor the name of a preset",
-            remedy=f"{suggest_presets(MODELS, model_config)} A model on the Hub is owner/name.",
-        )
+PathText = Annotated[str, PathKind.ONE]
+"""A path, or a name on the Hub where the option takes one."""
+PathList = Annotated[str, PathKind.COMMA_SEPARATED]
+"""One path or several in one text, separated by commas."""
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
-def _is_path(value: str) -> bool:
-    return "://" not in value and (value.startswith(_PREFIXES) or value.endswith(_SUFFIXES))
+def expand_path(text: str) -> str:
+    """Replaces a leading `~` or `~user`, and each `$VARIABLE` or `${VARIABLE}`, by its value.
+
+    An existing path is returned as it is.
+
+    Raises:
+        ValueError: A variable is not set, or there is no such user; the message is the broken rule.
+    """
+    if not (text.startswith("~") or "$" in text) or os.path.exists(text):
+        return text
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise ValueError(f"the environment variable {name} is not set")
+        return os.environ[name]
+
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise ValueError(f"the home folder of {expanded.partition('/')[0]} is not known")
+    return _VARIABLE.sub(look_up, expanded)
 
 
-def _is_there(path: str) -> bool:
-    if glob.has_magic(path) and not os.path.exists(path):
-        # the first match will do; a search through all folders may take long and is not ours
-        return "**" in path or next(glob.iglob(path), None) is not None
-    return os.path.exists(path)
+def expand_path_list(text: str) -> str:
+    """`expand_path` for each of several paths that are separated by commas."""
+    if os.path.exists(text):
+        return text
+    parts = []
+    for part in text.split(","):
+        path = part.strip()
+        parts.append(part.replace(path, expand_path(path)) if path else part)
+    return ",".join(parts)

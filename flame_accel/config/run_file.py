@@ -1,106 +1,145 @@
-"""Run files: what a TOML, YAML or JSON file says, each problem with the line it stands on."""
+"""Run files: reads TOML, YAML and JSON files, and writes a configuration as TOML.
 
+Each problem names its line. The syntax of the formats is in `file_formats`.
+"""
+
+import json
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from flame_accel.config.dialect import DIALECT
 from flame_accel.config.errors import ConfigError, Problem
-from flame_accel.config.readers import Entry, SyntaxProblem, read_json, read_toml, read_yaml
-from flame_accel.config.schema import sections
-from flame_accel.config.settings import Setting, Source, option_named, suggest_option
-from flame_accel.config.suggest import nearest
-from flame_accel.config.values import from_file, remedy, show
+from flame_accel.config.file_formats import PARSERS, Entry, SyntaxProblem
+from flame_accel.config.flame_aliases import FLAME_OPTIONS
+from flame_accel.config.schema import Config, options, sections, value_of
+from flame_accel.config.settings import OptionSource, Setting, find_option, suggest_option
+from flame_accel.config.suggestions import nearest_option_name
+from flame_accel.config.values import InvalidValue, convert_file_value, format_value
 from flame_accel.presets import RECIPES, resolve_preset, suggest_presets
 
-_READERS = {".toml": read_toml, ".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
 
-
-def read_run_file(path: str, where: str) -> Source:
-    """What a run file says.
+def read_run_file(path: str, where: str) -> OptionSource:
+    """The settings and problems of a run file.
 
     Args:
-        path: The file, or the name of a recipe that ships; paths inside it stay as they are
-            written.
-        where: What asked for the file, should it not be readable.
+        path: The file, or the name of a recipe in the package.
+        where: What names the file in the message if it cannot be read.
     """
-    source = Source()
+    source = OptionSource()
     path = resolve_preset(RECIPES, path)
     try:
-        entries = _load_entries(path, where)
+        entries = _parse_file(path, where)
     except ConfigError as error:
         source.problems.extend(error.problems)
-        source.readable = False
+        source.complete = False
         return source
-    known = {*sections(), *(name.partition(".")[0] for name in DIALECT)}
+    known = {*sections(), *(name.partition(".")[0] for name in FLAME_OPTIONS)}
     lines: dict[str, int] = {}
     for entry in entries:
         name = entry.name
         at = f"{path}:{entry.line}: {name if name.isprintable() else ascii(name)}"
         if name in lines:
-            rule, advice = f"was given before, in line {lines[name]}", "Keep one of the two."
-            source.problems.append(Problem(where=at, value=None, rule=rule, remedy=advice))
+            rule, remedy = f"was already set in line {lines[name]}", "Keep one of the two."
+            source.problems.append(Problem(where=at, value=None, rule=rule, remedy=remedy))
         elif entry.key is not None and (not entry.section or entry.section in known):
-            _read_option(source, name, entry, at, known)
+            _read_option_into(source, entry, at, known)
         elif entry.section not in known:
-            _unknown_section(source, name, entry, at, known)
+            _report_unknown_section(source, entry, at, known)
         lines.setdefault(name, entry.line)
     return source
 
 
-def _load_entries(path: str, where: str) -> list[Entry]:
-    reader = _READERS.get(Path(path).suffix.lower())
+def _parse_file(path: str, where: str) -> list[Entry]:
+    """The entries of a run file.
+
+    Raises:
+        ConfigError: It cannot be read, or is not valid in its format.
+    """
+    parser = PARSERS.get(Path(path).suffix.lower())
     try:
-        if reader is None and not Path(path).suffix and not Path(path).exists():
-            rule = "is neither a file nor a recipe that ships"
-            raise _unusable(where, path, rule, suggest_presets(RECIPES, path))
-        if reader is None:
-            raise _unusable(where, path, "is not a run file", f"It ends in {', '.join(_READERS)}.")
-        return reader(Path(path).read_text(encoding="utf-8-sig"))
+        if parser is None and not Path(path).suffix and not Path(path).exists():
+            rule = "is neither a file nor a recipe in the package"
+            raise _unusable_file(where, path, rule, suggest_presets(RECIPES, path))
+        if parser is None:
+            remedy = f"Name a file that ends in {', '.join(PARSERS)}."
+            raise _unusable_file(where, path, "is not a run file", remedy)
+        return parser(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         rule = f"cannot be read: {error.strerror}"
-        raise _unusable(where, path, rule, "Name a file that is there.") from None
+        raise _unusable_file(where, path, rule, "Name an existing file.") from None
     except UnicodeDecodeError:
-        raise _unusable(path, None, "is not text in UTF-8", "Save the file as UTF-8.") from None
+        rule, remedy = "is not text in UTF-8", "Save the file as UTF-8."
+        raise _unusable_file(path, None, rule, remedy) from None
     except SyntaxProblem as error:
-        at, advice = f"{path}:{error.line}", "Mend this line; nothing of the file was used."
-        raise _unusable(at, None, error.message, advice) from None
+        at, remedy = f"{path}:{error.line}", "Correct this line; nothing in the file was used."
+        raise _unusable_file(at, None, error.message, remedy) from None
     except RecursionError:
-        advice = "Write [section] and option = value, no more."
-        raise _unusable(path, None, "is nested too deeply", advice) from None
+        remedy = "Write only [section] and option = value."
+        raise _unusable_file(path, None, "is nested too deeply", remedy) from None
 
 
-def _unusable(where: str, path: str | None, rule: str, remedy: str) -> ConfigError:
-    value = None if path is None else show(path)
+def _unusable_file(where: str, path: str | None, rule: str, remedy: str) -> ConfigError:
+    value = None if path is None else format_value(path)
     return ConfigError([Problem(where=where, value=value, rule=rule, remedy=remedy)])
 
 
-def _read_option(source: Source, name: str, entry: Entry, at: str, known: set[str]) -> None:
-    option = option_named(name)
+def _read_option_into(
+    source: OptionSource, entry: Entry, at: str, known_sections: Collection[str]
+) -> None:
+    """Adds the setting of an entry, or the problem with it, to the source."""
+    name = entry.name
+    option = find_option(name)
     if option is None:
-        if name in known:
-            rule, advice = "is a section, not an option", f"Write its options beneath it: [{name}]."
+        if name in known_sections:
+            rule, remedy = "is a section, not an option", f"Write its options below it: [{name}]."
         else:
-            rule, advice = "there is no such option", suggest_option(source, name)
-        source.problems.append(Problem(where=at, value=None, rule=rule, remedy=advice))
+            rule, remedy = "there is no such option", suggest_option(source, name)
+        source.problems.append(Problem(where=at, value=None, rule=rule, remedy=remedy))
         return
+    shown = format_value(entry.value)
     try:
-        value = from_file(option, entry.value)
-    except ValueError as error:
-        source.unclear.add(name)
-        value = show(entry.value)
-        problem = Problem(
-            where=at, value=value, rule=str(error), remedy=remedy(option, entry.value)
-        )
+        value = convert_file_value(option, entry.value)
+    except InvalidValue as error:
+        source.misread.add(name)
+        problem = Problem(where=at, value=shown, rule=error.rule, remedy=error.remedy)
         source.problems.append(problem)
     else:
-        source.settings.append(Setting(name=name, value=value, where=at, shown=show(value)))
+        setting = Setting(name=name, value=value, where=at, shown=format_value(value))
+        source.settings.append(setting)
 
 
-def _unknown_section(source: Source, name: str, entry: Entry, at: str, known: set[str]) -> None:
-    """Reports a section once; what its options were probably meant to be is noted as unclear."""
-    best = nearest(entry.section, known)
+def _report_unknown_section(
+    source: OptionSource, entry: Entry, at: str, known_sections: Collection[str]
+) -> None:
+    """Reports an unknown section once; the options probably meant in it are marked as misread."""
+    best = nearest_option_name(entry.section, known_sections)
     if entry.key is not None:
-        source.unclear.add(f"{best}.{entry.key}")
+        source.misread.add(f"{best}.{entry.key}")
         return
-    advice = f"Did you mean {best}?" if best else f"Sections are {', '.join(sections())}."
-    problem = Problem(where=at, value=None, rule="there is no such section", remedy=advice)
+    remedy = f"Did you mean {best}?" if best else f"The sections are {', '.join(sections())}."
+    problem = Problem(where=at, value=None, rule="there is no such section", remedy=remedy)
     source.problems.append(problem)
+
+
+def to_toml(config: Config) -> str:
+    """All options as a TOML run file that reads back equal; "none" stands for None."""
+    lines: list[str] = []
+    for name in options():
+        section, _, key = name.partition(".")
+        if f"[{section}]" not in lines:
+            lines += ["", f"[{section}]"]
+        lines.append(f"{key} = {_format_toml_value(value_of(config, name))}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _format_toml_value(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_format_toml_value, value))}]"
+    if isinstance(value, str):
+        # json escapes everything that toml needs escaped, except the delete character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)

@@ -1,16 +1,52 @@
-"""What options there are: name, type, default and choices, read off the dataclasses.
+"""All options: the root `Config`, and name, type, default and choices of each option.
 
-The dataclasses are the only place where an option is declared; flags, files, help and the options
-page follow from them. Checking values lives in `values` (one value) and `validation` (all values).
+The dataclasses are the only place where an option is declared; flags, run files, help and the
+options page follow from them. Checks are in `values` (one value) and `validation` (all values).
 """
 
 import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from flame_accel.config.root import Config
+from flame_accel.config.paths import PathKind
+from flame_accel.config.run_options import (
+    CheckpointConfig,
+    CommConfig,
+    EvaluationConfig,
+    JobConfig,
+    MetricsConfig,
+    ProfilingConfig,
+)
+from flame_accel.config.training_options import (
+    ActivationCheckpointConfig,
+    ExperimentalConfig,
+    Float8Config,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """All options of a run, by section. A component takes its own section, never the whole."""
+
+    job: JobConfig = field(default_factory=JobConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    activation_checkpoint: ActivationCheckpointConfig = field(
+        default_factory=ActivationCheckpointConfig
+    )
+    float8: Float8Config = field(default_factory=Float8Config)
+    comm: CommConfig = field(default_factory=CommConfig)
+    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,55 +56,66 @@ class Option:
     name: str
     """section.option."""
     kind: type
-    """bool, int, float or str: of the value, or of each of several values."""
+    """bool, int, float or str: type of the value, or of each member of a list."""
     default: Any = None
     optional: bool = False
     """Whether None is a value."""
     many: bool = False
     """Whether the value is a tuple."""
     choices: tuple[str, ...] = ()
-    """The only values there are; empty when any will do."""
+    """The only allowed values; empty if any value is allowed."""
+    path: PathKind | None = None
+    """Whether the text is a path, or several; None if it is neither."""
 
     @property
-    def type(self) -> str:
+    def type_name(self) -> str:
         """The type in words, such as `int`, `list[str]` or `float | None`."""
         core = f"list[{self.kind.__name__}]" if self.many else self.kind.__name__
         return f"{core} | None" if self.optional else core
 
 
-def _option(name: str, annotation: Any, default: Any) -> Option:
-    members = get_args(annotation)
-    optional = NoneType in members
-    if optional:
-        [annotation] = [member for member in members if member is not NoneType]
-    origin, members = get_origin(annotation), get_args(annotation)
-    many = origin is tuple
-    choices = members if origin is Literal else ()
-    kind = members[0] if many else str if choices else annotation
-    return Option(
-        name=name, kind=kind, default=default, optional=optional, many=many, choices=choices
-    )
-
-
 @functools.cache
 def sections() -> dict[str, type]:
-    """The section classes by name, in the order of the root."""
+    """The section classes by name, in the order of `Config`."""
     return get_type_hints(Config)
 
 
 @functools.cache
 def options() -> dict[str, Option]:
     """Every option by name, in the order of the dataclasses."""
-    found = {}
-    for section, cls in sections().items():
-        hints = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            name = f"{section}.{field.name}"
-            found[name] = _option(name, hints[field.name], field.default)
-    return found
+    declared = {}
+    for section, section_class in sections().items():
+        hints = get_type_hints(section_class, include_extras=True)
+        for member in dataclasses.fields(section_class):
+            name = f"{section}.{member.name}"
+            declared[name] = _describe_field(name, hints[member.name], member.default)
+    return declared
+
+
+def _describe_field(name: str, annotation: Any, default: Any) -> Option:
+    """The option that a field with this type and default declares."""
+    optional = NoneType in get_args(annotation)
+    if optional:
+        [annotation] = [member for member in get_args(annotation) if member is not NoneType]
+    many = get_origin(annotation) is tuple
+    if many:
+        annotation = get_args(annotation)[0]
+    path = None
+    if get_origin(annotation) is Annotated:
+        annotation, path = get_args(annotation)
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return Option(
+        name=name,
+        kind=str if choices else annotation,
+        default=default,
+        optional=optional,
+        many=many,
+        choices=choices,
+        path=path,
+    )
 
 
 def value_of(config: Config, name: str) -> Any:
-    """The value of an option by name."""
+    """The value of the option `section.option` in a configuration."""
     section, _, key = name.partition(".")
     return getattr(getattr(config, section), key)

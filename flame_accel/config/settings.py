@@ -1,49 +1,159 @@
-"""What one source (the flags, a run file) says, before sources are merged."""
+"""What the flags or a run file set, and how several such sources become one value per option.
 
-from dataclasses import dataclass, field
+Later sources win, and flame's names become ours. Two names of one option with different values in
+the same source are a problem.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flame_accel.config.dialect import DIALECT
 from flame_accel.config.errors import Problem
+from flame_accel.config.flame_aliases import (
+    ALIASES,
+    CONVERTERS,
+    DECAY_RATIO,
+    DECAY_TYPE,
+    FLAME_OPTIONS,
+)
 from flame_accel.config.schema import Option, options
-from flame_accel.config.suggest import nearest
+from flame_accel.config.suggestions import nearest_option_name
+
+_DECAY = (DECAY_RATIO.name, DECAY_TYPE.name)
+_RECIPE = "float8.recipe_name"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """A value for an option, and where the user gave it."""
+    """A value for an option, and where the user set it."""
 
     name: str
     value: Any
     where: str
     """The flag, or the file, line and option."""
     shown: str
-    """The value as the user knows it, whatever name it is translated to."""
+    """The value as the user wrote it, even if the name was translated."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Source:
-    """What one source says, in its own order."""
+class OptionSource:
+    """What the flags or one run file set, in the order they are written."""
 
     settings: list[Setting] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    unclear: set[str] = field(default_factory=set)
-    """Options that the source meant to set, but that came out wrong: no second problem for them."""
-    readable: bool = True
-    """False when nothing is known of what the source says."""
+    misread: set[str] = field(default_factory=set)
+    """Options that the source sets wrongly: a problem is reported already, no second one is."""
+    complete: bool = True
+    """False if the user may have set more than could be read, such as in an unreadable file."""
 
 
-def option_named(name: str) -> Option | None:
-    """The option, ours or of flame's dialect, or None."""
-    return options().get(name) or DIALECT.get(name)
+@dataclass(kw_only=True, slots=True)
+class MergedSettings:
+    """What all sources set together."""
+
+    settings: dict[str, Setting] = field(default_factory=dict)
+    """By our name, or by flame's if there is no other."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+def find_option(name: str) -> Option | None:
+    """The option of this name, ours or flame's; None if there is none."""
+    return options().get(name) or FLAME_OPTIONS.get(name)
 
 
 def suggest_option(
-    source: Source, name: str, *, prefix: str = "", extra: tuple[str, ...] = ()
+    source: OptionSource, name: str, *, prefix: str = "", extra: tuple[str, ...] = ()
 ) -> str:
-    """The remedy for an unknown option; what was probably meant is noted as unclear."""
-    best = nearest(name, [*options(), *DIALECT, *extra])
+    """The remedy for an unknown option; marks the option that was probably meant as misread."""
+    best = nearest_option_name(name, [*options(), *FLAME_OPTIONS, *extra])
     if best is None:
-        return "python -m flame_accel.config -h lists every option."
-    source.unclear.add(best)
+        return "Run `bash train.sh -h all` for a list of all options."
+    source.misread.add(best)
     return f"Did you mean {prefix}{best}?"
+
+
+def merge_sources(sources: Sequence[OptionSource]) -> MergedSettings:
+    """Merges sources; the last one has the highest priority."""
+    merged = MergedSettings()
+    decay = _translate_decay(sources, merged.problems)
+    converters = _translate_converters(sources)
+    for position, source in enumerate(sources):
+        # if a flag is given twice, the last one counts
+        given = {setting.name: setting for setting in source.settings}
+        separate = (*_DECAY, CONVERTERS.name)
+        translated = [_translate_alias(given[name]) for name in given if name not in separate]
+        ours: dict[str, Setting] = {}
+        together = [*decay.get(position, []), *converters.get(position, [])]
+        for setting in [*translated, *together]:
+            other = ours.setdefault(setting.name, setting)
+            if other is not setting and other.value != setting.value:
+                merged.problems.append(_contradiction(other, setting))
+        merged.settings.update(ours)
+    return merged
+
+
+def _translate_alias(setting: Setting) -> Setting:
+    """The setting under our name, if its name is one of flame's aliases."""
+    alias = ALIASES.get(setting.name)
+    if alias is None:
+        return setting
+    return replace(setting, name=alias.target, value=alias.convert(setting.value))
+
+
+def _translate_decay(
+    sources: Sequence[OptionSource], problems: list[Problem]
+) -> dict[int, list[Setting]]:
+    """Flame's two decay options as ours, by the position of the source that sets the later one.
+
+    With a ratio flame's schedule is wsd; without one it decays from the end of the warm-up, in the
+    shape of the type. The two may come from different sources.
+    """
+    last: dict[str, Setting] = {}
+    place = 0
+    for position, source in enumerate(sources):
+        for setting in source.settings:
+            if setting.name in _DECAY:
+                last[setting.name] = setting
+                place = position
+    if not last:
+        return {}
+    ratio, shape = (last.get(name) for name in _DECAY)
+    if ratio is not None and ratio.value is not None:
+        ours = [
+            replace(ratio, name="optimizer.scheduler", value="wsd"),
+            replace(ratio, name="optimizer.decay_ratio"),
+        ]
+        if shape is not None:
+            ours.append(replace(shape, name="optimizer.decay_type"))
+        return {place: ours}
+    if shape is None:
+        [only] = last.values()
+        shape = replace(only, value=DECAY_TYPE.default)
+    if shape.value == "sqrt":
+        rule = "a sqrt decay from the end of the warm-up is not supported"
+        remedy = f"Add {DECAY_RATIO.name}, the length of the decay as a fraction of the steps."
+        problems.append(Problem(where=shape.where, value=shape.shown, rule=rule, remedy=remedy))
+        return {}
+    return {place: [replace(shape, name="optimizer.scheduler")]}
+
+
+def _translate_converters(sources: Sequence[OptionSource]) -> dict[int, list[Setting]]:
+    """Flame's converters as our float8 recipe, by the position of the source that sets them.
+
+    float8 means tensorwise unless another recipe is set. An empty list, flame's default, is
+    ignored.
+    """
+    recipes: dict[int, list[Setting]] = {}
+    for position, source in enumerate(sources):
+        for setting in source.settings:
+            if setting.name == _RECIPE and setting.value is not None:
+                return {}
+            if setting.name == CONVERTERS.name and setting.value:
+                recipes[position] = [replace(setting, name=_RECIPE, value="tensorwise")]
+    return recipes
+
+
+def _contradiction(one: Setting, two: Setting) -> Problem:
+    """The problem that two names of one option are set to different values."""
+    rule = f"contradicts {one.where} = {one.shown}: both set {one.name}"
+    return Problem(where=two.where, value=two.shown, rule=rule, remedy="Keep one of the two.")

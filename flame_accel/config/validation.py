@@ -1,6 +1,7 @@
-"""Values that are wrong, alone or together (`relations`), whatever source they come from.
+"""Every rule that the values of a configuration break.
 
-Rules only, on a whole `Config`; nothing is read from disk (`paths` does) and nothing is adjusted.
+Ranges of single values, required options and folders are checked here; options that contradict
+each other in `consistency`, paths on this machine in `path_checks`. Nothing is read from disk.
 """
 
 import math
@@ -10,22 +11,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from flame_accel.config.availability import refusal
-from flame_accel.config.dialect import FOREIGN
-from flame_accel.config.relations import RELATIONS
-from flame_accel.config.root import Config
-from flame_accel.config.schema import options, value_of
-from flame_accel.config.values import show
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """A broken rule."""
-
-    options: tuple[str, ...]
-    """The options concerned, the one to blame first."""
-    rule: str
-    remedy: str
+from flame_accel.config.consistency import CONSISTENCY_CHECKS
+from flame_accel.config.errors import BrokenRule
+from flame_accel.config.flame_aliases import FLAME_ONLY
+from flame_accel.config.schema import Config, options, value_of
+from flame_accel.config.unsupported import find_unsupported
+from flame_accel.config.values import format_value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +32,7 @@ def _at_least(low: int) -> _Rule:
 _POSITIVE = _Rule(holds=lambda value: value > 0, text="must be above 0")
 _FRACTION = _Rule(holds=lambda value: 0 <= value <= 1, text="must be from 0 to 1")
 _BETA = _Rule(holds=lambda value: 0 <= value < 1, text="must be at least 0 and below 1")
-_INSIDE = _Rule(
+_INSIDE_RUN_FOLDER = _Rule(
     holds=lambda value: (
         PurePath(value).parts not in ((), ("hf",))
         and ".." not in PurePath(value).parts
@@ -50,14 +41,14 @@ _INSIDE = _Rule(
     text="must be a folder inside the run folder, other than hf, which holds the exported model",
 )
 
-_PARTS = ("optimizer", "lr_scheduler", "dataloader", "train_state")
-"""What can be left out of a checkpoint, by flame's names."""
+_CHECKPOINT_PARTS = ("optimizer", "lr_scheduler", "dataloader", "train_state")
+"""Parts of a checkpoint that need not be loaded, by flame's names."""
 
 _RULES = {
     "job.dump_folder": _Rule(holds=bool, text="must not be empty"),
-    "profiling.save_traces_folder": _INSIDE,
+    "profiling.save_traces_folder": _INSIDE_RUN_FOLDER,
     "profiling.profile_freq": _at_least(1),
-    "profiling.save_memory_snapshot_folder": _INSIDE,
+    "profiling.save_memory_snapshot_folder": _INSIDE_RUN_FOLDER,
     "optimizer.lr": _POSITIVE,
     "optimizer.eps": _POSITIVE,
     "optimizer.beta1": _BETA,
@@ -85,7 +76,7 @@ _RULES = {
     "training.data_parallel_replicate_degree": _at_least(1),
     "training.data_parallel_shard_degree": _Rule(
         holds=lambda value: value == -1 or value >= 1,
-        text="must be at least 1, or -1 for the devices that are left over",
+        text="must be at least 1, or -1 for all remaining devices",
     ),
     "training.tensor_parallel_degree": _at_least(1),
     "training.gc_freq": _at_least(0),
@@ -93,13 +84,14 @@ _RULES = {
         holds=lambda value: 0 <= value < 2**32, text="must be from 0 to 4294967295"
     ),
     "metrics.log_freq": _at_least(1),
-    "metrics.save_tb_folder": _INSIDE,
-    "checkpoint.folder": _INSIDE,
+    "metrics.save_tb_folder": _INSIDE_RUN_FOLDER,
+    "checkpoint.folder": _INSIDE_RUN_FOLDER,
     "checkpoint.interval": _at_least(1),
     "checkpoint.keep_latest_k": _at_least(0),
     "checkpoint.load_step": _at_least(-1),
     "checkpoint.exclude_from_loading": _Rule(
-        holds=lambda parts: set(parts) <= set(_PARTS), text=f"must be of {', '.join(_PARTS)}"
+        holds=lambda parts: set(parts) <= set(_CHECKPOINT_PARTS),
+        text=f"must be of {', '.join(_CHECKPOINT_PARTS)}",
     ),
     "evaluation.interval": _at_least(0),
     "evaluation.batch_size": _at_least(1),
@@ -120,38 +112,39 @@ _RULES = {
 }
 
 
-def find_problems(
-    config: Config, given: Collection[str], foreign: dict[str, Any]
-) -> Iterator[Finding]:
-    """Every broken rule.
+def find_broken_rules(
+    config: Config, given: Collection[str], flame_only: dict[str, Any]
+) -> Iterator[BrokenRule]:
+    """Every rule that the values break.
 
     Args:
-        config: All values of our own options.
+        config: The values of all our options.
         given: Names of the options that the user set.
-        foreign: Values of options that only flame has.
+        flame_only: Values of the options that only flame has.
     """
-    broken: set[str] = set()
+    out_of_range: set[str] = set()
     for name, option in options().items():
         value = value_of(config, name)
-        rule = _broken_rule(name, value)
+        rule = _range_violation(name, value)
         if rule is not None:
-            broken.add(name)
-            remedy = f"Give such a value; the default is {show(option.default)}."
-            yield Finding(options=(name,), rule=rule, remedy=remedy)
-        elif (refused := refusal(option, value)) is not None:
-            yield Finding(options=(name,), rule=refused.reason, remedy=refused.remedy)
-    for name, value in foreign.items():
-        if (refused := refusal(FOREIGN[name], value)) is not None:
-            yield Finding(options=(name,), rule=refused.reason, remedy=refused.remedy)
-    yield from _missing(config)
-    # values that are wrong alone are in no relation to others
-    for names, check in RELATIONS:
-        if broken.isdisjoint(names) and (found := check(config, given)) is not None:
-            yield Finding(options=names, rule=found[0], remedy=found[1])
-    yield from _folders(config, broken)
+            out_of_range.add(name)
+            remedy = f"Choose such a value; the default is {format_value(option.default)}."
+            yield BrokenRule(options=(name,), rule=rule, remedy=remedy)
+        elif (entry := find_unsupported(option, value)) is not None:
+            yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
+    for name, value in flame_only.items():
+        if (entry := find_unsupported(FLAME_ONLY[name], value)) is not None:
+            yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
+    yield from _missing_options(config)
+    # a value that is out of range is not compared with others
+    for names, check in CONSISTENCY_CHECKS:
+        if out_of_range.isdisjoint(names) and (violation := check(config, given)) is not None:
+            yield BrokenRule(options=names, rule=violation.rule, remedy=violation.remedy)
+    yield from _shared_folders(config, out_of_range)
 
 
-def _broken_rule(name: str, value: Any) -> str | None:
+def _range_violation(name: str, value: Any) -> str | None:
+    """The rule that a value breaks by itself, or None."""
     rule = _RULES.get(name)
     if isinstance(value, float) and not math.isfinite(value):
         return "must be finite"
@@ -161,21 +154,22 @@ def _broken_rule(name: str, value: Any) -> str | None:
 _QUICKSTART = "or start from --job.config_file quickstart"
 
 
-def _missing(config: Config) -> Iterator[Finding]:
+def _missing_options(config: Config) -> Iterator[BrokenRule]:
     if config.model.config is None:
         remedy = f"Name a JSON file, a folder or a model on the Hub, {_QUICKSTART}."
-        yield Finding(options=("model.config",), rule="is required", remedy=remedy)
+        yield BrokenRule(options=("model.config",), rule="is required", remedy=remedy)
     if config.training.dataset is None:
         remedy = f"Name a file, a folder, a dataset or python-stdlib, {_QUICKSTART}."
-        yield Finding(options=("training.dataset",), rule="is required", remedy=remedy)
+        yield BrokenRule(options=("training.dataset",), rule="is required", remedy=remedy)
 
 
-def _folders(config: Config, broken: Collection[str]) -> Iterator[Finding]:
+def _shared_folders(config: Config, out_of_range: Collection[str]) -> Iterator[BrokenRule]:
+    """Options for folders inside the run folder that name the same folder."""
     first: dict[PurePath, str] = {}
     for name in _RULES:
-        if _RULES[name] is not _INSIDE or name in broken:
+        if _RULES[name] is not _INSIDE_RUN_FOLDER or name in out_of_range:
             continue
         other = first.setdefault(PurePath(value_of(config, name)), name)
         if other != name:
-            rule, remedy = f"is the same folder as {other}", "Give each its own folder."
-            yield Finding(options=(name, other), rule=rule, remedy=remedy)
+            rule, remedy = f"is the same folder as {other}", "Use a different folder for each."
+            yield BrokenRule(options=(name, other), rule=rule, remedy=remedy)

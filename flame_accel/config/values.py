@@ -1,17 +1,18 @@
 """One value at a time: from the text of a flag, from a run file, and back to text.
 
-A value of the wrong type raises `ValueError` with the rule that it breaks. Ranges, and options that
-depend on each other, live in `validation`.
+A value of the wrong type raises `InvalidValue`. Ranges, and options that depend on each other, are
+checked in `validation`.
 """
 
 import json
 from typing import Any
 
+from flame_accel.config.paths import PathKind, expand_path, expand_path_list
 from flame_accel.config.schema import Option
-from flame_accel.config.suggest import nearest_choice
+from flame_accel.config.suggestions import nearest_text
 
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-_REMEDIES = {
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_TYPE_REMEDIES = {
     bool: "Write true or false.",
     int: "Write a whole number, such as 8.",
     float: "Write a number, such as 0.1 or 1e-4.",
@@ -19,81 +20,110 @@ _REMEDIES = {
 }
 
 
-def from_text(option: Option, text: str) -> Any:
-    """The value that the text of a flag means; empty text and `none` mean None where it is one."""
-    if option.optional and _is_none(text):
+class InvalidValue(Exception):
+    """A value that an option cannot take.
+
+    Args:
+        rule: The rule that it breaks.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, rule: str, remedy: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+        self.remedy = remedy
+
+
+def parse_text_value(option: Option, text: str) -> Any:
+    """The value that the text of a flag stands for; `none` and empty text are None if allowed.
+
+    Raises:
+        InvalidValue: The text is not of the option's type.
+    """
+    if option.optional and _means_none(text):
         return None
     if option.many:
-        return tuple(_member(option, part.strip()) for part in text.split(",") if part.strip())
-    return _member(option, text)
+        return tuple(_parse_one(option, part.strip()) for part in text.split(",") if part.strip())
+    return _parse_one(option, text)
 
 
-def _is_none(text: str) -> bool:
+def convert_file_value(option: Option, value: Any) -> Any:
+    """The value of the option for a value that a run file's parser returned.
+
+    Raises:
+        InvalidValue: The value is not of the option's type.
+    """
+    if option.optional and (value is None or (isinstance(value, str) and _means_none(value))):
+        return None
+    if not option.many:
+        return _check_one(option, value)
+    if isinstance(value, str):
+        return parse_text_value(option, value)
+    if not isinstance(value, list):
+        raise _wrong_type(option, value)
+    return tuple(_check_one(option, member) for member in value)
+
+
+def _means_none(text: str) -> bool:
     return text.lower() in ("", "none")
 
 
-def _member(option: Option, text: str) -> Any:
+def _parse_one(option: Option, text: str) -> Any:
+    """One value, or one member of a list, from text."""
     if option.kind is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
     else:
         try:
             value = option.kind(text)
         except ValueError:
-            raise ValueError(_rule(option)) from None
-    return _checked(option, value)
+            raise _wrong_type(option, text) from None
+    return _check_one(option, value)
 
 
-def from_file(option: Option, value: Any) -> Any:
-    """The value that a run file's value, as its parser read it, means."""
-    if option.optional and (value is None or (isinstance(value, str) and _is_none(value))):
-        return None
-    if not option.many:
-        return _checked(option, value)
-    if isinstance(value, str):
-        return from_text(option, value)
-    if not isinstance(value, list):
-        raise ValueError(_rule(option))
-    return tuple(_checked(option, member) for member in value)
-
-
-def _checked(option: Option, value: Any) -> Any:
-    """One value, if it is of the type; a whole number is a number too."""
+def _check_one(option: Option, value: Any) -> Any:
+    """The value if it is of the type; whole numbers become floats and paths are expanded."""
     if type(value) is int and abs(value) >= 2**63:
-        raise ValueError("must fit into 64 bits")
+        raise InvalidValue("must fit into 64 bits", _TYPE_REMEDIES[int])
     if option.kind is float and type(value) is int:
         return float(value)
     if type(value) is not option.kind or (option.choices and value not in option.choices):
-        raise ValueError(_rule(option))
+        raise _wrong_type(option, value)
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise ValueError("is not valid UTF-8") from None
+            raise InvalidValue("is not valid UTF-8", "Write it in UTF-8.") from None
+        return _expand_paths(option, value)
     return value
 
 
-def _rule(option: Option) -> str:
+def _expand_paths(option: Option, text: str) -> str:
+    if option.path is None:
+        return text
+    try:
+        return expand_path(text) if option.path is PathKind.ONE else expand_path_list(text)
+    except ValueError as error:
+        raise InvalidValue(str(error), "Set it, or write the path without it.") from None
+
+
+def _wrong_type(option: Option, value: Any) -> InvalidValue:
     if option.choices:
-        return f"must be one of {', '.join(option.choices)}"
-    name = _NAMES[option.kind]
-    return f"must be a list, each {name}" if option.many else f"must be {name}"
+        rule = f"must be one of {', '.join(option.choices)}"
+        best = nearest_text(value, option.choices) if isinstance(value, str) else None
+        remedy = f"Did you mean {best}?" if best else f"Choose one of {', '.join(option.choices)}."
+        return InvalidValue(rule, remedy)
+    name = _TYPE_NAMES[option.kind]
+    rule = f"must be a list, each {name}" if option.many else f"must be {name}"
+    return InvalidValue(rule, _TYPE_REMEDIES[option.kind])
 
 
-def remedy(option: Option, value: Any) -> str:
-    """What to do about a value of the wrong type."""
-    if option.choices:
-        best = nearest_choice(value, option.choices) if isinstance(value, str) else None
-        return f"Did you mean {best}?" if best else f"Choose one of {', '.join(option.choices)}."
-    return _REMEDIES[option.kind]
-
-
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """The value as messages show it: short, on one line, in plain ASCII."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
-    # what is in them may be long without end, and no option has such a value
+    # these may be arbitrarily long, and no option has such a value
     if isinstance(value, list):
         return "a list"
     if isinstance(value, dict):
@@ -101,7 +131,7 @@ def show(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a huge number"
     if isinstance(value, str) and len(value) > 150:
-        # of a path, both ends tell which it is
+        # both ends of a path tell which one it is
         value = f"{value[:72]}...{value[-72:]}"
     text = json.dumps(value) if isinstance(value, str) else ascii(value)
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -13,11 +13,10 @@ import pytest
 
 from docs.generate_options import PAGE, read_tests
 from flame_accel.config import ConfigError, describe_options, parse
-from flame_accel.config.dialect import DIALECT
-from flame_accel.config.help import print_help
-from flame_accel.config.merging import merge
+from flame_accel.config.flame_aliases import FLAME_OPTIONS
+from flame_accel.config.help import format_help
 from flame_accel.config.schema import Option, options, sections
-from flame_accel.config.settings import Setting, Source
+from flame_accel.config.settings import OptionSource, Setting, merge_sources
 from tests.helpers.runs import ROOT
 
 TESTS = read_tests()
@@ -82,12 +81,7 @@ def refusals(words: list[str], *, about: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def help_text() -> str:
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        print_help()
-    return printed.getvalue()
+    return format_help("all", width=100)
 
 
 @pytest.mark.parametrize("name", options())
@@ -164,7 +158,7 @@ NEWER = [f"{section}.{key}" for section, keys in ALIASES.items() for key in keys
 
 @pytest.mark.parametrize("name", NEWER)
 def test_a_newer_name_of_flame_is_taken_or_refused_by_name(name: str):
-    option = options().get(name) or DIALECT[name]
+    option = options().get(name) or FLAME_OPTIONS[name]
     try:
         parse([*REQUIRED, f"--{name}={sample(option)}"])
     except ConfigError as error:
@@ -176,11 +170,11 @@ def test_a_newer_name_of_flame_is_taken_or_refused_by_name(name: str):
 @pytest.mark.parametrize("name", sorted(set(NEWER) - set(options())))
 def test_a_name_that_is_not_ours_is_never_ignored(name: str):
     """It becomes a value of one of our options, or the run is refused."""
-    option = DIALECT[name]
+    option = FLAME_OPTIONS[name]
     value = {int: 2, float: 0.5, str: sample(option), bool: True}[option.kind]
     value = (value,) if option.many else value
     setting = Setting(name=name, value=value, where=f"--{name}", shown=str(value))
-    merged = merge([Source(settings=[setting])])
+    merged = merge_sources([OptionSource(settings=[setting])])
     ours = set(merged.settings) & set(options())
     with_refusal = parse_problems(f"--{name}={sample(option)}")
     assert ours or any(name in problem for problem in with_refusal)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from flame_accel.config import ConfigError, parse
-from flame_accel.config.dialect import DIALECT
+from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.schema import options
 
 REQUIRED = ["--model.config", "org/model", "--training.dataset", "python-stdlib"]
-OPTIONS = {**options(), **DIALECT}
+OPTIONS = {**options(), **FLAME_OPTIONS}
 NEGATIONS = [name.replace(".", ".no_") for name, option in OPTIONS.items() if option.kind is bool]
 SECTIONS = {name.partition(".")[0] for name in OPTIONS}
 LETTERS = string.ascii_lowercase + string.digits + "_-."

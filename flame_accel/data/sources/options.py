@@ -6,8 +6,8 @@ Nothing is opened here.
 from dataclasses import dataclass
 from typing import Literal
 
-from flame_accel.config import EvaluationConfig, TrainingConfig, dataset_names, entries
-from flame_accel.config.mixture import PER_DATASET
+from flame_accel.config import EvaluationConfig, TrainingConfig, dataset_names, values_per_dataset
+from flame_accel.config.training_options import PER_DATASET
 from flame_accel.data.sources.table import MAX_DOCUMENT_BYTES
 
 
@@ -62,7 +62,7 @@ def training_dataset_options(training: TrainingConfig) -> list[DatasetOptions]:
         )
         for dataset, name, split, data_dir, data_files in zip(
             dataset_names(training),
-            *(entries(training, option) for option in PER_DATASET),
+            *(values_per_dataset(training, option) for option in PER_DATASET),
             strict=True,
         )
     ]

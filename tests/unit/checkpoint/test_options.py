@@ -273,7 +273,7 @@ def test_parts_are_left_out_of_the_named_checkpoint_and_not_at_every_start(
     own = {"job.dump_folder": finished, "checkpoint.exclude_from_loading": "optimizer"}
     train_here(flags(**QUICK, **own, **{"checkpoint.load_step": 4}))
     assert losses(finished)[5] == before[5] and losses(finished)[6] != before[6]
-    with pytest.raises(ConfigError, match="also one after an interruption"):
+    with pytest.raises(ConfigError, match="also a restart after an interruption"):
         train_here(flags(**QUICK, **own))
 
 
@@ -309,13 +309,13 @@ def test_what_cannot_be_started_from_is_refused(train_here, flags, tmp_path, fin
     [
         ("exclude_from_loading=optimiser", "must be of optimizer, lr_scheduler"),
         ("exclude_from_loading=optimizer", "every start would leave them out"),
-        ("exclude_from_loading=optimizer initial_load_path=a/b", "nothing but the weights"),
-        ("exclude_from_loading=train_state load_step=4", "cannot forget the step"),
+        ("exclude_from_loading=optimizer initial_load_path=a/b", "only the weights are loaded"),
+        ("exclude_from_loading=train_state load_step=4", "cannot drop the step"),
         ("exclude_from_loading=lr_scheduler load_step=4", "a function of the step"),
         ("no_initial_load_model_weights_only", "there is no other run"),
         ("create_seed_checkpoint no_enable_checkpoint", "checkpoints are off"),
-        ("create_seed_checkpoint load_step=4", "there is none to load yet"),
-        ("initial_load_path=./nowhere", "is not there"),
+        ("create_seed_checkpoint load_step=4", "so there is none to load"),
+        ("initial_load_path=./nowhere", "does not exist"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, rule):

@@ -1,27 +1,29 @@
-"""Names that only flame's newer dialect has: what they mean here, or that they mean nothing here.
+"""Option names that only flame has: aliases of our options, and options without a counterpart.
 
-Aliases become our options; the rest is known by name so that `availability` can refuse it with a
-reason. Values are checked like those of our own options.
+Aliases are translated in `settings`. The others are known by name so that `unsupported` can refuse
+them with a reason. Values are checked like those of our own options.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flame_accel.config.paths import PathKind
 from flame_accel.config.schema import Option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
-    """Another name of one of our options."""
+    """Flame's name for one of our options."""
 
     option: Option
     target: str
+    """The name of our option."""
     convert: Callable[[Any], Any]
-    """From the alias's value to that of the target."""
+    """From the value of the alias to the value of our option."""
 
 
-def _same(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
@@ -35,12 +37,12 @@ _ALIASES = (
     Alias(
         option=Option(name="lr_scheduler.warmup_steps", kind=int),
         target="training.warmup_steps",
-        convert=_same,
+        convert=_unchanged,
     ),
     Alias(
         option=Option(name="lr_scheduler.lr_min", kind=float),
         target="optimizer.min_lr_ratio",
-        convert=_same,
+        convert=_unchanged,
     ),
     Alias(
         option=Option(
@@ -57,18 +59,18 @@ _ALIASES = (
     Alias(
         option=Option(name="checkpoint.last_save_model_weights_only", kind=bool),
         target="checkpoint.model_weights_only",
-        convert=_same,
+        convert=_unchanged,
     ),
     Alias(
-        option=Option(name="experimental.custom_model_path", kind=str),
+        option=Option(name="experimental.custom_model_path", kind=str, path=PathKind.ONE),
         target="model.custom",
         convert=lambda path: (path,) if path else (),
     ),
 )
 ALIASES = {alias.option.name: alias for alias in _ALIASES}
 
-# flame's options without a counterpart; the default is the value that asks for nothing
-_FOREIGN = (
+# flame's options without a counterpart; only the default value is accepted
+_WITHOUT_COUNTERPART = (
     Option(name="model.name", kind=str, default="fla"),
     Option(name="model.print_after_conversion", kind=bool, default=False),
     Option(name="experimental.pipeline_parallel_split_points", kind=str, many=True, default=()),
@@ -84,15 +86,15 @@ _FOREIGN = (
     Option(name="fault_tolerance.group_size", kind=int, default=0),
     Option(name="fault_tolerance.min_replica_size", kind=int, default=1),
 )
-FOREIGN = {option.name: option for option in _FOREIGN}
+FLAME_ONLY = {option.name: option for option in _WITHOUT_COUNTERPART}
 
-DIALECT = {
+FLAME_OPTIONS = {
     option.name: option
     for option in (
         DECAY_RATIO,
         DECAY_TYPE,
         CONVERTERS,
         *(alias.option for alias in _ALIASES),
-        *_FOREIGN,
+        *_WITHOUT_COUNTERPART,
     )
 }

@@ -1,6 +1,6 @@
-"""TOML, YAML and JSON text into entries, each with its line; what they mean is up to `run_file`.
+"""Parses TOML, YAML and JSON text into entries with line numbers; `run_file` interprets them.
 
-Nothing is built from a file but text, numbers, booleans, dates, and lists and tables of them.
+A file yields only text, numbers, booleans, dates, and lists and tables of them.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A section (without a key), or an option (outside of any section if that is empty)."""
+    """A section (without a key), or an option (outside any section if `section` is empty)."""
 
     section: str
     key: str | None = None
@@ -28,7 +28,7 @@ class Entry:
 
 
 class SyntaxProblem(Exception):
-    """The text is not in its format."""
+    """The text is not valid in its format."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -37,10 +37,10 @@ class SyntaxProblem(Exception):
 
 
 class Table(list[tuple[str, int, Any]]):
-    """A mapping as (key, line, value), so that a key given twice is still there twice."""
+    """A mapping as a list of (key, line, value), which keeps a key that is given twice."""
 
 
-def _entries(root: Table) -> Iterator[Entry]:
+def _flatten_table(root: Table) -> Iterator[Entry]:
     for name, line, body in root:
         if isinstance(body, Table):
             yield Entry(section=name, line=line)
@@ -53,9 +53,13 @@ def _entries(root: Table) -> Iterator[Entry]:
             yield Entry(section="", key=name, value=body, line=line)
 
 
-def read_toml(text: str) -> list[Entry]:
-    """Entries of a TOML document."""
-    # tomllib came with Python 3.11; tomli is the same module for older ones
+def parse_toml(text: str) -> list[Entry]:
+    """The entries of a TOML document.
+
+    Raises:
+        SyntaxProblem: The text is not valid TOML.
+    """
+    # tomllib was added in Python 3.11; tomli is the same module for older versions
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     lines = text.split("\n")
     problem, message = None, ""
@@ -68,17 +72,18 @@ def read_toml(text: str) -> list[Entry]:
         problem = SyntaxProblem(f"is not valid TOML: {message}", line)
     if problem is not None and message != "Cannot overwrite a value":
         raise problem
-    entries = list(_entries(_toml_table(toml.loads, lines)))
-    # the parser does not name a key that is given twice, but the entries do
+    entries = list(_flatten_table(_parse_toml_statements(toml.loads, lines)))
+    # the parser does not name a key that is given twice; the entries show it
     if problem is not None and len({entry.name for entry in entries}) == len(entries):
         raise problem
     return entries
 
 
-def _toml_table(loads: Callable[[str], dict[str, Any]], lines: list[str]) -> Table:
-    """The sections of valid lines, where the fewest lines that parse on their own are a statement.
+def _parse_toml_statements(loads: Callable[[str], dict[str, Any]], lines: list[str]) -> Table:
+    """The sections of TOML lines, read statement by statement to know the line of each.
 
-    TOML's own parser tells no lines. A section stands where it is first named.
+    The parser gives no line numbers. A statement is the fewest lines that parse on their own; a
+    section has the line where it is first named.
     """
     root, tables = Table(), dict[str, Table]()
     section, start = "", 0
@@ -90,7 +95,7 @@ def _toml_table(loads: Callable[[str], dict[str, Any]], lines: list[str]) -> Tab
             continue
         line, start = start + 1, end
         if statement.lstrip().startswith("["):
-            section = _header_name(content)
+            section = _section_name(content)
         elif section and content:
             content = {section: content}
         for name, body in content.items():
@@ -104,8 +109,8 @@ def _toml_table(loads: Callable[[str], dict[str, Any]], lines: list[str]) -> Tab
     return root
 
 
-def _header_name(content: dict[str, Any]) -> str:
-    """The name in a header, which parses as tables of one key each."""
+def _section_name(content: dict[str, Any]) -> str:
+    """The dotted name in a section header, which parses as nested tables of one key each."""
     names: list[str] = []
     inner: Any = content
     while isinstance(inner, dict) and inner:
@@ -115,15 +120,15 @@ def _header_name(content: dict[str, Any]) -> str:
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object as (key, value)."""
+    """A JSON object as a list of (key, value)."""
 
 
-# strings (with a colon after them: keys) and brackets
+# strings, brackets, and the colon that makes a string a key
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|[{}\[\]]')
 
 
 def _json_key_lines(text: str) -> Iterator[int]:
-    """Lines of the keys of sections and options, in their order in a valid document."""
+    """Line numbers of the keys of sections and options, in the order of a valid document."""
     depth = 0
     for token in _JSON_TOKEN.finditer(text):
         if token[0] in ("{", "["):
@@ -134,8 +139,12 @@ def _json_key_lines(text: str) -> Iterator[int]:
             yield text.count("\n", 0, token.start()) + 1
 
 
-def read_json(text: str) -> list[Entry]:
-    """Entries of a JSON document."""
+def parse_json(text: str) -> list[Entry]:
+    """The entries of a JSON document.
+
+    Raises:
+        SyntaxProblem: The text is not valid JSON.
+    """
     try:
         content = json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
@@ -151,14 +160,18 @@ def read_json(text: str) -> list[Entry]:
                 for key, value in body
             )
         root.append((name, line, body))
-    return list(_entries(root))
+    return list(_flatten_table(root))
 
 
 _YAML_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 
 
-def read_yaml(text: str) -> list[Entry]:
-    """Entries of a YAML document; a tag that asks for an object is refused."""
+def parse_yaml(text: str) -> list[Entry]:
+    """The entries of a YAML document; a tag that would build an object is refused.
+
+    Raises:
+        SyntaxProblem: The text is not valid YAML.
+    """
     import yaml
 
     try:
@@ -168,7 +181,7 @@ def read_yaml(text: str) -> list[Entry]:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise SyntaxProblem("must be a mapping of sections", root.start_mark.line + 1)
-        return list(_entries(_yaml_table(loader, root, depth=1)))
+        return list(_flatten_table(_yaml_node_to_table(loader, root, depth=1)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1
@@ -178,27 +191,31 @@ def read_yaml(text: str) -> list[Entry]:
         raise SyntaxProblem(f"is not valid YAML: {error.reason}", line) from None
 
 
-def _yaml_table(loader: Any, mapping: Any, *, depth: int) -> Table:
+def _yaml_node_to_table(loader: Any, mapping: Any, *, depth: int) -> Table:
     table = Table()
     for key, value in mapping.value:
         line = key.start_mark.line + 1
         if key.id != "scalar":
             raise SyntaxProblem("has a key that is not text", line)
         if depth < 2 and value.id == "mapping":
-            body = _yaml_table(loader, value, depth=depth + 1)
+            body = _yaml_node_to_table(loader, value, depth=depth + 1)
         else:
-            body = _yaml_value(loader, value, line)
+            body = _yaml_node_to_value(loader, value, line)
         table.append((key.value, line, body))
     return table
 
 
-def _yaml_value(loader: Any, node: Any, line: int) -> Any:
+def _yaml_node_to_value(loader: Any, node: Any, line: int) -> Any:
     try:
         value = loader.construct_object(node, deep=True)
     except ValueError as error:
-        # a date or number that there is not
+        # not an existing date or number
         raise SyntaxProblem(str(error), line) from None
-    # yaml 1.1 takes 1e-4 for text unless it is written 1.0e-4
+    # yaml 1.1 reads 1e-4 as text unless it is written 1.0e-4
     if isinstance(value, str) and node.style is None and _YAML_FLOAT.fullmatch(value):
         return float(value)
     return value
+
+
+PARSERS = {".toml": parse_toml, ".yaml": parse_yaml, ".yml": parse_yaml, ".json": parse_json}
+"""Suffix of a run file -> function that parses its text."""
