@@ -2,7 +2,7 @@
 
     flame-accel train                                  the quickstart
     flame-accel train --job.config_file run.toml ...   a run of your own; flags override the file
-    flame-accel train -h                               every option
+    flame-accel train -h                               the common options; -h all shows every one
 
 All arguments are options of the run. Environment variables say how it is launched: NGPU (processes
 on this machine; its GPUs unless given, else 1), NNODE, NODE_RANK, MASTER_ADDR, MASTER_PORT, and

@@ -16,8 +16,8 @@ class ModelConfig:
 
     config: PathText | None = None
     """Model config (required): a JSON file in the Hugging Face format, a folder with a config.json,
-    the name of a preset (such as gla_340M), or a name on the Hub. The model starts with random weights; checkpoint.initial_load_path names
-    weights to load."""
+    the name of a preset (such as gla_340M), or a name on the Hub. The model starts with random
+    weights; checkpoint.initial_load_path names weights to load."""
     tokenizer_path: PathText | None = None
     """Tokenizer: a folder, a tokenizer.json, a name on the Hub, or "byte" for the byte-level
     tokenizer in flame_accel. None takes the tokenizer in the folder or Hub repository of
