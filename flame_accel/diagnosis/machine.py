@@ -125,7 +125,7 @@ def collect_machine_facts(
     driver, driver_devices = nvidia_driver_and_gpu_count()
     platform_name, devices = visible_devices(free_memory)
     return Machine(
-        system=platform.platform(),
+        system=operating_system(),
         python=platform.python_version(),
         processor=processor_name(),
         cores=count_cores(),
@@ -213,6 +213,12 @@ def triton_required_by_torch() -> str | None:
         if requirement.name == "triton" and requirement.specifier:
             return str(requirement.specifier)
     return None
+
+
+def operating_system() -> str:
+    """Name, release and machine type; `platform.platform` would start `uname -p` for its answer."""
+    uname = platform.uname()
+    return f"{uname.system}-{uname.release}-{uname.machine}"
 
 
 def processor_name() -> str:
