@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from flame_accel.kernels.attention.flash import flash_attn_func, flash_attn_varlen_func
+from flame_accel.kernels.attention.flash_attention import flash_attn_func, flash_attn_varlen_func
 
 ROWS, LENGTH, HEADS, CHANNELS = 16, 4096, 16, 64
 TOKENS = ROWS * LENGTH

@@ -1,10 +1,10 @@
-"""Puts the PyTorch implementations in fla's place, and takes them away again.
+"""Replaces fla's functions with PyTorch implementations, and restores them.
 
 A function that fla dispatches through `fla/backends.py` gets a backend there. Any other is replaced
-by name: where fla defines it, and wherever a module of fla has imported it since, by identity.
-Modules imported later find the replacement. What serves what is in `table`.
-Softmax attention is served on every device, unless the package that fla wants for it is there; so
-are the few functions of fla that are wrong on every device.
+by name: where fla defines it and, found by identity, wherever a module of fla has imported it.
+Modules imported later find the replacement. Which function replaces which is in `replacements`.
+Without the flash-attn package softmax attention is replaced on every device, and so are the few
+functions of fla that are wrong on every device.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ from flame_accel.kernels.tuning import cache_folder, install_hook, uninstall_hoo
 from flame_accel.kernels.tuning.warps import MISCOMPILED, with_few_warps
 
 Kind = Literal["auto", "torch", "triton"]
-_undo: list[Callable[[], None]] = []
+_undo_actions: list[Callable[[], None]] = []
 _active: list[Kind] = []
 
 
@@ -43,10 +43,12 @@ def triton_has_device() -> bool:
 
 
 def install(kind: Kind = "auto") -> str:
-    """Makes fla run on this machine; returns what is active afterwards, "torch" or "triton".
+    """Makes fla run on this machine. Calling it again is harmless.
 
-    Calling it again is harmless. Install before a model is built: models keep the functions they
-    are built with.
+    Install before a model is built: models keep the functions they are built with.
+
+    Returns:
+        The kernels that are active afterwards, "torch" or "triton".
 
     Raises:
         UserError: "triton" was asked for and Triton has no device.
@@ -62,65 +64,65 @@ def install(kind: Kind = "auto") -> str:
     if kind not in _active:
         uninstall()
         _active.append(kind)
-        # its default lies in /tmp, and is lost with it; Triton's own cache is in the home folder
+        # the default lies in /tmp and is lost with it; Triton's own cache is in the home folder
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-        _install_everywhere()
+        _install_device_independent_fixes()
         if kind == "torch":
-            _install_torch()
+            _install_torch_replacements()
         else:
-            _install_triton()
+            _install_triton_hooks()
     return kind
 
 
 def uninstall() -> None:
     """Restores what fla had before `install`."""
-    while _undo:
-        _undo.pop()()
+    while _undo_actions:
+        _undo_actions.pop()()
     _active.clear()
 
 
-def _install_everywhere() -> None:
-    _say_nothing_of_packages()
-    _replace(FIXES_EVERYWHERE)
+def _install_device_independent_fixes() -> None:
+    _filter_missing_package_logs()
+    _replace_functions(FIXES_EVERYWHERE)
     if importlib.import_module("fla.layers.attn").flash_attn_func is None:
-        _replace(REPLACEMENTS_WITHOUT_FLASH_ATTN)
+        _replace_functions(REPLACEMENTS_WITHOUT_FLASH_ATTN)
 
 
-def _install_torch() -> None:
-    _replace(REPLACEMENTS)
+def _install_torch_replacements() -> None:
+    _replace_functions(REPLACEMENTS)
     if not triton_has_device():
         from triton.runtime.jit import KernelInterface
 
-        _set(KernelInterface, "__getitem__", _refuse_kernel)
+        _set_attribute(KernelInterface, "__getitem__", _raise_on_kernel_launch)
     _prefer_onednn()
-    _keep_freed_memory()
+    _keep_freed_memory_in_process()
 
 
-def _install_triton() -> None:
+def _install_triton_hooks() -> None:
     install_hook()
-    _undo.append(uninstall_hook)
+    _undo_actions.append(uninstall_hook)
     if importlib.import_module("fla.utils").IS_NVIDIA_HOPPER:
         for path in MISCOMPILED:
-            owner, name, kernel = _resolve(f"fla.{path}")
-            _set(owner, name, with_few_warps(kernel))
+            owner, name, kernel = _resolve_fla_attribute(f"fla.{path}")
+            _set_attribute(owner, name, with_few_warps(kernel))
 
 
-def _replace(served: Mapping[str, str]) -> None:
+def _replace_functions(replacements_by_path: Mapping[str, str]) -> None:
     importlib.import_module("fla")
     replacements: dict[int, tuple[Any, Any]] = {}
-    for theirs, path in served.items():
-        owner, name, original = _resolve(f"fla.{theirs}")
+    for theirs, path in replacements_by_path.items():
+        owner, name, original = _resolve_fla_attribute(f"fla.{theirs}")
         module, _, our_name = path.rpartition(".")
         ours = getattr(importlib.import_module(f"flame_accel.kernels.{module}"), our_name)
         if original is None or isinstance(owner, type):
-            _set(owner, name, ours)
-        elif not _register(original, ours):
+            _set_attribute(owner, name, ours)
+        elif not _register_fla_backend(original, ours):
             replacements[id(original)] = (original, ours)
-    _sweep(replacements)
+    _rebind_everywhere(replacements)
 
 
-def _say_nothing_of_packages() -> None:
-    """Drops what fla's Mamba layers log about packages that are missing: here none is missed."""
+def _filter_missing_package_logs() -> None:
+    """Drops the log lines of fla's Mamba layers about missing packages: none is needed."""
 
     def is_about_something_else(record: logging.LogRecord) -> bool:
         return not re.search(r"not available because|conv1d backend", record.getMessage())
@@ -128,11 +130,11 @@ def _say_nothing_of_packages() -> None:
     for name in ("mamba", "mamba2", "mamba3", "log_linear_mamba2"):
         logger = logging.getLogger(f"fla.layers.{name}")
         logger.addFilter(is_about_something_else)
-        _undo.append(partial(logger.removeFilter, is_about_something_else))
+        _undo_actions.append(partial(logger.removeFilter, is_about_something_else))
 
 
-def _keep_freed_memory() -> None:
-    """Asks glibc to keep freed memory instead of returning it to the kernel; it stays so.
+def _keep_freed_memory_in_process() -> None:
+    """Makes glibc keep freed memory instead of returning it to the kernel, for the whole process.
 
     Every step of a training run allocates what the last one freed. Taking the pages back from the
     kernel each time cost a quarter of a step on two cores (33,000 page faults). Peaks do not grow.
@@ -146,7 +148,7 @@ def _keep_freed_memory() -> None:
 
 
 def _prefer_onednn() -> None:
-    """Lets oneDNN multiply fp32 matrices, where it does so exactly.
+    """Makes PyTorch multiply fp32 matrices with oneDNN on CPUs where that is exact.
 
     On CPUs with AVX512 it can be two to three times as fast as MKL. PyTorch asks it only at the
     precision "medium", which allows bf16 inside; oneDNN makes use of that on CPUs with AMX alone.
@@ -163,23 +165,23 @@ def _prefer_onednn() -> None:
         for x in (torch.full(shape, 1 + 2.0**-20) for shape in ((64, 64), (512, 256), (8, 32, 16)))
     )
     if exact:
-        _undo.append(lambda: torch.set_float32_matmul_precision(before))
+        _undo_actions.append(lambda: torch.set_float32_matmul_precision(before))
     else:
         torch.set_float32_matmul_precision(before)
 
 
-def _resolve(path: str) -> tuple[Any, str, Any]:
-    """Owner (a module or a class), name, and value at a dotted path, None where there is none."""
+def _resolve_fla_attribute(path: str) -> tuple[Any, str, Any]:
+    """Owner (a module or class), name and value at a dotted path; the value is None if absent."""
     owner_path, _, name = path.rpartition(".")
     if owner_path in sys.modules or owner_path.rpartition(".")[2].islower():
         owner = importlib.import_module(owner_path)
     else:
-        owner = _resolve(owner_path)[2]
+        owner = _resolve_fla_attribute(owner_path)[2]
     return owner, name, getattr(owner, name, None)
 
 
-def _register(original: Any, ours: Callable[..., Any]) -> bool:
-    """Registers with fla's own dispatch; False where fla does not dispatch this function."""
+def _register_fla_backend(original: Any, ours: Callable[..., Any]) -> bool:
+    """Registers a backend with fla's dispatch; False if fla does not dispatch this function."""
     from fla import backends
 
     class TorchBackend(backends.BaseBackend):
@@ -194,11 +196,11 @@ def _register(original: Any, ours: Callable[..., Any]) -> bool:
     if unwrap(original) not in backends._function_registries:
         return False
     backends.register(original, backend=TorchBackend)(ours)
-    _undo.append(lambda: setattr(TorchBackend, "active", False))
+    _undo_actions.append(lambda: setattr(TorchBackend, "active", False))
     return True
 
 
-def _refuse_kernel(kernel: Any, grid: Any) -> Any:
+def _raise_on_kernel_launch(kernel: Any, grid: Any) -> Any:
     """Stands in for `kernel[grid]`, how all kernels are launched, where no kernel can run."""
     operator, frame = "an operator", sys._getframe(1)
     while frame is not None:
@@ -208,34 +210,36 @@ def _refuse_kernel(kernel: Any, grid: Any) -> Any:
         frame = frame.f_back
     raise UserError(
         f"{operator} needs a Triton device, and this machine has none",
-        remedy="use a GPU, or a model whose operators flame_accel/kernels/table.py serves",
+        remedy="use a GPU, or a model whose operators flame_accel/kernels/replacements.py lists",
     )
 
 
-def _sweep(replacements: dict[int, tuple[Any, Any]], packages: tuple[str, ...] = ("fla",)) -> None:
+def _rebind_everywhere(
+    replacements: dict[int, tuple[Any, Any]], packages: tuple[str, ...] = ("fla",)
+) -> None:
     """Replaces values by identity in all modules of fla and in dictionaries they hold (ACT2FN)."""
     for module_name, module in list(sys.modules.items()):
         if not any(f"{module_name}.".startswith(f"{package}.") for package in packages):
             continue
         for name, value in list(vars(module).items()):
             if id(value) in replacements:
-                _set(module, name, replacements[id(value)][1])
+                _set_attribute(module, name, replacements[id(value)][1])
             elif type(value) is dict and not name.startswith("__"):
                 for key, item in list(value.items()):
                     if id(item) in replacements:
-                        _set_item(value, key, replacements[id(item)][1])
+                        _set_dict_item(value, key, replacements[id(item)][1])
 
 
-def _set(owner: Any, name: str, value: Any) -> None:
+def _set_attribute(owner: Any, name: str, value: Any) -> None:
     if name in vars(owner):
         original = vars(owner)[name]
-        _undo.append(lambda: setattr(owner, name, original))
+        _undo_actions.append(lambda: setattr(owner, name, original))
     else:
-        _undo.append(lambda: delattr(owner, name))
+        _undo_actions.append(lambda: delattr(owner, name))
     setattr(owner, name, value)
 
 
-def _set_item(owner: dict[Any, Any], key: Any, value: Any) -> None:
+def _set_dict_item(owner: dict[Any, Any], key: Any, value: Any) -> None:
     original = owner[key]
     owner[key] = value
-    _undo.append(lambda: owner.update({key: original}))
+    _undo_actions.append(lambda: owner.update({key: original}))

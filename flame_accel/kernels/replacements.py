@@ -1,4 +1,4 @@
-"""Which PyTorch implementation serves which operator of fla.
+"""Which PyTorch implementation replaces which operator of fla.
 
 The table is data: nothing of torch or fla is imported for it. `install` reads it.
 """
@@ -6,19 +6,19 @@ The table is data: nothing of torch or fla is imported for it. `install` reads i
 from typing import NamedTuple
 
 
-class Family(NamedTuple):
+class OperatorFamily(NamedTuple):
     """Operators that share an implementation."""
 
     module: str
     """Ours, below `flame_accel.kernels.`"""
     formula: str
     """What they compute, with the arXiv number of the paper that says it."""
-    serves: dict[str, str]
-    """fla's module, below `fla.` -> names in it, each one also the name in ours (else `a=b`)."""
+    replaces: dict[str, str]
+    """fla's module, below `fla.` -> names in it. Ours has the same name, or the one after `=`."""
 
 
 FAMILIES = (
-    Family(
+    OperatorFamily(
         "recurrence.gla",
         "S_t = diag(exp(g_t)) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t; g per channel, head or "
         "none (2312.06635, 2307.08621, 2405.21060)",
@@ -33,12 +33,12 @@ FAMILIES = (
             "ops.utils.cumsum": "chunk_global_cumsum",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.hgrn",
         "h_t = exp(g_t) h_{t-1} + x_t, elementwise (2311.04823)",
         {"ops.hgrn.chunk": "chunk_hgrn", "ops.hgrn.fused_recurrent": "fused_recurrent_hgrn"},
     ),
-    Family(
+    OperatorFamily(
         "recurrence.gsa",
         "linear attention to slots with decays of the values, softmax, and from the slots with "
         "decays of the keys; slots exp(s_t) over their running sum (2409.07146, 2110.02488)",
@@ -48,13 +48,13 @@ FAMILIES = (
             "ops.gsa.gate": "fused_additive_gate",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.rwkv6",
         "o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T r_t, S_t = diag(exp(w_t)) S_{t-1} + k_t v_t^T "
         "(2404.05892)",
         {"ops.rwkv6.chunk": "chunk_rwkv6", "ops.rwkv6.fused_recurrent": "fused_recurrent_rwkv6"},
     ),
-    Family(
+    OperatorFamily(
         "recurrence.based",
         "linear attention with scores 1 + a + a^2 / 2 or a^2, a = scale q . k (2402.18668, "
         "2402.10644)",
@@ -64,7 +64,7 @@ FAMILIES = (
             "ops.rebased.parallel": "parallel_rebased",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.delta_rule",
         "S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - exp(g_t) S_{t-1}^T k_t)^T, g per head or none; "
         "several such steps per token; erase keys of their own (2406.06484, 2412.06464, "
@@ -79,7 +79,7 @@ FAMILIES = (
             "ops.comba.fused_recurrent": "fused_recurrent_comba",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.mesa",
         "(R_t + diag(lambda)) x_t = q_t by conjugate gradients, o_t = S_t^T x_t; R and S sums with "
         "decay of k k^T and k v^T (2506.05233)",
@@ -88,7 +88,7 @@ FAMILIES = (
             "ops.mesa_net.decoding_one_step": "mesa_net_decoding_one_step",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.momentum",
         "M_t = mu_t M_{t-1} - eta_t k_t (v_t - S_{t-1}^T p_t)^T, S_t = alpha_t S_{t-1} - "
         "beta_t M_t (2605.05838)",
@@ -97,7 +97,7 @@ FAMILIES = (
             "ops.momentum_delta_rule.fused_recurrent": "fused_recurrent_momentum_delta_rule",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.preconditioned",
         "the delta rule with keys scaled by a running sum of their squares, g per head or channel "
         "(2604.21100)",
@@ -109,7 +109,7 @@ FAMILIES = (
             "ops.precond_kda.fused_recurrent": "fused_recurrent_precond_kda",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.cyfa",
         "softmax over a memory whose slots turn with a learned clock (2609.36259)",
         {
@@ -117,19 +117,19 @@ FAMILIES = (
             "ops.cyfa.fused_recurrent": "fused_recurrent_cyfa",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.log_linear",
         "linear attention with decay and one weight per power of two of distance (2506.04761)",
         {
             "ops.log_linear_attn.chunk": "chunk_log_linear_attn",
         },
     ),
-    Family(
+    OperatorFamily(
         "attention.deltaformer",
         "softmax attention to values u_t = v_t - beta_t softmax(q_t k_{<t}) u_{<t} (2505.19488)",
         {"ops.deltaformer.parallel": "deltaformer_attn"},
     ),
-    Family(
+    OperatorFamily(
         "recurrence.kda",
         "the delta rule with D_t = diag(exp(g_t)) per channel; gates per channel for what is "
         "erased and written (2510.26692)",
@@ -141,7 +141,7 @@ FAMILIES = (
             "ops.gdn2.fused_recurrent": "fused_recurrent_gdn2",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.dplr",
         "S_t = diag(exp(g_t)) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T (2503.14456)",
         {
@@ -151,7 +151,7 @@ FAMILIES = (
             "ops.generalized_delta_rule.iplr.fused_recurrent": "fused_recurrent_iplr_delta_rule",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.rwkv7",
         "the same with a = -kk, b = kk a; mixes x + delta * x_i of token-shifted inputs; the "
         "bonus (r . k r_k) v (2503.14456)",
@@ -163,17 +163,17 @@ FAMILIES = (
             "ops.rwkv7.gate_output_correction": "gate_output_correction",
         },
     ),
-    Family(
+    OperatorFamily(
         "modules.token_shift",
         "x_{t-1} - x_t (2305.13048)",
         {"modules.token_shift": "token_shift"},
     ),
-    Family(
-        "modules.attnres",
+    OperatorFamily(
+        "modules.attention_residuals",
         "softmax over earlier residual streams (2603.15031)",
         {"ops.attnres.fused": "fused_attnres"},
     ),
-    Family(
+    OperatorFamily(
         "modules.norm",
         "(x - mean) / sqrt(var + eps) weight + bias; no mean for RMS; times act(gate) where gated",
         {
@@ -184,17 +184,17 @@ FAMILIES = (
             "modules.norm.l2norm": "l2norm",
         },
     ),
-    Family(
+    OperatorFamily(
         "modules.bitlinear",
         "round(norm(x)) @ round(weight)^T, rounding without a gradient of its own (2402.17764)",
         {"modules.fused_bitlinear": "layer_norm_linear_quant"},
     ),
-    Family(
+    OperatorFamily(
         "modules.convolution",
         "y_t = act(sum_w weight_w x_{t-W+1+w}) + residual_t, per channel",
         {"modules.causal_conv1d.ops": "causal_conv1d causal_conv1d_update"},
     ),
-    Family(
+    OperatorFamily(
         "modules.activation",
         "elementwise functions; gated linear units act(x) y, with the linear map that follows",
         {
@@ -204,12 +204,12 @@ FAMILIES = (
             "layers.rodimus": "autocast_to_fp16=identity",
         },
     ),
-    Family(
+    OperatorFamily(
         "modules.rotary",
         "rotation of channel pairs by position (2104.09864)",
         {"modules.rotary.ops": "rotary_embedding"},
     ),
-    Family(
+    OperatorFamily(
         "modules.loss",
         "-log softmax(logits)[target] with smoothing, z-loss, soft cap",
         {
@@ -218,7 +218,7 @@ FAMILIES = (
             "modules.fused_linear_cross_entropy.ops": "fused_linear_cross_entropy_loss",
         },
     ),
-    Family(
+    OperatorFamily(
         "modules.kl_div",
         "KL(teacher || student) of linear maps; -advantage + beta KL (2402.03300)",
         {
@@ -226,8 +226,8 @@ FAMILIES = (
             "modules.grpo.ops": "fused_grpo_loss",
         },
     ),
-    Family(
-        "attention.forgetting",
+    OperatorFamily(
+        "attention.forgetting_attention",
         "softmax_j(scale q_i . k_j + c_i - c_j) v_j, c the running sum of log gates (2503.02130)",
         {
             "ops.attn.parallel": "parallel_attn",
@@ -235,8 +235,8 @@ FAMILIES = (
             "ops.forgetting_attn.parallel": "parallel_forgetting_attn",
         },
     ),
-    Family(
-        "attention.wall",
+    OperatorFamily(
+        "attention.wall_attention",
         "softmax_j(scale sum_n q_in k_jn exp(P_in - P_jn)) v_j, P the running sums of log decays",
         {
             "ops.wall_attn.parallel": "parallel_wall_attn",
@@ -244,7 +244,7 @@ FAMILIES = (
             "WallAttention._decode_rebuild=decode_rebuild",
         },
     ),
-    Family(
+    OperatorFamily(
         "attention.parallax",
         "p_ij (1 + sum_l p_il t_il - t_ij) v_j, p softmax of q_i . k_j, t_ij = r_i . k_j "
         "(2605.29157)",
@@ -253,25 +253,25 @@ FAMILIES = (
             "ops.parallax.decode": "parallax_decode parallax_decode_one_step",
         },
     ),
-    Family(
-        "attention.stickbreaking",
+    OperatorFamily(
+        "attention.stickbreaking_attention",
         "sigmoid(z_ij) prod_l (1 - sigmoid(z_il)) v_j over the keys l after j (2410.17980)",
         {
             "ops.stickbreaking_attn.parallel": "parallel_stickbreaking_attn",
-            "layers.stickbreaking_attn": "StickBreakingAttention.forward=forward",
+            "layers.stickbreaking_attn": "StickBreakingAttention.forward=stickbreaking_forward",
         },
     ),
-    Family(
+    OperatorFamily(
         "attention.path_attention",
         "softmax_j(scale q_i^T H_i ... H_{j+1} k_j) v_j, H_t = I - beta_t w_t w_t^T (2505.16381)",
         {"ops.path_attn.parallel": "parallel_path_attn"},
     ),
-    Family(
+    OperatorFamily(
         "attention.nsa",
         "attention to block means, to the blocks that match best, and to a window (2502.11089)",
         {"ops.nsa.parallel": "parallel_nsa"},
     ),
-    Family(
+    OperatorFamily(
         "attention.cat",
         "softmax attention under a mask (2511.05313)",
         {
@@ -283,8 +283,8 @@ FAMILIES = (
 
 _FLASH = "flash_attn_func flash_attn_varlen_func"
 ATTENTION_REPLACEMENTS = (
-    Family(
-        "attention.flash",
+    OperatorFamily(
+        "attention.flash_attention",
         "softmax_j(scale q_i . k_j) v_j over earlier tokens, a window of them, or all (1706.03762)",
         {
             "layers.attn": _FLASH,
@@ -296,7 +296,7 @@ ATTENTION_REPLACEMENTS = (
             "ops.nsa.parallel": _FLASH,
         },
     ),
-    Family(
+    OperatorFamily(
         "attention.moba",
         "softmax attention to one's own chunk and those that match best (2502.13189)",
         {"ops.moba.parallel": "parallel_moba"},
@@ -305,7 +305,7 @@ ATTENTION_REPLACEMENTS = (
 """What fla takes from flash-attn; served on every device where that package is missing."""
 
 FIXES = (
-    Family(
+    OperatorFamily(
         "recurrence.mamba",
         "h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t, per channel (2312.00752)",
         {
@@ -313,22 +313,22 @@ FIXES = (
             "Mamba.cuda_kernels_forward=cuda_kernels_forward",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.mamba2",
         "the same with one decay per head, on simple GLA (2405.21060)",
         {"layers.mamba2": "Mamba2.forward=forward_mamba2"},
     ),
-    Family(
+    OperatorFamily(
         "recurrence.mamba3",
         "the same by the trapezoid rule, B and C turned, on simple GLA (Mamba-3, ICLR 2026)",
         {"layers.mamba3": "Mamba3.forward=forward_mamba3"},
     ),
-    Family(
+    OperatorFamily(
         "recurrence.mom",
         "tokens dealt out to the memories they choose, in their order (2502.13685)",
         {"layers.mom": "transform MomAttention.forward=forward_mom"},
     ),
-    Family(
+    OperatorFamily(
         "recurrence.log_linear",
         "fla's layer, for packed documents, under autocast, and without CUDA",
         {
@@ -336,7 +336,7 @@ FIXES = (
             "chunk_log_linear_attn=run_triton_in_one_dtype",
         },
     ),
-    Family(
+    OperatorFamily(
         "recurrence.gsa",
         "slots exp(s_t) over their running sum, which is part of the state (2110.02488)",
         {
@@ -344,16 +344,16 @@ FIXES = (
             "layers.abc": "ABCAttention.__call__=call_abc_attention",
         },
     ),
-    Family(
-        "modules.model",
+    OperatorFamily(
+        "modules.model_forwards",
         "a model's layers one after the other, with all options handed on",
         {
             "models.linear_attn.modeling_linear_attn": "LinearAttentionModel.forward=forward_model "
             "LinearAttentionForCausalLM.forward=forward_causal_lm",
         },
     ),
-    Family(
-        "attention.generation",
+    OperatorFamily(
+        "attention.generation_fixes",
         "fla's own layers, called as they need to be for generation",
         {
             "layers.forgetting_attn": "ForgettingAttention.forward=forgetting_forward",
@@ -362,24 +362,24 @@ FIXES = (
         },
     ),
 )
-"""What is wrong in fla 0.6.0 whatever runs its operators; served on every device."""
+"""Functions that are wrong in fla 0.6.0 on every device, and are replaced on every device."""
 
 
-def _flat(families: tuple[Family, ...]) -> dict[str, str]:
+def _map_fla_paths_to_ours(families: tuple[OperatorFamily, ...]) -> dict[str, str]:
     rows = {}
     for family in families:
-        for module, names in family.serves.items():
+        for module, names in family.replaces.items():
             for name in names.split():
                 theirs, _, ours = name.partition("=")
                 rows[f"{module}.{theirs}"] = f"{family.module}.{ours or theirs}"
     return rows
 
 
-REPLACEMENTS = _flat(FAMILIES)
-"""Every operator, below `fla.` -> the function that serves it, below `flame_accel.kernels.`."""
+REPLACEMENTS = _map_fla_paths_to_ours(FAMILIES)
+"""Every operator, below `fla.` -> the function that replaces it, below `flame_accel.kernels.`."""
 
-REPLACEMENTS_WITHOUT_FLASH_ATTN = _flat(ATTENTION_REPLACEMENTS)
+REPLACEMENTS_WITHOUT_FLASH_ATTN = _map_fla_paths_to_ours(ATTENTION_REPLACEMENTS)
 """As `REPLACEMENTS`, for the names that fla could not import from flash-attn."""
 
-FIXES_EVERYWHERE = _flat(FIXES)
+FIXES_EVERYWHERE = _map_fla_paths_to_ours(FIXES)
 """As `REPLACEMENTS`, for `FIXES`."""

@@ -3,7 +3,7 @@
 A block saves its inputs; its forward runs again when the backward pass reaches it (torch's
 non-reentrant checkpoint). "full" checkpoints every block, "n" every n-th.
 
-"op" does not recompute the operators, which cost most of a forward pass (`kernels/operators.py`):
+"op" does not recompute the operators, which cost most of a forward pass (`kernels/wrapping.py`):
 in the first pass an operator runs outside of the checkpoint, so that what it saves for its backward
 pass is really saved, and so are its outputs; in the recomputing pass the call returns them and runs
 nothing. torch's own selective checkpoint cannot do this: it sees aten's operators only, and fla's
@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from flame_accel.config import ActivationCheckpointConfig, UserError
-from flame_accel.kernels.operators import Operator, operator_paths, stand_between
+from flame_accel.kernels.wrapping import Operator, operator_paths, wrap_functions
 from flame_accel.parallel.blocks import find_blocks, replace_forward
 
 SELF_CHECKPOINTING = ("log_linear_mamba2",)
@@ -49,7 +49,7 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
     every = int(option) if config.mode == "selective" and not saves_operators else 1
     if saves_operators:
         _check_saves_operators(model)
-        stand_between(operator_paths(), _save_outputs_in_blocks)
+        wrap_functions(operator_paths(), _save_outputs_in_blocks)
     if every > len(blocks):
         raise UserError(
             f"the model has {len(blocks)} blocks, so that there is no block {every} to recompute",

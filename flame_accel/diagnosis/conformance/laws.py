@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import flame_accel
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.record import recorded_families
+from flame_accel.kernels.called_families import record_called_families
 from flame_accel.models.build import build_model
 from flame_accel.models.parameter_groups import parameter_groups
 
@@ -258,7 +258,7 @@ def find_mixer_kernels(config: PreTrainedConfig) -> list[str]:
     nearly every model has, are left out.
     """
     model = _build_tiny_model(config, "cpu")
-    with recorded_families() as families:
+    with record_called_families() as families:
         _compute_logits(model, _random_token_ids(model, (ROWS, ROW_LENGTH)))
     return sorted(module for module in families if not module.startswith("modules."))
 

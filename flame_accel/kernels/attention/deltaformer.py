@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from flame_accel.kernels.attention.documents import run_by_document
-from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.precision import without_autocast
 
 BLOCK = 256
@@ -52,22 +52,22 @@ def deltaformer_attn(
     beta = torch.ones_like(q[..., 0]) if beta is None else beta
 
     def of_rows(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-        return _attend(q, k, v, beta, C)
+        return _deltaformer_attention(q, k, v, beta, C)
 
     if attention_mask is not None:
         held = attention_mask.flatten().nonzero().flatten()
         edges = F.pad(attention_mask.sum(-1).cumsum(0), (1, 0))
         inside = (x.flatten(0, 1).index_select(0, held) for x in (q, k, v, beta))
-        o = run_by_document(of_rows, edges, *inside)
+        o = map_documents(of_rows, edges, *inside)
         o = o.new_zeros(q.shape[:2].numel(), *o.shape[1:]).index_copy(0, held, o)
         return o.unflatten(0, q.shape[:2])
     if cu_seqlens is not None:
         row = (x.squeeze(0) for x in (q, k, v, beta))
-        return run_by_document(of_rows, cu_seqlens, *row).unsqueeze(0)
+        return map_documents(of_rows, cu_seqlens, *row).unsqueeze(0)
     return of_rows(q, k, v, beta)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block: int) -> Tensor:
+def _deltaformer_attention(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block: int) -> Tensor:
     shared = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(shared, 2) if shared > 1 else x for x in (k, v))
     qf, kf, vf = (x.float().transpose(1, 2) for x in (q, k, v))
@@ -76,14 +76,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block: int) -> Tensor
     for begin in range(0, q.shape[1], block):
         here = slice(begin, begin + block)
         u_here = checkpoint(
-            _correct, qf[..., here, :], kf[..., : begin + block, :], vf[..., here, :], u,
+            _solve_block, qf[..., here, :], kf[..., : begin + block, :], vf[..., here, :], u,
             strength[..., here, :], use_reentrant=False, preserve_rng_state=False,
         )  # fmt: skip
         u = torch.cat((u, u_here), -2)
-    return attend(q, k, u.transpose(1, 2).to(q.dtype), left=-1, right=0)
+    return softmax_attention(q, k, u.transpose(1, 2).to(q.dtype), left=-1, right=0)
 
 
-def _correct(q: Tensor, k: Tensor, v: Tensor, u: Tensor, strength: Tensor) -> Tensor:
+def _solve_block(q: Tensor, k: Tensor, v: Tensor, u: Tensor, strength: Tensor) -> Tensor:
     """Corrected values of a block [B, H, C, D], from all earlier ones and the keys up to it."""
     before, size = u.shape[-2], v.shape[-2]
     scores = q * q.shape[-1] ** -0.5 @ k.mT

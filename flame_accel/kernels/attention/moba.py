@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.attention.blocks import (
-    attend_by_blocks,
-    from_problems,
-    hidden,
-    products,
-    to_problems,
-    weigh,
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.query_blocks import (
+    dot_products,
+    fold_groups_into_batch,
+    hidden_key_mask,
+    map_query_blocks,
+    softmax_weighted_sum,
+    unfold_groups_from_batch,
 )
-from flame_accel.kernels.attention.documents import run_by_document
-from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.precision import without_autocast
 
 
@@ -38,29 +38,33 @@ def parallel_moba(
     With `topk` 1 it is attention to all earlier tokens, as in fla. `max_seqlen` is not needed.
     """
     function = (
-        partial(attend, right=0)
+        partial(softmax_attention, right=0)
         if topk == 1
-        else partial(_attend, chunk_size=chunk_size, others=topk - 1)
+        else partial(_moba_attention, chunk_size=chunk_size, others=topk - 1)
     )
-    return run_by_document(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
+    return map_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, others: int) -> Tensor:
+def _moba_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, others: int) -> Tensor:
     groups = k.shape[2]
-    rows = [to_problems(q, groups)]
-    columns = [to_problems(x, groups).squeeze(2) for x in (k, v)]
-    means = chunk_means(columns[0].detach(), chunk_size)
-    formula = partial(_formula, chunk_size=chunk_size, others=min(others, means.shape[1]))
-    return from_problems(attend_by_blocks(formula, rows, columns, [means]), groups).to(q.dtype)
+    rows = [fold_groups_into_batch(q, groups)]
+    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
+    means = zero_padded_chunk_means(columns[0].detach(), chunk_size)
+    formula = partial(
+        _moba_attention_block, chunk_size=chunk_size, others=min(others, means.shape[1])
+    )
+    return unfold_groups_from_batch(map_query_blocks(formula, rows, columns, [means]), groups).to(
+        q.dtype
+    )
 
 
-def chunk_means(x: Tensor, chunk_size: int) -> Tensor:
+def zero_padded_chunk_means(x: Tensor, chunk_size: int) -> Tensor:
     """[P, S, D] -> mean of every chunk [P, chunks, D], a last one filled up with zeros."""
     x = F.pad(x, (0, 0, 0, -x.shape[1] % chunk_size))
     return x.unflatten(1, (-1, chunk_size)).mean(2)
 
 
-def _formula(
+def _moba_attention_block(
     q: Tensor, k: Tensor, v: Tensor, means: Tensor, chunk_size: int, others: int
 ) -> Tensor:
     num_keys = k.shape[1]
@@ -68,11 +72,11 @@ def _formula(
     own = (
         torch.arange(num_keys - q.shape[1], num_keys, device=q.device)[:, None, None] // chunk_size
     )
-    gates = products(q.detach(), means).masked_fill(chunk >= own, -torch.inf)
+    gates = dot_products(q.detach(), means).masked_fill(chunk >= own, -torch.inf)
     chosen = torch.zeros_like(gates, dtype=torch.bool)
     chosen.scatter_(-1, gates.topk(others).indices, True).logical_and_(chunk < own)
     chosen |= chunk == own
     seen = chosen.repeat_interleave(chunk_size, -1)[..., :num_keys]
-    hide = ~seen | hidden(q.shape[1], num_keys, q.device)
-    scores = products(q * q.shape[-1] ** -0.5, k)
-    return weigh(scores.masked_fill(hide, -torch.inf), v)
+    hide = ~seen | hidden_key_mask(q.shape[1], num_keys, q.device)
+    scores = dot_products(q * q.shape[-1] ** -0.5, k)
+    return softmax_weighted_sum(scores.masked_fill(hide, -torch.inf), v)

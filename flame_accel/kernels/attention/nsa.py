@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.blocks import (
-    attend_by_blocks,
-    from_problems,
-    hidden,
-    products,
-    scale_of,
-    to_problems,
-    weigh,
+from flame_accel.kernels.attention.moba import zero_padded_chunk_means
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.query_blocks import (
+    default_scale,
+    dot_products,
+    fold_groups_into_batch,
+    hidden_key_mask,
+    map_query_blocks,
+    softmax_weighted_sum,
+    unfold_groups_from_batch,
 )
-from flame_accel.kernels.attention.documents import run_by_document
-from flame_accel.kernels.attention.moba import chunk_means
-from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.precision import without_autocast
 
 
@@ -66,7 +66,11 @@ def parallel_nsa(
         raise UserError("native sparse attention in PyTorch selects blocks itself, by one count")
     assert g_cmp is not None and g_slc is not None, "blocks are selected by the compressed ones"
     function = partial(
-        _attend, block_counts=block_counts, block_size=block_size, window=window_size, scale=scale
+        _nsa_attention,
+        block_counts=block_counts,
+        block_size=block_size,
+        window=window_size,
+        scale=scale,
     )
     gates = (g_cmp, g_slc, g_swa if window_size else None)
     if cu_seqlens is None:
@@ -74,7 +78,7 @@ def parallel_nsa(
     if isinstance(cu_seqlens, Tensor) or torch.equal(*cu_seqlens):
         edges = cu_seqlens if isinstance(cu_seqlens, Tensor) else cu_seqlens[0]
         rows = (None if x is None else x.squeeze(0) for x in (q, k, v, *gates))
-        return run_by_document(function, edges, *rows).unsqueeze(0)
+        return map_documents(function, edges, *rows).unsqueeze(0)
     edges_q, edges_k = (pairwise(x.tolist()) for x in cu_seqlens)
     outputs = []
     for (begin, end), (first, last) in zip(edges_q, edges_k, strict=True):
@@ -85,7 +89,7 @@ def parallel_nsa(
     return torch.cat(outputs, 1)
 
 
-def _attend(
+def _nsa_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -98,20 +102,24 @@ def _attend(
     scale: float | None,
 ) -> Tensor:
     groups = k.shape[2]
-    scale = scale_of(scale, q.shape[-1])
-    rows = [to_problems(x, groups) for x in (q * scale, g_cmp, g_slc)]
-    columns = [to_problems(x, groups).squeeze(2) for x in (k, v)]
-    means = [chunk_means(x, block_size) for x in columns]
+    scale = default_scale(scale, q.shape[-1])
+    rows = [fold_groups_into_batch(x, groups) for x in (q * scale, g_cmp, g_slc)]
+    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
+    means = [zero_padded_chunk_means(x, block_size) for x in columns]
     formula = partial(
-        _formula, block_size=block_size, block_counts=min(block_counts, means[0].shape[1])
+        _nsa_attention_block,
+        block_size=block_size,
+        block_counts=min(block_counts, means[0].shape[1]),
     )
-    o = from_problems(attend_by_blocks(formula, rows, columns, means), groups).to(q.dtype)
+    o = unfold_groups_from_batch(map_query_blocks(formula, rows, columns, means), groups).to(
+        q.dtype
+    )
     if g_swa is not None:
-        o = o + attend(q, k, v, scale, window - 1, 0) * g_swa.unsqueeze(-1)
+        o = o + softmax_attention(q, k, v, scale, window - 1, 0) * g_swa.unsqueeze(-1)
     return o
 
 
-def _formula(
+def _nsa_attention_block(
     q: Tensor,
     g_cmp: Tensor,
     g_slc: Tensor,
@@ -126,8 +134,8 @@ def _formula(
     position = torch.arange(num_keys - q.shape[1], num_keys, device=q.device)[:, None, None]
     block = torch.arange(k_mean.shape[1], device=q.device)
     complete = (block + 1) * block_size <= position + 1
-    weights = products(q, k_mean).masked_fill(~complete, -torch.inf).softmax(-1).nan_to_num(0.0)
-    compressed = products(weights, v_mean.mT)
+    weights = dot_products(q, k_mean).masked_fill(~complete, -torch.inf).softmax(-1).nan_to_num(0.0)
+    compressed = dot_products(weights, v_mean.mT)
     # no probability reaches 2; ranks among the blocks that are always selected
     own = position // block_size
     always = 4.0 * (block == own) + 3.0 * (block == 0) + 2.0 * (block == own - 1)
@@ -135,6 +143,6 @@ def _formula(
     chosen = torch.zeros_like(rank, dtype=torch.bool)
     chosen.scatter_(-1, rank.topk(block_counts).indices, True).logical_and_(block <= own)
     seen = chosen.repeat_interleave(block_size, -1)[..., :num_keys]
-    hide = ~seen | hidden(q.shape[1], num_keys, q.device)
-    selected = weigh(products(q, k).masked_fill(hide, -torch.inf), v)
+    hide = ~seen | hidden_key_mask(q.shape[1], num_keys, q.device)
+    selected = softmax_weighted_sum(dot_products(q, k).masked_fill(hide, -torch.inf), v)
     return compressed * g_cmp.unsqueeze(-1) + selected * g_slc.unsqueeze(-1)

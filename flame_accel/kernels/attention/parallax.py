@@ -9,15 +9,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.blocks import (
-    attend_by_blocks,
-    from_problems,
-    masked_products,
-    products,
-    scale_of,
-    to_problems,
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.query_blocks import (
+    causal_dot_products,
+    default_scale,
+    dot_products,
+    fold_groups_into_batch,
+    map_query_blocks,
+    unfold_groups_from_batch,
 )
-from flame_accel.kernels.attention.documents import run_by_document
 from flame_accel.kernels.precision import without_autocast
 
 
@@ -36,10 +36,10 @@ def parallel_parallax(
     `window_size` counts the keys that a query sees, its own included; `scale` is 1 / sqrt(D) if
     None; `cu_seqlens` [N + 1] are the boundaries of packed documents, with B = 1.
     """
-    function = partial(_attend, scale=scale, window_size=window_size)
+    function = partial(_parallax_attention, scale=scale, window_size=window_size)
     if cu_seqlens is None:
         return function(q, r, k, v)
-    return run_by_document(function, cu_seqlens, *(x.squeeze(0) for x in (q, r, k, v)))[None]
+    return map_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, r, k, v)))[None]
 
 
 @without_autocast
@@ -56,13 +56,13 @@ def parallax_decode(
 
     Queries before it yield zeros.
     """
-    return _attend(q, r, k, v, scale, window_size, cache_start)
+    return _parallax_attention(q, r, k, v, scale, window_size, cache_start)
 
 
 parallax_decode_one_step = parallax_decode
 
 
-def _attend(
+def _parallax_attention(
     q: Tensor,
     r: Tensor,
     k: Tensor,
@@ -72,23 +72,25 @@ def _attend(
     cache_start: Tensor | None = None,
 ) -> Tensor:
     groups, left = k.shape[2], -1 if window_size is None else window_size - 1
-    scale = scale_of(scale, q.shape[-1])
-    columns = [to_problems(x, groups).squeeze(2) for x in (k, v)]
+    scale = default_scale(scale, q.shape[-1])
+    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
     if cache_start is not None:
         padding = torch.arange(k.shape[1], device=k.device) < cache_start[:, None]
         columns.append(padding.repeat_interleave(groups, 0))
-    rows = [to_problems(q * scale, groups), to_problems(r, groups)]
-    o = attend_by_blocks(partial(_formula, left=left), rows, columns, left=left)
-    return from_problems(o, groups).to(q.dtype)
+    rows = [fold_groups_into_batch(q * scale, groups), fold_groups_into_batch(r, groups)]
+    o = map_query_blocks(partial(_parallax_attention_block, left=left), rows, columns, left=left)
+    return unfold_groups_from_batch(o, groups).to(q.dtype)
 
 
-def _formula(q: Tensor, r: Tensor, k: Tensor, v: Tensor, *padding: Tensor, left: int) -> Tensor:
-    scores = masked_products(q, k, left)
+def _parallax_attention_block(
+    q: Tensor, r: Tensor, k: Tensor, v: Tensor, *padding: Tensor, left: int
+) -> Tensor:
+    scores = causal_dot_products(q, k, left)
     for hide in padding:
         scores = scores.masked_fill(hide[:, None, None], -torch.inf)
     weights = scores.softmax(-1)
     if padding:
         weights = weights.nan_to_num(0.0)
-    slopes = products(r, k)
+    slopes = dot_products(r, k)
     mean = (weights * slopes).sum(-1, keepdim=True)
-    return products(weights * (1 + mean - slopes), v.mT)
+    return dot_products(weights * (1 + mean - slopes), v.mT)

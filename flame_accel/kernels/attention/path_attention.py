@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.attention.blocks import (
-    attend_by_blocks,
-    from_problems,
-    hidden,
-    scale_of,
-    to_problems,
-    weigh,
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.query_blocks import (
+    default_scale,
+    fold_groups_into_batch,
+    hidden_key_mask,
+    map_query_blocks,
+    softmax_weighted_sum,
+    unfold_groups_from_batch,
 )
-from flame_accel.kernels.attention.documents import run_by_document
 from flame_accel.kernels.precision import without_autocast
 
 CHUNK = 64
@@ -54,20 +54,20 @@ def parallel_path_attn(
         use_cache: Whether the keys carried to the end of the sequence are returned too [B, T, G,
             D], for `attn_decoding_one_step`.
     """
-    attend = partial(_attend, scale=scale_of(scale, k.shape[-1]))
+    attend = partial(_path_attention, scale=default_scale(scale, k.shape[-1]))
     if cu_seqlens is None:
-        return attend(q, k, v, w, beta, g), _carry_to_end(k, w, beta) if use_cache else None
+        return attend(q, k, v, w, beta, g), _carry_keys_to_end(k, w, beta) if use_cache else None
     rows = (None if x is None else x.squeeze(0) for x in (q, k, v, w, beta, g))
-    o = run_by_document(attend, cu_seqlens, *rows).unsqueeze(0)
+    o = map_documents(attend, cu_seqlens, *rows).unsqueeze(0)
     if not use_cache:
         return o, None
     # keys are carried over later tokens: no padding may follow a document
     lengths = cu_seqlens.diff().tolist()
     documents = zip(*(x.split(lengths, 1) for x in (k, w, beta)), strict=True)
-    return o, torch.cat([_carry_to_end(*x) for x in documents], 1)
+    return o, torch.cat([_carry_keys_to_end(*x) for x in documents], 1)
 
 
-class _Chunks(NamedTuple):
+class _ChunkTransitions(NamedTuple):
     """What the Householder matrices do within chunks; they act on columns x as x - w^T solve x."""
 
     w: Tensor
@@ -82,10 +82,10 @@ class _Chunks(NamedTuple):
     """[P, N, D, D] from the start of a chunk to its end."""
 
 
-def _prepare(k: Tensor, w: Tensor, beta: Tensor) -> _Chunks:
+def _compute_chunk_transitions(k: Tensor, w: Tensor, beta: Tensor) -> _ChunkTransitions:
     groups = k.shape[2]
-    k, w = (_split(to_problems(x, groups).squeeze(2)) for x in (k, w))
-    beta = _split(to_problems(beta, groups))
+    k, w = (_pad_into_chunks(fold_groups_into_batch(x, groups).squeeze(2)) for x in (k, w))
+    beta = _pad_into_chunks(fold_groups_into_batch(beta, groups))
     scaled = w * beta
     inner = torch.eye(CHUNK, device=w.device) + (scaled @ w.mT).tril(-1)
     both = torch.cat([scaled, (scaled @ k.mT).tril(-1)], -1)
@@ -93,39 +93,43 @@ def _prepare(k: Tensor, w: Tensor, beta: Tensor) -> _Chunks:
         [w.shape[-1], CHUNK], -1
     )
     through = torch.eye(w.shape[-1], device=w.device) - w.mT @ solve
-    return _Chunks(w, solve, k - own.mT @ w, own, through)
+    return _ChunkTransitions(w, solve, k - own.mT @ w, own, through)
 
 
-def _split(x: Tensor) -> Tensor:
+def _pad_into_chunks(x: Tensor) -> Tensor:
     """[P, T, ...] -> [P, N, C, ...], zeros in the padding: Householder matrices of no effect."""
     padding = (0, 0) * (x.dim() - 2) + (0, -x.shape[1] % CHUNK)
     return F.pad(x, padding).unflatten(1, (-1, CHUNK))
 
 
-def _attend(
+def _path_attention(
     q: Tensor, k: Tensor, v: Tensor, w: Tensor, beta: Tensor, g: Tensor | None, scale: float
 ) -> Tensor:
     groups, length, dtype = k.shape[2], q.shape[1], q.dtype
-    chunks = _prepare(k, w, beta)
-    sums = None if g is None else _split(to_problems((g * scale).double().cumsum(1), groups))
-    q = _split(to_problems(q * scale, groups))
+    chunks = _compute_chunk_transitions(k, w, beta)
+    sums = (
+        None
+        if g is None
+        else _pad_into_chunks(fold_groups_into_batch((g * scale).double().cumsum(1), groups))
+    )
+    q = _pad_into_chunks(fold_groups_into_batch(q * scale, groups))
     flat = q.flatten(2, 3)
     along = (flat @ chunks.w.mT).unflatten(2, q.shape[2:4])
-    later = hidden(CHUNK, CHUNK, q.device)
+    later = hidden_key_mask(CHUNK, CHUNK, q.device)
     along = along.masked_fill(later, 0.0).flatten(2, 3)
-    keys = _split(to_problems(k, groups).squeeze(2))
+    keys = _pad_into_chunks(fold_groups_into_batch(k, groups).squeeze(2))
     scores = (flat @ keys.mT - along @ chunks.own).unflatten(2, q.shape[2:4])
-    o = attend_by_blocks(
-        _formula,
+    o = map_query_blocks(
+        _path_attention_block,
         [(flat - along @ chunks.solve).view_as(q), scores.masked_fill(later, -torch.inf)],
-        [chunks.k, _split(to_problems(v, groups).squeeze(2)), chunks.through]
+        [chunks.k, _pad_into_chunks(fold_groups_into_batch(v, groups).squeeze(2)), chunks.through]
         + ([] if sums is None else [sums]),
         block=1,
     )
-    return from_problems(o.flatten(1, 2)[:, :length], groups).to(dtype)
+    return unfold_groups_from_batch(o.flatten(1, 2)[:, :length], groups).to(dtype)
 
 
-def _formula(
+def _path_attention_block(
     q: Tensor, scores: Tensor, k: Tensor, v: Tensor, through: Tensor, *sums: Tensor
 ) -> Tensor:
     """`q` of one chunk [P, 1, C, R, D], `scores` within it; all else of the chunks up to it."""
@@ -140,13 +144,13 @@ def _formula(
         start = sums_k[:, -1:, :1].detach()
         here = (sums_k[:, -1] - start[:, 0]).float().unsqueeze(-1)
         scores = scores + here + (start - sums_k).float().flatten(1, 2).mT.unsqueeze(1)
-    return weigh(scores, v.flatten(1, 2)).unsqueeze(1)
+    return softmax_weighted_sum(scores, v.flatten(1, 2)).unsqueeze(1)
 
 
-def _carry_to_end(k: Tensor, w: Tensor, beta: Tensor) -> Tensor:
+def _carry_keys_to_end(k: Tensor, w: Tensor, beta: Tensor) -> Tensor:
     """Keys carried to the end of the sequence, [B, T, G, D]."""
-    chunks = _prepare(k, w, beta)
+    chunks = _compute_chunk_transitions(k, w, beta)
     carried = chunks.k[:, 0]
     for chunk in range(1, chunks.k.shape[1]):
         carried = torch.cat([carried @ chunks.through[:, chunk].mT, chunks.k[:, chunk]], 1)
-    return from_problems(carried[:, : k.shape[1]].unsqueeze(2), k.shape[2]).to(k.dtype)
+    return unfold_groups_from_batch(carried[:, : k.shape[1]].unsqueeze(2), k.shape[2]).to(k.dtype)

@@ -44,33 +44,37 @@ def layer_norm_linear_quant(
     y, kept = group_norm(
         x.float(), norm_weight, norm_bias, residual, eps, True, residual_in_fp32, is_rms_norm
     )
-    out = F.linear(_round_tokens(y).to(x.dtype), _ternary(linear_weight), linear_bias)
-    return (out, kept.to(_kept_dtype(x, residual, residual_in_fp32))) if prenorm else out
+    out = F.linear(
+        _quantize_activations_per_token(y).to(x.dtype),
+        _quantize_weights_ternary(linear_weight),
+        linear_bias,
+    )
+    return (out, kept.to(_residual_dtype(x, residual, residual_in_fp32))) if prenorm else out
 
 
-def _kept_dtype(x: Tensor, residual: Tensor | None, in_fp32: bool) -> torch.dtype:
+def _residual_dtype(x: Tensor, residual: Tensor | None, in_fp32: bool) -> torch.dtype:
     if residual is not None:
         return residual.dtype
     return torch.float32 if in_fp32 else x.dtype
 
 
-def _round_tokens(x: Tensor) -> Tensor:
+def _quantize_activations_per_token(x: Tensor) -> Tensor:
     """To -128..127 times the largest of a token over 127, halves away from zero."""
     with torch.no_grad():
         step = x.abs().amax(-1, keepdim=True).clamp_min_(1e-5).div_(127.0)
         scaled = x / step
         rounded = (scaled.abs() + 0.5).floor_().copysign_(scaled).clamp_(-128, 127).mul_(step)
-    return _Through.apply(x, rounded)
+    return _StraightThrough.apply(x, rounded)
 
 
-def _ternary(weight: Tensor) -> Tensor:
+def _quantize_weights_ternary(weight: Tensor) -> Tensor:
     with torch.no_grad():
         size = weight.abs().mean().clamp_min_(1e-5)
         rounded = (weight / size).round_().clamp_(-1, 1).mul_(size)
-    return _Through.apply(weight, rounded)
+    return _StraightThrough.apply(weight, rounded)
 
 
-class _Through(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """The rounded values, with the gradient of the exact ones."""
 
     @staticmethod

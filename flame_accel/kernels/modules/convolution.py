@@ -54,19 +54,19 @@ def causal_conv1d(
         )
     rows = x.reshape(*x.shape[:2], -1)
     width = weight.shape[-1]
-    padded, outputs, ends = _prepend_states(rows, initial_state, width, cu_seqlens)
-    y = _Filter.apply(padded.float(), weight.float().mT.contiguous())
+    padded, outputs, ends = _pad_with_initial_states(rows, initial_state, width, cu_seqlens)
+    y = _CausalFilter.apply(padded.float(), weight.float().mT.contiguous())
     y = y[:, 1:] if outputs is None else y[:, outputs]
     residual = None if residual is None else residual.reshape(rows.shape)
-    y = _finish(y, bias, activation, residual, x.dtype).reshape(x.shape)
+    y = _add_bias_activation_residual(y, bias, activation, residual, x.dtype).reshape(x.shape)
     if not output_final_state:
         return y, None
     if ends is None:
         return y, padded[:, -width:].mT.contiguous()
-    return y, padded[0, _windows(ends, width)].mT.contiguous()
+    return y, padded[0, _window_positions_before(ends, width)].mT.contiguous()
 
 
-class _Filter(torch.autograd.Function):
+class _CausalFilter(torch.autograd.Function):
     """y_t = sum_w weight_w * x_{t+w}: [B, T - W + 1, D] from [B, T, D] with weights [W, D]."""
 
     @staticmethod
@@ -90,7 +90,7 @@ class _Filter(torch.autograd.Function):
         return dx, dweight
 
 
-def _prepend_states(
+def _pad_with_initial_states(
     x: Tensor, initial: Tensor | None, width: int, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Inputs with the W inputs before each sequence put in front of it.
@@ -109,12 +109,12 @@ def _prepend_states(
     padded = x.new_zeros(1, num_tokens + num_sequences * width, x.shape[-1])
     padded = padded.index_copy(1, slots, x)
     if initial is not None:
-        before = _windows(cu_seqlens[:-1] + shifts, width).flatten()
+        before = _window_positions_before(cu_seqlens[:-1] + shifts, width).flatten()
         padded = padded.index_copy(1, before, initial.to(x.dtype).mT.reshape(1, -1, x.shape[-1]))
     return padded, slots - width + 1, cu_seqlens[1:] + shifts
 
 
-def _windows(ends: Tensor, width: int) -> Tensor:
+def _window_positions_before(ends: Tensor, width: int) -> Tensor:
     """[N, W] the `width` places before each of `ends` [N]."""
     return ends[:, None] + torch.arange(-width, 0, device=ends.device)
 
@@ -136,10 +136,12 @@ def causal_conv1d_update(
     window = cache.float()
     y = window.sum(-1) if weight is None else (window * weight.float()).sum(-1)
     residual = None if residual is None else residual.reshape(y.shape)
-    return _finish(y, bias, activation, residual, x.dtype).view(x.shape), cache
+    return _add_bias_activation_residual(y, bias, activation, residual, x.dtype).view(
+        x.shape
+    ), cache
 
 
-def _finish(
+def _add_bias_activation_residual(
     y: Tensor,
     bias: Tensor | None,
     activation: str | None,

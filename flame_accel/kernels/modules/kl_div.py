@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.modules.loss import LOGITS
+from flame_accel.kernels.modules.loss import MAX_LOGITS_AT_A_TIME
 
 
 def fused_kl_div_fwd(
@@ -36,7 +36,7 @@ def fused_kl_div_fwd(
     loss = x.new_zeros((), dtype=torch.float32)
     dx = torch.empty_like(x) if use_dx else None
     dw = torch.zeros_like(weight, dtype=torch.float32) if use_dw else None
-    num_rows = max(1, LOGITS // weight.shape[0])
+    num_rows = max(1, MAX_LOGITS_AT_A_TIME // weight.shape[0])
     for first in range(0, total, num_rows):
         here = slice(first, first + num_rows)
         log_p = F.linear(x[here], weight).float().log_softmax(-1)

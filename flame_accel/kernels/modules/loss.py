@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 
-LOGITS = 1 << 22
+MAX_LOGITS_AT_A_TIME = 1 << 22
 """Most logits that `fused_linear_cross_entropy_loss` holds at a time."""
 
 
@@ -104,7 +104,7 @@ def fused_linear_cross_entropy_loss(
         label_smoothing: same.
         logit_scale: same.
         logit_softcapping: same.
-        num_chunks: of fla's kernel; here at most `LOGITS` logits exist at a time.
+        num_chunks: of fla's kernel; here at most `MAX_LOGITS_AT_A_TIME` logits exist at a time.
         reduction: "mean" or "sum".
         use_l2warp: adds l2_penalty_factor / N * (largest logit) to its gradient in every row.
         l2_penalty_factor: see `use_l2warp`.
@@ -121,10 +121,10 @@ def fused_linear_cross_entropy_loss(
         logit_softcapping=logit_softcapping,
         ignore_index=ignore_index,
     )
-    return _LinearCrossEntropy.apply(x, target, weight, bias, total, penalty, token_losses)
+    return _ChunkedLinearCrossEntropy.apply(x, target, weight, bias, total, penalty, token_losses)
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _ChunkedLinearCrossEntropy(torch.autograd.Function):
     """Gradients come with the loss, some rows at a time: logits do not outlive their rows."""
 
     @staticmethod
@@ -143,7 +143,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx = torch.empty_like(x)
         dweight = torch.zeros_like(weight, dtype=torch.float32)
         dbias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-        num_rows = max(1, LOGITS // weight.shape[0])
+        num_rows = max(1, MAX_LOGITS_AT_A_TIME // weight.shape[0])
         for first in range(0, x.shape[0], num_rows):
             here = slice(first, first + num_rows)
             logits = F.linear(x[here], weight, bias).requires_grad_(learning)

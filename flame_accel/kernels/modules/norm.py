@@ -92,7 +92,9 @@ def layer_norm_gated(
     eps: float = 1e-6,
 ) -> Normed:
     """`layer_norm` times the activation (swish, silu, sigmoid) of the gate `g`, shaped like `x`."""
-    return _gated(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, False)
+    return _gated_norm(
+        x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, False
+    )
 
 
 def rms_norm_gated(
@@ -107,7 +109,9 @@ def rms_norm_gated(
     eps: float = 1e-6,
 ) -> Normed:
     """`rms_norm` times the activation of the gate `g`."""
-    return _gated(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, True)
+    return _gated_norm(
+        x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, True
+    )
 
 
 def layer_norm_swish_gate_linear(
@@ -123,7 +127,9 @@ def layer_norm_swish_gate_linear(
     eps: float = 1e-6,
 ) -> Normed:
     """`layer_norm_gated`, then a linear map."""
-    y = _gated(x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, False)
+    y = _gated_norm(
+        x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, False
+    )
     out = F.linear(y[0], linear_weight, linear_bias)
     return (out, y[1]) if prenorm else out
 
@@ -141,7 +147,9 @@ def rms_norm_swish_gate_linear(
     eps: float = 1e-6,
 ) -> Normed:
     """`rms_norm_gated`, then a linear map."""
-    y = _gated(x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, True)
+    y = _gated_norm(
+        x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, True
+    )
     out = F.linear(y[0], linear_weight, linear_bias)
     return (out, y[1]) if prenorm else out
 
@@ -248,7 +256,7 @@ class _RMSNorm(torch.autograd.Function):
         return dx.addcmul_(x, along), dweight, None
 
 
-def _gated(
+def _gated_norm(
     x: Tensor,
     g: Tensor,
     weight: Tensor | None,

@@ -28,7 +28,7 @@ def rotary_embedding(
         chunk_indices: for fla's kernels.
     """
     width = 2 * cos.shape[-1]
-    position = _positions(x, seqlen_offsets, cu_seqlens)
+    position = _rotary_positions(x, seqlen_offsets, cu_seqlens)
     valid = ((position >= 0) & (position < cos.shape[0])).unsqueeze(-1).unsqueeze(-1)
     position = position.clamp(0, cos.shape[0] - 1)
     c, s = cos[position].unsqueeze(-2).float(), sin[position].unsqueeze(-2).float()
@@ -42,7 +42,7 @@ def rotary_embedding(
     return x.copy_(y) if inplace else y
 
 
-def _positions(x: Tensor, offsets: int | Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def _rotary_positions(x: Tensor, offsets: int | Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """[B or 1, T] position of every token in its sequence."""
     position = torch.arange(x.shape[1], device=x.device)
     if cu_seqlens is None:

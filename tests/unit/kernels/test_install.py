@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.flash import flash_attn_func
-from flame_accel.kernels.install import _resolve
+from flame_accel.kernels.attention.flash_attention import flash_attn_func
+from flame_accel.kernels.install import _resolve_fla_attribute
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     REPLACEMENTS,
@@ -70,13 +70,20 @@ def test_uninstall_restores_fla():
 
 @pytest.mark.parametrize("theirs", [*REPLACEMENTS, *FIXES_EVERYWHERE])
 def test_every_row_of_the_table_exists_and_is_served(theirs):
-    assert callable(_resolve(f"fla.{theirs}")[2])
-    assert callable(_resolve(f"flame_accel.kernels.{(REPLACEMENTS | FIXES_EVERYWHERE)[theirs]}")[2])
+    assert callable(_resolve_fla_attribute(f"fla.{theirs}")[2])
+    assert callable(
+        _resolve_fla_attribute(f"flame_accel.kernels.{(REPLACEMENTS | FIXES_EVERYWHERE)[theirs]}")[
+            2
+        ]
+    )
 
 
 def test_every_name_missing_of_flash_attn_is_served():
     for theirs, path in REPLACEMENTS_WITHOUT_FLASH_ATTN.items():
-        assert _resolve(f"fla.{theirs}")[2] is _resolve(f"flame_accel.kernels.{path}")[2]
+        assert (
+            _resolve_fla_attribute(f"fla.{theirs}")[2]
+            is _resolve_fla_attribute(f"flame_accel.kernels.{path}")[2]
+        )
 
 
 def test_triton_gets_attention_and_nothing_else(monkeypatch):
@@ -102,15 +109,15 @@ def test_hopper_launches_what_ptxas_breaks_with_few_warps(monkeypatch, path):
     monkeypatch.setattr(installing, "triton_has_device", lambda: True)
     monkeypatch.setattr(sys.modules["fla.utils"], "IS_NVIDIA_HOPPER", True)
     kernels.uninstall()
-    original = _resolve(f"fla.{path}")[2]
+    original = _resolve_fla_attribute(f"fla.{path}")[2]
     kernels.install("triton")
-    mended = _resolve(f"fla.{path}")[2]
+    mended = _resolve_fla_attribute(f"fla.{path}")[2]
     monkeypatch.setattr(original, "run", lambda num_warps, BK: num_warps)
     asked = [(16, 4), (32, 4), (64, 4), (128, 8)]
     assert [mended.run(BK=width, num_warps=warps) for width, warps in asked] == [2, 2, 4, 8]
     assert [mended.run(BK=width) for width, _ in asked] == [2, 2, 4, 4]
     kernels.uninstall()
-    assert _resolve(f"fla.{path}")[2] is original
+    assert _resolve_fla_attribute(f"fla.{path}")[2] is original
     kernels.install("torch")
 
 

@@ -19,7 +19,7 @@ SMALLEST = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Layout:
+class _DocumentBatches:
     batches: tuple[tuple[int, int], ...]
     """Documents and slots of each document, batch by batch."""
     token_of_slot: Tensor
@@ -29,7 +29,7 @@ class _Layout:
     """Slots that hold no token."""
 
 
-def run_by_document(
+def map_documents(
     function: Callable[..., Tensor], cu_seqlens: Tensor, *tensors: Tensor | None
 ) -> Tensor:
     """`function` of every document by itself.
@@ -40,34 +40,34 @@ def run_by_document(
         cu_seqlens: Boundaries of the documents [N + 1], the last one the number of tokens.
         tensors: [tokens, ...], or None, which is passed on.
     """
-    layout = _lay_out(tuple(cu_seqlens.tolist()), cu_seqlens.device)
+    layout = _batch_documents_by_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
     sizes = [documents * slots for documents, slots in layout.batches]
     parts = [
         [None] * len(sizes)
         if x is None
-        else _Move.apply(x, layout.token_of_slot, layout.slot_of_token, None).split(sizes)
+        else _GatherRows.apply(x, layout.token_of_slot, layout.slot_of_token, None).split(sizes)
         for x in tensors
     ]
     outputs = [
         function(*(None if x is None else x.unflatten(0, shape) for x in batch)).flatten(0, 1)
         for shape, *batch in zip(layout.batches, *parts, strict=True)
     ]
-    return _Move.apply(
+    return _GatherRows.apply(
         torch.cat(outputs), layout.slot_of_token, layout.token_of_slot, layout.padding
     )
 
 
-def _slots(length: int) -> int:
+def _round_up_length(length: int) -> int:
     step = max(SMALLEST, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-length // step) * step
 
 
 @lru_cache(maxsize=8)
-def _lay_out(bounds: tuple[int, ...], device: torch.device) -> _Layout:
+def _batch_documents_by_length(bounds: tuple[int, ...], device: torch.device) -> _DocumentBatches:
     groups: dict[int, list[int]] = {}
     for document, (begin, end) in enumerate(pairwise(bounds)):
         if end > begin:
-            groups.setdefault(_slots(end - begin), []).append(document)
+            groups.setdefault(_round_up_length(end - begin), []).append(document)
     edges = torch.tensor(bounds)
     tokens, pads = [], []
     for slots, documents in groups.items():
@@ -77,7 +77,7 @@ def _lay_out(bounds: tuple[int, ...], device: torch.device) -> _Layout:
         tokens.append(torch.minimum(token, end - 1).flatten())
     token, padded = torch.cat(tokens), torch.cat(pads)
     held = (~padded).nonzero().flatten()
-    return _Layout(
+    return _DocumentBatches(
         batches=tuple((len(documents), slots) for slots, documents in groups.items()),
         token_of_slot=token.to(device),
         slot_of_token=torch.empty(bounds[-1], dtype=torch.long)
@@ -87,7 +87,7 @@ def _lay_out(bounds: tuple[int, ...], device: torch.device) -> _Layout:
     )
 
 
-class _Move(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """`x[index]`; its gradient is gathered too, with zeros at `unused`, instead of added up."""
 
     @staticmethod

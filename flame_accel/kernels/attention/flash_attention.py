@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.documents import run_by_document
-from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.softmax_attention import softmax_attention
 
 # torch 2.12 wants to be told of shared heads, torch 2.11 finds out
 _SHARED_HEADS: dict[str, Any] = (
@@ -49,16 +49,16 @@ def flash_attn_func(
     Raises:
         UserError: An option has no counterpart in PyTorch.
     """
-    _refuse(dropout_p, options)
+    _check_flash_attn_options(dropout_p, options)
     q, k, v = _to_autocast_dtype(q, k, v)
-    left, right = _window(window_size, causal)
+    left, right = _left_and_right_window(window_size, causal)
     num_queries, num_keys = q.shape[1], k.shape[1]
     # rows that a kernel of `scaled_dot_product_attention` takes without a mask are left to it
     masked = 0 <= left < num_keys - 1 or (num_queries > 1 and right == 0 and num_queries < num_keys)
-    if not (masked and _has_flash(q)):
-        return attend(q, k, v, softmax_scale, left, right)
+    if not (masked and _supports_flash_kernel(q)):
+        return softmax_attention(q, k, v, softmax_scale, left, right)
     edges = torch.arange(q.shape[0] + 1, device=q.device, dtype=torch.int32)
-    o = _flash(
+    o = _varlen_flash_attention(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), edges * num_queries, edges * num_keys,
         num_queries, num_keys, softmax_scale, (left, right),
     )  # fmt: skip
@@ -83,26 +83,26 @@ def flash_attn_varlen_func(
 
     The largest lengths are taken from the boundaries: fla passes the length of the row for both.
     """
-    _refuse(dropout_p, options)
+    _check_flash_attn_options(dropout_p, options)
     q, k, v = _to_autocast_dtype(q, k, v)
-    left, right = _window(window_size, causal)
-    if _has_flash(q):
-        return _flash(
-            q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(), int(_longest(cu_seqlens_q)),
-            int(_longest(cu_seqlens_k)), softmax_scale, (left, right),
+    left, right = _left_and_right_window(window_size, causal)
+    if _supports_flash_kernel(q):
+        return _varlen_flash_attention(
+            q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(), int(_longest_document(cu_seqlens_q)),
+            int(_longest_document(cu_seqlens_k)), softmax_scale, (left, right),
         )  # fmt: skip
 
     def of_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, softmax_scale, left, right)
+        return softmax_attention(q, k, v, softmax_scale, left, right)
 
     if right == 0 and (cu_seqlens_q is cu_seqlens_k or torch.equal(cu_seqlens_q, cu_seqlens_k)):
-        return run_by_document(of_rows, cu_seqlens_q, q, k, v)
+        return map_documents(of_rows, cu_seqlens_q, q, k, v)
     lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
     parts = zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True)
     return torch.cat([of_rows(*(x.unsqueeze(0) for x in part)).squeeze(0) for part in parts])
 
 
-def _refuse(dropout_p: float, options: dict[str, Any]) -> None:
+def _check_flash_attn_options(dropout_p: float, options: dict[str, Any]) -> None:
     for name, value in {"dropout_p": dropout_p, **options}.items():
         if value and name != "deterministic":
             raise UserError(
@@ -118,11 +118,11 @@ def _to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def _window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
+def _left_and_right_window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
     return window_size[0], 0 if causal else window_size[1]
 
 
-def _has_flash(q: Tensor) -> bool:
+def _supports_flash_kernel(q: Tensor) -> bool:
     return (
         q.is_cuda
         and torch.version.cuda is not None
@@ -133,12 +133,12 @@ def _has_flash(q: Tensor) -> bool:
 
 
 @tensor_cache
-def _longest(cu_seqlens: Tensor) -> Tensor:
+def _longest_document(cu_seqlens: Tensor) -> Tensor:
     """Length of the longest document, on the host: the layers of a model share one copy."""
     return cu_seqlens.diff().max().cpu()
 
 
-def _flash(
+def _varlen_flash_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,

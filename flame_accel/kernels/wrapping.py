@@ -1,16 +1,15 @@
-"""The functions that layers call to compute, as installed, and a way to stand between the two.
+"""Lists the functions that fla's layers call to compute, as installed, and wraps them.
 
 They are Triton's or PyTorch's. Operators are those that carry the cost of a model: fla's sequence
-mixers and softmax attention. What is computed token by token (norms, gates, activations) or
-from a few neighbours (convolutions) is not among them. Why somebody stands between is not known
-here.
+mixers and softmax attention. Norms, gates and activations, computed token by token, and
+convolutions over a few neighbours are not among them. What a wrapper is for is not known here.
 """
 
 import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flame_accel.kernels.install import _resolve, _set, _sweep
+from flame_accel.kernels.install import _rebind_everywhere, _resolve_fla_attribute, _set_attribute
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     REPLACEMENTS,
@@ -19,7 +18,7 @@ from flame_accel.kernels.replacements import (
 
 Operator = Callable[..., Any]
 
-LIGHT = {
+LIGHT_FUNCTIONS = {
     "create_block_mask",
     "chunk_global_cumsum",
     "fused_addcmul_rwkv7",
@@ -41,26 +40,26 @@ DOCUMENT_BY_DOCUMENT = (
     "fla.layers.mamba3.Mamba3.forward",
     "fla.layers.mom.MomAttention.forward",
 )
-"""Methods of layers that cut a batch into pieces whose lengths its contents decide."""
+"""Methods of layers that split a batch into parts whose lengths depend on its contents."""
 
 
-def function_paths() -> list[str]:
+def called_function_paths() -> list[str]:
     """Dotted paths of all functions that fla's layers call; some may lead nowhere."""
-    return [*_served(), *OUTSIDE_OF_FLA]
+    return [*_functions_replaced(), *OUTSIDE_OF_FLA]
 
 
 def operator_paths() -> list[str]:
-    """Those of `function_paths` that are operators."""
+    """Those of `called_function_paths` that are operators."""
     operators = [
         path
-        for path, ours in _served().items()
-        if not ours.startswith("modules.") and ours.rpartition(".")[2] not in LIGHT
+        for path, ours in _functions_replaced().items()
+        if not ours.startswith("modules.") and ours.rpartition(".")[2] not in LIGHT_FUNCTIONS
     ]
     return [*operators, *OUTSIDE_OF_FLA]
 
 
-def _served() -> dict[str, str]:
-    """As the tables, without methods of layers, which call functions and are none."""
+def _functions_replaced() -> dict[str, str]:
+    """All replaced functions: fla's dotted path -> ours. Methods of layers are left out."""
     tables = (REPLACEMENTS, REPLACEMENTS_WITHOUT_FLASH_ATTN, FIXES_EVERYWHERE)
     return {
         f"fla.{theirs}": ours
@@ -70,26 +69,26 @@ def _served() -> dict[str, str]:
     }
 
 
-def stand_between(paths: Iterable[str], wrap: Callable[[Operator], Operator]) -> None:
-    """Replaces each function by `wrap` of it, everywhere in fla and in our kernels.
+def wrap_functions(paths: Iterable[str], wrap: Callable[[Operator], Operator]) -> None:
+    """Replaces each function with `wrap(function)`, everywhere in fla and in our kernels.
 
-    It holds until `uninstall`, for models that are built already too. Doing it again with the same
+    Lasts until `uninstall`, also for models that are already built. Wrapping again with the same
     `wrap` changes nothing.
 
     Args:
-        paths: Of the functions, or of methods.
-        wrap: Makes a function with the same signature; called once for a function.
+        paths: Dotted paths of functions or methods.
+        wrap: Returns a function with the same signature; called once per function.
     """
     importlib.import_module("fla")
     replacements: dict[int, tuple[Any, Any]] = {}
     for path in paths:
-        owner, name, function = _resolve(path)
-        if function is None or wrap in getattr(function, "stands_between", ()):
+        owner, name, function = _resolve_fla_attribute(path)
+        if function is None or wrap in getattr(function, "wrapped_by", ()):
             continue
         replacement: Any = wrap(function)
-        replacement.stands_between = (wrap, *getattr(function, "stands_between", ()))
+        replacement.wrapped_by = (wrap, *getattr(function, "wrapped_by", ()))
         if isinstance(owner, type):
-            _set(owner, name, replacement)
+            _set_attribute(owner, name, replacement)
         else:
             replacements[id(function)] = (function, replacement)
-    _sweep(replacements, ("fla", "flame_accel.kernels"))
+    _rebind_everywhere(replacements, ("fla", "flame_accel.kernels"))

@@ -13,15 +13,15 @@ from fla.layers.utils import repad_hidden_states, unpad_hidden_states
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.blocks import (
-    attend_by_blocks,
-    from_problems,
-    hidden,
-    products,
-    scale_of,
-    to_problems,
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.query_blocks import (
+    default_scale,
+    dot_products,
+    fold_groups_into_batch,
+    hidden_key_mask,
+    map_query_blocks,
+    unfold_groups_from_batch,
 )
-from flame_accel.kernels.attention.documents import run_by_document
 from flame_accel.kernels.precision import without_autocast
 
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ def parallel_stickbreaking_attn(
     The second value is what a query leaves unused, 1 - sum_j A_ij. A query sees its own key only
     with `attend_current`; `cu_seqlens` [N + 1] are the boundaries of packed documents, with B = 1.
     """
-    function = partial(_attend, scale=scale, attend_current=attend_current)
+    function = partial(_stickbreaking_attention, scale=scale, attend_current=attend_current)
     if cu_seqlens is None:
         o = function(q, k, v)
     else:
-        o = run_by_document(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
+        o = map_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
     return o[..., :-1].to(q.dtype), o[..., -1].to(q.dtype)
 
 
-def forward(
+def stickbreaking_forward(
     layer: "StickBreakingAttention",
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -79,22 +79,24 @@ def forward(
     return repad_hidden_states(o, indices, batch, length), None, None
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, attend_current: bool) -> Tensor:
+def _stickbreaking_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, attend_current: bool
+) -> Tensor:
     groups = k.shape[2]
-    scale = scale_of(scale, q.shape[-1])
-    columns = [to_problems(x, groups).squeeze(2) for x in (k, v)]
-    formula = partial(_formula, attend_current=attend_current)
-    o = attend_by_blocks(formula, [to_problems(q * scale, groups)], columns)
-    return from_problems(o, groups)
+    scale = default_scale(scale, q.shape[-1])
+    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
+    formula = partial(_stickbreaking_attention_block, attend_current=attend_current)
+    o = map_query_blocks(formula, [fold_groups_into_batch(q * scale, groups)], columns)
+    return unfold_groups_from_batch(o, groups)
 
 
-def _formula(q: Tensor, k: Tensor, v: Tensor, attend_current: bool) -> Tensor:
-    hide = hidden(q.shape[1], k.shape[1], q.device)
+def _stickbreaking_attention_block(q: Tensor, k: Tensor, v: Tensor, attend_current: bool) -> Tensor:
+    hide = hidden_key_mask(q.shape[1], k.shape[1], q.device)
     if not attend_current:
         # a key is hidden if the one after it would be
         hide = F.pad(hide[..., 1:], (0, 1), value=True)
-    z = products(q, k)
+    z = dot_products(q, k)
     passed = F.logsigmoid(-z).masked_fill(hide, 0.0)
     later = passed.flip(-1).cumsum(-1).flip(-1) - passed
     weights = (F.logsigmoid(z) + later).masked_fill(hide, -torch.inf).exp()
-    return torch.cat([products(weights, v.mT), passed.sum(-1, keepdim=True).exp()], -1)
+    return torch.cat([dot_products(weights, v.mT), passed.sum(-1, keepdim=True).exp()], -1)

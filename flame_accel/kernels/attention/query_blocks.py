@@ -17,7 +17,7 @@ Formula = Callable[..., Tensor]
 """(block of each row tensor, columns up to its end, shared tensors) -> [P, queries, R, D]."""
 
 
-def attend_by_blocks(
+def map_query_blocks(
     formula: Formula,
     rows: Sequence[Tensor],
     columns: Sequence[Tensor],
@@ -46,10 +46,12 @@ def attend_by_blocks(
         end = min(start + block, num_rows)
         first = max(0, ahead + start - left) if left >= 0 else 0
         cuts.append((slice(start, end), slice(first, ahead + end)))
-    return _Blocks.apply(formula, cuts, (len(rows), len(columns)), *rows, *columns, *shared)
+    return _RecomputedQueryBlocks.apply(
+        formula, cuts, (len(rows), len(columns)), *rows, *columns, *shared
+    )
 
 
-class _Blocks(torch.autograd.Function):
+class _RecomputedQueryBlocks(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -60,21 +62,21 @@ class _Blocks(torch.autograd.Function):
     ) -> Tensor:
         ctx.formula, ctx.cuts, ctx.counts = formula, cuts, counts
         ctx.save_for_backward(*tensors)
-        return torch.cat([formula(*_cut(tensors, counts, cut)) for cut in cuts], 1)
+        return torch.cat([formula(*_slice_query_block(tensors, counts, cut)) for cut in cuts], 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         sums = [torch.zeros_like(x) for x in tensors]
         for cut in ctx.cuts:
-            pieces = [x.detach() for x in _cut(tensors, ctx.counts, cut)]
+            pieces = [x.detach() for x in _slice_query_block(tensors, ctx.counts, cut)]
             leaves = [
                 x.requires_grad_() for x, wanted in zip(pieces, needed, strict=True) if wanted
             ]
             with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
                 o = ctx.formula(*pieces)
             found = torch.autograd.grad(o, leaves, grads[0][:, cut[0]], materialize_grads=True)
-            targets = _cut(sums, ctx.counts, cut)
+            targets = _slice_query_block(sums, ctx.counts, cut)
             wanted = [x for x, wanted in zip(targets, needed, strict=True) if wanted]
             for target, grad in zip(wanted, found, strict=True):
                 target += grad
@@ -84,7 +86,7 @@ class _Blocks(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _cut(
+def _slice_query_block(
     tensors: Sequence[Tensor], counts: tuple[int, int], cut: tuple[slice, slice]
 ) -> list[Tensor]:
     num_rows, num_columns = counts[0], counts[0] + counts[1]
@@ -94,35 +96,41 @@ def _cut(
     ]
 
 
-def to_problems(x: Tensor, groups: int) -> Tensor:
+def fold_groups_into_batch(x: Tensor, groups: int) -> Tensor:
     """[B, T, H, ...] -> contiguous [B * groups, T, H / groups, ...] in fp32 (fp64 stays)."""
     x = x if x.dtype == torch.float64 else x.float()
     return x.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def from_problems(x: Tensor, groups: int) -> Tensor:
-    """Inverse of `to_problems`."""
+def unfold_groups_from_batch(x: Tensor, groups: int) -> Tensor:
+    """Inverse of `fold_groups_into_batch`."""
     return x.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
 
 
-def scale_of(scale: float | None, width: int) -> float:
+def default_scale(scale: float | None, width: int) -> float:
     """`scale`, or 1 / sqrt(D) if it is None."""
     return width**-0.5 if scale is None else scale
 
 
-def products(q: Tensor, k: Tensor) -> Tensor:
+def dot_products(q: Tensor, k: Tensor) -> Tensor:
     """[P, T, R, D] with [P, S, D] -> q . k [P, T, R, S]."""
     return (q.flatten(1, 2) @ k.mT).unflatten(1, q.shape[1:3])
 
 
-def masked_products(q: Tensor, k: Tensor, left: int = -1) -> Tensor:
-    """`products`, and -inf where a key comes after the query or more than `left` before it."""
-    hide = hidden(q.shape[1], k.shape[1], q.device, left).expand(-1, q.shape[2], -1).flatten(0, 1)
+def causal_dot_products(q: Tensor, k: Tensor, left: int = -1) -> Tensor:
+    """`dot_products`, and -inf where a key comes after the query or more than `left` before it."""
+    hide = (
+        hidden_key_mask(q.shape[1], k.shape[1], q.device, left)
+        .expand(-1, q.shape[2], -1)
+        .flatten(0, 1)
+    )
     mask = torch.zeros(hide.shape, device=q.device).masked_fill_(hide, -torch.inf)
     return torch.baddbmm(mask, q.flatten(1, 2), k.mT).unflatten(1, q.shape[1:3])
 
 
-def hidden(num_rows: int, num_columns: int, device: torch.device, left: int = -1) -> Tensor:
+def hidden_key_mask(
+    num_rows: int, num_columns: int, device: torch.device, left: int = -1
+) -> Tensor:
     """[T, 1, S] whether a key comes after a query's own, or more than `left` before it."""
     position = torch.arange(num_columns - num_rows, num_columns, device=device)[:, None, None]
     column = torch.arange(num_columns, device=device)
@@ -130,15 +138,15 @@ def hidden(num_rows: int, num_columns: int, device: torch.device, left: int = -1
     return later | (column < position - left) if left >= 0 else later
 
 
-def weigh(scores: Tensor, v: Tensor, *sink: Tensor) -> Tensor:
+def softmax_weighted_sum(scores: Tensor, v: Tensor, *sink: Tensor) -> Tensor:
     """[P, T, R, S] and [P, S, D] -> softmax(scores) v [P, T, R, D]; see `sinks`."""
     if sink:
         # a key without a value
         scores = torch.cat([scores, sink[0].expand(-1, scores.shape[1], -1, -1)], -1)
-    return products(scores.softmax(-1)[..., : v.shape[1]], v.mT)
+    return dot_products(scores.softmax(-1)[..., : v.shape[1]], v.mT)
 
 
-def sinks(sink: Tensor | None, batch: int, groups: int) -> list[Tensor]:
+def expand_sink_logits(sink: Tensor | None, batch: int, groups: int) -> list[Tensor]:
     """Logits of the heads' sinks [H] -> [[P, 1, R, 1]], an empty list if there are none."""
     if sink is None:
         return []

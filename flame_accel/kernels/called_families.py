@@ -1,4 +1,4 @@
-"""Which families of the table run during a piece of code. What they are is in `table`."""
+"""Records which operator families run during a piece of code. `replacements` lists them."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from flame_accel.kernels.replacements import ATTENTION_REPLACEMENTS, FAMILIES, F
 
 
 @contextmanager
-def recorded_families() -> Iterator[set[str]]:
+def record_called_families() -> Iterator[set[str]]:
     """Collects the modules of the families whose code is entered, as `Family.module` has them.
 
     Python code runs several times slower meanwhile, and other profilers are switched off.

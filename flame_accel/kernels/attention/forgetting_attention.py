@@ -1,4 +1,4 @@
-"""Softmax attention with forget gates and sinks, under fla's names and signatures.
+"""Softmax attention with forget gates and expand_sink_logits, under fla's names and signatures.
 
 s_ij = scale q_i . k_j + sum_{l=j+1..i} g_l, o_i = sum_j exp(s_ij) v_j / (sum_j exp(s_ij) + exp(b))
 over j <= i, or over the last `window_size` keys; b is the head's sink (2503.02130, 1706.03762).
@@ -11,17 +11,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.blocks import (
-    attend_by_blocks,
-    from_problems,
-    masked_products,
-    scale_of,
-    sinks,
-    to_problems,
-    weigh,
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.query_blocks import (
+    causal_dot_products,
+    default_scale,
+    expand_sink_logits,
+    fold_groups_into_batch,
+    map_query_blocks,
+    softmax_weighted_sum,
+    unfold_groups_from_batch,
 )
-from flame_accel.kernels.attention.documents import run_by_document
-from flame_accel.kernels.attention.rows import attend
+from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.precision import without_autocast
 
 
@@ -51,11 +51,11 @@ def parallel_attn(
         chunk_indices: Unused; fla's kernels take it.
         sink_bias: Logits of the heads' sinks [H].
     """
-    function = partial(_attend, sink=sink_bias, scale=scale, window_size=window_size)
+    function = partial(_forgetting_attention, sink=sink_bias, scale=scale, window_size=window_size)
     if cu_seqlens is None:
         return function(q, k, v, g)
     rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g))
-    return run_by_document(function, cu_seqlens, *rows).unsqueeze(0)
+    return map_documents(function, cu_seqlens, *rows).unsqueeze(0)
 
 
 def parallel_forgetting_attn(
@@ -90,7 +90,7 @@ def attn_decoding_one_step(
     """
     assert cu_seqlens is not None, "decoding needs the boundaries of the documents"
     if do_gate_scale and g is not None:
-        g = g * scale_of(scale, k.shape[-1])
+        g = g * default_scale(scale, k.shape[-1])
     outputs = []
     for document, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
         keys, values = k[:, begin:end], v[:, begin:end]
@@ -99,11 +99,13 @@ def attn_decoding_one_step(
         if begin == end or window_size == 0:
             outputs.append(query.new_zeros(1, 1, q.shape[2], v.shape[-1]))
         else:
-            outputs.append(_attend(query, keys, values, gates, sink_bias, scale, window_size))
+            outputs.append(
+                _forgetting_attention(query, keys, values, gates, sink_bias, scale, window_size)
+            )
     return torch.cat(outputs, 1)
 
 
-def _attend(
+def _forgetting_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -114,25 +116,25 @@ def _attend(
 ) -> Tensor:
     left = -1 if window_size is None else window_size - 1
     if g is None and sink is None:
-        return attend(q, k, v, scale, left, 0)
+        return softmax_attention(q, k, v, scale, left, 0)
     groups = k.shape[2]
-    scale = scale_of(scale, k.shape[-1])
+    scale = default_scale(scale, k.shape[-1])
     # double, since differences of large sums are what counts
     gates = k.new_zeros(*k.shape[:2], q.shape[2]) if g is None else g
-    sums = to_problems(gates.double().cumsum(1), groups)
-    o = attend_by_blocks(
-        partial(_formula, left=left),
-        [to_problems(q * scale, groups), sums[:, -q.shape[1] :]],
-        [*(to_problems(x, groups).squeeze(2) for x in (k, v)), sums],
-        sinks(sink, q.shape[0], groups),
+    sums = fold_groups_into_batch(gates.double().cumsum(1), groups)
+    o = map_query_blocks(
+        partial(_forgetting_attention_block, left=left),
+        [fold_groups_into_batch(q * scale, groups), sums[:, -q.shape[1] :]],
+        [*(fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)), sums],
+        expand_sink_logits(sink, q.shape[0], groups),
         left=left,
     )
-    return from_problems(o, groups).to(q.dtype)
+    return unfold_groups_from_batch(o, groups).to(q.dtype)
 
 
-def _formula(
+def _forgetting_attention_block(
     q: Tensor, sums_q: Tensor, k: Tensor, v: Tensor, sums_k: Tensor, *sink: Tensor, left: int
 ) -> Tensor:
     start = sums_q[:, :1].detach()
     gates = (sums_q - start).float().unsqueeze(-1) + (start - sums_k).float().mT.unsqueeze(1)
-    return weigh(masked_products(q, k, left) + gates, v, *sink)
+    return softmax_weighted_sum(causal_dot_products(q, k, left) + gates, v, *sink)

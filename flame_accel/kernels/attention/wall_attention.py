@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.blocks import (
-    attend_by_blocks,
-    from_problems,
-    hidden,
-    products,
-    scale_of,
-    sinks,
-    to_problems,
-    weigh,
+from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.query_blocks import (
+    default_scale,
+    dot_products,
+    expand_sink_logits,
+    fold_groups_into_batch,
+    hidden_key_mask,
+    map_query_blocks,
+    softmax_weighted_sum,
+    unfold_groups_from_batch,
 )
-from flame_accel.kernels.attention.documents import run_by_document
 from flame_accel.kernels.precision import without_autocast
 
 if TYPE_CHECKING:
@@ -56,11 +56,11 @@ def parallel_wall_attn(
         window_size: How many keys a query sees, its own included.
         cu_seqlens: Boundaries of packed documents [N + 1], with B = 1.
     """
-    function = partial(_attend, sink=sink_bias, scale=scale, window_size=window_size)
+    function = partial(_wall_attention, sink=sink_bias, scale=scale, window_size=window_size)
     if cu_seqlens is None:
         return function(q, k, v, g, g_scalar)
     rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g, g_scalar))
-    return run_by_document(function, cu_seqlens, *rows).unsqueeze(0)
+    return map_documents(function, cu_seqlens, *rows).unsqueeze(0)
 
 
 def decode_incremental(
@@ -92,7 +92,7 @@ def decode_rebuild(
     return parallel_wall_attn(q, k, v, g, g_scalar=gs, window_size=layer.window_size)
 
 
-def _attend(
+def _wall_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -103,27 +103,29 @@ def _attend(
     window_size: int | None,
 ) -> Tensor:
     heads, left = q.shape[2], -1 if window_size is None else window_size - 1
-    scale = scale_of(scale, q.shape[-1])
+    scale = default_scale(scale, q.shape[-1])
     shares = heads // k.shape[2]
     # every head has decays of its own, hence keys of its own
-    k, v = (to_problems(x.repeat_interleave(shares, 2), heads).squeeze(2) for x in (k, v))
+    k, v = (
+        fold_groups_into_batch(x.repeat_interleave(shares, 2), heads).squeeze(2) for x in (k, v)
+    )
     # double, since differences of large sums are what counts
-    channels = to_problems(g.double().cumsum(1), heads).squeeze(2)
+    channels = fold_groups_into_batch(g.double().cumsum(1), heads).squeeze(2)
     scalars = channels[..., :1] * 0 if g_scalar is None else g_scalar.double().cumsum(1)
-    scalars = scalars if g_scalar is None else to_problems(scalars, heads)
+    scalars = scalars if g_scalar is None else fold_groups_into_batch(scalars, heads)
     own = slice(k.shape[1] - q.shape[1], None)
-    o = attend_by_blocks(
-        partial(_formula, left=left),
-        [to_problems(q * scale, heads), channels[:, own], scalars[:, own]],
+    o = map_query_blocks(
+        partial(_wall_attention_block, left=left),
+        [fold_groups_into_batch(q * scale, heads), channels[:, own], scalars[:, own]],
         [k, v, channels, scalars],
-        sinks(sink, q.shape[0], heads),
+        expand_sink_logits(sink, q.shape[0], heads),
         left=left,
         block=BLOCK,
     )
-    return from_problems(o, heads).to(q.dtype)
+    return unfold_groups_from_batch(o, heads).to(q.dtype)
 
 
-def _formula(
+def _wall_attention_block(
     q: Tensor,
     channels_q: Tensor,
     scalars_q: Tensor,
@@ -138,10 +140,10 @@ def _formula(
     start = channels_q[:, :1].detach()
     decayed_q = q * (channels_q - start).float().exp().unsqueeze(2)
     decayed_k = k[:, :before] * (start - channels_k[:, :before]).float().exp()
-    later = hidden(num_rows, num_rows, q.device)
+    later = hidden_key_mask(num_rows, num_rows, q.device)
     decays = (channels_q.unsqueeze(2) - channels_k[:, None, before:]).float()
     pairs = q * k[:, None, before:] * decays.masked_fill(later.mT, -torch.inf).exp()
-    scores = torch.cat([products(decayed_q, decayed_k), pairs.sum(-1).unsqueeze(2)], -1)
+    scores = torch.cat([dot_products(decayed_q, decayed_k), pairs.sum(-1).unsqueeze(2)], -1)
     scores = scores + (scalars_q.unsqueeze(2) - scalars_k.mT.unsqueeze(1)).float()
-    hide = hidden(num_rows, k.shape[1], q.device, left)
-    return weigh(scores.masked_fill(hide, -torch.inf), v, *sink)
+    hide = hidden_key_mask(num_rows, k.shape[1], q.device, left)
+    return softmax_weighted_sum(scores.masked_fill(hide, -torch.inf), v, *sink)

@@ -19,7 +19,7 @@ from torch import Tensor
 SMALLEST_BLOCK = 64
 
 
-def attend(
+def softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, left: int = -1, right: int = -1
 ) -> Tensor:
     """Attention of `q` [B, T, H, D] to `k`, `v` [B, S, G, D] -> [B, T, H, D] in their dtype.
@@ -34,16 +34,18 @@ def attend(
     left = -1 if left >= num_keys - 1 else left
     right = -1 if right >= num_queries - 1 else right
     if left < 0 and right < 0:
-        return _sdpa(q, k, v, scale)
+        return _scaled_dot_product_attention(q, k, v, scale)
     if left < 0 and right == 0 and ahead == 0:
-        return _sdpa(q, k, v, scale, causal=True)
+        return _scaled_dot_product_attention(q, k, v, scale, causal=True)
     block = max(left, SMALLEST_BLOCK)
     if right == 0 and ahead == 0 and num_queries > 2 * block:
-        return _by_blocks(q, k, v, scale, left, block)
-    return _sdpa(q, k, v, scale, mask=_visible(num_queries, num_keys, left, right, q.device))
+        return _sliding_window_attention(q, k, v, scale, left, block)
+    return _scaled_dot_product_attention(
+        q, k, v, scale, mask=_visible_key_mask(num_queries, num_keys, left, right, q.device)
+    )
 
 
-def _by_blocks(
+def _sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, left: int, block: int
 ) -> Tensor:
     """Each block of queries sees the keys of its own block and of the one before."""
@@ -52,15 +54,15 @@ def _by_blocks(
     q, k, v = (
         F.pad(x, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, block)).contiguous() for x in (q, k, v)
     )
-    first = attend(q[:, 0], k[:, 0], v[:, 0], scale, left, 0)
+    first = softmax_attention(q[:, 0], k[:, 0], v[:, 0], scale, left, 0)
     k, v = (torch.cat([x[:, :-1], x[:, 1:]], 2).flatten(0, 1) for x in (k, v))
-    later = attend(q[:, 1:].flatten(0, 1), k, v, scale, left, 0)
+    later = softmax_attention(q[:, 1:].flatten(0, 1), k, v, scale, left, 0)
     later = later.unflatten(0, (batch, -1)).flatten(1, 2)
     return torch.cat([first, later], 1)[:, :num_queries]
 
 
 @lru_cache(maxsize=16)
-def _visible(
+def _visible_key_mask(
     num_queries: int, num_keys: int, left: int, right: int, device: torch.device
 ) -> Tensor:
     """[T, S] whether a query sees a key."""
@@ -74,7 +76,7 @@ def _visible(
     return visible
 
 
-def _sdpa(
+def _scaled_dot_product_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -26,7 +26,7 @@ def forgetting_forward(
     **options: Any,
 ) -> Any:
     """`ForgettingAttention.forward` with a mask wherever there is a cache."""
-    attention_mask = _whole_mask(layer, hidden_states, attention_mask, past_key_values)
+    attention_mask = _all_ones_mask(layer, hidden_states, attention_mask, past_key_values)
     return _forgetting_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
@@ -40,7 +40,7 @@ def path_forward(
     """`PaTHAttention.forward`; wherever there is a cache with a mask, and not compiled."""
     if past_key_values is None:
         return _path_forward(layer, hidden_states, attention_mask, **options)
-    attention_mask = _whole_mask(layer, hidden_states, attention_mask, past_key_values)
+    attention_mask = _all_ones_mask(layer, hidden_states, attention_mask, past_key_values)
     with torch.compiler.set_stance("force_eager"):
         return _path_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
@@ -58,7 +58,7 @@ def wall_forward(
     return _wall_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def _whole_mask(
+def _all_ones_mask(
     layer: ForgettingAttention | PaTHAttention,
     hidden_states: Tensor,
     attention_mask: Any,
