@@ -76,8 +76,9 @@ def kernel(
 
 @pytest.fixture
 def flash_kernel(monkeypatch):
-    monkeypatch.setattr("flame_accel.kernels.attention.flash_attention._supports_flash_kernel", lambda q: True)
-    monkeypatch.setattr("flame_accel.kernels.attention.flash_attention.varlen_attn", kernel)
+    module = "flame_accel.kernels.attention.flash_attention"
+    monkeypatch.setattr(f"{module}._supports_flash_kernel", lambda q: True)
+    monkeypatch.setattr(f"{module}.varlen_attn", kernel)
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (6, 0), (200, 0)])
