@@ -1,4 +1,4 @@
-"""The delta rule in chunks equals the recurrence, token by token in fp64: values, all gradients."""
+"""The generalized delta rule in chunks equals its recurrence in fp64: values and all gradients."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
+from tests.helpers.recurrence import (
+    assert_close,
+    boundaries,
+    document_by_document,
+    outputs_and_gradients,
+    token_by_token,
+)
 
-TOLERANCE = 1e-4
 SCALE = 0.3
-SHAPES = [
-    pytest.param(2, 1, 2, 16, 8, id="one-token"),
-    pytest.param(2, 5, 2, 8, 24, id="less-than-a-chunk"),
-    pytest.param(2, 64, 2, 16, 8, id="whole-chunks"),
-    pytest.param(1, 97, 2, 16, 24, id="one-token-more"),
-    pytest.param(2, 80, 2, 24, 16, id="ragged-end"),
-]
+SHAPES = {
+    "one-token": (2, 1, 2, 16, 8),
+    "less-than-a-chunk": (2, 5, 2, 8, 24),
+    "whole-chunks": (2, 64, 2, 16, 8),
+    "one-token-more": (1, 97, 2, 16, 24),
+    "ragged-end": (2, 80, 2, 24, 16),
+}
+"""Batch size, tokens, heads, key width, value width."""
+LONG_SHAPES = {name: shape for name, shape in SHAPES.items() if shape[1] > 32}
 DECAYS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "undecayed": None,
     "mild": lambda r: -0.1 * r,
@@ -28,9 +36,9 @@ DECAYS: dict[str, Callable[[Tensor], Tensor] | None] = {
     "resets": lambda r: torch.where(r > 0.9, -20.0, -0.01 * r),
 }
 RULES = {
-    "delta": {"own_keys": False, "erase_before_decay": False},
-    "comba": {"own_keys": False, "erase_before_decay": True},
-    "dplr": {"own_keys": True, "erase_before_decay": True},
+    "delta": {"has_b": False, "erase_before_decay": False},
+    "comba": {"has_b": False, "erase_before_decay": True},
+    "dplr": {"has_b": True, "erase_before_decay": True},
 }
 LENGTHS = (1, 40, 73, 1, 66, 5)
 Inputs = list[Tensor | None]
@@ -45,15 +53,15 @@ def inputs(
     q, k, a = F.normalize(torch.randn(3, batch, tokens, heads, keys), dim=-1).unbind()
     v = torch.randn(batch, tokens, heads, values)
     strength = torch.rand(batch, tokens, heads, 1)
-    own_keys = RULES[rule]["own_keys"]
+    has_b = RULES[rule]["has_b"]
     form = DECAYS[decay]
     rates = torch.rand(batch, tokens, heads, 1 if per_head else keys)
     return [
         q,
         k,
         v,
-        a if own_keys else k * strength,
-        a * strength * torch.rand(keys) if own_keys else None,
+        a if has_b else k * strength,
+        a * strength * torch.rand(keys) if has_b else None,
         None if form is None else form(rates),
         torch.randn(sequences or batch, heads, keys, values),
     ]
@@ -84,38 +92,22 @@ def chunked(rule: str, *tensors: Tensor | None, **options: Tensor | bool) -> tup
     )
 
 
-def run(function: Callable[..., tuple[Tensor, Tensor]], tensors: Inputs) -> list[Tensor]:
-    """Output, final state and all gradients of a random projection of both."""
-    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in tensors]
-    o, state = function(*leaves)
-    torch.manual_seed(0)
-    projected = (o * torch.randn(o.shape)).sum() + (state * torch.randn(state.shape)).sum()
-    needed = [x for x in leaves if x is not None]
-    return [o.detach(), state.detach(), *torch.autograd.grad(projected, needed)]
-
-
-def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float = TOLERANCE) -> None:
-    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert a.shape == e.shape
-        assert (a - e).norm() <= tolerance * e.norm(), f"tensor {index}"
-
-
 @pytest.mark.parametrize("rule", ["delta", "dplr"])
 @pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("shape", [p.values for p in SHAPES], ids=[p.id for p in SHAPES])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_decay_per_channel_equals_recurrence(shape, decay, rule):
     tensors = inputs(*shape, decay, rule)
-    expected = run(lambda *x: recurrence(rule, *x), tensors)
-    assert_same(run(lambda *x: chunked(rule, *x), tensors), expected)
+    expected = outputs_and_gradients(lambda *x: recurrence(rule, *x), tensors)
+    assert_close(outputs_and_gradients(lambda *x: chunked(rule, *x), tensors), expected)
 
 
 @pytest.mark.parametrize("rule", ["delta", "comba", "dplr"])
 @pytest.mark.parametrize("decay", ["mild", "all-strong", "spread", "resets"])
-@pytest.mark.parametrize("shape", [p.values for p in SHAPES[2:]], ids=[p.id for p in SHAPES[2:]])
+@pytest.mark.parametrize("shape", LONG_SHAPES.values(), ids=LONG_SHAPES)
 def test_decay_per_head_equals_recurrence(shape, decay, rule):
     tensors = inputs(*shape, decay, rule, per_head=True)
-    expected = run(lambda *x: recurrence(rule, *x), tensors)
-    assert_same(run(lambda *x: chunked(rule, *x), tensors), expected)
+    expected = outputs_and_gradients(lambda *x: recurrence(rule, *x), tensors)
+    assert_close(outputs_and_gradients(lambda *x: chunked(rule, *x), tensors), expected)
 
 
 def test_equal_keys_in_full_strength_stay_exact():
@@ -123,25 +115,18 @@ def test_equal_keys_in_full_strength_stay_exact():
     k = k[:, :1].expand_as(k).contiguous()
     for strength in (1.0, 2.0):
         tensors = [q, k, v, strength * k, None, None, torch.randn(1, 2, 16, 8)]
-        expected = run(lambda *x: recurrence("delta", *x), tensors)
-        assert_same(run(lambda *x: chunked("delta", *x), tensors), expected)
+        expected = outputs_and_gradients(lambda *x: recurrence("delta", *x), tensors)
+        assert_close(outputs_and_gradients(lambda *x: chunked("delta", *x), tensors), expected)
 
 
 @pytest.mark.parametrize("rule", ["delta", "dplr"])
 @pytest.mark.parametrize("decay", ["undecayed", "mild", "resets"])
 def test_packed_documents_equal_separate_ones(decay, rule):
     tensors = inputs(1, sum(LENGTHS), 2, 16, 24, decay, rule, sequences=len(LENGTHS))
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0)
-
-    def separate(*tensors):
-        *rest, h = tensors
-        split = [[None] * len(LENGTHS) if x is None else x.split(LENGTHS, 1) for x in rest]
-        parts = zip(*split, h.split(1), strict=True)
-        outputs = [chunked(rule, *part) for part in parts]
-        return torch.cat([o for o, _ in outputs], 1), torch.cat([s for _, s in outputs])
-
-    packed = run(lambda *x: chunked(rule, *x, cu_seqlens=cu_seqlens), tensors)
-    assert_same(packed, run(separate, tensors), 1e-6)
+    cu_seqlens = boundaries(LENGTHS)
+    separate = document_by_document(lambda *x: chunked(rule, *x[:-1], x[-1][0]), LENGTHS)
+    packed = outputs_and_gradients(lambda *x: chunked(rule, *x, cu_seqlens=cu_seqlens), tensors)
+    assert_close(packed, outputs_and_gradients(separate, tensors), 1e-6)
 
 
 @pytest.mark.parametrize("per_head", [False, True], ids=["channel", "head"])
@@ -149,7 +134,7 @@ def test_packed_documents_equal_separate_ones(decay, rule):
 @pytest.mark.parametrize("decay", ["mild", "resets"])
 def test_a_document_does_not_depend_on_its_neighbours_bits(decay, rule, per_head):
     tensors = inputs(1, sum(LENGTHS), 2, 16, 24, decay, rule, per_head)
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0)
+    cu_seqlens = boundaries(LENGTHS)
     tensors[-1] = None
     o, _ = chunked(rule, *tensors, cu_seqlens=cu_seqlens)
     first, last = 41, 114
@@ -167,13 +152,8 @@ def test_a_document_does_not_depend_on_its_neighbours_bits(decay, rule, per_head
 @pytest.mark.parametrize("decay", ["undecayed", "medium"])
 def test_chunks_equal_one_token_at_a_time(decay, rule):
     tensors = inputs(2, 70, 2, 16, 24, decay, rule)
-    expected = chunked(rule, *tensors)
-    *rest, h = tensors
-    outputs = []
-    for t in range(70):
-        o, h = chunked(rule, *(None if x is None else x[:, t : t + 1] for x in rest), h)
-        outputs.append(o)
-    assert_same([torch.cat(outputs, 1), h], list(expected), 1e-5)
+    one_by_one = token_by_token(lambda *x: chunked(rule, *x), 70)
+    assert_close(one_by_one(*tensors), chunked(rule, *tensors), 1e-5)
 
 
 def test_packed_single_tokens_take_the_recurrence():
@@ -182,7 +162,7 @@ def test_packed_single_tokens_take_the_recurrence():
     *rest, h = tensors
     row = [None if x is None else x.transpose(0, 1) for x in rest]
     o, state = chunked("dplr", *row, h, cu_seqlens=torch.arange(4))
-    assert_same([o, state], [expected.transpose(0, 1), final], 1e-6)
+    assert_close([o, state], [expected.transpose(0, 1), final], 1e-6)
 
 
 def test_state_layout_and_its_default():
@@ -190,9 +170,9 @@ def test_state_layout_and_its_default():
     *rest, h = tensors
     o, state = chunked("delta", *tensors)
     o_v, state_v = chunked("delta", *rest, h.mT.contiguous(), state_v_first=True)
-    assert_same([o_v, state_v], [o, state.mT], 1e-6)
+    assert_close([o_v, state_v], [o, state.mT], 1e-6)
     none, zero = chunked("delta", *rest, None), chunked("delta", *rest, torch.zeros_like(h))
-    assert_same(list(none), list(zero), 0.0)
+    assert_close(list(none), list(zero), 0.0)
 
 
 def test_outputs_keep_dtypes_under_autocast():
@@ -203,11 +183,11 @@ def test_outputs_keep_dtypes_under_autocast():
         (o.float().sum() + state.sum()).backward()
     expected, final = chunked("delta", q.float(), k.float(), v.float(), a.float(), None, g, h)
     assert (o.dtype, state.dtype, k.grad.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
-    assert_same([o.float(), state], [expected, final], 5e-3)
+    assert_close([o.float(), state], [expected, final], 5e-3)
 
 
 @pytest.mark.parametrize("decay", ["undecayed", "spread"])
 def test_same_bits_every_time(decay):
     tensors = inputs(2, 97, 2, 16, 24, decay, "dplr")
-    results = [run(lambda *x: chunked("dplr", *x), tensors) for _ in range(2)]
+    results = [outputs_and_gradients(lambda *x: chunked("dplr", *x), tensors) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

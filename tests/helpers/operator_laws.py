@@ -1,0 +1,119 @@
+"""Laws of recurrent operators with several states, from a description of an operator.
+
+Outputs, final states and all gradients equal those of a token-by-token reference; packed documents
+equal separate ones; one token at a time equals one call.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tests.helpers.recurrence import LENGTHS, assert_close, boundaries
+
+TOKENS = [1, 5, 64, 65, 150]
+H, K, V = 2, 8, 6
+"""Heads, key width and value width."""
+
+Tensors = list[Tensor]
+Result = tuple[Tensor, Tensors]
+
+
+class Operator(NamedTuple):
+    """An operator and its reference, both from inputs per token, parameters and states."""
+
+    inputs: Callable[[int, int], Tensors]
+    """Inputs [n, t, ...] for n sequences of t tokens."""
+    parameters: Callable[[], Tensors]
+    states: Callable[[int], Tensors]
+    """Initial states [n, ...]."""
+    run: Callable[..., Result]
+    """(inputs, parameters, states, cu_seqlens) -> outputs, final states."""
+    reference: Callable[..., Result]
+    """(inputs, parameters, states) -> outputs, final states."""
+
+
+def log_decay(*shape: int) -> Tensor:
+    """Mostly gentle, some steep."""
+    return -6 * torch.rand(*shape) ** 4
+
+
+def _results_and_gradients(function: Callable[..., Result], groups: list[Tensors]) -> Tensors:
+    """Outputs, final states, and the gradients of a random projection of all of them."""
+    leaves = [[x.detach().clone().requires_grad_() for x in group] for group in groups]
+    o, states = function(*leaves)
+    torch.manual_seed(0)
+    projected = sum((y * torch.randn(y.shape)).sum() for y in (o, *states))
+    flat = [x for group in leaves for x in group]
+    return [o.detach(), *(y.detach() for y in states), *torch.autograd.grad(projected, flat)]
+
+
+def assert_equals_reference(operator: Operator, tokens: int) -> None:
+    torch.manual_seed(tokens)
+    groups = [operator.inputs(2, tokens), operator.parameters(), operator.states(2)]
+    assert_close(
+        _results_and_gradients(operator.run, groups),
+        _results_and_gradients(operator.reference, groups),
+    )
+
+
+def assert_packed_documents_equal_separate_ones(operator: Operator) -> None:
+    torch.manual_seed(0)
+
+    def packed(x: Tensors, p: Tensors, h: Tensors) -> Result:
+        return operator.run(x, p, h, boundaries())
+
+    def separate(x: Tensors, p: Tensors, h: Tensors) -> Result:
+        documents = zip(*(y.split(LENGTHS, 1) for y in x), strict=True)
+        pasts = zip(*(y.split(1) for y in h), strict=True)
+        results = [operator.run(d, p, past) for d, past in zip(documents, pasts, strict=True)]
+        finals = zip(*(states for _, states in results), strict=True)
+        return torch.cat([o for o, _ in results], 1), [torch.cat(y) for y in finals]
+
+    groups = [
+        operator.inputs(1, sum(LENGTHS)), operator.parameters(), operator.states(len(LENGTHS)),
+    ]  # fmt: skip
+    assert_close(
+        _results_and_gradients(packed, groups), _results_and_gradients(separate, groups), 1e-5
+    )
+
+
+def assert_document_keeps_bits_whatever_its_neighbours(operator: Operator) -> None:
+    torch.manual_seed(0)
+    x, p = operator.inputs(1, sum(LENGTHS)), operator.parameters()
+    h = operator.states(len(LENGTHS))
+    o, _ = operator.run(x, p, h, boundaries())
+    first, last = 41, 134
+    other = operator.inputs(1, sum(LENGTHS))
+    mixed = [
+        torch.cat((b[:, :first], a[:, first:last], b[:, last:]), 1)
+        for a, b in zip(x, other, strict=True)
+    ]
+    changed, _ = operator.run(mixed, p, h, boundaries())
+    assert not torch.equal(changed[:, :first], o[:, :first])
+    assert torch.equal(changed[:, first:last], o[:, first:last])
+
+
+def assert_token_by_token_equals_one_call(operator: Operator) -> None:
+    torch.manual_seed(0)
+    x, p, h = operator.inputs(2, 70), operator.parameters(), operator.states(2)
+    expected, finals = operator.run(x, p, h)
+    outputs = []
+    for t in range(70):
+        o, h = operator.run([y[:, t : t + 1] for y in x], p, h)
+        outputs.append(o)
+    assert_close([torch.cat(outputs, 1), *h], [expected, *finals])
+
+
+def assert_dtypes_kept_under_autocast(operator: Operator) -> None:
+    """Outputs have the dtype of queries, keys and values, the first inputs; states are fp32."""
+    torch.manual_seed(0)
+    (q, k, v, *rest), p, h = operator.inputs(1, 70), operator.parameters(), operator.states(1)
+    rounded = [x.bfloat16() for x in (q, k, v)]
+    expected, finals = operator.run([*(x.float() for x in rounded), *rest], p, h)
+    with torch.autocast("cpu", torch.bfloat16):
+        o, states = operator.run([*rounded, *rest], p, h)
+    assert o.dtype == torch.bfloat16
+    assert all(x.dtype == torch.float32 for x in states)
+    assert_close([o.float(), *states], [expected, *finals], 1e-2)

@@ -1,0 +1,94 @@
+"""Cyclic flow attention equals fla's reference: outputs, states, and all gradients."""
+
+import pytest
+import torch
+from fla.ops.cyfa.naive import naive_recurrent_cyfa
+from torch import Tensor
+
+from flame_accel.kernels.recurrence import cyfa
+from tests.helpers.operator_laws import (
+    TOKENS,
+    H,
+    K,
+    Operator,
+    Result,
+    Tensors,
+    V,
+    assert_document_keeps_bits_whatever_its_neighbours,
+    assert_dtypes_kept_under_autocast,
+    assert_equals_reference,
+    assert_packed_documents_equal_separate_ones,
+    assert_token_by_token_equals_one_call,
+    log_decay,
+)
+from tests.helpers.recurrence import assert_close
+
+PERIOD = 5
+
+
+def draw_inputs(n: int, t: int) -> Tensors:
+    s = (n, t, H)
+    vectors = [torch.randn(*s, K), torch.randn(*s, K), torch.randn(*s, V)]
+    return [*vectors, log_decay(*s), torch.rand(*s), torch.rand(*s)]
+
+
+def draw_parameters() -> Tensors:
+    return [torch.randn(H, PERIOD, PERIOD), torch.rand(K) + 0.5, torch.rand(K) + 0.5]
+
+
+def draw_states(n: int) -> Tensors:
+    slots = PERIOD + 1
+    return [torch.randn(n, H, K, slots), torch.randn(n, H, slots, V), 9 * torch.rand(n, H)]
+
+
+def run_operator(x: Tensors, p: Tensors, h: Tensors, cu_seqlens: Tensor | None = None) -> Result:
+    o, states = cyfa.chunk_cyfa(*x, *p, 1e-5, 1e-5, None, tuple(h), True, cu_seqlens)
+    return o, list(states)
+
+
+def run_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
+    o, states = naive_recurrent_cyfa(*x, *p, 1e-5, 1e-5, None, tuple(h), True)
+    return o, list(states)
+
+
+OPERATOR = Operator(draw_inputs, draw_parameters, draw_states, run_operator, run_reference)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_operator_equals_recurrence(tokens: int):
+    assert_equals_reference(OPERATOR, tokens)
+
+
+def test_packed_documents_equal_separate_ones():
+    assert_packed_documents_equal_separate_ones(OPERATOR)
+
+
+def test_a_document_does_not_depend_on_its_neighbours_bits():
+    assert_document_keeps_bits_whatever_its_neighbours(OPERATOR)
+
+
+def test_one_token_at_a_time_equals_one_call():
+    assert_token_by_token_equals_one_call(OPERATOR)
+
+
+def test_outputs_and_states_keep_dtypes_under_autocast():
+    assert_dtypes_kept_under_autocast(OPERATOR)
+
+
+def test_recurrent_name_equals_chunks():
+    torch.manual_seed(0)
+    x, p = draw_inputs(2, 20), draw_parameters()
+    results = [
+        function(*x, *p, 1e-5, 1e-5)[0] for function in (cyfa.chunk_cyfa, cyfa.fused_recurrent_cyfa)
+    ]
+    assert torch.equal(*results)
+
+
+def test_phase_stays_exact_late_in_a_sequence():
+    torch.manual_seed(0)
+    x, p, h = draw_inputs(2, 20), draw_parameters(), draw_states(2)
+    h[2] = torch.tensor([[0.25, 1.5]] * 2)
+    o, _ = run_operator(x, p, h)
+    h[2] += PERIOD * 200_000
+    later, _ = run_operator(x, p, h)
+    assert_close([later], [o])

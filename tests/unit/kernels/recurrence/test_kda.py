@@ -1,0 +1,80 @@
+"""The delta rule with decays per channel equals fla's references: values and all gradients."""
+
+import pytest
+import torch
+from fla.ops.gdn2.naive import naive_recurrent_gdn2
+from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
+from fla.ops.kda.naive import naive_recurrent_kda
+from torch import Tensor
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.recurrence import kda
+from tests.helpers.recurrence import assert_equal_results, unit, with_normalized
+
+B, T, H, K, V = 2, 45, 2, 16, 24
+FINAL = {"output_final_state": True}
+
+
+@pytest.fixture
+def qkv() -> list[Tensor]:
+    """q, k, v, strengths, initial state."""
+    torch.manual_seed(1)
+    q, k, v = unit(B, T, H, K), unit(B, T, H, K), torch.randn(B, T, H, V)
+    return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
+
+
+@pytest.mark.parametrize("name", ["chunk_kda", "fused_recurrent_kda"])
+@pytest.mark.parametrize("lower_bound", [None, -5.0])
+def test_kda_equals_recurrence_with_gates_in_kernel_and_grouped_values(name, lower_bound):
+    torch.manual_seed(4)
+    heads = 2 * H
+    tensors = [
+        torch.randn(B, T, H, K), torch.randn(B, T, H, K), torch.randn(B, T, heads, V),
+        torch.randn(B, T, heads, K), torch.randn(B, T, heads), torch.randn(heads),
+        torch.randn(heads * K), torch.randn(B, heads, V, K),
+    ]  # fmt: skip
+
+    def ours(q, k, v, g, beta, A_log, dt_bias, h):
+        return getattr(kda, name)(
+            q, k, v, g, beta, A_log=A_log, dt_bias=dt_bias, initial_state=h,
+            use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True,
+            lower_bound=lower_bound, state_v_first=True, **FINAL,
+        )  # fmt: skip
+
+    def theirs(q, k, v, g, beta, A_log, dt_bias, h):
+        if lower_bound is None:
+            g = naive_kda_gate(g, A_log, dt_bias)
+        else:
+            g = naive_kda_lowerbound_gate(g, A_log, dt_bias, lower_bound)
+        o, state = naive_recurrent_kda(q, k, v, g, beta.sigmoid(), initial_state=h.mT, **FINAL)
+        return o, state.mT
+
+    assert_equal_results(ours, with_normalized(theirs, 0, 1), tensors)
+
+
+def test_kda_gate_without_rate_needs_a_bound():
+    g, bias = torch.randn(B, T, H, K), torch.randn(H * K)
+    expected = naive_kda_lowerbound_gate(g, None, bias, -2.0)
+    assert torch.equal(kda.fused_kda_gate(g, None, bias, -2.0), expected)
+    with pytest.raises(UserError):
+        kda.fused_kda_gate(g)
+
+
+@pytest.mark.parametrize("name", ["chunk_gdn2", "fused_recurrent_gdn2"])
+def test_gdn2_equals_recurrence(qkv, name):
+    q, k, v, _, h = qkv
+    tensors = [q, k, v, -torch.rand(B, T, H, K), torch.rand(B, T, H, K), torch.rand(B, T, H, V), h]
+    assert_equal_results(
+        lambda *x: getattr(kda, name)(*x[:-1], initial_state=x[-1], **FINAL),
+        lambda *x: naive_recurrent_gdn2(*x[:-1], initial_state=x[-1], **FINAL),
+        tensors,
+    )
+
+
+def test_states_between_chunks_are_refused(qkv):
+    q, k, v, beta, _ = qkv
+    g, b, w = torch.rand(3, B, T, H, K).neg().unbind()
+    with pytest.raises(UserError, match="return_intermediate_states"):
+        kda.chunk_kda(q, k, v, g, beta, return_intermediate_states=True)
+    with pytest.raises(UserError, match="return_intermediate_states"):
+        kda.chunk_gdn2(q, k, v, g, b, w, return_intermediate_states=True)

@@ -1,0 +1,127 @@
+"""Preconditioned delta rules equal fla's references: outputs, states, all gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fla.ops.precond_gated_delta_rule.naive import naive_recurrent_precond_gated_delta_rule
+from fla.ops.precond_kda.naive import naive_recurrent_precond_kda
+from torch import Tensor
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.recurrence import preconditioned
+from tests.helpers.operator_laws import (
+    TOKENS,
+    H,
+    K,
+    Operator,
+    Result,
+    Tensors,
+    V,
+    assert_document_keeps_bits_whatever_its_neighbours,
+    assert_dtypes_kept_under_autocast,
+    assert_equals_reference,
+    assert_packed_documents_equal_separate_ones,
+    assert_token_by_token_equals_one_call,
+    log_decay,
+)
+from tests.helpers.recurrence import assert_close, unit
+
+
+def gated_tokens(n: int, t: int) -> Tensors:
+    s, shared = (n, t, H), (n, t, 2 * H)
+    vectors = [unit(*s, K), unit(*s, K), torch.randn(*shared, V)]
+    return [*vectors, log_decay(*s), log_decay(*shared), torch.rand(*s), torch.rand(*shared)]
+
+
+def gated_ours(x: Tensors, p: Tensors, h: Tensors, cu_seqlens: Tensor | None = None) -> Result:
+    o, *states = preconditioned.chunk_precond_gated_delta_rule(
+        *x, None, *h, True, True, cu_seqlens, log_atk_scale=p[0]
+    )
+    return o, states
+
+
+def gated_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
+    o, *states = naive_recurrent_precond_gated_delta_rule(*x, None, *h, True, log_atk_scale=p[0])
+    return o, states
+
+
+def kda_tokens(n: int, t: int) -> Tensors:
+    s = (n, t, H)
+    vectors = [unit(*s, K), unit(*s, K), torch.randn(*s, V), log_decay(*s, K)]
+    return [*vectors, log_decay(*s), torch.rand(*s), torch.rand(*s)]
+
+
+def kda_ours(x: Tensors, p: Tensors, h: Tensors, cu_seqlens: Tensor | None = None) -> Result:
+    o, *states = preconditioned.chunk_precond_kda(
+        *x, None, *h, True, cu_seqlens=cu_seqlens, log_atk_scale=p[0]
+    )
+    return o, states
+
+
+def kda_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
+    x = [F.normalize(x[0], dim=-1), F.normalize(x[1], dim=-1), *x[2:]]
+    o, *states = naive_recurrent_precond_kda(*x, None, *h, True, log_atk_scale=p[0])
+    return o, states
+
+
+OPERATORS = {
+    "gated-delta-rule": Operator(
+        gated_tokens,
+        lambda: [torch.randn(H)],
+        lambda n: [torch.randn(n, 2 * H, K, V), torch.rand(n, H, K)],
+        gated_ours,
+        gated_reference,
+    ),
+    "kda": Operator(
+        kda_tokens,
+        lambda: [torch.randn(H)],
+        lambda n: [torch.randn(n, H, K, V), torch.rand(n, H, K)],
+        kda_ours,
+        kda_reference,
+    ),
+}
+every_operator = pytest.mark.parametrize("name", OPERATORS)
+
+
+@every_operator
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_operator_equals_recurrence(name: str, tokens: int):
+    assert_equals_reference(OPERATORS[name], tokens)
+
+
+@every_operator
+def test_packed_documents_equal_separate_ones(name: str):
+    assert_packed_documents_equal_separate_ones(OPERATORS[name])
+
+
+@every_operator
+def test_a_document_does_not_depend_on_its_neighbours_bits(name: str):
+    assert_document_keeps_bits_whatever_its_neighbours(OPERATORS[name])
+
+
+@every_operator
+def test_one_token_at_a_time_equals_one_call(name: str):
+    assert_token_by_token_equals_one_call(OPERATORS[name])
+
+
+@every_operator
+def test_outputs_and_states_keep_dtypes_under_autocast(name: str):
+    assert_dtypes_kept_under_autocast(OPERATORS[name])
+
+
+def test_raw_gates_become_decays():
+    torch.manual_seed(0)
+    (q, k, v, raw, *rest), a_log = kda_tokens(2, 40), torch.rand(H)
+    decays = -a_log.exp().unsqueeze(-1) * F.softplus(raw)
+    expected, _, _ = preconditioned.chunk_precond_kda(q, k, v, decays, *rest)
+    options = {"use_gate_in_kernel": True, "A_log": a_log}
+    for function in (preconditioned.chunk_precond_kda, preconditioned.fused_recurrent_precond_kda):
+        assert_close([function(q, k, v, raw, *rest, **options)[0]], [expected])
+
+
+def test_decay_of_the_values_is_refused():
+    q, k, v, g_atk, g, beta_atk, beta = gated_tokens(1, 5)
+    with pytest.raises(UserError, match="gv"):
+        preconditioned.fused_recurrent_precond_gated_delta_rule(
+            q, k, v, g=g, gv=v, beta=beta, g_atk=g_atk, beta_atk=beta_atk
+        )

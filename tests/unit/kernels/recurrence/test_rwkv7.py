@@ -1,0 +1,53 @@
+"""RWKV7's recurrence and fused functions equal fla's references: values and all gradients."""
+
+import pytest
+import torch
+from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
+from fla.ops.rwkv7.fused_addcmul import torch_addcmul_rwkv7
+from fla.ops.rwkv7.fused_k_update import k_update_ref
+from fla.ops.rwkv7.gate_output_correction import gate_output_correction_ref
+from torch import Tensor
+
+from flame_accel.kernels.recurrence import rwkv7
+from tests.helpers.recurrence import assert_equal_results, head_first, unit
+
+B, T, H, K, V = 2, 45, 2, 16, 24
+FINAL = {"output_final_state": True}
+
+
+@pytest.fixture
+def qkv() -> list[Tensor]:
+    """q, k, v, strengths, initial state."""
+    torch.manual_seed(1)
+    q, k, v = unit(B, T, H, K), unit(B, T, H, K), torch.randn(B, T, H, V)
+    return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
+
+
+@pytest.mark.parametrize("name", ["chunk_rwkv7", "fused_recurrent_rwkv7", "fused_mul"])
+def test_rwkv7_equals_recurrence(qkv, name):
+    r, k, v, _, h = qkv
+    w, kk, a = -0.6065 * torch.rand(B, T, H, K), unit(B, T, H, K), torch.rand(B, T, H, K)
+
+    def ours(r, w, k, v, kk, a, h):
+        options = {"scale": K**-0.5, "initial_state": h, **FINAL}
+        if name == "fused_mul":
+            return rwkv7.fused_mul_recurrent_rwkv7(r, w, k, v, kk, a, **options)
+        return getattr(rwkv7, name)(r, w, k, v, -kk, kk * a, **options)
+
+    def theirs(r, w, k, v, kk, a, h):
+        return head_first(dplr_recurrence)(r, k, v, -kk, kk * a, w, h)
+
+    assert_equal_results(ours, theirs, [r, w, k, v, kk, a, h])
+
+
+def test_fused_functions_equal_references(qkv):
+    torch.manual_seed(5)
+    x, delta = torch.randn(2, B, T, K).unbind()
+    mixes = [torch.randn(1, 1, K) for _ in range(6)]
+    assert_equal_results(rwkv7.fused_addcmul_rwkv7, torch_addcmul_rwkv7, [x, delta, *mixes])
+    assert rwkv7.fused_addcmul_rwkv7(x, delta, *mixes[:5])[-1] is None
+    assert_equal_results(rwkv7.fused_k_rwkv7, k_update_ref, [x, delta, torch.randn(K)])
+    r, k, v, *_ = qkv
+    o, g = torch.randn(2, B, T, H * V).unbind()
+    tensors = [o, r, k, torch.randn(H, K), v, g]
+    assert_equal_results(rwkv7.gate_output_correction, gate_output_correction_ref, tensors)
