@@ -12,7 +12,8 @@ import pytest
 # before anything imports the hub library
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.helpers.runs import TINY_GLA, TINY_RUN
+from flame_accel.config import Config, parse
+from tests.helpers.runs import TINY_GLA, TINY_RUN, WITHOUT_SAMPLE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,13 +59,18 @@ def flags(corpus: Path, tiny_model: Path, tmp_path: Path) -> Callable[..., list[
 
 
 @pytest.fixture
+def configured(flags: Callable[..., list[str]]) -> Callable[..., Config]:
+    """`configured(**{"section.option": value})`: the configuration of a tiny run."""
+    return lambda **changes: parse(flags(**changes))
+
+
+@pytest.fixture
 def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]], None]]:
     """Runs train.main in this process, on one CPU device."""
     import torch
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     from flame_accel import train
-    from flame_accel.config import parse
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -84,3 +90,13 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]]
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     gc.enable()
+
+
+@pytest.fixture
+def finished(
+    train_here: Callable[[list[str]], None], flags: Callable[..., list[str]], tmp_path: Path
+) -> Path:
+    """The folder of a run of eight steps with the checkpoints of step 4 and step 8."""
+    folder = tmp_path / "finished"
+    train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": folder}))
+    return folder

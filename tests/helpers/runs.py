@@ -1,6 +1,7 @@
 """A tiny run: its options, and ways to launch it, kill it and read what it recorded."""
 
 import functools
+import hashlib
 import json
 import os
 import signal
@@ -33,6 +34,9 @@ TINY_RUN = {
     "checkpoint.interval": 4,
     "evaluation.sample_tokens": 8,
 }
+WITHOUT_SAMPLE = {"evaluation.sample_tokens": 0}
+SHORT_RUN = {**WITHOUT_SAMPLE, "training.steps": 2, "checkpoint.enable_checkpoint": False}
+"""Changes of a tiny run that leave a fifth of a second of it."""
 
 
 def launch_environment(**changes: str) -> dict[str, str]:
@@ -133,3 +137,22 @@ def read_records(run_folder: Path) -> list[dict[str, Any]]:
     path = run_folder / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def read_losses(run_folder: Path) -> dict[int, float]:
+    """`train/loss` of every logged step."""
+    return {record["step"]: record["train/loss"] for record in read_records(run_folder)}
+
+
+def read_log(run_folder: Path) -> str:
+    """The contents of log.txt."""
+    return (run_folder / "log.txt").read_text(encoding="utf-8")
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by name."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.is_file()
+    }

@@ -7,6 +7,7 @@ import pytest
 
 from flame_accel.checkpoint.folder import CheckpointFolder, find_checkpoint_damage
 from flame_accel.config import UserError
+from tests.helpers.runs import SHORT_RUN
 
 
 def save(folder: CheckpointFolder, step: int) -> Path:
@@ -58,7 +59,7 @@ def test_a_damaged_checkpoint_is_never_found(folder, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_that_was_asked_for_is_an_error_and_stays(folder, damage):
+def test_a_requested_checkpoint_that_is_damaged_is_an_error_and_is_kept(folder, damage):
     save(folder, 5)
     DAMAGES[damage](save(folder, 9))
     with pytest.raises(UserError, match="step 9"):
@@ -103,7 +104,7 @@ def test_saving_a_step_again_keeps_the_former_folder_under_another_name(folder):
     assert names(folder.path) == ["step-5", "step-5.superseded-0"]
 
 
-def test_an_older_step_that_was_asked_for_supersedes_the_newer_ones(folder):
+def test_requesting_an_older_step_supersedes_the_newer_ones(folder):
     for step in (2, 4, 6):
         save(folder, step)
     assert folder.find_checkpoint(4) == folder.checkpoint_path(4)
@@ -115,3 +116,18 @@ def test_there_is_nothing_to_find_in_a_new_run(folder):
     assert folder.find_checkpoint(-1) is None
     with pytest.raises(UserError, match="none"):
         folder.find_checkpoint(3)
+
+
+@pytest.mark.covers_option("checkpoint.interval", "checkpoint.keep_latest_k")
+def test_only_the_newest_checkpoints_are_kept(train_here, flags, tmp_path):
+    train_here(flags(**{"checkpoint.interval": 2, "checkpoint.keep_latest_k": 2}))
+    names = sorted(path.name for path in (tmp_path / "run/checkpoint").iterdir())
+    assert names == ["step-6", "step-8"]
+
+
+@pytest.mark.covers_option("checkpoint.folder")
+def test_checkpoints_are_in_the_named_folder(train_here, flags, tmp_path):
+    few = SHORT_RUN | {"checkpoint.enable_checkpoint": True, "checkpoint.folder": "kept/here"}
+    train_here(flags(**few))
+    assert (tmp_path / "run/kept/here/step-2/manifest.json").is_file()
+    assert not (tmp_path / "run/checkpoint").exists()

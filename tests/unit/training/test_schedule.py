@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from flame_accel.config import OptimizerConfig
 from flame_accel.training import learning_rate
+from tests.helpers.runs import SHORT_RUN, read_records
 
 
 def rates(steps: int, warmup_steps: int, **options) -> list[float]:
@@ -67,3 +69,21 @@ def test_every_schedule_rises_then_falls_and_ends_at_exactly_the_floor(shape, st
         config = OptimizerConfig(lr=1.0, min_lr_ratio=floor, **shape)
         beyond = learning_rate(steps + 5, config, steps=steps, warmup_steps=warmup_steps)
         assert beyond == floor
+
+
+@pytest.mark.covers_option(
+    "optimizer.lr", "optimizer.scheduler", "optimizer.min_lr_ratio", "training.warmup_steps"
+)
+def test_the_learning_rate_follows_its_options(train_here, flags, tmp_path):
+    rate: dict[str, Any] = {
+        "optimizer.lr": 0.01,
+        "optimizer.scheduler": "cosine",
+        "optimizer.min_lr_ratio": 0.5,
+        "training.warmup_steps": 3,
+        "training.steps": 7,
+    }
+    train_here(flags(**SHORT_RUN | rate))
+    warm_up = [0.01 * step / 3 for step in (1, 2, 3)]
+    decay = [0.01 * (0.5 + 0.5 * (1 + math.cos(math.pi * x / 4)) / 2) for x in (1, 2, 3, 4)]
+    rates = [record["optimizer/lr"] for record in read_records(tmp_path / "run")]
+    assert rates == pytest.approx(warm_up + decay)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from flame_accel import kernels
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.training.step import compute_loss, count_global_targets
+from tests.helpers.runs import SHORT_RUN, read_records
 
 
 def build(kind: str) -> Any:
@@ -42,3 +43,82 @@ def test_a_micro_batch_without_targets_adds_nothing(kind: str):
 def test_a_step_without_targets_is_divided_by_one():
     accelerator = Accelerator(cpu=True)
     assert [count_global_targets(accelerator, n, constant=False) for n in (0, 5)] == [1, 5]
+
+
+@pytest.mark.covers_option("training.skip_nan_inf")
+@pytest.mark.parametrize("skips", [True, False])
+def test_skip_nan_inf_decides_what_becomes_of_such_an_update(
+    train_here, flags, tmp_path, monkeypatch, skips
+):
+    from flame_accel import train
+
+    finite = []
+    compute = train.train_step
+
+    def spoil(accelerator, model, optimizer, micro_batches, **options):
+        hook = model.lm_head.weight.register_hook(lambda grad: grad * float("nan"))
+        result = compute(accelerator, model, optimizer, micro_batches, **options)
+        hook.remove()
+        finite.append(all(p.isfinite().all().item() for p in model.parameters()))
+        return result
+
+    monkeypatch.setattr(train, "train_step", spoil)
+    monkeypatch.setattr(train, "export_and_report", lambda *_: None)
+    train_here(flags(**SHORT_RUN, **{"training.skip_nan_inf": skips}))
+    assert finite == [skips, skips]
+
+
+@pytest.mark.covers_option("training.max_norm")
+def test_max_norm_clips_and_0_does_not(train_here, flags, tmp_path, monkeypatch):
+    from flame_accel import train
+
+    norms: dict[str, list[float]] = {}
+    compute = train.train_step
+
+    def look(accelerator, model, optimizer, micro_batches, **options):
+        kept = {}
+
+        def before_update(*_: Any) -> None:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            kept["norm"] = torch.nn.utils.get_total_norm(gradients).item()
+
+        handle = optimizer.optimizer.register_step_pre_hook(before_update)
+        result = compute(accelerator, model, optimizer, micro_batches, **options)
+        handle.remove()
+        norms.setdefault(str(options["max_norm"]), []).append(kept["norm"])
+        return result
+
+    monkeypatch.setattr(train, "train_step", look)
+    for largest in (0.01, 0):
+        folder = {"job.dump_folder": tmp_path / str(largest)}
+        train_here(flags(**SHORT_RUN, **folder, **{"training.max_norm": largest}))
+    assert norms["0.01"] == pytest.approx([0.01] * 2, rel=1e-3)
+    reported = [record["optimizer/grad_norm"] for record in read_records(tmp_path / "0")]
+    assert norms["0.0"] == pytest.approx(reported) and min(reported) > 0.1
+
+
+def test_a_non_finite_gradient_leaves_the_weights_alone(train_here, flags, monkeypatch):
+    from flame_accel import train
+
+    seen = []
+    train_step = train.train_step
+
+    def spoil(accelerator, model, optimizer, micro_batches, **options):
+        before = [p.detach().clone() for p in model.parameters()]
+        hook = None
+        if len(seen) in (2, 3):
+            hook = model.lm_head.weight.register_hook(lambda grad: grad * float("nan"))
+        result = train_step(accelerator, model, optimizer, micro_batches, **options)
+        if hook is not None:
+            hook.remove()
+        same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+        seen.append((result.skipped.item(), all(same), any(same)))
+        return result
+
+    monkeypatch.setattr(train, "train_step", spoil)
+    train_here(flags())
+    for index, (skipped, all_same, any_same) in enumerate(seen):
+        if index in (2, 3):
+            assert (skipped, all_same) == (1.0, True)
+        else:
+            assert (skipped, any_same) == (0.0, False)

@@ -166,6 +166,18 @@ def test_workers_leave_signals_to_the_run(streams: dict) -> None:
     assert found == streams[False][:4]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_worker_that_the_system_kills_is_an_error_and_no_endless_wait(num_workers: int) -> None:
+    steps = iter(build(FIXED, num_workers=num_workers, prefetch_factor=1))
+    next(steps)
+    worker = multiprocessing.active_children()[0]
+    # as the kernel does when memory runs out
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=rf"pid.*{worker.pid}.*(killed|exited unexpectedly)"):
+        for _ in range(100):
+            next(steps)
+
+
 def test_workers_end_with_a_process_that_never_let_go_of_them() -> None:
     def fail() -> None:
         steps = iter(build(FIXED, num_workers=1))

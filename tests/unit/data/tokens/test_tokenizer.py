@@ -1,5 +1,6 @@
 """The byte-level tokenizer gives any text back; bos follows the policy; others are told apart."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from flame_accel.data.tokens.tokenizer import (
     vocabulary_size,
     write_byte_tokenizer,
 )
+from tests.helpers.runs import SHORT_RUN
 
 BYTE = load_tokenizer("byte", False)
 
@@ -155,3 +157,15 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=build_byte_tokenizer()).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r'no eos token.*\n.*"eos_token"'):
         load_tokenizer(str(tmp_path), False)
+
+
+@pytest.mark.covers_option("model.tokenizer_path")
+def test_a_run_uses_the_named_tokenizer(train_here, flags, tmp_path):
+    tokenizer = load_tokenizer("byte", False)
+    tokenizer.add_tokens(["abc def "])
+    tokenizer.save_pretrained(tmp_path / "mine")
+    train_here(flags(**SHORT_RUN, **{"model.tokenizer_path": tmp_path / "mine"}))
+    exported = load_tokenizer(str(tmp_path / "run/hf"), False)
+    assert len(exported("abc def ")["input_ids"]) == 1
+    vocabulary = json.loads((tmp_path / "run/hf/config.json").read_text())["vocab_size"]
+    assert vocabulary >= len(tokenizer) > 258

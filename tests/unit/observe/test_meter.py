@@ -1,4 +1,4 @@
-"""Records: what a window says, what survives a restart, what a page shows."""
+"""The meter: what a window of steps says, and what of it survives a restart."""
 
 import json
 import math
@@ -9,14 +9,9 @@ import torch
 
 from flame_accel.config import UserError
 from flame_accel.observe import Meter
-from flame_accel.observe.console import format_record, format_seconds
-from flame_accel.observe.metric_logger import (
-    drop_records_after,
-    flatten_options,
-    non_finite_to_strings,
-)
-from flame_accel.observe.report import select_points, write_report
+from flame_accel.observe.meter import window_state_for_rank
 from flame_accel.training import StepResult
+from tests.helpers.runs import read_records
 
 ONE_PROCESS = SimpleNamespace(
     device=torch.device("cpu"), num_processes=1, process_index=0, parallelism_config=None
@@ -108,46 +103,38 @@ def test_skips_are_counted_and_only_those_in_a_row_stop_a_run():
         subject.check_divergence(2)
 
 
-def test_records_after_the_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "train/lo')
-    drop_records_after(path, 2)
-    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+# other numbers of ranks
 
 
-def test_records_are_valid_json_whatever_the_loss_is():
-    values = non_finite_to_strings(
-        {"step": 1, "train/loss": math.nan, "optimizer/grad_norm": math.inf}
-    )
-    assert json.dumps(values, allow_nan=False)
-    assert values == {"step": 1, "train/loss": "nan", "optimizer/grad_norm": "inf"}
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_an_open_window_is_whole_among_any_number_of_ranks(ranks):
+    saved = [
+        {"sums": [1.5, 2.0, 3.0, 1.0], "max_loss": 2.5},
+        {"sums": [2.5, 4.0, 3.0, 1.0], "max_loss": None},
+        {"sums": [4.0, 8.0, 3.0, 1.0], "max_loss": 7.0},
+    ]
+    shares = [window_state_for_rank(saved, rank=rank, ranks=ranks) for rank in range(ranks)]
+    nats, targets, skipped, in_a_row = zip(*(share["sums"] for share in shares), strict=True)
+    assert (sum(nats), sum(targets)) == (8.0, 14.0)
+    assert {*skipped, *in_a_row} == {3.0, 1.0}
+    assert max(share["max_loss"] for share in shares if share["max_loss"] is not None) == 7.0
+    if ranks == len(saved):
+        assert shares == saved
 
 
-def test_trackers_get_flat_plain_options():
-    options = {"training": {"steps": 3, "dataset": None}, "model": {"custom": ("a", "b")}}
-    assert flatten_options(options) == {
-        "training.steps": 3,
-        "training.dataset": "None",
-        "model.custom": "('a', 'b')",
-    }
+@pytest.mark.covers_option("training.max_consecutive_skips")
+def test_a_run_whose_updates_are_all_skipped_stops(train_here, flags, monkeypatch, tmp_path):
+    from flame_accel import train
 
+    compute = train.train_step
 
-def test_a_line_has_the_fields_in_order_and_the_time_left():
-    record = {"optimizer/lr": 1e-3, "train/loss": 2.5, "step": 40, "time/step_seconds": 60.0}
-    line = format_record(record, 160)
-    assert line == "step  40/160  25%  loss 2.5000  lr 1.000e-03  ETA 2:00:00"
-    assert format_seconds(59.6) == "0:01:00"
+    def spoil(accelerator, model, optimizer, micro_batches, **options):
+        hook = model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
+        result = compute(accelerator, model, optimizer, micro_batches, **options)
+        hook.remove()
+        return result
 
-
-def test_the_report_is_one_page_that_needs_nothing_else(tmp_path):
-    records = [{"step": i, "train/loss": 3 / i, "optimizer/lr": 0.1} for i in range(1, 9)]
-    records[3]["train/loss"] = "nan"
-    records[7]["eval/loss"] = 0.4
-    text = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    page = write_report(tmp_path, title="<b>run", sample="a < b").read_text()
-    assert page.count("<svg") == 2
-    assert page.count("<polyline") == 3
-    assert "<b>" not in page and "a &lt; b" in page
-    assert "http" not in page and "<script" not in page
-    assert len(select_points(records, "train/loss")) == 7
+    monkeypatch.setattr(train, "train_step", spoil)
+    with pytest.raises(UserError, match="not finite"):
+        train_here(flags(**{"training.max_consecutive_skips": 3}))
+    assert [record["step"] for record in read_records(tmp_path / "run")] == [1, 2, 3]

@@ -1,12 +1,9 @@
 """Validation: sums over any split of the rows, against torch computed in one piece."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional
 
-from flame_accel.evaluation.metrics import LanguageModelingMetric
 from flame_accel.evaluation.validate import CHUNK_TOKENS, sum_next_token_metrics
 
 
@@ -25,22 +22,3 @@ def test_sums_are_those_of_the_shifted_targets_in_one_piece():
 def test_rows_of_padding_count_for_nothing():
     sums = sum_next_token_metrics(torch.randn(2, 8, 5), torch.full((2, 8), -100))
     assert sums.tolist() == [0, 0, 0]
-
-
-def test_the_figures_follow_from_the_sums_however_these_are_split():
-    whole = LanguageModelingMetric().compute(nats=[30.0], correct=[4], targets=[10], bytes=[20])
-    split = LanguageModelingMetric().compute(
-        nats=[12.0, 18.0], correct=[1, 3], targets=[4, 6], bytes=[5, 15]
-    )
-    assert whole == split
-    assert whole == {
-        "loss": 3.0,
-        "perplexity": math.exp(3.0),
-        "bits_per_byte": 30 / math.log(2) / 20,
-        "accuracy": 0.4,
-    }
-
-
-def test_a_hopeless_loss_has_no_finite_perplexity():
-    figures = LanguageModelingMetric().compute(nats=[1e6], correct=[0], targets=[1], bytes=[1])
-    assert figures is not None and figures["perplexity"] == math.inf

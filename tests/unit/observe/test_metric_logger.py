@@ -1,15 +1,43 @@
-"""Laws of what a run reports: which steps, which ranks, where, and in what colours."""
+"""Records in metrics.jsonl, TensorBoard and W&B: which steps, which ranks, valid JSON."""
 
-import io
-import re
+import json
+import math
+import time
 from pathlib import Path
 
 import pytest
 
 from flame_accel.config import ConfigError, parse
+from flame_accel.observe.metric_logger import (
+    drop_records_after,
+    flatten_options,
+    non_finite_to_strings,
+)
 from tests.helpers.runs import launch, read_records
 
-COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+def test_records_after_the_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "train/lo')
+    drop_records_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_records_are_valid_json_whatever_the_loss_is():
+    values = non_finite_to_strings(
+        {"step": 1, "train/loss": math.nan, "optimizer/grad_norm": math.inf}
+    )
+    assert json.dumps(values, allow_nan=False)
+    assert values == {"step": 1, "train/loss": "nan", "optimizer/grad_norm": "inf"}
+
+
+def test_trackers_get_flat_plain_options():
+    options = {"training": {"steps": 3, "dataset": None}, "model": {"custom": ("a", "b")}}
+    assert flatten_options(options) == {
+        "training.steps": 3,
+        "training.dataset": "None",
+        "model.custom": "('a', 'b')",
+    }
 
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
@@ -85,37 +113,27 @@ def test_values_of_every_rank_need_tensorboard():
         parse(["--model.config=a/b", "--training.dataset=a/b", "--metrics.no_rank_0_only"])
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+@pytest.mark.covers_option("metrics.enable_tensorboard", "metrics.enable_wandb")
+def test_trackers_write_offline(train_here, flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    on = {"metrics.enable_tensorboard": True, "metrics.enable_wandb": True}
+    train_here(flags(**on))
+    run = tmp_path / "run"
+    (offline,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    # its own process writes it, and may do so after the run has ended
+    deadline = time.monotonic() + 60
+    while b"train/loss" not in offline.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-@pytest.mark.covers_option("metrics.disable_color_printing")
-@pytest.mark.parametrize(
-    ("disabled", "environment", "colored"),
-    [(False, {}, True), (True, {}, False), (False, {"NO_COLOR": "1"}, False)],
-)
-def test_colors_are_of_a_terminal_and_can_be_switched_off(
-    train_here, flags, tmp_path, monkeypatch, disabled, environment, colored
-):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
-    train_here(
-        flags(
-            **{
-                "metrics.disable_color_printing": disabled,
-                "training.steps": 2,
-                "evaluation.sample_tokens": 0,
-                "checkpoint.enable_checkpoint": False,
-            }
-        )
+    # the tracker writes hyper-parameters into a folder of their own, below
+    events = min(
+        (path.parent for path in (run / "tb").rglob("events.*")), key=lambda p: len(p.parts)
     )
-    shown = terminal.getvalue()
-    assert "2/2 [" in shown, "there is no progress bar"
-    assert bool(COLOR.search(shown)) == colored
-    assert ("\x1b[36mstep 2/2 100%\x1b[0m  loss" in shown) == colored
-    assert ("\x1b[36mdevices\x1b[0m: 1 x cpu" in shown) == colored
-    log = (tmp_path / "run/log.txt").read_text()
-    assert "step 2/2 100%  loss" in log and "\x1b" not in log
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    values = [event.value for event in accumulator.Scalars("train/loss")]
+    assert values == pytest.approx([record["train/loss"] for record in read_records(run)])

@@ -1,0 +1,28 @@
+"""Reads checkpoints: which there are, and the weights and optimizer state in them."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def list_checkpoints(run_folder: Path) -> list[str]:
+    """Names of all folders of checkpoints of a run, those set aside included."""
+    return sorted(path.name for path in (run_folder / "checkpoint").iterdir())
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of an export or checkpoint."""
+    return load_file(folder / "model.safetensors")
+
+
+def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """All weights and the optimizer's state of a checkpoint."""
+    files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("optimizer/*.safetensors")]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def equal_tensors(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    """Whether names and values are the same, bit for bit."""
+    return some.keys() == others.keys() and all(torch.equal(some[n], others[n]) for n in some)

@@ -1,0 +1,72 @@
+"""The console: fields in order, colours only on a terminal, one line per record in a file."""
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+
+from flame_accel.observe.console import format_record, format_seconds
+from tests.helpers.runs import ROOT, launch_environment
+
+
+def test_a_line_has_the_fields_in_order_and_the_time_left():
+    record = {"optimizer/lr": 1e-3, "train/loss": 2.5, "step": 40, "time/step_seconds": 60.0}
+    line = format_record(record, 160)
+    assert line == "step  40/160  25%  loss 2.5000  lr 1.000e-03  ETA 2:00:00"
+    assert format_seconds(59.6) == "0:01:00"
+
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.covers_option("metrics.disable_color_printing")
+@pytest.mark.parametrize(
+    ("disabled", "environment", "colored"),
+    [(False, {}, True), (True, {}, False), (False, {"NO_COLOR": "1"}, False)],
+)
+def test_colors_are_of_a_terminal_and_can_be_switched_off(
+    train_here, flags, tmp_path, monkeypatch, disabled, environment, colored
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    train_here(
+        flags(
+            **{
+                "metrics.disable_color_printing": disabled,
+                "training.steps": 2,
+                "evaluation.sample_tokens": 0,
+                "checkpoint.enable_checkpoint": False,
+            }
+        )
+    )
+    shown = terminal.getvalue()
+    assert "2/2 [" in shown, "there is no progress bar"
+    assert bool(COLOR.search(shown)) == colored
+    assert ("\x1b[36mstep 2/2 100%\x1b[0m  loss" in shown) == colored
+    assert ("\x1b[36mdevices\x1b[0m: 1 x cpu" in shown) == colored
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "step 2/2 100%  loss" in log and "\x1b" not in log
+
+
+def test_a_log_file_has_one_line_per_record_and_no_control_characters(flags, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *flags()],
+        env=launch_environment(ACCELERATE_USE_CPU="true"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        sum(line.startswith("step ") and "loss" in line for line in done.stdout.splitlines()) == 8
+    )
+    assert not set("\r\x1b") & set(done.stdout + done.stderr)
+    assert "Warning" not in done.stderr, done.stderr

@@ -1,0 +1,55 @@
+"""Progress in the data over all ranks: epochs, skipped documents, padding, too many bad records."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from flame_accel.config import UserError
+from flame_accel.observe import data_progress, reduce_data_metrics
+
+ACCELERATOR: Any = SimpleNamespace(device=torch.device("cpu"))
+
+
+def batches(**changes: float) -> Any:
+    """A rank's batches as far as they are read here."""
+    counts = {
+        "epoch": 1.5,
+        "consumed_documents": 10,
+        "skipped_documents": 0,
+        "bad_documents": 0,
+        "packing_efficiency": 1.0,
+    }
+    return SimpleNamespace(**{**counts, **changes})
+
+
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Two ranks that are in the same place."""
+    monkeypatch.setattr(data_progress, "all_reduce_sum", lambda _, local: 2 * local)
+    monkeypatch.setattr(data_progress, "dp_size", lambda _: 2)
+    return 2
+
+
+def test_without_skipped_documents_and_padding_there_is_only_the_epoch(ranks):
+    assert reduce_data_metrics(ACCELERATOR, batches(), None) == {"epoch": 1.5}
+
+
+def test_counts_are_summed_and_fractions_averaged_over_ranks(ranks):
+    record = reduce_data_metrics(
+        ACCELERATOR, batches(skipped_documents=3, packing_efficiency=0.75), None
+    )
+    assert record == {
+        "epoch": 1.5,
+        "data/documents": 20,
+        "data/skipped_documents": 6,
+        "data/packing_efficiency": 0.75,
+    }
+
+
+def test_bad_records_of_all_ranks_together_end_a_run(ranks):
+    bad = batches(bad_documents=3, skipped_documents=3)
+    assert reduce_data_metrics(ACCELERATOR, bad, 6)["data/skipped_documents"] == 6
+    with pytest.raises(UserError, match="6"):
+        reduce_data_metrics(ACCELERATOR, bad, 5)

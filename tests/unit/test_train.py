@@ -1,0 +1,76 @@
+"""The story of a run: what it leaves behind, and options that act in the loop itself."""
+
+import gc
+import importlib.metadata
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from flame_accel.config import load_file, parse
+from tests.helpers.runs import SHORT_RUN, read_log, read_records
+
+RECORD_KEYS = {
+    "step",
+    "tokens",
+    "epoch",
+    "train/loss",
+    "train/max_loss",
+    "optimizer/lr",
+    "optimizer/grad_norm",
+    "optimizer/skipped_steps",
+    "throughput/tokens_per_second",
+    "throughput/tokens_per_second_per_device",
+    "throughput/tflops_per_device",
+    "time/step_seconds",
+    "time/data_seconds",
+    "memory/peak_gib",
+}
+
+
+@pytest.mark.covers_option("evaluation.dataset", "evaluation.interval")
+def test_a_run_leaves_what_the_contract_says(train_here, flags, tmp_path, corpus):
+    argv = flags(**{"evaluation.dataset": corpus, "evaluation.interval": 4})
+    train_here(argv)
+    run = tmp_path / "run"
+    records = read_records(run)
+    assert [record["step"] for record in records] == list(range(1, 9))
+    # this CPU's peak is not known, so no share of it is claimed
+    evaluated = {"eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy"}
+    for record in records:
+        assert set(record) == RECORD_KEYS | (evaluated if record["step"] in (4, 8) else set())
+    assert records[-1]["tokens"] == 8 * 4 * 64
+    assert records[-1]["train/loss"] < records[0]["train/loss"]
+    assert load_file(run / "config.toml") == parse(argv)
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"] == importlib.metadata.version("torch")
+    assert "step 8/8" in (run / "log.txt").read_text()
+    assert sorted(p.name for p in (run / "checkpoint").iterdir()) == ["step-4", "step-8"]
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 5
+    assert "<script" not in page and "http" not in page
+
+
+@pytest.mark.covers_option("job.print_args")
+@pytest.mark.parametrize("asked", [True, False])
+def test_print_args_shows_all_options(train_here, flags, tmp_path, asked):
+    train_here(flags(**SHORT_RUN, **{"job.print_args": asked}))
+    assert ("[optimizer]" in read_log(tmp_path / "run")) == asked
+    assert ("beta2 = 0.95" in read_log(tmp_path / "run")) == asked
+
+
+@pytest.mark.covers_option("training.gc_freq")
+@pytest.mark.parametrize(("frequency", "collections"), [(3, 2), (0, 0)])
+def test_gc_freq_collects_at_its_steps_and_0_leaves_it_to_python(
+    train_here, flags, monkeypatch, frequency, collections
+):
+    from flame_accel import train
+
+    called: list[str] = []
+    spy = SimpleNamespace(
+        disable=lambda: called.append("disable"), collect=lambda: called.append("collect")
+    )
+    monkeypatch.setattr(train, "gc", spy)
+    train_here(flags(**SHORT_RUN | {"training.gc_freq": frequency, "training.steps": 6}))
+    assert called == (["disable"] if frequency else []) + ["collect"] * collections
+    assert gc.isenabled()
