@@ -37,7 +37,7 @@ def test_the_table_of_refusals_names_only_options() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("checkpoint.async_mode", "async", "not available"),
+        ("checkpoint.async_mode", "async", "not supported yet"),
         ("experimental.context_parallel_degree", 2, "silently wrong for linear attention"),
         ("experimental.pipeline_parallel_degree", 2, "pipeline parallelism"),
         ("experimental.enable_async_tensor_parallel", True, "tensor parallelism"),
