@@ -1,4 +1,4 @@
-"""Says what this machine has, which models train on it, with which kernels, and if not why not.
+"""Reports what this machine has, which models train on it, with which kernels, or why not.
 
 With --model.config it also tries a small version of that model out, and ends with exit code 1 if
 the model cannot train here. Facts, known problems and trials live in `diagnosis`.
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def silence_libraries() -> None:
-    """Keeps off the report what fla and transformers say about fast paths and progress."""
+    """Mutes fla and transformers on fast paths and progress."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -149,7 +149,7 @@ class Report:
 
 
 def describe_machine(machine: "Machine") -> Iterator[ReportLine]:
-    """The facts, a line each."""
+    """Facts about the machine, one line each."""
     yield ReportLine("system", f"{machine.system}, Python {machine.python}")
     memory = f"{machine.memory_bytes / GIB:.1f} GiB"
     yield ReportLine("processor", f"{machine.processor}, {machine.cores} cores, {memory}")
@@ -186,7 +186,7 @@ def problem_line(finding: "DetectedProblem") -> ReportLine:
 
 
 def summarize_models(machine: "Machine") -> Iterator[ReportLine]:
-    """Which of fla's models train here, from what is known about them."""
+    """Which of fla's models can train here, from what is known about them."""
     from flame_accel.diagnosis.conformance.known_issues import known_issues
     from flame_accel.diagnosis.trainability import find_training_problems
     from flame_accel.models.catalogue import registered_config_classes, tiny_config
@@ -222,7 +222,7 @@ def examine_model(
 
     Args:
         machine: Facts about it.
-        arguments: Of the command.
+        arguments: Arguments of the command.
         reported: Problems already shown.
         report: To print to.
     """

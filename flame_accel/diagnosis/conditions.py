@@ -7,13 +7,13 @@ from flame_accel.diagnosis.machine import Device, Machine
 
 
 def is_older(machine: Machine, package: str, than: str) -> bool:
-    """Whether an installed package is is_older than a version."""
+    """Whether an installed package is older than a version."""
     version = machine.versions[package]
     return version is not None and Version(version) < Version(than)
 
 
 def is_newer(machine: Machine, package: str, than: str) -> bool:
-    """Whether an installed package is is_newer than every patch of a version `major.minor`."""
+    """Whether an installed package is newer than every patch of a version `major.minor`."""
     version = machine.versions[package]
     return version is not None and Version(version).release[:2] > Version(than).release
 
@@ -38,7 +38,7 @@ def has_tilelang(machine: Machine) -> bool:
 def devices_unknown_to_torch(machine: Machine) -> list[Device]:
     """Devices that none of torch's own kernels was compiled for, nor for a relative.
 
-    Machine code (`sm_90`) runs on is_newer devices of its major version, PTX (`compute_90`) on all.
+    Machine code (`sm_90`) runs on newer devices of its major version, PTX (`compute_90`) on all.
     """
     compiled = [name.partition("_") for name in machine.architectures]
     known = [(kind, divmod(int(code.rstrip("af")), 10)) for kind, _, code in compiled]

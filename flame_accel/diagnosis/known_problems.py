@@ -1,4 +1,4 @@
-"""The table of known problems: when each applies, what happens then, and the remedy.
+"""The table of known problems: when each applies, what goes wrong then, and the remedy.
 
 A row looks at a `Machine` and tests nothing itself, so every row can be tried on invented facts.
 Most rows concern every model, some only those made of certain parts of fla. What their conditions
@@ -152,7 +152,7 @@ def device_problems() -> Iterator[KnownProblem]:
         lambda machine: uses_triton(machine) and bool(devices_below_ampere(machine)),
         lambda machine: (
             f"{device_names(devices_below_ampere(machine))}: Triton is made for compute capability "
-            "8.0 and is_newer; below, kernels may fail and bfloat16 is slow"
+            "8.0 and newer; below, kernels may fail and bfloat16 is slow"
         ),
         "--model.kernels torch, and mixed_precision: no in the accelerate configuration",
     )
@@ -175,7 +175,7 @@ def device_problems() -> Iterator[KnownProblem]:
             f"{machine.driver_devices} GPU(s) of NVIDIA's driver {machine.driver}: training runs "
             "on the CPU"
         ),
-        "update the driver, or install torch for an is_older CUDA",
+        "update the driver, or install torch for an older CUDA",
     )
     yield KnownProblem(
         "GPU in use",
@@ -239,7 +239,7 @@ def system_problems() -> Iterator[KnownProblem]:
             lambda machine, package=package, lowest=lowest: is_older(machine, package, lowest),
             lambda machine, package=package, lowest=lowest: (
                 f"{package} "
-                f"{machine.versions[package]} is is_older than {lowest}, the oldest that works"
+                f"{machine.versions[package]} is older than {lowest}, the oldest that works"
             ),
             f"pip install '{package}>={lowest}'",
         )
@@ -249,7 +249,7 @@ def system_problems() -> Iterator[KnownProblem]:
             lambda machine, package=package, newest=newest: is_newer(machine, package, newest),
             lambda machine, package=package, newest=newest: (
                 f"{package} "
-                f"{machine.versions[package]} is is_newer than {newest}, the newest that was tried"
+                f"{machine.versions[package]} is newer than {newest}, the newest that was tried"
             ),
             "where something breaks: pip install -r requirements.txt has the tested versions",
         )
@@ -272,12 +272,12 @@ class DetectedProblem(NamedTuple):
 def detect_problems(
     machine: Machine, *, parts: Set[str] = frozenset(), config: object = None
 ) -> list[DetectedProblem]:
-    """The known problems of a machine, those that stop training first.
+    """Detects the known problems of a machine; those that prevent training come first.
 
     Args:
-        machine: the facts.
-        parts: of fla that a model is made of; without them, what concerns every model.
-        config: of that model.
+        machine: Facts about the machine.
+        parts: Layers and operators of fla that a model uses; empty for problems of every model.
+        config: Config of that model.
     """
     findings = [
         DetectedProblem(
@@ -290,7 +290,7 @@ def detect_problems(
 
 
 def _concerns_model(problem: KnownProblem, parts: Set[str], config: object) -> bool:
-    """Whether a row is about every model, or about one of these parts, and it is switched on."""
+    """Whether a row concerns every model, or a part that this model uses and its config enables."""
     return problem.parts is None or any(
         # a config without the field always uses the part
         switch is None or getattr(config, switch, True)

@@ -88,7 +88,7 @@ class Machine:
     """What torch's own CUDA kernels were compiled for, such as `sm_90`."""
     nccl: str | None
     versions: Mapping[str, str | None]
-    """Of `PACKAGES`; None if not installed."""
+    """Package of `PACKAGES` -> installed version; None if not installed."""
     triton_required_by_torch: str | None
     """The Triton that torch asks for, as a version specifier; None if it asks for none."""
     kernels: str
@@ -107,7 +107,7 @@ class Machine:
 
     @property
     def laws(self) -> str:
-        """Whose results of the conformance laws hold here: "cuda" for fla's kernels, else "cpu"."""
+        """Device whose conformance results hold here: "cuda" for fla's kernels, else "cpu"."""
         return "cuda" if self.kernels == "triton" else "cpu"
 
 

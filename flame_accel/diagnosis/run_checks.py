@@ -23,9 +23,9 @@ def check_run(
     """Checks that the model can train on this machine as the options ask; logs warnings.
 
     Args:
-        config: Of the run; the only check that looks at all sections.
-        accelerator: Of the run.
-        model_config: Of the model to train.
+        config: The whole configuration.
+        accelerator: The Accelerator of the run.
+        model_config: Config of the model to train.
         active_kernels: "triton" or "torch", as `kernels.install` returned it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tries a small version of a model out: fla's Triton kernels beside the PyTorch ones.
+"""Runs a small version of a model, with fla's Triton kernels and with the PyTorch ones.
 
 The small version keeps the width, and with it the sizes of heads for which kernels are compiled;
 it has two layers and a small vocabulary. Laws of models that need no second kind of kernels live in
@@ -66,7 +66,7 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     Hybrids get one layer of each kind.
 
     Args:
-        config: of the model to train; it is not changed.
+        config: Config of the model to train; it is not changed.
         device: that has to carry the small one, "cpu" or "cuda".
     """
     fields = config.to_dict()
@@ -91,12 +91,12 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
 
 
 def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
-    """Tries out whether a model that is not fla's keeps packed documents apart.
+    """Checks by running it that a model that is not fla's keeps packed documents apart.
 
-    Of fla's models it is known, see `models/packing.py`. The process's random state is left alone.
+    For fla's models it is known (`conformance/packing_support`). Random states are left alone.
 
     Args:
-        config: of the model to train with packed documents.
+        config: Config of the model to train with packed documents.
         device: "cpu" or "cuda".
 
     Raises:
@@ -117,10 +117,10 @@ def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
 
 
 def install_kernels_untuned(kind: Kind) -> None:
-    """Puts kernels in place for a look at what they compute.
+    """Installs kernels to see what they compute, not how fast.
 
-    Triton kernels run as tuned where they are, else in the first configuration that works: tuning
-    all of a model's takes minutes.
+    Triton kernels run with their tuned configuration if there is one, else with the first that
+    works, since tuning takes minutes.
     """
     if kernels.install(kind) == "triton":
         from fla.ops.utils.cache import get_gpu_info
@@ -132,7 +132,7 @@ def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator
     """Logits and gradients of Triton kernels against those of PyTorch kernels, on the same inputs.
 
     Args:
-        config: of a small model.
+        config: Config of a small model.
         device: "cuda".
     """
     for dtype, tolerance in TOLERANCE.items():

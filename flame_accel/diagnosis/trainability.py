@@ -1,4 +1,4 @@
-"""Whether one model can train on this machine, from facts alone; what a run asks before it starts.
+"""Whether a model can train on this machine, judged from facts alone.
 
 Facts are collected in `machine`, known problems of machines listed in `problems`, known defects of
 models in `diagnosis/conformance/known_issues.py`. Trying a model out lives in `numerics`.
@@ -14,9 +14,9 @@ from flame_accel.diagnosis.machine import Machine, cache_folders, collect_machin
 from flame_accel.diagnosis.model_parts import find_fla_parts
 
 STATE_BYTES = 16
-"""Of a parameter in training: weight, gradient and AdamW's two moments in fp32."""
+"""Bytes per parameter in training: weight, gradient and AdamW's two moments in fp32."""
 SAVED_BYTES = 4 * 12 + 4
-"""Of a parameter on disk: three checkpoints, a fourth while it is written, and the export."""
+"""Bytes per parameter on disk: three checkpoints, a fourth being written, and the export."""
 
 
 TRITON_OPERATORS_WITHOUT_FP32 = frozenset(
@@ -35,13 +35,13 @@ def find_training_problems(
     parameters: int | None = None,
     precision: str = "bfloat16",
 ) -> list[DetectedProblem]:
-    """What is known to go wrong when a model trains on a machine, what makes it impossible first.
+    """Lists what is known to go wrong when a model trains on a machine, blocking problems first.
 
     Args:
-        machine: the facts.
-        config: of the model.
-        parameters: number of its parameters, if known.
-        precision: in which it shall compute, "bfloat16" or "float32".
+        machine: Facts about the machine.
+        config: Config of the model.
+        parameters: Number of its parameters, if known.
+        precision: Precision of the computation, "bfloat16" or "float32".
     """
     parts = find_fla_parts(config)
     findings = detect_problems(machine, parts=parts, config=config)
@@ -63,16 +63,16 @@ def find_training_problems(
 def check_machine_can_train(
     config: PreTrainedConfig, kernels: str, run_folder: str, precision: str
 ) -> list[str]:
-    """Refuses a run that cannot succeed on this machine; takes milliseconds.
+    """Checks that nothing known prevents training on this machine; takes milliseconds.
 
     Args:
-        config: of the model to train.
-        kernels: that the run asked for: "auto", "torch" or "triton".
-        run_folder: where it writes.
-        precision: in which it shall compute, "bfloat16" or "float32".
+        config: Config of the model to train.
+        kernels: Kernels that the run asked for: "auto", "torch" or "triton".
+        run_folder: Folder of the run.
+        precision: Precision of the computation, "bfloat16" or "float32".
 
     Returns:
-        Warnings, a line each.
+        Warnings, one line each.
 
     Raises:
         UserError: Something known makes training impossible.

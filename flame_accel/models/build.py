@@ -44,8 +44,8 @@ def load_model_config(
     Args:
         name_or_path: a file in the Hugging Face format, a folder with a config.json, the name of
             a preset, or a name on the Hub.
-        trust_remote_code: whether code beside the config (its `auto_map`) may run.
-        custom: what `register_models` imported, for the message about an unknown model type.
+        trust_remote_code: whether code next to the config (its `auto_map`) may run.
+        custom: What `register_models` imported, for the error about an unknown model type.
 
     Raises:
         UserError: it is missing, not a JSON object, of an unknown `model_type`, or has values that
@@ -91,7 +91,7 @@ def build_model(
     The weights are the architecture's own initialization under `seed`: the same on every rank.
 
     Args:
-        config: shape of the model; it is copied, not changed.
+        config: Shape of the model; it is copied, not changed.
         vocabulary_size: rows of the embedding, as many as the tokenizer has ids, added tokens
             included. It is not rounded.
         bos_token_id: token that starts a document.
@@ -100,7 +100,7 @@ def build_model(
             a row without gradients; so the model config has none where it is also bos or eos.
         norm_type: kind of the norms of the blocks and before the head (`norms`); None leaves those
             of the config.
-        seed: of the initial weights.
+        seed: Seed of the initial weights.
         trust_remote_code: whether the code that the config's `auto_map` names may run.
 
     Raises:

@@ -1,6 +1,6 @@
 """Which causal language models fla registers, and a tiny configuration of each.
 
-The list is asked from fla. Checks of the models live in `checkup.py`; nothing here builds one.
+The list comes from fla. Checks live in `diagnosis/conformance`; nothing here builds a model.
 """
 
 import inspect

@@ -97,19 +97,19 @@ def _hybrid_attention_specs(config: PreTrainedConfig) -> list[dict[str, Any]]:
 
 
 def _softmax_attention_flops(width: int, seq_len: int, window: int | None) -> float:
-    """Counts causal softmax attention of heads `width` wide in all; token t sees min(t, W) keys."""
+    """Operations of causal softmax attention per token; `width` is that of all heads together."""
     reach = min(window or seq_len, seq_len)
     keys = reach * (reach + 1) / 2 + (seq_len - reach) * reach
     return 4 * width * keys / seq_len
 
 
 def _state_size_from_expand_k(config: PreTrainedConfig) -> float:
-    """Counts the elements of all states; all keys are `expand_k` times as wide as the model."""
+    """Elements of all heads' states, where all keys are `expand_k` times as wide as the model."""
     return config.hidden_size**2 * config.expand_k * config.expand_v / config.num_heads
 
 
 def _state_size_from_head_dim(config: PreTrainedConfig) -> float:
-    """Counts the elements of all states; a key is `head_dim` wide, values may have more heads."""
+    """Elements of all heads' states, where a key is `head_dim` wide; values may have more heads."""
     heads = getattr(config, "num_v_heads", None) or config.num_heads
     return heads * config.head_dim**2 * config.expand_v
 
@@ -202,6 +202,6 @@ def device_peak_flops(name: str, dtype: torch.dtype = torch.bfloat16) -> float |
 
     Args:
         name: as `torch.cuda.get_device_name` gives it.
-        dtype: of the matrices that are multiplied.
+        dtype: Dtype of the matrix products.
     """
     return PEAK_FLOPS.get(name) if dtype in (torch.bfloat16, torch.float16) else None

@@ -30,9 +30,9 @@ def instantiate(
     `seed`; the generator's state is restored afterwards.
 
     Args:
-        config: shape of the model.
-        seed: of the initial weights.
-        trust_remote_code: whether the code that the config's `auto_map` names may run.
+        config: Shape of the model.
+        seed: Seed of the initial weights.
+        trust_remote_code: Whether the code that the config's `auto_map` names may run.
 
     Raises:
         UserError: no causal language model belongs to the config, it needs a package that is
@@ -69,7 +69,7 @@ def instantiate(
 
 
 def describe_error(error: Exception) -> str:
-    """Words an error: its message, or the line of source where it has none, and the file."""
+    """An error in words: its message, or the source line if it has none, and the file."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [frame for frame in frames if not frame.filename.startswith(TORCH_FOLDER)][-1]
     message = str(error) or frame.line

@@ -1,6 +1,6 @@
-"""Another norm in the blocks of a model, and before its head: `model.norm_type`.
+"""Models with another norm in their blocks and before their head: `model.norm_type`.
 
-Norms inside of mixers belong to the mixers and stay. RMSNorm, fused or not, is what fla's models
+Norms inside mixers stay as they are. RMSNorm, fused or not, is what fla's models
 have, and their configs say which (`fuse_norm`). For another kind a model becomes one of a type of
 its own, such as gla_layernorm, whose classes are derived here and registered with transformers'
 auto classes whenever flame_accel is imported. So config.json says what the weights belong to: an
@@ -57,10 +57,10 @@ def base_model_type(config: PreTrainedConfig) -> str:
 
 
 def config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
-    """The config of the same model with norms of a type: a new one.
+    """Returns a new config of the same model with another type of norm.
 
     Args:
-        config: of a model of fla's, or one like Llama, possibly with another norm already.
+        config: Config of an fla model or of one like Llama, possibly with another norm already.
         norm_type: layernorm (without a bias, but that of RWKV), np_layernorm (without parameters),
             rmsnorm or fused_rmsnorm.
 
@@ -89,10 +89,10 @@ def config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConf
 
 
 def apply_norm_type(model: PreTrainedModel, norm_type: str) -> None:
-    """Makes sure that a model built from `config_with_norm` has such norms.
+    """Puts fused norms into a model like Llama; checks the norms of any other model.
 
-    Fused norms of a model like Llama are put in here: what they compute, their names and the config
-    are the same.
+    Call it on a model built from `config_with_norm`. Fused norms compute the same under the same
+    names, and the config stays the same.
 
     Raises:
         UserError: its blocks are written for fla's fused RMSNorm only.
@@ -107,9 +107,9 @@ def apply_norm_type(model: PreTrainedModel, norm_type: str) -> None:
 
 
 def find_block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
-    """Finds the norms of blocks and the final one: the module that holds each, and its name there.
+    """Yields (parent module, name) of the norms of blocks and of the final norm.
 
-    What lies inside of a block's own modules is not theirs.
+    Norms inside a block's mixer or MLP are not included.
     """
     blocks = set(model._no_split_modules or ())
     inside: set[nn.Module] = set()
@@ -125,7 +125,7 @@ def find_block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
 
 
 def norm_type_of(norm: nn.Module) -> str | None:
-    """The `model.norm_type` that a module is; None for all that are no such norm."""
+    """The `model.norm_type` of a module; None if it is not a norm of one of these types."""
     if isinstance(norm, (LayerNorm, nn.LayerNorm)):
         return "layernorm" if norm.elementwise_affine else "np_layernorm"
     if isinstance(norm, RMSNorm):

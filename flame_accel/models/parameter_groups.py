@@ -1,6 +1,6 @@
-"""Which parameters decay, which stay in float32, and how many there are.
+"""Parameter groups for weight decay, parameters that stay in float32, and parameter counts.
 
-The optimizer that takes the groups lives in `training/`, the precision policy in `parallel/`.
+The optimizer lives in `training/`, the precision policy in `parallel/`.
 """
 
 import copy
@@ -33,14 +33,14 @@ def count_parameters(model: PreTrainedModel) -> ParameterCount:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Splits the trainable parameters into those that decay and those that do not.
+    """Splits the trainable parameters into those with weight decay and those without.
 
-    Matrices decay, embeddings among them. These do not: norms, biases, parameters that fla marks
+    Matrices have it, including embeddings. These do not: norms, biases, parameters that fla marks
     `_no_weight_decay` (A_log, dt_bias, D, ...), and vectors, such as RWKV's token-shift mixes.
 
     Args:
-        model: before it is wrapped or sharded, which may lose fla's marks.
-        weight_decay: of the first group; the second has 0.
+        model: The model before it is wrapped or sharded, which may lose fla's marks.
+        weight_decay: Weight decay of the first group; that of the second is 0.
 
     Returns:
         Groups for a torch optimizer, `{"params": [...], "weight_decay": ...}`: the decayed one,
@@ -60,7 +60,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _parameters_with_owners(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Yields each parameter once, in the order of `named_parameters`: owner, name there, value."""
+    """Yields (module, name in the module, parameter), each parameter once."""
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -93,13 +93,12 @@ def fp32_parameter_names(model: PreTrainedModel) -> list[str]:
 
     fla has no mark for them. They are those that are float32 even when the model is built in
     bfloat16, because their layer asks for it (A_log, ...), and those that it marks
-    `_no_weight_decay` (dt_bias, ...): what goes through the exponentials of a decay. Two kinds are
-    left out. A norm's weight multiplies once, and Mamba2's blocks take the dtype of what they hand
-    on from it. A skip connection `D` is no decay, and some layers would hand its dtype on to their
-    linear layers.
+    `_no_weight_decay` (dt_bias, ...): what goes through the exponentials of a decay. Left out are
+    norms, whose weight multiplies once and sets the dtype of what Mamba2's blocks pass on, and the
+    skip connection `D`, which is no decay and sets the dtype of inputs of linear layers.
 
     Args:
-        model: before it is wrapped or sharded.
+        model: The model before it is wrapped or sharded.
 
     Returns:
         Names as in `named_parameters`, in its order.

@@ -1,6 +1,6 @@
 """Checks one model in this process: `python -m flame_accel.diagnosis.conformance TYPE DEVICE`.
 
-Prints a line of JSON for each law of `checkup.py`, as soon as it is checked, and one that names the
+Prints a line of JSON for each law of `laws`, as soon as it is checked, and one that names the
 kernels on a CPU. `python -m flame_accel models` runs it for every model.
 """
 

@@ -1,4 +1,4 @@
-"""What is known of fla's models that do not keep a law of `checkup.py`, each with its cause.
+"""Models of fla that are known to break a law of `laws`, each with the cause.
 
 Places are in fla 0.6.0. The tests hold that exactly these laws are broken: a model that starts to
 work has to leave this list.
@@ -13,7 +13,7 @@ class KnownIssue(NamedTuple):
     models: str
     """Model types, separated by spaces."""
     law: str
-    """As `checkup.LAWS` names it."""
+    """A key of `laws.LAWS`."""
     devices: str
     """Where: `cpu` with our kernels, `cuda` with fla's, or both."""
     reason: str

@@ -2,8 +2,8 @@
 
 Trains, comes back from disk, generates with its cache what it computes in one pass, keeps packed
 documents apart. On a CPU in float32, on a GPU under bfloat16 autocast. Which models there are lives
-in `catalogue.py`, what is known of those that fail in `holes.py`, the table of all of them in
-`matrix.py`.
+in `models/catalogue`, known failures in `known_issues`, the table of all models in
+`support_table`.
 """
 
 import inspect
@@ -252,7 +252,7 @@ def _logits_and_embedding_gradient(
 
 
 def find_mixer_kernels(config: PreTrainedConfig) -> list[str]:
-    """Which of our kernels mix the tokens of a model on a CPU, as `kernels/table.py` names them.
+    """Lists our kernels that mix the tokens of a model on a CPU, named as in `kernels/replacements`.
 
     Empty for a model that fla's own PyTorch code serves. Norms, convolutions and losses, which
     nearly every model has, are left out.

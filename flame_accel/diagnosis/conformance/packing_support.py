@@ -1,4 +1,4 @@
-"""Which architectures keep packed documents apart. How they are packed is decided in `data`."""
+"""Which architectures keep packed documents apart. `data` packs them."""
 
 from transformers import PreTrainedConfig
 
@@ -7,15 +7,15 @@ from flame_accel.diagnosis.conformance.known_issues import known_issues
 from flame_accel.models.norms import base_model_type
 
 DOCUMENTS_APART = "keeps documents apart"
-"""Of `checkup.py`, which tests that nothing of a document reaches another in the same row."""
+"""The law in `laws` that nothing of a document reaches another in the same row."""
 
 
 def check_packing_support(config: PreTrainedConfig, *, kernels: str) -> None:
-    """Refuses `training.varlen` for a model that would mix the documents of a row.
+    """Checks that a model keeps the documents of a row apart, for `training.varlen`.
 
     Args:
-        config: of the model.
-        kernels: that it will run with, "torch" or "triton", as `kernels.install` returns it.
+        config: Config of the model.
+        kernels: Active kernels, "torch" or "triton", as `kernels.install` returns them.
 
     Raises:
         UserError: The model type is known to break the law with these kernels.

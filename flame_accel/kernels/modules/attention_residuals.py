@@ -24,7 +24,7 @@ def fused_attnres(
         residuals: L tensors [..., D].
         rms_weight: [D] weight of the norm that the scores see.
         output_rms_weight: [D]; if given, the sum is normalised with it.
-        rms_eps: of both norms.
+        rms_eps: Epsilon of both norms.
         scale: factor of the scores.
         return_weights: also returns p, [L, ...].
         checkpoint_level: of fla's kernel.

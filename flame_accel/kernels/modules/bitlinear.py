@@ -36,7 +36,7 @@ def layer_norm_linear_quant(
         linear_weight: [O, D].
         linear_bias: [O].
         residual: [..., D].
-        eps: of the norm.
+        eps: Epsilon of the norm.
         prenorm: see above.
         residual_in_fp32: dtype of the sum where there is no residual.
         is_rms_norm: a norm without a mean.
