@@ -252,7 +252,7 @@ def _logits_and_embedding_gradient(
 
 
 def find_mixer_kernels(config: PreTrainedConfig) -> list[str]:
-    """Lists our kernels that mix the tokens of a model on a CPU, named as in `kernels/replacements`.
+    """Lists the kernels that mix the tokens of a model on a CPU, as `replacements` names them.
 
     Empty for a model that fla's own PyTorch code serves. Norms, convolutions and losses, which
     nearly every model has, are left out.
