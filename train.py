@@ -1,11 +1,11 @@
-"""Trains one model: what `accelerate launch` runs on every process.
+"""Trains one model: the script that `accelerate launch` runs in every process.
 
     bash train.sh                                                          the quickstart, anywhere
     accelerate launch --config_file accelerate_configs/single.yaml train.py --model.config ...
     accelerate launch --config_file accelerate_configs/fsdp2.yaml train.py --model.config ...
 
 `-h` prints the options. Running the same command again resumes an interrupted run. The run itself
-is told, step by step, in flame_accel/train.py.
+is in flame_accel/train.py; `flame-accel train` launches it without this script.
 """
 
 import sys

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, others = parser.parse_known_args(argv)
         if others and "run_options" not in arguments:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
-    # what is no argument of a command that takes the options of a run is one of these
+    # arguments that a command does not declare are options of a run
     arguments.run_options = others
     with exit_on_user_error():
         modules[arguments.command].run(arguments)

@@ -1,8 +1,8 @@
 """One process of a launched run: its options first, then torch, then the run.
 
 `accelerate launch` starts it on every rank: as this file (by `flame-accel train`) or through
-`train.py` of a checkout. How the processes are launched is decided in `commands/train`; what a run
-does is told in `train`.
+`train.py` of a checkout. `commands/train` decides how the processes are launched; `train` is the run
+itself.
 """
 
 import sys
