@@ -1,8 +1,8 @@
 """One process of a launched run: its options first, then torch, then the run.
 
 `accelerate launch` starts it on every rank: as this file (by `flame-accel train`) or through
-`train.py` of a checkout. `commands/train` decides how the processes are launched; `train` is the run
-itself.
+`train.py` of a checkout. `commands/train` decides how the processes are launched; `train` is the
+run itself.
 """
 
 import sys
