@@ -1,8 +1,8 @@
 """Times attention without flash-attn against plain `scaled_dot_product_attention`, on one GPU.
 
 Forward and backward in bf16, 16 heads of 64 channels, 65,536 tokens: rows of 4,096 tokens, and
-documents of 1,500 tokens on average. The candidates take turns, so that clocks and temperature
-favour none; the table shows medians.
+documents of 1,500 tokens on average. The candidates alternate, so that clock rates and
+temperature favour none; the table shows medians.
 
     python benchmarks/attention.py [--rounds 15]
 """
@@ -35,7 +35,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; [{TOKENS} tokens, {HEADS} "
           f"heads, {CHANNELS} channels] bf16, forward + backward, median of {rounds}")  # fmt: skip
-    lengths = document_lengths()
+    lengths = draw_document_lengths()
     edges = torch.tensor([0, *lengths], device="cuda").cumsum(0)
     edges_int, longest = edges.int(), max(lengths)
 
@@ -73,7 +73,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 3):
         for name, (function, leading, _) in candidates.items():
-            milliseconds = time_of(function, leading)
+            milliseconds = measure_milliseconds(function, leading)
             if number >= 3:
                 times[name].append(milliseconds)
     print(f"\n{'what':48} {'ms':>8} {'min':>8} {'max':>8} {'Mtok/s':>8} {'TFLOP/s':>8}")
@@ -90,8 +90,8 @@ def main() -> None:
     print(f"rate of flash_attn_varlen_func: {fourth / fifth:.3f} of its kernel alone")
 
 
-def document_lengths() -> list[int]:
-    """Lengths of documents that fill the tokens: exponential, at least 16 tokens, seeded."""
+def draw_document_lengths() -> list[int]:
+    """Document lengths that sum to `TOKENS`: exponential, at least 16 tokens, seeded."""
     draw = random.Random(0)
     lengths: list[int] = []
     while (left := TOKENS - sum(lengths)) > 0:
@@ -99,8 +99,8 @@ def document_lengths() -> list[int]:
     return lengths
 
 
-def time_of(function: Attention, leading: tuple[int, ...]) -> float:
-    """Milliseconds of a forward and backward pass, by the device's own clock."""
+def measure_milliseconds(function: Attention, leading: tuple[int, ...]) -> float:
+    """Milliseconds of a forward and backward pass, by the clock of the device."""
     torch.manual_seed(0)
     shape = (*leading, HEADS, CHANNELS)
     q, k, v, grad = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))

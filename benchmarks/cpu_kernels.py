@@ -1,4 +1,4 @@
-"""How fast the PyTorch kernels train on this CPU, and whether their time grows with the length.
+"""How fast models train with the PyTorch kernels on a CPU, and how that depends on the length.
 
 Models of 4 layers x 256 channels, vocabulary 4,096, in fp32; a step is forward, backward and AdamW
 on random tokens. For each model: tokens/s at length 512 with batch 8, then the time per token at
@@ -28,13 +28,13 @@ MODELS = {
     "rwkv7": {"head_dim": 64},
     "kda": {"num_heads": 4, "head_dim": 64},
 }
-"""Fields of each config beside `SHAPE`. Mamba2 has no feed-forward network."""
+"""Fields of each config in addition to `SHAPE`. Mamba2 has no feed-forward network."""
 TOKENS = 8192
-"""Tokens of a batch at every length but the first measurement, whose batch has half as many."""
+"""Tokens of a batch in the comparison of lengths; the first measurement uses half as many."""
 
 
-def build(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """The model, seeded, and its optimizer."""
+def build_model_and_optimizer(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """The model, initialised from a fixed seed, and its optimizer."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -43,10 +43,10 @@ def build(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, torch.optim.AdamW(model.parameters(), lr=3e-4)
 
 
-def seconds_per_token(
+def measure_seconds_per_token(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: int, length: int, steps: int
 ) -> float:
-    """Median of `steps` training steps, after one that is not counted."""
+    """Median over `steps` training steps, after one warm-up step."""
     tokens = torch.randint(0, SHAPE["vocab_size"], (batch, length))
     elapsed_seconds = []
     for _ in range(steps + 1):
@@ -58,12 +58,12 @@ def seconds_per_token(
     return statistics.median(elapsed_seconds[1:]) / (batch * length)
 
 
-def measure(name: str, lengths: list[int], steps: int) -> str:
+def measure_model(name: str, lengths: list[int], steps: int) -> str:
     """One line of the table."""
-    model, optimizer = build(name)
+    model, optimizer = build_model_and_optimizer(name)
     num_parameters = sum(p.numel() for p in model.parameters())
-    short = seconds_per_token(model, optimizer, 8, 512, steps)
-    times = [seconds_per_token(model, optimizer, TOKENS // n, n, steps) for n in lengths]
+    short = measure_seconds_per_token(model, optimizer, 8, 512, steps)
+    times = [measure_seconds_per_token(model, optimizer, TOKENS // n, n, steps) for n in lengths]
     ratios = "".join(f"{t / times[0]:8.2f}" for t in times)
     return f"{name:14} {num_parameters / 1e6:6.1f}  {1 / short:14,.0f}  {ratios}"
 
@@ -83,7 +83,7 @@ def main() -> None:
     print("model          Mparam  tokens/s 8x512  " + "".join(f"{n:>8}" for n in lengths))
     for name in arguments.models:
         with multiprocessing.get_context("spawn").Pool(1) as process:
-            print(process.apply(measure, (name, lengths, arguments.steps)), flush=True)
+            print(process.apply(measure_model, (name, lengths, arguments.steps)), flush=True)
 
 
 if __name__ == "__main__":

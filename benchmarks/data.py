@@ -1,16 +1,17 @@
-"""How fast the data stream is, how soon it goes on in the middle of a run, what memory it needs.
+"""Measures the data stream: throughput, time to resume in the middle of a run, and memory.
 
     PYTHONPATH=. python benchmarks/data.py --parts online cache resume memory --minutes 10
 
 * `online`: documents through table, encoder and lane into rows of 4,096 tokens, in one process,
-  against the bare `tokenizers` library on the same documents in batches; in turns, medians of the
-  rates and of the ratios of successive turns. The documents are the standard library's sources, cut
-  to several lengths and shuffled; the tokenizer is trained on them (`--tokenizer` names another).
+  compared with the bare `tokenizers` library on batches of the same documents; alternating, with
+  medians of the rates and of the ratios of successive turns. The documents are the sources of the
+  standard library, cut to several lengths and shuffled; the tokenizer is trained on them
+  (`--tokenizer` names another).
 * `cache`: the same rows from a token cache, on one core.
-* `resume`: from opening a cache of 1B tokens to the first rows in its middle. Its files are dropped
-  from the system's page cache before. Needs 2.1 GB in the folder for temporary files.
-* `memory`: of this process and its workers while they read for some minutes, first third against
-  last.
+* `resume`: from opening a cache of 1B tokens to the first rows in its middle, after its files were
+  dropped from the page cache of the system. Needs 2.1 GB in the folder for temporary files.
+* `memory`: of this process and its workers while they read for some minutes, the first third
+  compared with the last.
 """
 
 import argparse
@@ -47,24 +48,29 @@ from flame_accel.data.tokens.encoder import EncodedTable, Encoder
 SEQ_LEN = 4096
 VOCABULARY = 32_000
 BATCH = 100
-"""Texts in a call of the bare library."""
+"""Texts per call of the bare library."""
 ROWS = 32
-"""Lanes that go on in the middle of a cache."""
+"""Lanes that resume in the middle of a cache."""
 
 
 def main() -> None:
     """Prints a table for each part."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parts = {"online": online, "cache": cached, "resume": resume, "memory": memory}
+    parts = {
+        "online": measure_online,
+        "cache": measure_cache,
+        "resume": measure_resume,
+        "memory": measure_memory,
+    }
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--tokenizer", help="folder or name; default: train one")
     parser.add_argument("--characters", nargs="+", type=int, default=[2_000, 8_000, 64_000])
     parser.add_argument("--lengths", nargs="+", type=int, default=[250, 500, 1_000, 4_000])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--minutes", type=float, default=1.0, help="for each kind of reading")
+    parser.add_argument("--minutes", type=float, default=1.0, help="for each way of reading")
     kinds = ("texts", "stream", "cache")
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="of the memory")
-    parser.add_argument("--quick", action="store_true", help="sizes of a test, no figures")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to test the script")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if arguments.quick:
@@ -75,23 +81,23 @@ def main() -> None:
             parts[part](arguments, Path(folder))
 
 
-def online(arguments: argparse.Namespace, folder: Path) -> None:
+def measure_online(arguments: argparse.Namespace, folder: Path) -> None:
     """Tokens/s from texts."""
-    tokenizer = load_tokenizer(_tokenizer(arguments, folder), False)
+    tokenizer = load_tokenizer(_get_tokenizer(arguments, folder), False)
     corpus = "\n".join(read_corpus("train"))[: 100_000 if arguments.quick else 2_000_000]
     print("online     characters   tokens/document   rows, tok/s   tokenizers, tok/s   ratio")
     for size in arguments.characters:
         texts = [corpus[i : i + size] for i in range(0, len(corpus), size)]
-        # tokenizers remember words: neighbours from one file would be faster for either side
+        # tokenizers cache words: neighbours from one file would make both sides faster
         random.Random(0).shuffle(texts)
         table = Table("texts", Dataset.from_dict({"text": texts}), "text")
         documents = EncodedTable(table, Encoder(tokenizer, add_bos=False))
-        num_tokens = sum(len(document.tokens) for document in _all(documents))
+        num_tokens = sum(len(document.tokens) for document in _iterate_documents(documents))
         backend = tokenizer.backend_tokenizer
         assert isinstance(backend, Tokenizer)
-        seconds = _in_turns(
+        seconds = _measure_alternating(
             arguments.rounds,
-            partial(_read_rows, documents, num_tokens),
+            partial(_pack_all_rows, documents, num_tokens),
             partial(_encode_batches, backend, texts),
         )
         ours, theirs = np.median(seconds, axis=0)
@@ -103,28 +109,32 @@ def online(arguments: argparse.Namespace, folder: Path) -> None:
         )
 
 
-def cached(arguments: argparse.Namespace, folder: Path) -> None:
+def measure_cache(arguments: argparse.Namespace, folder: Path) -> None:
     """Tokens/s from a token cache."""
     print("cache      tokens/document   documents, tok/s   rows, tok/s   varlen rows, tok/s")
     for length in arguments.lengths:
         num_tokens = 200_000 if arguments.quick else 20_000_000
-        documents = _synthesise(folder / f"cache-{length}", num_tokens, length)
+        documents = _write_random_cache(folder / f"cache-{length}", num_tokens, length)
         works = (
-            partial(_read_all, documents),
-            partial(_read_rows, documents, documents.num_tokens),
-            partial(_read_rows, documents, documents.num_tokens, SEQ_LEN),
+            partial(_read_all_documents, documents),
+            partial(_pack_all_rows, documents, documents.num_tokens),
+            partial(_pack_all_rows, documents, documents.num_tokens, SEQ_LEN),
         )
-        rates = documents.num_tokens / np.median(_in_turns(arguments.rounds, *works), axis=0)
+        rates = documents.num_tokens / np.median(
+            _measure_alternating(arguments.rounds, *works), axis=0
+        )
         print(
             f"           {length:15,}   {rates[0]:16,.0f}   {rates[1]:11,.0f}   {rates[2]:18,.0f}",
             flush=True,
         )
 
 
-def resume(arguments: argparse.Namespace, folder: Path) -> None:
+def measure_resume(arguments: argparse.Namespace, folder: Path) -> None:
     """Seconds to the first rows in the middle of a large cache."""
     started_at = time.perf_counter()
-    written = _synthesise(folder / "large", 2_000_000 if arguments.quick else 1_000_000_000, 500)
+    written = _write_random_cache(
+        folder / "large", 2_000_000 if arguments.quick else 1_000_000_000, 500
+    )
     seconds = time.perf_counter() - started_at
     print(
         f"resume     {written.num_tokens:,} tokens in {len(written):,} documents, "
@@ -132,12 +142,12 @@ def resume(arguments: argparse.Namespace, folder: Path) -> None:
     )
     for state in ("not in memory", "in memory"):
         if state == "not in memory":
-            _drop_pages(folder / "large")
+            _drop_page_cache(folder / "large")
         begin = time.perf_counter()
-        documents = _open(folder / "large")
+        documents = _open_cache(folder / "large")
         opened = time.perf_counter()
         middle = len(documents) // 2 // ROWS
-        lanes = (_lane(documents, lane, ROWS, middle) for lane in range(ROWS))
+        lanes = (_resume_lane(documents, lane, ROWS, middle) for lane in range(ROWS))
         next(lanes).next_row()
         first = time.perf_counter()
         for lane in lanes:
@@ -149,9 +159,9 @@ def resume(arguments: argparse.Namespace, folder: Path) -> None:
         )
 
 
-def memory(arguments: argparse.Namespace, folder: Path) -> None:
+def measure_memory(arguments: argparse.Namespace, folder: Path) -> None:
     """Memory while reading."""
-    name = _tokenizer(arguments, folder)
+    name = _get_tokenizer(arguments, folder)
     corpus = "\n".join(read_corpus("train"))
     texts = (corpus[i : i + 4000] for i in range(0, len(corpus), 4000))
     records, tokens = folder / "records.jsonl", folder / "tokens"
@@ -168,7 +178,7 @@ def memory(arguments: argparse.Namespace, folder: Path) -> None:
             num_workers=2,
             pin_memory=False,
         )
-        rate, samples = _watch(training, name, 60 * arguments.minutes)
+        rate, samples = _read_and_sample_memory(training, name, 60 * arguments.minutes)
         third = len(samples) // 3
         first, last = samples[:third].mean(axis=0), samples[-third:].mean(axis=0)
         print(
@@ -178,8 +188,10 @@ def memory(arguments: argparse.Namespace, folder: Path) -> None:
         )
 
 
-def _watch(training: TrainingConfig, tokenizer: str, seconds: float) -> tuple[float, np.ndarray]:
-    """Read batches for so long: tokens/s, and megabytes [times, (all, what is not of files)]."""
+def _read_and_sample_memory(
+    training: TrainingConfig, tokenizer: str, seconds: float
+) -> tuple[float, np.ndarray]:
+    """Reads batches for a time: tokens/s, and megabytes [samples, (all, without file pages)]."""
     data = open_data(training, EvaluationConfig(), load_tokenizer(tokenizer, False))
     batches = iter(build_batches(training, data, rank=0, world_size=1))
     samples: list[tuple[float, float]] = []
@@ -195,8 +207,8 @@ def _watch(training: TrainingConfig, tokenizer: str, seconds: float) -> tuple[fl
     return rate, np.array(samples)
 
 
-def _tokenizer(arguments: argparse.Namespace, folder: Path) -> str:
-    """The tokenizer that was named, or a trained one."""
+def _get_tokenizer(arguments: argparse.Namespace, folder: Path) -> str:
+    """The tokenizer that was named, or one that is trained here."""
     if arguments.tokenizer is None:
         arguments.tokenizer = str(folder / "tokenizer")
         script = Path(__file__).with_name("train_tokenizer.py")
@@ -205,10 +217,10 @@ def _tokenizer(arguments: argparse.Namespace, folder: Path) -> str:
     return arguments.tokenizer
 
 
-def _in_turns(rounds: int, *works: Callable[[], None]) -> np.ndarray:
-    """CPU seconds [rounds, works] of works done in turns; a first time of each is not counted.
+def _measure_alternating(rounds: int, *works: Callable[[], None]) -> np.ndarray:
+    """CPU seconds [rounds, works] of alternating works, after one warm-up of each.
 
-    All work is done in this thread; the time of the core is less disturbed by other processes.
+    All work is done in this thread, whose CPU time is little disturbed by other processes.
     """
     seconds = np.zeros((rounds + 1, len(works)))
     for times in seconds:
@@ -219,23 +231,23 @@ def _in_turns(rounds: int, *works: Callable[[], None]) -> np.ndarray:
     return seconds[1:]
 
 
-def _read_rows(
+def _pack_all_rows(
     documents: IndexedDocuments, num_tokens: int, context_len: int | None = None
 ) -> None:
     """One pass over all documents, in rows."""
-    lane = _lane(documents, 0, 1, 0, context_len)
+    lane = _resume_lane(documents, 0, 1, 0, context_len)
     for _ in range(num_tokens // SEQ_LEN):
         lane.next_row()
 
 
-def _lane(
+def _resume_lane(
     documents: IndexedDocuments,
     lane: int,
     num_lanes: int,
     position: int,
     context_len: int | None = None,
 ) -> Lane:
-    """A lane that goes on at a position of the first epoch."""
+    """A lane that resumes at a position of the first epoch."""
     cursor = SourceCursor(place=(0, position))
     source = ShuffledTable(documents, seed=1)
     reader = source.open_reader(lane, num_lanes, cursor, SkipPolicy(), lambda skipped: None)
@@ -243,16 +255,16 @@ def _lane(
     return Lane([reader], [1.0], packing, LaneCursor(sources=(cursor,)))
 
 
-def _all(documents: IndexedDocuments) -> Iterator[Document]:
+def _iterate_documents(documents: IndexedDocuments) -> Iterator[Document]:
     for index in range(len(documents)):
         document = documents[index]
         assert isinstance(document, Document)
         yield document
 
 
-def _read_all(documents: IndexedDocuments) -> None:
-    """One pass over all documents, as they are."""
-    for _ in _all(documents):
+def _read_all_documents(documents: IndexedDocuments) -> None:
+    """One pass over all documents, without packing."""
+    for _ in _iterate_documents(documents):
         pass
 
 
@@ -262,7 +274,7 @@ def _encode_batches(backend: Tokenizer, texts: list[str]) -> None:
 
 
 class _Numbers:
-    """As many records as there are to be documents."""
+    """Records that are only numbers, as many as the cache has documents."""
 
     name = "numbers"
 
@@ -294,22 +306,22 @@ class _RandomTokens:
         return documents
 
 
-def _synthesise(folder: Path, num_tokens: int, mean_length: int) -> TokenCache:
+def _write_random_cache(folder: Path, num_tokens: int, mean_length: int) -> TokenCache:
     """A cache of random tokens, written as `prepare` writes one."""
     recipe = Recipe(
         tokenizer_identity="random", vocabulary_size=VOCABULARY, add_bos=False, source={}
     )
     records, encoder = _Numbers(num_tokens // mean_length), _RandomTokens(mean_length)
     write_cache(records, encoder, folder, recipe)
-    return _open(folder)
+    return _open_cache(folder)
 
 
-def _open(folder: Path) -> TokenCache:
+def _open_cache(folder: Path) -> TokenCache:
     return TokenCache(folder, tokenizer_identity="random", add_bos=False)
 
 
-def _drop_pages(folder: Path) -> None:
-    """Have the system forget the contents of files."""
+def _drop_page_cache(folder: Path) -> None:
+    """Drops the files of a folder from the page cache of the system."""
     for path in folder.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -318,7 +330,7 @@ def _drop_pages(folder: Path) -> None:
 
 
 def _resident_megabytes() -> tuple[float, float]:
-    """Memory of this process and its children: all, and what is not pages of files."""
+    """Memory of this process and its children: all of it, and without pages of files."""
     resident = anonymous = 0.0
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for process in ("self", *children):

@@ -3,11 +3,10 @@
     python benchmarks/engines.py --model configs/gla_340M.json --tokenizer DIR \
         --run single:1 --run ddp:2 --run fsdp2:2 --run "fsdp2:2:--training.compile"
 
-A run is `configuration:processes[:options]`, with a file of accelerate_configs/. All runs see the
-same tokens per step: `--rows` of them, dealt out over the ranks that read data and as many
-micro-batches as `--batch-size` needs. Prints a Markdown table, with each run's tokens per second
-and device as a ratio to the first run. What is measured is the window of the last `--measured`
-steps.
+A run is `configuration:processes[:options]`, with a file of accelerate_configs/. All runs read the
+same number of rows per step, `--rows`, split over the data-parallel ranks and over as many
+micro-batches as `--batch-size` requires. Prints a Markdown table, with the tokens per second and
+device of each run as a ratio to the first run. The last `--measured` steps are measured.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADS = (
+COLUMNS = (
     "run",
     "devices",
     "micro-batches x rows",
@@ -35,8 +34,8 @@ HEADS = (
 )
 
 
-def measure(run: str, arguments: argparse.Namespace, folder: Path) -> dict[str, float] | str:
-    """The last record of a run with the loss of the first, or the last lines of what it printed."""
+def measure_run(run: str, arguments: argparse.Namespace, folder: Path) -> dict[str, float] | str:
+    """Launches a run; returns its last record with its first loss, or the end of a failed output."""
     config, processes, options = (*run.split(":", 2), "")[:3]
     extra = shlex.split(options)
     tensor = next((int(x.split("=")[1]) for x in extra if "tensor_parallel_degree=" in x), 1)
@@ -82,8 +81,8 @@ def measure(run: str, arguments: argparse.Namespace, folder: Path) -> dict[str, 
     }
 
 
-def row(run: str, record: dict[str, float], reference: float) -> str:
-    """A row of the table."""
+def format_row(run: str, record: dict[str, float], reference: float) -> str:
+    """A row of the Markdown table; `reference` is the throughput of the first run."""
     per_device = record["throughput/tokens_per_second_per_device"]
     cells = (
         run.replace(":", " ", 2),
@@ -102,13 +101,13 @@ def row(run: str, record: dict[str, float], reference: float) -> str:
 
 
 def main() -> None:
-    """Runs all, and prints a row as soon as it is known."""
+    """Launches all runs and prints each row as soon as its run has ended."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="configs/gla_340M.json")
     parser.add_argument("--tokenizer", default="byte")
     parser.add_argument("--data", default="python-stdlib")
-    parser.add_argument("--rows", type=int, default=32, help="rows of a step, on all ranks")
-    parser.add_argument("--batch-size", type=int, default=16, help="most rows of a micro-batch")
+    parser.add_argument("--rows", type=int, default=32, help="rows per step, over all ranks")
+    parser.add_argument("--batch-size", type=int, default=16, help="maximum rows of a micro-batch")
     parser.add_argument("--seq-len", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--measured", type=int, default=10)
@@ -120,13 +119,13 @@ def main() -> None:
         f"{arguments.model}, {arguments.rows} rows of {arguments.seq_len} tokens a step, "
         f"{arguments.steps} steps, mixed precision {arguments.mixed_precision}\n"
     )
-    print("| " + " | ".join(HEADS) + " |")
-    print("|" + "---|" * len(HEADS), flush=True)
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|" + "---|" * len(COLUMNS), flush=True)
     reference = None
     with tempfile.TemporaryDirectory() as root:
         for index, run in enumerate(arguments.run):
             try:
-                record = measure(run, arguments, Path(root) / str(index))
+                record = measure_run(run, arguments, Path(root) / str(index))
             except subprocess.TimeoutExpired:
                 record = f"not finished after {arguments.limit} s"
             if isinstance(record, str):
@@ -134,7 +133,7 @@ def main() -> None:
                 print(record, file=sys.stderr, flush=True)
                 continue
             reference = reference or record["throughput/tokens_per_second_per_device"]
-            print(row(run, record, reference), flush=True)
+            print(format_row(run, record, reference), flush=True)
 
 
 if __name__ == "__main__":
