@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def measure_run(run: str, arguments: argparse.Namespace, folder: Path) -> dict[str, float] | str:
-    """Launches a run; returns its last record with its first loss, or the end of a failed output."""
+    """Launches a run; returns its last record and first loss, or the output of a failed run."""
     config, processes, options = (*run.split(":", 2), "")[:3]
     extra = shlex.split(options)
     tensor = next((int(x.split("=")[1]) for x in extra if "tensor_parallel_degree=" in x), 1)

@@ -71,8 +71,9 @@ def install_import_hook() -> None:
     if any(isinstance(finder, _AwaitingFinder) for finder in sys.meta_path):
         return
     finder = _AwaitingFinder()
-    for name in (AUTO_CLASSES, FLA):
-        if name in sys.modules:
-            finder.awaited.discard(name)
-            _prepare_imported(name)
+    imported = [name for name in (AUTO_CLASSES, FLA) if name in sys.modules]
+    finder.awaited.difference_update(imported)
+    # first, since preparing the auto classes imports fla
     sys.meta_path.insert(0, finder)
+    for name in imported:
+        _prepare_imported(name)
