@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flame_accel.config import OptimizerConfig
-from flame_accel.training import learning_rate
+from flame_accel.training import is_due, learning_rate
+from flame_accel.training.schedule import decay_steps
 from tests.helpers.runs import SHORT_RUN, read_records
 
 
@@ -87,3 +88,16 @@ def test_the_learning_rate_follows_its_options(train_here, flags, tmp_path):
     decay = [0.01 * (0.5 + 0.5 * (1 + math.cos(math.pi * x / 4)) / 2) for x in (1, 2, 3, 4)]
     rates = [record["optimizer/lr"] for record in read_records(tmp_path / "run")]
     assert rates == pytest.approx(warm_up + decay)
+
+
+def test_work_is_due_at_its_interval_and_after_the_last_step():
+    assert [step for step in range(1, 11) if is_due(step, 4, 10)] == [4, 8, 10]
+    assert [step for step in range(1, 11) if is_due(step, 0, 10)] == [10]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"scheduler": "wsd", "decay_ratio": 0.25}, 5), ({"scheduler": "cosine"}, 17)],
+)
+def test_wsd_decays_in_its_tail_and_the_others_after_the_warm_up(options, expected):
+    assert decay_steps(OptimizerConfig(**options), steps=20, warmup_steps=3) == expected

@@ -1,15 +1,23 @@
-"""Laws of the step's loss where a micro-batch, or a whole step, has no target."""
+"""The train step: loss over targets, the guard against NaN and inf, batches on their device."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from flame_accel import kernels
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.training.step import compute_loss, count_global_targets
+from flame_accel.training.step import (
+    accepts_num_items_in_batch,
+    compute_loss,
+    count_global_targets,
+    step_unless_found_inf,
+    to_device,
+)
 from tests.helpers.runs import SHORT_RUN, read_records
 
 
@@ -122,3 +130,37 @@ def test_a_non_finite_gradient_leaves_the_weights_alone(train_here, flags, monke
             assert (skipped, all_same) == (1.0, True)
         else:
             assert (skipped, any_same) == (0.0, False)
+
+
+@pytest.mark.parametrize(("rank_count", "tp"), [(4, 1), (4, 2)])
+def test_a_constant_number_of_targets_counts_once_per_data_rank(rank_count: int, tp: int):
+    parallelism = SimpleNamespace(tp_size=tp)
+    accelerator: Any = SimpleNamespace(num_processes=rank_count, parallelism_config=parallelism)
+    assert count_global_targets(accelerator, 5, constant=True) == 5 * rank_count // tp
+
+
+def test_models_that_divide_by_the_number_of_targets_are_recognized():
+    model = build("takes the number of targets")
+    assert accepts_num_items_in_batch(type(model))
+    assert accepts_num_items_in_batch(type(build("takes the mean")))
+    assert not accepts_num_items_in_batch(nn.Linear)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_update_that_found_inf_changes_nothing_and_clears_the_gradients(fused: bool):
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(3, 3)
+    optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(model.parameters(), fused=fused))
+    before = model.weight.detach().clone()
+    for found_inf, changes in ((1.0, False), (0.0, True)):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        step_unless_found_inf(optimizer, torch.tensor(found_inf))
+        assert torch.equal(model.weight, before) is not changes
+        assert model.weight.grad is None
+
+
+def test_only_tensors_of_a_batch_move_to_the_device():
+    batch = to_device({"input_ids": torch.zeros(1, 2), "num_targets": 2}, torch.device("meta"))
+    assert batch["input_ids"].is_meta
+    assert batch["num_targets"] == 2
