@@ -33,7 +33,7 @@ def find_blocks(model: PreTrainedModel, *, where: str) -> list[nn.Module]:
     blocks = list(_find_outermost(model, frozenset(model._no_split_modules or ())))
     if not blocks:
         raise UserError(
-            f"{type(model).__name__} does not say which of its modules are blocks",
+            f"{type(model).__name__} does not declare which of its modules are blocks",
             where=where,
             remedy="name their classes in its _no_split_modules, or remove the option",
             exit_code=2,

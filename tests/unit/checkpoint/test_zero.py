@@ -1,142 +1,18 @@
-"""Laws of DeepSpeed's ZeRO that the other engines do not share: its configuration, its own step.
+"""DeepSpeed's ZeRO in runs: its own step, odd sizes, and checkpoints that equal those of DDP.
 
-That its losses and checkpoints are those of all engines is held in `test_engines`.
+That its losses and checkpoints are those of all engines is held in `laws/test_engines`.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flame_accel.config import TrainingConfig, UserError
-from flame_accel.parallel import deepspeed_config
 from tests.helpers.runs import ROOT, launch, read_records
-
-STAGE = "ACCELERATE_DEEPSPEED_ZERO_STAGE"
-FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
-TRAINING = TrainingConfig(batch_size=3, gradient_accumulation_steps=2, max_norm=0.5)
-
-
-def settled(
-    monkeypatch: pytest.MonkeyPatch,
-    training: TrainingConfig = TRAINING,
-    bf16: bool = False,
-    environment: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """DeepSpeed's configuration under a launch."""
-    for name, value in {"WORLD_SIZE": "4", **environment}.items():
-        monkeypatch.setenv(name, value)
-    return deepspeed_config.build_deepspeed_config(training, bf16=bf16, pin_memory=False)
-
-
-def with_file(folder: Path, content: dict[str, Any]) -> dict[str, str]:
-    """The environment of a launch with a configuration of DeepSpeed's own."""
-    path = folder / "deepspeed.json"
-    path.write_text(json.dumps(content))
-    return {FILE: str(path)}
-
-
-# configuration
-
-
-def test_nothing_is_left_to_guesses(monkeypatch):
-    config = settled(monkeypatch)
-    assert config["gradient_clipping"] == 0.5
-    assert config["train_micro_batch_size_per_gpu"] == 3
-    assert config["train_batch_size"] == 3 * 2 * 4
-    assert config["communication_data_type"] == "fp32"
-    assert config["zero_force_ds_cpu_optimizer"] is False
-    # accelerate's own default
-    assert config["zero_optimization"]["stage"] == 2
-    assert '"auto"' not in json.dumps(config)
-
-
-def test_bf16_is_autocast_over_fp32_weights(monkeypatch):
-    config = settled(monkeypatch, bf16=True)
-    assert config["torch_autocast"]["enabled"]
-    assert not config["bf16"]["enabled"]
-    # no module's gradients are reduced in bf16
-    assert config["torch_autocast"]["lower_precision_safe_modules"] == []
-
-
-@pytest.mark.parametrize(("stage", "parts"), [("2", 1), ("3", 2)])
-def test_the_option_offloads_what_a_stage_can(monkeypatch, stage, parts):
-    training = TrainingConfig(enable_cpu_offload=True)
-    zero = settled(monkeypatch, training, environment={STAGE: stage})["zero_optimization"]
-    assert (
-        sum(zero.get(name, {}).get("device") == "cpu" for name in deepspeed_config.OFFLOAD_STAGES)
-        == parts
-    )
-
-
-def test_a_file_decides_what_no_option_does(monkeypatch, tmp_path):
-    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "offload_param": None}
-    content = {"zero_optimization": zero, "gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
-    config = settled(monkeypatch, environment=with_file(tmp_path, content))
-    assert config["zero_optimization"]["stage3_param_persistence_threshold"] == 0
-    assert "offload_param" not in config["zero_optimization"]
-    assert config["gradient_clipping"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("environment", "changes", "message"),
-    [
-        ({STAGE: "0"}, {}, "stage 0 is not supported"),
-        ({}, {"skip_nan_inf": False}, r"contradicts training\.skip_nan_inf = false"),
-        (
-            {"ACCELERATE_GRADIENT_CLIPPING": "1.0"},
-            {"max_norm": 0.5},
-            r"gradient_clipping = 1\.0 contradicts training\.max_norm = 0\.5",
-        ),
-        ({"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, {}, "zero3_init_flag"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, {}, "to nvme is not supported"),
-        (
-            {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu", STAGE: "2"},
-            {},
-            "cannot offload them",
-        ),
-        ({STAGE: "3"}, {"compile": True}, "compiled code does not see"),
-        ({FILE: "/no/such.json"}, {}, "cannot be read"),
-    ],
-)
-def test_a_launch_that_contradicts_is_refused(monkeypatch, environment, changes, message):
-    with pytest.raises(UserError, match=message):
-        settled(monkeypatch, TrainingConfig(**changes), environment=environment)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"optimizer": {"type": "Adam"}}, "options of section optimizer"),
-        ({"bf16": {"enabled": True}}, r"bf16\.enabled = True contradicts"),
-        (
-            {"train_micro_batch_size_per_gpu": 8},
-            r"train_micro_batch_size_per_gpu = 8 contradicts training\.batch_size = 3",
-        ),
-        ({"zero_optimization": {"stage": 0}}, "stage 0 is not supported"),
-        ({"zero_optimization": None}, "stage is missing"),
-    ],
-)
-def test_a_file_that_contradicts_is_refused(monkeypatch, tmp_path, content, message):
-    file = {"zero_optimization": {"stage": 3}, **content}
-    with pytest.raises(UserError, match=message):
-        settled(monkeypatch, environment=with_file(tmp_path, file))
-
-
-def test_deepspeed_that_is_missing_is_named_with_its_command(monkeypatch):
-    monkeypatch.setattr(deepspeed_config, "is_deepspeed_available", lambda: False)
-    with pytest.raises(UserError, match="pip install deepspeed --no-build-isolation"):
-        deepspeed_config.build_deepspeed_plugin(TRAINING, bf16=False, on_cpu=True)
-
-
-# runs
 
 # three heads: two ranks cannot divide the decays
 ODD_MODEL = {

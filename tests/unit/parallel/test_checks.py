@@ -1,0 +1,80 @@
+"""Checks of what a launch gave, on Accelerators that are not what was asked for.
+
+Those of weights and of sharding need several ranks: `laws/test_accelerate_traps`.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+from torch import nn
+
+from flame_accel.config import TrainingConfig, UserError
+from flame_accel.parallel.checks import check_initial_weights, check_launch, check_prepared
+from flame_accel.parallel.topology import resolve_topology
+from tests.helpers.launches import FSDP2, launch_variables
+
+
+def accelerator(distributed_type: DistributedType, num_processes: int, **changes: Any) -> Any:
+    known = {"is_fsdp2": False, "state": SimpleNamespace(device_mesh=None)}
+    return SimpleNamespace(
+        distributed_type=distributed_type, num_processes=num_processes, **known | changes
+    )
+
+
+DDP = resolve_topology(TrainingConfig(), launch_variables(4), devices=None)
+SHARDED = resolve_topology(TrainingConfig(), launch_variables(4, FSDP2), devices=None)
+
+
+def test_a_launch_that_gave_what_was_asked_for_passes():
+    check_launch(accelerator(DistributedType.MULTI_CPU, 4), DDP)
+    check_launch(accelerator(DistributedType.FSDP, 4, is_fsdp2=True), SHARDED)
+
+
+@pytest.mark.parametrize(
+    ("found", "topology", "message"),
+    [
+        (accelerator(DistributedType.NO, 1), DDP, "4 processes were launched but this one sees 1"),
+        (accelerator(DistributedType.FSDP, 4), DDP, "engine"),
+        (accelerator(DistributedType.MULTI_CPU, 4), SHARDED, "engine, FSDP version 2, mesh"),
+        (accelerator(DistributedType.FSDP, 4), SHARDED, "FSDP version 2, mesh"),
+    ],
+)
+def test_a_launch_that_gave_something_else_is_refused(found, topology, message):
+    with pytest.raises(UserError, match=message) as raised:
+        check_launch(found, topology)
+    assert "accelerate_configs/" in str(raised.value)
+
+
+def test_weights_on_the_meta_device_are_refused():
+    with pytest.raises(RuntimeError, match="the model has no weights yet"):
+        check_initial_weights(accelerator(DistributedType.NO, 1), nn.Linear(2, 2, device="meta"))
+
+
+def test_an_optimizer_that_lacks_a_parameter_is_noticed():
+    model = nn.Linear(2, 2)
+    run = accelerator(DistributedType.NO, 1)
+    check_prepared(run, model, optimizer_over(*model.parameters()))
+    with pytest.raises(RuntimeError, match="the optimizer holds 1 parameters, the model 2, 1 of"):
+        check_prepared(run, model, optimizer_over(model.weight))
+
+
+def test_frozen_parameters_need_no_optimizer():
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    check_prepared(accelerator(DistributedType.NO, 1), model, optimizer_over(model.weight))
+
+
+def test_fsdp2_that_has_sharded_nothing_is_noticed():
+    model = nn.Linear(2, 2)
+    plugin = SimpleNamespace(ignored_modules=None, cpu_offload=None)
+    state = SimpleNamespace(device_mesh=None, fsdp_plugin=plugin)
+    run = accelerator(DistributedType.FSDP, 1, is_fsdp2=True, state=state)
+    with pytest.raises(RuntimeError, match="no parameter is sharded"):
+        check_prepared(run, model, optimizer_over(*model.parameters()))
+
+
+def optimizer_over(*parameters: nn.Parameter) -> Any:
+    return torch.optim.SGD(parameters, lr=0.1)

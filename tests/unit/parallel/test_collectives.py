@@ -1,0 +1,47 @@
+"""Collectives over the ranks of a run: what one rank gets, and how TP ranks count."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from flame_accel.parallel import all_gather, all_reduce_sum, sum_dtype
+from flame_accel.parallel.collectives import all_gather_stacked
+from tests.helpers.process_groups import fake_process_group
+
+
+def accelerator(num_processes: int, tp: int = 1) -> Any:
+    """One whose ranks all hold the same tensor."""
+    return SimpleNamespace(
+        num_processes=num_processes,
+        parallelism_config=SimpleNamespace(tp_size=tp),
+        reduce=lambda tensor, operation: tensor * num_processes,
+        gather=lambda tensor: tensor.repeat(num_processes),
+    )
+
+
+def test_one_rank_exchanges_nothing():
+    tensor = torch.ones(3)
+    assert all_reduce_sum(accelerator(1), tensor) is tensor
+    assert all_gather(accelerator(1), tensor) is tensor
+
+
+def test_a_sum_counts_the_tensor_of_a_tp_group_once():
+    for tensor in (torch.tensor([1.5, 2.0]), torch.tensor([3, 4])):
+        total = all_reduce_sum(accelerator(6, tp=2), tensor)
+        assert torch.equal(total, 3 * tensor)
+        assert total.dtype is tensor.dtype
+
+
+def test_gathering_concatenates_in_rank_order():
+    assert all_gather(accelerator(3), torch.tensor([1, 2])).tolist() == [1, 2, 1, 2, 1, 2]
+
+
+def test_stacked_gathering_has_one_row_per_rank_of_the_group():
+    with fake_process_group(rank=0, world_size=4):
+        assert all_gather_stacked(torch.ones(2, 3), None).shape == (4, 2, 3)
+
+
+def test_sums_use_the_widest_type_of_a_device():
+    assert sum_dtype(torch.device("cpu")) is torch.float64
+    assert sum_dtype(torch.device("mps")) is torch.float32

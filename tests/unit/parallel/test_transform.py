@@ -1,0 +1,52 @@
+"""Transforming a model: each option does its part, and no name of a parameter changes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torchao.float8.float8_linear import Float8Linear
+from transformers import PreTrainedModel
+
+from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
+from flame_accel.models.catalogue import tiny_config
+from flame_accel.models.instantiate import instantiate
+from flame_accel.parallel import transform_model
+
+FLOAT8 = Float8Config(recipe_name="tensorwise", emulate=True)
+
+
+def transform(
+    training: TrainingConfig, mode: Any = "none", float8: Float8Config | None = None
+) -> PreTrainedModel:
+    accelerator: Any = SimpleNamespace(
+        parallelism_config=None, is_fsdp2=False, device=torch.device("cpu")
+    )
+    model = instantiate(tiny_config("gla", hidden_size=128))
+    names = list(model.state_dict())
+    checkpointing = ActivationCheckpointConfig(mode=mode)
+    transform_model(accelerator, model, training, checkpointing, float8 or Float8Config())
+    assert list(model.state_dict()) == names
+    return model
+
+
+def has_replaced_forwards(model: PreTrainedModel) -> list[bool]:
+    return ["forward" in vars(block) for block in model.get_decoder().layers]
+
+
+def test_without_options_nothing_changes():
+    model = transform(TrainingConfig())
+    assert has_replaced_forwards(model) == [False, False]
+    assert not any(isinstance(module, Float8Linear) for module in model.modules())
+
+
+@pytest.mark.parametrize("options", [{"mode": "full"}, {"training": TrainingConfig(compile=True)}])
+def test_blocks_are_checkpointed_or_compiled_where_asked_for(options):
+    model = transform(**{"training": TrainingConfig(), **options})
+    assert has_replaced_forwards(model) == [True, True]
+
+
+def test_layers_are_converted_before_blocks_are_compiled():
+    model = transform(TrainingConfig(compile=True), "full", FLOAT8)
+    assert has_replaced_forwards(model) == [True, True]
+    assert any(isinstance(module, Float8Linear) for module in model.modules())
