@@ -1,4 +1,4 @@
-"""Small programs for the ranks of FSDP2, which `test_fsdp2_precision` and `test_float8` launch.
+"""Small programs that the ranks of FSDP2 run, for `test_fp32_parameters` and `test_float8`.
 
 `python fsdp2_programs.py NAME [ARGUMENTS]` runs the function of that name and fails if it raises.
 """
@@ -45,7 +45,7 @@ def build(training: TrainingConfig, precision: str = "no") -> Accelerator:
 
 
 def all_rows() -> Tensor:
-    """The rows of all steps [steps, rows, 1, tokens], the same on every rank."""
+    """Token ids of all steps [steps, rows, 1, tokens], the same on every rank."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (STEPS, ROWS, 1, TOKENS), generator=generator)
 
@@ -56,7 +56,7 @@ def mean_loss(model: nn.Module, row: Tensor) -> Tensor:
 
 
 def reference(model: PreTrainedModel) -> list[float]:
-    """Losses and gradient norms of training on one process, which moves the model's weights."""
+    """Losses and gradient norms of training on one process; updates the model in place."""
     single: Any = type("Single", (), {"device": torch.device("cpu"), "num_processes": 1})
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=OPTIMIZER.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
@@ -74,12 +74,12 @@ def reference(model: PreTrainedModel) -> list[float]:
 
 
 def train(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> list[float]:
-    """Losses and gradient norms of the same training, spread over the ranks."""
-    share = ROWS // accelerator.num_processes
+    """Losses and gradient norms of the same training, distributed over the ranks."""
+    rows_per_rank = ROWS // accelerator.num_processes
     curve = []
     for rows in all_rows():
         losses = []
-        for row in rows[accelerator.process_index * share :][:share]:
+        for row in rows[accelerator.process_index * rows_per_rank :][:rows_per_rank]:
             with accelerator.accumulate(model):
                 loss = mean_loss(model, row)
                 accelerator.backward(loss)
@@ -99,10 +99,10 @@ def prepared(
     training: TrainingConfig,
     float8: Float8Config = NO_FLOAT8,
 ) -> tuple[Any, Any]:
-    """As a run prepares it."""
+    """The model and its optimizer, prepared as in a run."""
     ignore_fp32_params(accelerator, model)
     plugin: Any = accelerator.state.fsdp_plugin
-    # accelerate keeps the blocks of the model before
+    # accelerate keeps the classes of the previous model's blocks
     plugin.transformer_cls_names_to_wrap = None
     config = OptimizerConfig(lr=OPTIMIZER.lr, weight_decay=0.0)
     optimizer = build_optimizer(accelerator, model, config)
@@ -110,7 +110,7 @@ def prepared(
 
 
 def equals_one_process(*model_types: str) -> None:
-    """Sharded training of models with whole parameters is training on one process."""
+    """Sharded training of models with ignored parameters equals training on one process."""
     world = int(os.environ["WORLD_SIZE"])
     training = TrainingConfig(gradient_accumulation_steps=ROWS // world)
     accelerator = build(training)
@@ -120,13 +120,13 @@ def equals_one_process(*model_types: str) -> None:
         model, optimizer = prepared(
             accelerator, instantiate(tiny_config(model_type), seed=0), training
         )
-        whole = ignored_fp32_parameters(accelerator)
-        assert whole and not any(isinstance(p, DTensor) for p in whole)
+        ignored = ignored_fp32_parameters(accelerator)
+        assert ignored and not any(isinstance(p, DTensor) for p in ignored)
         torch.testing.assert_close(
             train(accelerator, model, optimizer), expected, rtol=1e-5, atol=0
         )
         moved = {id(p): name for name, p in model.named_parameters()}
-        for parameter in whole:
+        for parameter in ignored:
             other = alone.get_parameter(moved[id(parameter)])
             torch.testing.assert_close(parameter, other, rtol=1e-5, atol=1e-6)
             copies = all_gather(accelerator, parameter.detach().flatten()[:1])
@@ -134,7 +134,7 @@ def equals_one_process(*model_types: str) -> None:
 
 
 def stays_exact_in_bf16() -> None:
-    """Beside weights in bf16 the decays are the fp32 numbers that they were."""
+    """With weights in bf16 the decays keep their fp32 values."""
     training = TrainingConfig(gradient_accumulation_steps=1)
     accelerator = build(training, "bf16")
     model = instantiate(tiny_config("kda"), seed=0)
@@ -190,7 +190,7 @@ def gathers_as_asked() -> None:
 
 
 def float8_gathers_alike() -> None:
-    """Gathering in 8 bits changes nothing: the products would have rounded the weights alike."""
+    """Gathering in 8 bits changes nothing, since the products round the weights in the same way."""
     training = TrainingConfig(gradient_accumulation_steps=2)
     accelerator = build(training)
     results = []

@@ -40,16 +40,16 @@ def import_all() -> None:
     """What every rank would import; nothing is computed, so that forking is safe."""
     import tempfile
 
-    import torch.distributed.run  # noqa: F401
+    importlib.import_module("torch.distributed.run")
 
-    import flame_accel  # noqa: F401
+    importlib.import_module("flame_accel")
 
     # it looks for a device when it is imported, and finds none here
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed  # noqa: F401
+    importlib.import_module("deepspeed")
 
     importlib.import_module("flame_accel.train")
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    importlib.import_module("transformers.models.llama.modeling_llama")
 
     tempfile.gettempdir()
 

@@ -1,4 +1,4 @@
-"""Small programs that every rank of a launch runs; `test_parallel` and `test_traps` launch them.
+"""Small programs that every rank of a launch runs, for tests of `parallel` and of its traps.
 
 `python rank_programs.py NAME` runs the function of that name and fails if it raises.
 """
@@ -49,7 +49,7 @@ def build(**training: Any) -> Accelerator:
 
 
 def build_llama(seed: int, *, device: str = "cpu") -> PreTrainedModel:
-    """Two blocks of the Transformer that transformers itself has."""
+    """A Llama of two blocks."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 8, "intermediate_size": 16, "vocab_size": 16}
     config = LlamaConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
@@ -77,45 +77,45 @@ class Gradients(nn.Module):
 
 
 def mixed_gradients() -> None:
-    """Whole, sharded, split, replicated and partly summed gradients have one norm together."""
+    """Gradients of all placements, and plain ones, have one norm together."""
     accelerator = build(data_parallel_shard_degree=2, tensor_parallel_degree=2)
     root = accelerator.torch_device_mesh
-    meshes = {"both": root["dp_shard", "tp"], "data": root["dp_shard"], "peers": root["tp"]}
-    spreads: list[tuple[str, list[Placement]]] = [
+    meshes = {"both": root["dp_shard", "tp"], "data": root["dp_shard"], "tp": root["tp"]}
+    layouts: list[tuple[str, list[Placement]]] = [
         ("both", [Shard(0), Shard(1)]),
         ("both", [Shard(0), Replicate()]),
         ("both", [Replicate(), Shard(1)]),
         ("data", [Shard(0)]),
-        ("peers", [Shard(1)]),
-        ("peers", [Replicate()]),
-        # of a bias or a norm: each peer has a summand
+        ("tp", [Shard(1)]),
+        ("tp", [Replicate()]),
+        # as of a replicated norm: each TP rank has a summand
         ("both", [Shard(0), Partial()]),
     ]
     generator = torch.Generator().manual_seed(0)
     # five rows do not divide evenly
-    wholes = [torch.randn(5, 6, generator=generator) for _ in range(len(spreads) + 1)]
-    spread: list[Tensor] = []
-    for whole, (name, placements) in zip(wholes, spreads, strict=False):
+    full_gradients = [torch.randn(5, 6, generator=generator) for _ in range(len(layouts) + 1)]
+    gradients: list[Tensor] = []
+    for full, (name, placements) in zip(full_gradients, layouts, strict=False):
         known = [Replicate() if where.is_partial() else where for where in placements]
-        piece = distribute_tensor(whole.clone(), meshes[name], known)
+        gradient = distribute_tensor(full.clone(), meshes[name], known)
         if placements != known:
-            piece = DTensor.from_local(
-                piece.to_local() / 2, meshes[name], placements, shape=(5, 6), stride=(6, 1)
+            gradient = DTensor.from_local(
+                gradient.to_local() / 2, meshes[name], placements, shape=(5, 6), stride=(6, 1)
             )
-        spread.append(piece)
+        gradients.append(gradient)
     # and one that is the same on every rank
-    spread.append(wholes[-1].clone())
+    gradients.append(full_gradients[-1].clone())
 
-    expected = torch.cat([whole.flatten() for whole in wholes]).norm()
-    model = Gradients(spread)
+    expected = torch.cat([full.flatten() for full in full_gradients]).norm()
+    model = Gradients(gradients)
     assert_equal(clip_gradients(accelerator, model, 0.0), expected)
     assert_equal(clip_gradients(accelerator, model, 3.0), expected)
-    for whole, parameter in zip(wholes, model.parameters(), strict=True):
+    for full, parameter in zip(full_gradients, model.parameters(), strict=True):
         assert parameter.grad is not None
         clipped = parameter.grad
         if isinstance(clipped, DTensor):
             clipped = clipped.full_tensor()
-        assert_equal(clipped, whole * 3 / expected)
+        assert_equal(clipped, full * 3 / expected)
     assert_equal(clip_gradients(accelerator, model, 0.0), torch.tensor(3.0))
 
 
@@ -126,13 +126,13 @@ def assert_equal(given: Tensor, expected: Tensor) -> None:
 
 
 def different_weights() -> None:
-    """Every rank draws initial weights of its own."""
+    """Every rank draws its own initial weights."""
     accelerator = build()
     prepare_llama(accelerator, build_llama(accelerator.process_index))
 
 
 def different_replicas() -> None:
-    """An engine would make different copies of weights that were the same."""
+    """As if an engine had made different copies of the same weights."""
     accelerator = build()
     model, optimizer = prepare_llama(accelerator, build_llama(0))
     with torch.no_grad():
@@ -143,12 +143,12 @@ def different_replicas() -> None:
 
 
 def model_without_storage() -> None:
-    """A model on the meta device, which Accelerate takes without a word."""
+    """A model on the meta device, which Accelerate accepts silently."""
     prepare_llama(build(), build_llama(0, device="meta"))
 
 
 def lost_parameter() -> None:
-    """An optimizer that was not given the first parameter of its model."""
+    """An optimizer without the first parameter of its model."""
     accelerator, model = build(), build_llama(0)
     optimizer = torch.optim.AdamW(list(model.parameters())[1:])
     prepare(accelerator, model, optimizer, TrainingConfig(), Float8Config())
@@ -163,14 +163,14 @@ def describe() -> None:
 
 
 def late_rank() -> None:
-    """The last rank does not come to an exchange of replicas; prints how long the other waits."""
+    """The last rank is late for an all-reduce of replicas; prints how long the other waits."""
     accelerator = build()
     set_train_timeout(accelerator, CommConfig(train_timeout_seconds=SECONDS))
     wait_for_last(accelerator)
 
 
 def slow_files() -> None:
-    """As `late_rank`, after the last rank has been longer at its files than that."""
+    """As `late_rank`, after the last rank has been busy with files for longer than the timeout."""
     accelerator = build()
     comm = CommConfig(train_timeout_seconds=SECONDS)
     set_train_timeout(accelerator, comm)
@@ -182,7 +182,7 @@ def slow_files() -> None:
 
 
 def wait_for_last(accelerator: Accelerator) -> None:
-    """An exchange within the replicas that the last rank comes to far too late."""
+    """An all-reduce of the replicas for which the last rank is far too late."""
     group = accelerator.torch_device_mesh["dp_replicate"].get_group()
     started_at = time.monotonic()
     try:

@@ -1,11 +1,12 @@
-"""What the peers of `test_tensor_parallel` run: every case whole, then split, in one process each.
+"""What the TP ranks of `tensor/test_apply` run: every case with the full model, then sharded.
 
     python tests/helpers/tensor_parallel_worker.py FOLDER
 
-Imports once and forks two peers, the first of which writes `FOLDER/results.json`, an object of what
-each case showed.
+Imports once and forks two ranks, the first of which writes `FOLDER/results.json`: an object with
+the results of each case.
 """
 
+import importlib
 import json
 import multiprocessing
 import sys
@@ -45,8 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
     "gla_layernorm": {"num_heads": 2, "num_hidden_layers": 1},
     "hgrn2": {"expand_ratio": 8, "use_lower_bound": True, "use_short_conv": True},
 }
-WHOLE_LOSS = ("gla, grouped, tied", "delta_net, odd vocabulary", "kda")
-"""The cases that are also tried without loss parallelism, and with rows that are not packed."""
+GATHERED_LOSS = ("gla, grouped, tied", "delta_net, odd vocabulary", "kda")
+"""The cases that also run without loss parallelism, and with rows that are not packed."""
 CU_SEQLENS = (0, 13, 70, 71, 96)
 STEPS = 3
 
@@ -101,7 +102,7 @@ def train(model: Any, *, packed: bool) -> list[float]:
     return curve
 
 
-def look(model: Any) -> tuple[Tensor, float]:
+def evaluate(model: Any) -> tuple[Tensor, float]:
     """Logits and mean loss without gradients."""
     inputs = batch(STEPS, packed=False)
     model.eval()
@@ -112,8 +113,8 @@ def look(model: Any) -> tuple[Tensor, float]:
     return logits, loss.item()
 
 
-def build_split(name: str, mesh: DeviceMesh, *, loss_parallel: bool) -> Any:
-    """The model of a case, split."""
+def build_sharded(name: str, mesh: DeviceMesh, *, loss_parallel: bool) -> Any:
+    """The model of a case, sharded over a TP mesh."""
     from flame_accel.parallel.tensor.apply import parallelize_over_mesh
     from flame_accel.parallel.tensor.regions import find_regions
 
@@ -125,17 +126,17 @@ def build_split(name: str, mesh: DeviceMesh, *, loss_parallel: bool) -> Any:
     return model
 
 
-def marks(model: nn.Module) -> dict[str, Any]:
-    """Names, sizes and marks of parameters."""
+def parameter_attributes(model: nn.Module) -> dict[str, Any]:
+    """Names, full shapes and attributes of parameters."""
     return {
-        # torch's own mark of a parameter that is of a subclass of tensors
+        # torch's own attribute of a parameter that is a subclass of Tensor
         name: (tuple(parameter.shape), {**vars(parameter), "_is_param": True})
         for name, parameter in model.named_parameters()
     }
 
 
-def unequal_copies(model: nn.Module) -> list[str]:
-    """Parameters that peers have whole, and not with the same bits."""
+def find_unequal_copies(model: nn.Module) -> list[str]:
+    """Names of replicated parameters whose copies do not have the same bits."""
     names = []
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor)
@@ -149,29 +150,29 @@ def unequal_copies(model: nn.Module) -> list[str]:
 
 
 def compare(name: str, mesh: DeviceMesh, *, loss_parallel: bool) -> dict[str, Any]:
-    """A case whole and split: its curves, logits, weights and what else must be the same."""
-    whole, parts = build(name), build_split(name, mesh, loss_parallel=loss_parallel)
-    same_names = marks(whole) == marks(parts)
-    curves = [train(model, packed=loss_parallel) for model in (whole, parts)]
-    (logits, loss), (split_logits, split_loss) = look(whole), look(parts)
-    seen: list[Any] = [None] * mesh.size()
-    dist.all_gather_object(seen, curves[1])
-    pairs = zip(whole.parameters(), parts.parameters(), strict=True)
+    """A case with full and sharded model: curves, logits, weights, and what else must agree."""
+    full, sharded = build(name), build_sharded(name, mesh, loss_parallel=loss_parallel)
+    same_names = parameter_attributes(full) == parameter_attributes(sharded)
+    curves = [train(model, packed=loss_parallel) for model in (full, sharded)]
+    (logits, loss), (sharded_logits, sharded_loss) = evaluate(full), evaluate(sharded)
+    curves_of_ranks: list[Any] = [None] * mesh.size()
+    dist.all_gather_object(curves_of_ranks, curves[1])
+    pairs = zip(full.parameters(), sharded.parameters(), strict=True)
     return {
-        "whole": [*curves[0], loss],
-        "split": [*curves[1], split_loss],
-        "peers agree": all(curve == curves[1] for curve in seen),
-        "logits": (logits - split_logits).abs().max().item(),
+        "full": [*curves[0], loss],
+        "sharded": [*curves[1], sharded_loss],
+        "ranks agree": all(curve == curves[1] for curve in curves_of_ranks),
+        "logits": (logits - sharded_logits).abs().max().item(),
         "weights": max((p - q.full_tensor()).abs().max().item() for p, q in pairs),
         "same names": same_names,
-        "unequal copies": unequal_copies(parts),
-        "elements": sum(q._local_tensor.numel() for q in parts.parameters())
-        / sum(p.numel() for p in whole.parameters()),
+        "unequal copies": find_unequal_copies(sharded),
+        "local elements": sum(q._local_tensor.numel() for q in sharded.parameters())
+        / sum(p.numel() for p in full.parameters()),
     }
 
 
-def run_peer(rank: int, peers: int, folder: Path) -> None:
-    """All cases."""
+def run_rank(rank: int, world_size: int, folder: Path) -> None:
+    """Runs all cases on one rank; rank 0 writes the results."""
     from flame_accel.parallel.tensor import loss
 
     torch.set_num_threads(1)
@@ -180,39 +181,39 @@ def run_peer(rank: int, peers: int, folder: Path) -> None:
         "gloo",
         init_method=rendezvous,
         rank=rank,
-        world_size=peers,
-        # a peer that fails must not keep the other waiting
+        world_size=world_size,
+        # a rank that fails must not keep the other waiting
         timeout=timedelta(seconds=120),
     )
     # a few positions at a time
     loss.CHUNK_LOGITS = 129 * 20
-    mesh = init_device_mesh("cpu", (peers,), mesh_dim_names=("tp",))
-    shown = {
-        f"{name}, {'loss parallel' if loss_parallel else 'whole loss'}": compare(
+    mesh = init_device_mesh("cpu", (world_size,), mesh_dim_names=("tp",))
+    results = {
+        f"{name}, {'loss parallel' if loss_parallel else 'gathered loss'}": compare(
             name, mesh, loss_parallel=loss_parallel
         )
         for name in CASES
-        for loss_parallel in ((True, False) if name in WHOLE_LOSS else (True,))
+        for loss_parallel in ((True, False) if name in GATHERED_LOSS else (True,))
     }
     if rank == 0:
-        (folder / "results.json").write_text(json.dumps(shown))
+        (folder / "results.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
 def main(folder: Path) -> None:
-    """Two peers."""
+    """Runs two ranks."""
     kernels.install("torch")
-    import fla  # noqa: F401
+    importlib.import_module("fla")
 
-    import flame_accel.parallel  # noqa: F401
+    importlib.import_module("flame_accel.parallel")
 
     fork = multiprocessing.get_context("fork")
-    peers = [fork.Process(target=run_peer, args=(rank, 2, folder)) for rank in range(2)]
-    for peer in peers:
-        peer.start()
-    for peer in peers:
-        peer.join()
-    sys.exit(max(abs(peer.exitcode or 0) for peer in peers))
+    ranks = [fork.Process(target=run_rank, args=(rank, 2, folder)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in ranks))
 
 
 if __name__ == "__main__":
