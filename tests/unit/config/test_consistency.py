@@ -3,7 +3,8 @@
 import pytest
 
 from flame_accel.config import ConfigError, parse
-from tests.helpers.options import only_problem
+from tests.helpers.optimizers import STEP_IN_BACKWARD
+from tests.helpers.options import only_problem, parse_flags
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,49 @@ def test_checkpoint_options_that_contradict_each_other_are_refused(options, rule
     argv = [f"--checkpoint.{option}" for option in options.split()]
     with pytest.raises(ConfigError, match=rule):
         parse(["--model.config=a/b", "--training.dataset=a/b", *argv])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--float8.emulate"], "float8.recipe_name is none"),
+        (["--float8.enable_fsdp_float8_all_gather"], "float8.recipe_name is none"),
+        (["--float8.force_recompute_fp8_weight_in_bwd"], "float8.recipe_name is none"),
+        (
+            ["--float8.recipe_name", "rowwise", "--float8.enable_fsdp_float8_all_gather"],
+            "needs one scale per weight",
+        ),
+        (
+            [
+                *("--float8.recipe_name", "tensorwise"),
+                "--float8.precompute_float8_dynamic_scale_for_fsdp",
+            ],
+            "needs weights that are gathered in float8",
+        ),
+        (
+            ["--float8.recipe_name", "tensorwise", "--training.tensor_parallel_degree", "2"],
+            "not supported with tensor parallelism",
+        ),
+        (["--float8.recipe_name", "columnwise"], "must be one of tensorwise"),
+        (["--model.converters", "float4"], "must be one of float8"),
+    ],
+)
+def test_float8_options_that_contradict_each_other_are_refused(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_flags(*flags)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"optimizer.name": "Muon"}, "--optimizer.name AdamW"),
+        ({"training.max_norm": 1}, "--training.max_norm 0"),
+        ({"training.skip_nan_inf": True}, "--training.no_skip_nan_inf"),
+        ({"training.gradient_accumulation_steps": 2}, "--training.gradient_accumulation_steps 1"),
+    ],
+)
+def test_options_that_stepping_in_backward_needs_are_named(flags, change, remedy):
+    parse(flags(**STEP_IN_BACKWARD))
+    with pytest.raises(ConfigError) as raised:
+        parse(flags(**STEP_IN_BACKWARD | change))
+    assert f"Add {remedy}, or remove optimizer.early_step_in_backward" in str(raised.value)

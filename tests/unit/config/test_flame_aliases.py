@@ -34,3 +34,26 @@ def test_names_of_flames_dialect_mean_our_options(
 def test_flames_own_defaults_are_accepted() -> None:
     flags = ["--model.name", "fla", "--model.converters=", "--activation_offload.mode", "none"]
     assert parse_flags(*flags, "--fault_tolerance.no_enable") == parse_flags()
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe"),
+    [
+        ([], None),
+        (["--model.converters="], None),
+        (["--model.converters", "float8"], "tensorwise"),
+        (["--model.converters", "float8", "--float8.recipe_name", "rowwise"], "rowwise"),
+        (["--float8.recipe_name", "rowwise"], "rowwise"),
+    ],
+)
+def test_flames_converter_asks_for_a_recipe(flags, recipe):
+    assert parse_flags(*flags).float8.recipe_name == recipe
+
+
+def test_a_converter_in_a_file_takes_the_recipe_of_a_flag(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[model]\nconverters = ["float8"]\n')
+    flags = ["--job.config_file", str(path)]
+    assert parse_flags(*flags).float8.recipe_name == "tensorwise"
+    flags += ["--float8.recipe_name", "rowwise_with_gw_hp"]
+    assert parse_flags(*flags).float8.recipe_name == "rowwise_with_gw_hp"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flame_accel.config import ConfigError, OptimizerConfig, parse
+from flame_accel.config import OptimizerConfig
 from flame_accel.training import build_optimizer
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 from tests.helpers.optimizers import (
@@ -61,19 +61,3 @@ def test_stepping_in_backward_changes_no_bit_of_a_run(train_here, flags, tmp_pat
     resume_from_step_4(tmp_path / "run", lambda: train_here(in_backward))
     again = load_file(tmp_path / "run/hf/model.safetensors")
     assert all(torch.equal(again[key], models[1][key]) for key in again)
-
-
-@pytest.mark.parametrize(
-    ("change", "remedy"),
-    [
-        ({"optimizer.name": "Muon"}, "--optimizer.name AdamW"),
-        ({"training.max_norm": 1}, "--training.max_norm 0"),
-        ({"training.skip_nan_inf": True}, "--training.no_skip_nan_inf"),
-        ({"training.gradient_accumulation_steps": 2}, "--training.gradient_accumulation_steps 1"),
-    ],
-)
-def test_options_that_stepping_in_backward_needs_are_named(flags, change, remedy):
-    parse(flags(**STEP_IN_BACKWARD))
-    with pytest.raises(ConfigError) as raised:
-        parse(flags(**STEP_IN_BACKWARD | change))
-    assert f"Add {remedy}, or remove optimizer.early_step_in_backward" in str(raised.value)
