@@ -11,9 +11,9 @@ from flame_accel.models.instantiate import instantiate
 from flame_accel.parallel.float8 import convert_to_float8
 from flame_accel.parallel.topology import resolve_topology
 from flame_accel.training import build_optimizer
+from tests.helpers.launches import FSDP2
+from tests.helpers.optimizers import SINGLE_PROCESS, build_gla
 from tests.helpers.runs import SHORT_RUN, read_records
-from tests.unit.parallel.test_topology import FSDP2
-from tests.unit.training.test_optimizer import ONE_DEVICE, build
 
 
 @pytest.mark.covers_option("training.deterministic")
@@ -61,7 +61,7 @@ def test_the_optimizer_gets_its_numbers(configured):
             "optimizer.weight_decay": 0.0625,
         }
     )
-    optimizer = build_optimizer(ONE_DEVICE, build(), config.optimizer)
+    optimizer = build_optimizer(SINGLE_PROCESS, build_gla(), config.optimizer)
     decays = set()
     for group in optimizer.param_groups:
         assert (group["lr"], group["eps"], tuple(group["betas"])) == (0.5, 0.25, (0.125, 0.75))
