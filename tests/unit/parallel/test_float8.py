@@ -163,3 +163,24 @@ def test_8_bit_gathering_needs_sharding():
                 recipe_name="tensorwise", emulate=True, enable_fsdp_float8_all_gather=True
             ),
         )
+
+
+@pytest.mark.covers_option("float8.force_recompute_fp8_weight_in_bwd")
+def test_no_weight_is_saved_in_8_bits_for_the_backward_pass(configured):
+    config = configured(
+        **{
+            "float8.recipe_name": "tensorwise",
+            "float8.emulate": True,
+            "float8.force_recompute_fp8_weight_in_bwd": True,
+        }
+    )
+    model = instantiate(tiny_config("gla", hidden_size=128), seed=0)
+    convert_to_float8(model, config.float8)
+    assert any("Float8" in type(module).__name__ for module in model.modules())
+    saved = []
+    ids = torch.arange(32)[None]
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
+        model(input_ids=ids, labels=ids)
+    assert len(saved) > 10 and all(tensor.element_size() >= 4 for tensor in saved)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flame_accel.config import TrainingConfig, UserError
+from flame_accel.config import ConfigError, TrainingConfig, UserError
 from flame_accel.parallel.topology import Topology, resolve_topology
 from tests.helpers.launches import DEEPSPEED, FSDP2, launch_variables
 
@@ -296,3 +296,13 @@ def test_accumulation_left_to_the_options_or_the_same_is_no_contradiction(messag
         2, DEEPSPEED, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": message}
     )
     assert resolve(environment, gradient_accumulation_steps=3).engine == "deepspeed"
+
+
+@pytest.mark.covers_option("training.mixed_precision_reduce")
+def test_gradients_are_summed_in_fp32_with_parameters_in_bf16(configured):
+    config = configured(**{"training.mixed_precision_reduce": "float32"})
+    launch = launch_variables(2, FSDP2, {"ACCELERATE_MIXED_PRECISION": "bf16"})
+    topology = resolve_topology(config.training, launch, devices=None)
+    assert (topology.param_dtype, topology.reduce_dtype) == ("bfloat16", "float32")
+    with pytest.raises(ConfigError, match="must be one of float32"):
+        configured(**{"training.mixed_precision_reduce": "bfloat16"})

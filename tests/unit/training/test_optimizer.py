@@ -99,3 +99,24 @@ def test_engines_without_support_for_an_optimizer_are_refused(accelerator, optio
     with pytest.raises(UserError, match=named) as raised:
         check_optimizer_support(accelerator, OptimizerConfig(**options))
     assert "fsdp2.yaml" in str(raised.value)
+
+
+@pytest.mark.covers_option(
+    "optimizer.eps", "optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay"
+)
+def test_hyperparameters_are_those_of_the_options(configured):
+    config = configured(
+        **{
+            "optimizer.lr": 0.5,
+            "optimizer.eps": 0.25,
+            "optimizer.beta1": 0.125,
+            "optimizer.beta2": 0.75,
+            "optimizer.weight_decay": 0.0625,
+        }
+    )
+    optimizer = build_optimizer(SINGLE_PROCESS, build_gla(), config.optimizer)
+    decays = set()
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["eps"], tuple(group["betas"])) == (0.5, 0.25, (0.125, 0.75))
+        decays.add(group["weight_decay"])
+    assert decays == {0.0625, 0.0}
