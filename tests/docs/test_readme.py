@@ -1,4 +1,4 @@
-"""README.md is true: its commands run, in a small copy of the house, and its tables are right.
+"""README.md is true: its commands run, in a small copy of the checkout, and its tables are right.
 
 Every command runs in the slow test, one after the other in one folder. Those that need the
 quickstart alone run in the default suite too.
@@ -34,7 +34,7 @@ TINY = {
     "evaluation.max_tokens": 300,
     "evaluation.sample_tokens": 4,
 }
-# what the page says -> what serves here
+# text of the page -> a smaller replacement
 SMALLER = {
     "NGPU=8": "NGPU=2",
     "accelerate launch": "accelerate launch --num_processes 2 --mixed_precision no",
@@ -111,8 +111,8 @@ def shrink(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, corpus: Path) -> Path:
-    """A checkout whose GLA configs are tiny, with data of the reader's own and no environment."""
+def checkout(tmp_path: Path, corpus: Path) -> Path:
+    """A checkout with tiny GLA configs, the data that the page names, and no environment."""
     for pattern in ("*.py", "*.sh", "*.txt", "*.toml", "README.md", "LICENSE"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, tmp_path)
@@ -141,14 +141,14 @@ def house(tmp_path: Path, corpus: Path) -> Path:
     return tmp_path
 
 
-def make_installable(house: Path) -> None:
+def make_installable(checkout: Path) -> None:
     """Lets `pip` and `uv pip` install into an environment that sees the packages of this one."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", house / "env"], check=True)
-    site = next((house / "env/lib").glob("python*/site-packages"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / "env"], check=True)
+    site = next((checkout / "env/lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    pip = f"{shlex.quote(sys.executable)} -m pip --python {house}/env/bin/python"
+    pip = f"{shlex.quote(sys.executable)} -m pip --python {checkout}/env/bin/python"
     for name, start in (("pip", ""), ("uv", "shift\n")):
-        path = house / "bin" / name
+        path = checkout / "bin" / name
         path.write_text(
             f'#!/bin/sh\n{start}exec {pip} "$@" --quiet --no-deps --no-index --no-build-isolation\n'
         )
@@ -156,23 +156,23 @@ def make_installable(house: Path) -> None:
 
 
 def make_small(command: str) -> str:
-    for said, meant in SMALLER.items():
-        command = command.replace(said, meant)
+    for text, replacement in SMALLER.items():
+        command = command.replace(text, replacement)
     if is_training(command) or command.startswith("python -m flame_accel data "):
         command += "".join(f" --{name}={value}" for name, value in TINY.items())
     return command
 
 
-def run(command: str, house: Path) -> str:
+def run(command: str, checkout: Path) -> str:
     """Runs a command as a reader would, but small; returns what it printed."""
     environment = launch_environment(
-        PATH=f"{house / 'bin'}:{house / 'env/bin'}:{os.environ['PATH']}",
-        HF_HOME=str(house / "huggingface"),
+        PATH=f"{checkout / 'bin'}:{checkout / 'env/bin'}:{os.environ['PATH']}",
+        HF_HOME=str(checkout / "huggingface"),
         WANDB_SILENT="true",
     )
     done = subprocess.run(
         ["bash", "-c", make_small(command)],
-        cwd=house,
+        cwd=checkout,
         env=environment,
         capture_output=True,
         text=True,
@@ -185,28 +185,28 @@ def run(command: str, house: Path) -> str:
     return done.stdout
 
 
-def run_folder(command: str, house: Path) -> Path:
+def run_folder(command: str, checkout: Path) -> Path:
     """Where a training command writes."""
     words = shlex.split(command)
     given = dict(itertools.pairwise(words))
     if "--job.dump_folder" in given:
-        return house / given["--job.dump_folder"]
+        return checkout / given["--job.dump_folder"]
     file = given.get("--job.config_file", "configs/recipes/quickstart.toml")
-    return house / load_file(house / file).job.dump_folder
+    return checkout / load_file(checkout / file).job.dump_folder
 
 
-def run_all(commands: list[str], house: Path) -> None:
+def run_all(commands: list[str], checkout: Path) -> None:
     """Runs commands in their order; each training leaves a model, the second continues."""
     for command in commands:
         if command in NOT_RUN:
             continue
         if not is_training(command):
-            printed = run(command, house)
+            printed = run(command, checkout)
             assert printed == "" or not command.startswith(CHECK)
             continue
-        folder = run_folder(command, house)
+        folder = run_folder(command, checkout)
         again = folder.exists()
-        printed = run(command, house)
+        printed = run(command, checkout)
         assert (folder / "hf/model.safetensors").is_file(), command
         assert ("continuing after step 4" in printed) == again, command
         if command == "bash train.sh":
@@ -237,21 +237,21 @@ def test_commands_that_are_not_run_here_exist():
     assert (ROOT / "requirements.lock").is_file()
 
 
-def test_the_options_of_every_training_are_accepted(house, monkeypatch):
-    monkeypatch.chdir(house)
+def test_the_options_of_every_training_are_accepted(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
     for command in ALL:
         words = shlex.split(make_small(command))
         if is_training(command) and "--job.config_file" in words:
             parse(words[words.index("--job.config_file") :])
 
 
-def test_the_quickstart_and_what_follows_from_it(house):
-    run_all([command for command in ALL if is_quick(command)], house)
+def test_the_quickstart_and_what_follows_from_it(checkout):
+    run_all([command for command in ALL if is_quick(command)], checkout)
 
 
 @pytest.mark.slow
-def test_all_commands_in_their_order(house):
-    run_all(ALL, house)
+def test_all_commands_in_their_order(checkout):
+    run_all(ALL, checkout)
 
 
 FAMILIES = re.findall(r"^\| `(\w+)` \| ([\d.,]+)M \| ([\d.,]+)M \|$", TEXT, re.MULTILINE)

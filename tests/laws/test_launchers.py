@@ -41,16 +41,16 @@ def launch_command(words):
 @pytest.fixture
 def train_sh(tmp_path):
     """`train_sh(*options, **environment)`: what a copy of train.sh prints, without training."""
-    house, tools = tmp_path / "house", tmp_path / "bin"
-    house.mkdir()
+    checkout, tools = tmp_path / "checkout", tmp_path / "bin"
+    checkout.mkdir()
     tools.mkdir()
     for name in ("train.sh", "setup_environment.sh", "requirements.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name, house)
-    (house / "flame_accel").symlink_to(ROOT / "flame_accel")
-    launcher = house / "accelerate/commands/launch.py"
+        shutil.copy(ROOT / name, checkout)
+    (checkout / "flame_accel").symlink_to(ROOT / "flame_accel")
+    launcher = checkout / "accelerate/commands/launch.py"
     launcher.parent.mkdir(parents=True)
     launcher.write_text(LAUNCHER)
-    for folder in (house / "accelerate", launcher.parent):
+    for folder in (checkout / "accelerate", launcher.parent):
         (folder / "__init__.py").touch()
     python = tools / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
@@ -59,7 +59,7 @@ def train_sh(tmp_path):
     def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         path = f"{tools}:{launch_environment()['PATH']}"
         return subprocess.run(
-            ["bash", str(house / "train.sh"), *options],
+            ["bash", str(checkout / "train.sh"), *options],
             env=launch_environment(PATH=path, **environment),
             capture_output=True,
             text=True,
@@ -217,7 +217,7 @@ def test_the_page_tells_of_every_file_and_of_real_options():
     assert len(named) > 8 and named <= set(options())
 
 
-# what the page says -> what serves here
+# text of the page -> a smaller replacement
 SMALLER = {
     "NGPU=8": "NGPU=4",
     "accelerate launch": "accelerate launch --num_processes 8 --mixed_precision no",
@@ -259,8 +259,8 @@ def test_the_commands_of_the_page_train(line, corpus, tmp_path):
         path = tmp_path / "bin" / name
         path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
         path.chmod(0o755)
-    for said, meant in SMALLER.items():
-        line = line.replace(said, meant)
+    for text, replacement in SMALLER.items():
+        line = line.replace(text, replacement)
     done = subprocess.run(
         ["bash", "-c", line],
         cwd=tmp_path,

@@ -1,7 +1,7 @@
 """Several machines: two launchers with a rendezvous train what one process trains.
 
-The machines are network namespaces where this user may make some, with no road between them but a
-virtual cable; elsewhere both launchers share the loopback device.
+The machines are network namespaces, connected only by a virtual Ethernet pair, if this user may
+create them; otherwise both launchers share the loopback device.
 """
 
 import contextlib
@@ -21,13 +21,14 @@ pytestmark = pytest.mark.distributed
 
 
 class Machine(NamedTuple):
-    """How to run a command there, and what the environment has to say."""
+    """Prefix of a command that runs there, and the environment variables that it needs."""
 
     prefix: tuple[str, ...]
     environment: dict[str, str]
 
 
-def ip(*words: str) -> bool:
+def run_ip(*words: str) -> bool:
+    """Whether a command of iproute2 succeeded."""
     with contextlib.suppress(FileNotFoundError):
         return subprocess.run(["ip", *words], capture_output=True).returncode == 0
     return False
@@ -35,36 +36,43 @@ def ip(*words: str) -> bool:
 
 @pytest.fixture
 def machines() -> Iterator[list[Machine]]:
-    """Two of them."""
-    spaces, cables = [f"flame{os.getpid()}{i}" for i in "ab"], [f"fl{os.getpid()}{i}" for i in "ab"]
-    made = all(ip("netns", "add", space) for space in spaces) and ip(
-        *("link", "add", cables[0], "netns", spaces[0], "type", "veth"),
-        *("peer", "name", cables[1], "netns", spaces[1]),
+    """Two machines that can reach each other."""
+    namespaces, interfaces = (
+        [f"flame{os.getpid()}{i}" for i in "ab"],
+        [f"fl{os.getpid()}{i}" for i in "ab"],
     )
-    if made:
-        for i, (space, cable) in enumerate(zip(spaces, cables, strict=True), 1):
-            made &= ip("-n", space, "addr", "add", f"10.211.0.{i}/24", "dev", cable)
-            made &= ip("-n", space, "link", "set", cable, "up")
-            made &= ip("-n", space, "link", "set", "lo", "up")
-    if made:
+    created = all(run_ip("netns", "add", namespace) for namespace in namespaces) and run_ip(
+        *("link", "add", interfaces[0], "netns", namespaces[0], "type", "veth"),
+        *("peer", "name", interfaces[1], "netns", namespaces[1]),
+    )
+    if created:
+        for i, (namespace, interface) in enumerate(zip(namespaces, interfaces, strict=True), 1):
+            created &= run_ip("-n", namespace, "addr", "add", f"10.211.0.{i}/24", "dev", interface)
+            created &= run_ip("-n", namespace, "link", "set", interface, "up")
+            created &= run_ip("-n", namespace, "link", "set", "lo", "up")
+    if created:
         yield [
             Machine(
-                ("ip", "netns", "exec", space),
-                # the host's name leads nowhere there
-                {"MASTER_ADDR": "10.211.0.1", "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": cable},
+                ("ip", "netns", "exec", namespace),
+                # the name of the host does not resolve there
+                {
+                    "MASTER_ADDR": "10.211.0.1",
+                    "MASTER_PORT": "29500",
+                    "GLOO_SOCKET_IFNAME": interface,
+                },
             )
-            for space, cable in zip(spaces, cables, strict=True)
+            for namespace, interface in zip(namespaces, interfaces, strict=True)
         ]
     else:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         yield [Machine((), {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})] * 2
-    for space in spaces:
-        ip("netns", "delete", space)
+    for namespace in namespaces:
+        run_ip("netns", "delete", namespace)
 
 
-def run_on(machines: list[Machine], argv: list[str], output: Path) -> list[str]:
+def run_on_machines(machines: list[Machine], argv: list[str], output: Path) -> list[str]:
     """Runs train.sh on every machine at once; returns what each printed."""
     started = []
     for rank, machine in enumerate(machines):
@@ -104,7 +112,7 @@ def test_two_machines_train_what_one_process_trains(
     }
     two = flags(**{"job.dump_folder": tmp_path / "two", "training.batch_size": 2, **packed})
     one = flags(**{"job.dump_folder": tmp_path / "one", "training.batch_size": 4, **packed})
-    said = run_on(machines, two, tmp_path)
+    said = run_on_machines(machines, two, tmp_path)
     launch(one, config="cpu", processes=1)
     assert "devices: 2 x cpu" in said[0] and "FSDP2" in said[0]
     # only the first of all processes speaks and writes
