@@ -1,5 +1,6 @@
 """The package: what a wheel holds, that it runs without a checkout, and what its pins say."""
 
+import ast
 import os
 import re
 import shutil
@@ -170,6 +171,23 @@ def test_the_lock_has_everything_that_the_pins_need():
                 {"extra": "", "python_version": "3.11"}
             ):
                 assert on_gpus or canonicalize_name(needed.name) in LOCK, f"{name} needs {text}"
+
+
+def test_every_package_that_is_imported_is_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {canonicalize_name(Requirement(text).name) for group in groups for text in group}
+    other_names = {"fla": "flash-linear-attention", "yaml": "pyyaml"}
+    # torch brings it on Linux; nothing imports it where there is none
+    known = {*sys.stdlib_module_names, "flame_accel", "tomli", "triton"}
+    for path in (ROOT / "flame_accel").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules = [node.module]
+            for module in {module.partition(".")[0] for module in modules} - known:
+                name = canonicalize_name(other_names.get(module, module))
+                assert name in declared, f"{path.relative_to(ROOT)} imports {module}"
 
 
 def test_the_ranges_of_the_package_admit_the_tested_versions():
