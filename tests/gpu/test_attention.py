@@ -11,7 +11,7 @@ from tests.helpers.attention import (
     inputs,
     reference,
 )
-from tests.helpers.gradients import with_gradients
+from tests.helpers.gradients import outputs_and_gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,8 +45,12 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], dtype: torch.dtype
 @pytest.mark.parametrize("width", [64, 20])
 def test_rows_equal_softmax_attention(queries, keys, groups, width, window, dtype):
     tensors = on_device(inputs(2, queries, keys, 4, groups, width), dtype)
-    actual = with_gradients(partial(flash_attn_func, causal=True, window_size=window), tensors)
-    expected = with_gradients(partial(reference, window=window), [x.float() for x in tensors])
+    actual = outputs_and_gradients(
+        partial(flash_attn_func, causal=True, window_size=window), tensors
+    )
+    expected = outputs_and_gradients(
+        partial(reference, window=window), [x.float() for x in tensors]
+    )
     assert_same(actual, expected, dtype)
 
 
@@ -77,8 +81,8 @@ def test_documents_equal_softmax_attention_of_each(decoding, groups, window, dty
     tensors = on_device(
         [x[0] for x in inputs(1, sum(lengths_q), sum(LENGTHS), 4, groups, 64)], dtype
     )
-    actual = with_gradients(packed(LENGTHS, lengths_q, window), tensors)
-    assert_same(actual, with_gradients(separate, [x.float() for x in tensors]), dtype)
+    actual = outputs_and_gradients(packed(LENGTHS, lengths_q, window), tensors)
+    assert_same(actual, outputs_and_gradients(separate, [x.float() for x in tensors]), dtype)
 
 
 @each_precision

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.attention.flash_attention import flash_attn_varlen_func
-from tests.helpers.gradients import assert_close, with_gradients
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 
 TOLERANCE = 1e-4
 
@@ -69,7 +69,7 @@ def packed(
         causal=causal,
         window_size=window,
     )
-    return with_gradients(function, [x[0] for x in tensors])
+    return outputs_and_gradients(function, [x[0] for x in tensors])
 
 
 def separate(
@@ -83,7 +83,7 @@ def separate(
         parts = zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), strict=True)
         return torch.cat([reference(*(x[None] for x in part), causal, window)[0] for part in parts])
 
-    return with_gradients(by_document, [x[0] for x in tensors])
+    return outputs_and_gradients(by_document, [x[0] for x in tensors])
 
 
 # a query that sees one key has zero gradients, which rounding does not leave at zero

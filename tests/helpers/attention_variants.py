@@ -22,7 +22,7 @@ from flame_accel.kernels.attention import (
 from flame_accel.kernels.attention import (
     path_attention as path,
 )
-from tests.helpers.gradients import assert_close, with_gradients
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 
 TOLERANCE = 1e-4
 
@@ -222,4 +222,4 @@ def inputs(variant: Variant, length: int) -> list[Tensor]:
 
 # a query that sees one key has zero gradients, which rounding does not leave at zero
 assert_same = partial(assert_close, absolute=1e-6)
-run = partial(with_gradients, unused_inputs=True)
+run = partial(outputs_and_gradients, unused_inputs=True)

@@ -6,53 +6,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-5
-
-
-def assert_same_results(
-    actual: Callable[..., Any], expected: Callable[..., Any], tensors: Sequence[Tensor]
-) -> None:
-    """Both functions give the same values and, through a random projection, the same gradients."""
-    results = []
-    for function in (actual, expected):
-        leaves = [x.detach().clone().requires_grad_() for x in tensors]
-        values = function(*leaves)
-        values = values if isinstance(values, tuple) else (values,)
-        torch.manual_seed(0)
-        projected = torch.stack([(x * torch.randn(x.shape)).sum() for x in values]).sum()
-        results.append([*values, *torch.autograd.grad(projected, leaves)])
-    for index, (a, e) in enumerate(zip(*results, strict=True)):
-        assert a.shape == e.shape
-        assert (a - e).norm() <= TOLERANCE * e.norm(), f"tensor {index}"
-
 
 def randn_each(*shapes: tuple[int, ...]) -> list[Tensor]:
     torch.manual_seed(1)
     return [torch.randn(shape) for shape in shapes]
 
 
-def with_gradients(
-    function: Callable[..., Tensor], tensors: list[Tensor], *, unused_inputs: bool = False
+def flatten(value: Any) -> list[Any]:
+    """The leaves of nested tuples and lists."""
+    return [y for x in value for y in flatten(x)] if isinstance(value, (tuple, list)) else [value]
+
+
+def outputs_and_gradients(
+    function: Callable[..., Any], tensors: Sequence[Tensor | None], *, unused_inputs: bool = False
 ) -> list[Tensor]:
-    """Output and the gradients of a random projection of it with respect to all tensors.
+    """All outputs, and the gradients of a random projection of them with respect to all tensors.
 
     Args:
-        function: Of the tensors.
-        tensors: Its inputs.
+        function: Of the tensors; returns a tensor or nested tuples of tensors and Nones, which are
+            dropped.
+        tensors: Its inputs, or Nones, which have no gradients.
         unused_inputs: Whether an input may have no gradient; it then is zero.
     """
-    leaves = [x.detach().clone().requires_grad_() for x in tensors]
-    o = function(*leaves)
+    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in tensors]
+    outputs = [x for x in flatten(function(*leaves)) if x is not None]
     torch.manual_seed(0)
-    projected = (o * torch.randn(o.shape).to(o)).sum()
-    grads = torch.autograd.grad(projected, leaves, materialize_grads=unused_inputs)
-    return [o.detach(), *grads]
+    projected = sum((x * torch.randn(x.shape).to(x)).sum() for x in outputs)
+    inputs = [x for x in leaves if x is not None]
+    grads = torch.autograd.grad(projected, inputs, materialize_grads=unused_inputs)
+    return [*(x.detach() for x in outputs), *grads]
 
 
 def assert_close(
-    actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-4, absolute: float = 0.0
+    actual: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    tolerance: float = 1e-4,
+    absolute: float = 0.0,
 ) -> None:
     """Norm of each difference at most `tolerance` times the norm of the expected, + `absolute`."""
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.shape == e.shape
+        assert a.isfinite().all(), f"tensor {index}"
         assert (a - e).norm() <= tolerance * e.norm() + absolute, f"tensor {index}"
+
+
+def assert_same_results(
+    actual: Callable[..., Any],
+    expected: Callable[..., Any],
+    tensors: Sequence[Tensor],
+    tolerance: float = 1e-5,
+) -> None:
+    """Both functions give the same values and, through a random projection, the same gradients."""
+    assert_close(
+        outputs_and_gradients(actual, tensors), outputs_and_gradients(expected, tensors), tolerance
+    )

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.helpers.recurrence import LENGTHS, assert_close, boundaries
+from tests.helpers.gradients import assert_close, outputs_and_gradients
+from tests.helpers.recurrence import LENGTHS, boundaries
 
 TOKENS = [1, 5, 64, 65, 150]
 H, K, V = 2, 8, 6
@@ -40,13 +41,14 @@ def log_decay(*shape: int) -> Tensor:
 
 
 def _results_and_gradients(function: Callable[..., Result], groups: list[Tensors]) -> Tensors:
-    """Outputs, final states, and the gradients of a random projection of all of them."""
-    leaves = [[x.detach().clone().requires_grad_() for x in group] for group in groups]
-    o, states = function(*leaves)
-    torch.manual_seed(0)
-    projected = sum((y * torch.randn(y.shape)).sum() for y in (o, *states))
-    flat = [x for group in leaves for x in group]
-    return [o.detach(), *(y.detach() for y in states), *torch.autograd.grad(projected, flat)]
+    """Outputs, final states and gradients of a function of the groups of tensors."""
+    sizes = [len(group) for group in groups]
+
+    def call(*tensors: Tensor) -> Result:
+        rest = iter(tensors)
+        return function(*([next(rest) for _ in range(size)] for size in sizes))
+
+    return outputs_and_gradients(call, [x for group in groups for x in group])
 
 
 def assert_equals_reference(operator: Operator, tokens: int) -> None:

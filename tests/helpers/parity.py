@@ -1,7 +1,7 @@
 """Runs two implementations of an operator on the same inputs and compares all that they give.
 
-Outputs, final states and gradients, by name. What the inputs of which operator are is in
-`parity_cases_*`, what has to hold in `test_gpu_kernels`. As a program it prints what runs with
+Outputs, final states and gradients, by name. The inputs of each operator are in `parity_cases_*`,
+the comparisons in `tests/gpu/test_kernels.py`. As a program it prints what runs with
 `PARITY_REPORT` have written: `python tests/helpers/parity.py report.jsonl`.
 """
 

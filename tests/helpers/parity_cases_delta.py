@@ -1,4 +1,4 @@
-"""Inputs of the delta rule and of its kin for `test_gpu_kernels`.
+"""Inputs of the delta rule and its variants, for `parity`.
 
 Queries and keys have length 1 where the rule needs it, strengths lie in (0, 1), decays below 1.
 """
@@ -14,7 +14,7 @@ from tests.helpers.parity_cases_recurrence import (
     PAIR,
     WIDTH,
     Function,
-    attention,
+    qkv_inputs,
     with_states,
 )
 
@@ -22,22 +22,22 @@ SHARED, PERIOD = 4, 31
 """Heads of values where several share a key; turns of the slots."""
 
 
-def delta(d: Draw) -> Arguments:
+def delta_rule_inputs(d: Draw) -> Arguments:
     """Unit queries and keys, strengths in (0, 1)."""
     q, k, v = d.unit(HEADS, WIDTH), d.unit(HEADS, WIDTH), d.normal(HEADS, WIDTH)
     return with_states(d, {"q": q, "k": k, "v": v, "beta": d.share(HEADS)})
 
 
-def delta_normalizing(d: Draw) -> Arguments:
-    inputs = {**attention(d), "beta": d.share(HEADS), "use_qk_l2norm_in_kernel": True}
+def unnormalized_delta_rule_inputs(d: Draw) -> Arguments:
+    inputs = {**qkv_inputs(d), "beta": d.share(HEADS), "use_qk_l2norm_in_kernel": True}
     return with_states(d, inputs)
 
 
-def gated_delta(d: Draw) -> Arguments:
-    return {**delta(d), "g": d.log_decay(HEADS)}
+def gated_delta_rule_inputs(d: Draw) -> Arguments:
+    return {**delta_rule_inputs(d), "g": d.log_decay(HEADS)}
 
 
-def gated_delta_sharing(d: Draw) -> Arguments:
+def grouped_gated_delta_rule_inputs(d: Draw) -> Arguments:
     """Several heads of values to one of keys; logits for strengths, of either sign."""
     inputs = {
         "q": d.normal(HEADS, WIDTH),
@@ -55,82 +55,82 @@ def gated_delta_sharing(d: Draw) -> Arguments:
     return with_states(d, {**inputs, **options}, SHARED)
 
 
-def gated_delta_gate(d: Draw) -> Arguments:
+def gated_delta_rule_gate_inputs(d: Draw) -> Arguments:
     """The decay computed inside from logits and two parameters."""
     parameters = {"A_log": d.parameter(HEADS), "dt_bias": d.parameter(HEADS)}
-    return {**delta(d), "g": d.normal(HEADS), **parameters, "use_gate_in_kernel": True}
+    return {**delta_rule_inputs(d), "g": d.normal(HEADS), **parameters, "use_gate_in_kernel": True}
 
 
-def delta_product(d: Draw) -> Arguments:
+def gated_delta_product_inputs(d: Draw) -> Arguments:
     rows, tokens = d.layout.rows, d.layout.tokens
-    inputs = delta(d)
+    inputs = delta_rule_inputs(d)
     for name in ("k", "v", "beta"):
-        later = delta(d)[name]
+        later = delta_rule_inputs(d)[name]
         both = torch.stack((inputs[name], later), 2)
         inputs[name] = both.view(rows, 2 * tokens, *both.shape[3:])
     return {**inputs, "g": d.log_decay(HEADS), "num_householder": 2}
 
 
-def kda(d: Draw) -> Arguments:
-    return {**delta(d), "g": d.log_decay(HEADS, WIDTH)}
+def kda_inputs(d: Draw) -> Arguments:
+    return {**delta_rule_inputs(d), "g": d.log_decay(HEADS, WIDTH)}
 
 
-def kda_gate(d: Draw) -> Arguments:
+def kda_with_gate_inputs(d: Draw) -> Arguments:
     """The decay and the strength computed inside."""
     parameters = {"A_log": d.parameter(HEADS), "dt_bias": d.parameter(HEADS * WIDTH)}
     options = {"use_gate_in_kernel": True, "use_qk_l2norm_in_kernel": True}
-    return {**attention_with_strength(d), "g": d.normal(HEADS, WIDTH), **parameters, **options}
+    return {**qkv_beta_inputs(d), "g": d.normal(HEADS, WIDTH), **parameters, **options}
 
 
-def attention_with_strength(d: Draw) -> Arguments:
-    return with_states(d, {**attention(d), "beta": d.share(HEADS)})
+def qkv_beta_inputs(d: Draw) -> Arguments:
+    return with_states(d, {**qkv_inputs(d), "beta": d.share(HEADS)})
 
 
-def kda_decay(d: Draw) -> Arguments:
+def kda_gate_inputs(d: Draw) -> Arguments:
     parameters = {"A_log": d.parameter(HEADS), "dt_bias": d.parameter(HEADS * WIDTH)}
     return {"g": d.normal(HEADS, WIDTH), **parameters}
 
 
-def gdn2(d: Draw) -> Arguments:
+def gdn2_inputs(d: Draw) -> Arguments:
     """Strengths per channel: of keys for what is erased, of values for what is written."""
-    inputs = kda(d)
+    inputs = kda_inputs(d)
     del inputs["beta"]
     return {**inputs, "b": d.share(HEADS, WIDTH), "w": d.share(HEADS, WIDTH)}
 
 
-def rwkv7(d: Draw) -> Arguments:
+def rwkv7_inputs(d: Draw) -> Arguments:
     """Decays between exp(-0.6) and 1, unit erase keys, as the layer makes them."""
     erase, share = d.unit(HEADS, WIDTH), d.share(HEADS, WIDTH)
-    inputs = attention(d)
+    inputs = qkv_inputs(d)
     inputs["r"] = inputs.pop("q")
     decay = {"w": -0.6 * d.share(HEADS, WIDTH)}
     return with_states(d, {**inputs, **decay, "a": -erase, "b": erase * share})
 
 
-def rwkv7_multiplying(d: Draw) -> Arguments:
-    inputs = rwkv7(d)
+def fused_mul_rwkv7_inputs(d: Draw) -> Arguments:
+    inputs = rwkv7_inputs(d)
     del inputs["b"]
     return {**inputs, "kk": -inputs["a"], "a": d.share(HEADS, WIDTH)}
 
 
-def dplr(d: Draw) -> Arguments:
-    inputs = rwkv7(d)
+def dplr_inputs(d: Draw) -> Arguments:
+    inputs = rwkv7_inputs(d)
     inputs["q"], inputs["gk"] = inputs.pop("r"), inputs.pop("w")
     return inputs
 
 
-def iplr(d: Draw) -> Arguments:
-    inputs = dplr(d)
+def iplr_inputs(d: Draw) -> Arguments:
+    inputs = dplr_inputs(d)
     del inputs["gk"]
     return inputs
 
 
-def comba(d: Draw) -> Arguments:
-    inputs = gated_delta(d)
+def comba_inputs(d: Draw) -> Arguments:
+    inputs = gated_delta_rule_inputs(d)
     return {**inputs, "p": inputs["k"] * d.share(HEADS, 1)}
 
 
-def mesa(d: Draw) -> Arguments:
+def mesa_inputs(d: Draw) -> Arguments:
     root = d.state(HEADS, WIDTH, WIDTH)
     return {
         "q": d.unit(HEADS, WIDTH),
@@ -151,40 +151,40 @@ def with_symmetric_state(function: Function, inputs: Arguments) -> Any:
     return function(**inputs, h_kk_init=(h + h.mT) / 2)
 
 
-def mesa_step(d: Draw) -> Arguments:
-    inputs = mesa(d)
+def mesa_decoding_inputs(d: Draw) -> Arguments:
+    inputs = mesa_inputs(d)
     step: Arguments = {name: inputs[name][:, 0] for name in ("q", "k", "v", "g", "beta")}
     states = {"prev_h_kk": inputs["h_kk_init"], "prev_h_kv": inputs["h_kv_init"]}
     return {**step, "lamb": inputs["lamb"], **states}
 
 
-def momentum(d: Draw) -> Arguments:
+def momentum_delta_rule_inputs(d: Draw) -> Arguments:
     """Gentle decays: fla's chunks compute 1 - exp(a difference of their sums), which cancels."""
-    inputs = delta(d)
+    inputs = delta_rule_inputs(d)
     state = torch.stack((inputs.pop("initial_state"), d.state(HEADS, WIDTH, WIDTH)))
     decays = {"log_alpha": d.log_decay(HEADS) / 16, "log_mu": d.log_decay(HEADS) / 16}
     erased = {"p": d.unit(HEADS, WIDTH), "eta": d.share(HEADS)}
     return {**inputs, **decays, **erased, "initial_state": state, "use_qk_l2norm_in_kernel": False}
 
 
-def preconditioned(d: Draw) -> Arguments:
+def preconditioned_delta_rule_inputs(d: Draw) -> Arguments:
     scaling = {
         "g_atk": d.log_decay(HEADS),
         "beta_atk": d.share(HEADS),
         "log_atk_scale": d.parameter(HEADS),
         "initial_A_state": d.state(HEADS, WIDTH).abs(),
     }
-    return {**gated_delta(d), **scaling}
+    return {**gated_delta_rule_inputs(d), **scaling}
 
 
-def preconditioned_kda(d: Draw) -> Arguments:
-    return {**preconditioned(d), "g": d.log_decay(HEADS, WIDTH)}
+def preconditioned_kda_inputs(d: Draw) -> Arguments:
+    return {**preconditioned_delta_rule_inputs(d), "g": d.log_decay(HEADS, WIDTH)}
 
 
-def cyfa(d: Draw) -> Arguments:
+def cyfa_inputs(d: Draw) -> Arguments:
     slots = PERIOD + 1
     return {
-        **attention(d),
+        **qkv_inputs(d),
         "g": d.log_decay(HEADS),
         "delta": d.share(HEADS),
         "beta": d.share(HEADS),
@@ -210,85 +210,117 @@ NO_FP32 = {"fp32": "does not support float32"}
 NO_BACKWARD = "NotImplementedError: no gradient of g without all states"
 
 DELTA_RULES = (
-    Case("ops.delta_rule.chunk.chunk_delta_rule", delta, refusals=NO_FP32),
+    Case("ops.delta_rule.chunk.chunk_delta_rule", delta_rule_inputs, refusals=NO_FP32),
     Case(
-        "ops.delta_rule.chunk.chunk_delta_rule", delta_normalizing, "l2norm", refusals=NO_FP32
-    ),
-    Case("ops.delta_rule.fused_recurrent.fused_recurrent_delta_rule", delta),
-    Case("ops.gated_delta_rule.chunk.chunk_gated_delta_rule", gated_delta),
-    Case("ops.gated_delta_rule.chunk.chunk_gated_delta_rule", gated_delta_sharing, "shared keys"),
-    Case("ops.gated_delta_rule.chunk.chunk_gated_delta_rule", gated_delta_gate, "gate"),
-    Case(
-        "ops.gated_delta_rule.fused_recurrent.fused_recurrent_gated_delta_rule",
-        gated_delta,
-        forward_only=NO_BACKWARD,
-    ),
-    Case(
-        "ops.gated_delta_product.chunk.chunk_gated_delta_product", delta_product,
+        "ops.delta_rule.chunk.chunk_delta_rule",
+        unnormalized_delta_rule_inputs,
+        "l2norm",
         refusals=NO_FP32,
     ),
-    Case("ops.kda.chunk.chunk_kda", kda),
-    Case("ops.kda.chunk.chunk_kda", kda_gate, "gate"),
-    Case("ops.kda.fused_recurrent.fused_recurrent_kda", kda, forward_only=NO_BACKWARD),
-    Case("ops.kda.gate.fused_kda_gate", kda_decay, arithmetic="elementwise", layouts=("2x64",)),
-    Case("ops.gdn2.chunk.chunk_gdn2", gdn2),
-    Case("ops.gdn2.fused_recurrent.fused_recurrent_gdn2", gdn2, forward_only=NO_BACKWARD),
-    Case("ops.rwkv7.chunk.chunk_rwkv7", rwkv7),
+    Case("ops.delta_rule.fused_recurrent.fused_recurrent_delta_rule", delta_rule_inputs),
+    Case("ops.gated_delta_rule.chunk.chunk_gated_delta_rule", gated_delta_rule_inputs),
     Case(
-        "ops.rwkv7.fused_recurrent.fused_recurrent_rwkv7", rwkv7, forward_only=NO_BACKWARD
+        "ops.gated_delta_rule.chunk.chunk_gated_delta_rule",
+        grouped_gated_delta_rule_inputs,
+        "shared keys",
     ),
+    Case("ops.gated_delta_rule.chunk.chunk_gated_delta_rule", gated_delta_rule_gate_inputs, "gate"),
     Case(
-        "ops.rwkv7.fused_recurrent.fused_mul_recurrent_rwkv7", rwkv7_multiplying,
-        forward_only=NO_BACKWARD,
-    ),
-    Case("ops.generalized_delta_rule.dplr.chunk.chunk_dplr_delta_rule", dplr),
-    Case(
-        "ops.generalized_delta_rule.dplr.fused_recurrent.fused_recurrent_dplr_delta_rule", dplr,
+        "ops.gated_delta_rule.fused_recurrent.fused_recurrent_gated_delta_rule",
+        gated_delta_rule_inputs,
         forward_only=NO_BACKWARD,
     ),
     Case(
-        "ops.generalized_delta_rule.iplr.chunk.chunk_iplr_delta_rule", iplr,
+        "ops.gated_delta_product.chunk.chunk_gated_delta_product",
+        gated_delta_product_inputs,
+        refusals=NO_FP32,
+    ),
+    Case("ops.kda.chunk.chunk_kda", kda_inputs),
+    Case("ops.kda.chunk.chunk_kda", kda_with_gate_inputs, "gate"),
+    Case("ops.kda.fused_recurrent.fused_recurrent_kda", kda_inputs, forward_only=NO_BACKWARD),
+    Case(
+        "ops.kda.gate.fused_kda_gate", kda_gate_inputs, arithmetic="elementwise", layouts=("2x64",)
+    ),
+    Case("ops.gdn2.chunk.chunk_gdn2", gdn2_inputs),
+    Case("ops.gdn2.fused_recurrent.fused_recurrent_gdn2", gdn2_inputs, forward_only=NO_BACKWARD),
+    Case("ops.rwkv7.chunk.chunk_rwkv7", rwkv7_inputs),
+    Case("ops.rwkv7.fused_recurrent.fused_recurrent_rwkv7", rwkv7_inputs, forward_only=NO_BACKWARD),
+    Case(
+        "ops.rwkv7.fused_recurrent.fused_mul_recurrent_rwkv7",
+        fused_mul_rwkv7_inputs,
         forward_only=NO_BACKWARD,
     ),
-    Case("ops.generalized_delta_rule.iplr.fused_recurrent.fused_recurrent_iplr_delta_rule", iplr),
-    Case("ops.comba.chunk.chunk_comba", comba),
-    Case("ops.comba.fused_recurrent.fused_recurrent_comba", comba, forward_only=NO_BACKWARD),
+    Case("ops.generalized_delta_rule.dplr.chunk.chunk_dplr_delta_rule", dplr_inputs),
     Case(
-        "ops.mesa_net.chunk.chunk_mesa_net", mesa, call=with_symmetric_state,
+        "ops.generalized_delta_rule.dplr.fused_recurrent.fused_recurrent_dplr_delta_rule",
+        dplr_inputs,
+        forward_only=NO_BACKWARD,
+    ),
+    Case(
+        "ops.generalized_delta_rule.iplr.chunk.chunk_iplr_delta_rule",
+        iplr_inputs,
+        forward_only=NO_BACKWARD,
+    ),
+    Case(
+        "ops.generalized_delta_rule.iplr.fused_recurrent.fused_recurrent_iplr_delta_rule",
+        iplr_inputs,
+    ),
+    Case("ops.comba.chunk.chunk_comba", comba_inputs),
+    Case("ops.comba.fused_recurrent.fused_recurrent_comba", comba_inputs, forward_only=NO_BACKWARD),
+    Case(
+        "ops.mesa_net.chunk.chunk_mesa_net",
+        mesa_inputs,
+        call=with_symmetric_state,
         kept=frozenset({"lamb", "h_kk_init", "h_kv_init"}),
     ),
     Case(
-        "ops.mesa_net.chunk.chunk_mesa_net", narrow(mesa), "narrow", call=with_symmetric_state,
+        "ops.mesa_net.chunk.chunk_mesa_net",
+        narrow(mesa_inputs),
+        "narrow",
+        call=with_symmetric_state,
         kept=frozenset({"lamb", "h_kk_init", "h_kv_init"}),
     ),
     Case(
-        "ops.mesa_net.decoding_one_step.mesa_net_decoding_one_step", mesa_step, layouts=("2x64",),
-        kept=frozenset({"lamb", "prev_h_kk", "prev_h_kv"}), forward_only="a step of generation",
+        "ops.mesa_net.decoding_one_step.mesa_net_decoding_one_step",
+        mesa_decoding_inputs,
+        layouts=("2x64",),
+        kept=frozenset({"lamb", "prev_h_kk", "prev_h_kv"}),
+        forward_only="a step of generation",
     ),
     Case(
-        "ops.momentum_delta_rule.chunk.chunk_momentum_delta_rule", momentum, layouts=FIXED,
-        kept=frozenset({"log_alpha", "log_mu"}), refusals=NO_FP32,
+        "ops.momentum_delta_rule.chunk.chunk_momentum_delta_rule",
+        momentum_delta_rule_inputs,
+        layouts=FIXED,
+        kept=frozenset({"log_alpha", "log_mu"}),
+        refusals=NO_FP32,
     ),
     Case(
-        "ops.momentum_delta_rule.fused_recurrent.fused_recurrent_momentum_delta_rule", momentum,
-        layouts=FIXED, kept=frozenset({"log_alpha", "log_mu"}),
+        "ops.momentum_delta_rule.fused_recurrent.fused_recurrent_momentum_delta_rule",
+        momentum_delta_rule_inputs,
+        layouts=FIXED,
+        kept=frozenset({"log_alpha", "log_mu"}),
     ),
     *(
         Case(
-            f"ops.{family}.{module}.{module}_{family}", build, kept=PRECONDITIONER,
+            f"ops.{family}.{module}.{module}_{family}",
+            build,
+            kept=PRECONDITIONER,
             forward_only=NO_BACKWARD if module == "fused_recurrent" else "",
         )
         for family, build in {
-            "precond_gated_delta_rule": preconditioned, "precond_kda": preconditioned_kda
+            "precond_gated_delta_rule": preconditioned_delta_rule_inputs,
+            "precond_kda": preconditioned_kda_inputs,
         }.items()
         for module in ("chunk", "fused_recurrent")
     ),
     *(
         Case(
-            f"ops.cyfa.{module}.{module}_cyfa", cyfa, call=with_cyfa_state,
+            f"ops.cyfa.{module}.{module}_cyfa",
+            cyfa_inputs,
+            call=with_cyfa_state,
             kept=PAIR | {"h_phase", "delta"},
             forward_only="inference-only" if module == "fused_recurrent" else "",
         )
         for module in ("chunk", "fused_recurrent")
     ),
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""Inputs of linear attention and other recurrences without a delta rule for `test_gpu_kernels`.
+"""Inputs of linear attention and other recurrences without a delta rule, for `parity`.
 
 Decays are those of fla's layers, below 1.
 """
@@ -16,7 +16,7 @@ HEADS, WIDTH, SLOTS = 2, 64, 32
 Function = Callable[..., Any]
 
 
-def attention(d: Draw, heads: int = HEADS) -> Arguments:
+def qkv_inputs(d: Draw, heads: int = HEADS) -> Arguments:
     """Free queries, keys and values."""
     q, k, v = (d.normal(heads, WIDTH) for _ in range(3))
     return {"q": q, "k": k, "v": v}
@@ -33,33 +33,33 @@ def with_constant_states(function: Function, inputs: Arguments) -> Any:
     return o, *(state.detach() for state in states)
 
 
-def gla(d: Draw) -> Arguments:
-    return with_states(d, {**attention(d), "g": d.log_decay(HEADS, WIDTH)})
+def gla_inputs(d: Draw) -> Arguments:
+    return with_states(d, {**qkv_inputs(d), "g": d.log_decay(HEADS, WIDTH)})
 
 
-def gla_steps(d: Draw) -> Arguments:
-    return with_states(d, {**attention(d), "gk": d.log_decay(HEADS, WIDTH)})
+def recurrent_gla_inputs(d: Draw) -> Arguments:
+    return with_states(d, {**qkv_inputs(d), "gk": d.log_decay(HEADS, WIDTH)})
 
 
-def gla_steps_of_values(d: Draw) -> Arguments:
-    return with_states(d, {**attention(d), "gv": d.log_decay(HEADS, WIDTH)})
+def value_decay_gla_inputs(d: Draw) -> Arguments:
+    return with_states(d, {**qkv_inputs(d), "gv": d.log_decay(HEADS, WIDTH)})
 
 
-def simple_gla(d: Draw) -> Arguments:
-    return with_states(d, {**attention(d), "g": d.log_decay(HEADS)})
+def simple_gla_inputs(d: Draw) -> Arguments:
+    return with_states(d, {**qkv_inputs(d), "g": d.log_decay(HEADS)})
 
 
-def retention(d: Draw) -> Arguments:
+def retention_inputs(d: Draw) -> Arguments:
     gamma = (1 - 2.0 ** (-5 - torch.arange(HEADS))).log()
-    return with_states(d, {**attention(d), "g_gamma": gamma})
+    return with_states(d, {**qkv_inputs(d), "g_gamma": gamma})
 
 
-def linear_attention(d: Draw) -> Arguments:
-    return with_states(d, attention(d))
+def linear_attention_inputs(d: Draw) -> Arguments:
+    return with_states(d, qkv_inputs(d))
 
 
-def parallel_simple_gla(d: Draw) -> Arguments:
-    return {**attention(d), "g": d.log_decay(HEADS)}
+def parallel_simple_gla_inputs(d: Draw) -> Arguments:
+    return {**qkv_inputs(d), "g": d.log_decay(HEADS)}
 
 
 def state_v_first(build: Callable[[Draw], Arguments]) -> Callable[[Draw], Arguments]:
@@ -70,11 +70,11 @@ def reverse(build: Callable[[Draw], Arguments]) -> Callable[[Draw], Arguments]:
     return lambda d: {**build(d), "reverse": True}
 
 
-def cumulated(d: Draw) -> Arguments:
+def cumsum_inputs(d: Draw) -> Arguments:
     return {"s": d.log_decay(HEADS, WIDTH)}
 
 
-def hgrn(d: Draw) -> Arguments:
+def hgrn_inputs(d: Draw) -> Arguments:
     state = d.state(HEADS * WIDTH)
     return {
         "x": d.normal(HEADS * WIDTH),
@@ -84,79 +84,99 @@ def hgrn(d: Draw) -> Arguments:
     }
 
 
-def gsa(d: Draw) -> Arguments:
+def gsa_inputs(d: Draw) -> Arguments:
     states = {"h_k": d.state(HEADS, WIDTH, SLOTS), "h_v": d.state(HEADS, SLOTS, WIDTH)}
     slots = {"s": d.normal(HEADS, SLOTS), "g": d.log_decay(HEADS, SLOTS)}
-    return {**attention(d), **slots, **states, "output_final_state": True}
+    return {**qkv_inputs(d), **slots, **states, "output_final_state": True}
 
 
 def with_pair_of_states(function: Function, inputs: Arguments) -> Any:
     return function(initial_state=(inputs.pop("h_k"), inputs.pop("h_v")), **inputs)
 
 
-def additive_gate(d: Draw) -> Arguments:
+def additive_gate_inputs(d: Draw) -> Arguments:
     return {"x": d.normal(HEADS, SLOTS), "initial_state": d.state(1, HEADS, SLOTS)}
 
 
-def rwkv6(d: Draw) -> Arguments:
-    inputs = attention(d)
+def rwkv6_inputs(d: Draw) -> Arguments:
+    inputs = qkv_inputs(d)
     inputs["r"] = inputs.pop("q")
     decay = {"w": d.log_decay(HEADS, WIDTH), "u": d.parameter(HEADS, WIDTH)}
     return with_states(d, {**inputs, **decay})
 
 
-def based(d: Draw) -> Arguments:
+def based_inputs(d: Draw) -> Arguments:
     q, k = d.normal(HEADS, 16), d.normal(HEADS, 16)
     return {"q": q, "k": k, "v": d.normal(HEADS, WIDTH)}
 
 
-def log_linear(d: Draw) -> Arguments:
+def log_linear_inputs(d: Draw) -> Arguments:
     levels = 10
     # in fp32 as fla's layer computes them, whatever the rest is in
     weights = {"g": d.log_decay(HEADS), "level_scales": d.share(HEADS, levels).float()}
-    return {**attention(d), **weights}
+    return {**qkv_inputs(d), **weights}
 
 
 PAIR = frozenset({"h_k", "h_v"})
 GAMMA = frozenset({"g_gamma"})
 
 RECURRENCES = (
-    Case("ops.gla.chunk.chunk_gla", gla),
-    Case("ops.gla.chunk.chunk_gla", state_v_first(gla), "state_v_first", layouts=("ragged",)),
-    Case("ops.gla.fused_recurrent.fused_recurrent_gla", gla_steps),
-    Case("ops.gla.fused_recurrent.fused_recurrent_gla", gla_steps_of_values, "gv"),
+    Case("ops.gla.chunk.chunk_gla", gla_inputs),
     Case(
-        "ops.gla.fused_recurrent.fused_recurrent_gla", reverse(gla_steps), "reverse",
+        "ops.gla.chunk.chunk_gla", state_v_first(gla_inputs), "state_v_first", layouts=("ragged",)
+    ),
+    Case("ops.gla.fused_recurrent.fused_recurrent_gla", recurrent_gla_inputs),
+    Case("ops.gla.fused_recurrent.fused_recurrent_gla", value_decay_gla_inputs, "gv"),
+    Case(
+        "ops.gla.fused_recurrent.fused_recurrent_gla",
+        reverse(recurrent_gla_inputs),
+        "reverse",
         layouts=("ragged",),
     ),
-    Case("ops.simple_gla.chunk.chunk_simple_gla", simple_gla),
-    Case("ops.simple_gla.chunk.chunk_simple_gla", retention, "g_gamma", fixed=GAMMA),
-    Case("ops.simple_gla.chunk.chunk_simple_gla", linear_attention, "no decay"),
-    Case("ops.simple_gla.fused_chunk.fused_chunk_simple_gla", simple_gla),
-    Case("ops.simple_gla.fused_chunk.fused_chunk_simple_gla", retention, "g_gamma", fixed=GAMMA),
-    Case("ops.simple_gla.fused_recurrent.fused_recurrent_simple_gla", simple_gla),
-    Case("ops.simple_gla.parallel.parallel_simple_gla", parallel_simple_gla),
+    Case("ops.simple_gla.chunk.chunk_simple_gla", simple_gla_inputs),
+    Case("ops.simple_gla.chunk.chunk_simple_gla", retention_inputs, "g_gamma", fixed=GAMMA),
+    Case("ops.simple_gla.chunk.chunk_simple_gla", linear_attention_inputs, "no decay"),
+    Case("ops.simple_gla.fused_chunk.fused_chunk_simple_gla", simple_gla_inputs),
+    Case(
+        "ops.simple_gla.fused_chunk.fused_chunk_simple_gla",
+        retention_inputs,
+        "g_gamma",
+        fixed=GAMMA,
+    ),
+    Case("ops.simple_gla.fused_recurrent.fused_recurrent_simple_gla", simple_gla_inputs),
+    Case("ops.simple_gla.parallel.parallel_simple_gla", parallel_simple_gla_inputs),
     Case(
         "ops.utils.cumsum.chunk_global_cumsum",
-        cumulated,
+        cumsum_inputs,
         arithmetic="elementwise",
         forward_only="fla's kernel knows no autograd",
     ),
     Case(
-        "ops.hgrn.chunk.chunk_hgrn", hgrn, layouts=FIXED, arithmetic="elementwise",
-        call=with_constant_states, fixed=frozenset({"initial_state"}),
+        "ops.hgrn.chunk.chunk_hgrn",
+        hgrn_inputs,
+        layouts=FIXED,
+        arithmetic="elementwise",
+        call=with_constant_states,
+        fixed=frozenset({"initial_state"}),
     ),
-    Case("ops.hgrn.fused_recurrent.fused_recurrent_hgrn", hgrn, arithmetic="elementwise"),
-    Case("ops.gsa.chunk.chunk_gsa", gsa, call=with_pair_of_states, kept=PAIR),
-    Case("ops.gsa.fused_recurrent.fused_recurrent_gsa", gsa, call=with_pair_of_states, kept=PAIR),
-    Case("ops.gsa.gate.fused_additive_gate", additive_gate, arithmetic="elementwise"),
-    Case("ops.rwkv6.chunk.chunk_rwkv6", rwkv6, kept=frozenset({"w"})),
+    Case("ops.hgrn.fused_recurrent.fused_recurrent_hgrn", hgrn_inputs, arithmetic="elementwise"),
+    Case("ops.gsa.chunk.chunk_gsa", gsa_inputs, call=with_pair_of_states, kept=PAIR),
     Case(
-        "ops.rwkv6.fused_recurrent.fused_recurrent_rwkv6", rwkv6, kept=frozenset({"w"}),
+        "ops.gsa.fused_recurrent.fused_recurrent_gsa",
+        gsa_inputs,
+        call=with_pair_of_states,
+        kept=PAIR,
+    ),
+    Case("ops.gsa.gate.fused_additive_gate", additive_gate_inputs, arithmetic="elementwise"),
+    Case("ops.rwkv6.chunk.chunk_rwkv6", rwkv6_inputs, kept=frozenset({"w"})),
+    Case(
+        "ops.rwkv6.fused_recurrent.fused_recurrent_rwkv6",
+        rwkv6_inputs,
+        kept=frozenset({"w"}),
         call=with_constant_states,
     ),
-    Case("ops.based.parallel.parallel_based", based, layouts=FIXED),
-    Case("ops.based.fused_chunk.fused_chunk_based", based, layouts=FIXED),
-    Case("ops.rebased.parallel.parallel_rebased", based, layouts=FIXED),
-    Case("ops.log_linear_attn.chunk.chunk_log_linear_attn", log_linear),
-)  # fmt: skip
+    Case("ops.based.parallel.parallel_based", based_inputs, layouts=FIXED),
+    Case("ops.based.fused_chunk.fused_chunk_based", based_inputs, layouts=FIXED),
+    Case("ops.rebased.parallel.parallel_rebased", based_inputs, layouts=FIXED),
+    Case("ops.log_linear_attn.chunk.chunk_log_linear_attn", log_linear_inputs),
+)

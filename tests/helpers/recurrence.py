@@ -9,8 +9,8 @@ from fla.models.utils import Cache
 from torch import Tensor, nn
 
 from flame_accel import kernels
+from tests.helpers.gradients import assert_close, flatten
 
-TOLERANCE = 1e-4
 LENGTHS = (1, 40, 93, 1, 66, 5)
 """Tokens of the documents of a packed row."""
 LOG_DECAYS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -30,36 +30,6 @@ def boundaries(lengths: Sequence[int] = LENGTHS) -> Tensor:
 def unit(*shape: int) -> Tensor:
     """Random vectors of length 1."""
     return F.normalize(torch.randn(*shape), dim=-1)
-
-
-def flatten(value: Any) -> list[Any]:
-    """The leaves of nested tuples and lists."""
-    return [y for x in value for y in flatten(x)] if isinstance(value, (tuple, list)) else [value]
-
-
-def outputs_and_gradients(
-    function: Callable[..., Any], tensors: Sequence[Tensor | None]
-) -> list[Tensor]:
-    """All outputs, and the gradients of a random projection of them; Nones are dropped."""
-    leaves = [None if x is None else x.detach().clone().requires_grad_() for x in tensors]
-    outputs = [x for x in flatten(function(*leaves)) if x is not None]
-    torch.manual_seed(0)
-    projected = sum((x * torch.randn(x.shape)).sum() for x in outputs)
-    inputs = [x for x in leaves if x is not None]
-    return [x.detach() for x in outputs] + list(torch.autograd.grad(projected, inputs))
-
-
-def assert_close(
-    actual: Sequence[Tensor],
-    expected: Sequence[Tensor],
-    tolerance: float = TOLERANCE,
-    absolute: float = 0.0,
-) -> None:
-    """The norm of each difference is at most `tolerance` of that of the expected tensor."""
-    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert a.shape == e.shape
-        assert a.isfinite().all()
-        assert (a - e).norm() <= tolerance * e.norm() + absolute, f"tensor {index}"
 
 
 def head_first(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,15 +55,6 @@ def with_normalized(function: Callable[..., Any], *indices: int) -> Callable[...
         )
 
     return call
-
-
-def assert_equal_results(
-    function: Callable[..., Any], reference: Callable[..., Any], tensors: Sequence[Tensor]
-) -> None:
-    """Same outputs, and same gradients of a random projection of them."""
-    assert_close(
-        outputs_and_gradients(function, tensors), outputs_and_gradients(reference, tensors)
-    )
 
 
 def with_state(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,7 +45,7 @@ def chunk_gla(
 
 
 def fused_chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **options: Any) -> OutputAndState:
-    """As `chunk_gla`; of fla's own only the name is left in 0.6, as a mode of its layers."""
+    """As `chunk_gla`; fla 0.6 only keeps the name, as a mode that its layers accept."""
     return chunk_gla(q, k, v, g, **options)
 
 

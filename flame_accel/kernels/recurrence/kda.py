@@ -1,9 +1,9 @@
-"""The delta rule with channel-wise decays, fla's names; arithmetic in `generalized_delta_rule`.
+"""KDA and Gated DeltaNet 2 under fla's names; the arithmetic is in `generalized_delta_rule`.
 
     S_t = D_t S_{t-1} + beta_t k_t (v_t - (D_t S_{t-1})^T k_t)^T,    D_t = diag(exp(g_t))
 
-(Kimi Delta Attention, arXiv 2510.26692; Gated DeltaNet 2 with gates per channel instead of beta).
-Decays per head are in `delta_rule`. Arguments that choose among fla's kernels have no effect.
+(Kimi Delta Attention, arXiv 2510.26692): the delta rule with a decay per channel; Gated DeltaNet 2
+has gates per channel instead of beta. Decays per head are in `delta_rule`. Arguments that choose among fla's kernels have no effect.
 
 Shape letters: B batch, T tokens, H heads of keys, HV heads of values (a multiple of H), K key
 width, V value width.

@@ -55,8 +55,8 @@ def chunk_precond_gated_delta_rule(
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
 ) -> OutputAndStates:
-    """Decay per head, `g` [B, T, G]; see `_run_delta_rule`."""
-    return _run_delta_rule(
+    """Decay per head, `g` [B, T, G]; see `_preconditioned_delta_rule`."""
+    return _preconditioned_delta_rule(
         q, k, v, g.unsqueeze(-1), beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
         log_atk_scale,
@@ -84,7 +84,7 @@ def fused_recurrent_precond_gated_delta_rule(
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
 ) -> OutputAndStates:
-    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]; see `_run_delta_rule`."""
+    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]; see `_preconditioned_delta_rule`."""
     if gv is not None or g_atk is None or beta_atk is None or (g is not None and gk is not None):
         raise UserError(
             "fused_recurrent_precond_gated_delta_rule has no PyTorch implementation with decays of "
@@ -93,7 +93,7 @@ def fused_recurrent_precond_gated_delta_rule(
         )
     decay = gk if g is None else g.unsqueeze(-1)
     beta = torch.ones_like(v[..., 0]) if beta is None else beta
-    return _run_delta_rule(
+    return _preconditioned_delta_rule(
         q, k, v, decay, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
         log_atk_scale,
@@ -124,12 +124,13 @@ def chunk_precond_kda(
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
 ) -> OutputAndStates:
-    """Decay per channel, `g` [B, T, H, K], or the input of `fused_kda_gate`; see `_run_delta_rule`.
+    """Decay per channel `g` [B, T, H, K], or input of its gate; see `_preconditioned_delta_rule`.
 
-    As in fla, q and k are always normalised. `safe_gate` has no effect.
+    The gate is `fused_kda_gate`. As in fla, q and k are always normalised. `safe_gate` has no
+    effect.
     """
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
-    return _run_delta_rule(
+    return _preconditioned_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, True, cu_seqlens, transpose_state_layout, x, eps, log_atk_scale,
     )  # fmt: skip
@@ -158,9 +159,9 @@ def fused_recurrent_precond_kda(
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
 ) -> OutputAndStates:
-    """Decay per channel `g` [B, T, G, K], or input of `fused_kda_gate`; see `_run_delta_rule`."""
+    """Decay per channel `g` [B, T, G, K], or input of its gate; see `_preconditioned_delta_rule`."""
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
-    return _run_delta_rule(
+    return _preconditioned_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
         output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
         log_atk_scale,
@@ -168,7 +169,7 @@ def fused_recurrent_precond_kda(
 
 
 @without_autocast
-def _run_delta_rule(
+def _preconditioned_delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,

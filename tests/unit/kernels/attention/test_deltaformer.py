@@ -7,8 +7,8 @@ from torch import Tensor
 
 from flame_accel.kernels.attention import deltaformer
 from flame_accel.kernels.attention.deltaformer import deltaformer_attn
+from tests.helpers.gradients import assert_close
 
-TOLERANCE = 1e-4
 LENGTHS = (1, 40, 193, 1, 66, 5)
 EDGES = torch.tensor([0, *LENGTHS]).cumsum(0)
 FIRST, LAST = 41, 234
@@ -26,26 +26,20 @@ def gradients(o: Tensor, leaves: Tensors) -> Tensors:
     return list(torch.autograd.grad((o * torch.randn(o.shape)).sum(), leaves))
 
 
-def assert_same(actual: Tensors, expected: Tensors, tolerance: float = TOLERANCE) -> None:
-    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert a.shape == e.shape
-        assert (a - e).norm() <= tolerance * e.norm(), f"tensor {index}"
-
-
 @pytest.mark.parametrize("tokens", [1, 5, 16, 17, 50])
 def test_deltaformer_equals_recurrence(tokens: int):
     x = [y.requires_grad_() for y in draw_inputs(2, tokens)]
     o, expected = deltaformer_attn(*x, C=16), naive_deltaformer_attn(*x)
     kept = x[2:3] if tokens == 1 else x
-    assert_same([o, *gradients(o, kept)], [expected, *gradients(expected, kept)])
+    assert_close([o, *gradients(o, kept)], [expected, *gradients(expected, kept)])
 
 
 def test_deltaformer_without_strengths_and_with_shared_keys():
     q, k, v, beta = draw_inputs(2, 50)
-    assert_same([deltaformer_attn(q, k, v)], [naive_deltaformer_attn(q, k, v)])
+    assert_close([deltaformer_attn(q, k, v)], [naive_deltaformer_attn(q, k, v)])
     k, v = k[:, :, :1], v[:, :, :1]
     expected = naive_deltaformer_attn(q, k.expand_as(q), v.expand_as(q), beta)
-    assert_same([deltaformer_attn(q, k, v, beta)], [expected])
+    assert_close([deltaformer_attn(q, k, v, beta)], [expected])
 
 
 def test_packed_deltaformer_documents_equal_separate_ones():
@@ -53,7 +47,7 @@ def test_packed_deltaformer_documents_equal_separate_ones():
     o = deltaformer_attn(*x, cu_seqlens=EDGES)
     documents = zip(*(y.split(LENGTHS, 1) for y in x), strict=True)
     expected = torch.cat([deltaformer_attn(*d) for d in documents], 1)
-    assert_same([o, *gradients(o, x)], [expected, *gradients(expected, x)], 1e-5)
+    assert_close([o, *gradients(o, x)], [expected, *gradients(expected, x)], 1e-5)
 
 
 def test_deltaformer_padding_counts_for_nothing():
@@ -61,8 +55,8 @@ def test_deltaformer_padding_counts_for_nothing():
     mask = torch.ones(2, 50, dtype=torch.long)
     mask[0, :13] = 0
     o = deltaformer_attn(*x, attention_mask=mask)
-    assert_same([o[0:1, 13:]], [naive_deltaformer_attn(*(y[0:1, 13:] for y in x))])
-    assert_same([o[1:]], [naive_deltaformer_attn(*(y[1:] for y in x))])
+    assert_close([o[0:1, 13:]], [naive_deltaformer_attn(*(y[0:1, 13:] for y in x))])
+    assert_close([o[1:]], [naive_deltaformer_attn(*(y[1:] for y in x))])
     assert not o[0, :13].any()
 
 

@@ -18,7 +18,7 @@ from tests.helpers.attention import (
     reference,
     separate,
 )
-from tests.helpers.gradients import with_gradients
+from tests.helpers.gradients import outputs_and_gradients
 
 
 def test_documents_with_earlier_keys_or_without_causality():
@@ -86,8 +86,10 @@ def flash_kernel(monkeypatch):
 def test_the_flash_kernel_is_called_as_it_wants_to_be(flash_kernel, width, window):
     for queries, keys in ((1, 90), (5, 90), (90, 90)):
         tensors = inputs(2, queries, keys, 4, 2, width)
-        actual = with_gradients(partial(flash_attn_func, causal=True, window_size=window), tensors)
-        assert_same(actual, with_gradients(partial(reference, window=window), tensors))
+        actual = outputs_and_gradients(
+            partial(flash_attn_func, causal=True, window_size=window), tensors
+        )
+        assert_same(actual, outputs_and_gradients(partial(reference, window=window), tensors))
     for lengths in (LENGTHS, (1,) * len(LENGTHS)):
         keys = tuple(max(x) for x in zip(lengths, LENGTHS, strict=True))
         tensors = inputs(1, sum(lengths), sum(keys), 4, 2, width)

@@ -11,7 +11,7 @@ from tests.helpers.attention import (
     inputs,
     reference,
 )
-from tests.helpers.gradients import with_gradients
+from tests.helpers.gradients import outputs_and_gradients
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -24,12 +24,14 @@ def test_rows_equal_softmax_attention(queries, keys, window):
         tensors = inputs(2, queries, keys, 4, groups)
         ours = partial(flash_attn_func, softmax_scale=scale, causal=True, window_size=pair)
         theirs = partial(reference, window=pair, scale=scale)
-        assert_same(with_gradients(ours, tensors), with_gradients(theirs, tensors))
+        assert_same(outputs_and_gradients(ours, tensors), outputs_and_gradients(theirs, tensors))
 
 
 @pytest.mark.parametrize("window", [(-1, -1), (-1, 3), (4, -1), (4, 3), (0, 1)])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 30), (30, 30), (20, 30), (200, 200)])
 def test_both_sides_of_a_window_equal_softmax_attention(queries, keys, window):
     tensors = inputs(1, queries, keys, 2, 1)
-    actual = with_gradients(partial(flash_attn_func, window_size=window), tensors)
-    assert_same(actual, with_gradients(partial(reference, causal=False, window=window), tensors))
+    actual = outputs_and_gradients(partial(flash_attn_func, window_size=window), tensors)
+    assert_same(
+        actual, outputs_and_gradients(partial(reference, causal=False, window=window), tensors)
+    )

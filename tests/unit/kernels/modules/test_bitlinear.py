@@ -7,7 +7,7 @@ from fla.modules.fused_bitlinear import BitLinear, FusedBitLinear
 
 from flame_accel.kernels import install
 from flame_accel.kernels.modules import bitlinear
-from tests.helpers.gradients import assert_close, with_gradients
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,7 +54,7 @@ def test_rounded_map_gives_gradients_as_if_nothing_were_rounded_but_the_factors(
     levels = (y / step).round() * step
     size = weight.abs().mean()
     ternary = (weight / size).round().clamp(-1, 1) * size
-    actual = with_gradients(rounded, [x, residual, norm, bias, weight, shift])
+    actual = outputs_and_gradients(rounded, [x, residual, norm, bias, weight, shift])
     assert_close(actual[:1], [levels @ ternary.mT + shift])
     torch.manual_seed(0)
     dout = torch.randn(actual[0].shape)

@@ -9,7 +9,7 @@ from fla.modules.grpo.ops import grpo_loss_torch
 
 from flame_accel.kernels import install
 from flame_accel.kernels.modules import kl_div
-from tests.helpers.gradients import assert_close, with_gradients
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,7 +36,9 @@ def test_kl_divergence_equals_pytorch(rows_at_once, monkeypatch):
     def ours(x, weight):
         return 3 * FusedKLDivLoss()(x, teacher, weight, teacher_weight)
 
-    assert_close(with_gradients(ours, [x, weight]), with_gradients(plain, [x, weight]))
+    assert_close(
+        outputs_and_gradients(ours, [x, weight]), outputs_and_gradients(plain, [x, weight])
+    )
     with torch.no_grad():
         assert_close([ours(x, weight)], [plain(x, weight)])
 
@@ -48,8 +50,12 @@ def test_grpo_equals_pytorch(masked):
     ids, advantages = torch.randint(0, 50, (3, 20)), torch.randn(3)
     mask = torch.rand(3, 12) > 0.3 if masked else None
     assert_close(
-        with_gradients(lambda x: fused_grpo_loss(x, ref, ids, advantages, 0.2, mask), [logits]),
-        with_gradients(lambda x: grpo_loss_torch(x, ref, ids, advantages, 0.2, mask), [logits]),
+        outputs_and_gradients(
+            lambda x: fused_grpo_loss(x, ref, ids, advantages, 0.2, mask), [logits]
+        ),
+        outputs_and_gradients(
+            lambda x: grpo_loss_torch(x, ref, ids, advantages, 0.2, mask), [logits]
+        ),
     )
     results = [
         list(f(logits, ref, ids, advantages, 0.2, mask, True))

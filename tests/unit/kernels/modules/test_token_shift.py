@@ -5,7 +5,7 @@ import torch
 from fla.modules.token_shift import token_shift_ref
 
 from flame_accel.kernels.modules.token_shift import token_shift
-from tests.helpers.recurrence import assert_equal_results
+from tests.helpers.gradients import assert_same_results
 
 B, T, K = 2, 45, 16
 
@@ -14,8 +14,11 @@ B, T, K = 2, 45, 16
 def test_shift_equals_reference_and_starts_with_the_cache(lengths):
     x = torch.randn(2 if lengths is None else 1, T, K)
     cu_seqlens = None if lengths is None else torch.tensor([0, *lengths]).cumsum(0)
-    assert_equal_results(
-        lambda x: token_shift(x, cu_seqlens), lambda x: token_shift_ref(x, cu_seqlens), [x]
+    assert_same_results(
+        lambda x: token_shift(x, cu_seqlens),
+        lambda x: token_shift_ref(x, cu_seqlens),
+        [x],
+        tolerance=1e-4,
     )
     whole, last = token_shift(x, cu_seqlens, output_cache=True)
     tails = x[:, -1] if lengths is None else torch.stack([s[0, -1] for s in x.split(lengths, 1)])

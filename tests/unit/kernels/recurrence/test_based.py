@@ -6,10 +6,7 @@ from fla.ops.based.naive import naive_parallel_based
 from fla.ops.rebased.naive import naive_parallel_rebased
 
 from flame_accel.kernels.recurrence import based
-from tests.helpers.recurrence import (
-    assert_close,
-    outputs_and_gradients,
-)
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 
 
 @pytest.mark.parametrize("tokens", [2, 33, 100])

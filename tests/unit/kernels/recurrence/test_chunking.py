@@ -10,7 +10,10 @@ from flame_accel.kernels.recurrence.chunking import (
     sort_states_longest_first,
     to_chunks,
 )
-from tests.helpers.recurrence import LENGTHS, boundaries
+from tests.helpers.recurrence import (
+    LENGTHS,
+    boundaries,
+)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from fla.ops.cyfa.naive import naive_recurrent_cyfa
 from torch import Tensor
 
 from flame_accel.kernels.recurrence import cyfa
+from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
     TOKENS,
     H,
@@ -21,7 +22,6 @@ from tests.helpers.operator_laws import (
     assert_token_by_token_equals_one_call,
     log_decay,
 )
-from tests.helpers.recurrence import assert_close
 
 PERIOD = 5
 

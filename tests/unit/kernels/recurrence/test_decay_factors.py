@@ -3,7 +3,7 @@
 import torch
 
 from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
-from tests.helpers.recurrence import assert_close
+from tests.helpers.gradients import assert_close
 
 
 def test_factors_equal_products_of_decays():

@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 from tests.helpers.recurrence import (
-    assert_close,
     boundaries,
     document_by_document,
-    outputs_and_gradients,
     token_by_token,
 )
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import gla
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 from tests.helpers.recurrence import (
     LENGTHS,
-    assert_close,
     boundaries,
     flipped,
-    outputs_and_gradients,
     with_state,
 )
 

@@ -8,16 +8,14 @@ from fla.ops.gsa.naive import naive_recurrent_gsa
 from torch import Tensor, nn
 
 from flame_accel.kernels.recurrence import gsa
+from tests.helpers.gradients import assert_close, flatten, outputs_and_gradients
 from tests.helpers.recurrence import (
     LENGTHS,
     LOG_DECAYS,
     assert_cached_tokens_equal_one_pass,
-    assert_close,
     assert_packed_documents_are_apart,
     boundaries,
     document_by_document,
-    flatten,
-    outputs_and_gradients,
     perturbed,
     token_by_token,
 )

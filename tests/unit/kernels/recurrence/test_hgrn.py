@@ -5,13 +5,12 @@ import torch
 from fla.ops.hgrn.naive import naive_recurrent_hgrn
 
 from flame_accel.kernels.recurrence import hgrn
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 from tests.helpers.recurrence import (
     LENGTHS,
     LOG_DECAYS,
-    assert_close,
     boundaries,
     document_by_document,
-    outputs_and_gradients,
     with_state,
 )
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.linear_attention import linear_attention
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 from tests.helpers.recurrence import (
     LENGTHS,
-    assert_close,
     boundaries,
     document_by_document,
-    outputs_and_gradients,
     token_by_token,
 )
 

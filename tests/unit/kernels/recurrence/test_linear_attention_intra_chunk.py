@@ -6,7 +6,7 @@ from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import MIN_GENTLE_STEP
 from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk
-from tests.helpers.recurrence import assert_close
+from tests.helpers.gradients import assert_close
 
 P, C, K = 3, 32, 6
 LOG_DECAYS = {

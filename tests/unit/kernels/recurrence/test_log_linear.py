@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from flame_accel.kernels.recurrence import log_linear
 from flame_accel.kernels.recurrence.log_linear import chunk_log_linear_attn, run_triton_in_one_dtype
+from tests.helpers.gradients import assert_close
 from tests.helpers.recurrence import (
     assert_cached_tokens_equal_one_pass,
-    assert_close,
     assert_every_parameter_gets_a_gradient,
     assert_packed_documents_are_apart,
     boundaries,

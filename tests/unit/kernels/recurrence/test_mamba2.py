@@ -6,12 +6,11 @@ from fla.layers import Mamba2
 from torch import nn
 
 from flame_accel.kernels.recurrence import mamba2
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 from tests.helpers.recurrence import (
     assert_cached_tokens_equal_one_pass,
-    assert_close,
     assert_packed_documents_are_apart,
     fla_method,
-    outputs_and_gradients,
     perturbed,
 )
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import mamba3
+from tests.helpers.gradients import assert_close
 from tests.helpers.recurrence import (
     assert_cached_tokens_equal_one_pass,
-    assert_close,
     assert_packed_documents_are_apart,
     perturbed,
 )

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.recurrence import mesa
+from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
     TOKENS,
     H,
@@ -20,7 +21,9 @@ from tests.helpers.operator_laws import (
     assert_token_by_token_equals_one_call,
     log_decay,
 )
-from tests.helpers.recurrence import assert_close, unit
+from tests.helpers.recurrence import (
+    unit,
+)
 
 
 def draw_inputs(n: int, t: int) -> Tensors:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import preconditioned
+from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
     TOKENS,
     H,
@@ -24,7 +25,9 @@ from tests.helpers.operator_laws import (
     assert_token_by_token_equals_one_call,
     log_decay,
 )
-from tests.helpers.recurrence import assert_close, unit
+from tests.helpers.recurrence import (
+    unit,
+)
 
 
 def gated_tokens(n: int, t: int) -> Tensors:

@@ -6,15 +6,13 @@ from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6
 from torch import Tensor
 
 from flame_accel.kernels.recurrence import rwkv6
+from tests.helpers.gradients import assert_close, flatten, outputs_and_gradients
 from tests.helpers.recurrence import (
     LENGTHS,
     LOG_DECAYS,
-    assert_close,
     boundaries,
     document_by_document,
-    flatten,
     flipped,
-    outputs_and_gradients,
     token_by_token,
     with_state,
 )

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from flame_accel.kernels.recurrence import sequences
-from tests.helpers.recurrence import boundaries
+from tests.helpers.recurrence import (
+    boundaries,
+)
 
 LENGTHS = (1, 4, 1, 3)
 

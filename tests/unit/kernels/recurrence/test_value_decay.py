@@ -5,14 +5,13 @@ import torch
 
 from flame_accel.kernels.recurrence import gla
 from flame_accel.kernels.recurrence.value_decay import linear_attention_with_value_decay
+from tests.helpers.gradients import assert_close, outputs_and_gradients
 from tests.helpers.recurrence import (
     LENGTHS,
     LOG_DECAYS,
-    assert_close,
     boundaries,
     document_by_document,
     flipped,
-    outputs_and_gradients,
     token_by_token,
 )
 
