@@ -3,7 +3,8 @@
     S_t = D_t S_{t-1} + beta_t k_t (v_t - (D_t S_{t-1})^T k_t)^T,    D_t = diag(exp(g_t))
 
 (Kimi Delta Attention, arXiv 2510.26692): the delta rule with a decay per channel; Gated DeltaNet 2
-has gates per channel instead of beta. Decays per head are in `delta_rule`. Arguments that choose among fla's kernels have no effect.
+has gates per channel instead of beta. Decays per head are in `delta_rule`. Arguments that choose
+among fla's kernels have no effect.
 
 Shape letters: B batch, T tokens, H heads of keys, HV heads of values (a multiple of H), K key
 width, V value width.

@@ -84,7 +84,7 @@ def fused_recurrent_precond_gated_delta_rule(
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
 ) -> OutputAndStates:
-    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]; see `_preconditioned_delta_rule`."""
+    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]."""
     if gv is not None or g_atk is None or beta_atk is None or (g is not None and gk is not None):
         raise UserError(
             "fused_recurrent_precond_gated_delta_rule has no PyTorch implementation with decays of "
@@ -159,7 +159,7 @@ def fused_recurrent_precond_kda(
     eps: float = 1e-6,
     log_atk_scale: Tensor | None = None,
 ) -> OutputAndStates:
-    """Decay per channel `g` [B, T, G, K], or input of its gate; see `_preconditioned_delta_rule`."""
+    """As `chunk_precond_kda`, with the arguments in another order and `g` [B, T, G, K]."""
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
     return _preconditioned_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
