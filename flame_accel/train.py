@@ -103,6 +103,8 @@ def main(config: Config) -> None:
             log.info("initial weights: %s", save(config, accelerator, components, loop))
             return
         log_run_summary(config, accelerator, components)
+        tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
+        kernels.set_tuning(config.model.tune_kernels, components.flops_per_token, tokens)
         step = loop.state.step
         with observe.profile_steps(
             accelerator, config.profiling, run_folder, step=step
@@ -240,7 +242,7 @@ def train(
 ) -> None:
     """The training loop. Every rank reaches every line: all conditions agree on all ranks."""
     training, steps = config.training, config.training.steps
-    state, meter = loop.state, loop.meter
+    state, batches, meter = loop.state, loop.batches, loop.meter
     step_tokens = parallel.tokens_per_step(training, accelerator)
     progress = observe.ProgressBar(
         step=state.step,
@@ -249,7 +251,7 @@ def train(
         colored=not config.metrics.disable_color_printing,
     )
     saves = SaveSchedule(accelerator, config.checkpoint, steps=steps)
-    stream = iter(loop.batches)
+    stream = iter(batches)
     first_step = state.step + 1
     meter.start()
     while state.step < steps:
@@ -266,7 +268,7 @@ def train(
             lr=lr,
             max_norm=training.max_norm,
             skip_non_finite=training.skip_nan_inf,
-            constant_targets=loop.batches.constant_targets,
+            constant_targets=batches.constant_targets,
         )
         state.step += 1
         state.tokens += step_tokens
@@ -285,9 +287,7 @@ def train(
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 record |= validate(accelerator, components.model, loop.eval_batches)
         if record:
-            record |= observe.reduce_data_metrics(
-                accelerator, loop.batches, training.max_bad_records
-            )
+            record |= observe.reduce_data_metrics(accelerator, batches, training.max_bad_records)
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.write(record, steps=steps)
             meter.check_divergence(training.max_consecutive_skips)

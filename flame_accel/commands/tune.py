@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as of a run",
     )
     parser.add_argument(
-        "--output", type=Path, help="keep the configurations below this folder, not in the cache"
+        "--output",
+        type=Path,
+        help="write the configurations to a subfolder of this folder, named after the compute "
+        "capability of the GPU (sm_90), instead of the cache",
     )
     parser.add_argument(
         "--fresh", action="store_true", help="tune also what has a configuration already"
@@ -57,15 +60,15 @@ def run(arguments: argparse.Namespace) -> None:
         )
     kernels.install("triton")
 
-    from fla.ops.utils.cache import get_gpu_info
-
-    from flame_accel.kernels.tuning import Tuner, install_hook
+    from flame_accel.kernels.tuning import Tuner, detect_gpu, install_hook
     from flame_accel.models import register_models
     from flame_accel.observe import setup_console
 
     setup_console(main_process=True)
     register_models()
-    tuner = install_hook(Tuner(get_gpu_info(), arguments.output, fresh=arguments.fresh))
+    gpu = detect_gpu()
+    folder = arguments.output / gpu.capability if arguments.output else None
+    tuner = install_hook(Tuner(gpu, folder, fresh=arguments.fresh))
     failed = [name for name in arguments.configs if not _tune(name, arguments, tuner)]
     print(
         f"{len(tuner.tuned)} kernels tuned among {sum(tuner.tuned.values())} candidates; "

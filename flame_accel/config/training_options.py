@@ -32,6 +32,11 @@ class ModelConfig:
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """Implementation of fla's operators. triton needs a GPU, torch runs anywhere; auto takes triton
     if there is a device for it."""
+    tune_kernels: Literal["auto", "always", "never"] = "auto"
+    """Tune Triton kernels that have no configuration for their shape: one to two minutes at the
+    first step. never uses the configuration of the nearest shape instead; auto tunes if the run is
+    long enough to earn it back, from about 20 minutes of computation. A restarted run keeps its
+    configurations."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model or tokenizer. Only for repositories that you trust.
     """

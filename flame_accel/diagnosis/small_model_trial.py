@@ -18,7 +18,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import check_laws, explain_exception, relative_error
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import Kind
-from flame_accel.kernels.tuning import Tuner, install_hook, untuned
+from flame_accel.kernels.tuning import Tuner, detect_gpu, install_hook, tuning_disabled
 from flame_accel.models import build_model, count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
@@ -105,7 +105,7 @@ def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
     if base_model_type(config) in registered_config_classes():
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), untuned():
+    with torch.random.fork_rng(devices=devices), tuning_disabled():
         (finding,) = check_laws(shrink_config(config, device), device, [DOCUMENTS_APART])
     if not finding.holds:
         raise UserError(
@@ -119,13 +119,11 @@ def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
 def install_kernels_untuned(kind: Kind) -> None:
     """Installs kernels to see what they compute, not how fast.
 
-    Triton kernels run with their tuned configuration if there is one, else with the first that
-    works, since tuning takes minutes.
+    Triton kernels that are not tuned yet take the nearest configuration: tuning all kernels of a
+    model takes minutes.
     """
     if kernels.install(kind) == "triton":
-        from fla.ops.utils.cache import get_gpu_info
-
-        install_hook(Tuner(get_gpu_info(), patient=False))
+        install_hook(Tuner(detect_gpu(), tunes=False))
 
 
 def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator[KernelComparison]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from flame_accel import kernels
 from flame_accel.config import EvaluationConfig
 
 
@@ -20,13 +21,15 @@ def sample_exported_model(
         evaluation: Prompt, and number of tokens to generate.
         seed: Seed of the sampling.
     """
-    return sample_text(
-        AutoModelForCausalLM.from_pretrained(folder, device_map=device),
-        AutoTokenizer.from_pretrained(folder),
-        prompt=evaluation.prompt,
-        new_tokens=evaluation.sample_tokens,
-        seed=seed,
-    )
+    # kernels of generation would take longer to tune than to run
+    with kernels.tuning_disabled():
+        return sample_text(
+            AutoModelForCausalLM.from_pretrained(folder, device_map=device),
+            AutoTokenizer.from_pretrained(folder),
+            prompt=evaluation.prompt,
+            new_tokens=evaluation.sample_tokens,
+            seed=seed,
+        )
 
 
 def sample_text(

@@ -6,6 +6,13 @@ with a run. Importing this package imports neither torch nor fla.
 """
 
 from flame_accel.kernels.install import install, triton_has_device, uninstall
-from flame_accel.kernels.tuning import persist_configs
+from flame_accel.kernels.tuning import persist_configs, set_tuning, tuning_disabled
 
-__all__ = ["install", "persist_configs", "triton_has_device", "uninstall"]
+__all__ = [
+    "install",
+    "persist_configs",
+    "set_tuning",
+    "triton_has_device",
+    "tuning_disabled",
+    "uninstall",
+]

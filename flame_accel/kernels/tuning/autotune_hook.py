@@ -3,85 +3,108 @@
 Which configuration a kernel gets is decided in `tuner`.
 """
 
+import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from flame_accel.kernels.tuning.gpu import detect_gpu
+from flame_accel.kernels.tuning.policy import TuneKernels, decide_tuning
 from flame_accel.kernels.tuning.tuner import Tuner
 
+log = logging.getLogger("flame_accel")
+
 _active: Tuner | None = None
-_original: Callable[..., Any] | None = None
+_original_run: Callable[..., Any] | None = None
 
 
 def install_hook(tuner: Tuner | None = None) -> Tuner:
-    """Lets a tuner choose for all of fla's kernels, those already imported among them."""
-    global _active, _original
-    from fla.ops.utils.cache import get_gpu_info
+    """Makes a tuner choose the configurations of all of fla's kernels, also those already imported.
+
+    Args:
+        tuner: Replaces the active one; None keeps it, or makes one for this GPU.
+    """
+    global _active, _original_run
     from triton.runtime.autotuner import Autotuner
 
-    _active = tuner or _active or Tuner(get_gpu_info())
-    if _original is None:
-        original = _original = Autotuner.run
+    _active = tuner or _active or Tuner(detect_gpu())
+    if _original_run is None:
+        original_run = _original_run = Autotuner.run
 
         def run(kernel: Any, *args: Any, **kwargs: Any) -> Any:
-            if _active is not None and len(kernel.configs) > 1 and _is_flas(kernel):
-                key = _key(kernel, args, kwargs)
+            if _active is not None and len(kernel.configs) > 1 and _is_fla_kernel(kernel):
+                key = _autotune_key(kernel, args, kwargs)
                 if key not in kernel.cache:
-                    kernel.cache[key] = _active.choose(kernel, key, args, kwargs)
-                    if not _active.patient:
-                        _active.provisional.append((kernel.cache, key))
-            return original(kernel, *args, **kwargs)
+                    kernel.cache[key] = _active.choose_config(kernel, key, args, kwargs)
+                    _active.chosen.append((kernel.cache, key))
+            return original_run(kernel, *args, **kwargs)
 
         cast(Any, Autotuner).run = run
     return _active
 
 
 def uninstall_hook() -> None:
-    """Leaves the choice to Triton again."""
-    global _active, _original
-    if _original is not None:
+    """Gives the choice back to Triton."""
+    global _active, _original_run
+    if _original_run is not None:
         from triton.runtime.autotuner import Autotuner
 
-        cast(Any, Autotuner).run = _original
-    _active = _original = None
+        cast(Any, Autotuner).run = _original_run
+    _active = _original_run = None
 
 
 @contextmanager
-def untuned() -> Iterator[None]:
-    """Runs kernels without tuning them, for a look at what they compute, and forgets the choices.
+def tuning_disabled() -> Iterator[None]:
+    """Runs kernels without tuning them, inside, and forgets the choices made there.
 
-    Nothing changes where Triton does not run.
+    For work that is over before tuning pays off: checks of a model, a sample of its text. Nothing
+    changes where Triton does not run.
     """
     global _active
     before = _active
     if before is None:
         yield
         return
-    impatient = install_hook(Tuner(before.gpu, patient=False))
+    temporary = install_hook(Tuner(before.gpu, tunes=False))
     try:
         yield
     finally:
-        for cache, key in impatient.provisional:
+        for cache, key in temporary.chosen:
             cache.pop(key, None)
         _active = before
 
 
 def persist_configs(folder: Path) -> None:
-    """Writes every choice of this process to `folder` too, and follows what is there already.
+    """Reads the choices of earlier starts from `folder` first, and writes all new ones to it.
 
-    A folder below it belongs to this kind of GPU. Nothing happens where Triton does not run.
+    It gets a subfolder for each kind of GPU. Nothing happens where Triton does not run.
     """
     if _active is not None:
-        _active.run_folder = folder / _active.gpu
+        _active.run_folder = folder / _active.gpu.name
 
 
-def _is_flas(kernel: Any) -> bool:
+def set_tuning(option: TuneKernels, flops_per_token: float | None, tokens: int) -> None:
+    """Settles whether this run tunes its kernels, and logs it. Nothing happens without Triton.
+
+    Args:
+        option: `model.tune_kernels`.
+        flops_per_token: Operations of training on one token; None if unknown.
+        tokens: Tokens of the whole run, on all ranks.
+    """
+    if _active is not None:
+        device_tokens = tokens / int(os.environ.get("WORLD_SIZE", "1"))
+        _active.tunes, message = decide_tuning(option, flops_per_token, device_tokens)
+        log.info("%s", message)
+
+
+def _is_fla_kernel(kernel: Any) -> bool:
     return kernel.base_fn.__module__.startswith("fla.")
 
 
-def _key(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """As Triton's `Autotuner.run` makes it."""
+def _autotune_key(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The key of a launch, built as Triton's `Autotuner.run` builds it."""
     arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
     known = {name: value for name, value in arguments.items() if name in kernel.arg_names}
     dtypes = [str(value.dtype) for value in known.values() if hasattr(value, "dtype")]

@@ -1,17 +1,19 @@
-"""Chooses the configuration of every autotuned Triton kernel: as found on disk, else by tuning.
+"""Chooses the configuration of every autotuned Triton kernel: stored, tuned, or the nearest one.
 
 Triton's autotuner compiles one candidate after the other and times each for an eighth of a second;
 fla has hundreds. Here the candidates of a kernel compile in a pool of threads and are timed twice:
-all of them shortly, then the best few for longer. What was chosen is written to the run's folder,
-so that a restart computes the same bits, and what was tuned to the user's cache folder, so that it
-is tuned once. `tuned_configs` reads and writes the files; `autotune_hook` is where Triton calls.
+all of them briefly, then the best few for longer. Where a run is too short for that (`policy`), a
+kernel takes the nearest stored configuration that runs (`nearest`). What was chosen is written to
+the run folder, so that a restart computes the same bits, and what was tuned to the user's cache
+folder, so that it is tuned once. `tuned_configs` reads and writes the files; `autotune_hook` is
+where Triton calls.
 """
 
 import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -21,15 +23,17 @@ from typing import Any
 from filelock import FileLock
 
 from flame_accel.kernels.tuning import tuned_configs
+from flame_accel.kernels.tuning.gpu import Gpu
+from flame_accel.kernels.tuning.nearest import describe_config, rank_candidates
 
 log = logging.getLogger("flame_accel")
 
 FIRST_PASS = {"warmup": 2, "rep": 10}
-"""Milliseconds for which every candidate is timed."""
+"""Milliseconds of warm-up and timing for every candidate."""
 LAST_PASS = {"warmup": 10, "rep": 60}
-"""Milliseconds for the candidates of the last pass."""
+"""The same for the candidates of the last pass."""
 FINALISTS = 4
-"""At most so many candidates reach the last pass."""
+"""Largest number of candidates in the last pass."""
 WITHIN = 1.15
 """A finalist takes at most this times as long as the fastest of the first pass."""
 
@@ -38,40 +42,43 @@ class Tuner:
     """Finds or tunes configurations; one per process."""
 
     def __init__(
-        self, gpu: str, folder: Path | None = None, *, fresh: bool = False, patient: bool = True
+        self, gpu: Gpu, folder: Path | None = None, *, fresh: bool = False, tunes: bool = True
     ) -> None:
-        """Tunes for one kind of GPU.
+        """Opens the stored configurations for one kind of GPU.
 
         Args:
-            gpu: fla's name of it.
-            folder: Where the results are kept, in a folder of that name; None is the user's cache.
-            fresh: Do not look at what is kept there or shipped.
-            patient: Else the first candidate that runs is taken and nothing is kept, for a look at
-                what a kernel computes and not how fast.
+            gpu: The device that the kernels run on.
+            folder: Where tuned configurations are written; None is a folder of the GPU's name in
+                the user's cache.
+            fresh: Ignore what is stored there or shipped.
+            tunes: Tune kernels that have no configuration for their shape; otherwise they take
+                the nearest one.
         """
         import triton
 
         self.triton_version: str = triton.__version__
-        self.gpu, self.patient = gpu, patient
-        self.tuned_folder = (folder or tuned_configs.cache_folder() / "tuned") / gpu
-        self.folders = [] if fresh else [self.tuned_folder, tuned_configs.shipped_folder(gpu)]
+        self.gpu, self.tunes = gpu, tunes
+        self.tuned_folder = folder or tuned_configs.cache_folder() / "tuned" / gpu.name
+        shipped = tuned_configs.shipped_folder(gpu.capability)
+        self.folders = [] if fresh else [self.tuned_folder, shipped]
         self.run_folder: Path | None = None
-        self.provisional: list[tuple[dict[Any, Any], Any]] = []
-        """What an impatient tuner has put into which kernel's cache."""
+        """Holds what this run has chosen; read first and written always. None outside of a run."""
+        self.chosen: list[tuple[dict[Any, Any], Any]] = []
+        """Every choice so far: the kernel's cache that it was put into, and its key there."""
         self.tuned: dict[str, int] = {}
         """Kernels tuned by this process, and the number of their candidates."""
         self.seconds = {"compiling": 0.0, "timing": 0.0}
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.num_threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
-    def choose(
+    def choose_config(
         self,
         kernel: Any,
         key: Sequence[Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """The configuration with which `kernel` shall run.
+        """Returns the configuration, one of Triton's `Config` objects, that `kernel` runs with.
 
         Args:
             kernel: Triton's `Autotuner`.
@@ -85,34 +92,45 @@ class Tuner:
             return candidates[0]
         name = kernel.base_fn.__name__
         names = [n for n in kernel.keys if n in kernel.nargs or n in kwargs]
-        config = self._find(name, names, key, candidates)
-        if config is None and not self.patient:
-            return first_that_runs(kernel, candidates, args, kwargs)
-        if config is None:
+        config = self._load_tuned_config(name, names, key, candidates)
+        if config is None and not self.tunes:
+            entries = [e for f in self.folders for e in tuned_configs.load_entries(f, name)]
+            sizes = {**kernel.nargs, **kwargs}
+            ranked = rank_candidates(candidates, entries, key, sizes)
+            config = first_that_runs(kernel, ranked, args, kwargs)
+        elif config is None:
             self.tuned_folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.tuned_folder / ".tuning.lock"):
                 # another process of this machine may have tuned it while this one waited
-                config = self._find(name, names, key, candidates)
+                config = self._load_tuned_config(name, names, key, candidates)
                 if config is None:
                     config = self._tune(name, kernel, candidates, args, kwargs)
-                    self._write(self.tuned_folder, name, key, config)
+                    self._save(self.tuned_folder, name, key, config)
         if self.run_folder is not None:
-            self._write(self.run_folder, name, key, config)
+            self._save(self.run_folder, name, key, config)
         return config
 
-    def _find(
+    def _load_tuned_config(
         self, name: str, names: Sequence[str], key: Sequence[Any], candidates: Sequence[Any]
     ) -> Any:
+        """The candidate stored for `key` in the run folder, the cache or what is shipped, or None.
+
+        Args:
+            name: Of the kernel.
+            names: Names of the arguments at the start of the key.
+            key: Values and dtypes.
+            candidates: What the kernel may run with.
+        """
         for folder in ([self.run_folder] if self.run_folder else []) + self.folders:
-            found = tuned_configs.find(folder, name, names, key)
+            found = tuned_configs.find_config(folder, name, names, key)
             # what is no candidate was tuned for another version of the kernel, or its namesake
             for candidate in candidates:
-                if found is not None and _describe(candidate) == dict(found):
+                if found is not None and describe_config(candidate) == dict(found):
                     return candidate
         return None
 
-    def _write(self, folder: Path, name: str, key: Sequence[Any], config: Any) -> None:
-        tuned_configs.write(folder, name, key, _describe(config), self.triton_version)
+    def _save(self, folder: Path, name: str, key: Sequence[Any], config: Any) -> None:
+        tuned_configs.save_config(folder, name, key, describe_config(config), self.triton_version)
 
     def _tune(
         self,
@@ -131,7 +149,7 @@ class Tuner:
         begin = time.perf_counter()
         compile_all(kernel, candidates, args, kwargs, self.num_threads)
         compiled = time.perf_counter()
-        best = fastest(kernel, candidates, args, kwargs)
+        best = time_candidates(kernel, candidates, args, kwargs)
         timed = time.perf_counter()
         self.tuned[name] = len(candidates)
         self.seconds["compiling"] += compiled - begin
@@ -155,9 +173,9 @@ def compile_all(
     kwargs: Mapping[str, Any],
     num_threads: int,
 ) -> None:
-    """Compiles all candidates, `num_threads` at a time; those that do not compile stay out.
+    """Compiles all candidates, `num_threads` at a time; those that do not compile are ignored.
 
-    Most of a compilation is LLVM's and ptxas', which run beside the interpreter.
+    LLVM and ptxas, which take most of the time, release the interpreter's lock.
     """
     from triton import AsyncCompileMode
 
@@ -173,21 +191,26 @@ def compile_all(
             kernel.fn.run(*args, **{**options, "warmup": True})
 
 
-def fastest(
+def time_candidates(
     kernel: Any, candidates: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The candidate with the lowest median time, its arguments left as before the first launch."""
+    """Returns the candidate with the lowest median time.
+
+    Arguments that the kernel adds to are reset, as before the first launch.
+    """
 
     def seconds(config: Any) -> float:
         return kernel._bench(*args, config=config, **kwargs)[0]
 
-    with _timed_for(kernel, **FIRST_PASS):
+    from triton.testing import do_bench
+
+    with _benchmark_replaced(kernel, partial(do_bench, **FIRST_PASS)):
         first = {config: seconds(config) for config in candidates}
     ranked = sorted(candidates, key=lambda config: first[config])
     finalists = [c for c in ranked[:FINALISTS] if first[c] <= WITHIN * first[ranked[0]]]
     best = finalists[0]
     if len(finalists) > 1:
-        with _timed_for(kernel, **LAST_PASS):
+        with _benchmark_replaced(kernel, partial(do_bench, **LAST_PASS)):
             best = min(finalists, key=seconds)
     kernel.pre_hook({**kernel.nargs, **kwargs, **best.all_kwargs()}, reset_only=True)
     return best
@@ -196,35 +219,31 @@ def fastest(
 def first_that_runs(
     kernel: Any, candidates: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The first candidate that this GPU has the resources for; the last if none has."""
-    for config in candidates:
-        with _timed_for(kernel, warmup=0, rep=1):
+    """Returns the first candidate that this GPU has the resources for; the last if none has.
+
+    Arguments that the kernel adds to are reset, as before the first launch.
+    """
+    config = candidates[0]
+    with _benchmark_replaced(kernel, _launch_once):
+        for config in candidates:
             if kernel._bench(*args, config=config, **kwargs)[0] < math.inf:
                 break
     kernel.pre_hook({**kernel.nargs, **kwargs, **config.all_kwargs()}, reset_only=True)
     return config
 
 
-@contextmanager
-def _timed_for(kernel: Any, **milliseconds: int) -> Iterator[None]:
-    """Makes `kernel` time its candidates for so long."""
-    from triton.testing import do_bench
+def _launch_once(launch: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:
+    """Stands in for Triton's `do_bench` where only it matters whether a launch works."""
+    launch()
+    return [0.0 for _ in quantiles]
 
+
+@contextmanager
+def _benchmark_replaced(kernel: Any, benchmark: Callable[..., Any]) -> Iterator[None]:
+    """Makes `kernel` time its candidates with `benchmark`, inside."""
     before = kernel.do_bench
-    kernel.do_bench = partial(do_bench, **milliseconds)
+    kernel.do_bench = benchmark
     try:
         yield
     finally:
         kernel.do_bench = before
-
-
-def _describe(config: Any) -> dict[str, Any]:
-    """The configuration in fla's format."""
-    return {
-        "kwargs": dict(config.kwargs),
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "num_ctas": config.num_ctas,
-        "maxnreg": config.maxnreg,
-        "ir_override": config.ir_override,
-    }

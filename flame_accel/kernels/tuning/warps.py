@@ -25,17 +25,18 @@ TRITONS_WARPS = 4
 
 
 def with_few_warps(kernel: Any) -> Any:
-    """`kernel`, with too few warps for `wgmma` where its blocks are no wider than `WIDEST`.
-
-    Args:
-        kernel: one of `MISCOMPILED`.
-    """
+    """Wraps one of `MISCOMPILED` so that `limit_warps` decides its number of warps."""
     import triton
 
-    return triton.heuristics({"num_warps": _warps})(kernel)
+    return triton.heuristics({"num_warps": limit_warps})(kernel)
 
 
-def _warps(launch: dict[str, Any]) -> int:
+def limit_warps(launch: dict[str, Any]) -> int:
+    """Number of warps of a launch of one of `MISCOMPILED`: too few for `wgmma` in narrow blocks.
+
+    Args:
+        launch: Arguments by name, `BK` (channels of a block) and maybe `num_warps` among them.
+    """
     if launch["BK"] <= WIDEST:
         return WARPS_WITHOUT_WGMMA
     return launch.get("num_warps", TRITONS_WARPS)

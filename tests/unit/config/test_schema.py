@@ -80,6 +80,7 @@ DEFAULTS = {
         "norm_type": None,
         "custom": (),
         "kernels": "auto",
+        "tune_kernels": "auto",
         "trust_remote_code": False,
     },
     "profiling": {
