@@ -4,7 +4,8 @@ Each mode runs in a process of its own with empty caches of Triton and of flame_
 
 * `plain`: fla as it is, tuned by Triton, one candidate after the other;
 * `parallel`: tuned by flame_accel, nothing shipped;
-* `shipped`: with the configurations that come with flame_accel.
+* `shipped`: with the configurations that come with flame_accel, others tuned;
+* `nearest`: the same, and nothing tuned: other shapes take the nearest configuration.
 
     python benchmarks/first_step.py --config configs/gla_340M.json --modes plain parallel shipped
 
@@ -22,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-MODES = ("plain", "parallel", "shipped")
+MODES = ("plain", "parallel", "shipped", "nearest")
 
 
 def main() -> None:
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    """One process: a plain training loop on random tokens, as `plain_loop.py` times it."""
+    """One process: a plain training loop on random tokens, as a user of fla writes it."""
     started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + _start_since_boot()
     import torch
 
@@ -86,11 +87,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
     tuner = None
     if arguments.child != "plain":
-        from fla.ops.utils.cache import get_gpu_info
+        from flame_accel.kernels.tuning import Tuner, detect_gpu, install_hook
 
-        from flame_accel.kernels.tuning import Tuner, install_hook
-
-        tuner = install_hook(Tuner(get_gpu_info(), fresh=arguments.child == "parallel"))
+        fresh, tunes = arguments.child == "parallel", arguments.child != "nearest"
+        tuner = install_hook(Tuner(detect_gpu(), fresh=fresh, tunes=tunes))
     imported = time.time()
     torch.manual_seed(42)
     config = AutoConfig.from_pretrained(arguments.config)
