@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -138,8 +139,10 @@ def measure_case(arguments: argparse.Namespace) -> None:
     print(f"{model} {size} {shape}: first steps after {time.monotonic() - started_at:.0f} s")
     turns: dict[str, list[Turn]] = {name: [] for name in variants}
     for number in range(arguments.rounds):
-        for name, variant in variants.items():
-            turn = variant.measure_turn(warmup=arguments.warmup, steps=arguments.steps)
+        # each variant is the first of a round once
+        first = number % len(variants)
+        for name in [*list(variants)[first:], *list(variants)[:first]]:
+            turn = variants[name].measure_turn(warmup=arguments.warmup, steps=arguments.steps)
             turns[name].append(turn)
             rate = SHAPES[shape].tokens / turn.step_seconds
             print(f"  round {number} {name:14} {rate:9,.0f} tok/s  {turn.peak_gib:5.1f} GiB")
@@ -147,6 +150,7 @@ def measure_case(arguments: argparse.Namespace) -> None:
         variant.close()
     result = {"model": model, "size": size, "shape": shape, "gpu": device_name()}
     result |= summarize_turns(turns, SHAPES[shape].tokens)
+    result["date"] = date.today().isoformat()
     result["versions"] = {name: version(name) for name in PACKAGES}
     result["versions"]["python"] = platform.python_version()
     arguments.output.write_text(json.dumps(result))

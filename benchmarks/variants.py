@@ -113,7 +113,7 @@ class OursVariant(Variant):
             trackers=observe.tracker_names(self.config.metrics),
         )
         train.setup_run(self.config, self.accelerator, run_folder)
-        kernels.set_tuning(self.config.model.tune_kernels, 0.0)
+        kernels.set_tuning(self.config.model.tune_kernels, None, 0)
         model_config = load_model_config(case.config)
         self.components = train.build_components(self.config, self.accelerator, model_config)
         self.loop = train.restore_run(self.config, self.accelerator, self.components, run_folder)
