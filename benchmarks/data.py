@@ -33,8 +33,8 @@ from tokenizers import Tokenizer
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data import build_batches, load_tokenizer, open_data
 from flame_accel.data.bad_records import SkipPolicy
-from flame_accel.data.cache.reader import TokenCache
-from flame_accel.data.cache.writer import Recipe, write_cache
+from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache
+from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.lanes.row_packing import Lane
@@ -308,7 +308,7 @@ class _RandomTokens:
 
 def _write_random_cache(folder: Path, num_tokens: int, mean_length: int) -> TokenCache:
     """A cache of random tokens, written as `prepare` writes one."""
-    recipe = Recipe(
+    recipe = CacheOrigin(
         tokenizer_identity="random", vocabulary_size=VOCABULARY, add_bos=False, source={}
     )
     records, encoder = _Numbers(num_tokens // mean_length), _RandomTokens(mean_length)

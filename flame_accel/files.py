@@ -165,6 +165,11 @@ class ChecksummedWriter:
         return {"size": self._size, "xxh3": self._digest.hexdigest()}
 
 
+def bytes_checksum(content: bytes) -> str:
+    """XXH3-128 of bytes, in hexadecimal."""
+    return xxhash.xxh3_128(content).hexdigest()
+
+
 def file_checksum(path: Path) -> str:
     """XXH3-128 of a file, in hexadecimal."""
     digest = xxhash.xxh3_128()

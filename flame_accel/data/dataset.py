@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from flame_accel.data.cache.encoding import text_bytes
-from flame_accel.data.cache.layout import TARGETS, read_manifest
-from flame_accel.data.cache.reader import TokenCache
+from flame_accel.data.cache.chunk_encoder import count_utf8_bytes
+from flame_accel.data.cache.file_format import TARGETS, read_manifest
+from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.lanes.shuffled_stream import ShuffledStream
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
@@ -56,10 +56,10 @@ class Dataset(NamedTuple):
         """What each record gives, once, and the length of its text in UTF-8."""
         if isinstance(self.records, TokenCache):
             for index in range(len(self.records)):
-                yield self.records[index], self.records.bytes_of(index)
+                yield self.records[index], self.records.document_bytes(index)
         else:
             for record in _in_order(self.records):
-                yield self.encode(record), text_bytes(record)
+                yield self.encode(record), count_utf8_bytes(record)
 
     def __str__(self) -> str:
         unit = "shard" if self.num_documents is None else "document"

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.config.errors import UserError
-from flame_accel.data.cache.writer import Recipe, write_cache
+from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache
 from flame_accel.data.cursors import LaneCursor
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.from_options import (
@@ -99,7 +99,7 @@ def write_cached(dataset: Path, folder: Path) -> str:
     """What `prepare` makes of a dataset."""
     table = open_source(DatasetOptions(dataset=str(dataset)))
     assert isinstance(table, Table)
-    recipe = Recipe(
+    recipe = CacheOrigin(
         tokenizer_identity=tokenizer_identity(BYTE), vocabulary_size=258, add_bos=False, source={}
     )
     write_cache(table, Encoder(BYTE, add_bos=False), folder, recipe)

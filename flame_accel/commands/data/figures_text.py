@@ -19,7 +19,7 @@ from flame_accel.commands.data.figures import (
 )
 from flame_accel.commands.data.samples import Look
 from flame_accel.config.errors import UserError
-from flame_accel.data.cache.reader import TokenCache
+from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.dataset import Dataset
 from flame_accel.data.sources.table import Table
 from flame_accel.files import replace_file

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flame_accel.commands.data.figures import Total, estimate_total
-from flame_accel.data.cache.encoding import text_bytes
-from flame_accel.data.cache.reader import TokenCache
+from flame_accel.data.cache.chunk_encoder import count_utf8_bytes
+from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.dataset import Dataset
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.sources.table import Table
@@ -103,9 +103,9 @@ def _at(dataset: Dataset, places: list[int]) -> Iterator[tuple[Document | Skippe
     records = dataset.records
     if isinstance(records, TokenCache):
         for place in places:
-            yield records[place], records.bytes_of(place)
+            yield records[place], records.document_bytes(place)
         return
     assert isinstance(records, Table)
     documents = EncodedTable(records, dataset.encode)
     for place in places:
-        yield documents[place], text_bytes(records[place])
+        yield documents[place], count_utf8_bytes(records[place])

@@ -1,5 +1,5 @@
-"""The token cache: tokenised documents in memory-mapped files.
+"""The token cache: tokenized documents in memory-mapped files.
 
-`layout` says what lies in the folder, `encoding` turns ranges of records into the bytes of it, in
-parallel, `writer` writes them, `reader` gives documents back.
+`file_format` defines the files of the folder; `chunk_encoder` encodes ranges of records, in
+parallel; `shard_writer` and `cache_writer` write them; `token_cache` reads documents back.
 """

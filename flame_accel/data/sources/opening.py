@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.cache.layout import MANIFEST, UNFINISHED
+from flame_accel.data.cache.file_format import MANIFEST, UNFINISHED
 from flame_accel.data.documents import Skipped
 from flame_accel.data.sources import files
 from flame_accel.data.sources import python_stdlib as corpus

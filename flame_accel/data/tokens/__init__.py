@@ -1,1 +1,1 @@
-"""Text to tokens: tokenizers, what a document becomes, conversations."""
+"""Text to tokens: tokenizers, encoding of texts and conversations, chat templates."""

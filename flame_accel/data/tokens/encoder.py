@@ -1,9 +1,9 @@
-"""What a record becomes: texts and conversations to documents of tokens.
+"""Encodes records: texts and conversations become documents of tokens.
 
-A text is its tokens (never with what the tokenizer would add by itself), bos before it by policy,
-eos after it always. Where a document ends is known to the packer alone: an eos that stands in a
-text, which most tokenizers of Hugging Face read as the token, ends nothing. Where records come from
-and how rows are filled is not known here.
+A text becomes its tokens (without those that the tokenizer would add by itself), with bos in front
+if the policy says so and eos always at the end. Only the packer knows where a document ends: an eos
+inside a text, which most Hugging Face tokenizers read as the token, ends nothing. Sources and
+packing are not known here.
 """
 
 import sys
@@ -18,19 +18,19 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Conversation, Document, Encode, Record, Skipped
-from flame_accel.data.tokens.chat import ChatTemplate, mark_targets
-from flame_accel.data.tokens.pieces import PIECE_CHARACTERS, cut, space_at_cuts
-from flame_accel.data.tokens.tokenizer import PROBE, WHERE, gives_bytes
+from flame_accel.data.tokens.chat_template import ChatTemplate, tokens_in_spans
+from flame_accel.data.tokens.text_slicing import SLICE_CHARACTERS, slice_text, space_kept_at_cuts
+from flame_accel.data.tokens.tokenizer import PROBE_TEXT, TOKENIZER_OPTION, encodes_to_bytes
 
-PIECES_AT_ONCE = 32
-"""Pieces of a long text that are tokenised in one call; all take memory until it returns."""
+SLICES_PER_CALL = 32
+"""Slices of a long text that are tokenized in one call; all take memory until it returns."""
 
 
 class Encoder:
-    """Records to documents, in any thread, and after a fork.
+    """Makes documents of records; safe in any thread and after a fork.
 
-    Special tokens that are spelled out in a text are read as the tokenizer does by itself: as the
-    tokens, since texts may carry chat markers, or as text where its tokenizer_config.json says
+    A special token spelled out in a text is read as the tokenizer reads it: as the token, since
+    texts may hold chat markers, or as text if its tokenizer_config.json sets
     "split_special_tokens", as that of the byte tokenizer does.
 
     Args:
@@ -44,29 +44,29 @@ class Encoder:
         self._eos = tokenizer.eos_token_id
         assert not add_bos or isinstance(tokenizer.bos_token_id, int)
         self._bos = cast(int, tokenizer.bos_token_id) if add_bos else None
-        self._backend = _backend_of(tokenizer)
-        self._gives_bytes = self._backend is not None and gives_bytes(self._backend)
-        self._space = space_at_cuts(self._backend) if self._backend is not None else None
-        self._chat: ChatTemplate | None = None
+        self._backend = _equivalent_backend(tokenizer)
+        self._encodes_to_bytes = self._backend is not None and encodes_to_bytes(self._backend)
+        self._space = space_kept_at_cuts(self._backend) if self._backend is not None else None
+        self._chat_template: ChatTemplate | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "Encoder"], tuple[PreTrainedTokenizerBase]]:
-        # a pickled backend forgets how it treats special tokens
+        # a pickled backend forgets how it reads special tokens
         return partial(Encoder, add_bos=self._bos is not None), (self._tokenizer,)
 
     def __call__(self, record: Record | Skipped) -> Document | Skipped:
-        """Tokens of a record, int32; a conversation has targets, which are its assistant's tokens.
+        """Encode one record to int32 tokens; of a conversation, the assistant's are the targets.
 
         Raises:
-            UserError: a conversation, and the tokenizer's chat template cannot be used for it.
+            UserError: a conversation for which the tokenizer's chat template cannot be used.
         """
         return self.encode_many([record])[0]
 
     def encode_many(self, records: Sequence[Record | Skipped]) -> list[Document | Skipped]:
-        """What each record becomes; the texts but for long ones take one call of the library."""
-        checked = [_check(record) if isinstance(record, str) else record for record in records]
-        ids = self._ids([text for text in checked if isinstance(text, str)])
+        """Encode records; all texts except long ones in one call of the tokenizers library."""
+        checked = [_check_text(record) if isinstance(record, str) else record for record in records]
+        token_ids = self._tokenize([text for text in checked if isinstance(text, str)])
         return [
-            self._document(next(ids))
+            self._build_document(next(token_ids))
             if isinstance(record, str)
             else record
             if isinstance(record, Skipped)
@@ -74,31 +74,32 @@ class Encoder:
             for record in checked
         ]
 
-    def _ids(self, texts: list[str]) -> Iterator[list[int]]:
-        """Tokens of each text as the tokenizer gives them, in lists of their own."""
+    def _tokenize(self, texts: list[str]) -> Iterator[list[int]]:
+        """Token ids of each text, without bos and eos, in a list that may be changed."""
         if self._backend is None:
             for text in texts:
                 yield self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             return
-        if self._gives_bytes:
+        if self._encodes_to_bytes:
             for text in texts:
                 yield list(text.encode())
             return
         encode = partial(self._backend.encode_batch_fast, add_special_tokens=False)
-        long = PIECE_CHARACTERS if self._space is not None else sys.maxsize
-        whole = iter(encode([text for text in texts if len(text) <= long]))
+        max_length = SLICE_CHARACTERS if self._space is not None else sys.maxsize
+        encodings = iter(encode([text for text in texts if len(text) <= max_length]))
         for text in texts:
-            if len(text) <= long:
-                yield next(whole).ids
+            if len(text) <= max_length:
+                yield next(encodings).ids
                 continue
             assert self._space is not None
             ids: list[int] = []
-            pieces = cut(text, self._space)
-            while group := list(islice(pieces, PIECES_AT_ONCE)):
+            slices = slice_text(text, self._space)
+            while group := list(islice(slices, SLICES_PER_CALL)):
                 ids.extend(chain.from_iterable(encoding.ids for encoding in encode(group)))
             yield ids
 
-    def _document(self, ids: list[int]) -> Document | Skipped:
+    def _build_document(self, ids: list[int]) -> Document | Skipped:
+        """A document of token ids, with bos and eos; changes `ids` in place."""
         if not ids:
             return Skipped("empty", what="a text of which the tokenizer leaves nothing")
         if self._bos is not None:
@@ -107,29 +108,29 @@ class Encoder:
         return Document(np.fromiter(ids, dtype=np.int32, count=len(ids)))
 
     def _encode_conversation(self, conversation: Conversation) -> Document | Skipped:
-        """Tokens as the template writes them, bos and eos only where it does not."""
+        """Tokens as the template writes them; bos and eos are added only if it does not."""
         if self._backend is None:
             raise UserError(
                 "conversations need a tokenizer that tells which characters a token stands for, "
-                "which those written in Python do not",
-                where=WHERE,
-                remedy="take a tokenizer with a tokenizer.json",
+                "which tokenizers written in Python do not",
+                where=TOKENIZER_OPTION,
+                remedy="use a tokenizer with a tokenizer.json",
             )
-        if self._chat is None:
-            self._chat = ChatTemplate(self._tokenizer)
-        rendered = self._chat.render(conversation)
+        if self._chat_template is None:
+            self._chat_template = ChatTemplate(self._tokenizer)
+        rendered = self._chat_template.render(conversation)
         if isinstance(rendered, Skipped):
             return rendered
-        text = _check(rendered.text)
+        text = _check_text(rendered.text)
         if isinstance(text, Skipped):
             return text
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = encoding.ids
         starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
-        targets = mark_targets(starts, rendered.spans).tolist()
+        targets = tokens_in_spans(starts, rendered.assistant_spans).tolist()
         if not any(targets):
             return Skipped("damaged", what="the chat template leaves nothing of what is said")
-        # some templates write a line break behind the last eos
+        # some templates write a line break after the last eos
         written = np.flatnonzero(starts < len(text.rstrip()))
         if not len(written) or ids[written[-1]] != self._eos:
             ids.append(self._eos)
@@ -140,10 +141,11 @@ class Encoder:
         return Document(np.array(ids, dtype=np.int32), np.array(targets, dtype=bool))
 
 
-class Table(Protocol):
-    """Records in any order, as sources give them."""
+class RecordTable(Protocol):
+    """Records by index, such as `sources.table.Table`."""
 
     name: str
+    """What the user calls it."""
 
     def __len__(self) -> int: ...
 
@@ -156,14 +158,14 @@ class Table(Protocol):
 
 
 class EncodedTable:
-    """Documents of a table, encoded when they are asked for; what is passed over is given a place.
+    """Documents of a table, encoded when they are read; skipped ones name their row.
 
     Args:
         table: the records.
         encode: makes documents of them.
     """
 
-    def __init__(self, table: Table, encode: Encode) -> None:
+    def __init__(self, table: RecordTable, encode: Encode) -> None:
         self.name = table.name
         self._table = table
         self._encode = encode
@@ -183,8 +185,8 @@ class EncodedTable:
         return self._table.fingerprint
 
 
-def _check(text: str) -> str | Skipped:
-    """The text, if it can be encoded."""
+def _check_text(text: str) -> str | Skipped:
+    """The text if it can be encoded; otherwise why not."""
     if not text:
         return Skipped("empty", what="a text without characters")
     if not text.isascii():
@@ -196,14 +198,14 @@ def _check(text: str) -> str | Skipped:
     return text
 
 
-def _backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """What does the work of a tokenizer; None where code in Python does, or adds to it."""
+def _equivalent_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """The Rust tokenizer inside, if it gives the same tokens; None if Python code is involved."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
     backend = tokenizer.backend_tokenizer
-    probe = f"{PROBE}{tokenizer.eos_token}"
-    # this call also ends truncation, which some tokenizer.json files ask for and which would drop
-    # text without a word, and sets how special tokens in a text are read
+    probe = f"{PROBE_TEXT}{tokenizer.eos_token}"
+    # this call also switches off truncation, which some tokenizer.json files ask for and which
+    # would silently drop text, and sets how special tokens in a text are read
     expected = tokenizer(probe, add_special_tokens=False)["input_ids"]
     same = backend.encode(probe, add_special_tokens=False).ids == expected
     return backend if same else None

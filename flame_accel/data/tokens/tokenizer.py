@@ -1,6 +1,6 @@
-"""Tokenizers: loading one, the byte-level one that ships here, what they are told apart by.
+"""Tokenizers: loading one, the byte-level one that ships with the package, their identity.
 
-What becomes of a text is the encoder's part.
+`encoder` makes documents of texts with them.
 """
 
 import hashlib
@@ -18,48 +18,52 @@ BYTE_TOKENIZER = "byte"
 BYTE_TOKENIZER_FOLDER = Path(__file__).parent / "byte_tokenizer"
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
-WHERE = "model.tokenizer_path"
+TOKENIZER_OPTION = "model.tokenizer_path"
 # letters, digits, spaces of all kinds, two alphabets and an emoji: tokenizers differ here
-PROBE = (
+PROBE_TEXT = (
     "The 3 na\u00efve\tfoxes'  don't,\r\n\n    f(x): x**2  # 12345 \u041c\u0438 \u4e16 \U0001f642"
 )
 
 
 def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has an eos token: "byte", a folder, or a name on the Hub.
+    """Load a tokenizer that has an eos token.
+
+    Args:
+        name: "byte", a folder, or a name on the Hub.
+        trust_remote_code: whether to run code that comes with the tokenizer.
 
     Raises:
-        UserError: there is no such tokenizer, or it has no eos token.
+        UserError: it cannot be loaded, or it has no eos token.
     """
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    # transformers has no exception of its own for folders that hold no tokenizer, or half of one
+    # transformers has no exception of its own for folders with no tokenizer, or half of one
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        place = "" if Path(name).exists() else "no such folder, and from the Hub: "
+        place = "" if Path(name).exists() else "there is no such folder, and the Hub says: "
         raise UserError(
             f"no tokenizer at {name!r}: {place}{str(error).splitlines()[0]}",
-            where=WHERE,
+            where=TOKENIZER_OPTION,
             remedy='give a folder with tokenizer.json, a name on the Hub, or "byte"',
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer at {name!r} has no eos token, which ends every document",
-            where=WHERE,
+            where=TOKENIZER_OPTION,
             remedy='set "eos_token" in its tokenizer_config.json to a token of its vocabulary',
         )
     return tokenizer
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows that an embedding needs: one more than the largest id, added tokens included."""
+    """Number of rows an embedding needs: one more than the largest id, added tokens included."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1)
 
 
 def resolve_add_bos(
     tokenizer: PreTrainedTokenizerBase, policy: Literal["auto", "always", "never"]
 ) -> bool:
-    """Whether documents start with bos; "auto" does what the tokenizer does with a text.
+    """Whether documents start with bos; "auto" follows what the tokenizer itself does with a text.
 
     Raises:
         UserError: "always", and the tokenizer has no bos token.
@@ -77,15 +81,15 @@ def resolve_add_bos(
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase, *, conversations: bool = False) -> str:
-    """Hash of what the tokenizer does (vocabulary, eos, bos, a probe), not of how it is stored.
+    """Hash of what a tokenizer does (vocabulary, eos, bos, a probe text), not of how it is stored.
 
     Args:
         tokenizer: the tokenizer.
-        conversations: whether its chat template counts as well.
+        conversations: whether its chat template is part of the hash.
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    # eos inside of a text is read as a token or as text
-    probe = tokenizer(f"{PROBE}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
+    # tokenizers read an eos in a text as a token or as text
+    probe = tokenizer(f"{PROBE_TEXT}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
     content = [vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id, probe]
     if conversations:
         content.append(tokenizer.chat_template)
@@ -93,14 +97,14 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase, *, conversations: boo
 
 
 def build_byte_tokenizer() -> Tokenizer:
-    """The byte-level tokenizer: ids 0 to 255 are the bytes of UTF-8, then eos and padding.
+    """Build the byte-level tokenizer: ids 0 to 255 are the bytes of UTF-8, then eos and padding.
 
-    Any text comes back as it was. There is no bos token, no merge and no pre-tokenisation. What
-    looks like a special token in a text is text, which `write_byte_tokenizer` has transformers
-    remember, since tokenizer.json has no place for it.
+    Decoding returns any text unchanged. There is no bos token, no merge and no pre-tokenization. A
+    special token spelled out in a text is read as text; tokenizer.json cannot say so, therefore
+    `write_byte_tokenizer` says it in transformers' tokenizer_config.json.
     """
-    # the ByteLevel alphabet shows byte b as the character b where that is printable, and as the
-    # next one from 256 on where it is not (GPT-2, Radford et al. 2019)
+    # the ByteLevel alphabet writes byte b as character b if that is printable, otherwise as the
+    # next unused character from 256 on (GPT-2, Radford et al. 2019)
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     shifted = iter(range(256, 512))
     vocabulary = {chr(b) if chr(b) in alphabet else chr(next(shifted)): b for b in range(256)}
@@ -112,8 +116,8 @@ def build_byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def gives_bytes(backend: Tokenizer) -> bool:
-    """Whether a tokenizer does what the byte-level one does, wherever it was saved meanwhile."""
+def encodes_to_bytes(backend: Tokenizer) -> bool:
+    """Whether a tokenizer is the byte-level one, also after saving and loading it elsewhere."""
     ours = build_byte_tokenizer()
     return (
         backend.encode_special_tokens
@@ -126,7 +130,7 @@ def gives_bytes(backend: Tokenizer) -> bool:
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """Write the files that ship in ``byte_tokenizer/``; any release of transformers loads them."""
+    """Write the files in ``byte_tokenizer/``, which any release of transformers loads."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": EOS,

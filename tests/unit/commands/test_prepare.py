@@ -1,4 +1,4 @@
-"""`python -m flame_accel prepare`: what a run would tokenise, tokenised before."""
+"""`python -m flame_accel prepare`: the documents of a run, tokenized beforehand."""
 
 import json
 import os
@@ -10,10 +10,10 @@ import pytest
 from flame_accel.__main__ import main
 from flame_accel.commands import prepare
 from flame_accel.config import UserError
-from flame_accel.data.cache import encoding, shards
-from flame_accel.data.cache.layout import MANIFEST, read_manifest
-from flame_accel.data.cache.reader import TokenCache
-from flame_accel.data.cache.writer import Progress
+from flame_accel.data.cache import chunk_encoder, shard_writer
+from flame_accel.data.cache.cache_writer import CacheProgress
+from flame_accel.data.cache.file_format import MANIFEST, read_manifest
+from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.sources.opening import DatasetOptions, open_source
 from flame_accel.data.sources.table import Table
@@ -27,10 +27,10 @@ CHAT_TEMPLATE = (
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks_and_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(encoding, "CHUNK_BYTES", 500)
-    monkeypatch.setattr(shards, "SHARD_BYTES", 4_000)
+    monkeypatch.setattr(chunk_encoder, "CHUNK_BYTES", 500)
+    monkeypatch.setattr(shard_writer, "MAX_SHARD_BYTES", 4_000)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def private_table_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
 
 
-def command(dataset: Path | str, output: Path, **options: object) -> list[str]:
+def prepare_command(dataset: Path | str, output: Path, **options: object) -> list[str]:
     given = {
         "training.dataset": dataset,
         "model.tokenizer_path": "byte",
@@ -49,7 +49,7 @@ def command(dataset: Path | str, output: Path, **options: object) -> list[str]:
     return ["prepare", *(f"--{name}={value}" for name, value in given.items())]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -58,7 +58,7 @@ def write_records(path: Path, records: list[object]) -> Path:
     return path
 
 
-def require_same_documents(cache: TokenCache, online: EncodedTable) -> None:
+def assert_same_documents(cache: TokenCache, online: EncodedTable) -> None:
     assert len(cache) == len(online)
     assert cache.fingerprint == online.fingerprint
     for i in range(len(online)):
@@ -75,10 +75,10 @@ def require_same_documents(cache: TokenCache, online: EncodedTable) -> None:
 
 
 def test_the_cache_gives_the_documents_of_the_run(corpus: Path, tmp_path: Path, capsys):
-    main(command(corpus, tmp_path / "one"))
+    main(prepare_command(corpus, tmp_path / "one"))
     assert "40 documents" in capsys.readouterr().out
-    main(command(corpus, tmp_path / "two", processes=2))
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    main(prepare_command(corpus, tmp_path / "two", processes=2))
+    assert read_files(tmp_path / "one") == read_files(tmp_path / "two")
     assert len(read_manifest(tmp_path / "one")["shards"]) > 1
     tokenizer = load_tokenizer("byte", False)
     table = open_source(DatasetOptions(dataset=str(corpus)))
@@ -86,7 +86,7 @@ def test_the_cache_gives_the_documents_of_the_run(corpus: Path, tmp_path: Path, 
     cache = TokenCache(
         tmp_path / "one", tokenizer_identity=tokenizer_identity(tokenizer), add_bos=False
     )
-    require_same_documents(cache, EncodedTable(table, Encoder(tokenizer, add_bos=False)))
+    assert_same_documents(cache, EncodedTable(table, Encoder(tokenizer, add_bos=False)))
 
 
 def test_conversations_are_those_of_the_run(tmp_path: Path):
@@ -100,29 +100,31 @@ def test_conversations_are_those_of_the_run(tmp_path: Path):
     ]
     path = write_records(tmp_path / "chat.jsonl", [{"messages": c} for c in conversations])
     options = {"model.tokenizer_path": tmp_path / "tokenizer"}
-    main(command(path, tmp_path / "cache", **options))
-    main(command(path, tmp_path / "cache2", processes=2, **options))
-    assert contents(tmp_path / "cache") == contents(tmp_path / "cache2")
+    main(prepare_command(path, tmp_path / "cache", **options))
+    main(prepare_command(path, tmp_path / "cache2", processes=2, **options))
+    assert read_files(tmp_path / "cache") == read_files(tmp_path / "cache2")
     table = open_source(DatasetOptions(dataset=str(path)))
     assert isinstance(table, Table)
     identity = tokenizer_identity(tokenizer, conversations=True)
     cache = TokenCache(tmp_path / "cache", tokenizer_identity=identity, add_bos=False)
     assert read_manifest(tmp_path / "cache")["targets"]
-    require_same_documents(cache, EncodedTable(table, Encoder(tokenizer, add_bos=False)))
+    assert_same_documents(cache, EncodedTable(table, Encoder(tokenizer, add_bos=False)))
 
 
 def test_a_finished_cache_is_left_and_another_is_refused(corpus: Path, tmp_path: Path, capsys):
-    main(command(corpus, tmp_path / "cache"))
-    before = contents(tmp_path / "cache")
-    main(command(corpus, tmp_path / "cache"))
-    assert "finished already" in capsys.readouterr().out
+    main(prepare_command(corpus, tmp_path / "cache"))
+    before = read_files(tmp_path / "cache")
+    main(prepare_command(corpus, tmp_path / "cache"))
+    assert "already finished" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
-        main(command(corpus, tmp_path / "cache", **{"training.max_document_bytes": 100_000}))
+        main(
+            prepare_command(corpus, tmp_path / "cache", **{"training.max_document_bytes": 100_000})
+        )
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "training.max_document_bytes was 67108864, now 100000" in said
     assert "--overwrite" in said
-    assert contents(tmp_path / "cache") == before
+    assert read_files(tmp_path / "cache") == before
 
 
 @pytest.mark.covers_option("training.max_bad_records")
@@ -131,26 +133,26 @@ def test_bad_records_are_named_or_counted(tmp_path: Path, capsys):
     records[20], records[30] = {"text": 7}, {"text": ""}
     path = write_records(tmp_path / "data.jsonl", records)
     with pytest.raises(SystemExit) as stopped:
-        main(command(path, tmp_path / "cache"))
+        main(prepare_command(path, tmp_path / "cache"))
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert str(path) in said
     assert "--training.max_bad_records" in said
-    main(command(path, tmp_path / "cache", **{"training.max_bad_records": 2}))
+    main(prepare_command(path, tmp_path / "cache", **{"training.max_bad_records": 2}))
     assert "1 are empty and 1 are damaged" in capsys.readouterr().out
 
 
 def test_a_token_cache_is_no_data_for_another(corpus: Path, tmp_path: Path, capsys):
-    main(command(corpus, tmp_path / "cache"))
+    main(prepare_command(corpus, tmp_path / "cache"))
     with pytest.raises(SystemExit):
-        main(command(tmp_path / "cache", tmp_path / "other"))
+        main(prepare_command(tmp_path / "cache", tmp_path / "other"))
     assert "is a token cache already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("beside", [[], ["--training.dataset_split=train"]])
-def test_several_datasets_are_refused(corpus: Path, tmp_path: Path, capsys, beside: list[str]):
+@pytest.mark.parametrize("others", [[], ["--training.dataset_split=train"]])
+def test_several_datasets_are_refused(corpus: Path, tmp_path: Path, capsys, others: list[str]):
     with pytest.raises(SystemExit) as stopped:
-        main([*command(f"{corpus},{corpus}", tmp_path / "cache"), *beside])
+        main([*prepare_command(f"{corpus},{corpus}", tmp_path / "cache"), *others])
     assert stopped.value.code == 2
     assert "a token cache holds one" in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
@@ -163,46 +165,56 @@ def test_several_datasets_are_refused(corpus: Path, tmp_path: Path, capsys, besi
 )
 def test_wrong_options_are_named(corpus: Path, tmp_path: Path, capsys, wrong: dict[str, object]):
     with pytest.raises(SystemExit) as stopped:
-        main(command(corpus, tmp_path / "cache", **wrong))
+        main(prepare_command(corpus, tmp_path / "cache", **wrong))
     assert stopped.value.code == 2
     assert f"--{next(iter(wrong))}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_and_the_same_command_goes_on(
+def test_a_signal_stops_it_and_the_same_command_continues(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, number: signal.Signals
 ):
     before = signal.getsignal(number)
     folder = tmp_path / "cache"
-    finish = shards.ShardWriter.finish
+    finish = shard_writer.ShardWriter.finish
 
-    def finish_and_signal(self: shards.ShardWriter) -> dict[str, object]:
+    def finish_and_signal(self: shard_writer.ShardWriter) -> dict[str, object]:
         os.kill(os.getpid(), number)
         return finish(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(shards.ShardWriter, "finish", finish_and_signal)
+        patched.setattr(shard_writer.ShardWriter, "finish", finish_and_signal)
         with pytest.raises(SystemExit) as stopped:
-            main(command(corpus, folder, processes=2))
+            main(prepare_command(corpus, folder, processes=2))
     assert stopped.value.code == 128 + number
     assert f"stopped by {number.name}" in capsys.readouterr().err
     assert signal.getsignal(number) is before
     assert (folder / "shard-00000.info").exists()
     assert not (folder / MANIFEST).exists()
-    main(command(corpus, folder))
-    main(command(corpus, tmp_path / "fresh"))
-    assert contents(folder) == contents(tmp_path / "fresh")
+    main(prepare_command(corpus, folder))
+    main(prepare_command(corpus, tmp_path / "fresh"))
+    assert read_files(folder) == read_files(tmp_path / "fresh")
 
 
 def test_progress_says_how_long_it_will_take(tmp_path: Path, capsys):
-    with prepare._shown(tmp_path) as report:
-        report(Progress(documents=60, total=60, kept=20, tokens=8_000_000, seconds=4.0))
+    with prepare._print_progress_until_signal(tmp_path) as report:
+        report(
+            CacheProgress(
+                documents=60,
+                total_documents=60,
+                resumed_documents=20,
+                tokens=8_000_000,
+                elapsed_seconds=4.0,
+            )
+        )
     line = " ".join(capsys.readouterr().out.split())
     assert line == "100.0% 60 documents 8,000,000 tokens 2,000,000 tok/s 0:00:00 left"
-    progress = Progress(documents=40, total=120, kept=20, tokens=1, seconds=3600.0)
-    assert prepare._describe_progress(progress).endswith("4:00:00 left")
+    progress = CacheProgress(
+        documents=40, total_documents=120, resumed_documents=20, tokens=1, elapsed_seconds=3600.0
+    )
+    assert prepare._format_progress(progress).endswith("4:00:00 left")
 
 
 def test_a_shown_error_of_the_work_passes_through(tmp_path: Path):
-    with pytest.raises(UserError, match="full"), prepare._shown(tmp_path):
+    with pytest.raises(UserError, match="full"), prepare._print_progress_until_signal(tmp_path):
         raise UserError("full")

@@ -1,4 +1,4 @@
-"""Law of cuts: the tokens of the pieces are the tokens of the text, or there are no cuts."""
+"""Slices of a text have the tokens of the text, or the text is not cut."""
 
 import json
 from itertools import chain
@@ -20,9 +20,14 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from flame_accel.data.documents import Document
-from flame_accel.data.tokens import pieces
+from flame_accel.data.tokens import text_slicing
 from flame_accel.data.tokens.encoder import Encoder
-from flame_accel.data.tokens.pieces import SPACE, WORDS, cut, space_at_cuts
+from flame_accel.data.tokens.text_slicing import (
+    SPACE,
+    WORD_PATTERNS,
+    slice_text,
+    space_kept_at_cuts,
+)
 
 END = "</s>"
 FRAGMENTS = [
@@ -66,7 +71,7 @@ def train(pre_tokenizer: Any, normalizer: Any = None, **options: Any) -> Tokeniz
     return tokenizer
 
 
-def words(pattern: str, normalizer: Any = None) -> Tokenizer:
+def word_tokenizer(pattern: str, normalizer: Any = None) -> Tokenizer:
     steps = [
         pre_tokenizers.Split(Regex(pattern), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
@@ -74,7 +79,7 @@ def words(pattern: str, normalizer: Any = None) -> Tokenizer:
     return train(pre_tokenizers.Sequence(steps), normalizer)
 
 
-def sentencepiece(scheme: str | None) -> Tokenizer:
+def sentencepiece_tokenizer(scheme: str | None) -> Tokenizer:
     """One that does not split; None: with the older form, which normalises."""
     space = pre_tokenizers.Metaspace(prepend_scheme=scheme or "always")
     tokenizer = train(space, unk_token=END, fuse_unk=True, byte_fallback=True)
@@ -88,61 +93,61 @@ def sentencepiece(scheme: str | None) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(whole))
 
 
-CUT = {
+SLICEABLE = {
     "gpt2": train(pre_tokenizers.ByteLevel(add_prefix_space=False)),
-    "qwen": words(WORDS[0], normalizers.NFC()),
-    "llama3": words(WORDS[1]),
-    "o200k": words(WORDS[2]),
-    **{f"metaspace {s}": sentencepiece(s) for s in ("first", "always", "never")},
-    "llama2": sentencepiece(None),
+    "qwen": word_tokenizer(WORD_PATTERNS[0], normalizers.NFC()),
+    "llama3": word_tokenizer(WORD_PATTERNS[1]),
+    "o200k": word_tokenizer(WORD_PATTERNS[2]),
+    **{f"metaspace {s}": sentencepiece_tokenizer(s) for s in ("first", "always", "never")},
+    "llama2": sentencepiece_tokenizer(None),
 }
 
 
 @pytest.fixture
-def short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 3)
+def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_slicing, "SLICE_CHARACTERS", 3)
 
 
-def ids(backend: Tokenizer, texts: list[str]) -> list[int]:
+def encode_all(backend: Tokenizer, texts: list[str]) -> list[int]:
     encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
     return list(chain.from_iterable(encoding.ids for encoding in encodings))
 
 
-@pytest.mark.parametrize("name", CUT)
-def test_pieces_have_the_tokens_of_the_text(name: str, short_pieces: None) -> None:
-    backend = CUT[name]
-    space = space_at_cuts(backend)
+@pytest.mark.parametrize("name", SLICEABLE)
+def test_slices_have_the_tokens_of_the_text(name: str, short_slices: None) -> None:
+    backend = SLICEABLE[name]
+    space = space_kept_at_cuts(backend)
     assert space is not None
 
     @given(TEXTS)
     @settings(max_examples=150, deadline=None)
     def check(text: str) -> None:
-        assert ids(backend, list(cut(text, space))) == ids(backend, [text])
+        assert encode_all(backend, list(slice_text(text, space))) == encode_all(backend, [text])
 
     check()
-    assert len(list(cut("the quick brown fox", space))) == 4
+    assert len(list(slice_text("the quick brown fox", space))) == 4
 
 
-def test_pieces_are_as_long_as_they_should() -> None:
+def test_slices_have_the_wanted_length() -> None:
     text = "word " * 10_000 + "x"
-    parts = list(cut(text, " "))
+    parts = list(slice_text(text, " "))
     assert "".join(parts) == text
     assert all(8192 <= len(part) < 8200 for part in parts[:-1])
-    assert list(cut("x" * 50_000, " ")) == ["x" * 50_000]
+    assert list(slice_text("x" * 50_000, " ")) == ["x" * 50_000]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2"])
-def test_an_encoder_cuts_long_texts_only(name: str) -> None:
-    backend = CUT[name]
+def test_an_encoder_slices_only_long_texts(name: str) -> None:
+    backend = SLICEABLE[name]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
     texts = ["The fox " * 10_000, "The fox", "don't eat " * 1500]
     documents = Encoder(tokenizer, add_bos=False).encode_many(texts)
     for text, document in zip(texts, documents, strict=True):
         assert isinstance(document, Document)
-        assert document.tokens.tolist() == [*ids(backend, [text]), tokenizer.eos_token_id]
+        assert document.tokens.tolist() == [*encode_all(backend, [text]), tokenizer.eos_token_id]
 
 
-def changed(backend: Tokenizer, **parts: Any) -> Tokenizer:
+def copy_with(backend: Tokenizer, **parts: Any) -> Tokenizer:
     """A copy with other parts."""
     copy = Tokenizer.from_str(backend.to_str())
     for name, part in parts.items():
@@ -150,16 +155,16 @@ def changed(backend: Tokenizer, **parts: Any) -> Tokenizer:
     return copy
 
 
-def crossing() -> Tokenizer:
+def with_token_across_cut() -> Tokenizer:
     """One with a token that has a space behind a letter."""
-    content = json.loads(CUT["llama2"].to_str())
+    content = json.loads(SLICEABLE["llama2"].to_str())
     content["model"]["vocab"][f"e{SPACE}"] = len(content["model"]["vocab"])
     content["model"]["merges"].append(["e", SPACE])
     return Tokenizer.from_str(json.dumps(content))
 
 
 def with_added(name: str, content: str, **options: Any) -> Tokenizer:
-    copy = changed(CUT[name])
+    copy = copy_with(SLICEABLE[name])
     copy.add_tokens([AddedToken(content, **options)])
     return copy
 
@@ -167,12 +172,12 @@ def with_added(name: str, content: str, **options: Any) -> Tokenizer:
 @pytest.mark.parametrize(
     "backend",
     [
-        words(r"\w+ \w+|\s+|\S+"),
-        changed(CUT["gpt2"], normalizer=normalizers.Replace(Regex("e t"), "_")),
-        changed(CUT["gpt2"], pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
-        changed(CUT["llama2"], pre_tokenizer=pre_tokenizers.Whitespace()),
-        changed(CUT["llama2"], normalizer=normalizers.Lowercase()),
-        crossing(),
+        word_tokenizer(r"\w+ \w+|\s+|\S+"),
+        copy_with(SLICEABLE["gpt2"], normalizer=normalizers.Replace(Regex("e t"), "_")),
+        copy_with(SLICEABLE["gpt2"], pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        copy_with(SLICEABLE["llama2"], pre_tokenizer=pre_tokenizers.Whitespace()),
+        copy_with(SLICEABLE["llama2"], normalizer=normalizers.Lowercase()),
+        with_token_across_cut(),
         with_added("gpt2", "fox eats"),
         with_added("gpt2", "<y>", rstrip=True),
         with_added("llama2", "fox"),
@@ -185,9 +190,9 @@ def with_added(name: str, content: str, **options: Any) -> Tokenizer:
         *["an added word", "no BPE", "at random"],
     ],
 )
-def test_tokenizers_of_which_nothing_is_known_get_whole_texts(backend: Tokenizer) -> None:
-    assert space_at_cuts(backend) is None
+def test_unknown_tokenizers_get_whole_texts(backend: Tokenizer) -> None:
+    assert space_kept_at_cuts(backend) is None
 
 
 def test_the_decoder_does_not_matter() -> None:
-    assert space_at_cuts(changed(CUT["gpt2"], decoder=decoders.ByteLevel())) == " "
+    assert space_kept_at_cuts(copy_with(SLICEABLE["gpt2"], decoder=decoders.ByteLevel())) == " "

@@ -1,0 +1,288 @@
+"""Writes a token cache: one shard after another, and the manifest last.
+
+Which documents a shard holds depends on the data alone. An interrupted cache is continued after its
+last complete shard if it is made from the same data in the same way. `chunk_encoder` does the
+encoding.
+"""
+
+import errno
+import json
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy, too_many_bad_records
+from flame_accel.data.cache.chunk_encoder import (
+    BatchEncoder,
+    ChunkEncoder,
+    IndexedRecords,
+    choose_chunk_length,
+    encode_chunks_in_order,
+    record_hash_or_zero,
+)
+from flame_accel.data.cache.file_format import (
+    FORMAT_VERSION,
+    LOCK,
+    MANIFEST,
+    SHARD_PREFIX,
+    TARGETS,
+    UNFINISHED,
+    check_file_sizes,
+    first_document_indices,
+    read_manifest,
+    token_dtype,
+)
+from flame_accel.data.cache.shard_writer import ShardWriter, map_record_hashes, read_complete_shard
+from flame_accel.data.sources.record_hashes import sample_fingerprint
+from flame_accel.files import is_temporary, sync_to_disk, write_json
+
+LOCK_TIMEOUT_SECONDS = 5.0
+"""How long to wait for worker processes of a killed `prepare` to end."""
+ShardEntries = list[dict[str, Any]]
+"""What the manifest says of each shard, see `read_complete_shard`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheOrigin:
+    """What a cache is made from, apart from the records themselves."""
+
+    tokenizer_identity: str
+    vocabulary_size: int
+    add_bos: bool
+    source: Mapping[str, Any]
+    """Where the records come from: options and their values, as JSON holds them."""
+
+
+class CacheProgress(NamedTuple):
+    """How much of a cache is written."""
+
+    documents: int
+    """Documents written, by this attempt and earlier ones."""
+    total_documents: int
+    resumed_documents: int
+    """Those of `documents` that an earlier attempt wrote."""
+    tokens: int
+    """Tokens written by this attempt."""
+    elapsed_seconds: float
+    """Duration of this attempt so far."""
+
+
+def write_cache(
+    records: IndexedRecords,
+    encoder: BatchEncoder,
+    folder: Path,
+    origin: CacheOrigin,
+    *,
+    num_processes: int = 1,
+    policy: SkipPolicy | None = None,
+    overwrite: bool = False,
+    report: Callable[[CacheProgress], None] | None = None,
+) -> bool:
+    """Write a cache, or the rest of it; the bytes are the same for any `num_processes`.
+
+    Args:
+        records: texts or conversations.
+        encoder: encodes them as `origin` says.
+        folder: new, empty, or holding an unfinished or finished cache of the same data.
+        origin: what the cache is made from.
+        num_processes: with 1 this process does the work.
+        policy: which skipped records are an error; the others keep their index.
+        overwrite: whether to remove a cache in the folder that is made from anything else.
+        report: called every few documents; it may raise, complete shards are then kept.
+
+    Returns:
+        Whether anything was written; False if the cache was finished already.
+
+    Raises:
+        UserError: the folder holds another cache or other files or cannot be written, a record is
+            not allowed by the policy, or the records changed while they were read.
+    """
+    made_from = {
+        "format": FORMAT_VERSION,
+        "tokenizer": origin.tokenizer_identity,
+        "add_bos": origin.add_bos,
+        "documents": len(records),
+        "fingerprint": sample_fingerprint(len(records), lambda i: record_hash_or_zero(records[i])),
+        "source": dict(origin.source),
+    }
+    dtype = token_dtype(origin.vocabulary_size)
+    with _locked_folder(folder):
+        if overwrite:
+            _remove_cache(folder)
+        if (folder / MANIFEST).exists():
+            manifest = read_manifest(folder)
+            _check_same_origin(folder, manifest, made_from)
+            check_file_sizes(folder, manifest)
+            return False
+        chunk_encoder = ChunkEncoder(records=records, encoder=encoder, dtype=dtype)
+        shards = _start_or_resume(folder, made_from)
+        policy = policy or SkipPolicy()
+        _write_missing_shards(folder, shards, chunk_encoder, num_processes, policy, report)
+        _write_manifest(folder, shards, {**made_from, "dtype": dtype.name})
+    return True
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Create a folder if needed and lock it for this process; disk errors become `UserError`."""
+    lock = FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_SECONDS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            "another process is preparing this cache",
+            where=str(folder),
+            remedy="wait until it has finished, or name another folder",
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error}",
+            where=str(folder),
+            remedy="name a folder that can be written",
+        ) from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"there is no space left: {error.strerror}",
+            where=str(folder),
+            remedy="free some space and run the same command again: it continues after the last "
+            "complete shard",
+        ) from error
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def _remove_cache(folder: Path) -> None:
+    """Remove the files of a cache; the manifest first, so that what is left never looks whole."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sync_to_disk(folder)
+    for path in (folder / UNFINISHED, *folder.glob(f"{SHARD_PREFIX}*")):
+        path.unlink(missing_ok=True)
+
+
+def _check_same_origin(
+    folder: Path, existing: Mapping[str, Any], made_from: Mapping[str, Any]
+) -> None:
+    old, new = ({**made, **made["source"]} for made in (existing, made_from))
+    differences = [
+        f"{name} was {old.get(name)}, now {value}"
+        for name, value in new.items()
+        if name != "source" and old.get(name) != value
+    ]
+    if differences:
+        raise UserError(
+            f"holds a token cache of something else: {'; '.join(differences)}",
+            where=str(folder),
+            remedy="name another folder, or replace the cache with --overwrite",
+        )
+
+
+def _start_or_resume(folder: Path, made_from: Mapping[str, Any]) -> ShardEntries:
+    """Mark the folder as unfinished; return its complete shards and delete incomplete ones."""
+    path = folder / UNFINISHED
+    if path.exists():
+        _check_same_origin(folder, json.loads(path.read_text(encoding="utf-8")), made_from)
+    else:
+        names = {entry.name for entry in folder.iterdir() if not is_temporary(entry)} - {LOCK}
+        if names:
+            raise UserError(
+                f"holds other files: {', '.join(sorted(names)[:3])}{' ...' * (len(names) > 3)}",
+                where=str(folder),
+                remedy="name a new or an empty folder",
+            )
+        write_json(path, made_from)
+    shards: ShardEntries = []
+    while (shard := read_complete_shard(folder, len(shards))) is not None:
+        shards.append(shard)
+    complete = {name for shard in shards for name in shard["files"]}
+    for leftover in folder.glob(f"{SHARD_PREFIX}*"):
+        if leftover.name not in complete:
+            leftover.unlink()
+    return shards
+
+
+def _write_missing_shards(
+    folder: Path,
+    shards: ShardEntries,
+    encoder: ChunkEncoder,
+    num_processes: int,
+    policy: SkipPolicy,
+    report: Callable[[CacheProgress], None] | None,
+) -> None:
+    """Encode the records after the existing shards, and append the new shards to `shards`."""
+    started_at = time.monotonic()
+    total, resumed = len(encoder.records), sum(shard["documents"] for shard in shards)
+    length = choose_chunk_length(encoder.records)
+    ranges = (range(i, min(i + length, total)) for i in range(resumed, total, length))
+    bad_records = _count_bad_records(shards, policy)
+    documents, tokens, writer = resumed, 0, None
+    with closing(encode_chunks_in_order(encoder, ranges, num_processes)) as chunks:
+        for chunk in chunks:
+            for skipped in chunk.skipped.values():
+                bad_records.check_record(skipped, policy, "")
+            if writer is not None and not writer.has_room_for(chunk):
+                shards.append(writer.finish())
+                writer = None
+            writer = writer or ShardWriter(folder, len(shards), encoder.dtype)
+            writer.append_chunk(chunk)
+            documents += len(chunk.index)
+            tokens += len(chunk.tokens) // encoder.dtype.itemsize
+            if report is not None:
+                elapsed_seconds = time.monotonic() - started_at
+                report(CacheProgress(documents, total, resumed, tokens, elapsed_seconds))
+    if writer is not None:
+        shards.append(writer.finish())
+
+
+def _count_bad_records(shards: ShardEntries, policy: SkipPolicy) -> BadRecordCounter:
+    """A counter that starts with the bad records of the existing shards."""
+    counted = ("damaged",) if policy.max_bad is None else ("damaged", "empty")
+    bad_records = BadRecordCounter(policy.max_bad)
+    bad_records.total = sum(shard[name] for shard in shards for name in counted)
+    # without a limit, none is allowed
+    if bad_records.total > (policy.max_bad or 0):
+        raise too_many_bad_records(bad_records.total, policy.max_bad or 0, None)
+    return bad_records
+
+
+def _write_manifest(folder: Path, shards: ShardEntries, made_from: Mapping[str, Any]) -> None:
+    """Finish the cache, if the records are still those that were there at the start."""
+    counts = {
+        name: sum(shard[name] for shard in shards)
+        for name in ("tokens", "bytes", "empty", "damaged")
+    }
+    if not counts["tokens"]:
+        raise UserError(
+            f"there is no text in any of the {made_from['documents']} documents",
+            where=str(folder),
+            remedy="check the text column (training.text_column)",
+        )
+    hashes = [map_record_hashes(folder, number) for number in range(len(shards))]
+    first_documents = first_document_indices(shards)
+
+    def hash_of_record(index: int) -> int:
+        number = bisect_right(first_documents, index) - 1
+        return int(hashes[number][index - first_documents[number]])
+
+    if sample_fingerprint(made_from["documents"], hash_of_record) != made_from["fingerprint"]:
+        raise UserError(
+            "the documents changed while they were tokenized",
+            where=str(folder),
+            remedy="prepare them again with --overwrite once nothing writes to them any more",
+        )
+    targets = any(name.endswith(f".{TARGETS}") for shard in shards for name in shard["files"])
+    content = {**made_from, "targets": targets, **counts, "shards": shards}
+    write_json(folder / MANIFEST, content)
+    (folder / UNFINISHED).unlink()

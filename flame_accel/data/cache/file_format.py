@@ -1,0 +1,143 @@
+"""Files of a token cache: their names, the index entry of a document, the manifest.
+
+    flame_accel_tokens.json   manifest, written last: what the cache was made from, shards, files
+    shard-00000.tokens        tokens of its documents, bos and eos included, without gaps
+    shard-00000.index         an entry of `INDEX_DTYPE` for each document
+    shard-00000.targets       a byte for each token, 1 if it is a target; conversations only
+    shard-00000.info          JSON, written once the shard is complete: files, damaged records
+
+All numbers are little-endian. Until the manifest exists, `prepare.info` says what the cache is
+being made from. No name has a suffix that data files have. Documents are neither encoded nor read
+here.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flame_accel.config.errors import UserError
+from flame_accel.files import find_damaged_file
+
+MANIFEST = "flame_accel_tokens.json"
+UNFINISHED = "prepare.info"
+LOCK = ".prepare.lock"
+FORMAT_VERSION = 1
+TOKENS, INDEX, TARGETS, INFO = "tokens", "index", "targets", "info"
+SHARD_PREFIX = "shard-"
+PLAIN, WITH_TARGETS, EMPTY, DAMAGED = range(4)
+"""Kinds of documents; the last two were skipped and have no tokens."""
+INDEX_DTYPE = np.dtype(
+    [
+        # `record_hashes.record_hash`; 0 if the source itself skipped the record
+        ("hash", "<u8"),
+        ("num_tokens", "<u4"),
+        # of its text in UTF-8
+        ("num_bytes", "<u4"),
+        ("kind", "<u4"),
+        # CRC-32 of its bytes in the file of tokens, continued over those in the file of targets
+        ("crc", "<u4"),
+        # CRC-32 of the fields so far
+        ("check", "<u4"),
+        # of its first token in the shard; with a wrong one, `crc` does not match
+        ("offset", "<u8"),
+    ]
+)
+INDEX_STRUCT = struct.Struct("<QIIIIIQ")
+"""`INDEX_DTYPE` for a single entry."""
+CHECKED_BYTES = 28
+"""Bytes of an entry up to and including `check`."""
+CHECKED_CRC = 0x2144DF1C
+"""CRC-32 of anything that is followed by its own CRC-32."""
+
+
+class IndexEntry(NamedTuple):
+    """What the index says of a document; fields as in `INDEX_DTYPE`."""
+
+    hash: int
+    num_tokens: int
+    num_bytes: int
+    kind: int
+    crc: int
+    check: int
+    offset: int
+
+
+def pack_index_entry(
+    record_hash: int, num_tokens: int, num_bytes: int, kind: int, crc: int, offset: int
+) -> bytes:
+    """An entry as its bytes in the index, with the checksum of its fields."""
+    fields = record_hash, num_tokens, num_bytes, kind, crc
+    check = zlib.crc32(INDEX_STRUCT.pack(*fields, 0, 0)[: CHECKED_BYTES - 4])
+    return INDEX_STRUCT.pack(*fields, check, offset)
+
+
+def shard_file_name(number: int, suffix: str) -> str:
+    """Name of one file of a shard, such as `shard-00000.tokens`."""
+    return f"{SHARD_PREFIX}{number:05}.{suffix}"
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """The smallest unsigned integer type that holds every token id."""
+    return np.min_scalar_type(vocabulary_size - 1).newbyteorder("<")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a finished cache.
+
+    Raises:
+        UserError: it does not exist, is damaged, or has another format version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        unfinished = (folder / UNFINISHED).is_file()
+        raise UserError(
+            "is a token cache that is not finished" if unfinished else f"has no {MANIFEST}",
+            where=str(folder),
+            remedy="run the `prepare` command that started it again: it continues where it stopped"
+            if unfinished
+            else "name a folder that `python -m flame_accel prepare` wrote",
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged_cache_error(folder, f"{MANIFEST} cannot be read") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"is a token cache of format {version}; this version reads format {FORMAT_VERSION}",
+            where=str(folder),
+            remedy="prepare it again, or use the version of flame_accel that wrote it",
+        )
+    return manifest
+
+
+def check_file_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Check that all files exist and have the sizes in the manifest; does not read them.
+
+    Raises:
+        UserError: names the first file that is missing or has another size.
+    """
+    for shard in manifest["shards"]:
+        damage = find_damaged_file(folder, shard["files"])
+        if damage is not None:
+            raise damaged_cache_error(folder, damage)
+
+
+def first_document_indices(shards: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Index of the first document of each shard; `shards` as in the manifest."""
+    return [0, *accumulate(shard["documents"] for shard in shards)][: len(shards)]
+
+
+def damaged_cache_error(folder: Path, damage: str) -> UserError:
+    """The error to raise for a cache whose files are not what was written."""
+    return UserError(
+        f"the token cache is damaged: {damage}",
+        where=str(folder),
+        remedy="restore it from a copy, or write it again with `prepare` and --overwrite",
+    )
