@@ -11,10 +11,10 @@ import datasets
 import pytest
 
 from flame_accel.__main__ import main
-from flame_accel.commands.data import parse_options
+from flame_accel.commands.data import parse_run_options
 from flame_accel.data.tokens.tokenizer import BYTE_TOKENIZER_FOLDER
+from tests.helpers.data_command import MARKED_TEMPLATE
 from tests.helpers.runs import ROOT
-from tests.unit.commands.data.test_command import TEMPLATE
 
 TEXT = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -22,11 +22,11 @@ COMMANDS = [
     line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()
 ]
 PREFIX = ["python", "-m", "flame_accel"]
-TINY_FIELDS = ["--training.batch_size=2", "--training.seq_len=64", "--documents=50", "--rows=1"]
+SMALL_OPTIONS = ["--training.batch_size=2", "--training.seq_len=64", "--documents=50", "--rows=1"]
 
 
 @pytest.fixture
-def house(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def reader_folder(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a reader who has everything that the page names."""
     data = tmp_path / "my_data"
     (data / "books").mkdir(parents=True)
@@ -41,38 +41,40 @@ def house(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
     (data / "talks.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 20)
     shutil.copytree(BYTE_TOKENIZER_FOLDER, tmp_path / "my_chat_tokenizer")
-    (tmp_path / "my_chat_tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
+    (tmp_path / "my_chat_tokenizer" / "chat_template.jinja").write_text(MARKED_TEMPLATE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_every_command_runs(house: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_command_runs(reader_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert len(COMMANDS) > 10
     for command in COMMANDS:
         words = shlex.split(command)
         assert words[:3] == PREFIX and words[3] in ("data", "prepare"), command
         if "HuggingFaceFW" in command:
             # there is no network: that its options are accepted must do
-            parse_options(words[4:])
+            parse_run_options(words[4:])
         elif words[3] == "prepare":
             main([*words[3:], "--processes=1"])
         else:
             small = [
                 flag
-                for flag in TINY_FIELDS
+                for flag in SMALL_OPTIONS
                 if "context_len" not in command or "seq_len" not in flag
             ]
             main([*words[3:], *small])
             assert "rows of step 1, 1 of 2" in capsys.readouterr().out, command
 
 
-def test_the_sample_is_what_is_printed(house: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_sample_is_what_is_printed(reader_folder: Path, capsys: pytest.CaptureFixture[str]):
     texts = [
         f"def {name}(a, b):\n    while b:\n        a, b = b, a % b\n    return a + {number}\n"
         for number, name in enumerate(("gcd", "lcm", "mean", "power", "digits", "factors"))
     ]
-    (house / "code.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    options = ["--training.dataset=code.jsonl", "--model.tokenizer_path=byte", *TINY_FIELDS]
+    (reader_folder / "code.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in texts)
+    )
+    options = ["--training.dataset=code.jsonl", "--model.tokenizer_path=byte", *SMALL_OPTIONS]
     main(["data", *options, "--training.varlen", "--training.seq_len=192"])
     sample = re.search(r"```text\n(.*?)```", TEXT, re.DOTALL)
     assert sample and sample[1] in capsys.readouterr().out

@@ -1,0 +1,129 @@
+"""Statistics of document lengths in tokens: as text with a histogram, and as a picture."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flame_accel.config.errors import UserError
+from flame_accel.files import replace_file
+
+BAR_WIDTH = 40
+"""Longest bar of the text histogram, in characters."""
+
+
+class LengthStatistics(NamedTuple):
+    """Lengths of documents in tokens; each except the mean is the length of a document."""
+
+    minimum: int
+    median: int
+    mean: float
+    percentile_90: int
+    percentile_99: int
+    maximum: int
+
+
+class LengthBin(NamedTuple):
+    """Documents of `low` to `high` tokens."""
+
+    low: int
+    high: int
+    count: int
+
+
+def describe_lengths(lengths: np.ndarray) -> LengthStatistics:
+    """Statistics of lengths, int [documents], of at least one document."""
+    shares = (50, 90, 99)
+    median, percentile_90, percentile_99 = np.percentile(lengths, shares, method="inverted_cdf")
+    return LengthStatistics(
+        minimum=int(lengths.min()),
+        median=int(median),
+        mean=float(lengths.mean()),
+        percentile_90=int(percentile_90),
+        percentile_99=int(percentile_99),
+        maximum=int(lengths.max()),
+    )
+
+
+def bin_lengths(lengths: np.ndarray) -> list[LengthBin]:
+    """Count documents per power of two, from the first to the last bin that holds any.
+
+    Args:
+        lengths: int [documents], each at least 1, of at least one document.
+    """
+    # n = m * 2**e with m in [0.5, 1), exactly
+    exponents = np.frexp(lengths.astype(np.float64))[1] - 1
+    first = int(exponents.min())
+    counts = np.bincount(exponents - first).tolist()
+    return [LengthBin(2**e, 2 ** (e + 1) - 1, count) for e, count in enumerate(counts, first)]
+
+
+def format_lengths(lengths: np.ndarray, limits: Mapping[str, int]) -> Iterator[str]:
+    """Lines for the lengths of documents.
+
+    Args:
+        lengths: int [documents], in tokens, of at least one document.
+        limits: by name, lengths in tokens; the lines say how many documents are longer.
+    """
+    statistics = describe_lengths(lengths)
+    yield (
+        f"lengths    median {statistics.median:,}, mean {statistics.mean:,.1f}, "
+        f"{statistics.minimum:,} to {statistics.maximum:,} tokens"
+    )
+    yield (
+        f"           90% have at most {statistics.percentile_90:,}, "
+        f"99% at most {statistics.percentile_99:,}"
+    )
+    for name, limit in limits.items():
+        longer = int((lengths > limit).sum())
+        yield f"           {longer:,} ({longer / len(lengths):.1%}) longer than {name}, {limit:,}"
+    yield from format_histogram(bin_lengths(lengths))
+
+
+def format_histogram(bins: Sequence[LengthBin]) -> Iterator[str]:
+    """A line with a bar for each bin; the bar has at least one character if any document does."""
+    highest = max(bin.count for bin in bins)
+    for low, high, count in bins:
+        bar = "#" * -(-count * BAR_WIDTH // highest)
+        yield f"{low:>11,} - {high:<11,} {count:>9,} {bar}".rstrip()
+
+
+def save_histogram(
+    path: Path, lengths: Mapping[str, np.ndarray], limits: Mapping[str, int]
+) -> None:
+    """Save a PNG with the distribution of document lengths in each dataset, on a log axis.
+
+    Args:
+        path: of the PNG; its folder is created.
+        lengths: by dataset, int [documents], in tokens, of at least one document.
+        limits: by name, lengths in tokens to mark.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "a picture needs the package matplotlib, which is not installed",
+            where="--output",
+            remedy="pip install matplotlib, or leave --output out",
+        ) from error
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    low = min(int(values.min()) for values in lengths.values())
+    high = max(int(values.max()) for values in lengths.values())
+    edges = np.geomspace(low, high + 1, 49)
+    for name, values in lengths.items():
+        weights = np.full(len(values), 1 / len(values))
+        axes.hist(values, bins=edges.tolist(), weights=weights, histtype="step", label=name)
+    for (name, limit), style in zip(limits.items(), ("--", ":"), strict=False):
+        axes.axvline(limit, color="black", linestyle=style, linewidth=1, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("tokens in a document")
+    axes.set_ylabel("share of the documents")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
