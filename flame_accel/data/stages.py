@@ -15,6 +15,22 @@ from flame_accel.data.cursors import SourceCursor
 from flame_accel.data.documents import Document, Record, Skipped
 
 
+class IndexedRecords(Protocol):
+    """Records in any order: a table; can be pickled."""
+
+    name: str
+    """What the user calls it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record | Skipped: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the records."""
+        ...
+
+
 class IndexedDocuments(Protocol):
     """Documents in any order: a table of records with an encoder, or a token cache."""
 

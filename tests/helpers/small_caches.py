@@ -19,6 +19,7 @@ ORIGIN = CacheOrigin(
 
 class RecordList(list[Record | Skipped]):
     name = "texts"
+    fingerprint = ""
 
 
 class ByteEncoder:

@@ -7,7 +7,6 @@ order, the run, its datasets (`dataset_sampling`, `document_lengths`), how rows 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -22,7 +22,6 @@ from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy, too_many_
 from flame_accel.data.cache.chunk_encoder import (
     BatchEncoder,
     ChunkEncoder,
-    IndexedRecords,
     choose_chunk_length,
     encode_chunks_in_order,
     record_hash_or_zero,
@@ -41,6 +40,7 @@ from flame_accel.data.cache.file_format import (
 )
 from flame_accel.data.cache.shard_writer import ShardWriter, map_record_hashes, read_complete_shard
 from flame_accel.data.sources.record_hashes import sample_fingerprint
+from flame_accel.data.stages import IndexedRecords
 from flame_accel.files import is_temporary, sync_to_disk, write_json
 
 LOCK_TIMEOUT_SECONDS = 5.0

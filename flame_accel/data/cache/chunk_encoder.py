@@ -29,6 +29,7 @@ from flame_accel.data.cache.file_format import (
 )
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.sources.record_hashes import record_hash
+from flame_accel.data.stages import IndexedRecords
 
 CHUNK_BYTES = 1 << 19
 """Approximate text of a chunk: at most about a second of work."""
@@ -39,17 +40,6 @@ hundred times as much memory."""
 NUM_SAMPLED_RECORDS = 64
 CHUNKS_AHEAD = 4
 """Chunks per process that are being encoded or wait to be written."""
-
-
-class IndexedRecords(Protocol):
-    """Records by index, such as `sources.table.Table`; can be pickled."""
-
-    name: str
-    """What the user calls it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record | Skipped: ...
 
 
 class BatchEncoder(Protocol):

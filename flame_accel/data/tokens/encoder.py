@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Conversation, Document, Encode, Record, Skipped
+from flame_accel.data.stages import IndexedRecords
 from flame_accel.data.tokens.chat_template import ChatTemplate, tokens_in_spans
 from flame_accel.data.tokens.text_slicing import SLICE_CHARACTERS, slice_text, space_kept_at_cuts
 from flame_accel.data.tokens.tokenizer import PROBE_TEXT, TOKENIZER_OPTION, encodes_to_bytes
@@ -141,22 +142,6 @@ class Encoder:
         return Document(np.array(ids, dtype=np.int32), np.array(targets, dtype=bool))
 
 
-class RecordTable(Protocol):
-    """Records by index, such as `sources.table.Table`."""
-
-    name: str
-    """What the user calls it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record | Skipped: ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the records."""
-        ...
-
-
 class EncodedTable:
     """Documents of a table, encoded when they are read; skipped ones name their row.
 
@@ -165,7 +150,7 @@ class EncodedTable:
         encode: makes documents of them.
     """
 
-    def __init__(self, table: RecordTable, encode: Encode) -> None:
+    def __init__(self, table: IndexedRecords, encode: Encode) -> None:
         self.name = table.name
         self._table = table
         self._encode = encode

@@ -41,7 +41,7 @@ def die_after(chunks: int, folder: Path, processes: int) -> None:
 
 
 @pytest.mark.parametrize(("processes", "chunks"), [(1, 1), (1, 12), (2, 20)])
-def test_a_killed_prepare_goes_on_to_the_same_bytes(
+def test_a_killed_prepare_resumes_to_the_same_bytes(
     cache: Path, tmp_path: Path, processes: int, chunks: int
 ):
     folder = tmp_path / "killed"
@@ -122,7 +122,7 @@ def test_two_processes_do_not_prepare_the_same_cache(
         write_cache(make_records(), ByteEncoder(), tmp_path, ORIGIN)
 
 
-def test_a_full_disk_is_named_and_the_work_goes_on_later(
+def test_a_full_disk_is_reported_and_the_work_resumes_later(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     real = shard_writer.ChecksummedWriter
@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
         write_cache(make_records(), ByteEncoder(), tmp_path / "file" / "cache", ORIGIN)
 
 
-def test_texts_that_change_meanwhile_are_noticed(tmp_path: Path):
+def test_records_that_change_during_the_work_are_noticed(tmp_path: Path):
     texts = make_records()
 
     def change(progress: CacheProgress) -> None:
@@ -163,7 +163,7 @@ def test_data_without_text_is_refused(tmp_path: Path):
         write_cache(RecordList([Skipped("empty")] * 3), ByteEncoder(), tmp_path / "c", ORIGIN)
 
 
-def test_bad_records_stop_the_work_or_keep_their_places(tmp_path: Path):
+def test_bad_records_stop_the_work_or_keep_their_index(tmp_path: Path):
     texts = make_records()
     texts[100], texts[200] = (Skipped("damaged", f"line {i}", "not UTF-8") for i in (100, 200))
 

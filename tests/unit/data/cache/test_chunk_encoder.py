@@ -32,7 +32,7 @@ def test_any_number_of_processes_writes_the_same_bytes(cache: Path, tmp_path: Pa
         assert read_files(folder) == expected
 
 
-def test_a_process_that_is_killed_is_named(tmp_path: Path):
+def test_a_killed_worker_is_reported(tmp_path: Path):
     class Killed(ByteEncoder):
         def encode_many(self, records: Sequence[Record | Skipped]) -> list[Document | Skipped]:
             os.kill(os.getpid(), signal.SIGKILL)

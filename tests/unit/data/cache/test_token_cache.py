@@ -27,7 +27,7 @@ from tests.helpers.small_caches import (
 )
 
 
-def test_a_document_of_the_cache_is_that_of_the_text(cache: Path):
+def test_documents_of_a_cache_equal_those_of_the_texts(cache: Path):
     documents, texts = open_token_cache(cache), make_records()
     assert len(documents) == len(texts)
     for found, text in zip(documents, texts, strict=True):
@@ -46,7 +46,9 @@ def test_a_document_of_the_cache_is_that_of_the_text(cache: Path):
             documents[index]
 
 
-def test_tokens_are_views_that_outlive_their_shard(cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tokens_are_views_that_stay_valid_after_their_shard_is_closed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(token_cache, "MAX_OPEN_SHARDS", 1)
     documents = open_token_cache(cache)
     kept = [document for document in documents if isinstance(document, Document)]
@@ -64,7 +66,7 @@ def test_a_cache_can_be_sent_to_another_process(cache: Path):
 
 
 @pytest.mark.parametrize("side", [True, False])
-def test_a_side_has_the_documents_that_it_has_online(cache: Path, side: bool):
+def test_each_side_of_a_split_has_the_same_documents_as_without_a_cache(cache: Path, side: bool):
     texts = make_records()
     online = HeldOut(0.3, "evaluation" if side else "training")
     documents = open_token_cache(cache, held_out=(0.3, side))
