@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,27 @@ def test_bad_records_stop_the_work_or_keep_their_index(tmp_path: Path):
     assert documents[200] == texts[200]
     assert documents[7] == Skipped("empty", f"{tmp_path / 'c'}, document 7")
     assert len(documents) == len(texts)
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_an_interrupted_overwrite_never_leaves_half_a_cache_that_opens(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    origin = replace(ORIGIN, add_bos=True)
+    remove, removals = Path.unlink, iter(range(1, 1000))
+
+    def remove_until(path: Path, missing_ok: bool = False) -> None:
+        if next(removals) >= number:
+            raise RuntimeError("killed")
+        remove(path, missing_ok)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+        patched.setattr(Path, "unlink", remove_until)
+        write_cache(make_records(), ByteEncoder(), cache, origin, overwrite=True)
+    if number == 1:
+        assert len(open_token_cache(cache)) == len(make_records())
+    else:
+        with pytest.raises(UserError, match=r"has no flame_accel_tokens|not finished"):
+            open_token_cache(cache)
+    assert write_cache(make_records(), ByteEncoder(), cache, origin, overwrite=True)
+    assert len(open_token_cache(cache, add_bos=True)) == len(make_records())
