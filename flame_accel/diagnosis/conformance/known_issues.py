@@ -38,7 +38,7 @@ def known_issues(model_type: str, device: str) -> dict[str, str]:
         device: "cpu", which stands for our kernels wherever they run, or "cuda" for fla's.
     """
     return {
-        hole.law: hole.reason
-        for hole in KNOWN_ISSUES
-        if model_type in hole.models.split() and device in hole.devices.split()
+        issue.law: issue.reason
+        for issue in KNOWN_ISSUES
+        if model_type in issue.models.split() and device in issue.devices.split()
     }

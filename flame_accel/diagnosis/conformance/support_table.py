@@ -65,7 +65,7 @@ def explain_broken_laws(results: Mapping[str, Any], model_type: str) -> dict[str
 
 
 def render_page(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page: a row for each model, then the reason of every hole.
+    """The page: a row for each model, then the reason of every issue.
 
     Args:
         results: by kind of device, as `load_results` gives them.

@@ -18,9 +18,9 @@ from flame_accel.models.catalogue import registered_config_classes, tiny_config
 MIXING = {
     kernels: {
         name
-        for hole in KNOWN_ISSUES
-        if hole.law == DOCUMENTS_APART and device in hole.devices.split()
-        for name in hole.models.split()
+        for issue in KNOWN_ISSUES
+        if issue.law == DOCUMENTS_APART and device in issue.devices.split()
+        for name in issue.models.split()
     }
     for kernels, device in {"torch": "cpu", "triton": "cuda"}.items()
 }
