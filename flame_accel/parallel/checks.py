@@ -1,7 +1,7 @@
 """Checks of what a launch and `prepare` gave, compared with what was asked for.
 
-Every check raises before the first step: a run that is spread over its processes in another way
-than asked for trains well enough to be noticed late. Options that an engine does not support are
+Every check raises before the first step: a run that is distributed in another way than asked for
+trains well enough to be noticed late. Options that an engine does not support are
 refused in `option_checks`.
 """
 
@@ -82,7 +82,7 @@ def check_initial_weights(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes == 1:
         return
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    # TP ranks are neighbours; once sharded, they hold different parts
+    # TP ranks are neighbors; once sharded, they hold different parts
     num_parts = tp_size(accelerator) if sharded else 1
     checksums = torch.stack([_bit_checksum(local_tensor(p)) for p in model.parameters()])
     # [copies, parts, parameters]

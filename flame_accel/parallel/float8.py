@@ -97,12 +97,14 @@ def convert_to_float8(model: PreTrainedModel, config: Float8Config) -> None:
         for weight in weights:
             # accelerate identifies parameters by address, which torchao's wrapper does not have
             weight.data_ptr = weight._tensor.data_ptr
-    share = sum(weight.numel() for weight in weights) / sum(p.numel() for p in model.parameters())
+    fraction = sum(weight.numel() for weight in weights) / sum(
+        p.numel() for p in model.parameters()
+    )
     logger.info(
         "8-bit floats (%s): %d linear layers with %.0f%% of the parameters",
         config.recipe_name,
         len(chosen),
-        100 * share,
+        100 * fraction,
     )
 
 

@@ -1,6 +1,6 @@
 """Which ranks read the same rows: data-parallel (DP) and tensor-parallel (TP) sizes and groups.
 
-The ranks of a TP group are neighbours; they share every matrix and read the same rows. Nothing here
+The ranks of a TP group are neighbors; they share every matrix and read the same rows. Nothing here
 communicates; sums over ranks live in `collectives`.
 """
 

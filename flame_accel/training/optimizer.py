@@ -68,7 +68,7 @@ def build_optimizer(
     groups = parameter_groups(model, config.weight_decay)
     build: Any = OPTIMIZERS[config.name]
     if config.name == "Muon":
-        groups = list(_separate_matrices(groups, hidden_matrices(model)))
+        groups = list(_separate_matrices(groups, find_hidden_matrices(model)))
     if config.early_step_in_backward:
         build = partial(OptimizerInBackward, decoupled_weight_decay=config.name == "AdamW")
     return build(
@@ -80,7 +80,7 @@ def build_optimizer(
     )
 
 
-def hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
+def find_hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
     """The weights of a model's linear layers, without its head and embeddings.
 
     No norms, biases, convolutions or decay parameters, and no matrix of a single row or column.

@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks launches of train.py from itself.
+"""A process that has imported everything and forks launches of train.py.
 
 `accelerate launch` starts each rank as a fresh Python, which imports for ten seconds before it
 trains for one. This server imports once; a launch then runs accelerate's own launcher in a fork,
@@ -28,16 +28,16 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def serve() -> None:
+def serve_requests() -> None:
     """Answers requests until the input ends."""
-    import_all()
+    import_everything()
     print("ready", flush=True)
     for line in sys.stdin:
-        print(launch_apart(**json.loads(line)), flush=True)
+        print(launch_in_own_group(**json.loads(line)), flush=True)
 
 
-def import_all() -> None:
-    """What every rank would import; nothing is computed, so that forking is safe."""
+def import_everything() -> None:
+    """Imports what every rank would import; nothing is computed, so that forking is safe."""
     import tempfile
 
     importlib.import_module("torch.distributed.run")
@@ -54,18 +54,18 @@ def import_all() -> None:
     tempfile.gettempdir()
 
 
-def launch_apart(
+def launch_in_own_group(
     arguments: list[str], environment: dict[str, str], output: str, seconds: float
 ) -> int:
-    """Runs a launch in a process group of its own; ends all of it when the time is up."""
+    """Runs a launch in its own process group, all of which is killed when the time is up."""
     child = os.fork()
     if child == 0:
         os.setsid()
-        replace_output(output)
+        redirect_output(output)
         os.environ.clear()
         os.environ.update(environment)
-        leave_with(lambda: launch(arguments))
-    code = wait_for({child}, seconds)
+        run_then_exit(lambda: launch(arguments))
+    code = wait_for_exit_code({child}, seconds)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     if code is None:
@@ -81,12 +81,12 @@ def launch(arguments: list[str]) -> None:
     from accelerate.commands import launch as launcher
 
     torch.distributed.run.run = fork_ranks
-    launcher.subprocess = ForkedPrograms
+    launcher.subprocess = ForkingSubprocess
     launcher.launch_command(launcher.launch_command_parser().parse_args(arguments))
 
 
-class ForkedPrograms:
-    """Stands for `subprocess` in accelerate's launcher of one process."""
+class ForkingSubprocess:
+    """Replaces `subprocess` in accelerate's launcher of one process."""
 
     PIPE = subprocess.PIPE
     CalledProcessError = subprocess.CalledProcessError
@@ -103,12 +103,12 @@ class ForkedPrograms:
             child = os.fork()
             if child == 0:
                 os.environ.update(self.environment)
-                leave_with(lambda: run_script(self.command[1:]))
-            self.returncode = wait_for({child}, None) or 0
+                run_then_exit(lambda: run_script(self.command[1:]))
+            self.returncode = wait_for_exit_code({child}, None) or 0
 
 
 def fork_ranks(args: Any) -> None:
-    """Stands for torchrun's agent: the ranks of this machine with the variables that it gives."""
+    """Replaces torchrun's agent: forks this machine's ranks with the variables that it sets."""
     local, machines = int(args.nproc_per_node), int(str(args.nnodes).split(":")[0])
     assert machines == 1, "several machines are launched by tests/laws/test_nodes.py"
     with socket.socket() as probe:
@@ -127,9 +127,9 @@ def fork_ranks(args: Any) -> None:
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )
-            leave_with(lambda: run_script([args.training_script, *args.training_script_args]))
+            run_then_exit(lambda: run_script([args.training_script, *args.training_script_args]))
         children.add(child)
-    code = wait_for(children, None)
+    code = wait_for_exit_code(children, None)
     for child in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -138,13 +138,13 @@ def fork_ranks(args: Any) -> None:
 
 
 def run_script(command: list[str]) -> None:
-    """A Python script with its arguments, as `__main__`."""
+    """Runs a Python script with its arguments, as `__main__`."""
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
 
-def leave_with(work: Any) -> NoReturn:
-    """Ends this process after some work with the exit code that Python would give."""
+def run_then_exit(work: Any) -> NoReturn:
+    """Runs a function, then ends this process with the exit code that Python would give."""
     code = 1
     try:
         work()
@@ -161,8 +161,8 @@ def leave_with(work: Any) -> NoReturn:
         os._exit(code)
 
 
-def wait_for(children: set[int], seconds: float | None) -> int | None:
-    """The first exit code other than 0, or 0 when all have ended; None when the time is up."""
+def wait_for_exit_code(children: set[int], seconds: float | None) -> int | None:
+    """The first exit code other than 0, or 0 when all have ended; None after `seconds`."""
     deadline = None if seconds is None else time.monotonic() + seconds
     while children:
         child, status = os.waitpid(-1 if len(children) > 1 else min(children), os.WNOHANG)
@@ -178,8 +178,8 @@ def wait_for(children: set[int], seconds: float | None) -> int | None:
     return 0
 
 
-def replace_output(path: str) -> None:
-    """Sends what this process and its children print to a file."""
+def redirect_output(path: str) -> None:
+    """Redirects what this process and its children print to a file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
@@ -189,4 +189,4 @@ def replace_output(path: str) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve_requests()

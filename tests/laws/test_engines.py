@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 
 class Engine(NamedTuple):
-    """A file of accelerate_configs/, its ranks, and how many of them read rows of their own."""
+    """A file of accelerate_configs/, its processes, and its number of data-parallel ranks."""
 
     config: str
     processes: int
@@ -50,7 +50,7 @@ REFERENCE = ("one process", 1)
 
 
 class Curve(NamedTuple):
-    """What a run shows, step by step, and of the model at its end."""
+    """What a run records: losses and gradient norms by step, and the final validation loss."""
 
     losses: list[float]
     norms: list[float]
@@ -58,7 +58,7 @@ class Curve(NamedTuple):
 
 
 def read_curve(run_folder: Path) -> Curve:
-    """The curve of the records of a run, which has one for every step."""
+    """The curve of a run that recorded every step."""
     records = read_records(run_folder)
     return Curve(
         [record["train/loss"] for record in records],
@@ -67,8 +67,8 @@ def read_curve(run_folder: Path) -> Curve:
     )
 
 
-def difference(curve: Curve, reference: Curve) -> float:
-    """Largest relative difference of any value of two curves."""
+def largest_relative_difference(curve: Curve, reference: Curve) -> float:
+    """The largest relative difference between any two values of two curves."""
     pairs = itertools.chain(
         zip(curve.losses, reference.losses, strict=True),
         zip(curve.norms, reference.norms, strict=True),
@@ -79,7 +79,7 @@ def difference(curve: Curve, reference: Curve) -> float:
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory) -> list[Path]:
-    """Ragged texts, conversations in which only what the assistant says is a target, and texts."""
+    """Ragged texts, conversations whose targets are what the assistant says, validation texts."""
     folder = tmp_path_factory.mktemp("ragged")
     texts = [{"text": f"document {i}: " + "abc def " * (i * 7 % 23)} for i in range(60)]
     chats = [
@@ -103,7 +103,7 @@ def corpora(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
-    """Bytes, with a template for conversations that marks what the assistant says."""
+    """The byte tokenizer, with a chat template that marks what the assistant says."""
     folder = tmp_path_factory.mktemp("tokenizer") / "bytes"
     shutil.copytree(ROOT / "flame_accel/data/tokens/byte_tokenizer", folder)
     template = (
@@ -116,18 +116,18 @@ def tokenizer(tmp_path_factory) -> Path:
 
 
 class Runs:
-    """Runs by engine and accumulation, each made once."""
+    """Runs by engine and accumulation; each is launched once."""
 
     def __init__(self, root: Path, corpora: list[Path], model: Path, tokenizer: Path) -> None:
         self.root, self.corpora, self.model, self.tokenizer = root, corpora, model, tokenizer
         self.curves: dict[tuple[str, int], Curve] = {}
 
     def folder(self, name: str, accumulation: int) -> Path:
-        """Where a run is."""
+        """The folder of a run."""
         return self.root / f"{name} {accumulation}".replace(" ", "-")
 
     def launch(self, name: str, accumulation: int, folder: Path) -> None:
-        """Trains, or goes on, in a folder."""
+        """Trains in a folder, or resumes from what is there."""
         engine = ENGINES[name]
         texts, chats, held_out = self.corpora
         options = {
@@ -162,8 +162,8 @@ class Runs:
             self.curves[key] = read_curve(folder)
         return self.curves[key]
 
-    def resumed(self, saved_by: tuple[str, int], loaded_by: tuple[str, int], folder: Path) -> Curve:
-        """The curve of a run that is saved by one engine and goes on under another."""
+    def resume(self, saved_by: tuple[str, int], loaded_by: tuple[str, int], folder: Path) -> Curve:
+        """The curve of a run that is saved by one engine and resumed by another."""
         self.curve(*saved_by)
         shutil.copytree(self.folder(*saved_by), folder)
         shutil.rmtree(folder / f"checkpoint/step-{STEPS}")
@@ -176,13 +176,13 @@ class Runs:
 def runs(tmp_path_factory, corpora, tiny_model, tokenizer, request):
     made = Runs(tmp_path_factory.mktemp("engines"), corpora, tiny_model, tokenizer)
     yield made
-    wanted = request.config.getoption("--engines-table")
+    wanted = request.config.getoption("--engines-format_table")
     if wanted:
-        Path(wanted).write_text(table(made.curves))
+        Path(wanted).write_text(format_table(made.curves))
 
 
-def table(curves: dict[tuple[str, int], Curve]) -> str:
-    """Losses and gradient norms of all runs, and how far they are from the first."""
+def format_table(curves: dict[tuple[str, int], Curve]) -> str:
+    """A Markdown table of all runs, with their difference from the reference."""
     shown = (1, 5, 10, 20)
     reference = curves[REFERENCE]
     heads = ["engine", "accumulation"]
@@ -193,12 +193,12 @@ def table(curves: dict[tuple[str, int], Curve]) -> str:
         values = [curve.losses[step - 1] for step in shown]
         values += [curve.norms[step - 1] for step in shown]
         numbers = [f"{value:.6f}" for value in [*values, curve.validation]]
-        apart = f"{difference(curve, reference):.1e}"
+        apart = f"{largest_relative_difference(curve, reference):.1e}"
         rows.append([name, str(accumulation), *numbers, apart])
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-# four processes on two cores wait for each other the more often the more micro-batches there are
+# on two cores, four processes wait for each other in every micro-batch
 SETTINGS = [
     pytest.param(
         name,
@@ -212,12 +212,15 @@ SETTINGS = [
 
 @pytest.mark.covers_option("training.data_parallel_replicate_degree")
 @pytest.mark.parametrize(("name", "accumulation"), SETTINGS)
-def test_losses_and_gradient_norms_are_those_of_one_process(runs, name, accumulation):
-    assert difference(runs.curve(name, accumulation), runs.curve(*REFERENCE)) < TOLERANCE
+def test_losses_and_gradient_norms_equal_those_of_one_process(runs, name, accumulation):
+    assert (
+        largest_relative_difference(runs.curve(name, accumulation), runs.curve(*REFERENCE))
+        < TOLERANCE
+    )
 
 
 def test_the_data_is_ragged_and_has_masked_targets(runs):
-    """Else the equality of the engines would say little."""
+    """Otherwise the equality of the engines would say little."""
     runs.curve(*REFERENCE)
     record = read_records(runs.folder(*REFERENCE))[-1]
     assert record["data/packing_efficiency"] < 0.99
@@ -241,13 +244,13 @@ CYCLE = [
 @pytest.mark.parametrize(
     ("saved_by", "loaded_by"), list(zip(CYCLE, [*CYCLE[1:], CYCLE[0]], strict=True))
 )
-def test_a_checkpoint_of_any_engine_goes_on_under_another(runs, tmp_path, saved_by, loaded_by):
-    curve = runs.resumed((saved_by, 1), (loaded_by, 2), tmp_path / "moved")
-    assert difference(curve, runs.curve(*REFERENCE)) < TOLERANCE
+def test_a_checkpoint_of_any_engine_resumes_under_another(runs, tmp_path, saved_by, loaded_by):
+    curve = runs.resume((saved_by, 1), (loaded_by, 2), tmp_path / "moved")
+    assert largest_relative_difference(curve, runs.curve(*REFERENCE)) < TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("saved_by", "loaded_by"), list(itertools.permutations(ENGINES, 2)))
-def test_a_checkpoint_of_any_engine_goes_on_under_every_other(runs, tmp_path, saved_by, loaded_by):
-    curve = runs.resumed((saved_by, 1), (loaded_by, 1), tmp_path / "moved")
-    assert difference(curve, runs.curve(*REFERENCE)) < TOLERANCE
+def test_a_checkpoint_of_any_engine_resumes_under_every_other(runs, tmp_path, saved_by, loaded_by):
+    curve = runs.resume((saved_by, 1), (loaded_by, 1), tmp_path / "moved")
+    assert largest_relative_difference(curve, runs.curve(*REFERENCE)) < TOLERANCE

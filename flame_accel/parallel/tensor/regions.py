@@ -30,7 +30,7 @@ class Region(NamedTuple):
 def check_tensor_parallel_support(
     config: PreTrainedConfig, degree: int, *, loss_parallel: bool, trust_remote_code: bool = False
 ) -> None:
-    """Checks that a model can be sharded over so many TP ranks, without memory for its weights.
+    """Checks that a model supports a TP degree, without allocating memory for its weights.
 
     Args:
         config: Config of the model to train.

@@ -31,7 +31,7 @@ BOUNDARIES = torch.tensor([0, 3, 33, 70, 71, 96], dtype=torch.int32)
 IDS = torch.randint(256, (1, 96), generator=torch.Generator().manual_seed(0))
 LONG = torch.randint(256, (1, 1024), generator=torch.Generator().manual_seed(0))
 SOFTMAX = {"layers": [1], "num_heads": 2, "num_kv_heads": 1}
-VARIANTS = {
+CASES = {
     **{name: (name, {}) for name in sorted(registered_config_classes())},
     "gla with attention and a convolution": ("gla", {"attn": SOFTMAX, "use_short_conv": True}),
     "gla with tied weights": ("gla", {"tie_word_embeddings": True}),
@@ -43,7 +43,7 @@ calls: list[str] = []
 
 @pytest.fixture(autouse=True, scope="module")
 def counted_operators() -> Iterator[None]:
-    """Notes the operators that a model calls in `calls`, but not those that these call."""
+    """Records the operators that a model calls in `calls`, but not those that these call."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     inside: list[Any] = []
@@ -80,8 +80,8 @@ def build(model_type: str, mode: str | None = None, **changes: Any) -> PreTraine
     return model
 
 
-def backward(model: PreTrainedModel, **inputs: Any) -> tuple[Tensor, list[Tensor | None], int]:
-    """Loss, gradients, and how many operators the backward pass called."""
+def run_backward(model: PreTrainedModel, **inputs: Any) -> tuple[Tensor, list[Tensor | None], int]:
+    """Loss, gradients, and the number of operators that the backward pass called."""
     torch.manual_seed(1)
     loss = model(input_ids=IDS, labels=IDS, **inputs).loss
     calls.clear()
@@ -89,30 +89,30 @@ def backward(model: PreTrainedModel, **inputs: Any) -> tuple[Tensor, list[Tensor
     return loss.detach(), [parameter.grad for parameter in model.parameters()], len(calls)
 
 
-def equal(one: Tensor | None, other: Tensor | None) -> bool:
+def equal_or_both_none(one: Tensor | None, other: Tensor | None) -> bool:
     return one is other if one is None or other is None else torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", CASES)
 def test_gradients_are_the_same_bits_and_op_runs_no_operator_twice(name: str) -> None:
-    model_type, changes = VARIANTS[name]
+    model_type, changes = CASES[name]
     packed = {} if model_type == "cat" else {"cu_seqlens": BOUNDARIES}
-    loss, gradients, _ = backward(build(model_type, **changes), **packed)
+    loss, gradients, _ = run_backward(build(model_type, **changes), **packed)
     modes = ["full", "second"] if model_type == "log_linear_mamba2" else ["full", "second", "op"]
     for mode in modes:
         model = build(model_type, mode, **changes)
-        same_loss, same_gradients, called = backward(model, **packed)
+        same_loss, same_gradients, called = run_backward(model, **packed)
         assert torch.equal(same_loss, loss), mode
-        assert all(map(equal, same_gradients, gradients)), mode
+        assert all(map(equal_or_both_none, same_gradients, gradients)), mode
         assert (called > 0) == (mode != "op"), mode
 
 
-def test_a_row_with_padding_and_one_without_documents() -> None:
+def test_rows_with_padding_and_without_documents_have_the_same_gradients() -> None:
     for inputs in ({}, {"attention_mask": torch.cat((torch.zeros(1, 9), torch.ones(1, 87)), 1)}):
-        loss, gradients, _ = backward(build("gated_deltanet"), **inputs)
-        same_loss, same_gradients, called = backward(build("gated_deltanet", "op"), **inputs)
+        loss, gradients, _ = run_backward(build("gated_deltanet"), **inputs)
+        same_loss, same_gradients, called = run_backward(build("gated_deltanet", "op"), **inputs)
         assert torch.equal(same_loss, loss)
-        assert all(map(equal, same_gradients, gradients))
+        assert all(map(equal_or_both_none, same_gradients, gradients))
         assert called == 0
 
 
@@ -125,14 +125,14 @@ def test_dropout_draws_the_same_numbers_again(mode: str) -> None:
                 part.register_forward_hook(lambda module, inputs, y: nn.functional.dropout(y, 0.5))
         return model
 
-    loss, gradients, _ = backward(build_with_dropout(None), cu_seqlens=BOUNDARIES)
-    same_loss, same_gradients, _ = backward(build_with_dropout(mode), cu_seqlens=BOUNDARIES)
+    loss, gradients, _ = run_backward(build_with_dropout(None), cu_seqlens=BOUNDARIES)
+    same_loss, same_gradients, _ = run_backward(build_with_dropout(mode), cu_seqlens=BOUNDARIES)
     assert torch.equal(same_loss, loss)
-    assert all(map(equal, same_gradients, gradients))
+    assert all(map(equal_or_both_none, same_gradients, gradients))
 
 
-class Ledger(TorchDispatchMode):
-    """Every storage that operators of torch allocate."""
+class AllocationLedger(TorchDispatchMode):
+    """Records every storage that operators of torch allocate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,9 +150,9 @@ class Ledger(TorchDispatchMode):
         return sum(size for storage, size in self.storages.values() if not storage.expired())
 
 
-def kept_bytes(model: PreTrainedModel) -> int:
-    """What lives between forward and backward."""
-    with Ledger() as ledger:
+def saved_bytes(model: PreTrainedModel) -> int:
+    """Bytes that are allocated between forward and backward."""
+    with AllocationLedger() as ledger:
         loss = model(input_ids=LONG, labels=LONG).loss
         kept = ledger.live_bytes()
     assert loss.requires_grad
@@ -160,31 +160,31 @@ def kept_bytes(model: PreTrainedModel) -> int:
 
 
 @pytest.mark.parametrize("model_type", ["gla", "gated_deltanet", "transformer"])
-def test_memory_falls_from_none_over_every_second_and_op_to_full(model_type: str) -> None:
+def test_saved_memory_falls_from_none_to_second_to_op_to_full(model_type: str) -> None:
     none, second, op, full = (
-        kept_bytes(build(model_type, mode, num_hidden_layers=4))
+        saved_bytes(build(model_type, mode, num_hidden_layers=4))
         for mode in (None, "second", "op", "full")
     )
     assert full < op < second < none
     assert op < 0.5 * none
 
 
-def left_bytes(model: PreTrainedModel, use: Callable[[PreTrainedModel], Any]) -> int:
-    """What lives on when a model was used as it has been used before."""
+def leaked_bytes(model: PreTrainedModel, use: Callable[[PreTrainedModel], Any]) -> int:
+    """Bytes that stay allocated after a second use of a model."""
     use(model)
-    with Ledger() as ledger:
+    with AllocationLedger() as ledger:
         use(model)
     for parameter in model.parameters():
         ledger.storages.pop(parameter.untyped_storage()._cdata, None)
     return ledger.live_bytes()
 
 
-def train(model: PreTrainedModel) -> None:
+def run_step(model: PreTrainedModel) -> None:
     model(input_ids=IDS, labels=IDS, cu_seqlens=BOUNDARIES).loss.backward()
     model.zero_grad()
 
 
-def go_no_further(model: PreTrainedModel) -> None:
+def run_forward_only(model: PreTrainedModel) -> None:
     model(input_ids=IDS, labels=IDS, cu_seqlens=BOUNDARIES)
 
 
@@ -194,19 +194,19 @@ def evaluate(model: PreTrainedModel) -> None:
         model(input_ids=IDS, cu_seqlens=BOUNDARIES)
 
 
-@pytest.mark.parametrize("use", [train, go_no_further, evaluate])
-def test_nothing_is_left_behind_even_without_garbage_collection(
+@pytest.mark.parametrize("use", [run_step, run_forward_only, evaluate])
+def test_nothing_leaks_even_without_garbage_collection(
     use: Callable[[PreTrainedModel], None],
 ) -> None:
     gc.disable()
     try:
-        plain, *recomputed = (left_bytes(build("gla", mode), use) for mode in (None, *MODES))
+        plain, *recomputed = (leaked_bytes(build("gla", mode), use) for mode in (None, *MODES))
     finally:
         gc.enable()
     assert recomputed == [plain] * 3
 
 
-def test_evaluation_and_generation_are_as_without() -> None:
+def test_evaluation_and_generation_do_not_change() -> None:
     model, plain = build("gla", "op").eval(), build("gla").eval()
     with torch.no_grad():
         assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
@@ -214,17 +214,19 @@ def test_evaluation_and_generation_are_as_without() -> None:
     assert torch.equal(model.generate(IDS, **options), plain.generate(IDS, **options))
 
 
-def test_two_backward_passes_through_one_forward_pass() -> None:
+def test_two_backward_passes_through_one_forward_accumulate() -> None:
     model, plain = build("gla", "op"), build("gla")
     for m in (model, plain):
         loss = m(input_ids=IDS, labels=IDS).loss
         loss.backward(retain_graph=True)
         loss.backward()
     gradients = [parameter.grad for parameter in plain.parameters()]
-    assert all(map(equal, [parameter.grad for parameter in model.parameters()], gradients))
+    assert all(
+        map(equal_or_both_none, [parameter.grad for parameter in model.parameters()], gradients)
+    )
 
 
-def test_a_result_that_was_written_to_is_not_used_again() -> None:
+def test_an_output_that_was_written_to_is_not_reused() -> None:
     model = build("transformer", "op")
 
     def write(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -245,10 +247,10 @@ def test_names_stay_and_copies_are_independent(mode: str) -> None:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.zero_()
-    loss, gradients, _ = backward(model)
-    plain_loss, plain_gradients, _ = backward(plain)
+    loss, gradients, _ = run_backward(model)
+    plain_loss, plain_gradients, _ = run_backward(plain)
     assert torch.equal(loss, plain_loss)
-    assert all(map(equal, gradients, plain_gradients))
+    assert all(map(equal_or_both_none, gradients, plain_gradients))
     assert all(parameter.grad is None for parameter in twin.parameters())
 
 
@@ -271,7 +273,7 @@ def test_every_nth_block_is_recomputed(option: str, recomputed: list[int]) -> No
     assert [index for index, times in enumerate(passes) if times == 2] == recomputed
 
 
-def test_more_blocks_than_there_are_are_refused() -> None:
+def test_a_number_above_that_of_the_blocks_is_refused() -> None:
     config = ActivationCheckpointConfig(mode="selective", selective_ac_option="3")
     with pytest.raises(UserError, match="the model has 2 blocks") as caught:
         checkpoint_activations(build("gla"), config)
@@ -290,13 +292,13 @@ def llama() -> PreTrainedModel:
 def test_a_model_of_transformers_is_recomputed_by_its_blocks(mode: str) -> None:
     model = llama()
     checkpoint_activations(model, MODES[mode])
-    loss, gradients, _ = backward(model)
-    plain_loss, plain_gradients, _ = backward(llama())
+    loss, gradients, _ = run_backward(model)
+    plain_loss, plain_gradients, _ = run_backward(llama())
     assert torch.equal(loss, plain_loss)
-    assert all(map(equal, gradients, plain_gradients))
+    assert all(map(equal_or_both_none, gradients, plain_gradients))
 
 
-def test_op_is_refused_where_no_result_could_be_kept() -> None:
+def test_op_is_refused_where_no_output_could_be_saved() -> None:
     with pytest.raises(UserError, match="LlamaForCausalLM calls none of fla's operators"):
         checkpoint_activations(llama(), MODES["op"])
     with pytest.raises(UserError, match="LogLinearMamba2ForCausalLM recompute their operator"):
@@ -306,14 +308,14 @@ def test_op_is_refused_where_no_result_could_be_kept() -> None:
 PACKED = {"training.varlen": True, "training.context_len": 24, "training.steps": 4}
 
 
-def curve(run_folder: Path) -> list[float]:
+def read_curve(run_folder: Path) -> list[float]:
     names = ("train/loss", "optimizer/grad_norm", "eval/loss")
     return [record[name] for record in read_records(run_folder) for name in names if name in record]
 
 
 @pytest.mark.covers_option("activation_checkpoint.mode")
 @pytest.mark.parametrize("option", ["2", "op"])
-def test_a_run_has_the_losses_of_one_that_keeps_everything(
+def test_a_run_has_the_losses_of_one_that_saves_everything(
     option, flags, corpus, train_here, tmp_path
 ) -> None:
     changes = {"evaluation.dataset": corpus, **PACKED}
@@ -321,8 +323,8 @@ def test_a_run_has_the_losses_of_one_that_keeps_everything(
     changes["activation_checkpoint.mode"] = "selective"
     changes["activation_checkpoint.selective_ac_option"] = option
     train_here(flags(**{"job.dump_folder": tmp_path / "recomputed"}, **changes))
-    assert len(curve(tmp_path / "plain")) == 9
-    assert curve(tmp_path / "recomputed") == curve(tmp_path / "plain")
+    assert len(read_curve(tmp_path / "plain")) == 9
+    assert read_curve(tmp_path / "recomputed") == read_curve(tmp_path / "plain")
 
 
 @pytest.mark.distributed
@@ -338,4 +340,4 @@ def test_several_processes_recompute_to_the_same_losses(
         "activation_checkpoint.selective_ac_option": "op",
     }
     launch(flags(**{**PACKED, **changes}), config=config, processes=2)
-    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+    assert read_curve(tmp_path / "two") == pytest.approx(read_curve(tmp_path / "one"), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Compiled blocks: the same losses, compiled once whatever the documents, all else as it was."""
+"""Compiled blocks: the same losses, one compilation for all documents, no other change."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ OP = ActivationCheckpointConfig(mode="selective", selective_ac_option="op")
 
 @pytest.fixture(autouse=True)
 def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Graphs as the compiler cuts them, run as they are: what inductor makes of them is a test."""
+    """Runs the graphs that the compiler traces as they are; a test of its own uses inductor."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
@@ -59,7 +59,7 @@ def ragged_batches(steps: int) -> Iterator[dict[str, torch.Tensor]]:
         yield {"input_ids": ids, "labels": ids, "cu_seqlens": torch.cat(ends).int()}
 
 
-def num_graphs() -> int:
+def count_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
@@ -80,11 +80,11 @@ def assert_same_training(model: PreTrainedModel, plain: PreTrainedModel, steps: 
         optimizer.step()
         with torch.no_grad():
             model.eval()(**batch, use_cache=False)
-        graphs.append(num_graphs())
+        graphs.append(count_graphs())
     assert 0 < graphs[0] == graphs[-1]
 
 
-def test_twenty_ragged_steps_compile_once_and_op_runs_no_operator_twice() -> None:
+def test_ragged_steps_compile_once_and_op_runs_no_operator_twice() -> None:
     calls: list[str] = []
 
     def count(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -110,7 +110,7 @@ def test_twenty_ragged_steps_compile_once_and_op_runs_no_operator_twice() -> Non
 
 # by mixer: generation of PaTH forbids to compile; the other cuts batches document by document
 @pytest.mark.parametrize("model_type", ["path_attn", "mamba3"])
-def test_mixers_that_need_care_compile_once(model_type: str, monkeypatch) -> None:
+def test_mixers_with_graph_breaks_of_their_own_compile_once(model_type: str, monkeypatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "eager")
     model = build(model_type, num_hidden_layers=1)
     compile_blocks(model)
@@ -125,7 +125,7 @@ def test_evaluation_and_generation_are_not_compiled() -> None:
         assert torch.equal(model(input_ids=ids).logits, plain(input_ids=ids).logits)
     options = {"max_new_tokens": 4, "do_sample": False}
     assert torch.equal(model.generate(ids, **options), plain.generate(ids, **options))
-    assert num_graphs() == 0
+    assert count_graphs() == 0
 
 
 def test_a_model_of_transformers_is_compiled_once_for_all_layers() -> None:
@@ -140,10 +140,12 @@ def test_a_model_of_transformers_is_compiled_once_for_all_layers() -> None:
     ids = next(ragged_batches(1))["input_ids"]
     losses = [m.train()(input_ids=ids, labels=ids).loss.item() for m in (model, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert num_graphs() == 1
+    assert count_graphs() == 1
 
 
-def test_a_missing_compiler_is_told_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_noticed_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler; there is no no-such-compiler"):
         check_compiler(torch.device("cpu"))
@@ -154,7 +156,7 @@ def test_a_missing_compiler_is_told_beforehand(monkeypatch: pytest.MonkeyPatch) 
 PACKED = {"training.varlen": True, "training.context_len": 24, "training.steps": 3}
 
 
-def curve(run_folder: Path) -> list[float]:
+def read_curve(run_folder: Path) -> list[float]:
     names = ("train/loss", "optimizer/grad_norm", "eval/loss")
     return [record[name] for record in read_records(run_folder) for name in names if name in record]
 
@@ -170,8 +172,10 @@ def test_a_run_has_the_losses_of_one_that_is_not_compiled(
     changes |= {"job.dump_folder": tmp_path / "compiled", "training.compile": True}
     changes["activation_checkpoint.mode"] = "full"
     train_here(flags(**changes))
-    assert num_graphs() > 0
-    assert curve(tmp_path / "compiled") == pytest.approx(curve(tmp_path / "plain"), rel=1e-5)
+    assert count_graphs() > 0
+    assert read_curve(tmp_path / "compiled") == pytest.approx(
+        read_curve(tmp_path / "plain"), rel=1e-5
+    )
     assert (tmp_path / "compiled/hf/config.json").exists()
 
 
@@ -189,4 +193,4 @@ def test_sharded_blocks_compile_and_recompute_to_the_same_losses(
         "activation_checkpoint.selective_ac_option": "op",
     }
     launch(flags(**{**PACKED, **changes}), config="fsdp2", processes=2)
-    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+    assert read_curve(tmp_path / "two") == pytest.approx(read_curve(tmp_path / "one"), rel=1e-5)

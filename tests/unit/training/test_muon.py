@@ -9,7 +9,7 @@ from torch import Tensor
 from flame_accel.config import OptimizerConfig
 from flame_accel.training import build_optimizer, muon
 from flame_accel.training.muon import orthogonalize
-from flame_accel.training.optimizer import hidden_matrices
+from flame_accel.training.optimizer import find_hidden_matrices
 from tests.helpers.optimizers import (
     HYPERPARAMETERS,
     SINGLE_PROCESS,
@@ -54,7 +54,7 @@ def test_muon_follows_its_formulas_on_hidden_matrices_and_adamw_on_the_rest():
     adamw = build_optimizer(
         SINGLE_PROCESS, adamw_model, OptimizerConfig(name="AdamW", **HYPERPARAMETERS)
     )
-    matrices = hidden_matrices(model)
+    matrices = find_hidden_matrices(model)
     gradients: dict[str, list[Tensor]] = {name: [] for name, _ in model.named_parameters()}
 
     def keep() -> None:
@@ -80,7 +80,7 @@ def test_muon_equals_torchs_in_bfloat16(monkeypatch):
     optimizer = build_optimizer(
         SINGLE_PROCESS, model, OptimizerConfig(name="Muon", **HYPERPARAMETERS)
     )
-    mine, others = hidden_matrices(model), hidden_matrices(reference)
+    mine, others = find_hidden_matrices(model), find_hidden_matrices(reference)
     theirs = [parameter for parameter in reference.parameters() if parameter in others]
     torchs = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **HYPERPARAMETERS)
     step_with_random_gradients(model, optimizer)

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 
 from flame_accel.config import OptimizerConfig, UserError
 from flame_accel.training import build_optimizer, check_optimizer_support
-from flame_accel.training.optimizer import hidden_matrices
+from flame_accel.training.optimizer import find_hidden_matrices
 from tests.helpers.optimizers import (
     HYPERPARAMETERS,
     OPTIMIZER_NAMES,
@@ -31,7 +31,7 @@ def test_a_device_without_a_fused_kernel_gets_torchs_default():
 @pytest.mark.parametrize("tied", [False, True])
 def test_hidden_matrices_are_the_weights_of_linear_layers_inside_of_blocks(tied):
     model = build_gla(tie_word_embeddings=tied)
-    chosen = hidden_matrices(model)
+    chosen = find_hidden_matrices(model)
     names = {name for name, parameter in model.named_parameters() if parameter in chosen}
     inside = {f"attn.{x}_proj.weight" for x in "qkvgo"} | {"attn.gk_proj.0.weight"}
     inside |= {f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")} | {"attn.gk_proj.1.weight"}
