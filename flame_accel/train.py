@@ -272,7 +272,7 @@ def train(
         )
         state.step += 1
         state.tokens += step_tokens
-        meter.add(result, tokens=step_tokens)
+        meter.add_step(result, tokens=step_tokens)
         profiler.step()
         progress.advance()
         if state.step == first_step:
@@ -281,7 +281,7 @@ def train(
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
             record |= meter.finish_window(lr=lr)
-            loop.metric_logger.write_local(meter.local, step=state.step)
+            loop.metric_logger.write_local_values(meter.local, step=state.step)
         if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
             # kernels may be tuned for its shapes first
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
@@ -289,7 +289,7 @@ def train(
         if record:
             record |= observe.reduce_data_metrics(accelerator, batches, training.max_bad_records)
             record = {"step": state.step, "tokens": state.tokens} | record
-            loop.metric_logger.write(record, steps=steps)
+            loop.metric_logger.write_record(record, steps=steps)
             meter.check_divergence(training.max_consecutive_skips)
         if saves.is_due(state.step, logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):

@@ -93,7 +93,7 @@ def save_checkpoint(
         _save_rank_states(accelerator, temporary, data_state, rank_state)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        folder.commit(
+        folder.commit_temporary(
             state.step,
             {
                 "step": state.step,

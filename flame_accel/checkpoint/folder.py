@@ -1,4 +1,4 @@
-"""Checkpoint folders that exist whole or not at all.
+"""Checkpoint folders, which are written atomically.
 
     step-N.tmp-writing -> every rank writes -> manifest.json -> fsync -> rename to step-N -> prune
 
@@ -57,7 +57,7 @@ class CheckpointFolder:
         temporary.mkdir(parents=True)
         return temporary
 
-    def commit(self, step: int, description: Mapping[str, Any]) -> Path:
+    def commit_temporary(self, step: int, description: Mapping[str, Any]) -> Path:
         """Turns the temporary folder of a step into its checkpoint, and deletes old checkpoints.
 
         Called by one process, after every rank has written.
@@ -108,17 +108,17 @@ class CheckpointFolder:
                 shutil.rmtree(leftover)
             candidates = self.list_steps()
         if load_step >= 0:
-            return self._require_step(load_step, candidates)
+            return self._find_requested_step(load_step, candidates)
         for step in reversed(candidates):
             folder = self.checkpoint_path(step)
             damage = find_checkpoint_damage(folder)
             if damage is None:
                 return folder
-            aside = _rename_aside(folder, DAMAGED)
+            aside = _rename_with_reason(folder, DAMAGED)
             get_logger().warning("%s is damaged (%s): renamed to %s", folder, damage, aside.name)
         return None
 
-    def _require_step(self, step: int, candidates: list[int]) -> Path:
+    def _find_requested_step(self, step: int, candidates: list[int]) -> Path:
         """The intact checkpoint of a requested step; newer ones are renamed."""
         folder = self.checkpoint_path(step)
         damage = find_checkpoint_damage(folder) if step in candidates else "there is no such folder"
@@ -131,7 +131,7 @@ class CheckpointFolder:
             )
         for newer in candidates[candidates.index(step) + 1 :]:
             # the run continues from the older one: a later start must not return to these
-            aside = _rename_aside(self.checkpoint_path(newer), SUPERSEDED)
+            aside = _rename_with_reason(self.checkpoint_path(newer), SUPERSEDED)
             get_logger().info("step %d is requested: a newer one is now %s", step, aside.name)
         return folder
 
@@ -148,7 +148,7 @@ def find_checkpoint_damage(folder: Path) -> str | None:
     return files.find_damaged_file(folder, descriptions, content=True)
 
 
-def _rename_aside(folder: Path, reason: str) -> Path:
+def _rename_with_reason(folder: Path, reason: str) -> Path:
     """Renames `step-N` to the first free `step-N.reason-I`, which is never loaded."""
     aside = _unused_name(folder, reason)
     files.rename_and_sync(folder, aside)

@@ -69,7 +69,7 @@ def restore_starting_point(
         return restored
     if config.initial_load_path is None:
         return RestoredState(TrainState())
-    return _load_initial(
+    return _start_from_initial_load_path(
         accelerator,
         find_weights_folder(accelerator, config.initial_load_path),
         config,
@@ -79,7 +79,7 @@ def restore_starting_point(
     )
 
 
-def _load_initial(
+def _start_from_initial_load_path(
     accelerator: Accelerator,
     source: Path,
     config: CheckpointConfig,

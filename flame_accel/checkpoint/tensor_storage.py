@@ -52,7 +52,7 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
     # tied weights are stored once, and loading them once fills all
     weights: dict[str, Tensor] = {name: p.detach() for name, p in inner.named_parameters()}
     weights |= {name: b for name, b in inner.named_buffers() if name in inner.state_dict()}
-    _load_in_place(accelerator, weights, folder, also_known=inner.state_dict().keys())
+    _load_tensors_in_place(accelerator, weights, folder, also_known=inner.state_dict().keys())
 
 
 def load_optimizer_state(
@@ -78,16 +78,16 @@ def load_optimizer_state(
         return
     initialize_optimizer_state(optimizer)
     tensors = optimizer_tensors(inner, optimizer)
-    _load_in_place(accelerator, tensors, checkpoint / "optimizer")
+    _load_tensors_in_place(accelerator, tensors, checkpoint / "optimizer")
 
 
-def _load_in_place(
+def _load_tensors_in_place(
     accelerator: Accelerator,
     tensors: dict[str, Tensor],
     path: Path,
     also_known: Collection[str] = (),
 ) -> None:
-    _check_names_and_shapes(tensors, path, also_known)
+    _check_stored_names_and_shapes(tensors, path, also_known)
     state_dict_loader.load(
         tensors,
         storage_reader=HuggingFaceStorageReader(str(path)),
@@ -112,7 +112,7 @@ def _load_full_in_batches(
         needed: Names of the tensors to read; None reads all.
         also_known: Names that may be stored as well.
     """
-    _check_names_and_shapes(shapes, path, also_known)
+    _check_stored_names_and_shapes(shapes, path, also_known)
     wanted = {name: shape for name, shape in shapes.items() if needed is None or name in needed}
     for names in _batch_names_by_bytes(wanted):
         batch = {name: torch.empty_like(wanted[name], device="cpu") for name in names}
@@ -134,7 +134,7 @@ def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
         yield names
 
 
-def _check_names_and_shapes(
+def _check_stored_names_and_shapes(
     tensors: dict[str, Tensor], path: Path, also_known: Collection[str]
 ) -> None:
     """Compares names and shapes with those stored, before anything is overwritten."""

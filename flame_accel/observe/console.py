@@ -58,7 +58,7 @@ class _ColorFormatter(logging.Formatter):
         return f"{CYAN}{found[0]}{PLAIN}{text[found.end() :]}" if found else text
 
 
-def use_colors(wanted: bool) -> bool:
+def should_use_colors(wanted: bool) -> bool:
     """Whether standard output gets colours: it is a terminal, and NO_COLOR is not set."""
     return wanted and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
@@ -69,7 +69,7 @@ def setup_console(*, main_process: bool, colored: bool = True) -> None:
     logger.handlers.clear()
     logger.propagate = False
     handler = _ConsoleHandler()
-    formatter = _ColorFormatter if use_colors(colored) else logging.Formatter
+    formatter = _ColorFormatter if should_use_colors(colored) else logging.Formatter
     handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
@@ -114,7 +114,7 @@ class ProgressBar:
             file=sys.stdout,
             dynamic_ncols=True,
             leave=False,
-            colour="cyan" if use_colors(colored) else None,
+            colour="cyan" if should_use_colors(colored) else None,
         )
 
     def advance(self) -> None:

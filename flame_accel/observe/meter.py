@@ -85,7 +85,7 @@ class Meter:
         """Starts the clock of the first window; called right before the first step."""
         self.started_at = self.clock()
 
-    def add(self, result: StepResult, *, tokens: int) -> None:
+    def add_step(self, result: StepResult, *, tokens: int) -> None:
         """Adds one step to the window.
 
         Args:

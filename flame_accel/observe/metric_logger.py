@@ -97,7 +97,7 @@ class MetricLogger:
             run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
             self.tracker_ids["wandb"] = run.id
 
-    def write(self, record: Mapping[str, Any], *, steps: int) -> None:
+    def write_record(self, record: Mapping[str, Any], *, steps: int) -> None:
         """Writes a record; called on every rank, the main process writes.
 
         Args:
@@ -111,7 +111,7 @@ class MetricLogger:
         values = {key: value for key, value in record.items() if key != "step"}
         self.accelerator.log(values, step=int(record["step"]))
 
-    def write_local(self, values: Mapping[str, float], *, step: int) -> None:
+    def write_local_values(self, values: Mapping[str, float], *, step: int) -> None:
         """Writes this rank's own values for TensorBoard, with `metrics.no_rank_0_only`."""
         if self.local_writer is None:
             return

@@ -63,7 +63,7 @@ def profile_steps(
             profiler.recorders.append(
                 recording.enter_context(
                     _trace_steps(
-                        folder, activities, rank=rank, every=config.profile_freq, step=step
+                        folder, activities, rank=rank, interval=config.profile_freq, step=step
                     )
                 )
             )
@@ -73,7 +73,7 @@ def profile_steps(
             profiler.recorders.append(
                 recording.enter_context(
                     _record_memory_snapshots(
-                        folder, rank=rank, every=config.profile_freq, step=step
+                        folder, rank=rank, interval=config.profile_freq, step=step
                     )
                 )
             )
@@ -82,18 +82,18 @@ def profile_steps(
 
 @contextmanager
 def _trace_steps(
-    folder: Path, activities: set[ProfilerActivity], *, rank: int, every: int, step: int
+    folder: Path, activities: set[ProfilerActivity], *, rank: int, interval: int, step: int
 ) -> Iterator[Callable[[], None]]:
     def plan(index: int) -> ProfilerAction:
         """The profiler's action in step `step + index + 1`."""
-        ahead = -(step + index + 1) % every
+        ahead = -(step + index + 1) % interval
         if ahead == 0:
             return ProfilerAction.RECORD_AND_SAVE
         return ProfilerAction.WARMUP if ahead <= WARMUP_STEPS else ProfilerAction.NONE
 
     def save(tracer: profile) -> None:
         path = folder / f"step-{step + tracer.step_num}" / f"rank-{rank}.json.gz"
-        with _replace_and_log(path) as temporary:
+        with _replace_file_and_log(path) as temporary:
             tracer.export_chrome_trace(str(temporary))
 
     # the profiler's own library logs its start and stop on standard error
@@ -110,18 +110,18 @@ def _trace_steps(
 
 @contextmanager
 def _record_memory_snapshots(
-    folder: Path, *, rank: int, every: int, step: int
+    folder: Path, *, rank: int, interval: int, step: int
 ) -> Iterator[Callable[[], None]]:
     completed = step
 
     def save(name: str) -> None:
-        with _replace_and_log(folder / name / f"rank-{rank}.pickle") as temporary:
+        with _replace_file_and_log(folder / name / f"rank-{rank}.pickle") as temporary:
             torch.cuda.memory._dump_snapshot(str(temporary))
 
     def advance() -> None:
         nonlocal completed
         completed += 1
-        if completed % every == 0:
+        if completed % interval == 0:
             save(f"step-{completed}")
 
     torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
@@ -135,10 +135,10 @@ def _record_memory_snapshots(
 
 
 def check_memory_snapshot_support(device: torch.device, config: ProfilingConfig) -> None:
-    """Checks that a device records memory snapshots, if they are asked for.
+    """Checks that the device supports memory snapshots, if these are enabled.
 
     Raises:
-        UserError: It does not.
+        UserError: It does not support them.
     """
     if config.enable_memory_snapshot and device.type != "cuda":
         raise UserError(
@@ -149,7 +149,7 @@ def check_memory_snapshot_support(device: torch.device, config: ProfilingConfig)
 
 
 @contextmanager
-def _replace_and_log(path: Path) -> Iterator[Path]:
+def _replace_file_and_log(path: Path) -> Iterator[Path]:
     """`replace_file`, with the folder created and a log line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:

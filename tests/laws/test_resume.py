@@ -28,14 +28,14 @@ def test_a_crash_and_a_second_start_change_no_bit(train_here, flags, tmp_path, m
 
     from flame_accel.observe import MetricLogger
 
-    write = MetricLogger.write
+    write = MetricLogger.write_record
 
     def crash_at_6(self: MetricLogger, record: dict[str, float], *, steps: int) -> None:
         if record["step"] == 6:
             raise KeyboardInterrupt
         write(self, record, steps=steps)
 
-    monkeypatch.setattr(MetricLogger, "write", crash_at_6)
+    monkeypatch.setattr(MetricLogger, "write_record", crash_at_6)
     with pytest.raises(KeyboardInterrupt):
         train_here(broken)
     monkeypatch.undo()

@@ -1,6 +1,7 @@
 """DeepSpeed's ZeRO in runs: its own step, odd sizes, and checkpoints that equal those of DDP.
 
-That its losses and checkpoints are those of all engines is held in `laws/test_engines`."""
+That its losses and checkpoints are those of all engines is held in `laws/test_engines`.
+"""
 
 import json
 import shutil
@@ -8,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from tests.helpers.checkpoints import equal_tensors, read_tensors
+from tests.helpers.checkpoints import equal_tensors, read_tensors, read_weights
 from tests.helpers.runs import ROOT, launch, read_records
-
-# runs
 
 # three heads: two ranks cannot divide the decays
 ODD_MODEL = {
@@ -150,6 +150,20 @@ def test_a_checkpoint_holds_what_one_of_ddp_holds(runs, config):
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-6)
     assert not any("model.norm.weight." in name for name in ours)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("config", ZERO)
+def test_the_export_has_the_weights_of_the_last_checkpoint_and_loads(runs, config):
+    run = runs.folder(config)
+    exported = read_weights(run / "hf")
+    assert equal_tensors(exported, read_weights(run / "checkpoint/step-5"))
+    expected = read_weights(runs.folder("ddp") / "hf")
+    assert {n: w.shape for n, w in exported.items()} == {n: w.shape for n, w in expected.items()}
+    model, loading = AutoModelForCausalLM.from_pretrained(run / "hf", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["mismatched_keys"]
+    loaded = {name: model.state_dict()[name] for name in exported}
+    assert equal_tensors(loaded, exported)
 
 
 @pytest.mark.distributed

@@ -15,7 +15,7 @@ def save(folder: CheckpointFolder, step: int) -> Path:
     (draft / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (draft / "optimizer").mkdir()
     (draft / "optimizer/shard.safetensors").write_bytes(b"state of step %d" % step)
-    return folder.commit(step, {"step": step})
+    return folder.commit_temporary(step, {"step": step})
 
 
 def names(path: Path) -> list[str]:

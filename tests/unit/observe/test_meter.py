@@ -42,8 +42,8 @@ def meter(clock: Clock, **options) -> Meter:
 
 def test_the_loss_of_a_window_is_per_token_and_not_per_step():
     subject = meter(clock := Clock())
-    subject.add(step(10.0, 2), tokens=8)
-    subject.add(step(90.0, 30), tokens=8)
+    subject.add_step(step(10.0, 2), tokens=8)
+    subject.add_step(step(90.0, 30), tokens=8)
     clock.now += 4
     record = subject.finish_window(lr=0.5)
     assert record["train/loss"] == 100 / 32
@@ -52,7 +52,7 @@ def test_the_loss_of_a_window_is_per_token_and_not_per_step():
     assert record["time/step_seconds"] == 2.0
     assert "throughput/tflops_per_device" not in record
     # and a new window begins
-    subject.add(step(3.0, 3), tokens=8)
+    subject.add_step(step(3.0, 3), tokens=8)
     clock.now += 1
     assert subject.finish_window(lr=0.5)["train/loss"] == 1.0
 
@@ -61,7 +61,7 @@ def test_time_spent_elsewhere_is_not_the_steps():
     subject = meter(clock := Clock())
     with subject.waiting_for_data():
         clock.now += 1
-    subject.add(step(1.0, 1), tokens=10)
+    subject.add_step(step(1.0, 1), tokens=10)
     with subject.paused():
         clock.now += 50
     clock.now += 1
@@ -73,7 +73,7 @@ def test_time_spent_elsewhere_is_not_the_steps():
 def test_a_share_of_the_peak_is_claimed_only_where_both_are_known():
     for peak in (None, 100.0):
         subject = meter(clock := Clock(), flops_per_token=5.0, device_peak_flops=peak)
-        subject.add(step(1.0, 1), tokens=10)
+        subject.add_step(step(1.0, 1), tokens=10)
         clock.now += 1
         record = subject.finish_window(lr=0.1)
         assert record["throughput/tflops_per_device"] == 50 / 1e12
@@ -82,10 +82,10 @@ def test_a_share_of_the_peak_is_claimed_only_where_both_are_known():
 
 def test_an_open_window_survives_a_restart():
     first = meter(Clock())
-    first.add(step(10.0, 2), tokens=8)
+    first.add_step(step(10.0, 2), tokens=8)
     state = json.loads(json.dumps(first.state_dict()))
     second = meter(clock := Clock(), states=[state])
-    second.add(step(90.0, 30), tokens=8)
+    second.add_step(step(90.0, 30), tokens=8)
     clock.now += 1
     record = second.finish_window(lr=0.5)
     assert (record["train/loss"], record["train/max_loss"]) == (100 / 32, 5.0)
@@ -94,7 +94,7 @@ def test_an_open_window_survives_a_restart():
 def test_skips_are_counted_and_only_those_in_a_row_stop_a_run():
     subject = meter(clock := Clock())
     for norm in (math.nan, 1.0, math.inf, math.nan):
-        subject.add(step(1.0, 1, norm=norm), tokens=1)
+        subject.add_step(step(1.0, 1, norm=norm), tokens=1)
     clock.now += 1
     assert subject.finish_window(lr=0.1)["optimizer/skipped_steps"] == 3
     subject.check_divergence(0)
