@@ -21,12 +21,12 @@ ROOTS = {
 }
 """Environment variables that the places of caches are relative to, and their defaults."""
 CACHES = {
+    "HF_HOME": "{HF_HOME}",
     "CUDA_CACHE_PATH": "~/.nv/ComputeCache",
     "FLAME_ACCEL_CACHE": "{XDG_CACHE_HOME}/flame_accel",
     "HF_ASSETS_CACHE": "{HF_HOME}/assets",
     "HF_DATASETS_CACHE": "{HF_HOME}/datasets",
     "HF_EVALUATE_CACHE": "{HF_HOME}/evaluate",
-    "HF_HOME": "{HF_HOME}",
     "HF_HUB_CACHE": "{HUGGINGFACE_HUB_CACHE}",
     "HF_METRICS_CACHE": "{HF_HOME}/metrics",
     "HF_MODULES_CACHE": "{HF_HOME}/modules",
