@@ -15,6 +15,7 @@ PROGRAMS = ROOT / "tests/helpers/fsdp2_programs.py"
 @pytest.mark.covers_option("training.fsdp_reshard_after_forward")
 @pytest.mark.distributed
 def test_weights_are_freed_as_the_option_says():
+    """The program sets training.fsdp_reshard_after_forward."""
     launch(["gathers_as_asked"], config="fsdp2", processes=2, script=PROGRAMS)
 
 

@@ -17,7 +17,10 @@ PROGRAMS = ROOT / "tests/helpers/rank_programs.py"
 @pytest.mark.distributed
 @pytest.mark.parametrize("program", ["late_rank", "slow_files"])
 def test_a_rank_that_is_missing_ends_the_run_after_the_training_timeout(program):
-    """In groups of meshes as well; a rank that is only busy with files ends nothing."""
+    """In groups of meshes as well; a rank that is only busy with files ends nothing.
+
+    The program sets comm.train_timeout_seconds.
+    """
     printed = launch([program], config="hsdp", processes=4, script=PROGRAMS, fails=True)
     waited = re.search(r"rank 1 waited ([0-9.]+) s", printed)
     assert waited and 0.7 < float(waited[1]) < 5

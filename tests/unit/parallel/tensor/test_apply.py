@@ -44,6 +44,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", CASE_NAMES)
 def test_a_sharded_model_trains_like_the_full_one(results, name):
+    """The worker sets training.tensor_parallel_degree and training.disable_loss_parallel."""
     case = results[name]
     assert case["sharded"] == pytest.approx(case["full"], rel=1e-5)
     assert case["ranks agree"]
