@@ -130,7 +130,7 @@ def test_an_export_has_no_float8_layers(flags, train_here, tmp_path):
 )
 @pytest.mark.distributed
 def test_gathering_in_8_bits_changes_nothing():
-    """The program sets float8.precompute_float8_dynamic_scale_for_fsdp and the all-gather's option."""
+    """The program sets float8.precompute_float8_dynamic_scale_for_fsdp."""
     launch(
         ["float8_gathers_alike"],
         config="fsdp2",
