@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        print(json.dumps(measure(arguments)))
+        print(json.dumps(measure_first_steps(arguments)))
         return
     first = None
     for mode in arguments.modes:
@@ -77,9 +77,9 @@ def main() -> None:
         )
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
+def measure_first_steps(arguments: argparse.Namespace) -> dict[str, float]:
     """One process: a plain training loop on random tokens, as a user of fla writes it."""
-    started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + _start_since_boot()
+    started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + _process_start_since_boot()
     import torch
 
     importlib.import_module("fla" if arguments.child == "plain" else "flame_accel")
@@ -99,7 +99,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.1, fused=True)
     times = []
     for step in range(arguments.steps):
-        batch = packed_batch(arguments.tokens, arguments.context_len, config.vocab_size, step)
+        batch = random_packed_batch(
+            arguments.tokens, arguments.context_len, config.vocab_size, step
+        )
         torch.cuda.synchronize()
         begin = time.time()
         with torch.autocast("cuda", torch.bfloat16):
@@ -126,7 +128,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def packed_batch(tokens: int, context_len: int, vocabulary_size: int, seed: int) -> dict:
+def random_packed_batch(tokens: int, context_len: int, vocabulary_size: int, seed: int) -> dict:
     """Random tokens in documents of random lengths up to `context_len`, the same for a seed."""
     import torch
 
@@ -140,7 +142,7 @@ def packed_batch(tokens: int, context_len: int, vocabulary_size: int, seed: int)
     return {"input_ids": ids, "labels": ids, "cu_seqlens": bounds}
 
 
-def _start_since_boot() -> float:
+def _process_start_since_boot() -> float:
     """When this process started, in seconds since boot."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")

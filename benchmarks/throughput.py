@@ -122,7 +122,8 @@ def run_child(
 
 def measure_case(arguments: argparse.Namespace) -> None:
     """Writes the figures of one case: a turn of each variant per round."""
-    from variants import Case, Turn, build_variant, device_name
+    from device_measures import device_name
+    from variants import Case, Turn, build_variant
 
     (model,), (size,), (shape,) = arguments.models, arguments.sizes, arguments.shapes
     case = Case(

@@ -14,6 +14,7 @@ from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import torch
+from device_measures import allocated_bytes, peak_bytes, reset_peak_memory, synchronize
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers import TrainingArguments as TrainerArguments
 
@@ -297,30 +298,3 @@ def build_fp32_model(case: Case) -> Any:
     config = AutoConfig.from_pretrained(case.config)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-
-
-def device_name() -> str:
-    """Name of the GPU, or "cpu"."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def synchronize() -> None:
-    """Waits for the device."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def allocated_bytes() -> int:
-    """Memory of the device that tensors of this process hold."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-
-
-def peak_bytes() -> int:
-    """Largest `allocated_bytes` since `reset_peak_memory`."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-
-
-def reset_peak_memory() -> None:
-    """Begins a new measurement of `peak_bytes`."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()

@@ -77,7 +77,7 @@ def blocks_fit(block_sizes: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool
     A dimension counts as its next power of two, as blocks are, and at least as `SMALLEST_BLOCK`.
     """
     for name, block in block_sizes.items():
-        size = sizes.get(name[1:]) if name.startswith("B") else None
+        size: Any = sizes.get(name[1:]) if name.startswith("B") else None
         if _is_size(size) and _is_size(block):
             widest = max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
             if block > widest:

@@ -34,7 +34,7 @@ LAST_PASS = {"warmup": 10, "rep": 60}
 """The same for the candidates of the last pass."""
 FINALISTS = 4
 """Largest number of candidates in the last pass."""
-WITHIN = 1.15
+FINALIST_RATIO = 1.15
 """A finalist takes at most this times as long as the fastest of the first pass."""
 
 
@@ -104,7 +104,7 @@ class Tuner:
                 # another process of this machine may have tuned it while this one waited
                 config = self._load_tuned_config(name, names, key, candidates)
                 if config is None:
-                    config = self._tune(name, kernel, candidates, args, kwargs)
+                    config = self._tune_kernel(name, kernel, candidates, args, kwargs)
                     self._save(self.tuned_folder, name, key, config)
         if self.run_folder is not None:
             self._save(self.run_folder, name, key, config)
@@ -132,7 +132,7 @@ class Tuner:
     def _save(self, folder: Path, name: str, key: Sequence[Any], config: Any) -> None:
         tuned_configs.save_config(folder, name, key, describe_config(config), self.triton_version)
 
-    def _tune(
+    def _tune_kernel(
         self,
         name: str,
         kernel: Any,
@@ -140,14 +140,15 @@ class Tuner:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Any:
+        """Compiles and times all candidates, returns the fastest, and logs how long it took."""
         if not self.tuned:
             log.info(
-                "tuning Triton kernels that have no configuration for this GPU and shape yet; they "
-                "are kept in %s for every later run",
+                "tuning Triton kernels that have no configuration for this GPU and shape; the "
+                "results are kept in %s for later runs",
                 self.tuned_folder,
             )
         begin = time.perf_counter()
-        compile_all(kernel, candidates, args, kwargs, self.num_threads)
+        compile_candidates(kernel, candidates, args, kwargs, self.num_threads)
         compiled = time.perf_counter()
         best = time_candidates(kernel, candidates, args, kwargs)
         timed = time.perf_counter()
@@ -166,7 +167,7 @@ class Tuner:
         return best
 
 
-def compile_all(
+def compile_candidates(
     kernel: Any,
     candidates: Sequence[Any],
     args: Sequence[Any],
@@ -207,7 +208,7 @@ def time_candidates(
     with _benchmark_replaced(kernel, partial(do_bench, **FIRST_PASS)):
         first = {config: seconds(config) for config in candidates}
     ranked = sorted(candidates, key=lambda config: first[config])
-    finalists = [c for c in ranked[:FINALISTS] if first[c] <= WITHIN * first[ranked[0]]]
+    finalists = [c for c in ranked[:FINALISTS] if first[c] <= FINALIST_RATIO * first[ranked[0]]]
     best = finalists[0]
     if len(finalists) > 1:
         with _benchmark_replaced(kernel, partial(do_bench, **LAST_PASS)):
