@@ -69,7 +69,7 @@ def test_a_model_config_is_named_by_its_preset(tmp_path, monkeypatch):
     assert load_model_config("gla_1M").to_dict() == expected
     given = ["--training.dataset", "python-stdlib", "--model.config"]
     assert parse([*given, "gla_1M.json"]).model.config == "gla_1M.json"
-    with pytest.raises(ConfigError, match=r"gla_2M\.json is not there"):
+    with pytest.raises(ConfigError, match=r"gla_2M\.json does not exist"):
         parse([*given, "gla_2M.json"])
     with pytest.raises(ConfigError, match=r"(?s)gla_34OM.*Did you mean gla_340M"):
         parse([*given, "gla_34OM"])
