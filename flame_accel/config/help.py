@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from flame_accel.config.derived_defaults import DERIVED_DEFAULTS
 from flame_accel.config.errors import ConfigError, Problem
 from flame_accel.config.schema import options, sections
 from flame_accel.config.suggestions import nearest_option_name
@@ -93,7 +94,9 @@ class OptionDescription:
 
     @property
     def shown_default(self) -> str:
-        """The default as it would be written after a flag."""
+        """The default as it would be written after a flag, or how it is derived."""
+        if self.name in DERIVED_DEFAULTS:
+            return DERIVED_DEFAULTS[self.name]
         if self.default in ("", ()):
             return "empty"
         return self.default if isinstance(self.default, str) else format_value(self.default)

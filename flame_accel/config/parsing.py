@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from flame_accel.config.derived_defaults import derive_defaults
 from flame_accel.config.errors import BrokenRule, ConfigError, Problem, exit_with
 from flame_accel.config.flags import read_flags
 from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
@@ -33,8 +34,8 @@ def parse(argv: Sequence[str]) -> Config:
     flags = read_flags(argv)
     # the last one counts, as for every flag
     path = {setting.name: setting.value for setting in flags.settings}.get(_CONFIG_FILE)
-    sources = [read_run_file(path, f"--{_CONFIG_FILE}"), flags] if path else [flags]
-    return _build_config(sources, check_inputs=True)
+    file = read_run_file(path, f"--{_CONFIG_FILE}") if path else OptionSource()
+    return _build_config(file, flags, run_file=path or None, check_inputs=True)
 
 
 def parse_or_exit(argv: Sequence[str]) -> Config:
@@ -53,19 +54,29 @@ def load_file(path: str | os.PathLike[str]) -> Config:
     Raises:
         ConfigError: With all problems.
     """
-    return _build_config([read_run_file(os.fspath(path), "run file")], check_inputs=False)
+    run_file = os.fspath(path)
+    file = read_run_file(run_file, "run file")
+    return _build_config(file, OptionSource(), run_file=run_file, check_inputs=False)
 
 
-def _build_config(sources: Sequence[OptionSource], *, check_inputs: bool) -> Config:
+def _build_config(
+    file: OptionSource, flags: OptionSource, *, run_file: str | None, check_inputs: bool
+) -> Config:
+    """The configuration of a run file and flags.
+
+    Raises:
+        ConfigError: With all problems.
+    """
+    sources = [file, flags]
     merged = merge_sources(sources)
     settings = merged.settings
-    values: dict[str, dict[str, Any]] = {section: {} for section in sections()}
     flame_only = {name: setting.value for name, setting in settings.items() if name in FLAME_ONLY}
-    for name, setting in settings.items():
-        if name not in FLAME_ONLY:
-            section, _, key = name.partition(".")
-            values[section][key] = setting.value
-    config = Config(**{name: section(**values[name]) for name, section in sections().items()})
+    config = derive_defaults(
+        _fill_sections(settings),
+        settings.keys(),
+        run_file=run_file,
+        file_config=_fill_sections(merge_sources([file]).settings),
+    )
     broken = list(find_broken_rules(config, settings.keys(), flame_only))
     if check_inputs:
         broken += find_broken_input_rules(config)
@@ -80,6 +91,16 @@ def _build_config(sources: Sequence[OptionSource], *, check_inputs: bool) -> Con
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _fill_sections(settings: Mapping[str, Setting]) -> Config:
+    """The configuration with these settings and plain defaults for everything else."""
+    values: dict[str, dict[str, Any]] = {section: {} for section in sections()}
+    for name, setting in settings.items():
+        if name not in FLAME_ONLY:
+            section, _, key = name.partition(".")
+            values[section][key] = setting.value
+    return Config(**{name: section(**values[name]) for name, section in sections().items()})
 
 
 def _misread_options(sources: Sequence[OptionSource]) -> set[str]:

@@ -19,8 +19,9 @@ class JobConfig:
     (quickstart). Its values replace the defaults; flags replace its values. Inside a run file the
     option only records which file was read."""
     dump_folder: PathText = "exp"
-    """Run folder: all outputs are written to it. A run whose folder holds checkpoints resumes
-    from the newest one."""
+    """Run folder: all outputs are written to it. A run whose folder holds checkpoints resumes from
+    the newest one. The default is exp/NAME, where NAME is the name of the run file, with the model
+    and data if flags replace them, or of the model and data if there is no run file."""
     description: str = ""
     """Description of the run in words; stored with the run and shown by the trackers."""
     use_for_integration_test: bool = False

@@ -95,7 +95,7 @@ class TrainingConfig:
     """Keep documents apart: neither state nor attention crosses from one document to the next."""
     warmup_steps: int = 200
     """Length of the warm-up in steps; the learning rate rises to optimizer.lr. Normally 1/5 of
-    training.steps; 0 turns the warm-up off."""
+    training.steps, and by default that much but at most 200. 0 turns the warm-up off."""
     gradient_accumulation_steps: int = 1
     """Number of micro-batches per step; their gradients are accumulated."""
     steps: int = 10000

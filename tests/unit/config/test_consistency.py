@@ -12,7 +12,10 @@ from tests.helpers.options import only_problem, parse_flags
     [
         ("--training.context_len 4096 --training.varlen", "at most training.seq_len: 4096 > 2048"),
         ("--training.context_len 1024", "has no effect"),
-        ("--training.steps 100", "(200) and the decay (10) must fit into training.steps (100)"),
+        (
+            "--training.steps 100 --training.warmup_steps=200",
+            "(200) and the decay (10) must fit into training.steps (100)",
+        ),
         ("--training.warmup_steps 9001", "(9001) and the decay (1000) must fit"),
         ("--training.warmup_steps 10001 --optimizer.scheduler cosine", "must fit into"),
         ("--training.num_workers 0 --training.persistent_workers", "no workers to keep alive"),

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from flame_accel.config import describe_options
+from flame_accel.config.derived_defaults import DERIVED_DEFAULTS
 from flame_accel.config.help import COMMON_OPTIONS, format_help, help_topic
 from flame_accel.config.schema import options, sections
 
@@ -54,6 +55,7 @@ def test_help_lists_every_option_with_default_and_meaning() -> None:
         default = option.default
         if default not in ("", ()):
             text = str(default).lower() if default in (None, True, False) else str(default)
+            text = DERIVED_DEFAULTS.get(option.name, text)
             assert f"(default: {text})" in rest[: len(option.help) + 400], option.name
 
 

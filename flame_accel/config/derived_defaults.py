@@ -1,0 +1,90 @@
+"""Defaults that depend on other options: the run folder, and the length of the warm-up.
+
+They only apply where the user set nothing, and the resolved configuration holds the results. The
+same options always give the same defaults, so that the same command resumes its run.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from flame_accel.config.schema import Config
+from flame_accel.config.training_options import TrainingConfig, dataset_names
+
+DERIVED_DEFAULTS = {
+    "job.dump_folder": "exp/NAME",
+    "training.warmup_steps": "200 or less",
+}
+"""What the help shows as the default of these options."""
+_PARENT_FOLDER = "exp"
+_MAX_WARMUP_STEPS = 200
+_MAX_NAME_LENGTH = 40
+
+
+def derive_defaults(
+    config: Config, given: Collection[str], *, run_file: str | None, file_config: Config
+) -> Config:
+    """Fills in the derived defaults of options that the user did not set.
+
+    Args:
+        config: All sources together.
+        given: Names of the options that the user set.
+        run_file: Path or name of the run file, if there is one.
+        file_config: The run file without the flags.
+    """
+    job, training = config.job, config.training
+    if "job.dump_folder" not in given:
+        name = run_name(config, run_file, file_config)
+        job = replace(job, dump_folder=f"{_PARENT_FOLDER}/{name}" if name else _PARENT_FOLDER)
+    if "training.warmup_steps" not in given:
+        wsd = config.optimizer.scheduler == "wsd"
+        decay_ratio = config.optimizer.decay_ratio if wsd else 0.0
+        warmup_steps = default_warmup_steps(training.steps, decay_ratio)
+        training = replace(training, warmup_steps=warmup_steps)
+    return replace(config, job=job, training=training)
+
+
+def default_warmup_steps(steps: int, decay_ratio: float) -> int:
+    """A fifth of the steps, at most 200 and at most what the decay of the schedule leaves."""
+    return max(0, min(_MAX_WARMUP_STEPS, steps // 5, steps - round(decay_ratio * steps)))
+
+
+def run_name(config: Config, run_file: str | None, file_config: Config) -> str:
+    """The name of a run: its run file, or its model and data.
+
+    Flags that replace the model or the data of the run file are added to the name.
+    """
+    model, data = _model_name(config.model.config), _data_name(config.training)
+    if run_file is None:
+        parts = [model, data]
+    else:
+        parts = [_clean_name(Path(run_file).stem)]
+        parts += [model] * (model != _model_name(file_config.model.config))
+        parts += [data] * (data != _data_name(file_config.training))
+    return "-".join(filter(None, parts))
+
+
+def _model_name(model_config: str | None) -> str:
+    path = Path(model_config or "")
+    # a folder names the model, its config.json does not
+    return _clean_name(path.parent.name if path.name == "config.json" else _strip_suffixes(path))
+
+
+def _data_name(training: TrainingConfig) -> str:
+    names = []
+    for dataset in dataset_names(training):
+        # the last part of a glob pattern that is not a pattern itself
+        parts = [part for part in Path(dataset).parts if not set(part) & set("*?[")]
+        names.append(_strip_suffixes(Path(parts[-1])) if parts else "")
+    return "-".join(filter(None, map(_clean_name, [*names, training.dataset_name or ""])))
+
+
+def _strip_suffixes(path: Path) -> str:
+    """The last part of a path without file extensions; a version such as 1.3B is none."""
+    return re.sub(r"(\.[A-Za-z]\w*)+$", "", path.name)
+
+
+def _clean_name(name: str) -> str:
+    """A name that is safe as part of a folder's name."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("._-")[:_MAX_NAME_LENGTH]
