@@ -36,6 +36,7 @@ from flame_accel.models import (
     count_parameters,
     device_peak_flops,
     load_model_config,
+    log_unused_weights,
     register_models,
     train_flops_per_token,
 )
@@ -163,6 +164,7 @@ def build_components(
         norm_type=model_options.norm_type,
         seed=training.seed,
         trust_remote_code=model_options.trust_remote_code,
+        trained_length=training.context_len or training.seq_len,
     )
     # sharding hides the full sizes
     num_parameters = count_parameters(model)
@@ -213,6 +215,8 @@ def restore_run(
         tracker_ids=state.tracker_ids,
     )
     state.tracker_ids = metric_logger.tracker_ids
+    if state.step == 0 and config.checkpoint.initial_load_path is None:
+        log_unused_weights(str(config.model.config))
     return LoopState(state, checkpoints, batches, eval_batches, meter, metric_logger)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What can be a name on the Hub: `name` or `owner/name`."""
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+"""Patterns of the files of weights in a folder of a Hugging Face model."""
 
 
 def load_model_config(
@@ -85,6 +88,7 @@ def build_model(
     norm_type: str | None = None,
     seed: int,
     trust_remote_code: bool = False,
+    trained_length: int | None = None,
 ) -> PreTrainedModel:
     """Builds a causal language model with initial weights, on the CPU and in float32.
 
@@ -102,6 +106,9 @@ def build_model(
             of the config.
         seed: Seed of the initial weights.
         trust_remote_code: whether the code that the config's `auto_map` names may run.
+        trained_length: number of tokens per document or row in training, which the config is to
+            know as `max_position_embeddings` (if it has the field and the field means no more);
+            None leaves the config as it is.
 
     Raises:
         UserError: as `instantiate`, or the model does not take such norms.
@@ -120,7 +127,42 @@ def build_model(
         model.generation_config.bos_token_id = bos_token_id
         model.generation_config.eos_token_id = eos_token_id
         model.generation_config.pad_token_id = pad_token_id
+    if trained_length is not None:
+        _raise_max_length(model, trained_length)
     return model
+
+
+def _raise_max_length(model: PreTrainedModel, trained_length: int) -> None:
+    """Has the config say that the model can read as many tokens as it is trained on.
+
+    For fla's models `max_position_embeddings` is only the initial size of the rotary cache. A model
+    is left alone where it means more: the number of learned positions, or the base of scaled
+    rotary embeddings.
+    """
+    config = model.config
+    current = getattr(config, "max_position_embeddings", None)
+    if not isinstance(current, int) or current >= trained_length:
+        return
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    learns_positions = any(module is not model.get_input_embeddings() for module in embeddings)
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    scales_rotary = bool(scaling) and scaling.get("rope_type", "default") != "default"
+    if not learns_positions and not scales_rotary:
+        config.max_position_embeddings = trained_length
+
+
+def log_unused_weights(name_or_path: str) -> None:
+    """Logs that a model starts with random weights if the folder of its config holds others."""
+    folder = Path(name_or_path)
+    if folder.name == "config.json":
+        folder = folder.parent
+    if any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
+        logger.warning(
+            "starting with random weights: the weights in %s are not loaded; to start with them, "
+            "add --checkpoint.initial_load_path %s",
+            folder,
+            folder,
+        )
 
 
 def _model_config_error(where: object, what: str, remedy: str) -> UserError:

@@ -40,12 +40,18 @@ def prepare_run_folder(path: Path, *, config: Config, environment: dict[str, Any
         A line for each option that differs from those of the folder's last run.
 
     Raises:
-        UserError: The folder cannot be written to.
+        UserError: The folder cannot be written to, or holds a run of another model or other data;
+            then nothing in it has changed.
     """
     resolved = path / "config.toml"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        changes = changed_options(load_file(resolved), config) if resolved.exists() else []
+        changes: list[str] = []
+        if resolved.exists():
+            before = load_file(resolved)
+            if _has_progress(path, before):
+                check_same_run(before, config)
+            changes = changed_options(before, config)
         # a run that is killed here must be able to start again
         write_text(resolved, to_toml(config))
         write_json(path / "environment.json", environment, indent=2)
@@ -56,6 +62,50 @@ def prepare_run_folder(path: Path, *, config: Config, environment: dict[str, Any
             remedy="choose a folder that you can write to",
         ) from error
     return changes
+
+
+def _has_progress(path: Path, config: Config) -> bool:
+    """Whether a run in the folder has reported metrics or saved a checkpoint."""
+    metrics = path / "metrics.jsonl"
+    checkpoints = path / config.checkpoint.folder
+    return (metrics.is_file() and metrics.stat().st_size > 0) or any(checkpoints.glob("step-*"))
+
+
+def check_same_run(before: Config, after: Config) -> None:
+    """Checks that a run folder is used again for the same model and data.
+
+    A file or folder that only moved, and kept its name, is the same.
+
+    Raises:
+        UserError: The run before was of another model, tokenizer or dataset.
+    """
+    changes = [
+        f"{name} was {old or 'none'}, and is now {new or 'none'}"
+        for name, old, new in (
+            ("model.config", before.model.config, after.model.config),
+            ("model.tokenizer_path", before.model.tokenizer_path, after.model.tokenizer_path),
+            ("training.dataset", before.training.dataset, after.training.dataset),
+            ("training.dataset_name", before.training.dataset_name, after.training.dataset_name),
+        )
+        if _last_names(old) != _last_names(new)
+    ]
+    if changes:
+        raise UserError(
+            f"holds another run: {'; '.join(changes)}",
+            where=f"job.dump_folder = {after.job.dump_folder}",
+            remedy="choose another job.dump_folder, or repeat the options of that run to resume it",
+        )
+
+
+def _last_names(paths: str | None) -> list[str]:
+    """The last part of each of several paths or names, which stays when a file or folder moves."""
+    names = []
+    for text in (paths or "").split(","):
+        path = Path(text.strip())
+        # a model config may be named by its folder, its file, or as a preset
+        path = path.parent if path.name == "config.json" else path
+        names.append(path.name.removesuffix(".json"))
+    return names
 
 
 def changed_options(before: Config, after: Config) -> list[str]:

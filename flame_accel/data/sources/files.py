@@ -4,7 +4,9 @@ A plain text file is one document; a record of a JSON or Parquet file is one. Ho
 ``readers``' part.
 """
 
+import functools
 import glob
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -25,6 +27,8 @@ SPLIT_WORDS = {
     "dev": "validation",
     "test": "test",
 }
+RUN_FOLDER_FILES = ("config.toml", "environment.json")
+"""Files by which the folder of a run is known; nothing below it is data, unless it is named."""
 GLOB_CHARACTERS = frozenset("*?[")
 KINDS = {".parquet": PARQUET, ".json": JSON, ".jsonl": JSON, ".ndjson": JSON}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -33,7 +37,9 @@ TEXT_COLUMN_FLAG = "--training.text_column"
 
 
 def find_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list[Path]:
-    """Files that a file name, a folder or a glob pattern means, sorted; hidden ones are left out.
+    """Files that a file name, a folder or a glob pattern means, sorted.
+
+    Hidden files are left out, and what runs wrote: files in run folders below the folder.
 
     Args:
         path: file, folder or pattern.
@@ -41,20 +47,41 @@ def find_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list
         patterns: patterns within the folder; none means all of it.
     """
     if GLOB_CHARACTERS.intersection(path) and not Path(path).exists():
-        names = glob.glob(path, recursive=True)
-        return sorted(Path(name) for name in names if Path(name).is_file())
+        files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]
+        return sorted(_leave_out_run_folders(files, _named_folder(path)))
     if Path(path).is_file():
         return [Path(path)]
     root = Path(path, data_dir or "")
     found = {file for pattern in patterns or ["**/*"] for file in root.glob(pattern)}
-    return sorted(
+    files = [
         file
         for file in found
         if file.is_file()
         and not any(
             part.startswith(".") or part == "__pycache__" for part in file.relative_to(root).parts
         )
-    )
+    ]
+    return sorted(_leave_out_run_folders(files, root))
+
+
+def _named_folder(pattern: str) -> Path:
+    """The folder that a glob pattern names before its first special character."""
+    parts = Path(pattern).parts
+    names = itertools.takewhile(lambda part: not GLOB_CHARACTERS.intersection(part), parts)
+    return Path(*names)
+
+
+def _leave_out_run_folders(files: Sequence[Path], root: Path) -> list[Path]:
+    """The files that are not in a run folder below the root; the root itself may be in one."""
+
+    @functools.cache
+    def is_in_run_folder(folder: Path) -> bool:
+        if folder == root or root not in folder.parents:
+            return False
+        is_run_folder = all((folder / name).is_file() for name in RUN_FOLDER_FILES)
+        return is_run_folder or is_in_run_folder(folder.parent)
+
+    return [file for file in files if not is_in_run_folder(file.parent)]
 
 
 def group_files_by_split(files: Sequence[Path], where: str) -> dict[str | None, list[Path]]:

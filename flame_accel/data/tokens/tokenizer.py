@@ -16,6 +16,8 @@ from flame_accel.files import write_json, write_text
 BYTE_TOKENIZER = "byte"
 """Name of the tokenizer that ships with the package."""
 BYTE_TOKENIZER_FOLDER = Path(__file__).parent / "byte_tokenizer"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 TOKENIZER_OPTION = "model.tokenizer_path"
@@ -29,13 +31,16 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     """Load a tokenizer that has an eos token.
 
     Args:
-        name: "byte", a folder, or a name on the Hub.
+        name: "byte", a folder, a tokenizer.json with a tokenizer_config.json next to it, or a name
+            on the Hub.
         trust_remote_code: whether to run code that comes with the tokenizer.
 
     Raises:
         UserError: it cannot be loaded, or it has no eos token.
     """
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
+    if Path(name).is_file():
+        source = _tokenizer_folder(Path(name))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     # transformers has no exception of its own for folders with no tokenizer, or half of one
@@ -53,6 +58,31 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
             remedy='set "eos_token" in its tokenizer_config.json to a token of its vocabulary',
         )
     return tokenizer
+
+
+def _tokenizer_folder(file: Path) -> Path:
+    """The folder of a tokenizer.json, which also says what the special tokens are.
+
+    Raises:
+        UserError: the file is not a tokenizer.json, or the folder does not name special tokens.
+    """
+    folder = file.absolute().parent
+    if file.name != TOKENIZER_FILE:
+        raise UserError(
+            f"{str(file)!r} is not called {TOKENIZER_FILE}",
+            where=TOKENIZER_OPTION,
+            remedy=f"name the folder of a saved tokenizer, or a {TOKENIZER_FILE} with a "
+            f"{TOKENIZER_CONFIG_FILE} next to it",
+        )
+    if not (folder / TOKENIZER_CONFIG_FILE).is_file():
+        raise UserError(
+            f"{str(file)!r} does not say what the special tokens are",
+            where=TOKENIZER_OPTION,
+            remedy=f"write {folder / TOKENIZER_CONFIG_FILE} with "
+            '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "..."}, then name the '
+            f"file or its folder {folder}",
+        )
+    return folder
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

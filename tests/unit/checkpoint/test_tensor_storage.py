@@ -28,7 +28,9 @@ from tests.helpers.checkpoints import equal_tensors
 def test_another_model_does_not_resume(train_here, flags, tmp_path, tiny_model):
     train_here(flags())
     other = json.loads(tiny_model.read_text()) | {"hidden_size": 64}
-    path = tmp_path / "other.json"
+    # the same name as before, so that only the checkpoint can tell
+    path = tmp_path / "other" / tiny_model.name
+    path.parent.mkdir()
     path.write_text(json.dumps(other))
     with pytest.raises(UserError, match="another model or optimizer"):
         train_here(flags(**{"model.config": path}))

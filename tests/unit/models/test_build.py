@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from flame_accel.config.errors import UserError
-from flame_accel.models.build import load_model_config
+from flame_accel.models.build import build_model, load_model_config, log_unused_weights
 from tests.helpers.model_configs import TINY_GLA, build_small, write
 from tests.helpers.runs import ROOT
 
@@ -125,3 +125,66 @@ def test_weights_are_float32_on_the_cpu_whatever_the_config_or_context_says():
     assert model.config.dtype == torch.float32
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def build_trained(model_type: str, trained_length: int, **fields):
+    config = AutoConfig.for_model(model_type, **fields)
+    return build_model(
+        config,
+        vocabulary_size=64,
+        bos_token_id=None,
+        eos_token_id=0,
+        seed=1,
+        trained_length=trained_length,
+    )
+
+
+SMALL_LLAMA = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize(("trained_length", "expected"), [(64, 128), (128, 128), (4096, 4096)])
+def test_the_config_knows_the_length_that_the_model_is_trained_on(trained_length, expected):
+    fields = {**TINY_GLA, "max_position_embeddings": 128}
+    del fields["model_type"]
+    gla = build_trained("gla", trained_length, **fields)
+    llama = build_trained("llama", trained_length, **SMALL_LLAMA)
+    for model in (gla, llama):
+        assert model.config.max_position_embeddings == expected
+
+
+def test_a_longer_length_changes_neither_weights_nor_results():
+    short = build_trained("llama", 128, **SMALL_LLAMA)
+    long = build_trained("llama", 4096, **SMALL_LLAMA)
+    ids = torch.arange(32)[None]
+    assert torch.equal(short(ids).logits, long(ids).logits)
+    again = type(long)(long.config)
+    again.load_state_dict(long.state_dict())
+    assert torch.equal(again(ids).logits, long(ids).logits)
+
+
+def test_a_length_that_means_more_than_a_length_stays():
+    learned = build_trained(
+        "gpt2", 4096, n_embd=16, n_layer=1, n_head=2, n_positions=128, n_inner=16
+    )
+    assert learned.config.max_position_embeddings == 128
+    scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model = build_trained("llama", 4096, **SMALL_LLAMA, rope_parameters=scaled)
+    assert model.config.max_position_embeddings == 128
+
+
+def test_weights_next_to_the_config_that_are_not_loaded_are_logged(tmp_path, caplog):
+    file = write(tmp_path / "config.json", TINY_GLA)
+    log_unused_weights(str(tmp_path))
+    log_unused_weights("org/model")
+    assert caplog.text == ""
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name in (str(tmp_path), str(file)):
+        caplog.clear()
+        log_unused_weights(name)
+        assert f"--checkpoint.initial_load_path {tmp_path}" in caplog.text

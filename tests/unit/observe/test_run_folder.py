@@ -2,10 +2,12 @@
 
 import importlib.metadata
 import json
+from pathlib import Path
 
 import pytest
 
-from flame_accel.config import UserError, load_file
+from flame_accel.config import Config, UserError, load_file, parse
+from flame_accel.data.sources.files import RUN_FOLDER_FILES
 from flame_accel.observe import prepare_run_folder, run_folder
 from flame_accel.observe.run_folder import changed_options, git_revision, package_versions
 from tests.helpers.runs import ROOT, read_losses
@@ -60,3 +62,75 @@ def test_the_revision_is_that_of_the_checkout_and_none_outside(monkeypatch, tmp_
         assert revision and len(revision["commit"]) == 40 and isinstance(revision["dirty"], bool)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "a/b/c.py"))
     assert git_revision() is None
+
+
+def build_config(folder: Path, *flags: str, model: str = "org/model", data: str = "org/data") -> Config:
+    required = [f"--model.config={model}", f"--training.dataset={data}"]
+    return parse([*required, f"--job.dump_folder={folder}", *flags])
+
+
+def prepare(folder: Path, *flags: str, **names: str) -> list[str]:
+    return prepare_run_folder(folder, config=build_config(folder, *flags, **names), environment={})
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """The folder of a run that has reported metrics."""
+    prepare(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "message"),
+    [
+        ({"model": "org/other"}, [], "model.config was org/model, and is now org/other"),
+        ({"model": "org/model-1.3B"}, [], "model.config was org/model, and is now org/model-1.3B"),
+        ({"data": "org/other"}, [], "training.dataset was org/data, and is now org/other"),
+        ({}, ["--training.dataset_name=x"], "training.dataset_name was none, and is now x"),
+        ({}, ["--model.tokenizer_path=byte"], "model.tokenizer_path was none, and is now byte"),
+    ],
+)
+def test_another_run_does_not_mix_with_the_one_in_the_folder(
+    used: Path, names: dict[str, str], flags: list[str], message: str
+) -> None:
+    before = (used / "config.toml").read_text()
+    with pytest.raises(UserError) as caught:
+        prepare(used, *flags, **names)
+    assert message in str(caught.value)
+    assert f"job.dump_folder = {used}" in str(caught.value)
+    assert "another job.dump_folder" in str(caught.value)
+    assert (used / "config.toml").read_text() == before
+
+
+def test_the_same_run_is_prepared_again_and_says_what_changed(used: Path) -> None:
+    assert prepare(used) == []
+    assert prepare(used, "--optimizer.lr=0.1") == ["optimizer.lr: 0.0003 -> 0.1"]
+
+
+def test_files_that_moved_are_the_same_run(used: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.json").write_text("{}")
+        (tmp_path / folder / "data").mkdir()
+    prepare(used, model=str(tmp_path / "one/model.json"), data=str(tmp_path / "one/data"))
+    changes = prepare(used, model=str(tmp_path / "two/model.json"), data=str(tmp_path / "two/data"))
+    assert [change.partition(":")[0] for change in changes] == ["model.config", "training.dataset"]
+
+
+def test_a_folder_in_which_nothing_has_happened_yet_may_change_its_run(tmp_path: Path) -> None:
+    prepare(tmp_path / "run")
+    changes = prepare(tmp_path / "run", data="org/other")
+    assert changes == ["training.dataset: org/data -> org/other"]
+
+
+def test_a_checkpoint_alone_keeps_the_folder_for_its_run(tmp_path: Path) -> None:
+    prepare(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint" / "step-4").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds another run"):
+        prepare(tmp_path / "run", data="org/other")
+
+
+def test_a_run_folder_is_known_by_its_files(tmp_path: Path) -> None:
+    prepare(tmp_path / "run")
+    assert all((tmp_path / "run" / name).is_file() for name in RUN_FOLDER_FILES)

@@ -169,3 +169,20 @@ def test_a_run_uses_the_named_tokenizer(train_here, flags, tmp_path):
     assert len(exported("abc def ")["input_ids"]) == 1
     vocabulary = json.loads((tmp_path / "run/hf/config.json").read_text())["vocab_size"]
     assert vocabulary >= len(tokenizer) > 258
+
+
+def test_a_tokenizer_file_loads_as_its_folder_does(tmp_path: Path) -> None:
+    BYTE.save_pretrained(tmp_path)
+    from_file = load_tokenizer(str(tmp_path / "tokenizer.json"), False)
+    assert tokenizer_identity(from_file) == tokenizer_identity(BYTE)
+    assert from_file.eos_token == EOS
+
+
+def test_a_tokenizer_file_without_special_tokens_says_what_to_write(tmp_path: Path) -> None:
+    BYTE.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer_config\.json with .*eos_token"):
+        load_tokenizer(str(tmp_path / "tokenizer.json"), False)
+    (tmp_path / "own.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is not called tokenizer\.json"):
+        load_tokenizer(str(tmp_path / "own.json"), False)
