@@ -64,7 +64,9 @@ def test_the_revision_is_that_of_the_checkout_and_none_outside(monkeypatch, tmp_
     assert git_revision() is None
 
 
-def build_config(folder: Path, *flags: str, model: str = "org/model", data: str = "org/data") -> Config:
+def build_config(
+    folder: Path, *flags: str, model: str = "org/model", data: str = "org/data"
+) -> Config:
     required = [f"--model.config={model}", f"--training.dataset={data}"]
     return parse([*required, f"--job.dump_folder={folder}", *flags])
 
