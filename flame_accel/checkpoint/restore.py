@@ -27,6 +27,7 @@ from flame_accel.checkpoint.folder import (
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig, UserError
+from flame_accel.hub_lookup import can_reach_repository
 from flame_accel.observe import get_logger
 
 
@@ -187,8 +188,14 @@ def _find_own_checkpoint(
 
 
 def _download_weights(name: str) -> Path:
+    online = can_reach_repository(
+        name,
+        where=f"checkpoint.initial_load_path {name}",
+        remedy="a path must name an existing folder",
+    )
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors*", "config.json"]))
+        patterns = ["*.safetensors*", "config.json"]
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not online))
     except (OSError, ValueError) as error:
         raise _initial_load_error(
             name,

@@ -4,6 +4,7 @@ Only what clearly is a path is looked for, since a name may also be one on the H
 on every machine are in `validation`.
 """
 
+import difflib
 import glob
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.schema import Config, value_of
 from flame_accel.config.training_options import PER_DATASET, dataset_names, values_per_dataset
-from flame_accel.presets import MODELS, find_preset, nearest_presets, suggest_presets
+from flame_accel.presets import MODELS, find_preset, nearest_presets
 
 _INPUTS = (
     "model.config",
@@ -20,7 +21,7 @@ _INPUTS = (
     "evaluation.dataset",
     "checkpoint.initial_load_path",
 )
-_PREFIXES = ("./", "../", "/", "~/")
+_PREFIXES = (".", "/", "~")
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
 
 
@@ -29,6 +30,7 @@ def find_broken_input_rules(config: Config) -> Iterator[BrokenRule]:
     yield from _mismatched_datasets(config)
     yield from _missing_inputs(config)
     yield from _unusable_run_folder(config.job.dump_folder)
+    yield from _data_in_run_folder(config)
 
 
 def _mismatched_datasets(config: Config) -> Iterator[BrokenRule]:
@@ -66,27 +68,33 @@ def _missing_inputs(config: Config) -> Iterator[BrokenRule]:
     inputs = [(name, value_of(config, name)) for name in _INPUTS]
     inputs += [("training.dataset", name) for name in dataset_names(config.training)]
     inputs += [("model.custom", path) for path in config.model.custom]
-    yield from _mistyped_preset(config.model.config)
     for name, path in inputs:
-        is_preset = name == "model.config" and find_preset(MODELS, path or "") is not None
-        if path is not None and not is_preset and _looks_like_path(path) and not _exists(path):
+        if path is None or _exists(path):
+            continue
+        is_model = name == "model.config"
+        if is_model and find_preset(MODELS, path) is not None:
+            continue
+        # every model on the Hub has an owner: a word alone is a preset or a path
+        if _looks_like_path(path) or (is_model and "/" not in path):
             yield BrokenRule(
                 options=(name,),
                 rule=f"{path} does not exist",
-                remedy=f"Name an existing path; it is relative to {os.getcwd()}.",
+                remedy=_suggest_existing(path, is_model=is_model),
             )
 
 
-def _mistyped_preset(model_config: str | None) -> Iterator[BrokenRule]:
-    """A model config whose name resembles a preset, instead of a name on the Hub."""
-    if model_config is None or _looks_like_path(model_config) or os.path.exists(model_config):
-        return
-    if find_preset(MODELS, model_config) is None and nearest_presets(MODELS, model_config):
-        yield BrokenRule(
-            options=("model.config",),
-            rule="is neither an existing path nor the name of a preset",
-            remedy=f"{suggest_presets(MODELS, model_config)} A model on the Hub is owner/name.",
-        )
+def _suggest_existing(path: str, *, is_model: bool) -> str:
+    """What to name instead of a path that does not exist: the nearest existing names."""
+    folder = Path(path).parent
+    names = os.listdir(folder) if folder.is_dir() and os.access(folder, os.R_OK) else []
+    near = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.75)
+    existing = [str(folder / name) for name in near]
+    if is_model:
+        existing += nearest_presets(MODELS, Path(path).name)
+    hub = " A model on the Hub is owner/name." if is_model else ""
+    if existing:
+        return f"Did you mean {' or '.join(existing[:3])}?{hub}"
+    return f"Name an existing path; it is relative to {os.getcwd()}.{hub}"
 
 
 def _unusable_run_folder(dump_folder: str) -> Iterator[BrokenRule]:
@@ -104,8 +112,25 @@ def _unusable_run_folder(dump_folder: str) -> Iterator[BrokenRule]:
     yield BrokenRule(options=("job.dump_folder",), rule=rule, remedy=remedy)
 
 
+def _data_in_run_folder(config: Config) -> Iterator[BrokenRule]:
+    """A run folder that is a folder of data, whose files the run would read as its own data."""
+    run_folder = os.path.realpath(config.job.dump_folder)
+    for name in dataset_names(config.training):
+        if os.path.isdir(name) and os.path.realpath(name) == run_folder:
+            yield BrokenRule(
+                options=("job.dump_folder",),
+                rule=f"is the folder of the data, {name}",
+                remedy="Name a folder of its own for the run, which may be inside that folder.",
+            )
+
+
 def _looks_like_path(value: str) -> bool:
-    return "://" not in value and (value.startswith(_PREFIXES) or value.endswith(_SUFFIXES))
+    """Whether a text can only be a path: a name on the Hub is `owner/name` or one word."""
+    if "://" in value:
+        return False
+    return (
+        value.startswith(_PREFIXES) or value.endswith(_SUFFIXES) or value.rstrip("/").count("/") > 1
+    )
 
 
 def _exists(path: str) -> bool:

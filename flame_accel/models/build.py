@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UserError
+from flame_accel.hub_lookup import can_reach_repository
 from flame_accel.models.instantiate import describe_error, instantiate
 from flame_accel.models.norms import apply_norm_type, config_with_norm
 from flame_accel.presets import MODELS, resolve_preset
@@ -205,10 +206,20 @@ def _suggest_config_files(file: Path) -> str:
 
 
 def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    online = Path(name).exists() or can_reach_repository(
+        name, where=f"--model.config {name}", remedy="a path must name an existing file or folder"
+    )
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            name, trust_remote_code=trust_remote_code, local_files_only=not online
+        )
     except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
+        if not online:
+            remedy = (
+                "the Hub cannot be reached (or HF_HUB_OFFLINE is set), and the model is not in the "
+                "local cache: connect to the Hub, or name a file"
+            )
+        elif "trust_remote_code" in str(error):
             remedy = "it needs code of its own: --model.trust_remote_code, if you trust its author"
         else:
             remedy = (

@@ -4,6 +4,7 @@
 LAYERS = (
     ("cache_folders", "files", "presets", "standard_streams", "suppressed_messages"),
     ("config",),
+    ("hub_lookup",),
     ("kernels",),
     ("data", "models"),
     ("parallel",),

@@ -13,7 +13,7 @@ from pathlib import Path
 from flame_accel.commands.arguments import integer_of_at_least
 from flame_accel.config import Config, ConfigError, UserError, parse
 
-NO_MODEL = "not-needed"
+NO_MODEL = "not/needed"
 """Value of model.config if none is given: the data does not depend on it."""
 PICTURE = "document_lengths.png"
 

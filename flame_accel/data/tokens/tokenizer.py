@@ -12,12 +12,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flame_accel.config.errors import UserError
 from flame_accel.files import write_json, write_text
+from flame_accel.hub_lookup import can_reach_repository
 
 BYTE_TOKENIZER = "byte"
 """Name of the tokenizer that ships with the package."""
 BYTE_TOKENIZER_FOLDER = Path(__file__).parent / "byte_tokenizer"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_CHOICES = 'a folder with tokenizer.json, a name on the Hub, or "byte"'
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
 TOKENIZER_OPTION = "model.tokenizer_path"
@@ -41,15 +43,22 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
     if Path(name).is_file():
         source = _tokenizer_folder(Path(name))
+    online = Path(source).exists() or can_reach_repository(
+        name, where=TOKENIZER_OPTION, remedy=f"else name {TOKENIZER_CHOICES}"
+    )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=trust_remote_code, local_files_only=not online
+        )
     # transformers has no exception of its own for folders with no tokenizer, or half of one
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         place = "" if Path(name).exists() else "there is no such folder, and the Hub says: "
+        if not online:
+            place = "no such folder, not in the local cache, and the Hub cannot be reached: "
         raise UserError(
             f"no tokenizer at {name!r}: {place}{str(error).splitlines()[0]}",
             where=TOKENIZER_OPTION,
-            remedy='give a folder with tokenizer.json, a name on the Hub, or "byte"',
+            remedy=f"name {TOKENIZER_CHOICES}",
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.options import only_problem
+from tests.helpers.options import only_problem, parse_flags
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,44 @@ def test_a_run_folder_that_cannot_be_written_is_refused(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     message = only_problem("--job.dump_folder", str(tmp_path / "new/run"))
     assert f"{tmp_path} cannot be written to" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gla_34M.json", "configs/gla_350M.json", "./gla_340M", "/nowhere/gla", "a/b/c", "gla_430M"],
+)
+def test_a_model_that_can_only_be_a_missing_path_is_refused_at_once(name: str) -> None:
+    problem = only_problem(f"--model.config={name}")
+    assert f"{name} does not exist" in problem
+    assert "A model on the Hub is owner/name." in problem
+
+
+@pytest.mark.parametrize("name", ["org/model", "gla_340M", "configs/gla_340M.json"])
+def test_a_model_that_may_exist_is_accepted(name: str) -> None:
+    assert parse_flags(f"--model.config={name}").model.config == name
+
+
+def test_a_missing_path_gets_the_nearest_existing_names(tmp_path: Path) -> None:
+    for name in ("model_small.json", "model_large.json", "other.txt"):
+        (tmp_path / name).write_text("{}")
+    problem = only_problem(f"--model.config={tmp_path}/model_smal.json")
+    assert f"Did you mean {tmp_path}/model_small.json" in problem
+    assert "other.txt" not in problem
+    problem = only_problem(f"--training.dataset={tmp_path}/othr.txt")
+    assert f"Did you mean {tmp_path}/other.txt?" in problem
+    assert "Did you mean gla_340M" in only_problem("--model.config=gla_340m")
+
+
+@pytest.mark.parametrize(
+    "option", ["model.tokenizer_path", "evaluation.dataset", "checkpoint.initial_load_path"]
+)
+def test_a_name_with_two_slashes_is_a_path(option: str) -> None:
+    assert "a/b/c does not exist" in only_problem(f"--{option}=a/b/c")
+    parse_flags(f"--{option}=a/b")
+
+
+def test_the_folder_of_the_data_is_not_a_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    data = f"--training.dataset={tmp_path}/data"
+    assert "is the folder of the data" in only_problem(data, f"--job.dump_folder={tmp_path}/data/")
+    parse_flags(data, f"--job.dump_folder={tmp_path}/data/run")

@@ -198,7 +198,7 @@ def values(option: Option) -> st.SearchStrategy[Any]:
     if (refused is not None and refused.refuses is None) or option.name.startswith("float8."):
         return st.just(option.default)
     special: dict[str, st.SearchStrategy[Any]] = {
-        "model.config": st.sampled_from(["org/model", "org/gr\u00f6\u00dfe", 'a"b\\c']),
+        "model.config": st.sampled_from(["org/model", "org/gr\u00f6\u00dfe", 'a"b/c\\d']),
         "model.tokenizer_path": st.sampled_from([None, "byte", "org/tokenizer"]),
         "model.custom": st.lists(st.sampled_from(["package", "a, b", "c.d"])).map(tuple),
         "training.dataset": st.sampled_from(["python-stdlib", "org/data"]),
