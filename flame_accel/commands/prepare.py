@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flame_accel.commands.arguments import integer_of_at_least
 from flame_accel.config import TrainingConfig, UserError, dataset_names
+from flame_accel.config.values import expand_path_option
 
 if TYPE_CHECKING:
     from flame_accel.data.cache.cache_writer import CacheProgress
@@ -86,8 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
         vocabulary_size,
     )
 
-    options = {name: getattr(arguments, name) for name in ("dataset", *DATASET_OPTIONS)}
-    tokenizer = load_tokenizer(arguments.tokenizer_path, arguments.trust_remote_code)
+    options = {
+        name: expand_path_option(f"training.{name}", getattr(arguments, name))
+        for name in ("dataset", *DATASET_OPTIONS)
+    }
+    tokenizer_path = expand_path_option("model.tokenizer_path", arguments.tokenizer_path)
+    tokenizer = load_tokenizer(str(tokenizer_path), arguments.trust_remote_code)
     add_bos = resolve_add_bos(tokenizer, arguments.add_bos)
     table = _open_table(options, arguments.max_document_bytes)
     records = map(table.__getitem__, range(len(table)))

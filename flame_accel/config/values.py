@@ -7,8 +7,9 @@ checked in `validation`.
 import json
 from typing import Any
 
+from flame_accel.config.errors import UserError
 from flame_accel.config.paths import PathKind, expand_path, expand_path_list
-from flame_accel.config.schema import Option
+from flame_accel.config.schema import Option, options
 from flame_accel.config.suggestions import nearest_text
 
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -62,6 +63,19 @@ def convert_file_value(option: Option, value: Any) -> Any:
     if not isinstance(value, list):
         raise _wrong_type(option, value)
     return tuple(_check_one(option, member) for member in value)
+
+
+def expand_path_option(name: str, text: str | None) -> str | None:
+    """The text of a path option that a command declares itself, with `~` and variables expanded.
+
+    Raises:
+        UserError: A variable in it is not set, or there is no such user.
+    """
+    try:
+        return text and _expand_paths(options()[name], text)
+    except InvalidValue as error:
+        where = f"--{name} {text}"
+        raise UserError(error.rule, where=where, remedy=error.remedy, exit_code=2) from error
 
 
 def _means_none(text: str) -> bool:

@@ -214,20 +214,14 @@ def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
             name, trust_remote_code=trust_remote_code, local_files_only=not online
         )
     except (OSError, ValueError) as error:
+        what = f"no model config can be loaded: {str(error).splitlines()[0]}"
+        remedy = "check the name, the network and your access (HF_TOKEN); a file needs no network"
         if not online:
-            remedy = (
-                "the Hub cannot be reached (or HF_HUB_OFFLINE is set), and the model is not in the "
-                "local cache: connect to the Hub, or name a file"
-            )
+            what = f"not in the local cache, and the Hub cannot be reached: {what}"
+            remedy = "check the network and HF_HUB_OFFLINE; a file needs no network"
         elif "trust_remote_code" in str(error):
             remedy = "it needs code of its own: --model.trust_remote_code, if you trust its author"
-        else:
-            remedy = (
-                "check the name, the network and your access (HF_TOKEN); a file needs no network"
-            )
-        raise _model_config_error(
-            name, f"no model config can be loaded: {str(error).splitlines()[0]}", remedy
-        ) from error
+        raise _model_config_error(name, what, remedy) from error
 
 
 def _unknown_model_type_error(

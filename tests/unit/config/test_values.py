@@ -2,7 +2,8 @@
 
 import pytest
 
-from flame_accel.config import describe_options
+from flame_accel.config import UserError, describe_options
+from flame_accel.config.values import expand_path_option
 from tests.helpers.options import only_problem, parse_flags, refusal
 
 
@@ -34,3 +35,12 @@ def test_every_option_can_be_blamed() -> None:
     for option in describe_options():
         if option.type.startswith(("int", "float")) or option.choices:
             assert f"--{option.name} = " in str(refusal(f"--{option.name}=~"))
+
+
+def test_paths_that_a_command_declares_itself_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_path_option("training.dataset", "~/a,$HOME/b") == "/home/me/a,/home/me/b"
+    assert expand_path_option("training.text_column", "$HOME") == "$HOME"
+    assert expand_path_option("training.data_dir", None) is None
+    with pytest.raises(UserError, match="NOT_SET is not set"):
+        expand_path_option("training.dataset", "$NOT_SET/a")
