@@ -8,7 +8,7 @@ leaves, so `tuner` takes the first that runs.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from flame_accel.kernels.tuning.tuned_configs import Key, TunedEntry, key_as_json
 
@@ -77,7 +77,7 @@ def blocks_fit(block_sizes: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool
     A dimension counts as its next power of two, as blocks are, and at least as `SMALLEST_BLOCK`.
     """
     for name, block in block_sizes.items():
-        size: Any = sizes.get(name[1:]) if name.startswith("B") else None
+        size = sizes.get(name[1:]) if name.startswith("B") else None
         if _is_size(size) and _is_size(block):
             widest = max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
             if block > widest:
@@ -105,6 +105,6 @@ def _split_key(key: Sequence[Any]) -> tuple[list[Any], Counter[str]]:
     return list(key[:num_values]), Counter(str(dtype) for dtype in key[num_values:])
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[int]:
     """Whether this is a number of elements; booleans are flags."""
     return type(value) is int and value > 0
