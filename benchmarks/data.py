@@ -37,13 +37,14 @@ from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache
 from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Record, Skipped
-from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.encoded_datasets import EncodedTable
+from flame_accel.data.lanes.lane import Lane
 from flame_accel.data.lanes.rows import Packing
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
-from flame_accel.data.sources.python_stdlib import read_corpus
+from flame_accel.data.sources.python_stdlib import read_stdlib_sources
 from flame_accel.data.sources.table import Table
 from flame_accel.data.stages import IndexedDocuments
-from flame_accel.data.tokens.encoder import EncodedTable, Encoder
+from flame_accel.data.tokens.encoder import Encoder
 
 SEQ_LEN = 4096
 VOCABULARY = 32_000
@@ -84,7 +85,7 @@ def main() -> None:
 def measure_online(arguments: argparse.Namespace, folder: Path) -> None:
     """Tokens/s from texts."""
     tokenizer = load_tokenizer(_get_tokenizer(arguments, folder), False)
-    corpus = "\n".join(read_corpus("train"))[: 100_000 if arguments.quick else 2_000_000]
+    corpus = "\n".join(read_stdlib_sources("train"))[: 100_000 if arguments.quick else 2_000_000]
     print("online     characters   tokens/document   rows, tok/s   tokenizers, tok/s   ratio")
     for size in arguments.characters:
         texts = [corpus[i : i + size] for i in range(0, len(corpus), size)]
@@ -162,7 +163,7 @@ def measure_resume(arguments: argparse.Namespace, folder: Path) -> None:
 def measure_memory(arguments: argparse.Namespace, folder: Path) -> None:
     """Memory while reading."""
     name = _get_tokenizer(arguments, folder)
-    corpus = "\n".join(read_corpus("train"))
+    corpus = "\n".join(read_stdlib_sources("train"))
     texts = (corpus[i : i + 4000] for i in range(0, len(corpus), 4000))
     records, tokens = folder / "records.jsonl", folder / "tokens"
     records.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from flame_accel.data.sources.python_stdlib import read_corpus
+from flame_accel.data.sources.python_stdlib import read_stdlib_sources
 
 END = "<|endoftext|>"
 
@@ -25,7 +25,7 @@ def main(folder: Path, vocabulary_size: int) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(read_corpus("train"), trainer)
+    tokenizer.train_from_iterator(read_stdlib_sources("train"), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
     fast.save_pretrained(folder)
     print(f"{len(fast):,} tokens in {folder}")

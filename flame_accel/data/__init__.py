@@ -1,12 +1,13 @@
 """The data stream: sources -> documents -> tokens -> packed rows -> batches, and its cursors.
 
-The order in which a run sees tokens is a function of (seed, data, rows per step) alone.
-``parts`` says what the rooms hand to one another: ``sources`` opens data and reads records,
-``tokens`` makes documents of them, ``cache`` keeps those, ``lanes`` decides what comes next and
-packs rows, and ``loading`` hands out optimizer steps and keeps what a checkpoint needs.
+The order in which a run sees tokens depends on the seed, the data and the rows per step alone.
+`from_options` builds everything, and `stages` says what one stage hands to the next: `sources`
+locates and opens data, `tokens` and `encoded_datasets` make documents of its records, `cache` keeps
+them on disk, `lanes` orders them and packs rows, and `loading` makes the batches of steps and their
+states.
 """
 
-from flame_accel.data.bad_records import too_many_bad_records
+from flame_accel.data.bad_records import too_many_bad_records_error
 from flame_accel.data.from_options import (
     RunData,
     build_batches,
@@ -29,6 +30,6 @@ __all__ = [
     "merge_states",
     "open_data",
     "special_token_ids",
-    "too_many_bad_records",
+    "too_many_bad_records_error",
     "vocabulary_size",
 ]

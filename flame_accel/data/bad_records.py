@@ -55,7 +55,7 @@ class BadRecordCounter:
             UserError: the policy does not allow the record, or it is one too many.
         """
         if policy.stops_run(record):
-            raise refused_record(record, source)
+            raise refused_record_error(record, source)
         if policy.counts_as_bad(record):
             self.add_records([record])
 
@@ -75,10 +75,10 @@ class BadRecordCounter:
             self._last_logged_total = self.total
             log.warning("bad records skipped so far: %d", self.total)
         if self._limit is not None and self.total > self._limit:
-            raise too_many_bad_records(self.total, self._limit, new[-1] if new else None)
+            raise too_many_bad_records_error(self.total, self._limit, new[-1] if new else None)
 
 
-def refused_record(record: Skipped, source: str) -> UserError:
+def refused_record_error(record: Skipped, source: str) -> UserError:
     """The error for a record that the policy does not allow; `source` names the data."""
     return UserError(
         record.what or f"the document is {record.why}",
@@ -88,7 +88,7 @@ def refused_record(record: Skipped, source: str) -> UserError:
     )
 
 
-def too_many_bad_records(total: int, limit: int, last: Skipped | None) -> UserError:
+def too_many_bad_records_error(total: int, limit: int, last: Skipped | None) -> UserError:
     """The error for more bad records than the limit; `last` is the one that exceeded it."""
     return UserError(
         f"{total} bad records are more than training.max_bad_records {limit}"

@@ -4,7 +4,7 @@ Sources read records (texts or conversations); an encoder makes documents of tok
 Nothing here reads or encodes anything.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,3 +39,26 @@ class Document(NamedTuple):
 
 Encode = Callable[[Record | Skipped], Document | Skipped]
 """Makes a document of a record; a `Skipped` is returned unchanged."""
+
+
+class EncodedRecord(NamedTuple):
+    """What a record of a dataset gives."""
+
+    document: Document | Skipped
+    num_bytes: int
+    """Length of the record's text in UTF-8; 0 for a record that the source skipped."""
+
+
+def count_utf8_bytes(record: Record | Skipped) -> int:
+    """Length in UTF-8 of a text, or of all messages of a conversation; 0 for a `Skipped`."""
+    if isinstance(record, str):
+        return len(record.encode("utf-8", "surrogatepass"))
+    if isinstance(record, Skipped):
+        return 0
+    contents = (message["content"] for message in record)
+    return sum(count_utf8_bytes(content) for content in contents if isinstance(content, str))
+
+
+def first_is_conversation(records: Iterable[Record | Skipped]) -> bool:
+    """Whether the first record that was not skipped is a conversation: then all are."""
+    return isinstance(next((r for r in records if not isinstance(r, Skipped)), ""), list)

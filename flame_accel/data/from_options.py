@@ -1,7 +1,6 @@
-"""Documents and batches of a run, from its sections `training` and `evaluation`.
+"""The data of a run, from its sections `training` and `evaluation`: datasets, lanes and batches.
 
-Only names meet here: what a source, a lane or an evaluation is, is said by the modules that do the
-work.
+Calls the stages of `stages` in their order; the work is done in `sources`, `lanes` and `loading`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,35 +11,38 @@ from transformers import PreTrainedTokenizerBase
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data.bad_records import SkipPolicy
-from flame_accel.data.dataset import Dataset, open_dataset
-from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.documents import Document, EncodedRecord
+from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.lanes.rows import Packing
 from flame_accel.data.loading.evaluation_batches import EvaluationBatches, pack_evaluation_batches
 from flame_accel.data.loading.step_batches import StepBatches, StepLayout
-from flame_accel.data.loading.workers import LoaderOptions, Stream
+from flame_accel.data.loading.workers import LoaderOptions
 from flame_accel.data.sources.opening import open_training_and_evaluation
 from flame_accel.data.sources.options import (
     evaluation_dataset_options,
-    shares,
+    mixture_shares,
     training_dataset_options,
 )
+from flame_accel.data.stages import EncodedDataset
+from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import resolve_add_bos, tokenizer_identity
 
-SEED_STEP = 1_000_003
-"""The seeds of two sources of a mixture are so far apart."""
+SOURCE_SEED_STRIDE = 1_000_003
+"""Difference between the seeds of successive sources of a mixture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunData:
     """The datasets of a run."""
 
-    training: tuple[Dataset, ...]
-    """What it learns from ..."""
+    training: tuple[EncodedDataset, ...]
+    """The datasets of training."""
     shares: tuple[float, ...]
-    """... and their shares in the tokens; their sum is 1."""
-    evaluation: Dataset | None
-    """What it is evaluated on, if anything."""
+    """Share of each of them in the tokens; their sum is 1."""
+    evaluation: EncodedDataset | None
+    """The dataset of evaluation; None: no evaluation."""
     tokenizer: PreTrainedTokenizerBase
+    """The tokenizer of all datasets."""
     add_bos: bool
     """Whether documents start with bos."""
 
@@ -52,7 +54,7 @@ class RunData:
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The ids that a model's config names: `bos_token_id`, `eos_token_id`, `pad_token_id`."""
+    """The token ids that a model's config has: `bos_token_id`, `eos_token_id`, `pad_token_id`."""
     ids = {}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(tokenizer, name)
@@ -64,32 +66,37 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | Non
 def open_data(
     training: TrainingConfig, evaluation: EvaluationConfig, tokenizer: PreTrainedTokenizerBase
 ) -> RunData:
-    """Open the datasets of a run, and keep those of training and evaluation apart.
+    """Open the datasets of a run, and keep the documents of training and evaluation apart.
 
     Raises:
-        UserError: a dataset does not open, or was tokenised by another tokenizer; options do not
-            fit together; bos is asked for and the tokenizer has none.
+        UserError: a dataset does not open, or was tokenized with another tokenizer; options
+            contradict each other; bos is asked for and the tokenizer has none.
     """
     add_bos = resolve_add_bos(tokenizer, training.add_bos)
-    sides, held_out = open_training_and_evaluation(
+    sides = open_training_and_evaluation(
         training_dataset_options(training),
         evaluation_dataset_options(evaluation, training),
         evaluation.held_out_share,
     )
+    encoder = Encoder(tokenizer, add_bos=add_bos)
+    encoded = [source.encode(encoder, held_out) for source, held_out in sides.training]
+    target = sides.evaluation
     return RunData(
-        training=tuple(open_dataset(side, tokenizer, add_bos=add_bos) for side in sides),
-        shares=shares(training),
-        evaluation=held_out and open_dataset(held_out, tokenizer, add_bos=add_bos),
+        training=tuple(encoded),
+        shares=mixture_shares(training),
+        evaluation=target and target.source.encode(encoder, target.held_out),
         tokenizer=tokenizer,
         add_bos=add_bos,
     )
 
 
-def build_stream(training: TrainingConfig, data: RunData, *, num_lanes: int) -> Stream:
-    """What the lanes of a run have in common, for steps of so many rows."""
-    return Stream(
+def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> Lanes:
+    """The lanes of a run; `num_lanes` is the number of rows per step."""
+    return Lanes(
         sources=[
-            dataset.source(seed=training.seed + SEED_STEP * i, block=training.shuffle_block)
+            dataset.shuffle(
+                seed=training.seed + SOURCE_SEED_STRIDE * i, block=training.shuffle_block
+            )
             for i, dataset in enumerate(data.training)
         ],
         shares=data.shares,
@@ -123,18 +130,18 @@ def build_batches(
     accumulation: int | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> StepBatches:
-    """The training stream of one data-parallel rank, as the ``training`` section describes it.
+    """The training batches of one data-parallel rank.
 
     Args:
-        training: the section.
-        data: the datasets.
+        training: the section `training` of the options.
+        data: the datasets of the run.
         rank: data-parallel rank of this process.
         world_size: number of data-parallel ranks.
-        accumulation: micro-batches per step; None takes training.gradient_accumulation_steps.
-        state: merged state of a checkpoint to continue.
+        accumulation: micro-batches per step; None: training.gradient_accumulation_steps.
+        state: merged state of the checkpoint to resume from; None: from the start.
 
     Raises:
-        UserError: see ``StepBatches``.
+        UserError: see `StepBatches`.
     """
     layout = StepLayout(
         micro_batch_size=training.batch_size,
@@ -142,9 +149,8 @@ def build_batches(
         rank=rank,
         world_size=world_size,
     )
-    stream = build_stream(training, data, num_lanes=layout.rows_per_step)
     return StepBatches(
-        stream,
+        build_lanes(training, data, num_lanes=layout.rows_per_step),
         layout,
         LoaderOptions(
             num_workers=training.num_workers,
@@ -165,17 +171,17 @@ def build_evaluation_batches(
     rank: int,
     world_size: int,
 ) -> EvaluationBatches | None:
-    """This rank's batches of the held-out documents, packed as in training; None without any.
+    """The evaluation batches of one rank, packed as in training; None: no evaluation.
 
     Raises:
-        UserError: no document, or records that the training data's policy refuses.
+        UserError: no document, or records that `training.max_bad_records` does not allow.
     """
     if data.evaluation is None:
         return None
     return pack_evaluation_batches(
-        _with_scored_bytes(data.evaluation, data.tokenizer),
+        _read_with_target_bytes(data.evaluation, data.tokenizer),
         build_packing(training, data.tokenizer),
-        name=f"evaluation.dataset {data.evaluation.records.name!r}",
+        name=f"evaluation.dataset {data.evaluation.name!r}",
         policy=SkipPolicy(training.max_bad_records),
         batch_size=evaluation.batch_size,
         rank=rank,
@@ -185,7 +191,7 @@ def build_evaluation_batches(
 
 
 def stream_identity(training: TrainingConfig, data: RunData) -> dict[str, Any]:
-    """What must be the same for cursors to mean the same tokens; not where the data lies."""
+    """Everything that must stay the same for cursors to mean the same tokens; no paths."""
     conversations = any(dataset.conversations for dataset in data.training)
     packing = build_packing(training, data.tokenizer)
     identity: dict[str, Any] = {
@@ -194,7 +200,7 @@ def stream_identity(training: TrainingConfig, data: RunData) -> dict[str, Any]:
         "training.varlen": packing.varlen,
         "training.context_len": packing.context_len,
         "training.packing": training.packing,
-        # longer documents are passed over
+        # longer documents are skipped
         "training.max_document_bytes": training.max_document_bytes,
         "bos added": data.add_bos,
         "tokenizer": tokenizer_identity(data.tokenizer, conversations=conversations),
@@ -207,18 +213,18 @@ def stream_identity(training: TrainingConfig, data: RunData) -> dict[str, Any]:
     for i, dataset in enumerate(data.training):
         which = f" of dataset {i + 1}" if len(data.training) > 1 else ""
         identity[f"documents{which}"] = dataset.num_documents
-        identity[f"content of the documents{which}"] = dataset.records.fingerprint
+        identity[f"content of the documents{which}"] = dataset.fingerprint
         if dataset.held_out is not None:
             identity[f"held out{which}"] = dataset.held_out.share
     return identity
 
 
-def _with_scored_bytes(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Document | Skipped, int]]:
-    """What each record gives, and the bytes that its targets stand for: what the loss is spent on.
+def _read_with_target_bytes(
+    dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[EncodedRecord]:
+    """What each record gives, with the length in UTF-8 of the text that the loss is computed for.
 
-    Of a text all, of a conversation what the assistant says.
+    That is all of a text, and what the assistant says in a conversation.
     """
     for document, size in dataset.in_order():
         if isinstance(document, Document) and document.targets is not None:
@@ -229,4 +235,4 @@ def _with_scored_bytes(
             )
             assert isinstance(text, str)
             size = len(text.encode("utf-8"))
-        yield document, size
+        yield EncodedRecord(document, size)

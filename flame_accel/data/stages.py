@@ -1,25 +1,133 @@
 """What the stages of the data stream hand to one another, in the order in which data flows.
 
     options -> LocatedDataset -> RecordSource -> EncodedDataset -> ShuffledSource -> DocumentReader
-            -> rows of a lane (`lanes`) -> batches of a step (`loading`)
+            -> rows of a lane (`lanes.lane`) -> batches of a step (`loading.step_batches`)
 
 Each stage is one protocol with a class for each form that data may have. Protocols only: nothing
 here does any work.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import SourceCursor
-from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.documents import Document, EncodedRecord, Record, Skipped
+from flame_accel.data.sources.held_out import HeldOut
+from flame_accel.data.sources.options import DatasetOptions
+from flame_accel.data.tokens.encoder import Encoder
+
+
+class LocatedDataset(Protocol):
+    """What the name of a dataset leads to; nothing is read yet.
+
+    A kind of dataset is one class with this protocol, listed in `sources.opening.DATASET_KINDS`.
+
+    Raises:
+        UserError: on creation: options that do not apply to this kind, or nothing there.
+    """
+
+    def __init__(self, options: DatasetOptions) -> None: ...
+
+    @staticmethod
+    def recognizes(options: DatasetOptions) -> bool:
+        """Whether the dataset is of this kind."""
+        ...
+
+    @property
+    def splits(self) -> Sequence[str | None]:
+        """Names of the splits; None stands for all of a dataset without splits."""
+        ...
+
+    @property
+    def allows_slices(self) -> bool:
+        """Whether slices and sums of splits may be asked for as well, such as train[:10%]."""
+        ...
+
+    def open(self, split: str | None) -> "RecordSource":
+        """Open one of the splits.
+
+        Raises:
+            UserError: it cannot be read, or holds no text.
+        """
+        ...
+
+
+class RecordSource(Protocol):
+    """The records of a split: by index, in sequence, or tokenized already."""
+
+    name: str
+    """How messages name the data."""
+
+    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> "EncodedDataset":
+        """The documents that the encoder makes of these records.
+
+        Args:
+            encoder: makes documents.
+            held_out: which side of a split by hash is wanted; None: all documents.
+
+        Raises:
+            UserError: a token cache of another tokenizer, or one that is damaged.
+        """
+        ...
+
+
+class EncodedDataset(Protocol):
+    """The documents of a dataset, or of one side of it."""
+
+    name: str
+    """How messages name the data."""
+    held_out: HeldOut | None
+    """Which side of a split by hash; None: all documents."""
+    conversations: bool
+    """Whether the records are conversations, with the loss on some of their tokens only."""
+
+    @property
+    def form(self) -> str:
+        """What the data is, in words: a table, a token cache, a stream."""
+        ...
+
+    @property
+    def num_documents(self) -> int | None:
+        """Records, skipped ones included; None: unknown, they are read in sequence."""
+        ...
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Tokens of all documents; None: unknown."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content, as far as it is known."""
+        ...
+
+    def shuffle(self, *, seed: int, block: int) -> "ShuffledSource":
+        """The documents in the order in which lanes read them.
+
+        Args:
+            seed: of the order.
+            block: number of records that are shuffled together where they come in sequence.
+        """
+        ...
+
+    def in_order(self) -> Iterator[EncodedRecord]:
+        """What each record gives, once, in the order of the data."""
+        ...
+
+    def sample(self, count: int) -> Iterator[EncodedRecord]:
+        """What evenly spread records give, at most `count` of them (0: all).
+
+        In sequence there are no others than the next ones: all of them then, from the start.
+        """
+        ...
 
 
 class IndexedRecords(Protocol):
     """Records in any order: a table; can be pickled."""
 
     name: str
-    """What the user calls it."""
+    """How messages name the data."""
 
     def __len__(self) -> int: ...
 
@@ -35,7 +143,7 @@ class IndexedDocuments(Protocol):
     """Documents in any order: a table of records with an encoder, or a token cache."""
 
     name: str
-    """What the user calls it."""
+    """How messages name the data."""
 
     def __len__(self) -> int: ...
 
@@ -47,11 +155,19 @@ class IndexedDocuments(Protocol):
         ...
 
 
+class SizedDocuments(IndexedDocuments, Protocol):
+    """Documents in any order that know the size of their texts."""
+
+    def read_with_size(self, index: int) -> EncodedRecord:
+        """A document, and the length of its text in UTF-8."""
+        ...
+
+
 class Shards(Protocol):
     """Records in a few sequences, each of which can be read from any place; mostly files."""
 
     name: str
-    """What the user calls it."""
+    """How messages name the data."""
 
     def __len__(self) -> int:
         """Number of shards, at least 1."""

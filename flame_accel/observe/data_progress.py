@@ -7,7 +7,7 @@ kept in `data`; losses and timings are measured in `meter`.
 import torch
 from accelerate import Accelerator
 
-from flame_accel.data import StepBatches, too_many_bad_records
+from flame_accel.data import StepBatches, too_many_bad_records_error
 from flame_accel.parallel import all_reduce_sum, dp_size, sum_dtype
 
 
@@ -39,7 +39,7 @@ def reduce_data_metrics(
     )
     epoch, consumed, skipped, bad, efficiency = totals.tolist()
     if max_bad is not None and bad > max_bad:
-        raise too_many_bad_records(int(bad), max_bad, None)
+        raise too_many_bad_records_error(int(bad), max_bad, None)
     record: dict[str, float] = {"epoch": epoch / dp_size(accelerator)}
     if skipped:
         record |= {"data/documents": int(consumed), "data/skipped_documents": int(skipped)}

@@ -14,7 +14,7 @@ from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.lanes.epoch_order import EpochOrder
-from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.lane import Lane
 from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
 
@@ -85,7 +85,7 @@ def documents_of(
     epoch = 0
     while True:
         for position in range(lane, len(documents), num_lanes):
-            document = documents[order.document(epoch, position)]
+            document = documents[order.document_at(epoch, position)]
             if isinstance(document, Document):
                 yield document
         epoch += 1

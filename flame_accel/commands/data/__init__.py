@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flame_accel.commands.data import sections
     from flame_accel.commands.data.dataset_sampling import format_dataset, sample_dataset
     from flame_accel.commands.data.document_lengths import save_histogram
-    from flame_accel.data.from_options import build_stream, open_data
+    from flame_accel.data.from_options import build_lanes, open_data
     from flame_accel.data.tokens.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is not None and lengths:
         save_histogram(arguments.output / PICTURE, lengths, limits)
         sections.print_section("picture", [str(arguments.output / PICTURE)])
-    stream = build_stream(training, data, num_lanes=num_lanes)
+    stream = build_lanes(training, data, num_lanes=num_lanes)
     for source in stream.sources:
         source.check_lanes(num_lanes)
     sections.print_rows(config, data, samples, stream, arguments.rows)

@@ -8,12 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flame_accel.commands.data.document_lengths import format_lengths
-from flame_accel.data.cache.chunk_encoder import count_utf8_bytes
-from flame_accel.data.cache.token_cache import TokenCache
-from flame_accel.data.dataset import Dataset
 from flame_accel.data.documents import Document, Skipped
-from flame_accel.data.sources.table import Table
-from flame_accel.data.tokens.encoder import EncodedTable
+from flame_accel.data.stages import EncodedDataset
 
 MAX_NAMED_RECORDS = 5
 """Damaged records whose places are kept."""
@@ -53,7 +49,7 @@ class DatasetSample(NamedTuple):
     """None if `num_records` is."""
 
 
-def sample_dataset(dataset: Dataset, max_records: int) -> DatasetSample:
+def sample_dataset(dataset: EncodedDataset, max_records: int) -> DatasetSample:
     """Read records of a dataset: evenly spread ones, or the first ones of a stream.
 
     Args:
@@ -61,17 +57,14 @@ def sample_dataset(dataset: Dataset, max_records: int) -> DatasetSample:
         max_records: number of records to read; 0 reads all.
     """
     num_records = dataset.num_documents
-    if num_records is not None:
-        indices = evenly_spread_indices(num_records, max_records)
-        counts = count_records(_read_documents(dataset, indices))
-    else:
-        documents = dataset.in_order()
-        counts = count_records(islice(documents, max_records or None))
-        if next(documents, None) is None:
-            num_records = counts.num_read
+    documents = dataset.sample(max_records)
+    counts = count_records(islice(documents, max_records or None))
+    # a stream whose end was reached has no further records
+    if num_records is None and next(documents, None) is None:
+        num_records = counts.num_read
     total = None
-    if isinstance(dataset.records, TokenCache) and dataset.held_out is None:
-        total = TokenEstimate(float(dataset.records.num_tokens))
+    if dataset.num_tokens is not None:
+        total = TokenEstimate(float(dataset.num_tokens))
     elif num_records is not None:
         total = estimate_total_tokens(counts.lengths, counts.num_read, num_records)
     return DatasetSample(counts, num_records, total)
@@ -126,14 +119,8 @@ def estimate_total_tokens(lengths: np.ndarray, num_read: int, num_records: int) 
     return TokenEstimate(tokens, 2 * num_records * spread * math.sqrt(1 - num_read / num_records))
 
 
-def evenly_spread_indices(total: int, max_indices: int) -> list[int]:
-    """At most `max_indices` evenly spread indices below `total`; with 0 all of them."""
-    count = min(total, max_indices) if max_indices else total
-    return [i * total // count for i in range(count)]
-
-
 def format_dataset(
-    dataset: Dataset, sample: DatasetSample, limits: Mapping[str, int]
+    dataset: EncodedDataset, sample: DatasetSample, limits: Mapping[str, int]
 ) -> Iterator[str]:
     """Lines that describe a dataset.
 
@@ -143,8 +130,7 @@ def format_dataset(
         limits: by name, lengths in tokens; the lines say how many documents are longer.
     """
     counts = sample.counts
-    kind = _describe_kind(dataset)
-    yield f"{kind}, of conversations" if dataset.conversations else kind
+    yield f"{dataset.form}, of conversations" if dataset.conversations else dataset.form
     numbers = {
         "documents": len(counts.lengths),
         "held out": counts.num_held_out,
@@ -162,30 +148,6 @@ def format_dataset(
         return
     yield f"bytes      {counts.num_bytes / counts.lengths.sum():.2f} per token"
     yield from format_lengths(counts.lengths, limits)
-
-
-def _read_documents(
-    dataset: Dataset, indices: list[int]
-) -> Iterator[tuple[Document | Skipped, int]]:
-    """Documents by index, each with the UTF-8 bytes of its text."""
-    records = dataset.records
-    if isinstance(records, TokenCache):
-        for index in indices:
-            yield records[index], records.document_bytes(index)
-        return
-    assert isinstance(records, Table)
-    documents = EncodedTable(records, dataset.encode)
-    for index in indices:
-        yield documents[index], count_utf8_bytes(records[index])
-
-
-def _describe_kind(dataset: Dataset) -> str:
-    if isinstance(dataset.records, TokenCache):
-        return "a token cache"
-    if isinstance(dataset.records, Table):
-        return "a table"
-    shards = len(dataset.records)
-    return f"a stream of {shards:,} shards" if shards > 1 else "a stream of one shard"
 
 
 def _describe_read_records(sample: DatasetSample) -> str:

@@ -24,7 +24,7 @@ class PackingStatistics(NamedTuple):
     cut_documents: int
     """Documents in more than one piece, so that the state does not reach from start to end."""
     tokens_of_sources: list[int]
-    """Tokens of each source; one that is in two pieces (see `lanes.row_packing`) counts once."""
+    """Tokens of each source; one in two pieces (see `lanes.sequential_packing`) once."""
 
 
 def describe_packing(rows: Sequence[TracedRow], num_sources: int) -> PackingStatistics:

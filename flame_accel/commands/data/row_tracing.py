@@ -15,9 +15,8 @@ import numpy as np
 
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Skipped
-from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.lane import Lane, Lanes
 from flame_accel.data.lanes.rows import Packing, Row
-from flame_accel.data.loading.workers import Stream
 from flame_accel.data.stages import DocumentReader
 
 PADDING_ID = -1
@@ -117,7 +116,7 @@ class _RegisteringReader:
 
 
 def trace_first_rows(
-    stream: Stream, lanes: Iterable[int], num_rows: int, report: Callable[[Skipped], None]
+    stream: Lanes, lanes: Iterable[int], num_rows: int, report: Callable[[Skipped], None]
 ) -> list[TracedRow]:
     """Pack and trace the first rows of some lanes of a stream, step after step.
 
@@ -133,7 +132,10 @@ def trace_first_rows(
     # readers of one stream read together if all exist before the first is used
     traced = [
         TracedLane(
-            stream.readers(lane, stream.beginning, report), stream.shares, stream.packing, lane
+            stream.open_readers(lane, stream.start_cursor, report),
+            stream.shares,
+            stream.packing,
+            lane,
         )
         for lane in lanes
     ]

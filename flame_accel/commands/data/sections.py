@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from flame_accel.commands.data.dataset_sampling import (
     MAX_NAMED_RECORDS,
     DatasetSample,
-    evenly_spread_indices,
 )
 from flame_accel.commands.data.mixture_statistics import (
     DatasetUse,
@@ -28,8 +27,9 @@ from flame_accel.commands.data.row_tracing import trace_first_rows
 from flame_accel.config import Config
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.documents import Skipped
+from flame_accel.data.encoded_datasets import evenly_spread_indices
 from flame_accel.data.from_options import RunData, special_token_ids
-from flame_accel.data.loading.workers import Stream
+from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.tokens.tokenizer import vocabulary_size
 
 LINE_WRAPPER = textwrap.TextWrapper(
@@ -86,7 +86,7 @@ def print_rows(
     config: Config,
     data: RunData,
     samples: Sequence[DatasetSample],
-    stream: Stream,
+    stream: Lanes,
     num_rows: int,
 ) -> None:
     """Print how rows are packed, the tokens of each dataset, rows of step 1, and warnings."""
@@ -114,7 +114,7 @@ def _print_mixture(
     names: Sequence[str],
     samples: Sequence[DatasetSample],
     packings: dict[str, PackingStatistics],
-    stream: Stream,
+    stream: Lanes,
 ) -> list[DatasetUse]:
     positions = config.training.steps * stream.num_lanes * config.training.seq_len
     totals = [sample.total for sample in samples]
@@ -128,7 +128,7 @@ def _print_mixture(
 def _print_first_rows(
     data: RunData,
     names: Sequence[str],
-    stream: Stream,
+    stream: Lanes,
     num_rows: int,
     report: Callable[[Skipped], None],
 ) -> None:
@@ -158,7 +158,7 @@ def print_damaged_records(skipped: Iterable[Skipped], policy: SkipPolicy) -> Non
 
 def dataset_labels(data: RunData) -> list[str]:
     """Names of the datasets, numbered if there are several, since a name may occur twice."""
-    names = [dataset.records.name for dataset in data.training]
+    names = [dataset.name for dataset in data.training]
     return names if len(names) == 1 else [f"{i}. {name}" for i, name in enumerate(names, 1)]
 
 
@@ -171,12 +171,12 @@ def document_limits(config: Config) -> dict[str, int]:
     return limits
 
 
-def _packing_name(stream: Stream) -> str:
+def _packing_name(stream: Lanes) -> str:
     return BEST_FIT if stream.packing.best_fit else SEQUENTIAL
 
 
 def _measure_packings(
-    stream: Stream, report: Callable[[Skipped], None]
+    stream: Lanes, report: Callable[[Skipped], None]
 ) -> dict[str, PackingStatistics]:
     """Statistics of the stream's packing, and with varlen of the other one, by name."""
     streams = [stream]
@@ -186,7 +186,7 @@ def _measure_packings(
     return {_packing_name(one): _measure_packing(one, report) for one in streams}
 
 
-def _measure_packing(stream: Stream, report: Callable[[Skipped], None]) -> PackingStatistics:
+def _measure_packing(stream: Lanes, report: Callable[[Skipped], None]) -> PackingStatistics:
     """Statistics of some rows of some lanes."""
     affordable = max(ROWS_PER_LANE, MAX_MEASURED_TOKENS // stream.packing.seq_len)
     num_rows = min(MAX_MEASURED_ROWS, affordable)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy, too_many_bad_records
+from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy, too_many_bad_records_error
 from flame_accel.data.cache.chunk_encoder import (
     BatchEncoder,
     ChunkEncoder,
@@ -253,7 +253,7 @@ def _count_bad_records(shards: ShardEntries, policy: SkipPolicy) -> BadRecordCou
     bad_records.total = sum(shard[name] for shard in shards for name in counted)
     # without a limit, none is allowed
     if bad_records.total > (policy.max_bad or 0):
-        raise too_many_bad_records(bad_records.total, policy.max_bad or 0, None)
+        raise too_many_bad_records_error(bad_records.total, policy.max_bad or 0, None)
     return bad_records
 
 

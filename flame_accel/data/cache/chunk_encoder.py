@@ -27,7 +27,7 @@ from flame_accel.data.cache.file_format import (
     WITH_TARGETS,
     pack_index_entry,
 )
-from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.documents import Document, Record, Skipped, count_utf8_bytes
 from flame_accel.data.sources.record_hashes import record_hash
 from flame_accel.data.stages import IndexedRecords
 
@@ -122,16 +122,6 @@ class ChunkEncoder:
 def record_hash_or_zero(record: Record | Skipped) -> int:
     """`record_hash` of a record; 0 if it was skipped."""
     return 0 if isinstance(record, Skipped) else record_hash(record)
-
-
-def count_utf8_bytes(record: Record | Skipped) -> int:
-    """UTF-8 bytes of a text, or of all message contents of a conversation; 0 if skipped."""
-    if isinstance(record, str):
-        return len(record.encode("utf-8", "surrogatepass"))
-    if isinstance(record, Skipped):
-        return 0
-    contents = (message["content"] for message in record)
-    return sum(count_utf8_bytes(content) for content in contents if isinstance(content, str))
 
 
 def choose_chunk_length(records: IndexedRecords) -> int:

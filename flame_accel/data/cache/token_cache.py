@@ -32,8 +32,8 @@ from flame_accel.data.cache.file_format import (
     read_manifest,
     shard_file_name,
 )
-from flame_accel.data.documents import Document, Skipped
-from flame_accel.data.sources.record_hashes import is_held_out
+from flame_accel.data.documents import Document, EncodedRecord, Skipped
+from flame_accel.data.sources.held_out import is_held_out
 from flame_accel.files import find_damaged_file
 
 MAX_VERIFIED_BYTES = 256_000_000
@@ -130,6 +130,10 @@ class TokenCache:
                 self._folder, f"document {index} in {names} is not what was written (CRC-32)"
             )
         return Document(tokens, targets)
+
+    def read_with_size(self, index: int) -> EncodedRecord:
+        """A document, and the UTF-8 bytes of its text."""
+        return EncodedRecord(self[index], self.document_bytes(index))
 
     def document_bytes(self, index: int) -> int:
         """UTF-8 bytes of a document's text, on whichever side of a split; 0 without tokens."""

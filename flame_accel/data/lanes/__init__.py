@@ -1,1 +1,1 @@
-"""Which document and which token stands where: orders, lanes, mixtures, packing."""
+"""From documents to rows: the order in which lanes read, mixtures of sources, packing."""

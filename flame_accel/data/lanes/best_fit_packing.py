@@ -1,51 +1,57 @@
 """Best-fit packing: a document is cut only where it is longer than a row, rows end in padding.
 
 Ding et al., "Fewer Truncations Improve Language Modeling" (arXiv 2404.10830, 2024), within windows
-of successive documents. With lengths of a lognormal distribution around 500 to 2000 tokens and rows
-of 2048, 98 to 99 % of a row are documents. Nothing here reads documents or knows of cursors.
+of successive documents. With lognormal lengths around 500 to 2000 tokens and rows of 2048, 98 to
+99 % of a row are documents.
 """
 
+import math
 from bisect import bisect_left, insort
 from typing import NamedTuple
 
 import numpy as np
 
+from flame_accel.data.cursors import LaneCursor
 from flame_accel.data.documents import Document
-from flame_accel.data.lanes.rows import Row
+from flame_accel.data.lanes.mixture import MixtureReader
+from flame_accel.data.lanes.rows import Packing, Row
+from flame_accel.data.lanes.sequential_packing import data_changed
 
 WINDOW_ROWS = 64
-"""Documents are packed together until they hold as many tokens as so many rows, or a few more."""
+"""Number of rows, or a few more, whose documents are packed together."""
 
 
-class Piece(NamedTuple):
-    """Part of a document that stays together."""
+class Segment(NamedTuple):
+    """A document, or a part of it that is not cut any further."""
 
     document: Document
     start: int
+    """Its first token in the document."""
     stop: int
+    """The token behind its last one."""
 
 
 class Window:
-    """Successive documents, gathered until they fill rows.
+    """Successive documents that are packed together.
 
     Args:
         seq_len: tokens in a row.
-        longest: most tokens in a piece, 2 <= longest <= seq_len; a longer document is cut into
-            pieces that overlap by one token, so that every token but the first is a target once.
+        longest: most tokens in a segment, 2 <= longest <= seq_len; a longer document is cut into
+            segments that overlap by one token, so that every token but the first is a target once.
     """
 
     def __init__(self, seq_len: int, longest: int) -> None:
         self.num_tokens = 0
+        """Tokens of all segments."""
         self._seq_len = seq_len
         self._longest = longest
-        self._pieces: list[Piece] = []
+        self._segments: list[Segment] = []
 
     @property
-    def full(self) -> bool:
-        """Whether the documents fill enough rows, the last with some room, but not too much.
+    def is_full(self) -> bool:
+        """Whether the documents fill enough rows, the last one with some room, but not too much.
 
-        Without any room a few tokens would be left for another row; without this care rows would
-        hold nearly a hundredth less.
+        Without any room a few tokens would need another row: rows would be nearly 1 % less full.
         """
         size = self._seq_len
         if self.num_tokens >= 2 * WINDOW_ROWS * size:
@@ -53,41 +59,107 @@ class Window:
         room = -self.num_tokens % size
         return self.num_tokens >= WINDOW_ROWS * size and size // 8 < room <= size // 2
 
-    def add(self, document: Document) -> None:
-        """Gather the next document."""
+    def add_document(self, document: Document) -> None:
+        """Add the next document, cut into segments if it is too long."""
         length = len(document.tokens)
         for start in range(0, max(1, length - 1), self._longest - 1):
-            piece = Piece(document, start, min(length, start + self._longest))
-            self._pieces.append(piece)
-            self.num_tokens += piece.stop - start
+            segment = Segment(document, start, min(length, start + self._longest))
+            self._segments.append(segment)
+            self.num_tokens += segment.stop - start
 
-    def pack(self) -> list[list[Piece]]:
-        """Each piece, by decreasing length, goes into the row with the least room that is enough.
+    def assign_rows(self) -> list[list[Segment]]:
+        """Put each segment, longest first, into the row with the least room that is enough for it.
 
         Returns:
-            The pieces of each row. Rows come in the order in which their longest pieces do in the
-            stream: in that of the algorithm all lanes would have their long documents at once.
+            The segments of each row. Rows are in the order of their longest segments in the stream:
+            in the order of the algorithm, all lanes would have their long documents at once.
         """
-        lengths = [stop - start for _, start, stop in self._pieces]
-        rows: dict[int, list[Piece]] = {}
-        # (room left, row), sorted; a row is called by its longest piece
+        lengths = [stop - start for _, start, stop in self._segments]
+        rows: dict[int, list[Segment]] = {}
+        # (room left, row), sorted; a row is named after its longest segment
         rooms: list[tuple[int, int]] = []
         for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
             place = bisect_left(rooms, (lengths[i], 0))
             room, row = (self._seq_len, i) if place == len(rooms) else rooms.pop(place)
-            rows.setdefault(row, []).append(self._pieces[i])
+            rows.setdefault(row, []).append(self._segments[i])
             if room > lengths[i]:
                 insort(rooms, (room - lengths[i], row))
         return [rows[row] for row in sorted(rows)]
 
 
-def build_row(pieces: list[Piece], seq_len: int, padding: int) -> Row:
-    """The row of some pieces; what is left of it is a segment of padding without targets."""
+class BestFitPacker:
+    """Packs the documents of a lane into rows, window after window.
+
+    The cursor stays at the window's start, which is packed again from there. While its rows are
+    returned the next window is read bit by bit, so that no row takes long.
+
+    Args:
+        mixture: the documents of the lane, from the start of a window.
+        packing: how rows are filled.
+        row: the next row of that window.
+    """
+
+    def __init__(self, mixture: MixtureReader, packing: Packing, row: int) -> None:
+        assert packing.context_len is not None
+        self._mixture = mixture
+        self._packing = packing
+        self._longest = min(packing.context_len, packing.seq_len)
+        self._row = row
+        # rows of the current window, and where it and the next one start
+        self._rows: list[list[Segment]] = []
+        self._start = self._next_start = mixture.cursors
+        self._next_window = Window(packing.seq_len, self._longest)
+
+    @property
+    def cursor(self) -> LaneCursor:
+        """The start of the window, and the next row in it."""
+        return LaneCursor(row=self._row, sources=self._start)
+
+    def read_ahead(self) -> bool:
+        """Read a row's worth of documents for the next window, if the next row needs them.
+
+        Returns:
+            Whether there are more to read.
+        """
+        if self._rows:
+            return False
+        self._fill_next_window(self._next_window.num_tokens + self._packing.seq_len)
+        return not self._next_window.is_full
+
+    def next_row(self) -> Row:
+        """Pack the next row and move the cursor behind it."""
+        size = self._packing.seq_len
+        if not self._rows:
+            self._fill_next_window(math.inf)
+            self._rows = self._next_window.assign_rows()
+            self._next_window = Window(size, self._longest)
+            self._next_start = self._mixture.cursors
+            if self._row >= len(self._rows):
+                raise data_changed("window", f"{len(self._rows)} rows", self._row)
+        row = build_padded_row(self._rows[self._row], size, self._packing.padding)
+        self._row += 1
+        self._fill_next_window(self._row * size)
+        if self._row == len(self._rows):
+            self._rows = []
+            self._start = self._next_start
+            self._row = 0
+        return row
+
+    def _fill_next_window(self, num_tokens: float) -> None:
+        """Read documents until the next window has this many tokens, or is full."""
+        while self._next_window.num_tokens < num_tokens and not self._next_window.is_full:
+            reader = self._mixture.choose_reader()
+            self._next_window.add_document(reader.peek())
+            reader.advance()
+
+
+def build_padded_row(segments: list[Segment], seq_len: int, padding: int) -> Row:
+    """The row of some segments; the rest of it is a segment of padding without targets."""
     tokens = np.full(seq_len, padding, dtype=np.int32)
     targets = np.zeros(seq_len, dtype=bool)
     starts: list[int] = []
     filled = 0
-    for document, start, stop in pieces:
+    for document, start, stop in segments:
         starts.append(filled)
         place = slice(filled, filled + stop - start)
         tokens[place] = document.tokens[start:stop]
@@ -95,6 +167,6 @@ def build_row(pieces: list[Piece], seq_len: int, padding: int) -> Row:
         filled = place.stop
     if filled < seq_len:
         starts.append(filled)
-    elif all(piece.document.targets is None for piece in pieces):
+    elif all(segment.document.targets is None for segment in segments):
         return Row(tokens, starts)
     return Row(tokens, starts, targets, seq_len - filled)

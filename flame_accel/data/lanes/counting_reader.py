@@ -1,30 +1,31 @@
-"""What the ways of a lane through tables and streams have in common: counts, and what is refused.
+"""What the readers of tables and streams have in common: counters, and records that are skipped.
 
-Where the next record is found is said by `table` and `stream`.
+Where the next record comes from is decided in `shuffled_table` and `shuffled_stream`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import SkipPolicy, refused_record
+from flame_accel.data.bad_records import SkipPolicy, refused_record_error
 from flame_accel.data.cursors import SourceCursor
 from flame_accel.data.documents import Document, Skipped
 
 EMPTY_PASSES = 100
-"""A lane gives up after as many passes in a row over all documents without finding any ..."""
+"""A lane gives up after this many successive passes over all records without any document."""
 EMPTY_DOCUMENTS = 1_000_000
-"""... or after so many, and a pass over its own: the order changes, and may yet bring some."""
+"""A lane also gives up after this many records, if they are at least a pass over its own: the order
+changes from epoch to epoch, and may still bring a document."""
 
 
 class CountingReader(ABC):
-    """A reader (see `parts.Reader`) that counts what it uses and passes over.
+    """A `DocumentReader` that counts the documents it uses and the records it skips.
 
     Args:
-        name: what the user calls the source.
-        cursor: where to go on; its place is the subclass's part.
+        name: how messages name the source.
+        cursor: where to start; the subclass interprets its place.
         policy: what happens to records that give no document.
-        report: told of every bad record that is passed over.
+        report: called with every bad record that is skipped.
     """
 
     def __init__(
@@ -42,48 +43,55 @@ class CountingReader(ABC):
 
     @property
     def cursor(self) -> SourceCursor:
-        """Where the document stands that `peek` gives."""
-        return SourceCursor(self._place(), self._consumed, self._skipped, self._bad, self._tokens)
+        """Position of the document that `peek` returns."""
+        return SourceCursor(
+            self._current_place(), self._consumed, self._skipped, self._bad, self._tokens
+        )
 
     def peek(self) -> Document:
         """The document under the cursor.
 
         Raises:
-            UserError: no document in many passes, or a record that the policy refuses.
+            UserError: no document in many passes, or a record that the policy does not allow.
         """
         if self._document is None:
-            self._document = self._find()
+            self._document = self._find_document()
         return self._document
 
     def advance(self) -> None:
-        """Move behind the document that `peek` gives."""
+        """Move the cursor behind the document that `peek` returns."""
         self._tokens += len(self.peek().tokens)
         self._consumed += 1
         self._document = None
-        self._move()
+        self._move_to_next_record()
 
     @abstractmethod
-    def _place(self) -> tuple[int, ...]:
+    def _current_place(self) -> tuple[int, ...]:
         """The place of the record under the cursor."""
 
     @abstractmethod
-    def _find(self) -> Document:
+    def _find_document(self) -> Document:
         """The first document from the cursor on; the cursor moves to it."""
 
     @abstractmethod
-    def _move(self) -> None:
-        """Go on to the next record."""
+    def _move_to_next_record(self) -> None:
+        """Move the cursor to the next record."""
 
-    def _pass_over(self, skipped: Skipped) -> None:
+    def _skip_record(self, skipped: Skipped) -> None:
+        """Count the record at the cursor as skipped and move on.
+
+        Raises:
+            UserError: the policy does not allow it.
+        """
         if self._policy.stops_run(skipped):
-            raise refused_record(skipped, self._name)
+            raise refused_record_error(skipped, self._name)
         self._skipped += 1
         if self._policy.counts_as_bad(skipped):
             self._bad += 1
             self._report(skipped)
-        self._move()
+        self._move_to_next_record()
 
-    def _no_text(self, what: str) -> UserError:
+    def _no_text_error(self, what: str) -> UserError:
         return UserError(
             f"there is no text in any of the {what}",
             where=self._name,

@@ -1,9 +1,9 @@
-"""The way of a lane through records that are read in sequence: files, streams of the Hub.
+"""The order in which lanes read records that come in sequence: files, streams of the Hub.
 
-The stream is shuffled in blocks and entered by block, see `blocks`. A place is (epoch, shard,
-place in it, number of the block, index of the lane's next record in the block): to enter it, that
-one block is read. Records keep their positions whether they give a document or not, so that no
-policy changes who reads what. How shards are read, and rows, are no matter here.
+The stream is shuffled in blocks, and can be entered at any block, see `stream_blocks`. A place is
+(epoch, shard, place in it, number of the block, index of the lane's next record in the block): to
+start there, that one block is read. Records keep their positions whether they give a document or
+not, so that no policy changes which lane reads what.
 """
 
 import os
@@ -16,14 +16,14 @@ from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import SourceCursor
 from flame_accel.data.documents import Document, Encode, Skipped
 from flame_accel.data.lanes.counting_reader import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
-from flame_accel.data.lanes.stream_blocks import BlockStart, Group, LaneBlocks
+from flame_accel.data.lanes.stream_blocks import BlockStart, LaneBlockQueue, LaneGroup
 from flame_accel.data.stages import Shards
 
 
 class ShuffledStream:
-    """A source of records in sequence, whose shards and blocks are shuffled anew in each epoch.
+    """Records in sequence, whose shards and blocks are shuffled anew in each epoch.
 
-    What a lane reads depends on the shards, the seed, the block and the number of lanes alone. With
+    What a lane reads depends only on the shards, the seed, the block and the number of lanes. With
     ``S`` shards and ``L`` lanes, gcd(S, L) groups of lanes read shards of their own: best is a
     multiple of the lanes; with one shard each process reads all of it. Shards should be of similar
     size, since the groups' epochs are as long as their shards. The records of `KEPT_BLOCKS` blocks
@@ -31,9 +31,9 @@ class ShuffledStream:
 
     Args:
         shards: the records.
-        encode: makes a document of a record; called when a lane comes to it, never ahead.
-        seed: of the order of shards and records.
-        block: records that are shuffled among each other, over all groups; 1: not shuffled.
+        encode: makes a document of a record; called when a lane reaches it, never before.
+        seed: seed of the order of shards and records.
+        block: number of records that are shuffled together, over all groups; 1: not shuffled.
     """
 
     def __init__(self, shards: Shards, encode: Encode, *, seed: int, block: int) -> None:
@@ -42,7 +42,7 @@ class ShuffledStream:
         self._encode = encode
         self._seed = seed
         self._block = block
-        self._groups: WeakValueDictionary[tuple[int, int, int], Group] = WeakValueDictionary()
+        self._groups: WeakValueDictionary[tuple[int, int, int], LaneGroup] = WeakValueDictionary()
 
     @property
     def fingerprint(self) -> str:
@@ -57,17 +57,17 @@ class ShuffledStream:
         policy: SkipPolicy,
         report: Callable[[Skipped], None],
     ) -> "StreamReader":
-        """The way of a lane, from a cursor on; `report` is told of every bad record passed over.
+        """Read the documents of a lane from a cursor; see `stages.ShuffledSource`.
 
-        Readers of one process share the reading: make all before the first is used, and in the
-        process that uses them.
+        The readers of one process read together: open all of them before the first is used, and in
+        the process that uses them.
         """
         group, position = divmod(lane, num_lanes // gcd(len(self._shards), num_lanes))
-        # open files are not shared with a parent process: each would move the other's position
+        # not shared with a parent process: the two would move each other's position in open files
         key = (os.getpid(), num_lanes, group)
         shared = self._groups.get(key)
         if shared is None:
-            shared = Group(
+            shared = LaneGroup(
                 self._shards,
                 group=group,
                 num_lanes=num_lanes,
@@ -78,16 +78,16 @@ class ShuffledStream:
         return StreamReader(self.name, shared, position, self._encode, cursor, policy, report)
 
     def check_lanes(self, num_lanes: int) -> None:
-        """Nothing is known without reading; a lane that finds no record in an epoch refuses."""
+        """Nothing is known without reading; a lane that finds no record in an epoch raises."""
 
 
 class StreamReader(CountingReader):
-    """One lane's way through the stream; see `ShuffledStream.reader`."""
+    """Reads the documents of one lane; see `ShuffledStream.open_reader`."""
 
     def __init__(
         self,
         name: str,
-        group: Group,
+        group: LaneGroup,
         position: int,
         encode: Encode,
         cursor: SourceCursor,
@@ -99,34 +99,34 @@ class StreamReader(CountingReader):
         self._encode = encode
         *start, self._index = cursor.place or (*BlockStart(), 0)
         self._start = BlockStart(*start)
-        self._blocks = LaneBlocks(group, position, self._start)
+        self._blocks = LaneBlockQueue(group, position, self._start)
 
     @property
     def epoch(self) -> float:
-        """Passes over the group's shards, as far as whole shards are done."""
+        """Passes over the group's shards, counted in whole shards."""
         return self._start.epoch + self._start.shard / self._group.num_shards
 
-    def _place(self) -> tuple[int, ...]:
+    def _current_place(self) -> tuple[int, ...]:
         return *self._start, self._index
 
-    def _find(self) -> Document:
+    def _find_document(self) -> Document:
         epoch_ends = records = 0
         while True:
-            share = self._blocks.first()
-            if self._index < len(share.records):
-                found = self._encode(share.records[self._index])
+            block = self._blocks.current_block()
+            if self._index < len(block.records):
+                found = self._encode(block.records[self._index])
                 if isinstance(found, Document):
                     return found
-                self._pass_over(found)
+                self._skip_record(found)
             else:
-                self._leave_block()
-            if self._start.epoch > share.start.epoch:
+                self._move_to_next_block()
+            if self._start.epoch > block.start.epoch:
                 epoch_ends += 1
-                records += share.num_records
-                self._check_patience(epoch_ends, records, share.num_records)
+                records += block.num_records
+                self._check_empty_epochs(epoch_ends, records, block.num_records)
 
-    def _check_patience(self, epoch_ends: int, read: int, num_records: int) -> None:
-        """Give up where epochs end, the first perhaps not read whole, and none gave a document.
+    def _check_empty_epochs(self, epoch_ends: int, read: int, num_records: int) -> None:
+        """Give up after epochs without a document; the first of them may not have been read whole.
 
         Raises:
             UserError: too few records for the lanes, or none with text.
@@ -140,16 +140,16 @@ class StreamReader(CountingReader):
                 remedy="use fewer rows per step, or more documents; or training.streaming=false, "
                 "where the documents do not depend on the size of single files",
             )
-        # the order changes with the epoch, and may yet bring some
+        # the order changes with the epoch, and may still bring some
         if epoch_ends >= EMPTY_PASSES or (epoch_ends > 1 and read >= EMPTY_DOCUMENTS):
-            raise self._no_text(f"documents, {num_records} in the last pass")
+            raise self._no_text_error(f"documents, {num_records} in the last pass")
 
-    def _move(self) -> None:
+    def _move_to_next_record(self) -> None:
         self._index += 1
-        if self._index == len(self._blocks.first().records):
-            self._leave_block()
+        if self._index == len(self._blocks.current_block().records):
+            self._move_to_next_block()
 
-    def _leave_block(self) -> None:
-        self._start = self._blocks.first().end
+    def _move_to_next_block(self) -> None:
+        self._start = self._blocks.current_block().end
         self._index = 0
-        self._blocks.drop_first()
+        self._blocks.drop_current_block()

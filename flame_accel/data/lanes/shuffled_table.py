@@ -1,8 +1,8 @@
-"""The way of a lane through documents that can be read in any order: a table, or a token cache.
+"""The order in which lanes read documents by index: a table, or a token cache.
 
-Lane ``l`` of ``L`` reads the documents at positions l, l + L, l + 2L, ... of each epoch's order,
-in that order, for ever. A place is (epoch, how many of the lane's documents in it are done), so
-that any place is entered at once. What a document is made of, and rows, are no matter here.
+Lane `l` of `L` reads the documents at positions l, l + L, l + 2L, ... of each epoch's order,
+epoch after epoch. A place is (epoch, number of the lane's documents done in it), so that reading
+can start at any place at once.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from flame_accel.data.lanes.epoch_order import EpochOrder
 from flame_accel.data.stages import IndexedDocuments
 
 READ_AHEAD = 512
-"""Most positions of which the documents are looked up at once; fewer at the start."""
+"""Most positions whose documents are looked up at once; fewer at the start."""
 
 
 class ShuffledTable:
-    """A source of documents in any order, shuffled anew in each epoch.
+    """Documents by index, shuffled anew in each epoch.
 
     Args:
         documents: the documents.
-        seed: of their order.
+        seed: seed of their order.
     """
 
     def __init__(self, documents: IndexedDocuments, *, seed: int) -> None:
@@ -45,14 +45,14 @@ class ShuffledTable:
         policy: SkipPolicy,
         report: Callable[[Skipped], None],
     ) -> "TableReader":
-        """The way of a lane, from a cursor on; `report` is told of every bad record passed over."""
+        """Read the documents of a lane from a cursor; see `stages.ShuffledSource`."""
         return TableReader(self._documents, self._order, lane, num_lanes, cursor, policy, report)
 
     def check_lanes(self, num_lanes: int) -> None:
-        """Refuse more lanes than there are documents.
+        """Check that there are at least as many documents as lanes.
 
         Raises:
-            UserError: with both numbers.
+            UserError: there are fewer; says both numbers.
         """
         if self._order.num_documents < num_lanes:
             raise UserError(
@@ -65,7 +65,7 @@ class ShuffledTable:
 
 
 class TableReader(CountingReader):
-    """One lane's way through the documents; see `ShuffledTable.reader`."""
+    """Reads the documents of one lane; see `ShuffledTable.open_reader`."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class TableReader(CountingReader):
         self._positions = range(lane, order.num_documents, num_lanes)
         self._epoch, self._position = cursor.place or (0, 0)
         self._indices: list[int] = []
-        # where the position is in `_indices`
+        # of the current position in `_indices`
         self._index = 0
 
     @property
@@ -91,31 +91,31 @@ class TableReader(CountingReader):
         """Passes over the lane's documents."""
         return self._epoch + self._position / len(self._positions)
 
-    def _place(self) -> tuple[int, ...]:
+    def _current_place(self) -> tuple[int, ...]:
         return self._epoch, self._position
 
-    def _find(self) -> Document:
+    def _find_document(self) -> Document:
         num_documents = self._order.num_documents
-        extended_timeout = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
-        for _ in range(max(extended_timeout, len(self._positions))):
+        most_read = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
+        for _ in range(max(most_read, len(self._positions))):
             if self._index == len(self._indices):
-                self._look_ahead()
+                self._look_up_indices()
             found = self._documents[self._indices[self._index]]
             if isinstance(found, Document):
                 return found
-            self._pass_over(found)
-        raise self._no_text(f"{num_documents} documents")
+            self._skip_record(found)
+        raise self._no_text_error(f"{num_documents} documents")
 
-    def _move(self) -> None:
+    def _move_to_next_record(self) -> None:
         self._index += 1
         self._position += 1
         if self._position == len(self._positions):
             self._epoch += 1
             self._position = 0
 
-    def _look_ahead(self) -> None:
-        """Look up the next documents of this epoch, twice as many as the last time."""
+    def _look_up_indices(self) -> None:
+        """Look up the next indices of this epoch, twice as many as the last time."""
         count = min(READ_AHEAD, max(1, 2 * len(self._indices)))
         positions = self._positions[self._position : self._position + count]
-        self._indices = self._order.documents(self._epoch, positions)
+        self._indices = self._order.documents_at(self._epoch, positions)
         self._index = 0

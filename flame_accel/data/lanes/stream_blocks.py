@@ -1,10 +1,10 @@
-"""Blocks of a stream: which shards a group of lanes reads, in blocks that are shuffled and dealt.
+"""Blocks of a stream: which shards a group of lanes reads, in blocks that are shuffled and split.
 
-The ``L`` lanes and ``S`` shards fall into ``G = gcd(S, L)`` groups of consecutive lanes. In each
-epoch the shards are permuted; group ``g`` reads those at places g, g + G, ... of that order one
-after the other, cut into blocks whose shuffled records are dealt to its lanes in turn. So a group
-needs no other group's shards, and any block is entered by the place where it starts. All that is
-held here is shared by the lanes of a process. Documents, counters and cursors are no matter here.
+The `L` lanes and `S` shards fall into `G = gcd(S, L)` groups of consecutive lanes. In each
+epoch the shards are permuted; group `g` reads those at places g, g + G, ... of that order one
+after the other, cut into blocks whose shuffled records are assigned to its lanes in turn. So a
+group needs no other group's shards, and reading can start at any block, given its place. Everything
+here is shared by the lanes of a process.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from flame_accel.data.lanes.epoch_order import EpochOrder
 from flame_accel.data.stages import Shards
 
 KEPT_BLOCKS = 4
-"""Blocks whose records a group keeps for lanes of this process that have not come so far: a lane
-that lags further behind the foremost reads the blocks once more, on its own."""
+"""Number of blocks whose records a group keeps for the slower lanes of this process: a lane that is
+further behind the fastest one reads the blocks again, by itself."""
 
 
 class BlockStart(NamedTuple):
@@ -39,8 +39,8 @@ class BlockStart(NamedTuple):
     """Blocks of this epoch before it."""
 
 
-class Share(NamedTuple):
-    """What one lane gets of a block."""
+class LaneBlock(NamedTuple):
+    """The records of a block that belong to one lane."""
 
     start: BlockStart
     """Where the block starts."""
@@ -52,19 +52,19 @@ class Share(NamedTuple):
     """Records of the group in this epoch up to the end of the block: all, if it is the last."""
 
 
-class Group:
+class LaneGroup:
     """The stream of one group of lanes in this process.
 
-    At most `KEPT_BLOCKS` blocks of records are kept, and one more while it is dealt, however far
-    the lanes are apart.
+    At most `KEPT_BLOCKS` blocks of records are kept, and one more while it is being split, however
+    far the lanes are apart.
 
     Args:
         shards: all shards of the source.
         group: which group, 0 <= group < gcd(len(shards), num_lanes).
-        num_lanes: lanes of all groups.
-        seed: of the order of the shards and of the records in a block.
-        block: records in the blocks of all groups together, rounded up until each lane gets
-            equally many; 1: as few as that, in the order of the stream.
+        num_lanes: number of lanes of all groups.
+        seed: seed of the order of the shards and of the records in a block.
+        block: number of records in the blocks of all groups together, rounded up so that each lane
+            gets equally many; 1: one record per lane, in the order of the stream.
     """
 
     def __init__(self, shards: Shards, *, group: int, num_lanes: int, seed: int, block: int):
@@ -79,17 +79,17 @@ class Group:
         # equally many for each lane, rounded up
         each = -(-block // num_lanes)
         self._block_size = each * self.num_lanes
-        self._lanes: WeakSet[LaneBlocks] = WeakSet()
-        # open streams by the block that they come to next, as far as a lane needs it next
+        self._lanes: WeakSet[LaneBlockQueue] = WeakSet()
+        # open streams by the block they reach next, if a lane needs that block next
         self._streams: dict[BlockStart, Iterator[tuple[Record | Skipped, int, int]]] = {}
 
-    def join(self, lane: "LaneBlocks") -> None:
-        """From now on the lane gets its share of what others read, too."""
+    def add_lane(self, lane: "LaneBlockQueue") -> None:
+        """Let the lane receive its records of the blocks that others read as well."""
         self._lanes.add(lane)
 
-    def read(self, start: BlockStart) -> None:
-        """Read a block and deal it to the lanes that need it next and do not lag too far behind."""
-        stream = self._streams.pop(start, None) or self._open(start)
+    def read_block(self, start: BlockStart) -> None:
+        """Read a block and split it among the lanes that need it next and are not far behind."""
+        stream = self._streams.pop(start, None) or self._open_stream(start)
         block = list(islice(stream, self._block_size))
         num_records = start.number * self._block_size + len(block)
         if len(block) < self._block_size:
@@ -100,17 +100,17 @@ class Group:
         order = self._block_order(start, len(block))
         most = max(1, KEPT_BLOCKS * self.num_lanes // len(self._lanes))
         for lane in self._lanes:
-            if lane.next_start == start and lane.num_shares < most:
-                own = [block[index][0] for index in order[lane.position :: self.num_lanes]]
-                lane.append(Share(start, own, end, num_records))
+            if lane.next_start == start and lane.num_blocks < most:
+                records = [block[index][0] for index in order[lane.position :: self.num_lanes]]
+                lane.append_block(LaneBlock(start, records, end, num_records))
         needed = {lane.next_start for lane in self._lanes}
         self._streams = {at: stream for at, stream in self._streams.items() if at in needed}
 
-    def _open(self, start: BlockStart) -> Iterator[tuple[Record | Skipped, int, int]]:
+    def _open_stream(self, start: BlockStart) -> Iterator[tuple[Record | Skipped, int, int]]:
         first = self._group + start.shard * self._num_groups
         positions = range(first, len(self._shards), self._num_groups)
-        order = self._order.documents(start.epoch, positions)
-        return read_on(self._shards, order, start.shard, start.place)
+        order = self._order.documents_at(start.epoch, positions)
+        return read_shards(self._shards, order, start.shard, start.place)
 
     def _block_order(self, start: BlockStart, length: int) -> list[int]:
         if not self._shuffled:
@@ -118,48 +118,48 @@ class Group:
         return shuffled_indices(length, f"{self._seed}:{start.epoch}:{self._group}:{start.number}")
 
 
-class LaneBlocks:
-    """The shares of one lane, block after block.
+class LaneBlockQueue:
+    """The blocks that a lane has received and not read yet.
 
     Args:
-        group: the lane's group; it must be of this process.
-        position: which lane of the group, from 0.
+        group: the lane's group, in this process.
+        position: index of the lane in its group.
         start: the first block.
     """
 
-    def __init__(self, group: Group, position: int, start: BlockStart) -> None:
+    def __init__(self, group: LaneGroup, position: int, start: BlockStart) -> None:
         self.position = position
         self.next_start = start
-        """The first block that has not been dealt yet."""
+        """Where the first block starts that the lane has not received yet."""
         self._group = group
-        self._shares: deque[Share] = deque()
-        group.join(self)
+        self._blocks: deque[LaneBlock] = deque()
+        group.add_lane(self)
 
     @property
-    def num_shares(self) -> int:
-        """Shares that were dealt and not dropped."""
-        return len(self._shares)
+    def num_blocks(self) -> int:
+        """Number of blocks in the queue."""
+        return len(self._blocks)
 
-    def append(self, share: Share) -> None:
-        """Take the share of the next block."""
-        self._shares.append(share)
-        self.next_start = share.end
+    def append_block(self, block: LaneBlock) -> None:
+        """Receive the next block."""
+        self._blocks.append(block)
+        self.next_start = block.end
 
-    def first(self) -> Share:
-        """The share of the block where the lane is."""
-        if not self._shares:
-            self._group.read(self.next_start)
-        return self._shares[0]
+    def current_block(self) -> LaneBlock:
+        """The block that the lane is reading."""
+        if not self._blocks:
+            self._group.read_block(self.next_start)
+        return self._blocks[0]
 
-    def drop_first(self) -> None:
-        """Go on to the next block."""
-        self._shares.popleft()
+    def drop_current_block(self) -> None:
+        """Move to the next block."""
+        self._blocks.popleft()
 
 
-def read_on(
+def read_shards(
     shards: Shards, order: list[int], number: int, place: int
 ) -> Iterator[tuple[Record | Skipped, int, int]]:
-    """Records of some shards, each with the number of its shard and the place behind it.
+    """Read some shards: records, each with the number of its shard and the place behind it.
 
     Args:
         shards: all shards.
@@ -173,10 +173,10 @@ def read_on(
 
 
 def shuffled_indices(length: int, key: str) -> list[int]:
-    """The numbers below `length` in the order of random keys, the same on any machine for ever.
+    """The indices below `length` in a random order, the same on any machine and in any version.
 
-    `EpochOrder` would do, but is slow where it has few documents, and numpy's own permutations may
-    change with its version.
+    `EpochOrder` is slow for few documents, and numpy's own permutations may change with its
+    version.
     """
     digest = hashlib.shake_128(f"block:{key}".encode()).digest(8 * length)
     return np.argsort(np.frombuffer(digest, dtype="<u8"), kind="stable").tolist()

@@ -1,1 +1,1 @@
-"""Rows to the batches of a run: worker processes, states, evaluation."""
+"""From rows to batches: steps, worker processes, states in checkpoints, evaluation."""

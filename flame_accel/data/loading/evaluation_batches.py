@@ -1,10 +1,11 @@
-"""The rows of an evaluation: one pass over whole documents, the same for any number of ranks.
+"""The batches of an evaluation: one pass over whole documents, the same for any number of ranks.
 
-Rows are packed once, as in training, and kept; every evaluation of a run sees the same ones.
-Losses and their means are not computed here.
+Rows are packed once, as in training, and kept: every evaluation of a run uses the same ones. Losses
+are computed in `flame_accel.evaluation`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,25 +13,25 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Skipped
-from flame_accel.data.lanes.best_fit_packing import Window, build_row
-from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.best_fit_packing import Window, build_padded_row
+from flame_accel.data.lanes.lane import Lane
 from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
 
 
 class EvaluationBatches:
-    """The batches of one rank; as many on each rank, so that collective calls match.
+    """The evaluation batches of one rank; equally many on each, so that collective calls match.
 
     Args:
         rows: all rows of the evaluation.
-        packing: how they were filled.
+        packing: how they were packed.
         batch_size: rows per rank and batch.
         rank: data-parallel rank of this process.
         world_size: number of data-parallel ranks.
-        num_documents: documents in all rows.
-        num_skipped: records that gave no document.
-        num_tokens: tokens of the documents, with bos and eos.
-        num_bytes: length in UTF-8 of what their targets stand for.
+        num_documents: number of documents in all rows.
+        num_skipped: number of records that gave no document.
+        num_tokens: number of tokens of the documents, bos and eos included.
+        num_bytes: length in UTF-8 of the text of their targets.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class EvaluationBatches:
         self.num_bytes = num_bytes
         self._packing = packing
         self._batch_size = batch_size
-        empty = build_row([], packing.seq_len, packing.padding)
+        empty = build_padded_row([], packing.seq_len, packing.padding)
         rows = rows + [empty] * (-len(rows) % (batch_size * world_size))
         self._rows = [row for i, row in enumerate(rows) if i // batch_size % world_size == rank]
 
@@ -66,7 +67,7 @@ class EvaluationBatches:
 
 
 def pack_evaluation_batches(
-    found: Iterable[tuple[Document | Skipped, int]],
+    records: Iterable[tuple[Document | Skipped, int]],
     packing: Packing,
     *,
     name: str,
@@ -76,28 +77,64 @@ def pack_evaluation_batches(
     world_size: int,
     max_tokens: int = 0,
 ) -> EvaluationBatches:
-    """Pack whole documents, in their order, until there are ``max_tokens`` tokens; 0 takes all.
+    """Pack whole documents, in their order, until there are `max_tokens` tokens.
 
     Tokens are kept in memory (all of them while packing, then this rank's share).
 
     Args:
-        found: what each record gives, and the length in UTF-8 of what its targets stand for; read
+        records: what each record gives, and the length in UTF-8 of the text of its targets; read
             once.
         packing: how rows are filled.
-        name: what the user calls the data.
-        policy: which records that give no document stop the run.
+        name: how messages name the data.
+        policy: what happens to records that give no document.
         batch_size: rows per rank and batch.
         rank: data-parallel rank of this process.
         world_size: number of data-parallel ranks.
-        max_tokens: enough tokens.
+        max_tokens: number of tokens that is enough; 0: all documents.
 
     Raises:
-        UserError: no document at all, or a record that the policy refuses.
+        UserError: no document at all, or a record that the policy does not allow.
     """
+    found = _collect_documents(records, policy, name, max_tokens)
+    if not found.documents:
+        raise UserError(
+            f"none of its {found.num_skipped} documents can be evaluated on",
+            where=name,
+            remedy="name other data, or raise evaluation.held_out_share if these are held out",
+        )
+    return EvaluationBatches(
+        pack_single_pass(found.documents, packing),
+        packing,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        num_documents=len(found.documents),
+        num_skipped=found.num_skipped,
+        num_tokens=found.num_tokens,
+        num_bytes=found.num_bytes,
+    )
+
+
+class _Collected(NamedTuple):
+    """The documents of an evaluation, and what they amount to."""
+
+    documents: list[Document]
+    num_skipped: int
+    num_tokens: int
+    num_bytes: int
+
+
+def _collect_documents(
+    records: Iterable[tuple[Document | Skipped, int]],
+    policy: SkipPolicy,
+    name: str,
+    max_tokens: int,
+) -> _Collected:
+    """Read documents until there are `max_tokens` tokens; 0: all of them."""
     documents: list[Document] = []
     bad = BadRecordCounter(policy.max_bad)
     num_skipped = num_tokens = num_bytes = 0
-    for document, size in found:
+    for document, size in records:
         if isinstance(document, Skipped):
             bad.check_record(document, policy, name)
             num_skipped += 1
@@ -107,27 +144,11 @@ def pack_evaluation_batches(
         num_bytes += size
         if max_tokens and num_tokens >= max_tokens:
             break
-    if not documents:
-        raise UserError(
-            f"none of its {num_skipped} documents can be evaluated on",
-            where=name,
-            remedy="name other data, or raise evaluation.held_out_share if these are held out",
-        )
-    return EvaluationBatches(
-        pack_single_pass(documents, packing),
-        packing,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        num_documents=len(documents),
-        num_skipped=num_skipped,
-        num_tokens=num_tokens,
-        num_bytes=num_bytes,
-    )
+    return _Collected(documents, num_skipped, num_tokens, num_bytes)
 
 
-class _Once:
-    """The way of a lane through documents in their own order, and through padding behind them."""
+class _SinglePassReader:
+    """Reads documents in their own order, and padding behind them."""
 
     epoch = 0.0
 
@@ -141,29 +162,31 @@ class _Once:
         return SourceCursor((self._position,))
 
     @property
-    def ended(self) -> bool:
+    def is_done(self) -> bool:
         return self._position >= len(self._documents)
 
     def peek(self) -> Document:
-        return self._padding if self.ended else self._documents[self._position]
+        return self._padding if self.is_done else self._documents[self._position]
 
     def advance(self) -> None:
         self._position += 1
 
 
 def pack_single_pass(documents: Sequence[Document], packing: Packing) -> list[Row]:
-    """Rows of a single pass over documents; what is left of the last is padding."""
+    """The rows of a single pass over documents; the rest of the last row is padding."""
     size = packing.seq_len
     if packing.best_fit:
         window = Window(size, min(packing.context_len or size, size))
         for document in documents:
-            window.add(document)
-        return [build_row(pieces, size, packing.padding) for pieces in window.pack()]
-    reader = _Once(
+            window.add_document(document)
+        return [
+            build_padded_row(segments, size, packing.padding) for segments in window.assign_rows()
+        ]
+    reader = _SinglePassReader(
         documents, Document(np.full(size, packing.padding, dtype=np.int32), np.zeros(size, bool))
     )
     lane = Lane([reader], [1.0], packing, LaneCursor(sources=(reader.cursor,)))
     rows: list[Row] = []
-    while not reader.ended:
+    while not reader.is_done:
         rows.append(lane.next_row())
     return rows

@@ -1,9 +1,8 @@
-"""The form in which a model gets rows: ``input_ids``, ``labels`` and, with varlen, ``cu_seqlens``.
+"""Micro-batches, as a model gets them: `input_ids`, `labels` and, with varlen, `cu_seqlens`.
 
-Shapes: ``B`` rows, ``T`` tokens in a row. Labels stand at the positions of their tokens (the model
-shifts them) and are -100 where a row or segment starts, so that ``num_targets`` counts the same
-before and after the shift. ``attention_mask`` is never made: beside ``cu_seqlens`` it would
-overwrite them.
+Shapes: `B` rows, `T` tokens in a row. Labels are at the positions of their tokens (the model shifts
+them) and -100 where a row or segment starts, so that `num_targets` is the same before and after the
+shift. There is never an `attention_mask`: in addition to `cu_seqlens` it would override them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import torch
 from flame_accel.data.lanes.rows import Packing, Row
 
 IGNORED_LABEL = -100
-"""What the loss functions of torch, transformers and fla leave out."""
+"""The label that the loss functions of torch, transformers and fla ignore."""
 
 
 class _Rows(TypedDict):
@@ -31,7 +30,7 @@ class MicroBatch(_Rows, total=False):
 
 
 def build_micro_batch(rows: Sequence[Row], packing: Packing) -> MicroBatch:
-    """Put rows together.
+    """Stack rows into a micro-batch, int64 [B, T], with varlen [1, B * T].
 
     Args:
         rows: the rows, in order.
@@ -57,8 +56,8 @@ def build_micro_batch(rows: Sequence[Row], packing: Packing) -> MicroBatch:
     return batch
 
 
-def pin(batch: MicroBatch) -> MicroBatch:
-    """Copy a micro-batch into page-locked memory, from which a GPU fetches without blocking."""
+def pin_memory(batch: MicroBatch) -> MicroBatch:
+    """Copy a micro-batch into page-locked memory, from which copies to a GPU do not block."""
     pinned = batch.copy()
     pinned["input_ids"] = batch["input_ids"].pin_memory()
     pinned["labels"] = batch["labels"].pin_memory()

@@ -1,10 +1,10 @@
 """The loader: the micro-batches of each optimizer step for one data-parallel rank.
 
-Row ``l`` of a step comes from lane ``l``, whatever the number of ranks, workers and micro-batches:
-a rank owns a contiguous share of the lanes, its worker processes share them out again, and
-micro-batch ``m`` takes the ``m``-th ``micro_batch_size`` of the rank's rows. Workers send their
-cursors with the rows, so that the state is that of the last step handed out, however far they have
-read ahead. Moving batches to a device is the caller's part.
+Row `l` of a step comes from lane `l`, whatever the number of ranks, workers and micro-batches: a
+rank has a contiguous part of the lanes, each of its worker processes a part of those, and
+micro-batch `m` takes the `m`-th `micro_batch_size` of the rank's rows. Workers send their cursors
+with the rows, so that the state is that of the last step yielded, however far they have read
+ahead. The caller moves batches to a device.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,8 @@ import torch
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecordCounter
 from flame_accel.data.cursors import LaneCursor, SourceCursor
-from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin
+from flame_accel.data.lanes.lane import Lanes
+from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin_memory
 from flame_accel.data.loading.stream_state import (
     Identity,
     accumulation_for_rows,
@@ -24,12 +25,12 @@ from flame_accel.data.loading.stream_state import (
     check_stream_identity,
     read_lane_cursors,
 )
-from flame_accel.data.loading.workers import LoaderOptions, Share, Stream, start_workers
+from flame_accel.data.loading.workers import LoaderOptions, WorkerStep, start_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepLayout:
-    """How the rows of a step are dealt out."""
+    """How the rows of a step are split over ranks and micro-batches."""
 
     micro_batch_size: int
     """Rows per rank and micro-batch."""
@@ -42,53 +43,53 @@ class StepLayout:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of a step on all ranks; the number of lanes."""
+        """Rows of a step on all ranks: the number of lanes."""
         return self.micro_batch_size * self.accumulation * self.world_size
 
     @property
     def lanes(self) -> range:
         """The lanes of this rank."""
-        share = self.micro_batch_size * self.accumulation
-        return range(self.rank * share, (self.rank + 1) * share)
+        count = self.micro_batch_size * self.accumulation
+        return range(self.rank * count, (self.rank + 1) * count)
 
 
 class StepBatches:
-    """The optimizer steps of one rank, without end.
+    """The micro-batches of the optimizer steps of one rank, without end.
 
-    Each iteration goes on behind the last step handed out; only one iteration may be under way.
+    Each iteration resumes behind the last step yielded; only one may be active at a time.
 
     Args:
-        stream: what the lanes have in common; as many lanes as ``layout`` has rows per step.
-        layout: how the rows of a step are dealt out.
+        lanes: the lanes of the run, as many as `layout` has rows per step.
+        layout: how the rows of a step are split over ranks and micro-batches.
         loader: processes and memory.
-        identity: what a state must agree with to be continued here.
-        state: a merged state to continue; None starts at the beginning.
+        identity: what a state must agree with to be resumed here.
+        state: merged state to resume from; None: from the start.
 
     Raises:
-        UserError: fewer documents than lanes, or a state that cannot be continued.
+        UserError: fewer documents than lanes, or a state that cannot be resumed.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        lanes: Lanes,
         layout: StepLayout,
         loader: LoaderOptions,
         *,
         identity: Identity,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        assert stream.num_lanes == layout.rows_per_step
-        self._stream = stream
+        assert lanes.num_lanes == layout.rows_per_step
+        self._lanes = lanes
         self._layout = layout
         self._loader = loader
         self._identity = identity
         self._steps = 0
-        self._cursors = [stream.beginning] * len(layout.lanes)
-        self._kept: Iterator[Share | UserError] | None = None
-        self._bad = BadRecordCounter(stream.policy.max_bad)
+        self._cursors = [lanes.start_cursor] * len(layout.lanes)
+        self._kept_workers: Iterator[WorkerStep | UserError] | None = None
+        self._bad = BadRecordCounter(lanes.policy.max_bad)
         self._num_slots = self._num_padding = 0
-        for source in stream.sources:
-            source.check_lanes(stream.num_lanes)
+        for source in lanes.sources:
+            source.check_lanes(lanes.num_lanes)
         if state is not None:
             check_stream_identity(state, identity)
             _check_rows_per_step(state["rows_per_step"], layout)
@@ -96,51 +97,51 @@ class StepBatches:
             self._steps = state["steps"]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        """Yield the ``accumulation`` micro-batches of each step.
+        """Yield the `accumulation` micro-batches of each step.
 
         Raises:
-            UserError: what the sources raise, or too many bad records. The state stays that of the
-                last step handed out.
+            UserError: an error of the sources, or too many bad records. The state stays that of the
+                last step yielded.
         """
         layout = self._layout
-        shares = self._kept
-        if shares is None:
-            shares = start_workers(self._stream, layout.lanes, self._cursors, self._loader)
-            # readers report anew what lies behind the cursors
+        workers = self._kept_workers
+        if workers is None:
+            workers = start_workers(self._lanes, layout.lanes, self._cursors, self._loader)
+            # readers report again what is behind the cursors
             self._bad.total = self.bad_documents
         if self._loader.persistent_workers:
-            self._kept = shares
+            self._kept_workers = workers
         size = layout.micro_batch_size
-        num_shares = max(1, self._loader.workers_for(layout.lanes))
+        num_workers = max(1, self._loader.num_workers_for(layout.lanes))
         pinned = self._loader.pin_memory and torch.cuda.is_available()
         try:
             while True:
-                step = [_or_raise(next(shares)) for _ in range(num_shares)]
-                cursors = [cursor for share in step for cursor in share.cursors]
-                self._bad.add_records([record for share in step for record in share.skipped])
-                rows = [row for share in step for row in share.rows]
+                step = [_raise_user_error(next(workers)) for _ in range(num_workers)]
+                cursors = [cursor for part in step for cursor in part.cursors]
+                self._bad.add_records([record for part in step for record in part.skipped])
+                rows = [row for part in step for row in part.rows]
                 batches = [
-                    build_micro_batch(rows[i : i + size], self._stream.packing)
+                    build_micro_batch(rows[i : i + size], self._lanes.packing)
                     for i in range(0, len(rows), size)
                 ]
                 self._cursors = cursors
                 self._steps += 1
-                self._num_slots += len(rows) * self._stream.packing.seq_len
+                self._num_slots += len(rows) * self._lanes.packing.seq_len
                 self._num_padding += sum(row.padding for row in rows)
-                yield [pin(batch) for batch in batches] if pinned else batches
+                yield [pin_memory(batch) for batch in batches] if pinned else batches
         except UserError:
-            # its worker has ended
-            self._kept = None
+            # the worker has ended
+            self._kept_workers = None
             raise
         finally:
-            # the frame may live on in a traceback, and would keep the workers
-            del shares
+            # a traceback may keep this frame, which would keep the workers
+            del workers
 
     def state_dict(self) -> dict[str, Any]:
-        """State of this rank's lanes behind the last step handed out; see ``merge_states``."""
+        """State of this rank's lanes behind the last step yielded; see `merge_states`."""
         return build_rank_state(
             self._identity,
-            rows_per_step=self._stream.num_lanes,
+            rows_per_step=self._lanes.num_lanes,
             steps=self._steps,
             first_lane=self._layout.lanes.start,
             cursors=self._cursors,
@@ -148,53 +149,54 @@ class StepBatches:
 
     @property
     def epoch(self) -> float:
-        """Passes of this rank's lanes over the data so far; over the source that had the most."""
-        lanes = [
-            self._stream.readers(lane, cursor, lambda record: None)
+        """Passes of this rank's lanes over the data so far; the most over any source."""
+        opened = [
+            self._lanes.open_readers(lane, cursor, lambda record: None)
             for lane, cursor in zip(self._layout.lanes, self._cursors, strict=True)
         ]
         return max(
-            sum(reader.epoch for reader in readers) / len(lanes)
-            for readers in zip(*lanes, strict=True)
+            sum(reader.epoch for reader in readers) / len(opened)
+            for readers in zip(*opened, strict=True)
         )
 
     @property
     def consumed_documents(self) -> int:
-        """Documents that this rank's lanes have used up ..."""
-        return sum(place.consumed for place in _places(self._cursors))
+        """Number of documents that this rank's lanes have used so far."""
+        return sum(place.consumed for place in _source_cursors(self._cursors))
 
     @property
     def skipped_documents(self) -> int:
-        """... and those that they have passed over; together all that they have read ..."""
-        return sum(place.skipped for place in _places(self._cursors))
+        """Number of records that they have read and skipped."""
+        return sum(place.skipped for place in _source_cursors(self._cursors))
 
     @property
     def bad_documents(self) -> int:
-        """... and how many of the latter count against ``training.max_bad_records``."""
-        return sum(place.bad for place in _places(self._cursors))
+        """Number of the skipped records that count against `training.max_bad_records`."""
+        return sum(place.bad for place in _source_cursors(self._cursors))
 
     @property
     def tokens_per_source(self) -> list[int]:
-        """Tokens of the documents that this rank's lanes have used up, for each source."""
+        """Number of tokens in the documents that this rank's lanes have used, for each source."""
         lanes = [cursor.sources for cursor in self._cursors]
         return [sum(place.tokens for place in places) for places in zip(*lanes, strict=True)]
 
     @property
     def packing_efficiency(self) -> float:
-        """Share of the rows handed out by this process that is no padding; 1 before the first."""
+        """Share of the tokens yielded by this process that is not padding; 1 before the first."""
         return 1 - self._num_padding / max(1, self._num_slots)
 
     @property
     def constant_targets(self) -> bool:
         """Whether every rank has the same number of targets in every step."""
-        return self._stream.constant_targets
+        return self._lanes.constant_targets
 
 
-def _places(cursors: Sequence[LaneCursor]) -> Iterator[SourceCursor]:
+def _source_cursors(cursors: Sequence[LaneCursor]) -> Iterator[SourceCursor]:
     return (place for cursor in cursors for place in cursor.sources)
 
 
-def _or_raise(item: Share | UserError) -> Share:
+def _raise_user_error(item: WorkerStep | UserError) -> WorkerStep:
+    """The step of a worker; raises the error that it sent instead."""
     if isinstance(item, UserError):
         raise item
     return item

@@ -1,7 +1,7 @@
-"""What a checkpoint keeps of the data stream: the cursors of all lanes, and of which stream.
+"""The state of the data stream in a checkpoint: the cursors of all lanes, and which stream it is.
 
-A rank's state holds its own lanes; ``merge_states`` joins those of all ranks into one that any
-number of ranks, workers and micro-batches can continue. Nothing here reads data or touches files.
+The state of a rank holds its own lanes; `merge_states` joins those of all ranks into one that any
+number of ranks, workers and micro-batches can resume from. Nothing here reads data or files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ FORMAT = 2
 """Version of the layout below."""
 
 Identity = Mapping[str, int | float | str | bool | list[float] | None]
-"""What must be the same for cursors to mean the same tokens: its name -> its value."""
+"""Everything that must stay the same for cursors to mean the same tokens, by name."""
 
 WHERE = "the checkpoint's data position"
 
@@ -27,9 +27,9 @@ def build_rank_state(
     first_lane: int,
     cursors: Sequence[LaneCursor],
 ) -> dict[str, Any]:
-    """State of the lanes of one rank after ``steps`` steps; plain JSON values.
+    """The state of one rank after `steps` steps, as plain JSON values.
 
-    A lane's cursor is [source, offset, row, *sources], and that of each source
+    The cursor of a lane is [source, offset, row, *sources], and that of a source
     [*place, consumed, skipped, bad, tokens]: all of them integers.
     """
     return {
@@ -49,7 +49,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the states of all data-parallel ranks, in any order, into the state of all lanes.
 
     Raises:
-        ValueError: the states are not of the same step and stream, or lanes are missing or twice.
+        ValueError: the states are of different steps or streams, or lanes are missing or duplicate.
     """
     ordered = sorted(states, key=lambda state: state["first_lane"])
     shared = [
@@ -69,17 +69,17 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def check_stream_identity(state: Mapping[str, Any], identity: Identity) -> None:
-    """Refuse a state that means other tokens here.
+    """Check that a state means the same tokens in this run.
 
     Raises:
-        UserError: the state is of another format, or of a stream other than ``identity``; all
-            differences are named.
+        UserError: the state has another format, or its stream is not that of `identity`; names all
+            differences.
     """
     if state.get("format") != FORMAT:
         raise UserError(
             f"has format {state.get('format')}, this version reads format {FORMAT}",
             where=WHERE,
-            remedy="continue with the version of flame_accel that wrote the checkpoint",
+            remedy="resume with the version of flame_accel that wrote the checkpoint",
         )
     saved = state["identity"]
     different = [
@@ -91,17 +91,17 @@ def check_stream_identity(state: Mapping[str, Any], identity: Identity) -> None:
         raise UserError(
             "belongs to another stream of tokens: " + "; ".join(different),
             where=WHERE,
-            remedy="continue with the same values, or start a new run from these weights",
+            remedy="resume with the same values, or start a new run from these weights",
         )
 
 
 def read_lane_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor]:
-    """Cursors of ``lanes`` from a merged state.
+    """The cursors of some lanes from a merged state.
 
     Raises:
-        ValueError: the state does not have all of them.
+        ValueError: the state does not hold all of them.
     """
-    cursors = [_read_cursor(*cursor) for cursor in state["cursors"]]
+    cursors = [_parse_cursor(*cursor) for cursor in state["cursors"]]
     first = state["first_lane"]
     if lanes.start < first or lanes.stop > first + len(cursors):
         raise ValueError(
@@ -111,7 +111,7 @@ def read_lane_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor
     return cursors[lanes.start - first : lanes.stop - first]
 
 
-def _read_cursor(source: int, offset: int, row: int, *sources: list[int]) -> LaneCursor:
+def _parse_cursor(source: int, offset: int, row: int, *sources: list[int]) -> LaneCursor:
     counters = len(SourceCursor._fields) - 1
     return LaneCursor(
         source,
@@ -122,10 +122,10 @@ def _read_cursor(source: int, offset: int, row: int, *sources: list[int]) -> Lan
 
 
 def accumulation_for_rows(rows_per_step: int, *, micro_batch_size: int, world_size: int) -> int:
-    """Gradient accumulation that keeps the rows per step on ``world_size`` data-parallel ranks.
+    """Gradient accumulation that gives `rows_per_step` rows on `world_size` data-parallel ranks.
 
     Raises:
-        UserError: it does not divide; names the sizes that would work.
+        UserError: there is none; names the sizes that would work.
     """
     accumulation, rest = divmod(rows_per_step, micro_batch_size * world_size)
     if accumulation and not rest:

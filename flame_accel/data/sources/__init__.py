@@ -1,1 +1,1 @@
-"""What a dataset may be: files, folders, saved tables, streams; as documents of text."""
+"""From options to records: every kind of dataset, located, opened and read."""

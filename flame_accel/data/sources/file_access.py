@@ -1,7 +1,7 @@
-"""Bytes of a file, wherever it lies: local paths and URLs of any ``fsspec`` protocol, decompressed.
+"""The bytes of a file: local paths and URLs of any `fsspec` protocol, decompressed.
 
-A remote read that fails is tried again, from the byte where it failed. What the bytes mean is no
-matter here.
+A remote read that fails is retried from the byte where it failed. What the bytes mean is decided
+in `file_readers`.
 """
 
 import logging
@@ -20,54 +20,55 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.sources.files import file_compression
+from flame_accel.data.sources.file_formats import file_compression
 
 RETRIES = 5
-"""How often a remote read is tried again where it fails."""
+"""Number of times that a failed remote read is retried."""
 FIRST_PAUSE_SECONDS = 1.0
-"""Before the first of them; each further pause is twice as long."""
+"""Pause before the first retry; each further one is twice as long."""
 CHUNK_BYTES = 1 << 20
-CAREFUL_BYTES = 2 * CHUNK_BYTES
+SINGLE_BYTE_READS = 2 * CHUNK_BYTES
+"""Number of bytes of a damaged compressed file that are read one by one."""
 
 sleep = time.sleep
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Unreachable(OSError):
-    """A remote file that could not be read, however often it was tried."""
+class RemoteReadError(OSError):
+    """A remote file that could not be read, in spite of all retries."""
 
 
-class Opened(NamedTuple):
-    """An open file; decompressed, if its name says that it is compressed."""
+class OpenFile(NamedTuple):
+    """An open file, decompressed if its name says that it is compressed."""
 
     stream: Any
-    """Has `read` and `seek` of a binary file."""
+    """Has the methods `read` and `seek` of a binary file."""
     seekable: bool
-    """Whether reading from a place on costs nothing for what is before it."""
+    """Whether reading from a place costs nothing for the bytes before it."""
 
 
 @contextmanager
-def open_file(file: str) -> Iterator[Opened]:
+def open_file(file: str) -> Iterator[OpenFile]:
     """Open a file for reading from its start.
 
     Raises:
-        OSError: as reading it does.
+        OSError: it cannot be opened; reading may raise it as well.
     """
     compression = file_compression(file)
     raw = RemoteFile(file) if _is_remote(file) else BufferedReader(FileIO(file))
     with raw:
         if compression is None:
-            yield Opened(raw, raw.seekable())
+            yield OpenFile(raw, raw.seekable())
             return
         source: Any = pa.PythonFile(raw, mode="r")
         with pa.CompressedInputStream(source, compression) as stream:
-            yield Opened(stream, False)
+            yield OpenFile(stream, False)
 
 
 @contextmanager
 def open_seekable(file: str) -> Iterator[Any]:
-    """Open a file for reading here and there: copied to the disk where there is no other way."""
+    """Open a file for reading anywhere in it: copied to a temporary file if need be."""
     with open_file(file) as opened:
         if opened.seekable:
             yield opened.stream
@@ -78,41 +79,43 @@ def open_seekable(file: str) -> Iterator[Any]:
             yield copy
 
 
-def chunks_from(opened: Opened, head: bytes, place: int, careful: bool = False) -> Iterator[bytes]:
-    """Bytes from a place on, in pieces.
+def read_chunks(
+    opened: OpenFile, head: bytes, place: int, salvage: bool = False
+) -> Iterator[bytes]:
+    """Read the bytes from a place to the end, in chunks.
 
     Args:
-        opened: the file ...
-        head: ... of which this was read already.
+        opened: the file.
+        head: the bytes that were already read from its start.
         place: offset of the first byte wanted.
-        careful: a read that fails takes the whole piece with it, though some of it may have been
-            decompressed. Begin with single bytes, so that none is lost that there is.
+        salvage: begin with single bytes: a failing read loses its whole chunk, though a part of it
+            may have been decompressed.
     """
     if place < len(head):
         yield head[place:]
     elif opened.seekable:
         opened.stream.seek(place)
     else:
-        _discard(opened.stream, place - len(head))
-    num_single = CAREFUL_BYTES if careful and not opened.seekable else 0
+        _skip_bytes(opened.stream, place - len(head))
+    num_single = SINGLE_BYTE_READS if salvage and not opened.seekable else 0
     for size in chain(repeat(1, num_single), repeat(CHUNK_BYTES)):
         if not (piece := opened.stream.read(size)):
             return
         yield piece
 
 
-def size_of(file: str) -> int | None:
-    """Size in bytes as it lies there; None where there is no such file or nobody knows.
+def file_size(file: str) -> int | None:
+    """Size in bytes as stored; None if there is no such file, or the size is not known.
 
     Raises:
-        UserError: it cannot be asked for.
+        UserError: the server does not answer.
     """
     if not _is_remote(file):
         return os.stat(file).st_size if os.path.exists(file) else None
     try:
-        system, path = _file_system(file)
-        return _patiently(file, lambda: system.info(path).get("size"))
-    except Unreachable as error:
+        system, path = _open_filesystem(file)
+        return _call_with_retries(file, lambda: system.info(path).get("size"))
+    except RemoteReadError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise UserError(
@@ -122,64 +125,64 @@ def size_of(file: str) -> int | None:
         ) from error
 
 
-def describe(error: BaseException) -> str:
-    """One line on what went wrong."""
+def describe_error(error: BaseException) -> str:
+    """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).strip().splitlines()
-    kind = "" if type(error) in (OSError, Unreachable) else type(error).__name__
+    kind = "" if type(error) in (OSError, RemoteReadError) else type(error).__name__
     return ": ".join(filter(None, [kind, *lines[:1]]))
 
 
 class RemoteFile(RawIOBase):
-    """A remote file, opened anew where a read fails.
+    """A remote file for reading, reopened when a read fails.
 
     Raises:
-        Unreachable: every try failed.
+        RemoteReadError: all retries failed.
     """
 
     def __init__(self, file: str) -> None:
         super().__init__()
         self._file = file
         self._stream: Any = None
-        self._system, self._path = _file_system(file)
+        self._system, self._path = _open_filesystem(file)
         self._place = 0
         self._size: int | None = None
-        """None: it can be read from its beginning only."""
-        _patiently(file, self._opened)
+        """None: it can only be read from its start."""
+        _call_with_retries(file, self._ensure_open)
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Whether reading from a place on costs nothing for what is before it."""
+        """Whether reading from a place costs nothing for the bytes before it."""
         return self._size is not None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move to where the next read begins."""
+        """Set the offset of the next read; returns it."""
         origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size or 0}
         self._place = origin[whence] + offset
         return self._place
 
     def tell(self) -> int:
-        """Where the next read begins."""
+        """The offset of the next read."""
         return self._place
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to so many bytes; none at the end only."""
-        data = _patiently(self._file, lambda: self._read(size))
+        """Read at most `size` bytes; none only at the end."""
+        data = _call_with_retries(self._file, lambda: self._read_once(size))
         self._place += len(data)
         return data
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         if self._stream is not None:
             self._stream.close()
         super().close()
 
-    def _read(self, size: int) -> bytes:
-        stream = self._opened()
+    def _read_once(self, size: int) -> bytes:
+        stream = self._ensure_open()
         try:
             if stream.tell() != self._place:
                 stream.seek(self._place)
@@ -188,42 +191,47 @@ class RemoteFile(RawIOBase):
                 raise OSError(f"it ended at byte {self._place} of {self._size}")
         except Exception:
             self._stream = None
-            # what failed to read may well fail to close
+            # a stream that failed to read may fail to close as well
             with suppress(Exception):
                 stream.close()
             raise
         return data
 
-    def _opened(self) -> Any:
+    def _ensure_open(self) -> Any:
         if self._stream is None:
             stream: Any = self._system.open(self._path, "rb")
-            if _is_web(self._file) and not _serves_ranges(stream):
+            if _is_http(self._file) and not _supports_ranges(stream):
                 stream.close()
                 stream, self._size = self._system.open(self._path, "rb", block_size=0), None
-                _discard(stream, self._place)
+                _skip_bytes(stream, self._place)
             else:
                 self._size = stream.size
             self._stream = stream
         return self._stream
 
 
-def _patiently(file: str, act: Callable[[], T]) -> T:
+def _call_with_retries(file: str, act: Callable[[], T]) -> T:
+    """Call `act` until it succeeds.
+
+    Raises:
+        RemoteReadError: it failed once and in all `RETRIES`.
+    """
     failures = 0
     while True:
         try:
             return act()
-        # every protocol has exceptions of its own
+        # every protocol has its own exceptions
         except Exception as error:
             failures += 1
-            what = describe(error)
+            what = describe_error(error)
             if failures > RETRIES:
-                raise Unreachable(f"cannot be read, tried {failures} times: {what}") from error
+                raise RemoteReadError(f"cannot be read, tried {failures} times: {what}") from error
             pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
             logger.warning("%s: %s; retry %d of %d in %g s", file, what, failures, RETRIES, pause)
             sleep(pause)
 
 
-def _discard(stream: Any, num_bytes: int) -> None:
+def _skip_bytes(stream: Any, num_bytes: int) -> None:
     while num_bytes and (data := stream.read(min(num_bytes, CHUNK_BYTES))):
         num_bytes -= len(data)
 
@@ -232,33 +240,33 @@ def _is_remote(file: str) -> bool:
     return "://" in file
 
 
-def _is_web(file: str) -> bool:
+def _is_http(file: str) -> bool:
     return file.startswith(("http://", "https://"))
 
 
-def _file_system(file: str) -> tuple[AbstractFileSystem, str]:
+def _open_filesystem(file: str) -> tuple[AbstractFileSystem, str]:
     options: dict[str, Any] = {}
-    if _is_web(file):
+    if _is_http(file):
         import aiohttp
 
-        # a file that is read for hours is no failure, a server that falls silent is
+        # reading a file for hours is fine, a server that stops answering is not
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
     try:
         return url_to_fs(file, **options)
-    # no such protocol, or no package for it: nothing that time mends
+    # no such protocol, or no package for it: retrying cannot help
     except (ImportError, ValueError) as error:
-        raise Unreachable(f"cannot be opened: {error}") from error
+        raise RemoteReadError(f"cannot be opened: {error}") from error
 
 
-def _serves_ranges(stream: Any) -> bool:
-    """Whether a web server gives parts of a file; found out with the last byte of it."""
+def _supports_ranges(stream: Any) -> bool:
+    """Whether a web server can send a part of a file; tried with its last byte."""
     if not stream.size:
         return False
     try:
         stream.seek(-1, os.SEEK_END)
         stream.read(1)
-    # fsspec's way to say that the server sent all of it
+    # fsspec raises it when the server sends the whole file
     except ValueError:
         return False
     return True

@@ -1,19 +1,25 @@
-"""What the options say of each dataset: several are separated by commas, each with its share.
+"""The options of each dataset of a run, from its sections `training` and `evaluation`.
 
+`training` may name several datasets, separated by commas, each with its share of the tokens.
 Nothing is opened here.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from flame_accel.config import EvaluationConfig, TrainingConfig, dataset_names, values_per_dataset
+from flame_accel.config.errors import UserError
 from flame_accel.config.training_options import PER_DATASET
-from flame_accel.data.sources.table import MAX_DOCUMENT_BYTES
+
+GLOB_CHARACTERS = frozenset("*?[")
+MAX_DOCUMENT_BYTES = TrainingConfig().max_document_bytes
+"""Default of `training.max_document_bytes`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetOptions:
-    """One dataset, as the options of a section name it."""
+    """The options of one dataset."""
 
     dataset: str
     """"python-stdlib", a file, a folder, a glob pattern, a folder written by ``save_to_disk`` or by
@@ -21,24 +27,24 @@ class DatasetOptions:
     dataset_name: str | None = None
     """Configuration of a named dataset."""
     dataset_split: str | None = None
-    """Split; None takes the section's, or everything where there are no splits."""
+    """Name of the split; None: that of the section, or all of a dataset without splits."""
     data_dir: str | None = None
     """Folder within the dataset."""
     data_files: str | None = None
     """Files or patterns within the dataset, separated by commas."""
     text_column: str | None = None
-    """Column of texts or conversations; None takes text, else content, else messages."""
+    """Column of texts or conversations; None: text, else content, else messages."""
     streaming: bool = False
     """Read files and named datasets in sequence instead of copying them into a table."""
     max_document_bytes: int = MAX_DOCUMENT_BYTES
-    """Longer documents are damaged."""
+    """Longer documents count as damaged."""
     section: Literal["training", "evaluation"] = "training"
-    """Whose options these are: names them in messages, and decides the split when none is asked
-    for: train for training, validation for evaluation."""
+    """Section of the options: named in messages, and its default split is train for training and
+    validation for evaluation."""
 
     @property
     def where(self) -> str:
-        """What messages call the dataset."""
+        """How messages name the dataset: its option and its value."""
         return f"{self.section}.dataset {self.dataset!r}"
 
     @property
@@ -46,9 +52,29 @@ class DatasetOptions:
         """The patterns of `data_files`."""
         return [word.strip() for word in (self.data_files or "").split(",") if word.strip()]
 
+    @property
+    def is_path(self) -> bool:
+        """Whether the dataset is an existing local path, or a glob pattern."""
+        return Path(self.dataset).exists() or bool(GLOB_CHARACTERS.intersection(self.dataset))
+
+    def check_absent(self, *names: str) -> None:
+        """Check that none of these options is given: this kind of dataset has no use for them.
+
+        Raises:
+            UserError: names those that are given.
+        """
+        given = [f"{self.section}.{name}" for name in names if getattr(self, name) is not None]
+        if given:
+            raise UserError(
+                f"{', '.join(given)} cannot narrow this kind of dataset",
+                where=self.where,
+                remedy=f"leave {' and '.join(given)} out",
+                exit_code=2,
+            )
+
 
 def training_dataset_options(training: TrainingConfig) -> list[DatasetOptions]:
-    """The datasets that training names, one or several separated by commas."""
+    """Options of the datasets of training, one or several separated by commas."""
     return [
         DatasetOptions(
             dataset=dataset,
@@ -71,7 +97,7 @@ def training_dataset_options(training: TrainingConfig) -> list[DatasetOptions]:
 def evaluation_dataset_options(
     evaluation: EvaluationConfig, training: TrainingConfig
 ) -> DatasetOptions | None:
-    """The dataset that evaluation names, read as training reads its own; None if there is none."""
+    """Options of the dataset of evaluation, read as those of training; None: no evaluation."""
     if evaluation.dataset is None:
         return None
     return DatasetOptions(
@@ -87,8 +113,8 @@ def evaluation_dataset_options(
     )
 
 
-def shares(training: TrainingConfig) -> tuple[float, ...]:
-    """Share of each dataset in the tokens of the mixture; their sum is 1."""
+def mixture_shares(training: TrainingConfig) -> tuple[float, ...]:
+    """Share of each dataset of training in the tokens of the mixture; their sum is 1."""
     given = training.data_probs or (1.0,)
     assert len(given) == len(dataset_names(training))
     return tuple(share / sum(given) for share in given)

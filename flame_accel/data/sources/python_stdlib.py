@@ -1,48 +1,75 @@
-"""The Python standard library's own sources as documents: real text that is there on every machine.
+"""The sources of the Python standard library as a dataset: real text that every machine has.
 
 One file is one document. The split is by file, through a hash of its path within the library, so
-that a file stays on its side from one Python version to the next. Only this module knows where the
-library lies.
+that a file stays on its side from one Python version to the next.
 """
 
 import hashlib
 import os
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 
-CORPUS = "python-stdlib"
-"""Name under which the corpus is a dataset."""
-SPLITS = ("train", "validation")
-# tests say little and say it often; the others are not the library; _sysconfigdata lists the
-# build of one machine
+from datasets import Dataset
+
+from flame_accel.data.sources.options import DatasetOptions
+from flame_accel.data.sources.table import Table, build_table
+
+DATASET_NAME = "python-stdlib"
+# tests repeat themselves; the others are not part of the library; _sysconfigdata lists the build
+# of one machine
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 )
 SKIPPED_PREFIX = "_sysconfigdata"
 VALIDATION_SHARE = 0.03
-"""Share of the files that validation may take ..."""
+"""Largest share of the files that validation takes."""
 VALIDATION_BYTES = 200_000
-"""... as long as they fit into so many bytes: a second or two on a CPU."""
+"""Largest size of all validation files together: a second or two of work on a CPU."""
 
 
-def read_corpus(split: str, root: Path | None = None) -> list[str]:
+class PythonStdlib:
+    """The dataset "python-stdlib", with the splits train and validation."""
+
+    splits: Sequence[str | None] = ("train", "validation")
+    allows_slices = False
+
+    def __init__(self, options: DatasetOptions) -> None:
+        options.check_absent("dataset_name", "data_dir", "data_files")
+        self._options = options
+
+    @staticmethod
+    def recognizes(options: DatasetOptions) -> bool:
+        """Whether this dataset is named."""
+        return options.dataset == DATASET_NAME
+
+    def open(self, split: str | None) -> Table:
+        """The table of a split, held in memory."""
+        texts = read_stdlib_sources(str(split))
+        return build_table(self._options, Dataset.from_dict({"text": texts}))
+
+
+def read_stdlib_sources(split: str, root: Path | None = None) -> list[str]:
     """Texts of a split, in the order of their paths.
 
     Args:
-        split: one of ``SPLITS``.
-        root: folder to read; None means the running Python's library.
+        split: train or validation.
+        root: folder to read; None: the library of the running Python.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    texts = {path.relative_to(root).as_posix(): _read(path) for path in _sources(root)}
+    texts = {
+        path.relative_to(root).as_posix(): _read_utf8_or_empty(path)
+        for path in _list_source_files(root)
+    }
     texts = {name: text for name, text in texts.items() if text}
-    validation = _validation_names(texts)
+    validation = _choose_validation_files(texts)
     return [texts[name] for name in sorted(texts) if (name in validation) == (split != "train")]
 
 
-def _sources(root: Path) -> list[Path]:
+def _list_source_files(root: Path) -> list[Path]:
     sources: list[Path] = []
     for folder, subfolders, names in os.walk(root):
-        # site-packages is often far larger than the library: do not even look
+        # site-packages is often far larger than the library: do not even list it
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
         sources += [
             Path(folder, name)
@@ -52,15 +79,17 @@ def _sources(root: Path) -> list[Path]:
     return sources
 
 
-def _read(path: Path) -> str:
-    """Text of a source file; empty where it is not UTF-8, as a few files on purpose are not."""
+def _read_utf8_or_empty(path: Path) -> str:
+    """Text of a source file; empty if it is not UTF-8, as a few files are on purpose."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         return ""
 
 
-def _validation_names(texts: dict[str, str]) -> set[str]:
+def _choose_validation_files(texts: dict[str, str]) -> set[str]:
+    """Names of the files that belong to validation; `texts` by their names."""
+
     def rank(name: str) -> float:
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 

@@ -1,37 +1,32 @@
-"""Hashes of records: which side of a split a document is on, and what a source calls itself.
+"""Hashes of records, and fingerprints of data made from them.
 
-A document hashes alike wherever it lies: in a file, a table or a token cache. No reading here.
+A document has the same hash wherever it lies: in a file, a table or a token cache. Which documents
+are held out by their hashes is decided in `held_out`.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Literal, NamedTuple
 
-from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.documents import Record
 
 FINGERPRINT_DOCUMENTS = 512
-"""How many documents, evenly spread, a fingerprint reads; smaller data is read whole."""
+"""Number of documents, evenly spread, that a fingerprint reads; smaller data is read whole."""
 HASH_RANGE = 2**64
-"""Hashes of records are below it."""
+"""Every hash of a record is below it."""
 
 
 def record_hash(record: Record) -> int:
-    """Unsigned 64 bit BLAKE2b of the text in UTF-8, of a conversation as canonical JSON."""
+    """BLAKE2b of the text in UTF-8, or of a conversation as canonical JSON; unsigned 64 bits."""
     if not isinstance(record, str):
         record = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    # half a surrogate pair is no UTF-8; readers refuse it, a hash need not
+    # a lone surrogate is not UTF-8: readers refuse it, a hash need not
     data = record.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def is_held_out(digest: int, share: float) -> bool:
-    """Whether the document of this hash is among the share (0 to 1) that is held out."""
-    return digest < share * HASH_RANGE
-
-
 def sample_fingerprint(count: int, hash_of: Callable[[int], int]) -> str:
-    """What documents by index call themselves: 16 hexadecimal digits.
+    """Fingerprint of indexed documents, 16 hexadecimal digits.
 
     Args:
         count: number of documents.
@@ -44,17 +39,6 @@ def sample_fingerprint(count: int, hash_of: Callable[[int], int]) -> str:
     return content.hexdigest()[:16]
 
 
-class HeldOut(NamedTuple):
-    """One side of a split by hash: the documents of the other are passed over."""
-
-    share: float
-    """How much of the data is evaluation's, 0 to 1."""
-    wanted: Literal["training", "evaluation"]
-    """The side to keep."""
-
-    def __call__(self, record: Record | Skipped) -> Record | Skipped:
-        """The record, or what stands where one of the other side was."""
-        if isinstance(record, Skipped):
-            return record
-        held_out = is_held_out(record_hash(record), self.share)
-        return record if held_out == (self.wanted == "evaluation") else Skipped("held out")
+def hash_json(facts: object) -> str:
+    """Fingerprint of facts that JSON can hold, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,34 +1,61 @@
-"""What a record must be: text, or a conversation, in a column of its own. No files here.
+"""What a record must be: a text or a conversation, in a column of its own.
 
-The whole of a file is of another form if its first record is: that is an error. Any other record
-is merely damaged.
+If the first record of a file has another form, the whole file does: that is an error. Any other
+such record is only damaged. Nothing here reads files.
 """
 
 import json
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Record, Skipped
-from flame_accel.data.sources.files import choose_text_column
+
+TEXT_COLUMNS = ("text", "content", "messages")
+TEXT_COLUMN_FLAG = "--training.text_column"
 
 
-class Wanted(NamedTuple):
-    """What is read of a record."""
+class RecordSpec(NamedTuple):
+    """Which column of a record is read, and how long it may be."""
 
     column: str | None
-    """None: the first that there is of text, content and messages."""
+    """None: the first existing one of `TEXT_COLUMNS`."""
     max_bytes: int
-    """Longer ones are damaged."""
+    """Longer records count as damaged."""
 
 
-def record_of(columns: object, wanted: Wanted, where: str, first: bool) -> Record | Skipped:
-    """Text or conversation of a record with named columns.
+def choose_text_column(columns: Collection[str], text_column: str | None, where: str) -> str:
+    """The column that holds texts or conversations.
 
     Args:
-        columns: the record; values that could not be decoded are UnicodeDecodeError.
-        wanted: what to take of it.
-        where: where it stands.
-        first: whether it is the first of its file.
+        columns: those that there are.
+        text_column: the one that is asked for; None: the first existing one of `TEXT_COLUMNS`.
+        where: place of the record, for the error.
+
+    Raises:
+        UserError: no such column; lists those that there are.
+    """
+    wanted = (text_column,) if text_column else TEXT_COLUMNS
+    for column in wanted:
+        if column in columns:
+            return column
+    raise UserError(
+        f"no column {' or '.join(map(repr, wanted))}; there are: {', '.join(columns) or 'none'}",
+        where=where,
+        remedy=f"name the column that holds the text with {TEXT_COLUMN_FLAG}",
+    )
+
+
+def extract_record(
+    columns: object, spec: RecordSpec, where: str, is_first: bool
+) -> Record | Skipped:
+    """The text or conversation of a record with named columns.
+
+    Args:
+        columns: the record, a dict; a value that could not be decoded is its UnicodeDecodeError.
+        spec: what to take of it.
+        where: its file and line, or the like.
+        is_first: whether it is the first record of its file.
 
     Raises:
         UserError: the first record has no such column, or something else in it.
@@ -38,55 +65,55 @@ def record_of(columns: object, wanted: Wanted, where: str, first: bool) -> Recor
         what = f"a record must be an object with named columns, not {kind}"
         return Skipped("damaged", where, what)
     try:
-        column = choose_text_column(columns, wanted.column, where)
-        return _checked(columns[column], column, wanted.max_bytes, where)
+        column = choose_text_column(columns, spec.column, where)
+        return _check_value(columns[column], column, spec.max_bytes, where)
     except UserError as error:
-        if first:
+        if is_first:
             raise
         return Skipped("damaged", where, error.what)
 
 
-def parse(data: bytes, where: str) -> Any:
-    """The value of JSON in UTF-8, or Skipped."""
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of a JSON text in UTF-8; `Skipped` if it is not valid."""
     try:
         return json.loads(data.decode("utf-8").removeprefix("\ufeff"))
     except UnicodeDecodeError as error:
-        what = not_utf8(error)
+        what = describe_utf8_error(error)
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         what = f"not JSON: {error.msg} at column {error.colno}{line}"
     # nested too deeply, or a number of thousands of digits
     except (RecursionError, ValueError) as error:
-        what = f"no JSON that can be read: {error}"
+        what = f"JSON that cannot be read: {error}"
     return Skipped("damaged", where, what)
 
 
-def not_utf8(error: UnicodeDecodeError) -> str:
-    """The first bytes that are none, and where they are."""
+def describe_utf8_error(error: UnicodeDecodeError) -> str:
+    """The first bytes that are not UTF-8, and where they are."""
     return f"not UTF-8 at byte {error.start} ({error.object[error.start : error.end]!r})"
 
 
-def too_long(num_bytes: int, max_bytes: int) -> str:
-    """How long a record is, and how long it may be."""
+def describe_excess_length(num_bytes: int, max_bytes: int) -> str:
+    """How long a record is, and how long it may be at most."""
     return f"{num_bytes} bytes, more than training.max_document_bytes = {max_bytes}"
 
 
-def _checked(value: object, column: str, max_bytes: int, where: str) -> Record | Skipped:
+def _check_value(value: object, column: str, max_bytes: int, where: str) -> Record | Skipped:
     if value is None or value == "" or value == []:
         return Skipped("empty", where, f"no text in column {column!r}")
     if isinstance(value, UnicodeDecodeError):
-        return Skipped("damaged", where, not_utf8(value))
+        return Skipped("damaged", where, describe_utf8_error(value))
     if isinstance(value, str):
         text = value
     elif isinstance(value, list):
-        text = _as_json(value, column, where)
+        text = _serialize_conversation(value, column, where)
     else:
         raise UserError(
             f"column {column!r} holds {type(value).__name__}, not text",
             where=where,
             remedy="name another column, or turn the values into strings",
         )
-    # most records need not be encoded for the verdict
+    # most records need not be encoded to know this
     if 4 * len(text) > max_bytes or not text.isascii():
         try:
             num_bytes = len(text.encode("utf-8"))
@@ -95,32 +122,32 @@ def _checked(value: object, column: str, max_bytes: int, where: str) -> Record |
             what = f"column {column!r} holds half a surrogate pair{place}"
             return Skipped("damaged", where, what)
         if num_bytes > max_bytes:
-            return Skipped("damaged", where, too_long(num_bytes, max_bytes))
+            return Skipped("damaged", where, describe_excess_length(num_bytes, max_bytes))
     return value
 
 
-def _as_json(value: list[Any], column: str, where: str) -> str:
+def _serialize_conversation(value: list[Any], column: str, where: str) -> str:
     """A conversation as JSON.
 
     Raises:
-        UserError: it is none.
+        UserError: the list is not a conversation.
     """
     try:
-        fault = next(filter(None, map(_fault, value)), None)
+        fault = next(filter(None, map(_find_message_fault, value)), None)
         text = json.dumps(value, ensure_ascii=False)
     except TypeError as error:
         fault, text = str(error), ""
     if fault is None:
         return text
     raise UserError(
-        f"column {column!r} holds a list that is no conversation: {fault}",
+        f"column {column!r} holds a list that is not a conversation: {fault}",
         where=where,
         remedy='write conversations as [{"role": "user", "content": "..."}, ...]',
     )
 
 
-def _fault(message: object) -> str | None:
-    """What is wrong with a message of a conversation."""
+def _find_message_fault(message: object) -> str | None:
+    """What is wrong with a message of a conversation; None: nothing."""
     if not isinstance(message, dict):
         return f"{type(message).__name__} instead of an object with role and content"
     missing = [name for name in ("role", "content") if name not in message]
@@ -128,7 +155,7 @@ def _fault(message: object) -> str | None:
         return f"a message has no {' and no '.join(missing)}, but {', '.join(message) or 'nothing'}"
     if not isinstance(message["role"], str):
         return f"a message has a role of type {type(message['role']).__name__}"
-    # calls of tools have no content, images and text are a list
+    # tool calls have no content; images with text are a list
     if not isinstance(message["content"], (str, list, type(None))):
         return f"a message has a content of type {type(message['content']).__name__}"
     return None

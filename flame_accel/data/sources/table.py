@@ -1,66 +1,57 @@
-"""Texts and conversations by index: an Arrow table of ``datasets``, mapped into memory.
+"""Records by index: an Arrow table of the `datasets` library, mapped into memory.
 
-All processes of a machine share it. Records of files are copied into such a table once, into the
-cache of ``datasets``, which locks it, so that of several processes one builds it. Which records
-files hold is the readers' part, which table is meant is ``opening``'s. No tokens here.
+All processes of a machine share it. Records of files are copied into such a table by `file_table`.
 """
 
-import hashlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 from datasets import Dataset, Features, Json, LargeList, List, Value
-from datasets.exceptions import DatasetGenerationError
 
-from flame_accel.config import TrainingConfig, UserError
-from flame_accel.data.documents import Record, Skipped
-from flame_accel.data.sources.file_readers import read_records
-from flame_accel.data.sources.files import READER_VERSION, TEXT_COLUMN_FLAG, choose_text_column
+from flame_accel.config.errors import UserError
+from flame_accel.data.documents import Record, Skipped, first_is_conversation
+from flame_accel.data.encoded_datasets import EncodedTable, IndexedDataset, with_held_out
+from flame_accel.data.sources.held_out import HeldOut
+from flame_accel.data.sources.options import MAX_DOCUMENT_BYTES, DatasetOptions
 from flame_accel.data.sources.record_hashes import record_hash, sample_fingerprint
-from flame_accel.data.sources.record_parsing import Wanted, record_of
+from flame_accel.data.sources.record_parsing import (
+    TEXT_COLUMN_FLAG,
+    RecordSpec,
+    choose_text_column,
+    extract_record,
+)
+from flame_accel.data.tokens.encoder import Encoder
 
-logger = logging.getLogger(__name__)
-
-MAX_DOCUMENT_BYTES = TrainingConfig().max_document_bytes
-"""What `training.max_document_bytes` is when nobody says otherwise."""
-BATCH_ROWS = 1000
-"""So many records are written to the cache at once ..."""
-BATCH_CHARACTERS = 2**24
-"""... or as many as have so many characters: memory stays flat, however long they are."""
 CACHE_FEATURES = Features(
     {"kind": Value("int8"), "value": Value("large_string"), "where": Value("string")}
 )
+"""Columns of a table that `file_table` writes."""
 
 
-class Kind(IntEnum):
-    """What a row of the cache holds in its column "value"."""
+class RowKind(IntEnum):
+    """What a row of a copy of files holds in its column "value"."""
 
     TEXT = 0
     """The text."""
     CONVERSATION = 1
     """The messages as JSON."""
     EMPTY = 2
-    """What is missing; the column "where" has the place."""
+    """What is missing; the column "where" says where."""
     DAMAGED = 3
-    """What is wrong; the column "where" has the place."""
+    """What is wrong; the column "where" says where."""
 
 
 class Table:
     """Records by index.
 
     Args:
-        name: what the user calls it.
+        name: how messages name the data.
         dataset: with a column of texts or conversations, or written by `copy_files_to_table`.
-        column: the column; "value" of the cache.
-        max_bytes: longer ones are damaged.
+        column: the column of the records; "value" for a table of `copy_files_to_table`.
+        max_bytes: longer records count as damaged.
     """
 
     def __init__(
@@ -69,11 +60,11 @@ class Table:
         self.name = name
         self._dataset = dataset
         self._column = column
-        self._wanted = Wanted(column, max_bytes)
-        # an Arrow column gives a value in a tenth of the time that dataset[i] takes
+        self._spec = RecordSpec(column, max_bytes)
+        # an Arrow column returns a value in a tenth of the time of dataset[i]
         self._values: pa.ChunkedArray = dataset.data.column(column)
         self._rows = None if dataset._indices is None else dataset._indices.column(0)
-        # of the cache only
+        # only a copy of files has them
         cached = dataset.features == CACHE_FEATURES
         self._kinds: pa.ChunkedArray | None = dataset.data.column("kind") if cached else None
         self._is_text = isinstance(dataset.features[column], Value)
@@ -84,49 +75,97 @@ class Table:
     def __getitem__(self, index: int) -> Record | Skipped:
         row = index if self._rows is None else self._rows[index].as_py()
         if self._kinds is not None:
-            return self._copy(row, self._kinds[row].as_py())
+            return self._cached_record(row, self._kinds[row].as_py())
         value: object
         try:
             if self._is_text:
                 value = self._values[row].as_py()
             else:
-                # messages come in several forms, which the library knows
+                # messages have several Arrow forms, which the library decodes
                 value = self._dataset[index][self._column]
         except UnicodeDecodeError as error:
             value = error
         where = f"{self.name}, row {index}"
-        return record_of({self._column: value}, self._wanted, where, first=False)
+        return extract_record({self._column: value}, self._spec, where, is_first=False)
+
+    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
+        """The documents of this table."""
+        records = map(self.__getitem__, range(len(self)))
+        documents = EncodedTable(self, with_held_out(encoder, held_out))
+        return IndexedDataset(
+            documents, held_out, conversations=first_is_conversation(records), form="a table"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a dataset is pickled as the path of its file, a column with all of its content
-        rebuild = partial(Table, max_bytes=self._wanted.max_bytes)
+        # a dataset is pickled as the path of its file, a column with all its content
+        rebuild = partial(Table, max_bytes=self._spec.max_bytes)
         return rebuild, (self.name, self._dataset, self._column)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the number of documents and of evenly spread ones; wherever the data lies."""
-        return sample_fingerprint(len(self), self._hash)
+        """Hash of the number of records and of evenly spread ones; the same wherever they lie."""
+        return sample_fingerprint(len(self), self._hash_or_zero)
 
-    def _hash(self, index: int) -> int:
+    def _hash_or_zero(self, index: int) -> int:
         record = self[index]
         return 0 if isinstance(record, Skipped) else record_hash(record)
 
-    def _copy(self, row: int, kind: int) -> Record | Skipped:
-        """What a reader gave: checked already."""
+    def _cached_record(self, row: int, kind: int) -> Record | Skipped:
+        """A record that `copy_files_to_table` has checked and copied."""
         value = self._values[row].as_py()
-        if kind == Kind.TEXT:
+        if kind == RowKind.TEXT:
             return value
-        if kind == Kind.CONVERSATION:
+        if kind == RowKind.CONVERSATION:
             return json.loads(value)
         where = self._dataset.data.column("where")[row].as_py()
-        return Skipped("empty" if kind == Kind.EMPTY else "damaged", where, value)
+        return Skipped("empty" if kind == RowKind.EMPTY else "damaged", where, value)
+
+
+def build_table(options: DatasetOptions, dataset: Dataset) -> Table:
+    """The table of a dataset of the library, reduced to the column of its records.
+
+    Raises:
+        UserError: no such column, or no text in it.
+    """
+    column = choose_record_column(dataset.features, options.text_column, options.where)
+    max_bytes = options.max_document_bytes
+    table = Table(options.dataset, dataset.select_columns([column]), column, max_bytes=max_bytes)
+    check_has_text(table, options.where)
+    return table
+
+
+def check_has_text(table: Table, where: str) -> None:
+    """Check that at least one record of the table can be read.
+
+    Raises:
+        UserError: there is none; names the first damaged record.
+    """
+    damaged: Skipped | None = None
+    for index in range(len(table)):
+        record = table[index]
+        if not isinstance(record, Skipped):
+            return
+        if damaged is None and record.why == "damaged":
+            damaged = record
+    if damaged is not None:
+        only = f"none of its {len(table)} documents can be read"
+        raise UserError(
+            damaged.what,
+            where=damaged.where,
+            remedy=f"fix the file, convert it or leave it out; {only}",
+        )
+    raise UserError(
+        f"none of its {len(table)} documents has text" if len(table) else "is empty",
+        where=where,
+        remedy="give a dataset with at least as many documents as a step has rows",
+    )
 
 
 def choose_record_column(features: Features, text_column: str | None, where: str) -> str:
     """The column of a dataset that holds texts or conversations.
 
     Raises:
-        UserError: there is none of that name, or it holds something else.
+        UserError: no column of that name, or it holds something else.
     """
     column = choose_text_column(features, text_column, where)
     feature = features[column]
@@ -143,115 +182,3 @@ def choose_record_column(features: Features, text_column: str | None, where: str
             remedy=f"name the column that holds the text with {TEXT_COLUMN_FLAG}",
         )
     return column
-
-
-def copy_files_to_table(
-    files: Sequence[str],
-    *,
-    name: str,
-    text_column: str | None = None,
-    max_bytes: int = MAX_DOCUMENT_BYTES,
-) -> Table:
-    """The records of files as a table, copied once and then mapped.
-
-    The copy is keyed by the names, sizes and times of the files and by how they are read. Records
-    that are damaged or empty are rows as well, so that indices are the same for whoever passes
-    them over and whoever stops at them.
-
-    Args:
-        files: local files, in their order.
-        name: what the user calls them.
-        text_column: column of the records; None takes text, else content, else messages.
-        max_bytes: longer texts are damaged.
-
-    Raises:
-        UserError: the files are of another form, or hold no record at all.
-    """
-    stats = [(str(Path(file).resolve()), Path(file).stat()) for file in files]
-    # the second time changes with the rights as well, for want of which a file may be damaged
-    stamps = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
-    key = json.dumps([READER_VERSION, str(CACHE_FEATURES), text_column, max_bytes, stamps])
-    try:
-        builder = _RecordsBuilder(
-            dataset_name="flame_accel_records",
-            config_id=f"records-{hashlib.sha256(key.encode()).hexdigest()[:16]}",
-            files=tuple(files),
-            text_column=text_column,
-            max_bytes=max_bytes,
-        )
-        builder.download_and_prepare()
-    except (DatasetGenerationError, OSError) as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        if isinstance(cause, UserError):
-            raise cause from None
-        # readers keep what is wrong with files to themselves
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(
-            f"cannot be copied into the cache of datasets: {cause}",
-            where=name,
-            remedy="make room there, name another folder with the environment variable "
-            "HF_DATASETS_CACHE, or add --training.streaming",
-        ) from error
-    dataset = builder.as_dataset("train")
-    assert isinstance(dataset, Dataset)
-    return Table(name, dataset, "value", max_bytes=max_bytes)
-
-
-@dataclass
-class _RecordsConfig(datasets.BuilderConfig):
-    files: tuple[str, ...] = ()
-    text_column: str | None = None
-    max_bytes: int = MAX_DOCUMENT_BYTES
-
-
-class _RecordsBuilder(datasets.ArrowBasedBuilder):
-    """How ``datasets`` is told to make a cache, and to hold its lock meanwhile."""
-
-    BUILDER_CONFIG_CLASS = _RecordsConfig
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=CACHE_FEATURES)
-
-    def _split_generators(self, dl_manager: object) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name="train", gen_kwargs={})]
-
-    def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
-        config = self.config
-        assert isinstance(config, _RecordsConfig)
-        rows: list[tuple[int, str, str | None]] = []
-        number = size = 0
-        logger.info("copying the data into a table, once: %s", self.cache_dir)
-        for file in config.files:
-            for record, _ in read_records(
-                file, 0, text_column=config.text_column, max_bytes=config.max_bytes
-            ):
-                rows.append(_row(record))
-                size += len(rows[-1][1])
-                if len(rows) == BATCH_ROWS or size >= BATCH_CHARACTERS:
-                    yield number, _arrow(rows)
-                    number += 1
-                    size = 0
-                    rows = []
-        if rows:
-            yield number, _arrow(rows)
-        elif not number:
-            raise UserError(
-                "there are no records",
-                where=", ".join(config.files[:3]),
-                remedy="give a dataset with at least as many documents as a step has rows",
-            )
-
-
-def _row(record: Record | Skipped) -> tuple[int, str, str | None]:
-    if isinstance(record, Skipped):
-        kind = Kind.EMPTY if record.why == "empty" else Kind.DAMAGED
-        return kind, record.what, record.where
-    if isinstance(record, str):
-        return Kind.TEXT, record, None
-    return Kind.CONVERSATION, json.dumps(record), None
-
-
-def _arrow(rows: Sequence[tuple[int, str, str | None]]) -> pa.Table:
-    columns = dict(zip(CACHE_FEATURES, zip(*rows, strict=True), strict=True))
-    return pa.table(columns, schema=CACHE_FEATURES.arrow_schema)

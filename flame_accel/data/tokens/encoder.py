@@ -17,11 +17,15 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.documents import Conversation, Document, Encode, Record, Skipped
-from flame_accel.data.stages import IndexedRecords
+from flame_accel.data.documents import Conversation, Document, Record, Skipped
 from flame_accel.data.tokens.chat_template import ChatTemplate, tokens_in_spans
 from flame_accel.data.tokens.text_slicing import SLICE_CHARACTERS, slice_text, space_kept_at_cuts
-from flame_accel.data.tokens.tokenizer import PROBE_TEXT, TOKENIZER_OPTION, encodes_to_bytes
+from flame_accel.data.tokens.tokenizer import (
+    PROBE_TEXT,
+    TOKENIZER_OPTION,
+    encodes_to_bytes,
+    tokenizer_identity,
+)
 
 SLICES_PER_CALL = 32
 """Slices of a long text that are tokenized in one call; all take memory until it returns."""
@@ -52,7 +56,16 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Callable[..., "Encoder"], tuple[PreTrainedTokenizerBase]]:
         # a pickled backend forgets how it reads special tokens
-        return partial(Encoder, add_bos=self._bos is not None), (self._tokenizer,)
+        return partial(Encoder, add_bos=self.add_bos), (self._tokenizer,)
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether documents start with bos."""
+        return self._bos is not None
+
+    def identity(self, *, conversations: bool) -> str:
+        """Hash of what the tokenizer does; see `tokenizer_identity`."""
+        return tokenizer_identity(self._tokenizer, conversations=conversations)
 
     def __call__(self, record: Record | Skipped) -> Document | Skipped:
         """Encode one record to int32 tokens; of a conversation, the assistant's are the targets.
@@ -140,34 +153,6 @@ class Encoder:
             ids.insert(0, self._bos)
             targets.insert(0, False)
         return Document(np.array(ids, dtype=np.int32), np.array(targets, dtype=bool))
-
-
-class EncodedTable:
-    """Documents of a table, encoded when they are read; skipped ones name their row.
-
-    Args:
-        table: the records.
-        encode: makes documents of them.
-    """
-
-    def __init__(self, table: IndexedRecords, encode: Encode) -> None:
-        self.name = table.name
-        self._table = table
-        self._encode = encode
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int, /) -> Document | Skipped:
-        document = self._encode(self._table[index])
-        if isinstance(document, Skipped) and not document.where:
-            return document._replace(where=f"{self.name}, row {index}")
-        return document
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the records."""
-        return self._table.fingerprint
 
 
 def _check_text(text: str) -> str | Skipped:

@@ -15,9 +15,10 @@ from flame_accel.data.cache.cache_writer import CacheProgress
 from flame_accel.data.cache.file_format import MANIFEST, read_manifest
 from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.encoded_datasets import EncodedTable
 from flame_accel.data.sources.opening import DatasetOptions, open_source
 from flame_accel.data.sources.table import Table
-from flame_accel.data.tokens.encoder import EncodedTable, Encoder
+from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
 
 CHAT_TEMPLATE = (

@@ -89,7 +89,7 @@ def test_how_the_loader_works(configured, monkeypatch):
 def test_batches_are_pinned_where_there_is_a_gpu(configured, monkeypatch, asked):
     pinned = []
     monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(loading, "pin", lambda batch: pinned.append(batch) or batch)
+    monkeypatch.setattr(loading, "pin_memory", lambda batch: pinned.append(batch) or batch)
     next(steps_of(configured(**{"training.pin_memory": asked})))
     assert bool(pinned) == asked
 

@@ -6,7 +6,6 @@ from flame_accel.commands.data.dataset_sampling import (
     TokenEstimate,
     count_records,
     estimate_total_tokens,
-    evenly_spread_indices,
 )
 from flame_accel.data.documents import Document, Skipped
 from tests.helpers.data_command import FORMS, TEXTS
@@ -39,12 +38,6 @@ def test_a_sample_counts_every_record_once():
     assert counts.lengths.tolist() == [3, 1] and counts.num_bytes == 10
     assert (counts.num_empty, counts.num_held_out, counts.num_damaged) == (1, 1, 9)
     assert [skipped.where for skipped in counts.damaged] == [f"d.jsonl:{i}" for i in range(5)]
-
-
-def test_a_sample_is_spread_evenly():
-    assert evenly_spread_indices(10, 5) == [0, 2, 4, 6, 8]
-    assert evenly_spread_indices(3, 5) == evenly_spread_indices(3, 0) == [0, 1, 2]
-    assert evenly_spread_indices(0, 5) == []
 
 
 def test_a_sample_is_an_estimate_and_a_cache_is_exact(run_data_command):

@@ -9,8 +9,8 @@ from flame_accel.commands.data import parse_run_options
 from flame_accel.commands.data.row_tracing import TracedLane, trace_first_rows
 from flame_accel.data import build_batches, load_tokenizer, open_data
 from flame_accel.data.cursors import LaneCursor, SourceCursor
-from flame_accel.data.from_options import build_stream
-from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.from_options import build_lanes
+from flame_accel.data.lanes.lane import Lane
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
 from tests.helpers.data_command import FORMS, ROW_OPTIONS, to_flags
@@ -68,7 +68,7 @@ def test_the_rows_are_those_of_step_1(form, data_folder, monkeypatch):
     step = next(iter(build_batches(config.training, data, rank=0, world_size=1)))
     ids = np.concatenate([batch["input_ids"].numpy().reshape(-1, 48) for batch in step])
     labels = np.concatenate([batch["labels"].numpy().reshape(-1, 48) for batch in step])
-    stream = build_stream(config.training, data, num_lanes=len(ids))
+    stream = build_lanes(config.training, data, num_lanes=len(ids))
     rows = trace_first_rows(stream, range(len(ids)), 1, lambda skipped: None)
     for row, expected, label in zip(rows, ids, labels, strict=True):
         assert np.array_equal(row.tokens, expected)

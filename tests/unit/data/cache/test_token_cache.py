@@ -11,7 +11,8 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.cache import file_format, token_cache
 from flame_accel.data.cache.cache_writer import write_cache
 from flame_accel.data.documents import Document, Skipped
-from flame_accel.data.sources.record_hashes import HeldOut, sample_fingerprint
+from flame_accel.data.sources.held_out import HeldOut
+from flame_accel.data.sources.record_hashes import sample_fingerprint
 from tests.helpers.small_caches import (
     EOS,
     ORIGIN,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from flame_accel.data.cursors import LaneCursor
 from flame_accel.data.documents import Document
-from flame_accel.data.lanes.best_fit_packing import Piece, Window
-from flame_accel.data.lanes.row_packing import Lane
+from flame_accel.data.lanes.best_fit_packing import Segment, Window
+from flame_accel.data.lanes.lane import Lane
 from flame_accel.data.lanes.rows import Packing, Row
 from tests.helpers.numbered_documents import (
     SEED,
@@ -76,15 +76,15 @@ def document(length: int) -> Document:
     return Document(np.zeros(length, dtype=np.int32))
 
 
-def lengths_of(row: list[Piece]) -> list[int]:
-    return [piece.stop - piece.start for piece in row]
+def lengths_of(row: list[Segment]) -> list[int]:
+    return [segment.stop - segment.start for segment in row]
 
 
 def pack(lengths: list[int], seq_len: int = 10) -> list[list[int]]:
     window = Window(seq_len, seq_len)
     for length in lengths:
-        window.add(document(length))
-    return [lengths_of(row) for row in window.pack()]
+        window.add_document(document(length))
+    return [lengths_of(row) for row in window.assign_rows()]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Laws of reading documents in any order: lanes share them out, what is passed over is counted."""
+"""Laws of reading documents by index: lanes split them, and any cursor continues."""
 
 from itertools import islice
 
@@ -8,50 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import SourceCursor
-from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.documents import Document
 from flame_accel.data.lanes.epoch_order import EpochOrder
-from flame_accel.data.lanes.shuffled_table import ShuffledTable, TableReader
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from tests.helpers.numbered_documents import Numbers, documents_of
-
-DAMAGED = Skipped("damaged", "corpus.jsonl:3", "byte 0xff is not UTF-8")
-HELD_OUT = Skipped("held out")
-
-
-class Records(Numbers):
-    """Documents of five tokens, but for some records."""
-
-    def __init__(self, count: int, others: dict[int, Skipped]) -> None:
-        super().__init__([5] * count)
-        self._others = others
-
-    def __getitem__(self, index: int) -> Document | Skipped:
-        return self._others.get(index) or super().__getitem__(index)
-
-
-def open_reader(
-    documents: Numbers,
-    *,
-    lane: int = 0,
-    num_lanes: int = 1,
-    cursor: SourceCursor | None = None,
-    max_bad: int | None = None,
-    reported: list[Skipped] | None = None,
-) -> TableReader:
-    source = ShuffledTable(documents, seed=7)
-    told = [] if reported is None else reported
-    return source.open_reader(
-        lane, num_lanes, cursor or SourceCursor(), SkipPolicy(max_bad), told.append
-    )
-
-
-def read(reader: TableReader, count: int) -> list[list[int]]:
-    found = []
-    for _ in range(count):
-        found.append(reader.peek().tokens.tolist())
-        reader.advance()
-    return found
+from tests.helpers.table_readers import HELD_OUT, Records, open_reader, read
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=20).filter(any), st.data())
@@ -103,52 +65,6 @@ def test_peek_stays_at_a_document_until_advance() -> None:
     assert reader.cursor.consumed == 0
 
 
-def test_documents_passed_over_are_counted_and_the_bad_ones_reported() -> None:
-    empty = Skipped("empty", "corpus.jsonl:9", "there is no text")
-    records = Records(10, {0: DAMAGED, 1: empty, 2: HELD_OUT, 3: HELD_OUT})
-    reported: list[Skipped] = []
-    reader = open_reader(records, max_bad=5, reported=reported)
-    read(reader, 12)
-    reader.peek()
-    cursor = reader.cursor
-    # the second epoch is complete but for what lies behind the last document
-    assert cursor.consumed + cursor.skipped == cursor.place[0] * 10 + cursor.place[1]
-    assert cursor.bad == len(reported) >= 2
-    assert {DAMAGED, empty} == set(reported)
-
-
-def test_without_a_limit_only_damaged_records_are_refused() -> None:
-    reader = open_reader(Records(10, {0: Skipped("empty", "row 0"), 2: HELD_OUT}))
-    read(reader, 30)
-    assert reader.cursor.bad == 0
-    assert reader.cursor.skipped > 0
-    with pytest.raises(UserError) as error:
-        read(open_reader(Records(10, {4: DAMAGED})), 10)
-    assert (error.value.where, error.value.what) == ("corpus.jsonl:3", "byte 0xff is not UTF-8")
-    assert "--training.max_bad_records N" in str(error.value)
-
-
-@pytest.mark.parametrize("why", ["empty", "damaged"])
-def test_a_limit_of_zero_refuses_the_first(why: str) -> None:
-    with pytest.raises(UserError, match=f"numbers 0: the document is {why}"):
-        read(open_reader(Records(10, {4: Skipped(why)}), max_bad=0), 10)
-
-
-def test_a_refused_record_stays_under_the_cursor() -> None:
-    reader = open_reader(Records(1, {0: DAMAGED}))
-    for _ in range(2):
-        with pytest.raises(UserError, match="not UTF-8"):
-            reader.peek()
-        assert reader.cursor == SourceCursor(place=(0, 0))
-
-
-@pytest.mark.parametrize("other", [Skipped("empty"), HELD_OUT])
-def test_data_without_any_text_is_an_error_and_no_endless_loop(other: Skipped) -> None:
-    reader = open_reader(Records(30, dict.fromkeys(range(30), other)), lane=2, num_lanes=3)
-    with pytest.raises(UserError, match="no text in any of the 30 documents"):
-        reader.peek()
-
-
 def test_one_text_among_many_records_is_found_by_every_lane() -> None:
     records = Records(40, {i: HELD_OUT for i in range(40) if i != 11})
     for lane in range(40):
@@ -178,4 +94,4 @@ def test_documents_are_looked_up_ahead_but_read_when_they_are_due() -> None:
 
     read(open_reader(Watched([1] * 2000)), 3000)
     order = EpochOrder(num_documents=2000, seed=7)
-    assert seen == [order.document(i // 2000, i % 2000) for i in range(3000)]
+    assert seen == [order.document_at(i // 2000, i % 2000) for i in range(3000)]

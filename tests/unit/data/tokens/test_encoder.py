@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from flame_accel.data.documents import Document, Record, Skipped
-from flame_accel.data.tokens.encoder import EncodedTable, Encoder
+from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import EOS, PAD, build_byte_tokenizer, load_tokenizer
 
 BYTE = load_tokenizer("byte", False)
@@ -167,19 +167,6 @@ def test_a_pickled_encoder_a_thread_and_a_forked_process_do_the_same() -> None:
     if child == 0:
         os._exit(listed(encoder.encode_many(RECORDS)) != expected)
     assert os.waitpid(child, 0)[1] == 0
-
-
-class Lines(list[str]):
-    name = "lines"
-    fingerprint = "f"
-
-
-def test_an_encoded_table_has_the_places_of_what_it_skips() -> None:
-    table = EncodedTable(Lines(["a", ""]), Encoder(BYTE, add_bos=False))
-    assert (len(table), table.name, table.fingerprint) == (2, "lines", "f")
-    document = table[0]
-    assert isinstance(document, Document) and document.tokens.tolist() == [97, EOS_ID]
-    assert table[1] == Skipped("empty", "lines, row 1", "a text without characters")
 
 
 def test_the_library_counts_as_documented() -> None:

@@ -1,12 +1,10 @@
-"""Files and datasets of a Hub as sequences of records that are read from any place on."""
+"""Datasets of the library `datasets`: read by us where we read alike, else shard by shard."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,36 +12,14 @@ import torch
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Skipped
-from flame_accel.data.sources import file_access as access
 from flame_accel.data.sources.file_readers import END
-from flame_accel.data.sources.shards import FileShards, NamedShards, readable_split_urls
+from flame_accel.data.sources.file_shards import FileShards
+from flame_accel.data.sources.named_datasets import NamedShards, readable_split_urls
 from flame_accel.data.stages import Shards
+from tests.helpers.datasets_on_disk import FULL, TEXTS, json_lines, lines, opened, texts, write_one
+from tests.helpers.shard_files import file_shards, records, write_files
 
 CHAT = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-def records(shards: Shards, shard: int, place: int = 0) -> list[Any]:
-    return [record for record, _ in shards.read(shard, place)]
-
-
-def write_files(folder: Path) -> list[str]:
-    folder.mkdir(exist_ok=True)
-    for shard in range(3):
-        lines = [json.dumps({"text": f"{shard} {i}"}) for i in range(4)]
-        (folder / f"{shard}.jsonl").write_text("\n".join(lines))
-    return [str(folder / f"{shard}.jsonl") for shard in range(3)]
-
-
-def file_shards(files: list[str], column: str | None = None) -> FileShards:
-    return FileShards("mine", files, text_column=column, max_bytes=1000)
 
 
 def write_csv(folder: Path, count: int = 2) -> list[str]:
@@ -60,59 +36,6 @@ def named_shards(kind: str, files: list[str], **options: Any) -> NamedShards:
     dataset = datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
     assert isinstance(dataset, datasets.IterableDataset)
     return NamedShards(kind, dataset, **{"text_column": None, "max_bytes": 1000, **options})
-
-
-# files
-
-
-def test_each_file_is_a_shard_that_is_read_from_any_place(tmp_path: Path) -> None:
-    shards = file_shards(write_files(tmp_path))
-    assert len(shards) == 3
-    for shard in range(3):
-        assert records(shards, shard) == [f"{shard} {i}" for i in range(4)]
-        for i, (_, place) in enumerate(shards.read(shard, 0)):
-            assert records(shards, shard, place) == [f"{shard} {k}" for k in range(i + 1, 4)]
-
-
-def test_the_fingerprint_is_of_names_and_sizes_wherever_they_lie(tmp_path: Path) -> None:
-    here, there = write_files(tmp_path / "a"), write_files(tmp_path / "b")
-    fingerprint = file_shards(here).fingerprint
-    assert file_shards(there).fingerprint == fingerprint
-    memory = fsspec.filesystem("memory")
-    for file in here:
-        memory.pipe(f"/far/{Path(file).name}", Path(file).read_bytes())
-    far = [f"memory://far/{Path(file).name}" for file in here]
-    assert file_shards(far).fingerprint == fingerprint
-    Path(there[0]).write_text("{}")
-    renamed = str(Path(here[2]).rename(tmp_path / "a" / "3.jsonl"))
-    others = [
-        file_shards(there),
-        file_shards([here[0], here[1], renamed]),
-        file_shards([here[1], here[0], renamed]),
-        file_shards(here),
-        file_shards(here[:2]),
-        file_shards(here[:2], "content"),
-    ]
-    assert len({fingerprint, *(shards.fingerprint for shards in others)}) == 7
-
-
-def test_files_that_cannot_be_asked_for_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr(access, "sleep", pauses.append)
-    with pytest.raises(UserError, match=r"^none://a\.jsonl: cannot be opened: .*none"):
-        _ = file_shards(["none://a.jsonl"]).fingerprint
-    assert pauses == []
-    assert access.size_of("memory://nowhere/a.jsonl") is None
-    monkeypatch.delattr("fsspec.implementations.memory.MemoryFileSystem.info")
-    monkeypatch.setattr(
-        "fsspec.implementations.memory.MemoryFileSystem.ls", lambda *args, **options: 1 / 0
-    )
-    with pytest.raises(UserError, match=r"b\.jsonl: cannot be read, tried 6 times: ZeroDivision"):
-        _ = file_shards(["memory://b.jsonl"]).fingerprint
-    assert pauses == [1, 2, 4, 8, 16] * 2
-
-
-# datasets in formats of others
 
 
 def test_shards_of_a_named_dataset_are_read_from_any_place(tmp_path: Path) -> None:
@@ -184,9 +107,6 @@ def test_the_fingerprint_of_a_named_dataset_is_of_what_it_says(tmp_path: Path) -
     assert named_shards("csv", files, text_column="text").fingerprint != fingerprint
 
 
-# files of named datasets
-
-
 def test_files_of_a_named_dataset_are_read_as_they_lie(tmp_path: Path) -> None:
     files = write_files(tmp_path)
     parquet = str(tmp_path / "a.parquet")
@@ -225,3 +145,24 @@ def test_what_we_would_read_otherwise_is_left_to_datasets(tmp_path: Path) -> Non
     for kind, file, options, ours in cases:
         builder = datasets.load_dataset_builder(kind, data_files=file, **options)
         assert readable_split_urls(builder, "train") == ([file] if ours else None), (kind, options)
+
+
+def test_a_named_dataset_is_loaded_by_datasets(tmp_path):
+    file = write_one("a.jsonl", json_lines(lines()))(tmp_path)
+    assert texts(opened("json", data_files=file)) == FULL
+    assert texts(opened("json", data_files=file, dataset_split="train[2:3]")) == [TEXTS[2]]
+    with pytest.raises(UserError, match=r'Unknown split "dev"\. Should be one of .*train'):
+        opened("json", data_files=file, dataset_split="dev")
+
+
+def test_a_named_dataset_is_streamed_by_us_or_by_datasets(tmp_path):
+    file = write_one("a.jsonl", json_lines(lines()))(tmp_path)
+    ours = opened("json", data_files=file, streaming=True)
+    assert isinstance(ours, FileShards)
+    assert texts(ours) == FULL
+    file = write_one("a.csv", b"id,text\n0,one\n1,two\n")(tmp_path)
+    theirs = opened("csv", data_files=file, streaming=True)
+    assert isinstance(theirs, NamedShards)
+    assert texts(theirs) == ["one", "two"]
+    with pytest.raises(UserError, match=r"Bad split: dev\. Available splits: \['train'\]"):
+        opened("csv", data_files=file, dataset_split="dev", streaming=True)

@@ -1,4 +1,4 @@
-"""Laws of a lane: nothing is dropped, every token is a target once, any cursor continues it."""
+"""Laws of sequential packing: nothing is dropped, every token is a target once and in order."""
 
 from collections.abc import Iterator
 from itertools import chain, islice, pairwise
@@ -21,8 +21,6 @@ from tests.helpers.numbered_documents import (
     open_lane,
     pairs_in,
     pairs_of,
-    same,
-    through_json,
 )
 
 SEQUENTIAL = lane_cases(best_fit=False)
@@ -99,36 +97,6 @@ def test_rows_have_targets_where_one_of_their_documents_has_any(case: dict, num_
         assert (row.targets is not None) == has_any
 
 
-@given(lane_cases(), st.data())
-@settings(max_examples=200, deadline=None)
-def test_any_cursor_continues_the_lane(case: dict, data: st.DataObject) -> None:
-    whole = open_lane(**case)
-    # with best-fit packing a window has 64 rows: behind the first now and then
-    num_rows = data.draw(st.integers(1, 25) | st.integers(60, 75), label="rows")
-    rows, cursors = [], [whole.cursor]
-    for _ in range(num_rows):
-        rows.append(whole.next_row())
-        cursors.append(whole.cursor)
-    cut = data.draw(st.integers(0, num_rows - 1), label="cut")
-    resumed = open_lane(**case, cursor=through_json(cursors[cut]))
-    assert resumed.cursor == cursors[cut]
-    for row, cursor in zip(rows[cut:], cursors[cut + 1 :], strict=True):
-        assert same(resumed.next_row(), row)
-        assert resumed.cursor == cursor
-
-
-@given(lane_cases(), st.integers(1, 70))
-@settings(max_examples=100, deadline=None)
-def test_consumed_and_skipped_are_all_that_was_read(case: dict, num_rows: int) -> None:
-    lane = open_lane(**case)
-    for _ in range(num_rows):
-        lane.next_row()
-    for documents, cursor in zip(case["sources"], lane.cursor.sources, strict=True):
-        epoch, position = cursor.place
-        length = len(range(case["lane"], len(documents), case["num_lanes"]))
-        assert cursor.consumed + cursor.skipped == epoch * length + position
-
-
 def test_a_long_document_is_cut_with_one_token_of_overlap() -> None:
     lane = open_lane([Numbers([10])], Packing(seq_len=4, context_len=4))
     assert [lane.next_row().tokens.tolist() for _ in range(4)] == [
@@ -146,13 +114,6 @@ def test_a_first_token_alone_at_the_end_of_a_row_comes_again() -> None:
     first, second = lane.next_row(), lane.next_row()
     assert (first.tokens.tolist(), first.starts) == ([0, 1, 2, 0], [0, 3])
     assert (second.tokens.tolist(), second.starts) == ([0, 1, 2, 0], [0, 3])
-
-
-def test_a_cursor_names_the_source_of_the_document_under_way() -> None:
-    lane = open_lane([Numbers([9]), Numbers([9], source=1)], Packing(seq_len=12), shares=(1, 1))
-    assert lane.next_row().tokens.tolist() == [*range(9), 1_000_000, 1_000_001, 1_000_002]
-    assert (lane.cursor.source, lane.cursor.offset) == (1, 2)
-    assert [cursor.tokens for cursor in lane.cursor.sources] == [9, 0]
 
 
 def test_a_cursor_behind_the_end_of_its_document_is_an_error() -> None:

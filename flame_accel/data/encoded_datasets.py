@@ -1,0 +1,177 @@
+"""Datasets with an encoder: the documents of tokens that records become.
+
+By index, for tables and token caches, or in sequence, for shards. Which records are read is decided
+in `sources`; in which order lanes read the documents, in `lanes`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+from flame_accel.data.documents import (
+    Document,
+    Encode,
+    EncodedRecord,
+    Record,
+    Skipped,
+    count_utf8_bytes,
+    first_is_conversation,
+)
+from flame_accel.data.lanes.shuffled_stream import ShuffledStream
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
+from flame_accel.data.sources.held_out import HeldOut
+from flame_accel.data.stages import IndexedRecords, Shards, SizedDocuments
+
+
+class EncodedTable:
+    """The documents of a table, encoded when they are read; a `Skipped` always has a place.
+
+    Args:
+        table: the records.
+        encode: makes documents of them.
+    """
+
+    def __init__(self, table: IndexedRecords, encode: Encode) -> None:
+        self.name = table.name
+        self._table = table
+        self._encode = encode
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int, /) -> Document | Skipped:
+        return self.read_with_size(index).document
+
+    def read_with_size(self, index: int) -> EncodedRecord:
+        """A document, and the size of its text."""
+        record = self._table[index]
+        document = self._encode(record)
+        if isinstance(document, Skipped) and not document.where:
+            document = document._replace(where=f"{self.name}, row {index}")
+        return EncodedRecord(document, count_utf8_bytes(record))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the records."""
+        return self._table.fingerprint
+
+
+class IndexedDataset:
+    """Documents that can be read in any order.
+
+    Args:
+        documents: the documents; those of the other side are `Skipped`.
+        held_out: which side of a split by hash they are; None: all documents.
+        conversations: whether the records are conversations, with the loss on some tokens only.
+        form: what the data is, in words.
+        num_tokens: tokens of all documents, if known.
+    """
+
+    def __init__(
+        self,
+        documents: SizedDocuments,
+        held_out: HeldOut | None,
+        *,
+        conversations: bool,
+        form: str,
+        num_tokens: int | None = None,
+    ) -> None:
+        self.name = documents.name
+        self.held_out = held_out
+        self.conversations = conversations
+        self.form = form
+        self.num_documents = len(documents)
+        self.num_tokens = num_tokens
+        self._documents = documents
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content, the same for a table and its token cache."""
+        return self._documents.fingerprint
+
+    def shuffle(self, *, seed: int, block: int) -> ShuffledTable:
+        """The documents in the order in which lanes read them; `block` is for streams only."""
+        return ShuffledTable(self._documents, seed=seed)
+
+    def in_order(self) -> Iterator[EncodedRecord]:
+        """What each record gives, in the order of the data."""
+        return map(self._documents.read_with_size, range(self.num_documents))
+
+    def sample(self, count: int) -> Iterator[EncodedRecord]:
+        """What evenly spread records give, at most `count` of them; 0: all."""
+        return map(self._documents.read_with_size, evenly_spread_indices(self.num_documents, count))
+
+    def __str__(self) -> str:
+        return _describe_dataset(self.name, self.num_documents, "document", self.held_out)
+
+
+class SequentialDataset:
+    """Documents that are read in sequence, from shards.
+
+    Args:
+        shards: the records.
+        encode: makes documents of all of them.
+        held_out: which side of a split by hash is wanted; None: all documents.
+    """
+
+    num_documents: int | None = None
+    num_tokens: int | None = None
+
+    def __init__(self, shards: Shards, encode: Encode, held_out: HeldOut | None) -> None:
+        self.name = shards.name
+        self.held_out = held_out
+        self.conversations = first_is_conversation(_read_in_order(shards))
+        self._shards = shards
+        self._encode = with_held_out(encode, held_out)
+
+    @property
+    def form(self) -> str:
+        """What the data is, in words."""
+        count = len(self._shards)
+        return f"a stream of {count:,} shards" if count > 1 else "a stream of one shard"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what is known of the content without reading it."""
+        return self._shards.fingerprint
+
+    def shuffle(self, *, seed: int, block: int) -> ShuffledStream:
+        """The documents in the order in which lanes read them, shuffled in blocks of records."""
+        return ShuffledStream(self._shards, self._encode, seed=seed, block=block)
+
+    def in_order(self) -> Iterator[EncodedRecord]:
+        """What each record gives, in the order of the data."""
+        for record in _read_in_order(self._shards):
+            yield EncodedRecord(self._encode(record), count_utf8_bytes(record))
+
+    def sample(self, count: int) -> Iterator[EncodedRecord]:
+        """What the records give from the start, without end at `count`: there are no others."""
+        return self.in_order()
+
+    def __str__(self) -> str:
+        return _describe_dataset(self.name, len(self._shards), "shard", self.held_out)
+
+
+def with_held_out(encode: Encode, held_out: HeldOut | None) -> Encode:
+    """`encode`, for the documents of one side of a split only; None: for all of them."""
+    return encode if held_out is None else partial(_encode_side, encode, held_out)
+
+
+def evenly_spread_indices(total: int, max_indices: int) -> list[int]:
+    """At most `max_indices` evenly spread indices below `total`; with 0 all of them."""
+    count = min(total, max_indices) if max_indices else total
+    return [i * total // count for i in range(count)]
+
+
+def _encode_side(encode: Encode, held_out: HeldOut, record: Record | Skipped) -> Document | Skipped:
+    return encode(held_out(record))
+
+
+def _read_in_order(shards: Shards) -> Iterator[Record | Skipped]:
+    for shard in range(len(shards)):
+        for record, _ in shards.read(shard, 0):
+            yield record
+
+
+def _describe_dataset(name: str, count: int, unit: str, held_out: HeldOut | None) -> str:
+    split = f", {held_out.share:.2%} of them held out" if held_out else ""
+    return f"{name}, {count:,} {unit}{'s' * (count != 1)}{split}"

@@ -1,0 +1,103 @@
+"""Lanes: lane `l` gives row `l` of every step, from documents of its own; any cursor resumes it.
+
+Which documents a lane reads is decided by the readers of its sources, how they fill rows by the
+packers. Ranks, workers and steps are in `loading`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.cursors import LaneCursor, SourceCursor
+from flame_accel.data.documents import Skipped
+from flame_accel.data.lanes.best_fit_packing import BestFitPacker
+from flame_accel.data.lanes.mixture import MixtureReader
+from flame_accel.data.lanes.rows import Packing, Row
+from flame_accel.data.lanes.sequential_packing import SequentialPacker
+from flame_accel.data.stages import DocumentReader, ShuffledSource
+
+
+class Lane:
+    """The rows of one lane, from a cursor.
+
+    Args:
+        readers: one reader per source, each from its cursor in `cursor.sources`.
+        shares: of each source in the tokens; only their proportions matter.
+        packing: how rows are filled.
+        cursor: where to start; from a lane of the same sources, shares and packing.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[DocumentReader],
+        shares: Sequence[float],
+        packing: Packing,
+        cursor: LaneCursor,
+    ) -> None:
+        assert packing.varlen or not packing.best_fit
+        mixture = MixtureReader(readers, shares, cursor.source)
+        self._packer = (
+            BestFitPacker(mixture, packing, cursor.row)
+            if packing.best_fit
+            else SequentialPacker(mixture, packing, cursor.offset)
+        )
+
+    @property
+    def cursor(self) -> LaneCursor:
+        """Where the next row starts."""
+        return self._packer.cursor
+
+    def read_ahead(self) -> bool:
+        """Read some of the documents that the next row needs.
+
+        Lanes that read ahead in turns read a stream together; one after the other, each would come
+        too late for what the first one has read, and read it again.
+
+        Returns:
+            Whether there are more to read.
+        """
+        return self._packer.read_ahead()
+
+    def next_row(self) -> Row:
+        """Pack the next row and move the cursor behind it.
+
+        Raises:
+            UserError: a source has nothing to read, or its documents are not those of the cursor.
+        """
+        return self._packer.next_row()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lanes:
+    """What all lanes of a run have in common, and opens each of them."""
+
+    sources: Sequence[ShuffledSource]
+    """The sources of documents, at least one."""
+    shares: Sequence[float]
+    """Share of each source in the tokens."""
+    packing: Packing
+    """How documents fill rows."""
+    num_lanes: int
+    """Number of lanes: rows per step."""
+    policy: SkipPolicy
+    """What happens to records that give no document."""
+    constant_targets: bool = False
+    """Whether all rows have the same number of targets."""
+
+    @property
+    def start_cursor(self) -> LaneCursor:
+        """The cursor of every lane at the start of a run."""
+        return LaneCursor(sources=(SourceCursor(),) * len(self.sources))
+
+    def open_readers(
+        self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]
+    ) -> list[DocumentReader]:
+        """The readers of a lane, one per source; `report` is called with every bad record."""
+        return [
+            source.open_reader(lane, self.num_lanes, place, self.policy, report)
+            for source, place in zip(self.sources, cursor.sources, strict=True)
+        ]
+
+    def open_lane(self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]) -> Lane:
+        """A lane from a cursor; `report` is called with every bad record that is skipped."""
+        return Lane(self.open_readers(lane, cursor, report), self.shares, self.packing, cursor)

@@ -1,0 +1,31 @@
+"""What a file holds by its name: Parquet, JSON or plain text, and how it is compressed.
+
+How each format is read is in `file_readers`.
+"""
+
+import re
+from pathlib import Path, PurePosixPath
+
+PARQUET = "parquet"
+JSON = "json"
+TEXT = "text"
+FORMATS = {".parquet": PARQUET, ".json": JSON, ".jsonl": JSON, ".ndjson": JSON}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def file_format(file: str | Path) -> str:
+    """PARQUET, JSON (lines or an array) or TEXT, by the name of a path or URL."""
+    suffixes = [suffix for suffix in _file_suffixes(file) if suffix not in COMPRESSIONS]
+    return FORMATS.get("".join(suffixes[-1:]), TEXT)
+
+
+def file_compression(file: str | Path) -> str | None:
+    """The compression, gzip or zstd, by the name of a path or URL; None: not compressed."""
+    return COMPRESSIONS.get("".join(_file_suffixes(file)[-1:]))
+
+
+def _file_suffixes(file: str | Path) -> list[str]:
+    name = str(file)
+    # a URL may have a query and a fragment behind the path
+    path = re.split("[?#]", name)[0] if "://" in name else name
+    return [suffix.lower() for suffix in PurePosixPath(path).suffixes]

@@ -1,0 +1,64 @@
+"""Files that are read in sequence, each from any place: one shard per file.
+
+How a file is read is in `file_readers`.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.encoded_datasets import SequentialDataset
+from flame_accel.data.sources.file_access import file_size
+from flame_accel.data.sources.file_readers import read_records
+from flame_accel.data.sources.held_out import HeldOut
+from flame_accel.data.sources.record_hashes import hash_json
+from flame_accel.data.tokens.encoder import Encoder
+
+NUM_REQUESTS = 16
+"""Number of remote files whose sizes are requested at once."""
+
+
+class FileShards:
+    """Records of files; each file is a shard.
+
+    Args:
+        name: how messages name the data.
+        files: paths or URLs, at least one, in the order of the shards.
+        text_column: column that holds texts or conversations; None: text, content or messages.
+        max_bytes: longer records count as damaged.
+    """
+
+    def __init__(
+        self, name: str, files: Sequence[str], *, text_column: str | None, max_bytes: int
+    ) -> None:
+        self.name = name
+        self._files = list(files)
+        self._text_column = text_column
+        self._max_bytes = max_bytes
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, shard: int, place: int, /) -> Iterator[tuple[Record | Skipped, int]]:
+        """Records of a file from a place; see `read_records`."""
+        file, column, max_bytes = self._files[shard], self._text_column, self._max_bytes
+        return read_records(file, place, text_column=column, max_bytes=max_bytes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the files' sizes, of their names below their common folder, and of the column."""
+        if self._fingerprint is None:
+            paths = [file.split("/") for file in self._files]
+            levels = zip(*(path[:-1] for path in paths), strict=False)
+            num_shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
+            names = ["/".join(path[num_shared:]) for path in paths]
+            with ThreadPoolExecutor(NUM_REQUESTS) as threads:
+                sizes = list(threads.map(file_size, self._files))
+            self._fingerprint = hash_json([self._text_column, names, sizes])
+        return self._fingerprint
+
+    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
+        """The documents of these shards."""
+        return SequentialDataset(self, encoder, held_out)

@@ -1,0 +1,147 @@
+"""Copies the records of files into an Arrow table, once, in the cache of the `datasets` library.
+
+The library locks its cache, so that of several processes one makes the copy. The table itself is
+in `table`.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.sources.file_readers import READER_VERSION, read_records
+from flame_accel.data.sources.options import MAX_DOCUMENT_BYTES
+from flame_accel.data.sources.table import CACHE_FEATURES, RowKind, Table
+
+BATCH_ROWS = 1000
+"""Most records that are written to the cache at once."""
+BATCH_CHARACTERS = 2**24
+"""Most characters that are written at once: memory stays flat, however long the records are."""
+
+logger = logging.getLogger(__name__)
+
+
+def copy_files_to_table(
+    files: Sequence[str],
+    *,
+    name: str,
+    text_column: str | None = None,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+) -> Table:
+    """Copy the records of files into a table of the `datasets` cache, once, and map it into memory.
+
+    The copy is keyed by the names, sizes and times of the files and by how they are read. Damaged
+    and empty records are rows as well, so that indices are the same whether they are skipped or
+    stop the run.
+
+    Args:
+        files: local files, in their order.
+        name: how messages name the data.
+        text_column: column of the records; None: text, else content, else messages.
+        max_bytes: longer texts count as damaged.
+
+    Raises:
+        UserError: the files have another form or no records, or the copy cannot be written.
+    """
+    try:
+        builder = _RecordsBuilder(
+            dataset_name="flame_accel_records",
+            config_id=f"records-{_hash_copy_inputs(files, text_column, max_bytes)}",
+            files=tuple(files),
+            text_column=text_column,
+            max_bytes=max_bytes,
+        )
+        builder.download_and_prepare()
+    except (DatasetGenerationError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        if isinstance(cause, UserError):
+            raise cause from None
+        # readers report damaged files as records, so this is no error of a file
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"cannot be copied into the cache of datasets: {cause}",
+            where=name,
+            remedy="make room there, name another folder with the environment variable "
+            "HF_DATASETS_CACHE, or add --training.streaming",
+        ) from error
+    dataset = builder.as_dataset("train")
+    assert isinstance(dataset, Dataset)
+    return Table(name, dataset, "value", max_bytes=max_bytes)
+
+
+def _hash_copy_inputs(files: Sequence[str], text_column: str | None, max_bytes: int) -> str:
+    """Hash of the names, sizes and times of the files and of how they are read."""
+    stats = [(str(Path(file).resolve()), Path(file).stat()) for file in files]
+    # ctime changes with the permissions as well, and a file may be unreadable for lack of them
+    stamps = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
+    key = json.dumps([READER_VERSION, str(CACHE_FEATURES), text_column, max_bytes, stamps])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@dataclass
+class _RecordsConfig(datasets.BuilderConfig):
+    files: tuple[str, ...] = ()
+    text_column: str | None = None
+    max_bytes: int = MAX_DOCUMENT_BYTES
+
+
+class _RecordsBuilder(datasets.ArrowBasedBuilder):
+    """Makes the `datasets` library write the copy to its cache, and hold its lock meanwhile."""
+
+    BUILDER_CONFIG_CLASS = _RecordsConfig
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=CACHE_FEATURES)
+
+    def _split_generators(self, dl_manager: object) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name="train", gen_kwargs={})]
+
+    def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
+        config = self.config
+        assert isinstance(config, _RecordsConfig)
+        rows: list[tuple[int, str, str | None]] = []
+        number = size = 0
+        logger.info("copying the data into a table (once): %s", self.cache_dir)
+        for file in config.files:
+            for record, _ in read_records(
+                file, 0, text_column=config.text_column, max_bytes=config.max_bytes
+            ):
+                rows.append(_to_cache_row(record))
+                size += len(rows[-1][1])
+                if len(rows) == BATCH_ROWS or size >= BATCH_CHARACTERS:
+                    yield number, _to_arrow_table(rows)
+                    number += 1
+                    size = 0
+                    rows = []
+        if rows:
+            yield number, _to_arrow_table(rows)
+        elif not number:
+            raise UserError(
+                "no records found",
+                where=", ".join(config.files[:3]),
+                remedy="give a dataset with at least as many documents as a step has rows",
+            )
+
+
+def _to_cache_row(record: Record | Skipped) -> tuple[int, str, str | None]:
+    if isinstance(record, Skipped):
+        kind = RowKind.EMPTY if record.why == "empty" else RowKind.DAMAGED
+        return kind, record.what, record.where
+    if isinstance(record, str):
+        return RowKind.TEXT, record, None
+    return RowKind.CONVERSATION, json.dumps(record), None
+
+
+def _to_arrow_table(rows: Sequence[tuple[int, str, str | None]]) -> pa.Table:
+    columns = dict(zip(CACHE_FEATURES, zip(*rows, strict=True), strict=True))
+    return pa.table(columns, schema=CACHE_FEATURES.arrow_schema)

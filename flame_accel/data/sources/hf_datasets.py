@@ -1,0 +1,41 @@
+"""Calls of the `datasets` library: its exceptions as errors for users, its progress bars hidden."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import datasets
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.sources.options import DatasetOptions
+
+
+@contextmanager
+def report_library_errors(options: DatasetOptions, what: str, remedy: str) -> Iterator[None]:
+    """Turn exceptions of the library into errors for users.
+
+    Args:
+        options: the dataset that is being opened.
+        what: what is wrong then.
+        remedy: what the user can do.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
+        # this one only says that there is another
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        raise UserError(
+            f"{what}: {str(cause).strip()}", where=options.where, remedy=remedy
+        ) from error
+
+
+@contextmanager
+def hide_progress_bars() -> Iterator[None]:
+    """Keep the library's progress bars off the console, where each rank would draw its own."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

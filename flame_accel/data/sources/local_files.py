@@ -1,0 +1,177 @@
+"""Local files as a dataset: the files that a path or pattern means, their splits, and opening them.
+
+A plain text file is one document; a record of a JSON or Parquet file is one. How they are read is
+in `file_readers`.
+"""
+
+import functools
+import glob
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_format
+from flame_accel.data.sources.file_shards import FileShards
+from flame_accel.data.sources.file_table import copy_files_to_table
+from flame_accel.data.sources.options import GLOB_CHARACTERS, DatasetOptions
+from flame_accel.data.sources.table import Table, check_has_text
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+RUN_FOLDER_FILES = ("config.toml", "environment.json")
+"""Files that every run folder has; files below one are not data, unless the folder is named."""
+
+
+class LocalFiles:
+    """A file, a folder of files, or a glob pattern.
+
+    Raises:
+        UserError: no files, or options that do not apply to them.
+    """
+
+    allows_slices = False
+
+    def __init__(self, options: DatasetOptions) -> None:
+        path = Path(options.dataset)
+        options.check_absent(
+            *(("dataset_name",) if path.is_dir() else ("dataset_name", "data_dir", "data_files"))
+        )
+        self._options = options
+        found = find_files(options.dataset, options.data_dir, options.patterns)
+        # a file that was named is meant, whatever split its own name suggests
+        alone: dict[str | None, list[Path]] = {None: found}
+        self._groups = alone if path.is_file() else group_files_by_split(found, options.where)
+
+    @staticmethod
+    def recognizes(options: DatasetOptions) -> bool:
+        """Whether the dataset is an existing path or a pattern."""
+        return options.is_path
+
+    @property
+    def splits(self) -> Sequence[str | None]:
+        """The splits that files are named after; [None] where none is."""
+        return list(self._groups)
+
+    def open(self, split: str | None) -> Table | FileShards:
+        """The files of a split: copied into a table, or with `options.streaming` read as they are.
+
+        Raises:
+            UserError: no records, no text, or no such column.
+        """
+        options, files = self._options, self._groups[split]
+        _check_text_file_size(files, options.max_document_bytes)
+        names = [str(file) for file in files]
+        column, max_bytes = options.text_column, options.max_document_bytes
+        if options.streaming:
+            return FileShards(options.dataset, names, text_column=column, max_bytes=max_bytes)
+        table = copy_files_to_table(
+            names, name=options.dataset, text_column=column, max_bytes=max_bytes
+        )
+        check_has_text(table, options.where)
+        return table
+
+
+def find_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list[Path]:
+    """Files that a file name, a folder or a glob pattern means, sorted.
+
+    Without hidden files, and without what runs wrote: files in run folders below the folder.
+
+    Args:
+        path: file, folder or pattern.
+        data_dir: folder within the folder.
+        patterns: patterns within the folder; empty: all files in it.
+    """
+    if GLOB_CHARACTERS.intersection(path) and not Path(path).exists():
+        files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]
+        return sorted(_drop_run_folder_files(files, _literal_folder(path)))
+    if Path(path).is_file():
+        return [Path(path)]
+    root = Path(path, data_dir or "")
+    found = {file for pattern in patterns or ["**/*"] for file in root.glob(pattern)}
+    files = [
+        file
+        for file in found
+        if file.is_file()
+        and not any(
+            part.startswith(".") or part == "__pycache__" for part in file.relative_to(root).parts
+        )
+    ]
+    return sorted(_drop_run_folder_files(files, root))
+
+
+def group_files_by_split(files: Sequence[Path], where: str) -> dict[str | None, list[Path]]:
+    """Files that hold documents, by split; the only key is None where no file is named after one.
+
+    Next to files of records, other files (README, LICENSE) are ignored. Records whose file or
+    folder is named after a split (train-00000.parquet, test/a.jsonl) belong to it, all others to
+    train.
+
+    Raises:
+        UserError: no files, or JSON next to Parquet.
+    """
+    records = {
+        kind: [file for file in files if file_format(file) == kind] for kind in (PARQUET, JSON)
+    }
+    if not files or all(records.values()):
+        raise UserError(
+            "holds both Parquet and JSON files" if files else "no files found",
+            where=where,
+            remedy="name the files with a pattern, such as 'folder/**/*.parquet'",
+        )
+    chosen = records[PARQUET] or records[JSON]
+    splits = {file: _split_from_name(file) for file in chosen}
+    if not any(splits.values()):
+        return {None: list(chosen or files)}
+    groups: dict[str | None, list[Path]] = {}
+    for file, split in splits.items():
+        groups.setdefault(split or "train", []).append(file)
+    return groups
+
+
+def _literal_folder(pattern: str) -> Path:
+    """The folder that a glob pattern names before its first special character."""
+    parts = Path(pattern).parts
+    names = itertools.takewhile(lambda part: not GLOB_CHARACTERS.intersection(part), parts)
+    return Path(*names)
+
+
+def _drop_run_folder_files(files: Sequence[Path], root: Path) -> list[Path]:
+    """The files that are not in a run folder below the root; the root itself may be in one."""
+
+    @functools.cache
+    def is_in_run_folder(folder: Path) -> bool:
+        if folder == root or root not in folder.parents:
+            return False
+        is_run_folder = all((folder / name).is_file() for name in RUN_FOLDER_FILES)
+        return is_run_folder or is_in_run_folder(folder.parent)
+
+    return [file for file in files if not is_in_run_folder(file.parent)]
+
+
+def _split_from_name(file: Path) -> str | None:
+    """The split that the file's name starts with, or that its folder is named after."""
+    word = re.match("[a-z]*", file.name.lower())
+    return SPLIT_WORDS.get(word[0] if word else "") or SPLIT_WORDS.get(file.parent.name.lower())
+
+
+def _check_text_file_size(files: Sequence[Path], max_document_bytes: int) -> None:
+    """Check that a single text file is no larger than a document: it would be the only one."""
+    if len(files) > 1 or file_format(files[0]) != TEXT:
+        return
+    size = files[0].stat().st_size
+    if size > max_document_bytes:
+        raise UserError(
+            f"a text file is one document, and this one has {size} bytes, more than "
+            f"training.max_document_bytes = {max_document_bytes}",
+            where=str(files[0]),
+            remedy='write one document per line of a .jsonl file: {"text": "..."}',
+        )

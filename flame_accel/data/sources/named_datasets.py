@@ -1,0 +1,176 @@
+"""Datasets that the `datasets` library loads by name: those of the Hub, and its own formats.
+
+With streaming, their files are read by `file_shards` where the library would read them in the same
+way, else by the library.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetBuilder, IterableDataset
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.text.text import Text
+
+from flame_accel.config.errors import UserError
+from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.encoded_datasets import SequentialDataset
+from flame_accel.data.sources.file_access import describe_error
+from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_format
+from flame_accel.data.sources.file_readers import END
+from flame_accel.data.sources.file_shards import FileShards
+from flame_accel.data.sources.held_out import HeldOut
+from flame_accel.data.sources.hf_datasets import report_library_errors
+from flame_accel.data.sources.options import DatasetOptions
+from flame_accel.data.sources.record_hashes import hash_json
+from flame_accel.data.sources.record_parsing import RecordSpec, choose_text_column, extract_record
+from flame_accel.data.sources.table import Table, build_table
+from flame_accel.data.tokens.encoder import Encoder
+
+
+class NamedDataset:
+    """A name for `datasets.load_dataset`; recognizes every name that nothing else recognizes.
+
+    Raises:
+        UserError: the library does not know it.
+    """
+
+    allows_slices = True
+    """Slices and sums of splits are splits as well, such as train[:10%]."""
+
+    def __init__(self, options: DatasetOptions) -> None:
+        self._options = options
+        with self._report_unknown_names():
+            self._builder = datasets.load_dataset_builder(
+                options.dataset,
+                options.dataset_name,
+                data_dir=options.data_dir,
+                data_files=options.patterns or None,
+            )
+
+    @staticmethod
+    def recognizes(options: DatasetOptions) -> bool:
+        """Any name: whether the library knows it is found out when it is located."""
+        return True
+
+    @property
+    def splits(self) -> Sequence[str | None]:
+        """Names of the splits, without slices."""
+        builder = self._builder
+        return list(map(str, builder.config.data_files or builder.info.splits or ()))
+
+    def open(self, split: str | None) -> "Table | FileShards | NamedShards":
+        """A split: its table, or with `options.streaming` its shards.
+
+        Raises:
+            UserError: no such split, or no text.
+        """
+        options, builder = self._options, self._builder
+        column, max_bytes = options.text_column, options.max_document_bytes
+        if options.streaming and (urls := readable_split_urls(builder, str(split))):
+            return FileShards(options.dataset, urls, text_column=column, max_bytes=max_bytes)
+        with self._report_unknown_names():
+            if options.streaming:
+                stream = builder.as_streaming_dataset(str(split))
+                assert isinstance(stream, IterableDataset)
+                return NamedShards(options.dataset, stream, text_column=column, max_bytes=max_bytes)
+            builder.download_and_prepare()
+            dataset = builder.as_dataset(str(split))
+        assert isinstance(dataset, Dataset)
+        return build_table(options, dataset)
+
+    def _report_unknown_names(self) -> AbstractContextManager[None]:
+        """The library reports unknown names, configurations and splits by exceptions."""
+        section = self._options.section
+        return report_library_errors(
+            self._options,
+            "neither a local path nor a dataset that opens",
+            f"check the path or name, {section}.dataset_name and {section}.dataset_split",
+        )
+
+
+class NamedShards:
+    """Shards of a dataset in a format that only the `datasets` library reads.
+
+    Args:
+        name: how messages name the data.
+        dataset: as the library loads it with streaming.
+        text_column: column that holds texts or conversations; None: text, content or messages.
+        max_bytes: longer records count as damaged.
+    """
+
+    def __init__(
+        self, name: str, dataset: IterableDataset, *, text_column: str | None, max_bytes: int
+    ) -> None:
+        self.name = name
+        self._dataset = dataset
+        self._spec = RecordSpec(text_column, max_bytes)
+
+    def __len__(self) -> int:
+        return self._dataset.num_shards
+
+    def read(self, shard: int, place: int, /) -> Iterator[tuple[Record | Skipped, int]]:
+        """Records of a shard from a place: the number of records before it, which are read again.
+
+        Raises:
+            UserError: the first record has no such column, or one of another type.
+        """
+        if place >= END:
+            return
+        where = f"{self.name}, shard {shard}"
+        dataset = self._dataset.shard(num_shards=len(self), index=shard)
+        if (names := dataset.column_names) is not None:
+            column = choose_text_column(names, self._spec.column, where)
+            dataset = dataset.select_columns([column])
+        try:
+            # plain iteration would give each worker of a loader only its share of the shard
+            for batch in dataset.skip(place).iter(batch_size=1):
+                columns = {name: values[0] for name, values in batch.items()}
+                record = extract_record(columns, self._spec, f"{where}, row {place}", place == 0)
+                place += 1
+                yield record, place
+        except UserError:
+            raise
+        # each format has its own exceptions; the library has retried remote reads already
+        except Exception as error:
+            yield Skipped("damaged", f"{where}, row {place}", describe_error(error)), END
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the dataset states about itself, and of the column."""
+        info = self._dataset.info
+        features = str(self._dataset.features)
+        about = [info.builder_name, info.dataset_name, info.config_name, str(info.version)]
+        split = str(self._dataset.split)
+        return hash_json([self._spec.column, about, split, features, len(self)])
+
+    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
+        """The documents of these shards."""
+        return SequentialDataset(self, encoder, held_out)
+
+
+def readable_split_urls(builder: DatasetBuilder, split: str) -> list[str] | None:
+    """Files of a split that `FileShards` reads exactly as the `datasets` library would.
+
+    Args:
+        builder: from `datasets.load_dataset_builder`.
+        split: name of a split.
+
+    Returns:
+        Paths or URLs; None if the split has no files, or they have a format or options that we do
+        not read (a field of JSON, filtered rows of Parquet, text by line).
+    """
+    config: Any = builder.config
+    if isinstance(builder, Json):
+        kind, plain = JSON, config.field is None and config.encoding == "utf-8"
+    elif isinstance(builder, Parquet):
+        kind, plain = PARQUET, config.filters is None
+    elif isinstance(builder, Text):
+        kind, plain = TEXT, config.sample_by == "document" and config.encoding == "utf-8"
+    else:
+        return None
+    splits = {str(name): list(map(str, urls)) for name, urls in (config.data_files or {}).items()}
+    urls = splits.get(split, [])
+    return urls if urls and plain and all(file_format(url) == kind for url in urls) else None

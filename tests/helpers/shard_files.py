@@ -1,0 +1,24 @@
+"""Three files of JSON lines as shards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flame_accel.data.sources.file_shards import FileShards
+from flame_accel.data.stages import Shards
+
+
+def records(shards: Shards, shard: int, place: int = 0) -> list[Any]:
+    return [record for record, _ in shards.read(shard, place)]
+
+
+def write_files(folder: Path) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    for shard in range(3):
+        lines = [json.dumps({"text": f"{shard} {i}"}) for i in range(4)]
+        (folder / f"{shard}.jsonl").write_text("\n".join(lines))
+    return [str(folder / f"{shard}.jsonl") for shard in range(3)]
+
+
+def file_shards(files: list[str], column: str | None = None) -> FileShards:
+    return FileShards("mine", files, text_column=column, max_bytes=1000)
