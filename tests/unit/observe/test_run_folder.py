@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from flame_accel.data.sources.files import RUN_FOLDER_FILES
+from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
 
 from flame_accel.config import Config, UserError, load_file, parse
 from flame_accel.observe import prepare_run_folder, run_folder
