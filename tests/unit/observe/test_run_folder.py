@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
 
 from flame_accel.config import Config, UserError, load_file, parse
+from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
 from flame_accel.observe import prepare_run_folder, run_folder
 from flame_accel.observe.run_folder import changed_options, git_revision, package_versions
 from tests.helpers.runs import ROOT, read_losses
