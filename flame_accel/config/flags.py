@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from flame_accel.config.errors import Problem
 from flame_accel.config.file_formats import PARSERS
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
+from flame_accel.config.paths import PathKind
 from flame_accel.config.schema import Option, options
 from flame_accel.config.settings import OptionSource, Setting, find_option, suggest_option
 from flame_accel.config.values import InvalidValue, format_value, parse_text_value
@@ -59,7 +60,8 @@ def _read_flag(source: OptionSource, flag: str, following: Sequence[str]) -> Non
         values = [value] if equals else _take_values(option, following)
         # a pattern that the shell expanded leaves data files behind its first match
         rest = following if equals else following[len(values) :]
-        _report_stray_arguments(source, rest, may_be_data=option.path is not None)
+        is_data = option.path is PathKind.COMMA_SEPARATED
+        _report_stray_arguments(source, rest, may_be_data=is_data)
         _parse_flag_into(source, option, written, values)
 
 

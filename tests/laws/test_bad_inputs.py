@@ -241,7 +241,7 @@ def test_a_tokenizer_without_an_end_of_document_is_refused(refusal, train_here, 
 
 @pytest.mark.parametrize(
     ("engine", "expected"),
-    [("DEEPSPEED", "DeepSpeed.*no launcher"), ("MEGATRON_LM", "Megatron-LM has layers of its own")],
+    [("DEEPSPEED", "DeepSpeed.*no launcher"), ("MEGATRON_LM", "Megatron-LM has its own layers")],
 )
 def test_an_engine_that_is_not_there_is_refused(refusal, train_here, monkeypatch, engine, expected):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")

@@ -76,7 +76,8 @@ def test_what_belongs_to_no_option_is_refused() -> None:
 def test_a_run_file_without_its_flag_gets_the_flag(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text("")
-    for argv in ([str(path)], ["--training.varlen", str(path)], [str(path), *REQUIRED]):
+    behind_others = [["--training.varlen"], ["--job.config_file", "quickstart"]]
+    for argv in ([str(path)], [str(path), *REQUIRED], *([*o, str(path)] for o in behind_others)):
         [problem] = config_error(argv).problems
         assert f"Did you mean --job.config_file {path}?" in problem.remedy
 
