@@ -19,7 +19,7 @@ class _LossyFile(io.FileIO):
     """A file descriptor whose writes never fail: what it does not accept is dropped."""
 
     def write(self, data: Any, /) -> int:
-        """Returns the number of bytes that are dealt with; all of them where they were dropped."""
+        """Returns the number of bytes consumed; all of them where they were dropped."""
         try:
             while (written := super().write(data)) is None:
                 # non-blocking, and its reader is slow

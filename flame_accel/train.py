@@ -16,7 +16,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from flame_accel import data, kernels, observe, parallel
+from flame_accel import data, kernels, models, observe, parallel
 from flame_accel.checkpoint import (
     CheckpointFolder,
     SaveSchedule,
@@ -30,16 +30,6 @@ from flame_accel.checkpoint import (
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
 from flame_accel.evaluation import sample_exported_model, validate
-from flame_accel.models import (
-    ParameterCount,
-    build_model,
-    count_parameters,
-    device_peak_flops,
-    load_model_config,
-    log_unused_weights,
-    register_models,
-    train_flops_per_token,
-)
 from flame_accel.training import (
     build_optimizer,
     is_due,
@@ -59,7 +49,7 @@ class Components(NamedTuple):
     run_data: data.RunData
     model: nn.Module
     optimizer: AcceleratedOptimizer
-    num_parameters: ParameterCount
+    num_parameters: models.ParameterCount
     flops_per_token: float | None
     """Training FLOPs, forward and backward; None if the model's mixer is unknown."""
 
@@ -92,7 +82,7 @@ def main(config: Config) -> None:
     )
     try:
         active_kernels = setup_run(config, accelerator, run_folder)
-        model_config = load_model_config(
+        model_config = models.load_model_config(
             str(config.model.config),
             trust_remote_code=config.model.trust_remote_code,
             custom=config.model.custom,
@@ -139,7 +129,7 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str
     log.info("kernels: %s", active_kernels)
     # a restart is bit-identical only with the same kernel configurations
     kernels.persist_configs(run_folder / "tuning")
-    register_models(config.model.custom)
+    models.register_models(config.model.custom)
     seed_process(config.training)
     if config.training.gc_freq:
         # garbage collection at the same steps on all ranks: none waits for another's pause
@@ -157,7 +147,7 @@ def build_components(
     )
     with accelerator.main_process_first():
         run_data = data.open_data(training, config.evaluation, tokenizer)
-    model = build_model(
+    model = models.build_model(
         model_config,
         vocabulary_size=data.vocabulary_size(tokenizer),
         **data.special_token_ids(tokenizer),
@@ -167,8 +157,8 @@ def build_components(
         trained_length=training.context_len or training.seq_len,
     )
     # sharding hides the full sizes
-    num_parameters = count_parameters(model)
-    flops_per_token = train_flops_per_token(model, training.context_len or training.seq_len)
+    num_parameters = models.count_parameters(model)
+    flops_per_token = models.train_flops_per_token(model, training.context_len or training.seq_len)
     parallel.transform_model(
         accelerator, model, training, config.activation_checkpoint, config.float8
     )
@@ -203,7 +193,7 @@ def restore_run(
     meter = observe.Meter(
         accelerator,
         flops_per_token=components.flops_per_token,
-        device_peak_flops=device_peak_flops(observe.device_name(accelerator.device)),
+        device_peak_flops=models.device_peak_flops(observe.device_name(accelerator.device)),
         states=[rank_state["meter"] for rank_state in rank_states],
     )
     metric_logger = observe.MetricLogger(
@@ -216,7 +206,7 @@ def restore_run(
     )
     state.tracker_ids = metric_logger.tracker_ids
     if state.step == 0 and config.checkpoint.initial_load_path is None:
-        log_unused_weights(str(config.model.config))
+        models.log_unused_weights(str(config.model.config))
     return LoopState(state, checkpoints, batches, eval_batches, meter, metric_logger)
 
 

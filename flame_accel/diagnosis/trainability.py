@@ -90,7 +90,7 @@ def check_machine_can_train(
 
 
 def _find_memory_and_disk_shortages(machine: Machine, parameters: int) -> list[DetectedProblem]:
-    """Memory and disk, compared with what so many parameters need."""
+    """Compares memory and disk with what this number of parameters needs."""
     needed = parameters * STATE_BYTES
     sizes = [device.memory_bytes for device in machine.devices] or [machine.memory_bytes]
     state = f"{_format_gib(needed)} GiB of weights, gradients and AdamW state"

@@ -302,7 +302,7 @@ ATTENTION_REPLACEMENTS = (
         {"ops.moba.parallel": "parallel_moba"},
     ),
 )
-"""What fla takes from flash-attn; served on every device where that package is missing."""
+"""What fla imports from flash-attn; replaced on every device if that package is missing."""
 
 FIXES = (
     OperatorFamily(
@@ -325,7 +325,7 @@ FIXES = (
     ),
     OperatorFamily(
         "recurrence.mom",
-        "tokens dealt out to the memories they choose, in their order (2502.13685)",
+        "tokens assigned to the memories they choose, in their order (2502.13685)",
         {"layers.mom": "transform MomAttention.forward=forward_mom"},
     ),
     OperatorFamily(

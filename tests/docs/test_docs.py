@@ -1,4 +1,4 @@
-"""The pages beside README.md are up to date with what they describe."""
+"""README.md and the other pages are up to date with what they describe."""
 
 import re
 from pathlib import Path

@@ -77,7 +77,7 @@ class Case(NamedTuple):
     arithmetic: str = "products"
     layouts: tuple[str, ...] = tuple(LAYOUTS)
     kept: frozenset[str] = frozenset()
-    """Inputs that stay in fp32 beside those of `KEPT`: the kernels want them so."""
+    """Inputs that stay in fp32 in addition to `KEPT`: the kernels expect that."""
     fixed: frozenset[str] = frozenset()
     """Inputs that fla's operator has no gradient for."""
     forward_only: str = ""

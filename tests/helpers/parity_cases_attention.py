@@ -73,7 +73,7 @@ def deltaformer(d: Draw) -> Arguments:
 
 
 # d g_t is the sum over s >= t of q_s dq_s - k_s dk_s (in fp32 to 1e-6). At 256 tokens the root of
-# the summed squares of these terms is 12 times its norm: so much more weigh the roundings of dq and
+# the summed squares of these terms is 12 times its norm: so the roundings of dq and
 # dk, which are off by up to 2.5e-3 in bf16 and 1e-3 in tf32
 CANCELLING = tuple(
     Looser(dtype, tolerance, "a sum of terms 12 times as large", tensor="d g")

@@ -129,7 +129,7 @@ def causal_conv1d_update(
 ) -> tuple[Tensor, Tensor]:
     """One token of every sequence, `x` [N, 1, D], [1, N, D] or [N, D], after the state `cache`.
 
-    `cache` [N, D, W] is updated in place and returned beside the output, shaped like `x`.
+    `cache` [N, D, W] is updated in place and returned with the output, shaped like `x`.
     """
     token = x.reshape(cache.shape[0], -1)
     cache.copy_(torch.cat((cache[..., 1:], token.unsqueeze(-1).to(cache.dtype)), -1))

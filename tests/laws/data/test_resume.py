@@ -37,7 +37,7 @@ def test_stopping_anywhere_and_twice_changes_nothing(
 ) -> None:
     """By induction: from the state behind any step the next ones follow, and their states.
 
-    Data are read through many times in so many steps.
+    The data are read many times within these steps.
     """
     case = cases(kind)
     assert min(chain(*epochs_of(case.states[-1]))) > 1

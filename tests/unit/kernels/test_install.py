@@ -99,8 +99,8 @@ def test_triton_gets_attention_and_nothing_else(monkeypatch):
     changed = {".".join(key) for key in during if during[key] != before.get(key)}
     assert changed >= {f"fla.{theirs}" for theirs in REPLACEMENTS_WITHOUT_FLASH_ATTN}
     # fla's own, behind a function that hands it one dtype
-    mended = {"fla.ops.log_linear_attn.chunk.chunk_log_linear_attn"}
-    assert changed & {f"fla.{theirs}" for theirs in REPLACEMENTS} == mended
+    fixed = {"fla.ops.log_linear_attn.chunk.chunk_log_linear_attn"}
+    assert changed & {f"fla.{theirs}" for theirs in REPLACEMENTS} == fixed
     kernels.install("torch")
 
 
@@ -112,11 +112,11 @@ def test_hopper_launches_what_ptxas_breaks_with_few_warps(monkeypatch, path):
     kernels.uninstall()
     original = _resolve_fla_attribute(f"fla.{path}")[2]
     kernels.install("triton")
-    mended = _resolve_fla_attribute(f"fla.{path}")[2]
+    fixed = _resolve_fla_attribute(f"fla.{path}")[2]
     monkeypatch.setattr(original, "run", lambda num_warps, BK: num_warps)
     asked = [(16, 4), (32, 4), (64, 4), (128, 8)]
-    assert [mended.run(BK=width, num_warps=warps) for width, warps in asked] == [2, 2, 4, 8]
-    assert [mended.run(BK=width) for width, _ in asked] == [2, 2, 4, 4]
+    assert [fixed.run(BK=width, num_warps=warps) for width, warps in asked] == [2, 2, 4, 8]
+    assert [fixed.run(BK=width) for width, _ in asked] == [2, 2, 4, 4]
     kernels.uninstall()
     assert _resolve_fla_attribute(f"fla.{path}")[2] is original
     kernels.install("torch")

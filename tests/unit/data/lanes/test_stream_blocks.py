@@ -46,10 +46,10 @@ def test_a_block_is_consecutive_records_dealt_equally(case: dict) -> None:
         assert len({d // 100 for d in stream}) == len(sizes) // num_groups
         assert all(b == a + 1 or b % 100 == 0 for a, b in pairwise(stream))
         for number in range(-(-len(stream) // size)):
-            dealt = [blocks[lane].get(number, []) for lane in lanes]
+            assigned = [blocks[lane].get(number, []) for lane in lanes]
             expected = stream[number * size : (number + 1) * size]
-            assert sorted(chain.from_iterable(dealt)) == sorted(expected)
-            counts = list(map(len, dealt))
+            assert sorted(chain.from_iterable(assigned)) == sorted(expected)
+            counts = list(map(len, assigned))
             assert counts == [len(range(j, len(expected), width)) for j in range(width)]
 
 

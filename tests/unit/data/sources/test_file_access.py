@@ -177,7 +177,7 @@ def test_a_remote_file_that_stays_away_is_one_bad_record(
 
 
 class Flaky:
-    """A file system with one file, that fails after so many bytes each time it is opened."""
+    """A file system with one file, that fails after a number of bytes each time it is opened."""
 
     def __init__(self, data: bytes, failures: list[int]) -> None:
         self.data = data
