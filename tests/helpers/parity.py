@@ -124,7 +124,7 @@ class Draw(NamedTuple):
         """As `normal`, of length 1."""
         return F.normalize(self.normal(*tail), dim=-1)
 
-    def share(self, *tail: int) -> Tensor:
+    def unit_interval(self, *tail: int) -> Tensor:
         """Between 0 and 1."""
         return self.normal(*tail).sigmoid()
 
@@ -141,7 +141,7 @@ class Draw(NamedTuple):
         return torch.randn(shape, generator=self.generator)
 
 
-class Finding(NamedTuple):
+class ParityResult(NamedTuple):
     """How far a result is from the reference."""
 
     operator: str
@@ -233,9 +233,9 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 
 def compare(
     case: Case, layout: str, dtype: str, of: str, values: Tensors, reference: Tensors
-) -> list[Finding]:
+) -> list[ParityResult]:
     """Every tensor of both; one that only one of them has is infinitely far away."""
-    findings = []
+    results = []
     for name in reference | values:
         tolerance = TOLERANCES[case.arithmetic][dtype]
         note = ""
@@ -248,8 +248,8 @@ def compare(
                 note = f"shape {[*values[name].shape]}, ours in fp32 {[*reference[name].shape]}"
         else:
             error, note = math.inf, f"only {of if name in values else 'ours in fp32'} has it"
-        findings.append(Finding(case.name, layout, dtype, of, name, error, tolerance, note))
-    return findings
+        results.append(ParityResult(case.name, layout, dtype, of, name, error, tolerance, note))
+    return results
 
 
 def where_raised(error: BaseException) -> str:

@@ -55,13 +55,13 @@ def parallax_step(d: Draw) -> Arguments:
 
 
 def path(d: Draw) -> Arguments:
-    rule = {"w": d.unit(KEYS, WIDTH), "beta": d.share(KEYS), "g": d.log_decay(QUERIES) / 8}
+    rule = {"w": d.unit(KEYS, WIDTH), "beta": d.unit_interval(KEYS), "g": d.log_decay(QUERIES) / 8}
     return {**grouped(d), **rule}
 
 
 def native_sparse(d: Draw) -> Arguments:
     """Sixteen heads of queries to one of keys; all blocks selected, so that no tie decides."""
-    gates = {name: d.share(16) for name in ("g_cmp", "g_slc", "g_swa")}
+    gates = {name: d.unit_interval(16) for name in ("g_cmp", "g_slc", "g_swa")}
     q, k, v = (d.normal(number, WIDTH) for number in (16, 1, 1))
     sizes = {"block_size": 32, "block_counts": 16, "window_size": 32}
     return {"q": q, "k": k, "v": v, **gates, **sizes}
@@ -69,7 +69,7 @@ def native_sparse(d: Draw) -> Arguments:
 
 def deltaformer(d: Draw) -> Arguments:
     q, k, v = d.normal(KEYS, WIDTH), d.unit(KEYS, WIDTH), d.normal(KEYS, WIDTH)
-    return {"q": q, "k": k, "v": v, "beta": d.share(KEYS)}
+    return {"q": q, "k": k, "v": v, "beta": d.unit_interval(KEYS)}
 
 
 # d g_t is the sum over s >= t of q_s dq_s - k_s dk_s (in fp32 to 1e-6). At 256 tokens the root of

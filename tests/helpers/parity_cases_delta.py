@@ -25,11 +25,11 @@ SHARED, PERIOD = 4, 31
 def delta_rule_inputs(d: Draw) -> Arguments:
     """Unit queries and keys, strengths in (0, 1)."""
     q, k, v = d.unit(HEADS, WIDTH), d.unit(HEADS, WIDTH), d.normal(HEADS, WIDTH)
-    return with_states(d, {"q": q, "k": k, "v": v, "beta": d.share(HEADS)})
+    return with_states(d, {"q": q, "k": k, "v": v, "beta": d.unit_interval(HEADS)})
 
 
 def unnormalized_delta_rule_inputs(d: Draw) -> Arguments:
-    inputs = {**qkv_inputs(d), "beta": d.share(HEADS), "use_qk_l2norm_in_kernel": True}
+    inputs = {**qkv_inputs(d), "beta": d.unit_interval(HEADS), "use_qk_l2norm_in_kernel": True}
     return with_states(d, inputs)
 
 
@@ -83,7 +83,7 @@ def kda_with_gate_inputs(d: Draw) -> Arguments:
 
 
 def qkv_beta_inputs(d: Draw) -> Arguments:
-    return with_states(d, {**qkv_inputs(d), "beta": d.share(HEADS)})
+    return with_states(d, {**qkv_inputs(d), "beta": d.unit_interval(HEADS)})
 
 
 def kda_gate_inputs(d: Draw) -> Arguments:
@@ -95,22 +95,22 @@ def gdn2_inputs(d: Draw) -> Arguments:
     """Strengths per channel: of keys for what is erased, of values for what is written."""
     inputs = kda_inputs(d)
     del inputs["beta"]
-    return {**inputs, "b": d.share(HEADS, WIDTH), "w": d.share(HEADS, WIDTH)}
+    return {**inputs, "b": d.unit_interval(HEADS, WIDTH), "w": d.unit_interval(HEADS, WIDTH)}
 
 
 def rwkv7_inputs(d: Draw) -> Arguments:
     """Decays between exp(-0.6) and 1, unit erase keys, as the layer makes them."""
-    erase, share = d.unit(HEADS, WIDTH), d.share(HEADS, WIDTH)
+    erase, share = d.unit(HEADS, WIDTH), d.unit_interval(HEADS, WIDTH)
     inputs = qkv_inputs(d)
     inputs["r"] = inputs.pop("q")
-    decay = {"w": -0.6 * d.share(HEADS, WIDTH)}
+    decay = {"w": -0.6 * d.unit_interval(HEADS, WIDTH)}
     return with_states(d, {**inputs, **decay, "a": -erase, "b": erase * share})
 
 
 def fused_mul_rwkv7_inputs(d: Draw) -> Arguments:
     inputs = rwkv7_inputs(d)
     del inputs["b"]
-    return {**inputs, "kk": -inputs["a"], "a": d.share(HEADS, WIDTH)}
+    return {**inputs, "kk": -inputs["a"], "a": d.unit_interval(HEADS, WIDTH)}
 
 
 def dplr_inputs(d: Draw) -> Arguments:
@@ -127,7 +127,7 @@ def iplr_inputs(d: Draw) -> Arguments:
 
 def comba_inputs(d: Draw) -> Arguments:
     inputs = gated_delta_rule_inputs(d)
-    return {**inputs, "p": inputs["k"] * d.share(HEADS, 1)}
+    return {**inputs, "p": inputs["k"] * d.unit_interval(HEADS, 1)}
 
 
 def mesa_inputs(d: Draw) -> Arguments:
@@ -137,7 +137,7 @@ def mesa_inputs(d: Draw) -> Arguments:
         "k": d.unit(HEADS, WIDTH),
         "v": d.normal(HEADS, WIDTH),
         "g": d.log_decay(HEADS),
-        "beta": d.share(HEADS),
+        "beta": d.unit_interval(HEADS),
         "lamb": 0.5 + torch.rand(HEADS, WIDTH, generator=d.generator),
         "h_kk_init": root @ root.mT / WIDTH,
         "h_kv_init": d.state(HEADS, WIDTH, WIDTH),
@@ -163,14 +163,14 @@ def momentum_delta_rule_inputs(d: Draw) -> Arguments:
     inputs = delta_rule_inputs(d)
     state = torch.stack((inputs.pop("initial_state"), d.state(HEADS, WIDTH, WIDTH)))
     decays = {"log_alpha": d.log_decay(HEADS) / 16, "log_mu": d.log_decay(HEADS) / 16}
-    erased = {"p": d.unit(HEADS, WIDTH), "eta": d.share(HEADS)}
+    erased = {"p": d.unit(HEADS, WIDTH), "eta": d.unit_interval(HEADS)}
     return {**inputs, **decays, **erased, "initial_state": state, "use_qk_l2norm_in_kernel": False}
 
 
 def preconditioned_delta_rule_inputs(d: Draw) -> Arguments:
     scaling = {
         "g_atk": d.log_decay(HEADS),
-        "beta_atk": d.share(HEADS),
+        "beta_atk": d.unit_interval(HEADS),
         "log_atk_scale": d.parameter(HEADS),
         "initial_A_state": d.state(HEADS, WIDTH).abs(),
     }
@@ -186,8 +186,8 @@ def cyfa_inputs(d: Draw) -> Arguments:
     return {
         **qkv_inputs(d),
         "g": d.log_decay(HEADS),
-        "delta": d.share(HEADS),
-        "beta": d.share(HEADS),
+        "delta": d.unit_interval(HEADS),
+        "beta": d.unit_interval(HEADS),
         "readout": d.parameter(HEADS, PERIOD, PERIOD) / PERIOD**0.5,
         "q_norm_weight": d.parameter(WIDTH).sigmoid() + 0.5,
         "k_norm_weight": d.parameter(WIDTH).sigmoid() + 0.5,

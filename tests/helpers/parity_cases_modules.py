@@ -105,7 +105,7 @@ def mixes(d: Draw) -> Arguments:
 
 
 def rwkv7_keys(d: Draw) -> Arguments:
-    return {"k": d.normal(CHANNELS), "a": d.share(CHANNELS), "ka": d.parameter(CHANNELS)}
+    return {"k": d.normal(CHANNELS), "a": d.unit_interval(CHANNELS), "ka": d.parameter(CHANNELS)}
 
 
 def rwkv7_outputs(d: Draw) -> Arguments:

@@ -113,7 +113,7 @@ def based_inputs(d: Draw) -> Arguments:
 def log_linear_inputs(d: Draw) -> Arguments:
     levels = 10
     # in fp32 as fla's layer computes them, whatever the rest is in
-    weights = {"g": d.log_decay(HEADS), "level_scales": d.share(HEADS, levels).float()}
+    weights = {"g": d.log_decay(HEADS), "level_scales": d.unit_interval(HEADS, levels).float()}
     return {**qkv_inputs(d), **weights}
 
 

@@ -108,7 +108,7 @@ RUN: dict[str, tuple[dict[str, Any], Files, str]] = {
         {"model.json": json.dumps({**TINY_GLA, "num_heads": 3})},
         "num_heads|heads",
     ),
-    "more peers than processes": (
+    "more TP ranks than processes": (
         {"training.tensor_parallel_degree": 2},
         {},
         "tensor_parallel_degree",
