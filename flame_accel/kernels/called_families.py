@@ -12,9 +12,9 @@ from flame_accel.kernels.replacements import ATTENTION_REPLACEMENTS, FAMILIES, F
 
 @contextmanager
 def record_called_families() -> Iterator[set[str]]:
-    """Collects the modules of the families whose code is entered, as `Family.module` has them.
+    """Collects the modules of the families whose code is entered (`OperatorFamily.module`).
 
-    Python code runs several times slower meanwhile, and other profilers are switched off.
+    Python code runs several times slower in the meantime, and other profilers are switched off.
     """
     folder = Path(__file__).parent
     modules = {
