@@ -176,7 +176,7 @@ class Runs:
 def runs(tmp_path_factory, corpora, tiny_model, tokenizer, request):
     made = Runs(tmp_path_factory.mktemp("engines"), corpora, tiny_model, tokenizer)
     yield made
-    wanted = request.config.getoption("--engines-format_table")
+    wanted = request.config.getoption("--engines-table")
     if wanted:
         Path(wanted).write_text(format_table(made.curves))
 

@@ -7,6 +7,7 @@ from tests.helpers.data_command import FORMS, TEXTS, to_json_lines
 
 @pytest.mark.covers_option("training.data_probs")
 def test_shares_are_by_tokens(run_data_command):
+    assert FORMS["mixture"]["training.data_probs"] == "1,3"
     lines = run_data_command(FORMS["mixture"]).splitlines()
     first = next(line.split() for line in lines if "1. texts.jsonl" in line and "%" in line)
     assert first[-4] == "25.00%" and abs(float(first[-3].rstrip("%")) - 25) < 2
@@ -21,6 +22,7 @@ def test_what_is_masked_is_shown(run_data_command):
 
 @pytest.mark.covers_option("evaluation.held_out_share")
 def test_held_out_documents_are_counted(run_data_command):
+    assert FORMS["held out"]["evaluation.held_out_share"] == 0.4
     printed = run_data_command(FORMS["held out"])
     assert "held out   40.00% asked for, " in printed
     assert "evaluation on texts.jsonl, 30 documents, 40.00% of them held out" in printed
@@ -28,6 +30,7 @@ def test_held_out_documents_are_counted(run_data_command):
 
 @pytest.mark.covers_option("training.packing")
 def test_packings_are_compared_with_varlen(run_data_command):
+    assert "training.packing" not in FORMS["lines"]
     assert "best_fit" not in run_data_command(FORMS["lines"])
     head = next(
         line for line in run_data_command(FORMS["best fit"]).splitlines() if "in 128 rows" in line
