@@ -4,8 +4,6 @@ Values come from `meter` and `evaluation`; nothing is computed here. With `metri
 every rank also writes its own values for TensorBoard, in a subfolder of the common one.
 """
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from flame_accel.config import MetricsConfig, UserError
-from flame_accel.files import write_text
 from flame_accel.observe.console import format_record, get_logger
+from flame_accel.observe.metrics_file import METRICS_FILE, append_record, delete_records_after
 
 
 def tracker_names(metrics: MetricsConfig) -> list[str]:
@@ -51,10 +49,10 @@ class MetricLogger:
         tracker_ids: Mapping[str, str],
     ) -> None:
         self.accelerator = accelerator
-        self.path = run_folder / "metrics.jsonl"
+        self.path = run_folder / METRICS_FILE
         self.tracker_ids = dict(tracker_ids)
         if accelerator.is_main_process:
-            drop_records_after(self.path, step)
+            delete_records_after(self.path, step)
         self._start_trackers(run_folder, options, step)
         self.local_writer: Any = None
         if not metrics.rank_0_only:
@@ -97,7 +95,7 @@ class MetricLogger:
             run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
             self.tracker_ids["wandb"] = run.id
 
-    def write_record(self, record: Mapping[str, Any], *, steps: int) -> None:
+    def write_record(self, record: Mapping[str, float], *, steps: int) -> None:
         """Writes a record; called on every rank, the main process writes.
 
         Args:
@@ -106,8 +104,7 @@ class MetricLogger:
         """
         get_logger().info("%s", format_record(record, steps))
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(non_finite_to_strings(record)) + "\n")
+            append_record(self.path, record)
         values = {key: value for key, value in record.items() if key != "step"}
         self.accelerator.log(values, step=int(record["step"]))
 
@@ -118,23 +115,6 @@ class MetricLogger:
         for name, value in values.items():
             self.local_writer.add_scalar(name, value, global_step=step)
         self.local_writer.flush()
-
-
-def non_finite_to_strings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with NaN and infinities, which JSON does not have, as strings."""
-    return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
-
-
-def drop_records_after(path: Path, step: int) -> None:
-    """Deletes the records after `step`, and an incomplete last line, from a metrics.jsonl."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-    write_text(path, "".join(kept))
 
 
 def flatten_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,13 +5,12 @@ opened anywhere.
 """
 
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from flame_accel.files import write_text
+from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 
 WIDTH, HEIGHT = 640, 240
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 28
@@ -43,13 +42,12 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
     Returns:
         Path of the page.
     """
-    lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
-    body = [f"<h1>{html.escape(title)}</h1>", _last_values_table(records)]
+    records = read_records(run_folder / METRICS_FILE)
+    body = [f"<h1>{html.escape(title)}</h1>", _render_last_values_html(records)]
     for heading, keys in CURVES:
-        series = {key: points for key in keys if (points := select_points(records, key))}
+        series = {key: points for key in keys if (points := select_finite_points(records, key))}
         if series:
-            body += [f"<h2>{html.escape(heading)}</h2>", draw_curves(series)]
+            body += [f"<h2>{html.escape(heading)}</h2>", render_curves_svg(series)]
     if sample:
         body += ["<h2>A sample of the exported model</h2>", f"<pre>{html.escape(sample)}</pre>"]
     config = run_folder / "config.toml"
@@ -65,20 +63,22 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
     return path
 
 
-def select_points(records: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+def select_finite_points(
+    records: Sequence[Mapping[str, float]], key: str
+) -> list[tuple[float, float]]:
     """(step, value) of every record with a finite value of `key`."""
     return [
         (record["step"], record[key])
         for record in records
-        if isinstance(record.get(key), (int, float)) and math.isfinite(record[key])
+        if math.isfinite(record.get(key, math.nan))
     ]
 
 
-def draw_curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def render_curves_svg(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """One SVG chart with a line for each series of (step, value)."""
     points = [point for values in series.values() for point in values]
-    low_x, high_x = _axis_range([x for x, _ in points])
-    low_y, high_y = _axis_range([y for _, y in points])
+    low_x, high_x = _axis_limits([x for x, _ in points])
+    low_y, high_y = _axis_limits([y for _, y in points])
 
     def to_pixels(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
@@ -114,7 +114,7 @@ def draw_curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _axis_range(values: Sequence[float]) -> tuple[float, float]:
+def _axis_limits(values: Sequence[float]) -> tuple[float, float]:
     """Lowest and highest value of an axis; a constant is given some margin."""
     low, high = min(values), max(values)
     if low == high:
@@ -123,9 +123,9 @@ def _axis_range(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _last_values_table(records: Sequence[Mapping[str, Any]]) -> str:
+def _render_last_values_html(records: Sequence[Mapping[str, float]]) -> str:
     """An HTML table with the last value of every key."""
-    last: dict[str, Any] = {}
+    last: dict[str, float] = {}
     for record in records:
         last |= record
     rows = (
@@ -135,5 +135,6 @@ def _last_values_table(records: Sequence[Mapping[str, Any]]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _format_number(value: Any) -> str:
+def _format_number(value: float) -> str:
+    """Five significant digits, or an integer in full, with commas between thousands."""
     return f"{value:,.5g}" if isinstance(value, float) else f"{value:,}"

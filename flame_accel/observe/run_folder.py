@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from flame_accel.config import Config, UserError, load_file, to_toml
 from flame_accel.files import write_json, write_text
 from flame_accel.observe.metric_logger import flatten_options
+from flame_accel.observe.metrics_file import METRICS_FILE
 
 PACKAGES = (
     "torch",
@@ -66,7 +67,7 @@ def prepare_run_folder(path: Path, *, config: Config, environment: dict[str, Any
 
 def _has_progress(path: Path, config: Config) -> bool:
     """Whether a run in the folder has reported metrics or saved a checkpoint."""
-    metrics = path / "metrics.jsonl"
+    metrics = path / METRICS_FILE
     checkpoints = path / config.checkpoint.folder
     return (metrics.is_file() and metrics.stat().st_size > 0) or any(checkpoints.glob("step-*"))
 

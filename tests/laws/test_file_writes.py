@@ -9,7 +9,7 @@ from tests.helpers.runs import ROOT
 
 PACKAGE = ROOT / "flame_accel"
 ALLOWED = {
-    ("observe/metric_logger.py", "open"),  # metrics.jsonl, line by line
+    ("observe/metrics_file.py", "open"),  # metrics.jsonl, line by line
     ("observe/console.py", "FileHandler"),  # log.txt, line by line
     ("standard_streams.py", "open"),  # /dev/null
     ("cache_folders.py", "mkdtemp"),  # in place of a cache folder that cannot be written

@@ -1,14 +1,24 @@
-"""What a checkpoint contains: everything, or only weights where asked."""
+"""What a checkpoint contains: everything, or only weights where asked; what loading it restores."""
 
+import json
+import random
+from collections.abc import Iterator
+
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from flame_accel.checkpoint import CheckpointFolder, TrainState, save_checkpoint
+from flame_accel.checkpoint.contents import load_checkpoint
+from flame_accel.checkpoint.rng_state import get_rng_state, set_rng_state
+from flame_accel.checkpoint.tensor_storage import initialize_optimizer_state
 from flame_accel.config import UserError
+from flame_accel.data.tokens.tokenizer import load_tokenizer
 from tests.helpers.checkpoints import equal_tensors, list_checkpoints, read_weights
 from tests.helpers.runs import WITHOUT_SAMPLE, read_losses, read_records
-
-# what
-
 
 WEIGHTS_ONLY = {"checkpoint.model_weights_only": True, "checkpoint.export_dtype": "bfloat16"}
 
@@ -47,3 +57,59 @@ def test_a_seed_checkpoint_contains_the_first_weights_and_starts_the_same_run(
     train_here(flags(**WITHOUT_SAMPLE, **{"checkpoint.load_step": 0}))
     assert read_losses(run) == read_losses(finished)
     assert equal_tensors(read_weights(run / "hf"), read_weights(finished / "hf"))
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    before = get_rng_state()
+    yield Accelerator(cpu=True)
+    set_rng_state(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def draw_numbers() -> list[float]:
+    """One number of each generator of this process."""
+    return [random.random(), np.random.rand(), torch.rand(()).item()]
+
+
+def test_every_rank_draws_the_numbers_again_that_it_drew_after_the_save(
+    accelerator, tiny_model, tmp_path, monkeypatch
+):
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model))
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    initialize_optimizer_state(optimizer)
+
+    def seed_generators(seed: int) -> None:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    seed_generators(1)
+    checkpoint = save_checkpoint(
+        accelerator,
+        CheckpointFolder(tmp_path, keep_latest_k=0),
+        TrainState(step=3),
+        model=model,
+        optimizer=optimizer,
+        tokenizer=load_tokenizer("byte", False),
+        data_state={"first_lane": 0, "rows_per_step": 1, "cursors": [[0]]},
+        rank_state={},
+    )
+    numbers_of_rank_0 = draw_numbers()
+    # what a second rank would have written
+    seed_generators(2)
+    (checkpoint / "rank-1.json").write_text(json.dumps(get_rng_state()))
+    numbers_of_rank_1 = draw_numbers()
+    assert not set(numbers_of_rank_0) & set(numbers_of_rank_1)
+    for rank, expected in enumerate((numbers_of_rank_0, numbers_of_rank_1)):
+        monkeypatch.setattr(Accelerator, "process_index", rank)
+        seed_generators(3)
+        load_checkpoint(accelerator, checkpoint, model=model, optimizer=optimizer)
+        assert draw_numbers() == expected
+    # without the run's state the generators stay as they are
+    seed_generators(1)
+    load_checkpoint(
+        accelerator, checkpoint, model=model, optimizer=optimizer, exclude=["train_state"]
+    )
+    assert draw_numbers() == numbers_of_rank_0
