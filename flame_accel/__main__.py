@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flame_accel import __version__
-from flame_accel.cache_folders import replace_unwritable_caches
+from flame_accel.cache_folders import redirect_unwritable_caches
 from flame_accel.config.errors import exit_on_user_error
 from flame_accel.standard_streams import protect_standard_streams
 
@@ -22,7 +22,7 @@ SCRIPT = "flame-accel"
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses a command line, that of this process unless given, and runs the command."""
     protect_standard_streams()
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     argv = sys.argv[1:] if argv is None else argv
     started_by_script = Path(sys.argv[0]).name.startswith(SCRIPT)
     parser = argparse.ArgumentParser(

@@ -14,13 +14,16 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from flame_accel.suppressed_messages import suppress_import_warnings, suppress_log_messages
+from flame_accel.suppressed_messages import (
+    suppress_known_import_warnings,
+    suppress_known_log_messages,
+)
 
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 FLA = "fla"
 
 
-def _prepare_imported(name: str) -> None:
+def _import_fla_or_install_kernels(name: str) -> None:
     """What follows the import of one of the awaited modules."""
     if name == AUTO_CLASSES:
         importlib.import_module(FLA)
@@ -29,7 +32,7 @@ def _prepare_imported(name: str) -> None:
         importlib.import_module("flame_accel.models.norms").register_norm_variants()
 
 
-class _PreparingLoader(Loader):
+class _LoaderWithFlaSetup(Loader):
     """Loads a module as its own loader does, then prepares it."""
 
     def __init__(self, loader: Loader, name: str) -> None:
@@ -40,12 +43,12 @@ class _PreparingLoader(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        with suppress_import_warnings():
+        with suppress_known_import_warnings():
             self.loader.exec_module(module)
-        _prepare_imported(self.name)
+        _import_fla_or_install_kernels(self.name)
 
 
-class _AwaitingFinder(MetaPathFinder):
+class _FinderWithFlaSetup(MetaPathFinder):
     """Finds the awaited modules through the other finders and wraps their loaders, once each."""
 
     def __init__(self) -> None:
@@ -60,20 +63,20 @@ class _AwaitingFinder(MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _PreparingLoader(spec.loader, fullname)
+                spec.loader = _LoaderWithFlaSetup(spec.loader, fullname)
                 return spec
         return None
 
 
 def install_import_hook() -> None:
     """Registers fla's models and installs kernels, now or when their packages are imported."""
-    suppress_log_messages()
-    if any(isinstance(finder, _AwaitingFinder) for finder in sys.meta_path):
+    suppress_known_log_messages()
+    if any(isinstance(finder, _FinderWithFlaSetup) for finder in sys.meta_path):
         return
-    finder = _AwaitingFinder()
+    finder = _FinderWithFlaSetup()
     imported = [name for name in (AUTO_CLASSES, FLA) if name in sys.modules]
     finder.awaited.difference_update(imported)
     # first, since preparing the auto classes imports fla
     sys.meta_path.insert(0, finder)
     for name in imported:
-        _prepare_imported(name)
+        _import_fla_or_install_kernels(name)

@@ -2,7 +2,7 @@
 
 Hugging Face's libraries, Triton, PyTorch, W&B and others keep files below the home folder, and some
 create theirs on import. In a container or on a cluster that folder may be read-only, full or not
-there at all, and a run needs none of these files later. `replace_unwritable_caches` sends each of
+there at all, and a run needs none of these files later. `redirect_unwritable_caches` sends each of
 them to a temporary folder instead, through the environment variable that its package reads. It must
 run before these packages are imported.
 """
@@ -45,7 +45,7 @@ READABLE_IS_ENOUGH = {"HF_HUB_CACHE"}
 """Caches that serve what they hold even if nothing can be added: shared downloads of a cluster."""
 
 
-def replace_unwritable_caches() -> None:
+def redirect_unwritable_caches() -> None:
     """Points the variable of every cache that cannot be written to at a temporary folder.
 
     The folder is the same for all processes of a user on a machine and outlives them, so that
@@ -67,7 +67,7 @@ def replace_unwritable_caches() -> None:
         # what it holds is still read
         os.environ.setdefault("HF_TOKEN_PATH", f"{roots['HF_HOME']}/token")
         os.environ.setdefault("HF_HUB_CACHE", roots["HUGGINGFACE_HUB_CACHE"])
-    temporary = _make_temporary_folder()
+    temporary = _make_user_temporary_folder()
     for variable in unwritable:
         folder = temporary / variable.lower()
         folder.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
-def _make_temporary_folder() -> Path:
+def _make_user_temporary_folder() -> Path:
     """A private folder below the system's temporary one, with the same name for all processes."""
     folder = Path(tempfile.gettempdir()) / f"flame_accel-caches-{os.getuid()}"
     try:

@@ -36,17 +36,17 @@ class FileDescription(TypedDict):
     """XXH3-128 in hexadecimal."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str) -> None:
     """Write or replace a UTF-8 text file atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes_atomically(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, content: Any, *, indent: int = 1) -> None:
+def write_json_atomically(path: Path, content: Any, *, indent: int = 1) -> None:
     """Write or replace a JSON file atomically."""
-    write_text(path, json.dumps(content, indent=indent) + "\n")
+    write_text_atomically(path, json.dumps(content, indent=indent) + "\n")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write or replace a file atomically."""
     with replace_file(path) as temporary:
         temporary.write_bytes(content)
@@ -97,12 +97,12 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        publish_folder(temporary, folder)
+        sync_and_rename_or_swap_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def publish_folder(temporary: Path, folder: Path) -> None:
+def sync_and_rename_or_swap_folder(temporary: Path, folder: Path) -> None:
     """Sync a finished temporary folder to the disk and rename it to its final name.
 
     If `folder` exists the two are swapped: what it held is then in `temporary`.
@@ -122,7 +122,7 @@ def rename_and_sync(source: Path, target: Path) -> None:
     sync_to_disk(target.parent)
 
 
-def is_temporary(path: Path) -> bool:
+def has_temporary_name(path: Path) -> bool:
     """Whether a file or folder is one that an interrupted write left behind."""
     return path.name.startswith(TEMPORARY_PREFIX)
 
@@ -191,7 +191,7 @@ def describe_files(folder: Path) -> dict[str, FileDescription]:
     }
 
 
-def find_damaged_file(
+def describe_first_damage(
     folder: Path, files: Mapping[str, FileDescription], *, content: bool = False
 ) -> str | None:
     """Compare files with their descriptions; says what is wrong with the first damaged one.

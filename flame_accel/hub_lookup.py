@@ -9,7 +9,7 @@ from flame_accel.config.errors import UserError
 TIMEOUT_SECONDS = 5.0
 
 
-def can_reach_repository(name: str, *, where: str, remedy: str) -> bool:
+def check_model_exists_if_hub_reachable(name: str, *, where: str, remedy: str) -> bool:
     """Whether a model repository can be loaded from the Hub; if not, only the local cache can help.
 
     Args:

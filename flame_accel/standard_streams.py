@@ -15,7 +15,7 @@ import sys
 from typing import Any, TextIO
 
 
-class _LossyFile(io.FileIO):
+class _NeverFailingFile(io.FileIO):
     """A file descriptor whose writes never fail: what it does not accept is dropped."""
 
     def write(self, data: Any, /) -> int:
@@ -37,13 +37,13 @@ def protect_standard_streams() -> None:
     has put in place are kept.
     """
     for descriptor in (0, 1, 2):
-        _open_if_closed(descriptor)
-    sys.stdout = _protected(sys.stdout, 1)
-    sys.stderr = _protected(sys.stderr, 2)
+        _open_null_device_if_closed(descriptor)
+    sys.stdout = _wrap_with_never_failing_writes(sys.stdout, 1)
+    sys.stderr = _wrap_with_never_failing_writes(sys.stderr, 2)
     sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
 
 
-def _open_if_closed(descriptor: int) -> None:
+def _open_null_device_if_closed(descriptor: int) -> None:
     try:
         os.fstat(descriptor)
     except OSError:
@@ -52,25 +52,25 @@ def _open_if_closed(descriptor: int) -> None:
         os.set_inheritable(descriptor, True)
 
 
-def _protected(stream: TextIO | None, descriptor: int) -> TextIO:
+def _wrap_with_never_failing_writes(stream: TextIO | None, descriptor: int) -> TextIO:
     """A stream like `stream` whose writes never fail; None is what Python has for a closed one."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
-    if type(stream) is not io.TextIOWrapper or not _writes_to(stream, descriptor):
+    if type(stream) is not io.TextIOWrapper or not _writes_to_descriptor(stream, descriptor):
         return stream
-    if isinstance(getattr(stream.buffer, "raw", None), _LossyFile):
+    if isinstance(getattr(stream.buffer, "raw", None), _NeverFailingFile):
         return stream
     with contextlib.suppress(OSError):
         stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(_LossyFile(descriptor, "w", closefd=False)),
+        io.BufferedWriter(_NeverFailingFile(descriptor, "w", closefd=False)),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering or stream.write_through,
     )
 
 
-def _writes_to(stream: TextIO, descriptor: int) -> bool:
+def _writes_to_descriptor(stream: TextIO, descriptor: int) -> bool:
     try:
         return stream.fileno() == descriptor
     except (OSError, ValueError):

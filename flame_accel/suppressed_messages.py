@@ -27,7 +27,7 @@ IMPORT_WARNINGS = (
 """Beginnings of the warnings that are suppressed while fla is imported."""
 
 
-class _MessageFilter(logging.Filter):
+class _MessageDroppingFilter(logging.Filter):
     """Drops log records whose message begins with a pattern."""
 
     def __init__(self, pattern: str) -> None:
@@ -38,16 +38,16 @@ class _MessageFilter(logging.Filter):
         return self.pattern.match(record.getMessage()) is None
 
 
-def suppress_log_messages() -> None:
+def suppress_known_log_messages() -> None:
     """Suppresses `LOG_MESSAGES` in this process; calling it again changes nothing."""
     for name, pattern in LOG_MESSAGES.items():
         logger = logging.getLogger(name)
-        if not any(isinstance(known, _MessageFilter) for known in logger.filters):
-            logger.addFilter(_MessageFilter(pattern))
+        if not any(isinstance(known, _MessageDroppingFilter) for known in logger.filters):
+            logger.addFilter(_MessageDroppingFilter(pattern))
 
 
 @contextmanager
-def suppress_import_warnings() -> Iterator[None]:
+def suppress_known_import_warnings() -> Iterator[None]:
     """Suppresses `IMPORT_WARNINGS` within the block."""
     with warnings.catch_warnings():
         for beginning in IMPORT_WARNINGS:

@@ -28,7 +28,7 @@ from flame_accel.checkpoint import (
     weights_only_dtype,
 )
 from flame_accel.config import Config, to_toml
-from flame_accel.diagnosis.run_checks import check_run
+from flame_accel.diagnosis.run_checks import check_run_is_supported
 from flame_accel.evaluation import sample_exported_model, validate
 from flame_accel.training import (
     build_optimizer,
@@ -81,15 +81,15 @@ def main(config: Config) -> None:
         trackers=observe.tracker_names(config.metrics),
     )
     try:
-        active_kernels = setup_run(config, accelerator, run_folder)
+        active_kernels = setup_run_and_install_kernels(config, accelerator, run_folder)
         model_config = models.load_model_config(
             str(config.model.config),
             trust_remote_code=config.model.trust_remote_code,
             custom=config.model.custom,
         )
-        check_run(config, accelerator, model_config, active_kernels)
+        check_run_is_supported(config, accelerator, model_config, active_kernels)
         components = build_components(config, accelerator, model_config)
-        loop = restore_run(config, accelerator, components, run_folder)
+        loop = restore_loop_state(config, accelerator, components, run_folder)
         if config.checkpoint.create_seed_checkpoint:
             log.info("initial weights: %s", save(config, accelerator, components, loop))
             return
@@ -106,7 +106,9 @@ def main(config: Config) -> None:
         accelerator.end_training()
 
 
-def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str:
+def setup_run_and_install_kernels(
+    config: Config, accelerator: Accelerator, run_folder: Path
+) -> str:
     """Sets up console, run folder, kernels, model types and random seeds.
 
     Returns:
@@ -168,7 +170,7 @@ def build_components(
     return Components(tokenizer, run_data, model, optimizer, num_parameters, flops_per_token)
 
 
-def restore_run(
+def restore_loop_state(
     config: Config, accelerator: Accelerator, components: Components, run_folder: Path
 ) -> LoopState:
     """Restores the run from where it starts, and builds its batches, meter and metric logger."""
@@ -206,7 +208,7 @@ def restore_run(
     )
     state.tracker_ids = metric_logger.tracker_ids
     if state.step == 0 and config.checkpoint.initial_load_path is None:
-        models.log_unused_weights(str(config.model.config))
+        models.warn_about_unused_weights(str(config.model.config))
     return LoopState(state, checkpoints, batches, eval_batches, meter, metric_logger)
 
 

@@ -19,14 +19,14 @@ def run(argv: Sequence[str]) -> None:
     Raises:
         SystemExit: With code 2 for wrong options, else the exit code of the user's error.
     """
-    from flame_accel.cache_folders import replace_unwritable_caches
+    from flame_accel.cache_folders import redirect_unwritable_caches
     from flame_accel.config import parse_or_exit
     from flame_accel.config.errors import exit_on_user_error
     from flame_accel.standard_streams import protect_standard_streams
 
     protect_standard_streams()
     config = parse_or_exit(argv)
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     from flame_accel.parallel import explain_timeout
     from flame_accel.train import main
 
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> None:
         main(config)
 
 
-def correct_search_path() -> None:
+def remove_package_folder_from_search_path() -> None:
     """Replaces the package's own folder in `sys.path` with the folder that holds the package.
 
     Python puts the folder of a file that it runs first, where `data`, `config` or `files` of this
@@ -47,5 +47,5 @@ def correct_search_path() -> None:
 
 
 if __name__ == "__main__":
-    correct_search_path()
+    remove_package_folder_from_search_path()
     run(sys.argv[1:])

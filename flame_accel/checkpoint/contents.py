@@ -36,7 +36,7 @@ from flame_accel.checkpoint.tensor_storage import (
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
 from flame_accel.data import merge_states
-from flame_accel.files import write_json
+from flame_accel.files import write_json_atomically
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import package_versions
 from flame_accel.parallel import tp_size, unwrap
@@ -85,7 +85,7 @@ def save_checkpoint(
         temporary = folder.create_temporary(state.step)
         inner = unwrap(accelerator, model)
         save_hf_model(inner, weights, tokenizer, temporary, weights_only_dtype or torch.float32)
-        write_json(temporary / "state.json", asdict(state))
+        write_json_atomically(temporary / "state.json", asdict(state))
     accelerator.wait_for_everyone()
     if weights_only_dtype is None:
         temporary = folder.temporary_path(state.step)
@@ -131,9 +131,9 @@ def _save_rank_states(
     # the ranks of a tensor-parallel group are consecutive and have equal states
     states = gather_object([(data_state, rank_state)])[:: tp_size(accelerator)]
     if accelerator.is_main_process:
-        write_json(checkpoint / "data.json", merge_states([data for data, _ in states]))
-        write_json(checkpoint / "ranks.json", [rank for _, rank in states])
-    write_json(checkpoint / f"rank-{accelerator.process_index}.json", get_rng_state())
+        write_json_atomically(checkpoint / "data.json", merge_states([data for data, _ in states]))
+        write_json_atomically(checkpoint / "ranks.json", [rank for _, rank in states])
+    write_json_atomically(checkpoint / f"rank-{accelerator.process_index}.json", get_rng_state())
 
 
 def has_training_state(checkpoint: Path) -> bool:

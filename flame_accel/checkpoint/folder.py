@@ -71,10 +71,10 @@ class CheckpointFolder:
         """
         temporary = self.temporary_path(step)
         content = {**description, "files": files.describe_files(temporary)}
-        files.write_json(temporary / MANIFEST, content)
+        files.write_json_atomically(temporary / MANIFEST, content)
         final = self.checkpoint_path(step)
         replaced = final.exists()
-        files.publish_folder(temporary, final)
+        files.sync_and_rename_or_swap_folder(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _unused_name(final, SUPERSEDED))
         self._delete_old_checkpoints()
@@ -145,7 +145,7 @@ def find_checkpoint_damage(folder: Path) -> str | None:
         descriptions = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, TypeError):
         return f"its {MANIFEST} cannot be read"
-    return files.find_damaged_file(folder, descriptions, content=True)
+    return files.describe_first_damage(folder, descriptions, content=True)
 
 
 def _rename_with_reason(folder: Path, reason: str) -> Path:

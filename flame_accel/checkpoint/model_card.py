@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from flame_accel import __version__
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import OptimizerConfig, TrainingConfig
-from flame_accel.files import write_text
+from flame_accel.files import write_text_atomically
 
 
 def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str, str]) -> None:
@@ -53,7 +53,7 @@ def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str,
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in facts.items()),
     ]
-    write_text(folder / "README.md", "\n".join(lines) + "\n")
+    write_text_atomically(folder / "README.md", "\n".join(lines) + "\n")
 
 
 def describe_training(

@@ -27,7 +27,7 @@ from flame_accel.checkpoint.folder import (
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig, UserError
-from flame_accel.hub_lookup import can_reach_repository
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 from flame_accel.observe import get_logger
 
 
@@ -188,7 +188,7 @@ def _find_own_checkpoint(
 
 
 def _download_weights(name: str) -> Path:
-    online = can_reach_repository(
+    online = check_model_exists_if_hub_reachable(
         name,
         where=f"checkpoint.initial_load_path {name}",
         remedy="a path must name an existing folder",

@@ -77,10 +77,10 @@ def run(arguments: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     from flame_accel import kernels
     from flame_accel.diagnosis.known_problems import detect_problems
-    from flame_accel.diagnosis.machine import cache_folders, collect_machine_facts
+    from flame_accel.diagnosis.machine import cache_folders_by_purpose, collect_machine_facts
 
-    folders = {"the run": arguments.run_folder, **cache_folders()}
-    machine = collect_machine_facts(arguments.kernels, folders, free_memory=True)
+    folders = {"the run": arguments.run_folder, **cache_folders_by_purpose()}
+    machine = collect_machine_facts(arguments.kernels, folders, query_free_memory=True)
     findings = detect_problems(machine)
     report = Report(as_json=arguments.json)
     report.show("machine", describe_machine(machine), facts=asdict(machine))
@@ -187,18 +187,20 @@ def problem_line(finding: "DetectedProblem") -> ReportLine:
 
 def summarize_models(machine: "Machine") -> Iterator[ReportLine]:
     """Which of fla's models can train here, from what is known about them."""
-    from flame_accel.diagnosis.conformance.known_issues import known_issues
+    from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
     from flame_accel.diagnosis.trainability import find_training_problems
-    from flame_accel.models.catalogue import registered_config_classes, tiny_config
+    from flame_accel.models.catalogue import fla_config_classes, tiny_config
 
     reasons: dict[tuple[str, str], list[str]] = {}
     working, leaking = [], []
-    for model_type in sorted(registered_config_classes()):
+    for model_type in sorted(fla_config_classes()):
         findings = find_training_problems(machine, tiny_config(model_type))
         blocking = [finding for finding in findings if finding.blocks_training]
         if not blocking:
             working.append(model_type)
-        if "keeps documents apart" in known_issues(model_type, machine.laws):
+        if "keeps documents apart" in known_issue_reasons_by_law(
+            model_type, machine.conformance_device
+        ):
             leaking.append(model_type)
         for finding in blocking:
             reasons.setdefault((finding.description, finding.remedy), []).append(model_type)
@@ -245,11 +247,11 @@ def examine_model(
 
 def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[ReportLine]:
     """How a small version keeps the laws of models, and whether both kinds of kernels agree."""
-    from flame_accel.diagnosis.conformance.laws import check_laws, find_mixer_kernels
+    from flame_accel.diagnosis.conformance.laws import find_cpu_mixer_kernel_modules, run_law_checks
     from flame_accel.diagnosis.small_model_trial import (
         compare_triton_with_torch,
         count_config_parameters,
-        install_kernels_untuned,
+        install_kernels_without_tuning,
         shrink_config,
     )
 
@@ -258,13 +260,13 @@ def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[
     size = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
     yield ReportLine("size", f"{size}, {count_config_parameters(config):,} parameters, on {device}")
     if machine.kernels == "triton":
-        install_kernels_untuned("triton")
-    for law, holds, reason, seconds in check_laws(config, device):
+        install_kernels_without_tuning("triton")
+    for law, holds, reason, seconds in run_law_checks(config, device):
         mark = "ok" if holds else "problem" if law == "trains" else "warning"
         text = f"{law} ({seconds:.1f} s)" if holds else f"{law}: no; {reason}"
         yield ReportLine(mark, text, "" if holds else REMEDIES[law])
     if device == "cpu":
-        families = find_mixer_kernels(config)
+        families = find_cpu_mixer_kernel_modules(config)
         yield ReportLine("kernels", ", ".join(families) or "the model's own PyTorch code")
     if machine.kernels == "triton":
         for comparison in compare_triton_with_torch(config, device):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flame_accel.config import UserError
-from flame_accel.files import write_text
+from flame_accel.files import write_text_atomically
 
 PACKAGES = ("torch", "triton", "transformers", "fla")
 
@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Checks and prints, or writes the page."""
-    from flame_accel.models.catalogue import registered_config_classes
+    from flame_accel.models.catalogue import fla_config_classes
 
     if arguments.write is not None:
         write_page(arguments.write)
         return
-    registered = sorted(registered_config_classes())
+    registered = sorted(fla_config_classes())
     unknown = [name for name in arguments.model if name not in registered]
     if unknown:
         raise UserError(
@@ -63,14 +63,17 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"{progress}  {summarize_model(jobs[job], results)}", flush=True)
             if arguments.json is not None:
                 text = json.dumps(results, indent=1, sort_keys=True)
-                write_text(arguments.json, text + "\n")
+                write_text_atomically(arguments.json, text + "\n")
 
 
 def write_page(page: Path) -> None:
     """Writes the page from the results that are kept with the source."""
-    from flame_accel.diagnosis.conformance.support_table import load_results, render_page
+    from flame_accel.diagnosis.conformance.support_table import (
+        load_results_by_device,
+        render_models_page,
+    )
 
-    write_text(page, render_page(load_results()))
+    write_text_atomically(page, render_models_page(load_results_by_device()))
     print(page)
 
 
@@ -125,9 +128,9 @@ def check_in_subprocess(model_type: str, kind: str, limit_seconds: float) -> dic
 
 def summarize_model(model_type: str, results: dict[str, Any]) -> str:
     """What became of one model, for the screen."""
-    from flame_accel.diagnosis.conformance.support_table import explain_broken_laws
+    from flame_accel.diagnosis.conformance.support_table import broken_law_reasons
 
-    broken = explain_broken_laws(results, model_type)
+    broken = broken_law_reasons(results, model_type)
     findings = results["models"][model_type]["findings"]
     seconds = sum(finding["seconds"] for finding in findings)
     told = "".join(f"\n      {law}: {reason}" for law, reason in broken.items())

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = add_quickstart(arguments.run_options)
     # wrong options end here, with exit code 2 and before torch is imported
     parse_or_exit(options)
-    plan = plan_launch(os.environ, num_gpus=count_gpus(os.environ), num_cores=count_cores())
+    plan = plan_launch(os.environ, num_gpus=count_gpus(os.environ), num_cores=count_usable_cores())
     os.environ.update(plan.environment)
     raise SystemExit(launch(plan, options))
 
@@ -81,7 +81,7 @@ def count_gpus(environment: Mapping[str, str]) -> int:
     return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
-def count_cores() -> int:
+def count_usable_cores() -> int:
     """Number of CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

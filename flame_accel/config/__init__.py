@@ -6,7 +6,7 @@ is never imported.
 
 from flame_accel.config.errors import ConfigError, Problem, UserError
 from flame_accel.config.help import OptionDescription, describe_options
-from flame_accel.config.parsing import load_file, parse, parse_or_exit
+from flame_accel.config.parsing import load_run_file, parse, parse_or_exit
 from flame_accel.config.run_file import to_toml
 from flame_accel.config.run_options import (
     CheckpointConfig,
@@ -48,7 +48,7 @@ __all__ = [
     "UserError",
     "dataset_names",
     "describe_options",
-    "load_file",
+    "load_run_file",
     "parse",
     "parse_or_exit",
     "to_toml",

@@ -7,7 +7,7 @@ that are wrong by themselves are in `validation`.
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from flame_accel.config.schema import Config, value_of
+from flame_accel.config.schema import Config, option_value
 
 
 class Violation(NamedTuple):
@@ -21,7 +21,7 @@ Check = Callable[[Config, Collection[str]], Violation | None]
 """Looks at a configuration and the names of the options that the user set."""
 
 
-def _check_context_len(config: Config, given: Collection[str]) -> Violation | None:
+def _context_len_violation(config: Config, given_options: Collection[str]) -> Violation | None:
     context_len, seq_len = config.training.context_len, config.training.seq_len
     if context_len is None or context_len == seq_len:
         return None
@@ -34,14 +34,18 @@ def _check_context_len(config: Config, given: Collection[str]) -> Violation | No
     return None
 
 
-def _check_packing(config: Config, given: Collection[str]) -> Violation | None:
+def _padded_packing_without_varlen_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     if config.training.packing == "sequential" or config.training.varlen:
         return None
     rule = "pads rows, which only works if documents are kept apart"
     return Violation(rule, "Add --training.varlen, or remove training.packing.")
 
 
-def _check_schedule_fits(config: Config, given: Collection[str]) -> Violation | None:
+def _schedule_longer_than_steps_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     steps, warmup = config.training.steps, config.training.warmup_steps
     wsd = config.optimizer.scheduler == "wsd"
     decay = round(config.optimizer.decay_ratio * steps) if wsd else 0
@@ -54,7 +58,9 @@ def _check_schedule_fits(config: Config, given: Collection[str]) -> Violation | 
     )
 
 
-def _check_persistent_workers(config: Config, given: Collection[str]) -> Violation | None:
+def _persistent_workers_without_workers_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     if not config.training.persistent_workers or config.training.num_workers > 0:
         return None
     rule = "there are no workers to keep alive (training.num_workers is 0)"
@@ -64,7 +70,9 @@ def _check_persistent_workers(config: Config, given: Collection[str]) -> Violati
 _CHECKPOINTS_OFF = "checkpoints are off (checkpoint.enable_checkpoint is false)"
 
 
-def _check_load_step(config: Config, given: Collection[str]) -> Violation | None:
+def _load_step_without_checkpoints_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     if config.checkpoint.load_step < 0 or config.checkpoint.enable_checkpoint:
         return None
     return Violation(
@@ -72,7 +80,7 @@ def _check_load_step(config: Config, given: Collection[str]) -> Violation | None
     )
 
 
-def _check_seed_checkpoint(config: Config, given: Collection[str]) -> Violation | None:
+def _seed_checkpoint_violation(config: Config, given_options: Collection[str]) -> Violation | None:
     checkpoint = config.checkpoint
     if not checkpoint.create_seed_checkpoint:
         return None
@@ -85,7 +93,9 @@ def _check_seed_checkpoint(config: Config, given: Collection[str]) -> Violation 
     return None
 
 
-def _check_initial_load(config: Config, given: Collection[str]) -> Violation | None:
+def _full_initial_load_without_path_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     checkpoint = config.checkpoint
     if checkpoint.initial_load_model_weights_only or checkpoint.initial_load_path is not None:
         return None
@@ -94,7 +104,9 @@ def _check_initial_load(config: Config, given: Collection[str]) -> Violation | N
     return Violation(rule, remedy)
 
 
-def _check_exclude_from_loading(config: Config, given: Collection[str]) -> Violation | None:
+def _exclude_from_loading_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     checkpoint = config.checkpoint
     excluded = checkpoint.exclude_from_loading
     if not excluded:
@@ -121,26 +133,32 @@ def _check_exclude_from_loading(config: Config, given: Collection[str]) -> Viola
     return None
 
 
-def _check_metrics_of_all_ranks(config: Config, given: Collection[str]) -> Violation | None:
+def _all_rank_metrics_without_tensorboard_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     if config.metrics.rank_0_only or config.metrics.enable_tensorboard:
         return None
     rule = "TensorBoard is off (metrics.enable_tensorboard is false)"
     return Violation(rule, "Add --metrics.enable_tensorboard, or remove metrics.rank_0_only.")
 
 
-def _check_evaluation_interval(config: Config, given: Collection[str]) -> Violation | None:
+def _evaluation_interval_without_dataset_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     # an explicit none turns validation off, even if a run file sets the interval
     if (
         config.evaluation.interval == 0
         or config.evaluation.dataset
-        or "evaluation.dataset" in given
+        or "evaluation.dataset" in given_options
     ):
         return None
     rule = "there is nothing to validate on (evaluation.dataset is none)"
     return Violation(rule, "Name the validation data with evaluation.dataset.")
 
 
-def _check_early_step(config: Config, given: Collection[str]) -> Violation | None:
+def _early_step_in_backward_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     if not config.optimizer.early_step_in_backward:
         return None
     training = config.training
@@ -157,9 +175,9 @@ def _check_early_step(config: Config, given: Collection[str]) -> Violation | Non
     return Violation(rule, f"Add {', '.join(missing)}, or remove optimizer.early_step_in_backward.")
 
 
-def _build_float8_recipe_check(name: str) -> Check:
-    def check(config: Config, given: Collection[str]) -> Violation | None:
-        if not value_of(config, name) or config.float8.recipe_name is not None:
+def _build_no_float8_recipe_violation_check(name: str) -> Check:
+    def check(config: Config, given_options: Collection[str]) -> Violation | None:
+        if not option_value(config, name) or config.float8.recipe_name is not None:
             return None
         rule = "has no effect: float8.recipe_name is none, which turns float8 off"
         return Violation(rule, f"Set --float8.recipe_name tensorwise, or remove {name}.")
@@ -167,7 +185,9 @@ def _build_float8_recipe_check(name: str) -> Check:
     return check
 
 
-def _check_float8_all_gather(config: Config, given: Collection[str]) -> Violation | None:
+def _float8_all_gather_without_tensorwise_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     float8 = config.float8
     if not float8.enable_fsdp_float8_all_gather or float8.recipe_name in (None, "tensorwise"):
         return None
@@ -175,7 +195,9 @@ def _check_float8_all_gather(config: Config, given: Collection[str]) -> Violatio
     return Violation(rule, "Set --float8.recipe_name tensorwise, or remove the option.")
 
 
-def _check_float8_scales(config: Config, given: Collection[str]) -> Violation | None:
+def _float8_scales_without_all_gather_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     float8 = config.float8
     if not float8.precompute_float8_dynamic_scale_for_fsdp or float8.enable_fsdp_float8_all_gather:
         return None
@@ -183,7 +205,9 @@ def _check_float8_scales(config: Config, given: Collection[str]) -> Violation | 
     return Violation(rule, "Add --float8.enable_fsdp_float8_all_gather, or remove the option.")
 
 
-def _check_float8_tensor_parallel(config: Config, given: Collection[str]) -> Violation | None:
+def _float8_with_tensor_parallel_violation(
+    config: Config, given_options: Collection[str]
+) -> Violation | None:
     if config.float8.recipe_name is None or config.training.tensor_parallel_degree == 1:
         return None
     rule = "is not supported with tensor parallelism"
@@ -194,8 +218,8 @@ def _check_float8_tensor_parallel(config: Config, given: Collection[str]) -> Vio
 
 # the options that a check compares, the most likely mistake first, and the check
 CONSISTENCY_CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
-    (("training.context_len", "training.seq_len", "training.varlen"), _check_context_len),
-    (("training.packing", "training.varlen"), _check_packing),
+    (("training.context_len", "training.seq_len", "training.varlen"), _context_len_violation),
+    (("training.packing", "training.varlen"), _padded_packing_without_varlen_violation),
     (
         (
             "training.warmup_steps",
@@ -203,21 +227,27 @@ CONSISTENCY_CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
             "optimizer.decay_ratio",
             "optimizer.scheduler",
         ),
-        _check_schedule_fits,
+        _schedule_longer_than_steps_violation,
     ),
-    (("training.persistent_workers", "training.num_workers"), _check_persistent_workers),
-    (("checkpoint.load_step", "checkpoint.enable_checkpoint"), _check_load_step),
+    (
+        ("training.persistent_workers", "training.num_workers"),
+        _persistent_workers_without_workers_violation,
+    ),
+    (
+        ("checkpoint.load_step", "checkpoint.enable_checkpoint"),
+        _load_step_without_checkpoints_violation,
+    ),
     (
         (
             "checkpoint.create_seed_checkpoint",
             "checkpoint.enable_checkpoint",
             "checkpoint.load_step",
         ),
-        _check_seed_checkpoint,
+        _seed_checkpoint_violation,
     ),
     (
         ("checkpoint.initial_load_model_weights_only", "checkpoint.initial_load_path"),
-        _check_initial_load,
+        _full_initial_load_without_path_violation,
     ),
     (
         (
@@ -226,27 +256,36 @@ CONSISTENCY_CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
             "checkpoint.initial_load_path",
             "checkpoint.initial_load_model_weights_only",
         ),
-        _check_exclude_from_loading,
+        _exclude_from_loading_violation,
     ),
-    (("metrics.rank_0_only", "metrics.enable_tensorboard"), _check_metrics_of_all_ranks),
-    (("evaluation.interval", "evaluation.dataset"), _check_evaluation_interval),
+    (
+        ("metrics.rank_0_only", "metrics.enable_tensorboard"),
+        _all_rank_metrics_without_tensorboard_violation,
+    ),
+    (("evaluation.interval", "evaluation.dataset"), _evaluation_interval_without_dataset_violation),
     *(
-        ((name, "float8.recipe_name"), _build_float8_recipe_check(name))
+        ((name, "float8.recipe_name"), _build_no_float8_recipe_violation_check(name))
         for name in (
             "float8.enable_fsdp_float8_all_gather",
             "float8.force_recompute_fp8_weight_in_bwd",
             "float8.emulate",
         )
     ),
-    (("float8.enable_fsdp_float8_all_gather", "float8.recipe_name"), _check_float8_all_gather),
+    (
+        ("float8.enable_fsdp_float8_all_gather", "float8.recipe_name"),
+        _float8_all_gather_without_tensorwise_violation,
+    ),
     (
         (
             "float8.precompute_float8_dynamic_scale_for_fsdp",
             "float8.enable_fsdp_float8_all_gather",
         ),
-        _check_float8_scales,
+        _float8_scales_without_all_gather_violation,
     ),
-    (("float8.recipe_name", "training.tensor_parallel_degree"), _check_float8_tensor_parallel),
+    (
+        ("float8.recipe_name", "training.tensor_parallel_degree"),
+        _float8_with_tensor_parallel_violation,
+    ),
     (
         (
             "optimizer.early_step_in_backward",
@@ -255,6 +294,6 @@ CONSISTENCY_CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
             "training.skip_nan_inf",
             "training.gradient_accumulation_steps",
         ),
-        _check_early_step,
+        _early_step_in_backward_violation,
     ),
 )

@@ -23,21 +23,21 @@ _MAX_NAME_LENGTH = 40
 
 
 def derive_defaults(
-    config: Config, given: Collection[str], *, run_file: str | None, file_config: Config
+    config: Config, given_options: Collection[str], *, run_file: str | None, file_config: Config
 ) -> Config:
     """Fills in the derived defaults of options that the user did not set.
 
     Args:
         config: All sources together.
-        given: Names of the options that the user set.
+        given_options: Names of the options that the user set.
         run_file: Path or name of the run file, if there is one.
         file_config: The run file without the flags.
     """
     job, training = config.job, config.training
-    if "job.dump_folder" not in given:
-        name = run_name(config, run_file, file_config)
+    if "job.dump_folder" not in given_options:
+        name = derive_run_name(config, run_file, file_config)
         job = replace(job, dump_folder=f"{_PARENT_FOLDER}/{name}" if name else _PARENT_FOLDER)
-    if "training.warmup_steps" not in given:
+    if "training.warmup_steps" not in given_options:
         wsd = config.optimizer.scheduler == "wsd"
         decay_ratio = config.optimizer.decay_ratio if wsd else 0.0
         warmup_steps = default_warmup_steps(training.steps, decay_ratio)
@@ -50,41 +50,48 @@ def default_warmup_steps(steps: int, decay_ratio: float) -> int:
     return max(0, min(_MAX_WARMUP_STEPS, steps // 5, steps - round(decay_ratio * steps)))
 
 
-def run_name(config: Config, run_file: str | None, file_config: Config) -> str:
+def derive_run_name(config: Config, run_file: str | None, file_config: Config) -> str:
     """The name of a run: its run file, or its model and data.
 
     Flags that replace the model or the data of the run file are added to the name.
     """
-    model, data = _model_name(config.model.config), _data_name(config.training)
+    model, data = (
+        _model_name_from_config_path(config.model.config),
+        _joined_dataset_names(config.training),
+    )
     if run_file is None:
         parts = [model, data]
     else:
-        parts = [_clean_name(Path(run_file).stem)]
-        parts += [model] * (model != _model_name(file_config.model.config))
-        parts += [data] * (data != _data_name(file_config.training))
+        parts = [_sanitize_for_folder_name(Path(run_file).stem)]
+        parts += [model] * (model != _model_name_from_config_path(file_config.model.config))
+        parts += [data] * (data != _joined_dataset_names(file_config.training))
     return "-".join(filter(None, parts))
 
 
-def _model_name(model_config: str | None) -> str:
+def _model_name_from_config_path(model_config: str | None) -> str:
     path = Path(model_config or "")
     # a folder names the model, its config.json does not
-    return _clean_name(path.parent.name if path.name == "config.json" else _strip_suffixes(path))
+    return _sanitize_for_folder_name(
+        path.parent.name if path.name == "config.json" else _last_part_without_extensions(path)
+    )
 
 
-def _data_name(training: TrainingConfig) -> str:
+def _joined_dataset_names(training: TrainingConfig) -> str:
     names = []
     for dataset in dataset_names(training):
         # the last part of a glob pattern that is not a pattern itself
         parts = [part for part in Path(dataset).parts if not set(part) & set("*?[")]
-        names.append(_strip_suffixes(Path(parts[-1])) if parts else "")
-    return "-".join(filter(None, map(_clean_name, [*names, training.dataset_name or ""])))
+        names.append(_last_part_without_extensions(Path(parts[-1])) if parts else "")
+    return "-".join(
+        filter(None, map(_sanitize_for_folder_name, [*names, training.dataset_name or ""]))
+    )
 
 
-def _strip_suffixes(path: Path) -> str:
+def _last_part_without_extensions(path: Path) -> str:
     """The last part of a path without file extensions; a version such as 1.3B is none."""
     return re.sub(r"(\.[A-Za-z]\w*)+$", "", path.name)
 
 
-def _clean_name(name: str) -> str:
+def _sanitize_for_folder_name(name: str) -> str:
     """A name that is safe as part of a folder's name."""
     return re.sub(r"[^\w.+-]+", "_", name).strip("._-")[:_MAX_NAME_LENGTH]

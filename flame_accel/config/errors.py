@@ -80,10 +80,10 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        exit_with(error)
+        print_error_and_exit(error)
 
 
-def exit_with(error: UserError) -> NoReturn:
+def print_error_and_exit(error: UserError) -> NoReturn:
     """Prints the message on standard error and ends the process with the error's exit code."""
     rank = os.environ.get("RANK", "0")
     # every rank of a launch runs into the same error: one of them explains it

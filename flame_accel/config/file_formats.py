@@ -40,7 +40,7 @@ class Table(list[tuple[str, int, Any]]):
     """A mapping as a list of (key, line, value), which keeps a key that is given twice."""
 
 
-def _flatten_table(root: Table) -> Iterator[Entry]:
+def _list_sections_and_options(root: Table) -> Iterator[Entry]:
     for name, line, body in root:
         if isinstance(body, Table):
             yield Entry(section=name, line=line)
@@ -72,14 +72,16 @@ def parse_toml(text: str) -> list[Entry]:
         problem = SyntaxProblem(f"is not valid TOML: {message}", line)
     if problem is not None and message != "Cannot overwrite a value":
         raise problem
-    entries = list(_flatten_table(_parse_toml_statements(toml.loads, lines)))
+    entries = list(_list_sections_and_options(_parse_toml_with_line_numbers(toml.loads, lines)))
     # the parser does not name a key that is given twice; the entries show it
     if problem is not None and len({entry.name for entry in entries}) == len(entries):
         raise problem
     return entries
 
 
-def _parse_toml_statements(loads: Callable[[str], dict[str, Any]], lines: list[str]) -> Table:
+def _parse_toml_with_line_numbers(
+    loads: Callable[[str], dict[str, Any]], lines: list[str]
+) -> Table:
     """The sections of TOML lines, read statement by statement to know the line of each.
 
     The parser gives no line numbers. A statement is the fewest lines that parse on their own; a
@@ -95,7 +97,7 @@ def _parse_toml_statements(loads: Callable[[str], dict[str, Any]], lines: list[s
             continue
         line, start = start + 1, end
         if statement.lstrip().startswith("["):
-            section = _section_name(content)
+            section = _dotted_section_name(content)
         elif section and content:
             content = {section: content}
         for name, body in content.items():
@@ -109,7 +111,7 @@ def _parse_toml_statements(loads: Callable[[str], dict[str, Any]], lines: list[s
     return root
 
 
-def _section_name(content: dict[str, Any]) -> str:
+def _dotted_section_name(content: dict[str, Any]) -> str:
     """The dotted name in a section header, which parses as nested tables of one key each."""
     names: list[str] = []
     inner: Any = content
@@ -127,7 +129,7 @@ class _Object(list[tuple[str, Any]]):
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|[{}\[\]]')
 
 
-def _json_key_lines(text: str) -> Iterator[int]:
+def _json_section_and_option_line_numbers(text: str) -> Iterator[int]:
     """Line numbers of the keys of sections and options, in the order of a valid document."""
     depth = 0
     for token in _JSON_TOKEN.finditer(text):
@@ -151,7 +153,7 @@ def parse_json(text: str) -> list[Entry]:
         raise SyntaxProblem(f"is not valid JSON: {error.msg}", error.lineno) from None
     if not isinstance(content, _Object):
         raise SyntaxProblem("must be an object of sections", 1)
-    root, lines = Table(), _json_key_lines(text)
+    root, lines = Table(), _json_section_and_option_line_numbers(text)
     for name, body in content:
         line = next(lines)
         if isinstance(body, _Object):
@@ -160,7 +162,7 @@ def parse_json(text: str) -> list[Entry]:
                 for key, value in body
             )
         root.append((name, line, body))
-    return list(_flatten_table(root))
+    return list(_list_sections_and_options(root))
 
 
 _YAML_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
@@ -181,7 +183,7 @@ def parse_yaml(text: str) -> list[Entry]:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise SyntaxProblem("must be a mapping of sections", root.start_mark.line + 1)
-        return list(_flatten_table(_yaml_node_to_table(loader, root, depth=1)))
+        return list(_list_sections_and_options(_yaml_node_to_table(loader, root, depth=1)))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1

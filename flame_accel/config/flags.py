@@ -12,7 +12,12 @@ from flame_accel.config.file_formats import PARSERS
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.paths import PathKind
 from flame_accel.config.schema import Option, options
-from flame_accel.config.settings import OptionSource, Setting, find_option, suggest_option
+from flame_accel.config.settings import (
+    OptionSource,
+    Setting,
+    find_option,
+    suggest_option_and_mark_misread,
+)
 from flame_accel.config.values import InvalidValue, format_value, parse_text_value
 
 _UNKNOWN = "there is no such option"
@@ -29,12 +34,14 @@ def read_flags(argv: Sequence[str]) -> OptionSource:
         flag, end = argv[position], position + 1
         while end < len(argv) and not argv[end].startswith("--"):
             end += 1
-        _read_flag(source, flag, argv[position + 1 : end])
+        _read_flag_into_source(source, flag, argv[position + 1 : end])
         position = end
     return source
 
 
-def _read_flag(source: OptionSource, flag: str, following: Sequence[str]) -> None:
+def _read_flag_into_source(
+    source: OptionSource, flag: str, arguments_until_next_flag: Sequence[str]
+) -> None:
     """Reads one flag and the arguments up to the next one."""
     written, equals, value = flag.partition("=")
     name = written.removeprefix("--").replace("-", "_")
@@ -43,56 +50,63 @@ def _read_flag(source: OptionSource, flag: str, following: Sequence[str]) -> Non
         option = find_option(name.replace(".no_", ".", 1))
         negated = option is not None
     if not flag.startswith("--"):
-        _report_stray_arguments(source, [flag, *following])
+        _add_stray_argument_problems(source, [flag, *arguments_until_next_flag])
     elif name in _CONFIG_FILE_NAMES:
-        _report_missing_config_file(source, written, value or " ".join(following[:1]))
+        _add_foreign_config_file_flag_problem(
+            source, written, value or " ".join(arguments_until_next_flag[:1])
+        )
     elif option is None or (negated and option.kind is not bool):
-        _report_unknown_flag(source, written, name)
+        _add_unknown_flag_problem(source, written, name)
     elif negated:
         if equals:
             remedy = f"Write {written}, or --{option.name}={value}."
-            _report_wrong_value(source, option, written, value, "takes no value", remedy)
+            _add_wrong_value_problem(source, option, written, value, "takes no value", remedy)
         else:
             setting = Setting(name=option.name, value=False, where=written, shown="false")
             source.settings.append(setting)
-        _report_stray_arguments(source, following)
+        _add_stray_argument_problems(source, arguments_until_next_flag)
     else:
-        values = [value] if equals else _take_values(option, following)
+        values = [value] if equals else _leading_option_values(option, arguments_until_next_flag)
         # a pattern that the shell expanded leaves data files behind its first match
-        rest = following if equals else following[len(values) :]
+        rest = arguments_until_next_flag if equals else arguments_until_next_flag[len(values) :]
         is_data = option.path is PathKind.COMMA_SEPARATED
-        _report_stray_arguments(source, rest, may_be_data=is_data)
-        _parse_flag_into(source, option, written, values)
+        _add_stray_argument_problems(source, rest, may_be_data_files=is_data)
+        _add_flag_setting_or_problem(source, option, written, values)
 
 
-def _take_values(option: Option, following: Sequence[str]) -> Sequence[str]:
+def _leading_option_values(
+    option: Option, arguments_until_next_flag: Sequence[str]
+) -> Sequence[str]:
     """The leading arguments that are values of the option."""
     if option.many:
-        return following
-    if option.kind is bool and (not following or following[0].lower() not in ("true", "false")):
+        return arguments_until_next_flag
+    if option.kind is bool and (
+        not arguments_until_next_flag
+        or arguments_until_next_flag[0].lower() not in ("true", "false")
+    ):
         return []
-    return following[:1]
+    return arguments_until_next_flag[:1]
 
 
-def _parse_flag_into(
+def _add_flag_setting_or_problem(
     source: OptionSource, option: Option, flag: str, values: Sequence[str]
 ) -> None:
     """Adds the setting of a flag, or the problem with its value, to the source."""
     if not values and option.kind is not bool:
         remedy = f"Write {flag} VALUE, or {flag}=VALUE if the value starts with --."
-        _report_wrong_value(source, option, flag, None, "needs a value", remedy)
+        _add_wrong_value_problem(source, option, flag, None, "needs a value", remedy)
         return
     text = ",".join(values) if values else "true"
     try:
         value = parse_text_value(option, text)
     except InvalidValue as error:
-        _report_wrong_value(source, option, flag, text, error.rule, error.remedy)
+        _add_wrong_value_problem(source, option, flag, text, error.rule, error.remedy)
     else:
         setting = Setting(name=option.name, value=value, where=flag, shown=format_value(value))
         source.settings.append(setting)
 
 
-def _report_wrong_value(
+def _add_wrong_value_problem(
     source: OptionSource, option: Option, flag: str, text: str | None, rule: str, remedy: str
 ) -> None:
     source.misread.add(option.name)
@@ -100,18 +114,18 @@ def _report_wrong_value(
     source.problems.append(Problem(where=flag, value=value, rule=rule, remedy=remedy))
 
 
-def _report_unknown_flag(source: OptionSource, flag: str, name: str) -> None:
+def _add_unknown_flag_problem(source: OptionSource, flag: str, name: str) -> None:
     negations = tuple(
         option.name.replace(".", ".no_", 1)
         for option in (*options().values(), *FLAME_OPTIONS.values())
         if option.kind is bool
     )
-    remedy = suggest_option(source, name, prefix="--", extra=negations)
+    remedy = suggest_option_and_mark_misread(source, name, prefix="--", extra_names=negations)
     problem = Problem(where=flag, value=None, rule=_UNKNOWN, remedy=remedy)
     source.problems.append(problem)
 
 
-def _report_missing_config_file(source: OptionSource, flag: str, value: str) -> None:
+def _add_foreign_config_file_flag_problem(source: OptionSource, flag: str, value: str) -> None:
     """Reports another program's flag for a run file; what the file would set is not known."""
     source.complete = False
     remedy = (
@@ -121,8 +135,8 @@ def _report_missing_config_file(source: OptionSource, flag: str, value: str) -> 
     source.problems.append(Problem(where=flag, value=None, rule=_UNKNOWN, remedy=remedy))
 
 
-def _report_stray_arguments(
-    source: OptionSource, arguments: Sequence[str], *, may_be_data: bool = False
+def _add_stray_argument_problems(
+    source: OptionSource, arguments: Sequence[str], *, may_be_data_files: bool = False
 ) -> None:
     """Reports arguments that no option takes; a run file among them gets the flag for it."""
     for text in arguments:
@@ -130,7 +144,9 @@ def _report_stray_arguments(
             "Write options as --section.option value; quote a value that contains spaces or a "
             "pattern."
         )
-        if not may_be_data and (text.lower().endswith(tuple(PARSERS)) or os.path.isfile(text)):
+        if not may_be_data_files and (
+            text.lower().endswith(tuple(PARSERS)) or os.path.isfile(text)
+        ):
             source.complete = False
             remedy = f"Did you mean --{_CONFIG_FILE} {text}? {remedy}"
         where = format_value(text)

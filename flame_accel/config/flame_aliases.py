@@ -23,7 +23,7 @@ class Alias:
     """From the value of the alias to the value of our option."""
 
 
-def _unchanged(value: Any) -> Any:
+def _return_unchanged(value: Any) -> Any:
     return value
 
 
@@ -37,12 +37,12 @@ _ALIASES = (
     Alias(
         option=Option(name="lr_scheduler.warmup_steps", kind=int),
         target="training.warmup_steps",
-        convert=_unchanged,
+        convert=_return_unchanged,
     ),
     Alias(
         option=Option(name="lr_scheduler.lr_min", kind=float),
         target="optimizer.min_lr_ratio",
-        convert=_unchanged,
+        convert=_return_unchanged,
     ),
     Alias(
         option=Option(
@@ -59,7 +59,7 @@ _ALIASES = (
     Alias(
         option=Option(name="checkpoint.last_save_model_weights_only", kind=bool),
         target="checkpoint.model_weights_only",
-        convert=_unchanged,
+        convert=_return_unchanged,
     ),
     Alias(
         option=Option(name="experimental.custom_model_path", kind=str, path=PathKind.ONE),

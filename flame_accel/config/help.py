@@ -108,7 +108,7 @@ def describe_options() -> tuple[OptionDescription, ...]:
     helps = {
         f"{section}.{member}": text
         for section, section_class in sections().items()
-        for member, text in _field_docstrings(section_class).items()
+        for member, text in _docstrings_by_field(section_class).items()
     }
     return tuple(
         OptionDescription(
@@ -123,7 +123,7 @@ def describe_options() -> tuple[OptionDescription, ...]:
     )
 
 
-def _field_docstrings(section_class: type) -> dict[str, str]:
+def _docstrings_by_field(section_class: type) -> dict[str, str]:
     """The string under each field of a class, as one line."""
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(section_class))).body
     assert isinstance(definition, ast.ClassDef)
@@ -135,7 +135,7 @@ def _field_docstrings(section_class: type) -> dict[str, str]:
     return docstrings
 
 
-def help_topic(argv: Sequence[str]) -> str | None:
+def requested_help_topic(argv: Sequence[str]) -> str | None:
     """The topic that a command line asks help for; empty for none in particular, None for no help.
 
     The topic follows `-h` or `--help`.
@@ -167,10 +167,12 @@ def format_help(topic: str, *, width: int) -> str:
         ConfigError: There is no such topic.
     """
     width = max(_MIN_WIDTH, min(width, _MAX_WIDTH))
-    return "\n".join(_format_common(width) if not topic else _format_topic(topic, width))
+    return "\n".join(
+        _common_options_help_lines(width) if not topic else _topic_help_lines(topic, width)
+    )
 
 
-def _format_common(width: int) -> Iterator[str]:
+def _common_options_help_lines(width: int) -> Iterator[str]:
     """An introduction, and the common options with a line each."""
     yield "usage: bash train.sh [--section.option value ...]"
     yield ""
@@ -203,7 +205,7 @@ def _format_common(width: int) -> Iterator[str]:
     )
 
 
-def _format_topic(topic: str, width: int) -> Iterator[str]:
+def _topic_help_lines(topic: str, width: int) -> Iterator[str]:
     """Everything about the options of a section, one option, or all options."""
     name = topic.removeprefix("--")
     chosen = [

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flame_accel.config.errors import BrokenRule
-from flame_accel.config.schema import Config, value_of
+from flame_accel.config.schema import Config, option_value
 from flame_accel.config.training_options import PER_DATASET, dataset_names, values_per_dataset
-from flame_accel.presets import MODELS, find_preset, nearest_presets
+from flame_accel.presets import MODELS, find_preset, nearest_preset_names
 
 _INPUTS = (
     "model.config",
@@ -25,15 +25,15 @@ _PREFIXES = (".", "/", "~")
 _SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
 
 
-def find_broken_input_rules(config: Config) -> Iterator[BrokenRule]:
+def find_broken_dataset_and_path_rules(config: Config) -> Iterator[BrokenRule]:
     """Dataset options that do not match, missing inputs, and a run folder that cannot be made."""
-    yield from _mismatched_datasets(config)
-    yield from _missing_inputs(config)
-    yield from _unusable_run_folder(config.job.dump_folder)
-    yield from _data_in_run_folder(config)
+    yield from _find_dataset_count_mismatches(config)
+    yield from _find_missing_input_paths(config)
+    yield from _find_unusable_run_folder(config.job.dump_folder)
+    yield from _find_run_folder_that_is_data_folder(config)
 
 
-def _mismatched_datasets(config: Config) -> Iterator[BrokenRule]:
+def _find_dataset_count_mismatches(config: Config) -> Iterator[BrokenRule]:
     """Options with another number of entries than there are datasets."""
     training, names = config.training, dataset_names(config.training)
     count = len(names)
@@ -63,13 +63,13 @@ def _mismatched_datasets(config: Config) -> Iterator[BrokenRule]:
             )
 
 
-def _missing_inputs(config: Config) -> Iterator[BrokenRule]:
+def _find_missing_input_paths(config: Config) -> Iterator[BrokenRule]:
     """Input paths that do not exist."""
-    inputs = [(name, value_of(config, name)) for name in _INPUTS]
+    inputs = [(name, option_value(config, name)) for name in _INPUTS]
     inputs += [("training.dataset", name) for name in dataset_names(config.training)]
     inputs += [("model.custom", path) for path in config.model.custom]
     for name, path in inputs:
-        if path is None or _exists(path):
+        if path is None or _path_or_glob_match_exists(path):
             continue
         is_model = name == "model.config"
         if is_model and find_preset(MODELS, path) is not None:
@@ -79,25 +79,25 @@ def _missing_inputs(config: Config) -> Iterator[BrokenRule]:
             yield BrokenRule(
                 options=(name,),
                 rule=f"{path} does not exist",
-                remedy=_suggest_existing(path, is_model=is_model),
+                remedy=_missing_path_remedy(path, is_model=is_model),
             )
 
 
-def _suggest_existing(path: str, *, is_model: bool) -> str:
+def _missing_path_remedy(path: str, *, is_model: bool) -> str:
     """What to name instead of a path that does not exist: the nearest existing names."""
     folder = Path(path).parent
     names = os.listdir(folder) if folder.is_dir() and os.access(folder, os.R_OK) else []
     near = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.75)
     existing = [str(folder / name) for name in near]
     if is_model:
-        existing += nearest_presets(MODELS, Path(path).name)
+        existing += nearest_preset_names(MODELS, Path(path).name)
     hub = " A model on the Hub is owner/name." if is_model else ""
     if existing:
         return f"Did you mean {' or '.join(existing[:3])}?{hub}"
     return f"Name an existing path; it is relative to {os.getcwd()}.{hub}"
 
 
-def _unusable_run_folder(dump_folder: str) -> Iterator[BrokenRule]:
+def _find_unusable_run_folder(dump_folder: str) -> Iterator[BrokenRule]:
     """A run folder that cannot be created or written to."""
     folder = Path(dump_folder)
     # the root of the file system and the working directory always exist
@@ -112,7 +112,7 @@ def _unusable_run_folder(dump_folder: str) -> Iterator[BrokenRule]:
     yield BrokenRule(options=("job.dump_folder",), rule=rule, remedy=remedy)
 
 
-def _data_in_run_folder(config: Config) -> Iterator[BrokenRule]:
+def _find_run_folder_that_is_data_folder(config: Config) -> Iterator[BrokenRule]:
     """A run folder that is a folder of data, whose files the run would read as its own data."""
     run_folder = os.path.realpath(config.job.dump_folder)
     for name in dataset_names(config.training):
@@ -133,7 +133,7 @@ def _looks_like_path(value: str) -> bool:
     )
 
 
-def _exists(path: str) -> bool:
+def _path_or_glob_match_exists(path: str) -> bool:
     """Whether a file, a folder, or a match of a glob pattern exists."""
     if glob.has_magic(path) and not os.path.exists(path):
         # one match is enough; a search through all folders may take long and is left to the data

@@ -5,13 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from flame_accel.config.derived_defaults import derive_defaults
-from flame_accel.config.errors import BrokenRule, ConfigError, Problem, exit_with
+from flame_accel.config.errors import BrokenRule, ConfigError, Problem, print_error_and_exit
 from flame_accel.config.flags import read_flags
 from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
-from flame_accel.config.help import help_topic, print_help
-from flame_accel.config.input_checks import find_broken_input_rules
+from flame_accel.config.help import print_help, requested_help_topic
+from flame_accel.config.input_checks import find_broken_dataset_and_path_rules
 from flame_accel.config.run_file import read_run_file
-from flame_accel.config.schema import Config, sections, value_of
+from flame_accel.config.schema import Config, option_value, sections
 from flame_accel.config.settings import OptionSource, Setting, merge_sources
 from flame_accel.config.validation import find_broken_rules
 from flame_accel.config.values import format_value
@@ -27,7 +27,7 @@ def parse(argv: Sequence[str]) -> Config:
             that of a help topic.
         SystemExit: With status 0, after printing the help, if `-h` or `--help` is among the flags.
     """
-    topic = help_topic(argv)
+    topic = requested_help_topic(argv)
     if topic is not None:
         print_help(topic)
         raise SystemExit(0)
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> Config:
     # the last one counts, as for every flag
     path = {setting.name: setting.value for setting in flags.settings}.get(_CONFIG_FILE)
     file = read_run_file(path, f"--{_CONFIG_FILE}") if path else OptionSource()
-    return _build_config(file, flags, run_file=path or None, check_inputs=True)
+    return _build_checked_config(file, flags, run_file=path or None, check_inputs=True)
 
 
 def parse_or_exit(argv: Sequence[str]) -> Config:
@@ -43,10 +43,10 @@ def parse_or_exit(argv: Sequence[str]) -> Config:
     try:
         return parse(argv)
     except ConfigError as error:
-        exit_with(error)
+        print_error_and_exit(error)
 
 
-def load_file(path: str | os.PathLike[str]) -> Config:
+def load_run_file(path: str | os.PathLike[str]) -> Config:
     """The configuration of a run file alone, such as one written by `to_toml`.
 
     Paths inside it need not exist: the file may come from a run on another machine.
@@ -56,10 +56,10 @@ def load_file(path: str | os.PathLike[str]) -> Config:
     """
     run_file = os.fspath(path)
     file = read_run_file(run_file, "run file")
-    return _build_config(file, OptionSource(), run_file=run_file, check_inputs=False)
+    return _build_checked_config(file, OptionSource(), run_file=run_file, check_inputs=False)
 
 
-def _build_config(
+def _build_checked_config(
     file: OptionSource, flags: OptionSource, *, run_file: str | None, check_inputs: bool
 ) -> Config:
     """The configuration of a run file and flags.
@@ -72,28 +72,28 @@ def _build_config(
     settings = merged.settings
     flame_only = {name: setting.value for name, setting in settings.items() if name in FLAME_ONLY}
     config = derive_defaults(
-        _fill_sections(settings),
+        _config_from_settings(settings),
         settings.keys(),
         run_file=run_file,
-        file_config=_fill_sections(merge_sources([file]).settings),
+        file_config=_config_from_settings(merge_sources([file]).settings),
     )
     broken = list(find_broken_rules(config, settings.keys(), flame_only))
     if check_inputs:
-        broken += find_broken_input_rules(config)
+        broken += find_broken_dataset_and_path_rules(config)
     problems = [problem for source in sources for problem in source.problems] + merged.problems
-    misread = _misread_options(sources)
+    misread = _misread_option_names(sources)
     complete = all(source.complete for source in sources)
     problems += [
-        _locate(config, rule, settings)
+        _problem_from_broken_rule(config, rule, settings)
         for rule in broken
-        if _is_certain(rule, misread, settings, complete=complete)
+        if _all_options_were_read(rule, misread, settings, sources_complete=complete)
     ]
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _fill_sections(settings: Mapping[str, Setting]) -> Config:
+def _config_from_settings(settings: Mapping[str, Setting]) -> Config:
     """The configuration with these settings and plain defaults for everything else."""
     values: dict[str, dict[str, Any]] = {section: {} for section in sections()}
     for name, setting in settings.items():
@@ -103,7 +103,7 @@ def _fill_sections(settings: Mapping[str, Setting]) -> Config:
     return Config(**{name: section(**values[name]) for name, section in sections().items()})
 
 
-def _misread_options(sources: Sequence[OptionSource]) -> set[str]:
+def _misread_option_names(sources: Sequence[OptionSource]) -> set[str]:
     """Our names of the options that a source sets wrongly."""
     misread = {name for source in sources for name in source.misread}
     misread |= {alias.target for name, alias in ALIASES.items() if name in misread}
@@ -112,19 +112,23 @@ def _misread_options(sources: Sequence[OptionSource]) -> set[str]:
     return misread
 
 
-def _is_certain(
-    rule: BrokenRule, misread: Collection[str], settings: Collection[str], *, complete: bool
+def _all_options_were_read(
+    rule: BrokenRule, misread: Collection[str], user_set: Collection[str], *, sources_complete: bool
 ) -> bool:
     """Whether a rule is broken by what the user wrote, not by what could not be read."""
-    return all(name not in misread and (complete or name in settings) for name in rule.options)
+    return all(
+        name not in misread and (sources_complete or name in user_set) for name in rule.options
+    )
 
 
-def _locate(config: Config, broken: BrokenRule, settings: Mapping[str, Setting]) -> Problem:
+def _problem_from_broken_rule(
+    config: Config, broken: BrokenRule, settings: Mapping[str, Setting]
+) -> Problem:
     """The broken rule with the place where the user set one of its options, if they did."""
     name = next((name for name in broken.options if name in settings), broken.options[0])
     if name in settings:
         where, shown = settings[name].where, settings[name].shown
     else:
-        value = value_of(config, name)
+        value = option_value(config, name)
         where, shown = f"--{name}", None if value is None else format_value(value)
     return Problem(where=where, value=shown, rule=broken.rule, remedy=broken.remedy)

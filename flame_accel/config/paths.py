@@ -1,7 +1,7 @@
 """Options that are paths: how they are declared, and `~` and `$VARIABLE` in them.
 
 A field whose type is `PathText` or `PathList` is expanded wherever its value comes from. Whether a
-path exists is checked in `path_checks`.
+path exists is checked in `input_checks`.
 """
 
 import os
@@ -48,7 +48,7 @@ def expand_path(text: str) -> str:
     return _VARIABLE.sub(look_up, expanded)
 
 
-def expand_path_list(text: str) -> str:
+def expand_comma_separated_paths(text: str) -> str:
     """`expand_path` for each of several paths that are separated by commas."""
     if os.path.exists(text):
         return text

@@ -11,8 +11,13 @@ from typing import Any
 from flame_accel.config.errors import ConfigError, Problem
 from flame_accel.config.file_formats import PARSERS, Entry, SyntaxProblem
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
-from flame_accel.config.schema import Config, options, sections, value_of
-from flame_accel.config.settings import OptionSource, Setting, find_option, suggest_option
+from flame_accel.config.schema import Config, option_value, options, sections
+from flame_accel.config.settings import (
+    OptionSource,
+    Setting,
+    find_option,
+    suggest_option_and_mark_misread,
+)
 from flame_accel.config.suggestions import nearest_option_name
 from flame_accel.config.values import InvalidValue, convert_file_value, format_value
 from flame_accel.presets import RECIPES, resolve_preset, suggest_presets
@@ -28,7 +33,7 @@ def read_run_file(path: str, where: str) -> OptionSource:
     source = OptionSource()
     path = resolve_preset(RECIPES, path)
     try:
-        entries = _parse_file(path, where)
+        entries = _parse_run_file(path, where)
     except ConfigError as error:
         source.problems.extend(error.problems)
         source.complete = False
@@ -37,19 +42,21 @@ def read_run_file(path: str, where: str) -> OptionSource:
     lines: dict[str, int] = {}
     for entry in entries:
         name = entry.name
-        at = f"{path}:{entry.line}: {name if name.isprintable() else ascii(name)}"
+        place_in_file = f"{path}:{entry.line}: {name if name.isprintable() else ascii(name)}"
         if name in lines:
             rule, remedy = f"was already set in line {lines[name]}", "Keep one of the two."
-            source.problems.append(Problem(where=at, value=None, rule=rule, remedy=remedy))
+            source.problems.append(
+                Problem(where=place_in_file, value=None, rule=rule, remedy=remedy)
+            )
         elif entry.key is not None and (not entry.section or entry.section in known):
-            _read_option_into(source, entry, at, known)
+            _add_option_setting_or_problem(source, entry, place_in_file, known)
         elif entry.section not in known:
-            _report_unknown_section(source, entry, at, known)
+            _add_unknown_section_problem(source, entry, place_in_file, known)
         lines.setdefault(name, entry.line)
     return source
 
 
-def _parse_file(path: str, where: str) -> list[Entry]:
+def _parse_run_file(path: str, where: str) -> list[Entry]:
     """The entries of a run file.
 
     Raises:
@@ -59,32 +66,32 @@ def _parse_file(path: str, where: str) -> list[Entry]:
     try:
         if parser is None and not Path(path).suffix and not Path(path).exists():
             rule = "is neither a file nor a recipe in the package"
-            raise _unusable_file(where, path, rule, suggest_presets(RECIPES, path))
+            raise _unusable_file_error(where, path, rule, suggest_presets(RECIPES, path))
         if parser is None:
             remedy = f"Name a file that ends in {', '.join(PARSERS)}."
-            raise _unusable_file(where, path, "is not a run file", remedy)
+            raise _unusable_file_error(where, path, "is not a run file", remedy)
         return parser(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         rule = f"cannot be read: {error.strerror}"
-        raise _unusable_file(where, path, rule, "Name an existing file.") from None
+        raise _unusable_file_error(where, path, rule, "Name an existing file.") from None
     except UnicodeDecodeError:
         rule, remedy = "is not text in UTF-8", "Save the file as UTF-8."
-        raise _unusable_file(path, None, rule, remedy) from None
+        raise _unusable_file_error(path, None, rule, remedy) from None
     except SyntaxProblem as error:
-        at, remedy = f"{path}:{error.line}", "Correct this line; nothing in the file was used."
-        raise _unusable_file(at, None, error.message, remedy) from None
+        line, remedy = f"{path}:{error.line}", "Correct this line; nothing in the file was used."
+        raise _unusable_file_error(line, None, error.message, remedy) from None
     except RecursionError:
         remedy = "Write only [section] and option = value."
-        raise _unusable_file(path, None, "is nested too deeply", remedy) from None
+        raise _unusable_file_error(path, None, "is nested too deeply", remedy) from None
 
 
-def _unusable_file(where: str, path: str | None, rule: str, remedy: str) -> ConfigError:
+def _unusable_file_error(where: str, path: str | None, rule: str, remedy: str) -> ConfigError:
     value = None if path is None else format_value(path)
     return ConfigError([Problem(where=where, value=value, rule=rule, remedy=remedy)])
 
 
-def _read_option_into(
-    source: OptionSource, entry: Entry, at: str, known_sections: Collection[str]
+def _add_option_setting_or_problem(
+    source: OptionSource, entry: Entry, place_in_file: str, known_sections: Collection[str]
 ) -> None:
     """Adds the setting of an entry, or the problem with it, to the source."""
     name = entry.name
@@ -93,23 +100,23 @@ def _read_option_into(
         if name in known_sections:
             rule, remedy = "is a section, not an option", f"Write its options below it: [{name}]."
         else:
-            rule, remedy = "there is no such option", suggest_option(source, name)
-        source.problems.append(Problem(where=at, value=None, rule=rule, remedy=remedy))
+            rule, remedy = "there is no such option", suggest_option_and_mark_misread(source, name)
+        source.problems.append(Problem(where=place_in_file, value=None, rule=rule, remedy=remedy))
         return
     shown = format_value(entry.value)
     try:
         value = convert_file_value(option, entry.value)
     except InvalidValue as error:
         source.misread.add(name)
-        problem = Problem(where=at, value=shown, rule=error.rule, remedy=error.remedy)
+        problem = Problem(where=place_in_file, value=shown, rule=error.rule, remedy=error.remedy)
         source.problems.append(problem)
     else:
-        setting = Setting(name=name, value=value, where=at, shown=format_value(value))
+        setting = Setting(name=name, value=value, where=place_in_file, shown=format_value(value))
         source.settings.append(setting)
 
 
-def _report_unknown_section(
-    source: OptionSource, entry: Entry, at: str, known_sections: Collection[str]
+def _add_unknown_section_problem(
+    source: OptionSource, entry: Entry, place_in_file: str, known_sections: Collection[str]
 ) -> None:
     """Reports an unknown section once; the options probably meant in it are marked as misread."""
     best = nearest_option_name(entry.section, known_sections)
@@ -117,7 +124,9 @@ def _report_unknown_section(
         source.misread.add(f"{best}.{entry.key}")
         return
     remedy = f"Did you mean {best}?" if best else f"The sections are {', '.join(sections())}."
-    problem = Problem(where=at, value=None, rule="there is no such section", remedy=remedy)
+    problem = Problem(
+        where=place_in_file, value=None, rule="there is no such section", remedy=remedy
+    )
     source.problems.append(problem)
 
 
@@ -128,7 +137,7 @@ def to_toml(config: Config) -> str:
         section, _, key = name.partition(".")
         if f"[{section}]" not in lines:
             lines += ["", f"[{section}]"]
-        lines.append(f"{key} = {_format_toml_value(value_of(config, name))}")
+        lines.append(f"{key} = {_format_toml_value(option_value(config, name))}")
     return "\n".join(lines[1:]) + "\n"
 
 

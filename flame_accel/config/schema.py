@@ -88,11 +88,11 @@ def options() -> dict[str, Option]:
         hints = get_type_hints(section_class, include_extras=True)
         for member in dataclasses.fields(section_class):
             name = f"{section}.{member.name}"
-            declared[name] = _describe_field(name, hints[member.name], member.default)
+            declared[name] = _option_from_field(name, hints[member.name], member.default)
     return declared
 
 
-def _describe_field(name: str, annotation: Any, default: Any) -> Option:
+def _option_from_field(name: str, annotation: Any, default: Any) -> Option:
     """The option that a field with this type and default declares."""
     optional = NoneType in get_args(annotation)
     if optional:
@@ -115,7 +115,7 @@ def _describe_field(name: str, annotation: Any, default: Any) -> Option:
     )
 
 
-def value_of(config: Config, name: str) -> Any:
+def option_value(config: Config, name: str) -> Any:
     """The value of the option `section.option` in a configuration."""
     section, _, key = name.partition(".")
     return getattr(getattr(config, section), key)

@@ -61,11 +61,11 @@ def find_option(name: str) -> Option | None:
     return options().get(name) or FLAME_OPTIONS.get(name)
 
 
-def suggest_option(
-    source: OptionSource, name: str, *, prefix: str = "", extra: tuple[str, ...] = ()
+def suggest_option_and_mark_misread(
+    source: OptionSource, name: str, *, prefix: str = "", extra_names: tuple[str, ...] = ()
 ) -> str:
     """The remedy for an unknown option; marks the option that was probably meant as misread."""
-    best = nearest_option_name(name, [*options(), *FLAME_OPTIONS, *extra])
+    best = nearest_option_name(name, [*options(), *FLAME_OPTIONS, *extra_names])
     if best is None:
         return "Run `bash train.sh -h all` for a list of all options."
     source.misread.add(best)
@@ -75,8 +75,8 @@ def suggest_option(
 def merge_sources(sources: Sequence[OptionSource]) -> MergedSettings:
     """Merges sources; the last one has the highest priority."""
     merged = MergedSettings()
-    decay = _translate_decay(sources, merged.problems)
-    converters = _translate_converters(sources)
+    decay = _translate_flame_decay_by_source_index(sources, merged.problems)
+    converters = _translate_flame_converters_by_source_index(sources)
     for position, source in enumerate(sources):
         # if a flag is given twice, the last one counts
         given = {setting.name: setting for setting in source.settings}
@@ -87,7 +87,7 @@ def merge_sources(sources: Sequence[OptionSource]) -> MergedSettings:
         for setting in [*translated, *together]:
             other = ours.setdefault(setting.name, setting)
             if other is not setting and other.value != setting.value:
-                merged.problems.append(_contradiction(other, setting))
+                merged.problems.append(_contradiction_problem(other, setting))
         merged.settings.update(ours)
     return merged
 
@@ -100,8 +100,8 @@ def _translate_alias(setting: Setting) -> Setting:
     return replace(setting, name=alias.target, value=alias.convert(setting.value))
 
 
-def _translate_decay(
-    sources: Sequence[OptionSource], problems: list[Problem]
+def _translate_flame_decay_by_source_index(
+    sources: Sequence[OptionSource], out_problems: list[Problem]
 ) -> dict[int, list[Setting]]:
     """Flame's two decay options as ours, by the position of the source that sets the later one.
 
@@ -132,12 +132,14 @@ def _translate_decay(
     if shape.value == "sqrt":
         rule = "a sqrt decay from the end of the warm-up is not supported"
         remedy = f"Add {DECAY_RATIO.name}, the length of the decay as a fraction of the steps."
-        problems.append(Problem(where=shape.where, value=shape.shown, rule=rule, remedy=remedy))
+        out_problems.append(Problem(where=shape.where, value=shape.shown, rule=rule, remedy=remedy))
         return {}
     return {place: [replace(shape, name="optimizer.scheduler")]}
 
 
-def _translate_converters(sources: Sequence[OptionSource]) -> dict[int, list[Setting]]:
+def _translate_flame_converters_by_source_index(
+    sources: Sequence[OptionSource],
+) -> dict[int, list[Setting]]:
     """Flame's converters as our float8 recipe, by the position of the source that sets them.
 
     float8 means tensorwise unless another recipe is set. An empty list, flame's default, is
@@ -153,7 +155,7 @@ def _translate_converters(sources: Sequence[OptionSource]) -> dict[int, list[Set
     return recipes
 
 
-def _contradiction(one: Setting, two: Setting) -> Problem:
+def _contradiction_problem(first: Setting, second: Setting) -> Problem:
     """The problem that two names of one option are set to different values."""
-    rule = f"contradicts {one.where} = {one.shown}: both set {one.name}"
-    return Problem(where=two.where, value=two.shown, rule=rule, remedy="Keep one of the two.")
+    rule = f"contradicts {first.where} = {first.shown}: both set {first.name}"
+    return Problem(where=second.where, value=second.shown, rule=rule, remedy="Keep one of the two.")

@@ -62,13 +62,13 @@ def nearest_text(text: str, candidates: Iterable[str]) -> str | None:
 
 
 def _find_nearest(
-    names: Iterable[str], distance: Callable[[str, int], int], length: int
+    names: Iterable[str], distance_up_to_limit: Callable[[str, int], int], text_length: int
 ) -> str | None:
     """The first name with the least distance, if that is at most a quarter of the length, or 2."""
-    best, least = None, max(2, length // 4) + 1
+    best, least = None, max(2, text_length // 4) + 1
     for candidate in names:
         # only names nearer than the best so far need an exact distance
-        apart = distance(candidate, least - 1)
+        apart = distance_up_to_limit(candidate, least - 1)
         if apart < least:
             best, least = candidate, apart
     return best

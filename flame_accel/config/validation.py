@@ -1,7 +1,7 @@
 """Every rule that the values of a configuration break.
 
 Ranges of single values, required options and folders are checked here; options that contradict
-each other in `consistency`, paths on this machine in `path_checks`. Nothing is read from disk.
+each other in `consistency`, paths on this machine in `input_checks`. Nothing is read from disk.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 from flame_accel.config.consistency import CONSISTENCY_CHECKS
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.flame_aliases import FLAME_ONLY
-from flame_accel.config.schema import Config, options, value_of
+from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.unsupported import find_unsupported
 from flame_accel.config.values import format_value
 
@@ -113,18 +113,18 @@ _RULES = {
 
 
 def find_broken_rules(
-    config: Config, given: Collection[str], flame_only: dict[str, Any]
+    config: Config, given_options: Collection[str], flame_only_values: dict[str, Any]
 ) -> Iterator[BrokenRule]:
     """Every rule that the values break.
 
     Args:
         config: The values of all our options.
-        given: Names of the options that the user set.
-        flame_only: Values of the options that only flame has.
+        given_options: Names of the options that the user set.
+        flame_only_values: Values of the options that only flame has.
     """
     out_of_range: set[str] = set()
     for name, option in options().items():
-        value = value_of(config, name)
+        value = option_value(config, name)
         rule = _range_violation(name, value)
         if rule is not None:
             out_of_range.add(name)
@@ -132,15 +132,18 @@ def find_broken_rules(
             yield BrokenRule(options=(name,), rule=rule, remedy=remedy)
         elif (entry := find_unsupported(option, value)) is not None:
             yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
-    for name, value in flame_only.items():
+    for name, value in flame_only_values.items():
         if (entry := find_unsupported(FLAME_ONLY[name], value)) is not None:
             yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
-    yield from _missing_options(config)
+    yield from _find_missing_required_options(config)
     # a value that is out of range is not compared with others
     for names, check in CONSISTENCY_CHECKS:
-        if out_of_range.isdisjoint(names) and (violation := check(config, given)) is not None:
+        if (
+            out_of_range.isdisjoint(names)
+            and (violation := check(config, given_options)) is not None
+        ):
             yield BrokenRule(options=names, rule=violation.rule, remedy=violation.remedy)
-    yield from _shared_folders(config, out_of_range)
+    yield from _find_shared_folders(config, out_of_range)
 
 
 def _range_violation(name: str, value: Any) -> str | None:
@@ -154,7 +157,7 @@ def _range_violation(name: str, value: Any) -> str | None:
 _QUICKSTART = "or start from --job.config_file quickstart"
 
 
-def _missing_options(config: Config) -> Iterator[BrokenRule]:
+def _find_missing_required_options(config: Config) -> Iterator[BrokenRule]:
     if config.model.config is None:
         remedy = f"Name a JSON file, a folder or a model on the Hub, {_QUICKSTART}."
         yield BrokenRule(options=("model.config",), rule="is required", remedy=remedy)
@@ -163,13 +166,13 @@ def _missing_options(config: Config) -> Iterator[BrokenRule]:
         yield BrokenRule(options=("training.dataset",), rule="is required", remedy=remedy)
 
 
-def _shared_folders(config: Config, out_of_range: Collection[str]) -> Iterator[BrokenRule]:
+def _find_shared_folders(config: Config, out_of_range: Collection[str]) -> Iterator[BrokenRule]:
     """Options for folders inside the run folder that name the same folder."""
     first: dict[PurePath, str] = {}
     for name in _RULES:
         if _RULES[name] is not _INSIDE_RUN_FOLDER or name in out_of_range:
             continue
-        other = first.setdefault(PurePath(value_of(config, name)), name)
+        other = first.setdefault(PurePath(option_value(config, name)), name)
         if other != name:
             rule, remedy = f"is the same folder as {other}", "Use a different folder for each."
             yield BrokenRule(options=(name, other), rule=rule, remedy=remedy)

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from flame_accel.config.errors import UserError
-from flame_accel.config.paths import PathKind, expand_path, expand_path_list
+from flame_accel.config.paths import PathKind, expand_comma_separated_paths, expand_path
 from flame_accel.config.schema import Option, options
 from flame_accel.config.suggestions import nearest_text
 
@@ -44,8 +44,10 @@ def parse_text_value(option: Option, text: str) -> Any:
     if option.optional and _means_none(text):
         return None
     if option.many:
-        return tuple(_parse_one(option, part.strip()) for part in text.split(",") if part.strip())
-    return _parse_one(option, text)
+        return tuple(
+            _parse_single_value(option, part.strip()) for part in text.split(",") if part.strip()
+        )
+    return _parse_single_value(option, text)
 
 
 def convert_file_value(option: Option, value: Any) -> Any:
@@ -57,12 +59,12 @@ def convert_file_value(option: Option, value: Any) -> Any:
     if option.optional and (value is None or (isinstance(value, str) and _means_none(value))):
         return None
     if not option.many:
-        return _check_one(option, value)
+        return _convert_single_value(option, value)
     if isinstance(value, str):
         return parse_text_value(option, value)
     if not isinstance(value, list):
-        raise _wrong_type(option, value)
-    return tuple(_check_one(option, member) for member in value)
+        raise _wrong_type_or_choice_error(option, value)
+    return tuple(_convert_single_value(option, member) for member in value)
 
 
 def expand_path_option(name: str, text: str | None) -> str | None:
@@ -82,7 +84,7 @@ def _means_none(text: str) -> bool:
     return text.lower() in ("", "none")
 
 
-def _parse_one(option: Option, text: str) -> Any:
+def _parse_single_value(option: Option, text: str) -> Any:
     """One value, or one member of a list, from text."""
     if option.kind is bool:
         value = {"true": True, "false": False}.get(text.lower(), text)
@@ -90,18 +92,18 @@ def _parse_one(option: Option, text: str) -> Any:
         try:
             value = option.kind(text)
         except ValueError:
-            raise _wrong_type(option, text) from None
-    return _check_one(option, value)
+            raise _wrong_type_or_choice_error(option, text) from None
+    return _convert_single_value(option, value)
 
 
-def _check_one(option: Option, value: Any) -> Any:
+def _convert_single_value(option: Option, value: Any) -> Any:
     """The value if it is of the type; whole numbers become floats and paths are expanded."""
     if type(value) is int and abs(value) >= 2**63:
         raise InvalidValue("must fit into 64 bits", _TYPE_REMEDIES[int])
     if option.kind is float and type(value) is int:
         return float(value)
     if type(value) is not option.kind or (option.choices and value not in option.choices):
-        raise _wrong_type(option, value)
+        raise _wrong_type_or_choice_error(option, value)
     if isinstance(value, str):
         try:
             value.encode()
@@ -115,12 +117,14 @@ def _expand_paths(option: Option, text: str) -> str:
     if option.path is None:
         return text
     try:
-        return expand_path(text) if option.path is PathKind.ONE else expand_path_list(text)
+        return (
+            expand_path(text) if option.path is PathKind.ONE else expand_comma_separated_paths(text)
+        )
     except ValueError as error:
         raise InvalidValue(str(error), "Set it, or write the path without it.") from None
 
 
-def _wrong_type(option: Option, value: Any) -> InvalidValue:
+def _wrong_type_or_choice_error(option: Option, value: Any) -> InvalidValue:
     if option.choices:
         rule = f"must be one of {', '.join(option.choices)}"
         best = nearest_text(value, option.choices) if isinstance(value, str) else None

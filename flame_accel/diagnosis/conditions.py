@@ -6,13 +6,13 @@ from packaging.version import Version
 from flame_accel.diagnosis.machine import Device, Machine
 
 
-def is_older(machine: Machine, package: str, than: str) -> bool:
+def is_package_older(machine: Machine, package: str, than: str) -> bool:
     """Whether an installed package is older than a version."""
     version = machine.versions[package]
     return version is not None and Version(version) < Version(than)
 
 
-def is_newer(machine: Machine, package: str, than: str) -> bool:
+def is_package_newer_than_minor(machine: Machine, package: str, than: str) -> bool:
     """Whether an installed package is newer than every patch of a version `major.minor`."""
     version = machine.versions[package]
     return version is not None and Version(version).release[:2] > Version(than).release
@@ -26,16 +26,18 @@ def uses_triton(machine: Machine) -> bool:
 def has_miscompiling_triton_on_hopper(machine: Machine) -> bool:
     """Where fla refuses its gated backward: `chunk_bwd_dqkwg` in `fla/ops/common/chunk_o.py`."""
     first = machine.devices[0].capability if machine.devices else None
-    bad = is_older(machine, "triton", "3.7.1") and not is_older(machine, "triton", "3.4.0")
+    bad = is_package_older(machine, "triton", "3.7.1") and not is_package_older(
+        machine, "triton", "3.4.0"
+    )
     return uses_triton(machine) and bad and first is not None and first[0] == 9
 
 
-def has_tilelang(machine: Machine) -> bool:
+def can_use_tilelang(machine: Machine) -> bool:
     """Whether fla can call tilelang, which needs a CUDA compiler."""
     return machine.versions["tilelang"] is not None and machine.nvcc
 
 
-def devices_unknown_to_torch(machine: Machine) -> list[Device]:
+def devices_without_torch_kernels(machine: Machine) -> list[Device]:
     """Devices that none of torch's own kernels was compiled for, nor for a relative.
 
     Machine code (`sm_90`) runs on newer devices of its major version, PTX (`compute_90`) on all.
@@ -60,7 +62,7 @@ def devices_below_ampere(machine: Machine) -> list[Device]:
     ]
 
 
-def devices_in_use(machine: Machine) -> list[Device]:
+def devices_with_memory_in_use(machine: Machine) -> list[Device]:
     """Devices with less than 80% of their memory free."""
     return [
         device
@@ -69,7 +71,7 @@ def devices_in_use(machine: Machine) -> list[Device]:
     ]
 
 
-def misses_gpus(machine: Machine) -> bool:
+def torch_misses_driver_gpus(machine: Machine) -> bool:
     """Whether NVIDIA's driver has GPUs that torch does not see, and nobody hid them."""
     return machine.platform == "cpu" and machine.driver_devices > 0 and not machine.hidden_devices
 
@@ -83,5 +85,5 @@ def has_mismatched_triton(machine: Machine) -> bool:
 
 
 def device_names(devices: list[Device]) -> str:
-    """The devices as their maker device_names them."""
+    """The names of the devices as their maker gives them, sorted, each once, joined by commas."""
     return ", ".join(sorted({device.name for device in devices}))

@@ -2,23 +2,23 @@
 
 A row looks at a `Machine` and tests nothing itself, so every row can be tried on invented facts.
 Most rows concern every model, some only those made of certain parts of fla. What their conditions
-ask lives in `conditions`, trying a model out in `numerics`.
+ask lives in `conditions`, trying a model out in `small_model_trial`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from typing import NamedTuple
 
 from flame_accel.diagnosis.conditions import (
+    can_use_tilelang,
     device_names,
     devices_below_ampere,
-    devices_in_use,
-    devices_unknown_to_torch,
+    devices_with_memory_in_use,
+    devices_without_torch_kernels,
     has_miscompiling_triton_on_hopper,
     has_mismatched_triton,
-    has_tilelang,
-    is_newer,
-    is_older,
-    misses_gpus,
+    is_package_newer_than_minor,
+    is_package_older,
+    torch_misses_driver_gpus,
     uses_triton,
 )
 from flame_accel.diagnosis.machine import Machine
@@ -68,7 +68,9 @@ def kernel_problems() -> Iterator[KnownProblem]:
     yield KnownProblem(
         "gated kernels on Hopper",
         True,
-        lambda machine: has_miscompiling_triton_on_hopper(machine) and not has_tilelang(machine),
+        lambda machine: (
+            has_miscompiling_triton_on_hopper(machine) and not can_use_tilelang(machine)
+        ),
         lambda machine: (
             ON_HOPPER.format(machine)
             + "the gradients of fla's gated delta rules wrong on Hopper, and fla refuses to train"
@@ -138,10 +140,10 @@ def device_problems() -> Iterator[KnownProblem]:
     yield KnownProblem(
         "GPU unknown to torch",
         True,
-        lambda machine: bool(machine.architectures and devices_unknown_to_torch(machine)),
+        lambda machine: bool(machine.architectures and devices_without_torch_kernels(machine)),
         lambda machine: (
             f"torch {machine.versions['torch']} has no code for "
-            f"{device_names(devices_unknown_to_torch(machine))}, only for "
+            f"{device_names(devices_without_torch_kernels(machine))}, only for "
             f"{', '.join(machine.architectures)}"
         ),
         "install a torch that has: https://pytorch.org/get-started/locally",
@@ -159,7 +161,7 @@ def device_problems() -> Iterator[KnownProblem]:
     yield KnownProblem(
         "torch without CUDA",
         False,
-        lambda machine: misses_gpus(machine) and machine.cuda is None,
+        lambda machine: torch_misses_driver_gpus(machine) and machine.cuda is None,
         lambda machine: (
             f"NVIDIA's driver has {machine.driver_devices} GPU(s), but torch "
             f"{machine.versions['torch']} was built without CUDA: training runs on the CPU"
@@ -169,7 +171,7 @@ def device_problems() -> Iterator[KnownProblem]:
     yield KnownProblem(
         "driver too old",
         False,
-        lambda machine: misses_gpus(machine) and machine.cuda is not None,
+        lambda machine: torch_misses_driver_gpus(machine) and machine.cuda is not None,
         lambda machine: (
             f"torch, built for CUDA {machine.cuda}, cannot use the "
             f"{machine.driver_devices} GPU(s) of NVIDIA's driver {machine.driver}: training runs "
@@ -180,10 +182,10 @@ def device_problems() -> Iterator[KnownProblem]:
     yield KnownProblem(
         "GPU in use",
         False,
-        lambda machine: bool(devices_in_use(machine)),
+        lambda machine: bool(devices_with_memory_in_use(machine)),
         lambda machine: (
             "other processes hold more than a fifth of the memory of "
-            f"{len(devices_in_use(machine))} GPU(s)"
+            f"{len(devices_with_memory_in_use(machine))} GPU(s)"
         ),
         "nvidia-smi shows them; CUDA_VISIBLE_DEVICES chooses other GPUs",
     )
@@ -236,7 +238,9 @@ def system_problems() -> Iterator[KnownProblem]:
         yield KnownProblem(
             f"old {package}",
             True,
-            lambda machine, package=package, lowest=lowest: is_older(machine, package, lowest),
+            lambda machine, package=package, lowest=lowest: is_package_older(
+                machine, package, lowest
+            ),
             lambda machine, package=package, lowest=lowest: (
                 f"{package} "
                 f"{machine.versions[package]} is older than {lowest}, the oldest that works"
@@ -246,7 +250,9 @@ def system_problems() -> Iterator[KnownProblem]:
         yield KnownProblem(
             f"new {package}",
             False,
-            lambda machine, package=package, newest=newest: is_newer(machine, package, newest),
+            lambda machine, package=package, newest=newest: is_package_newer_than_minor(
+                machine, package, newest
+            ),
             lambda machine, package=package, newest=newest: (
                 f"{package} "
                 f"{machine.versions[package]} is newer than {newest}, the newest that was tried"

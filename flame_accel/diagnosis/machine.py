@@ -1,7 +1,7 @@
 """The facts about a machine that decide what trains on it, as one frozen value.
 
 Collecting them takes milliseconds, starts no other program and, unless free memory is asked for,
-opens no context on a GPU. What the facts mean is said in `problems`.
+opens no context on a GPU. What the facts mean is said in `known_problems`.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -106,29 +107,32 @@ class Machine:
     folders: tuple[Folder, ...]
 
     @property
-    def laws(self) -> str:
+    def conformance_device(self) -> str:
         """Device whose conformance results hold here: "cuda" for fla's kernels, else "cpu"."""
         return "cuda" if self.kernels == "triton" else "cpu"
 
 
 def collect_machine_facts(
-    kernels: str, folders: Mapping[str, Path | str], *, free_memory: bool = False
+    requested_kernels: str,
+    folders_by_purpose: Mapping[str, Path | str],
+    *,
+    query_free_memory: bool = False,
 ) -> Machine:
     """Collects the facts.
 
     Args:
-        kernels: as a run asks for them: "auto", "torch" or "triton".
-        folders: purpose -> path of what will be written to.
-        free_memory: whether to ask each GPU how much of its memory is free. It opens a context
-            there, which takes a second and some hundred MiB until this process ends.
+        requested_kernels: as a run asks for them: "auto", "torch" or "triton".
+        folders_by_purpose: purpose -> path of what will be written to.
+        query_free_memory: whether to ask each GPU how much of its memory is free. It opens a
+            context there, which takes a second and some hundred MiB until this process ends.
     """
-    driver, driver_devices = nvidia_driver_and_gpu_count()
-    platform_name, devices = visible_devices(free_memory)
+    driver, driver_devices = nvidia_driver_version_and_gpu_count()
+    platform_name, devices = find_visible_devices(query_free_memory)
     return Machine(
         system=operating_system(),
         python=platform.python_version(),
         processor=processor_name(),
-        cores=count_cores(),
+        cores=count_usable_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shared_memory_bytes=free_shared_memory_bytes(),
         platform=platform_name,
@@ -141,7 +145,7 @@ def collect_machine_facts(
         nccl=nccl_version(),
         versions={name: installed_version(name) for name in PACKAGES},
         triton_required_by_torch=triton_required_by_torch(),
-        kernels="triton" if kernels != "torch" and triton_has_device() else "torch",
+        kernels="triton" if requested_kernels != "torch" and triton_has_device() else "torch",
         compiler=os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
         python_headers=has_python_headers(),
         ptxas=has_ptxas(),
@@ -149,12 +153,12 @@ def collect_machine_facts(
         interpreted=os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
         folders=tuple(
             describe_output_folder(purpose, Path(path).expanduser())
-            for purpose, path in folders.items()
+            for purpose, path in folders_by_purpose.items()
         ),
     )
 
 
-def nvidia_driver_and_gpu_count() -> tuple[str | None, int]:
+def nvidia_driver_version_and_gpu_count() -> tuple[str | None, int]:
     """Version of NVIDIA's driver and number of its GPUs; (None, 0) where it does not answer."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -169,12 +173,20 @@ def nvidia_driver_and_gpu_count() -> tuple[str | None, int]:
     return version.value.decode(), count.value
 
 
-def visible_devices(free_memory: bool) -> tuple[str, tuple[Device, ...]]:
+class VisibleDevices(NamedTuple):
+    """The devices that torch sees."""
+
+    platform: str
+    """As in `Machine`."""
+    devices: tuple[Device, ...]
+
+
+def find_visible_devices(query_free_memory: bool) -> VisibleDevices:
     """What torch calls its devices, and each of them; ("cpu", ()) where there is none."""
     found = torch.accelerator.current_accelerator(check_available=True)
     kind = "cpu" if found is None else found.type
     if kind not in ("cuda", "xpu"):
-        return kind, ()
+        return VisibleDevices(kind, ())
     module = torch.get_device_module(kind)
     nvidia = kind == "cuda" and torch.version.hip is None
     devices = []
@@ -184,11 +196,11 @@ def visible_devices(free_memory: bool) -> tuple[str, tuple[Device, ...]]:
             Device(
                 name=properties.name,
                 memory_bytes=properties.total_memory,
-                free_bytes=module.mem_get_info(number)[0] if free_memory else None,
+                free_bytes=module.mem_get_info(number)[0] if query_free_memory else None,
                 capability=(properties.major, properties.minor) if nvidia else None,
             )
         )
-    return "hip" if kind == "cuda" and not nvidia else kind, tuple(devices)
+    return VisibleDevices("hip" if kind == "cuda" and not nvidia else kind, tuple(devices))
 
 
 def nccl_version() -> str | None:
@@ -229,7 +241,7 @@ def processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def count_cores() -> int:
+def count_usable_cores() -> int:
     """CPU cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
@@ -279,7 +291,7 @@ def describe_output_folder(purpose: str, path: Path) -> Folder:
     )
 
 
-def cache_folders() -> dict[str, Path]:
+def cache_folders_by_purpose() -> dict[str, Path]:
     """Where compiled and tuned kernels are kept, and what Hugging Face's libraries download."""
     triton_home = Path(os.environ.get("TRITON_HOME") or Path.home())
     compiled = os.environ.get("TRITON_CACHE_DIR") or triton_home / ".triton" / "cache"

@@ -1,7 +1,7 @@
 """The one list of checks that a run passes after its set-up and before anything is built.
 
 Options that are wrong by themselves never get here (`config`). What is known of machines and models
-lives in `fitness` and `conformance`.
+lives in `trainability` and `conformance`.
 """
 
 from accelerate import Accelerator
@@ -9,15 +9,15 @@ from transformers import PreTrainedConfig
 
 from flame_accel.config import Config
 from flame_accel.diagnosis.conformance.packing_support import check_packing_support
-from flame_accel.diagnosis.small_model_trial import check_documents_stay_apart
-from flame_accel.diagnosis.trainability import check_machine_can_train
+from flame_accel.diagnosis.small_model_trial import check_custom_model_keeps_documents_apart
+from flame_accel.diagnosis.trainability import check_machine_and_list_warnings
 from flame_accel.observe import get_logger
 from flame_accel.observe.profiling import check_memory_snapshot_support
 from flame_accel.parallel import check_parallel_options, compute_dtype
 from flame_accel.training import check_optimizer_support
 
 
-def check_run(
+def check_run_is_supported(
     config: Config, accelerator: Accelerator, model_config: PreTrainedConfig, active_kernels: str
 ) -> None:
     """Checks that the model can train on this machine as the options ask; logs warnings.
@@ -42,8 +42,8 @@ def check_run(
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
         check_packing_support(model_config, kernels=active_kernels)
-        check_documents_stay_apart(model_config, accelerator.device.type)
-    for warning in check_machine_can_train(
+        check_custom_model_keeps_documents_apart(model_config, accelerator.device.type)
+    for warning in check_machine_and_list_warnings(
         model_config,
         config.model.kernels,
         config.job.dump_folder,

@@ -15,12 +15,12 @@ from transformers import PreTrainedConfig
 
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
-from flame_accel.diagnosis.conformance.laws import check_laws, explain_exception, relative_error
+from flame_accel.diagnosis.conformance.laws import explain_exception, relative_error, run_law_checks
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import Kind
 from flame_accel.kernels.tuning import Tuner, detect_gpu, install_hook, tuning_disabled
 from flame_accel.models import build_model, count_parameters
-from flame_accel.models.catalogue import VOCABULARY_SIZE, registered_config_classes, tiny_config
+from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
 
@@ -84,13 +84,13 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     small = type(config).from_dict({**fields, **special, **sizes})
     if (
         count_config_parameters(small) > MAX_PARAMETERS[device]
-        and config.model_type in registered_config_classes()
+        and config.model_type in fla_config_classes()
     ):
         return tiny_config(config.model_type)
     return small
 
 
-def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
+def check_custom_model_keeps_documents_apart(config: PreTrainedConfig, device: str) -> None:
     """Checks by running it that a model that is not fla's keeps packed documents apart.
 
     For fla's models it is known (`conformance/packing_support`). Random states are left alone.
@@ -102,11 +102,11 @@ def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
     Raises:
         UserError: It lets something of a document reach another one.
     """
-    if base_model_type(config) in registered_config_classes():
+    if base_model_type(config) in fla_config_classes():
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), tuning_disabled():
-        (finding,) = check_laws(shrink_config(config, device), device, [DOCUMENTS_APART])
+        (finding,) = run_law_checks(shrink_config(config, device), device, [DOCUMENTS_APART])
     if not finding.holds:
         raise UserError(
             f"{config.model_type} does not keep packed documents apart: {finding.reason}",
@@ -116,7 +116,7 @@ def check_documents_stay_apart(config: PreTrainedConfig, device: str) -> None:
         )
 
 
-def install_kernels_untuned(kind: Kind) -> None:
+def install_kernels_without_tuning(kind: Kind) -> None:
     """Installs kernels to see what they compute, not how fast.
 
     Triton kernels that are not tuned yet take the nearest configuration: tuning all kernels of a
@@ -144,7 +144,7 @@ def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator
             )
             continue
         finally:
-            install_kernels_untuned("triton")
+            install_kernels_without_tuning("triton")
         for what in expected:
             error = relative_error(computed[what], expected[what])
             finite = error if error < torch.inf else torch.inf
@@ -155,7 +155,7 @@ def _compute_logits_and_gradients(
     kind: Kind, config: PreTrainedConfig, device: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Logits `[B, T, V]` and the gradient of the loss, flattened; with one kind of kernels."""
-    install_kernels_untuned(kind)
+    install_kernels_without_tuning(kind)
     model: Any = build_model(
         config, vocabulary_size=config.vocab_size, bos_token_id=None, eos_token_id=None, seed=0
     )

@@ -1,17 +1,18 @@
 """Whether a model can train on this machine, judged from facts alone.
 
-Facts are collected in `machine`, known problems of machines listed in `problems`, known defects of
-models in `diagnosis/conformance/known_issues.py`. Trying a model out lives in `numerics`.
+Facts are collected in `machine`, known problems of machines listed in `known_problems`, known
+defects of models in `diagnosis/conformance/known_issues.py`. Running a small version of a model
+lives in `small_model_trial`.
 """
 
 from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conditions import uses_triton
-from flame_accel.diagnosis.conformance.known_issues import known_issues
+from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.diagnosis.known_problems import DetectedProblem, detect_problems
-from flame_accel.diagnosis.machine import Machine, cache_folders, collect_machine_facts
-from flame_accel.diagnosis.model_parts import find_fla_parts
+from flame_accel.diagnosis.machine import Machine, cache_folders_by_purpose, collect_machine_facts
+from flame_accel.diagnosis.model_parts import find_fla_layers_and_operators
 
 STATE_BYTES = 16
 """Bytes per parameter in training: weight, gradient and AdamW's two moments in fp32."""
@@ -32,7 +33,7 @@ TRITON_OPERATORS_WITHOUT_FP32 = frozenset(
 def find_training_problems(
     machine: Machine,
     config: PreTrainedConfig,
-    parameters: int | None = None,
+    num_parameters: int | None = None,
     precision: str = "bfloat16",
 ) -> list[DetectedProblem]:
     """Lists what is known to go wrong when a model trains on a machine, blocking problems first.
@@ -40,10 +41,10 @@ def find_training_problems(
     Args:
         machine: Facts about the machine.
         config: Config of the model.
-        parameters: Number of its parameters, if known.
+        num_parameters: Number of its parameters, if known.
         precision: Precision of the computation, "bfloat16" or "float32".
     """
-    parts = find_fla_parts(config)
+    parts = find_fla_layers_and_operators(config)
     findings = detect_problems(machine, parts=parts, config=config)
     if precision == "float32" and uses_triton(machine) and parts & TRITON_OPERATORS_WITHOUT_FP32:
         description = (
@@ -51,16 +52,16 @@ def find_training_problems(
         )
         remedy = "--training.mixed_precision_param bfloat16, or --model.kernels torch"
         findings.append(DetectedProblem("no float32", True, description, remedy))
-    reason = known_issues(config.model_type, machine.laws).get("trains")
+    reason = known_issue_reasons_by_law(config.model_type, machine.conformance_device).get("trains")
     if reason is not None:
         remedy = "train another model; docs/models.md has what each can do"
         findings.insert(0, DetectedProblem("defect of the model", True, reason, remedy))
-    if parameters is not None:
-        findings += _find_memory_and_disk_shortages(machine, parameters)
+    if num_parameters is not None:
+        findings += _find_memory_and_disk_shortages(machine, num_parameters)
     return sorted(findings, key=lambda finding: not finding.blocks_training)
 
 
-def check_machine_can_train(
+def check_machine_and_list_warnings(
     config: PreTrainedConfig, kernels: str, run_folder: str, precision: str
 ) -> list[str]:
     """Checks that nothing known prevents training on this machine; takes milliseconds.
@@ -77,7 +78,7 @@ def check_machine_can_train(
     Raises:
         UserError: Something known makes training impossible.
     """
-    machine = collect_machine_facts(kernels, {"the run": run_folder, **cache_folders()})
+    machine = collect_machine_facts(kernels, {"the run": run_folder, **cache_folders_by_purpose()})
     findings = find_training_problems(machine, config, precision=precision)
     for finding in findings:
         if finding.blocks_training:
@@ -89,9 +90,9 @@ def check_machine_can_train(
     return [f"{finding.description} ({finding.remedy})" for finding in findings]
 
 
-def _find_memory_and_disk_shortages(machine: Machine, parameters: int) -> list[DetectedProblem]:
+def _find_memory_and_disk_shortages(machine: Machine, num_parameters: int) -> list[DetectedProblem]:
     """Compares memory and disk with what this number of parameters needs."""
-    needed = parameters * STATE_BYTES
+    needed = num_parameters * STATE_BYTES
     sizes = [device.memory_bytes for device in machine.devices] or [machine.memory_bytes]
     state = f"{_format_gib(needed)} GiB of weights, gradients and AdamW state"
     findings = []
@@ -107,11 +108,11 @@ def _find_memory_and_disk_shortages(machine: Machine, parameters: int) -> list[D
             DetectedProblem("too large for one GPU", False, description, "ACCELERATE_CONFIG=fsdp2")
         )
     for folder in machine.folders[:1]:
-        if folder.free_bytes < parameters * SAVED_BYTES:
+        if folder.free_bytes < num_parameters * SAVED_BYTES:
             description = (
                 f"{_format_gib(folder.free_bytes)} GiB are free for {folder.purpose} "
                 f"({folder.path}), and its checkpoints and export take up to "
-                f"{_format_gib(parameters * SAVED_BYTES)} GiB"
+                f"{_format_gib(num_parameters * SAVED_BYTES)} GiB"
             )
             remedy = "free some, name another --job.dump_folder, or --checkpoint.keep_latest_k 1"
             findings.append(DetectedProblem("little disk", False, description, remedy))

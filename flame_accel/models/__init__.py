@@ -4,7 +4,7 @@ Nothing here trains, reads data or touches an Accelerator; what runs the operato
 `kernels/`.
 """
 
-from flame_accel.models.build import build_model, load_model_config, log_unused_weights
+from flame_accel.models.build import build_model, load_model_config, warn_about_unused_weights
 from flame_accel.models.flops import device_peak_flops, train_flops_per_token
 from flame_accel.models.parameter_groups import (
     ParameterCount,
@@ -21,8 +21,8 @@ __all__ = [
     "device_peak_flops",
     "fp32_parameter_names",
     "load_model_config",
-    "log_unused_weights",
     "parameter_groups",
     "register_models",
     "train_flops_per_token",
+    "warn_about_unused_weights",
 ]

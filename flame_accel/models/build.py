@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UserError
-from flame_accel.hub_lookup import can_reach_repository
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 from flame_accel.models.instantiate import describe_error, instantiate
-from flame_accel.models.norms import apply_norm_type, config_with_norm
+from flame_accel.models.norms import config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.presets import MODELS, resolve_preset
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def load_model_config(
     if not path.exists() and path.suffix != ".json" and HUB_NAME.fullmatch(name_or_path):
         return _load_auto_config(name_or_path, trust_remote_code)
     file = path / "config.json" if path.is_dir() else path
-    fields = _read_config_file(file)
+    fields = _read_model_config_json(file)
     if trust_remote_code and "auto_map" in fields and file.name == "config.json":
         return _load_auto_config(str(file.parent), trust_remote_code)
     model_type = fields.get("model_type")
@@ -123,17 +123,17 @@ def build_model(
     with torch.device("cpu"):
         model = instantiate(config, seed=seed, trust_remote_code=trust_remote_code)
         if norm_type is not None:
-            apply_norm_type(model, norm_type)
+            fuse_llama_norms_and_check_norm_type(model, norm_type)
     if model.can_generate():
         model.generation_config.bos_token_id = bos_token_id
         model.generation_config.eos_token_id = eos_token_id
         model.generation_config.pad_token_id = pad_token_id
     if trained_length is not None:
-        _raise_max_length(model, trained_length)
+        _increase_max_position_embeddings(model, trained_length)
     return model
 
 
-def _raise_max_length(model: PreTrainedModel, trained_length: int) -> None:
+def _increase_max_position_embeddings(model: PreTrainedModel, trained_length: int) -> None:
     """Has the config say that the model can read as many tokens as it is trained on.
 
     For fla's models `max_position_embeddings` is only the initial size of the rotary cache. A model
@@ -152,7 +152,7 @@ def _raise_max_length(model: PreTrainedModel, trained_length: int) -> None:
         config.max_position_embeddings = trained_length
 
 
-def log_unused_weights(name_or_path: str) -> None:
+def warn_about_unused_weights(name_or_path: str) -> None:
     """Logs that a model starts with random weights if the folder of its config holds others."""
     folder = Path(name_or_path)
     if folder.name == "config.json":
@@ -170,11 +170,13 @@ def _model_config_error(where: object, what: str, remedy: str) -> UserError:
     return UserError(what, where=f"--model.config {where}", remedy=remedy, exit_code=2)
 
 
-def _read_config_file(file: Path) -> dict[str, Any]:
+def _read_model_config_json(file: Path) -> dict[str, Any]:
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise _model_config_error(file, "no such file", _suggest_config_files(file)) from error
+        raise _model_config_error(
+            file, "no such file", _missing_config_file_remedy(file)
+        ) from error
     except json.JSONDecodeError as error:
         raise _model_config_error(
             f"{file}:{error.lineno}",
@@ -194,7 +196,7 @@ def _read_config_file(file: Path) -> dict[str, Any]:
     return fields
 
 
-def _suggest_config_files(file: Path) -> str:
+def _missing_config_file_remedy(file: Path) -> str:
     known = [str(path) for path in sorted(file.parent.glob("*.json"))]
     close = difflib.get_close_matches(str(file), known, n=3)
     if close:
@@ -206,7 +208,7 @@ def _suggest_config_files(file: Path) -> str:
 
 
 def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
-    online = Path(name).exists() or can_reach_repository(
+    online = Path(name).exists() or check_model_exists_if_hub_reachable(
         name, where=f"--model.config {name}", remedy="a path must name an existing file or folder"
     )
     try:

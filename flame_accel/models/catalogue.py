@@ -72,7 +72,7 @@ TINY_FIELDS_BY_TYPE: dict[str, dict[str, Any]] = {
 """Values of single model types: they replace or complete those of `TINY_FIELDS`."""
 
 
-def registered_config_classes() -> dict[str, type[PreTrainedConfig]]:
+def fla_config_classes() -> dict[str, type[PreTrainedConfig]]:
     """The configuration class of every causal language model that fla registers, by model type."""
     import fla.models
 
@@ -89,10 +89,10 @@ def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """A configuration with which a model trains in milliseconds: 64 channels, 2 layers, 2 heads.
 
     Args:
-        model_type: one of `registered_config_classes`.
+        model_type: one of `fla_config_classes`.
         changes: fields with other values.
     """
-    config_class = registered_config_classes()[model_type]
+    config_class = fla_config_classes()[model_type]
     known = {
         name
         for base in config_class.__mro__

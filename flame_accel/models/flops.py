@@ -55,7 +55,7 @@ def train_flops_per_token(model: PreTrainedConfig | PreTrainedModel, seq_len: in
         Operations per token; None for an architecture whose formula this module does not have.
     """
     config = model if isinstance(model, PreTrainedConfig) else model.config
-    mixers = _mixer_flops(config, seq_len)
+    mixers = _forward_mixer_flops_per_token(config, seq_len)
     if mixers is None:
         return None
     if isinstance(model, PreTrainedConfig):
@@ -76,14 +76,14 @@ def _count_matmul_weights(model: PreTrainedModel) -> int:
     return weights
 
 
-def _mixer_flops(config: PreTrainedConfig, seq_len: int) -> float | None:
+def _forward_mixer_flops_per_token(config: PreTrainedConfig, seq_len: int) -> float | None:
     """Sums the forward operations of all token mixers, per token."""
     formula = MIXER_FLOPS.get(base_model_type(config))
     # attention over the residuals of earlier layers is no mixer of tokens, and has no formula here
     if formula is None or getattr(config, "attnres_block_size", None) is not None:
         return None
     attention = {
-        layer: _softmax_attention_flops(config.hidden_size, seq_len, spec["window_size"])
+        layer: _softmax_attention_flops_per_token(config.hidden_size, seq_len, spec["window_size"])
         for spec in _hybrid_attention_specs(config)
         for layer in spec["layers"]
     }
@@ -96,70 +96,74 @@ def _hybrid_attention_specs(config: PreTrainedConfig) -> list[dict[str, Any]]:
     return [specs] if isinstance(specs, dict) else specs
 
 
-def _softmax_attention_flops(width: int, seq_len: int, window: int | None) -> float:
+def _softmax_attention_flops_per_token(width: int, seq_len: int, window: int | None) -> float:
     """Operations of causal softmax attention per token; `width` is that of all heads together."""
     reach = min(window or seq_len, seq_len)
     keys = reach * (reach + 1) / 2 + (seq_len - reach) * reach
     return 4 * width * keys / seq_len
 
 
-def _state_size_from_expand_k(config: PreTrainedConfig) -> float:
+def _state_elements_from_expand_k(config: PreTrainedConfig) -> float:
     """Elements of all heads' states, where all keys are `expand_k` times as wide as the model."""
     return config.hidden_size**2 * config.expand_k * config.expand_v / config.num_heads
 
 
-def _state_size_from_head_dim(config: PreTrainedConfig) -> float:
+def _state_elements_from_head_dim(config: PreTrainedConfig) -> float:
     """Elements of all heads' states, where a key is `head_dim` wide; values may have more heads."""
     heads = getattr(config, "num_v_heads", None) or config.num_heads
     return heads * config.head_dim**2 * config.expand_v
 
 
-def _hgrn2_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _hgrn2_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
     return DECAY_FLOPS * config.hidden_size * config.expand_ratio
 
 
-def _mamba2_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _mamba2_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
     return DECAY_FLOPS * config.expand * config.hidden_size * config.state_size
 
 
-def _gsa_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _gsa_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
     slots = config.num_slots or config.hidden_size * config.expand_k / config.num_heads
     return DECAY_FLOPS * slots * config.hidden_size * (config.expand_k + config.expand_v)
 
 
-def _gated_deltaproduct_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return (4 * config.num_householder + 2) * _state_size_from_head_dim(config)
+def _gated_deltaproduct_mixer_flops_per_token(
+    config: PreTrainedConfig, layer: int, seq_len: int
+) -> float:
+    return (4 * config.num_householder + 2) * _state_elements_from_head_dim(config)
 
 
-def _rwkv7_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _rwkv7_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
     return GENERALIZED_DELTA_RULE_FLOPS * config.head_dim * config.value_dim[layer]
 
 
-def _transformer_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return _softmax_attention_flops(config.hidden_size, seq_len, config.window_size)
+def _transformer_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return _softmax_attention_flops_per_token(config.hidden_size, seq_len, config.window_size)
 
 
-def _llama_flops(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return _softmax_attention_flops(config.num_attention_heads * config.head_dim, seq_len, None)
+def _llama_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+    return _softmax_attention_flops_per_token(
+        config.num_attention_heads * config.head_dim, seq_len, None
+    )
 
 
 MIXER_FLOPS: dict[str, Callable[[Any, int, int], float]] = {
     "delta_net": lambda config, layer, seq_len: (
-        DELTA_RULE_FLOPS * _state_size_from_expand_k(config)
+        DELTA_RULE_FLOPS * _state_elements_from_expand_k(config)
     ),
     "gated_deltanet": lambda config, layer, seq_len: (
-        DELTA_RULE_FLOPS * _state_size_from_head_dim(config)
+        DELTA_RULE_FLOPS * _state_elements_from_head_dim(config)
     ),
-    "gated_deltaproduct": _gated_deltaproduct_flops,
-    "gla": lambda config, layer, seq_len: DECAY_FLOPS * _state_size_from_expand_k(config),
-    "gsa": _gsa_flops,
-    "hgrn2": _hgrn2_flops,
-    "kda": lambda config, layer, seq_len: DELTA_RULE_FLOPS * _state_size_from_head_dim(config),
-    "llama": _llama_flops,
-    "mamba2": _mamba2_flops,
-    "retnet": lambda config, layer, seq_len: DECAY_FLOPS * _state_size_from_expand_k(config),
-    "rwkv7": _rwkv7_flops,
-    "transformer": _transformer_flops,
+    "gated_deltaproduct": _gated_deltaproduct_mixer_flops_per_token,
+    "gla": lambda config, layer, seq_len: DECAY_FLOPS * _state_elements_from_expand_k(config),
+    "gsa": _gsa_mixer_flops_per_token,
+    "hgrn2": _hgrn2_mixer_flops_per_token,
+    "kda": lambda config, layer, seq_len: DELTA_RULE_FLOPS * _state_elements_from_head_dim(config),
+    "llama": _llama_mixer_flops_per_token,
+    "mamba2": _mamba2_mixer_flops_per_token,
+    "retnet": lambda config, layer, seq_len: DECAY_FLOPS * _state_elements_from_expand_k(config),
+    "rwkv7": _rwkv7_mixer_flops_per_token,
+    "transformer": _transformer_mixer_flops_per_token,
 }
 """Forward operations per token of an architecture's own mixer, by config, layer and row length."""
 

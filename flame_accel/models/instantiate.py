@@ -64,7 +64,7 @@ def instantiate(
             remedy="correct the sizes that the message names",
             exit_code=2,
         ) from error
-    _check_initialized(model, where)
+    _check_all_values_initialized(model, where)
     return model
 
 
@@ -96,7 +96,7 @@ def _nan_filled_allocations() -> Iterator[None]:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
-def _check_initialized(model: PreTrainedModel, where: str) -> None:
+def _check_all_values_initialized(model: PreTrainedModel, where: str) -> None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     names = [name for name, tensor in tensors if _has_unwritten_values(tensor)]
     if names:

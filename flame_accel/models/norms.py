@@ -9,7 +9,7 @@ exported model loads with flame_accel, and fla alone says that it does not know 
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fla.modules import LayerNorm, RMSNorm
 from torch import nn
@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UserError
-from flame_accel.models.catalogue import registered_config_classes
+from flame_accel.models.catalogue import fla_config_classes
 
 NORM_NAMES = {"layernorm": "LayerNorm", "np_layernorm": "NPLayerNorm", "rmsnorm": "RMSNorm"}
 NATIVE_NORMS = {"rwkv6": "layernorm", "rwkv7": "layernorm"}
@@ -44,7 +44,7 @@ def register_norm_variants() -> None:
     if _base_types:
         return
     llama_like = {name: CONFIG_MAPPING[name] for name in LLAMA_LIKE}
-    for base_type, config_class in {**registered_config_classes(), **llama_like}.items():
+    for base_type, config_class in {**fla_config_classes(), **llama_like}.items():
         for kind, name in NORM_NAMES.items():
             if kind != NATIVE_NORMS.get(base_type, "rmsnorm"):
                 _register_norm_variant(config_class, f"{base_type}_{kind}", kind, name)
@@ -88,7 +88,7 @@ def config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConf
     return chosen
 
 
-def apply_norm_type(model: PreTrainedModel, norm_type: str) -> None:
+def fuse_llama_norms_and_check_norm_type(model: PreTrainedModel, norm_type: str) -> None:
     """Puts fused norms into a model like Llama; checks the norms of any other model.
 
     Call it on a model built from `config_with_norm`. Fused norms compute the same under the same
@@ -98,7 +98,7 @@ def apply_norm_type(model: PreTrainedModel, norm_type: str) -> None:
         UserError: its blocks are written for fla's fused RMSNorm only.
     """
     if base_model_type(model.config) in LLAMA_LIKE and norm_type == "fused_rmsnorm":
-        replace_norms(model, "rmsnorm", fused=True)
+        replace_block_norms_in_place(model, "rmsnorm", fused=True)
     for parent, name in find_block_norms(model):
         if norm_type_of(getattr(parent, name)) != norm_type:
             raise _unsupported_norm_error(
@@ -106,8 +106,15 @@ def apply_norm_type(model: PreTrainedModel, norm_type: str) -> None:
             )
 
 
-def find_block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
-    """Yields (parent module, name) of the norms of blocks and of the final norm.
+class NormPlace(NamedTuple):
+    """The attribute of a module that holds a norm."""
+
+    parent: nn.Module
+    attribute_name: str
+
+
+def find_block_norms(model: PreTrainedModel) -> Iterator[NormPlace]:
+    """Yields the places of the norms of blocks and of the final norm.
 
     Norms inside a block's mixer or MLP are not included.
     """
@@ -121,7 +128,7 @@ def find_block_norms(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str]]:
             for name, child in module.named_children():
                 # those of attention residuals are read by a kernel that knows RMSNorm only
                 if norm_type_of(child) is not None and not name.endswith("res_norm"):
-                    yield module, name
+                    yield NormPlace(module, name)
 
 
 def norm_type_of(norm: nn.Module) -> str | None:
@@ -133,7 +140,9 @@ def norm_type_of(norm: nn.Module) -> str | None:
     return "rmsnorm" if type(norm).__name__.endswith("RMSNorm") else None
 
 
-def replace_norms(model: PreTrainedModel, kind: str, *, fused: bool | None = None) -> None:
+def replace_block_norms_in_place(
+    model: PreTrainedModel, kind: str, *, fused: bool | None = None
+) -> None:
     """Puts norms of a kind in the place of a model's, under the same names, with fresh weights.
 
     Args:
@@ -167,7 +176,7 @@ def _register_norm_variant(
     @functools.wraps(model_class.__init__)
     def init_model(self: PreTrainedModel, config: PreTrainedConfig, **options: Any) -> None:
         model_class.__init__(self, config, **options)
-        replace_norms(self, kind)
+        replace_block_norms_in_place(self, kind)
 
     place = {"__module__": __name__, "__doc__": f"{model_type}: {config_class.model_type}, {name}."}
     # transformers would make a dataclass's __init__ for a class without one

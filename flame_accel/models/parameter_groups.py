@@ -59,14 +59,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def _parameters_with_owners(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Yields (module, name in the module, parameter), each parameter once."""
+class _OwnedParameter(NamedTuple):
+    module: nn.Module
+    name_in_module: str
+    parameter: nn.Parameter
+
+
+def _parameters_with_owners(model: nn.Module) -> Iterator[_OwnedParameter]:
+    """Yields each parameter once, with the first module that holds it."""
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in seen:
                 seen.add(parameter)
-                yield module, name, parameter
+                yield _OwnedParameter(module, name, parameter)
 
 
 def _has_weight_decay(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:

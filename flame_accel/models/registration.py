@@ -32,39 +32,39 @@ def register_models(custom: Sequence[str] = ()) -> None:
     for name in custom:
         path = Path(name).expanduser()
         if path.exists():
-            _import_path(name, path.resolve())
+            _import_file_or_package_folder(name, path.resolve())
         elif path.suffix == ".py" or os.sep in name:
-            raise _registration_error(
+            raise _custom_model_error(
                 name,
                 "no such file or folder",
                 f"the path is taken from {Path.cwd()}; give a .py file, a package folder or the "
                 "name of an installed package",
             )
         else:
-            _import_package(name)
+            _import_installed_package(name)
 
 
-def _registration_error(where: str, what: str, remedy: str) -> UserError:
+def _custom_model_error(where: str, what: str, remedy: str) -> UserError:
     return UserError(what, where=f"--model.custom {where}", remedy=remedy, exit_code=2)
 
 
-def _import_package(name: str) -> None:
+def _import_installed_package(name: str) -> None:
     spec = importlib.util.find_spec(name.partition(".")[0])
     if spec is None:
-        raise _registration_error(
+        raise _custom_model_error(
             name,
             "no such package can be imported, and no such path exists",
             "install the package, or give the path of its folder or .py file",
         )
-    _import_user_code(
+    _import_reporting_user_errors(
         name, os.path.dirname(spec.origin or ""), lambda: importlib.import_module(name)
     )
 
 
-def _import_path(name: str, path: Path) -> None:
+def _import_file_or_package_folder(name: str, path: Path) -> None:
     source = path / "__init__.py" if path.is_dir() else path
     if source.suffix != ".py" or not source.is_file():
-        raise _registration_error(
+        raise _custom_model_error(
             name,
             "neither a .py file nor a folder with an __init__.py",
             "add an __init__.py that registers your models, or name the .py file that does",
@@ -73,14 +73,16 @@ def _import_path(name: str, path: Path) -> None:
         loaded_from = getattr(sys.modules[path.stem], "__file__", None)
         if loaded_from == str(source):
             return
-        raise _registration_error(
+        raise _custom_model_error(
             name,
             f"a module '{path.stem}' is already loaded from {loaded_from or 'Python itself'}",
             "rename your file or folder",
         )
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    _import_user_code(name, str(path.parent), lambda: _load_source_file(path.stem, source))
+    _import_reporting_user_errors(
+        name, str(path.parent), lambda: _load_source_file(path.stem, source)
+    )
 
 
 def _load_source_file(module_name: str, source: Path) -> ModuleType:
@@ -99,19 +101,19 @@ def _load_source_file(module_name: str, source: Path) -> ModuleType:
     return module
 
 
-def _import_user_code(name: str, folder: str, load: Callable[[], ModuleType]) -> None:
+def _import_reporting_user_errors(name: str, folder: str, load: Callable[[], ModuleType]) -> None:
     """Runs the user's code; what it raises becomes a message with the line of theirs."""
     try:
         load()
     except Exception as error:
-        raise _registration_error(
-            f"{name}: {_find_user_source_line(error, folder)}",
+        raise _custom_model_error(
+            f"{name}: {_find_error_file_and_line(error, folder)}",
             f"importing it raised {type(error).__name__}: {error}",
             "correct that line; importing the module must be enough to register your models",
         ) from error
 
 
-def _find_user_source_line(error: Exception, folder: str) -> str:
+def _find_error_file_and_line(error: Exception, folder: str) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

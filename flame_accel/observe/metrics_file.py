@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from flame_accel.files import write_text
+from flame_accel.files import write_text_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -45,4 +45,4 @@ def delete_records_after(path: Path, step: int) -> None:
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-    write_text(path, "".join(kept))
+    write_text_atomically(path, "".join(kept))

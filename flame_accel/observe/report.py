@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flame_accel.files import write_text
+from flame_accel.files import write_text_atomically
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 
 WIDTH, HEIGHT = 640, 240
@@ -59,7 +59,7 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
         f"<title>{html.escape(title)}</title><style>{STYLE}</style>\n" + "\n".join(body) + "\n"
     )
     path = run_folder / "report.html"
-    write_text(path, page)
+    write_text_atomically(path, page)
     return path
 
 

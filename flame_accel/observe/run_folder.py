@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from flame_accel.config import Config, UserError, load_file, to_toml
-from flame_accel.files import write_json, write_text
+from flame_accel.config import Config, UserError, load_run_file, to_toml
+from flame_accel.files import write_json_atomically, write_text_atomically
 from flame_accel.observe.metric_logger import flatten_options
 from flame_accel.observe.metrics_file import METRICS_FILE
 
@@ -49,13 +49,13 @@ def prepare_run_folder(path: Path, *, config: Config, environment: dict[str, Any
         path.mkdir(parents=True, exist_ok=True)
         changes: list[str] = []
         if resolved.exists():
-            before = load_file(resolved)
+            before = load_run_file(resolved)
             if _has_progress(path, before):
                 check_same_run(before, config)
             changes = changed_options(before, config)
         # a run that is killed here must be able to start again
-        write_text(resolved, to_toml(config))
-        write_json(path / "environment.json", environment, indent=2)
+        write_text_atomically(resolved, to_toml(config))
+        write_json_atomically(path / "environment.json", environment, indent=2)
     except OSError as error:
         raise UserError(
             f"the run folder cannot be written to: {error.strerror}",

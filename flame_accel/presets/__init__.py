@@ -48,7 +48,7 @@ def resolve_preset(kind: PresetKind, name_or_path: str) -> str:
     return str(find_preset(kind, name_or_path) or name_or_path)
 
 
-def nearest_presets(kind: PresetKind, name: str) -> list[str]:
+def nearest_preset_names(kind: PresetKind, name: str) -> list[str]:
     """At most three presets whose names resemble a wrong one, the nearest first."""
     presets = {preset.lower(): preset for preset in preset_names(kind)}
     wanted = name.removesuffix(kind.suffix).lower()
@@ -57,7 +57,7 @@ def nearest_presets(kind: PresetKind, name: str) -> list[str]:
 
 def suggest_presets(kind: PresetKind, name: str) -> str:
     """What to do about a name that is no preset: the nearest ones, or all if none is near."""
-    close = nearest_presets(kind, name)
+    close = nearest_preset_names(kind, name)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Name a file, or one of: {', '.join(preset_names(kind))}."

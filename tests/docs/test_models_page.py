@@ -2,17 +2,17 @@
 
 import pytest
 
-from flame_accel.diagnosis.conformance.known_issues import known_issues
+from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.diagnosis.conformance.laws import LAWS
 from flame_accel.diagnosis.conformance.support_table import (
-    explain_broken_laws,
-    load_results,
-    render_page,
+    broken_law_reasons,
+    load_results_by_device,
+    render_models_page,
 )
-from flame_accel.models.catalogue import registered_config_classes
+from flame_accel.models.catalogue import fla_config_classes
 from tests.helpers.runs import ROOT
 
-RESULTS = load_results()
+RESULTS = load_results_by_device()
 
 
 PAGE = ROOT / "docs" / "models.md"
@@ -20,18 +20,20 @@ PAGE = ROOT / "docs" / "models.md"
 
 def test_the_page_is_up_to_date():
     said = PAGE.read_text(encoding="utf-8")
-    assert said == render_page(RESULTS), "python -m flame_accel models --write docs/models.md"
+    assert said == render_models_page(RESULTS), (
+        "python -m flame_accel models --write docs/models.md"
+    )
 
 
 def test_the_page_has_every_model():
     text = PAGE.read_text(encoding="utf-8")
-    for model_type in registered_config_classes():
+    for model_type in fla_config_classes():
         assert f"| `{model_type}` |" in text
 
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_the_results_have_every_law_of_every_model(kind):
-    assert RESULTS[kind]["models"].keys() == registered_config_classes().keys()
+    assert RESULTS[kind]["models"].keys() == fla_config_classes().keys()
     for record in RESULTS[kind]["models"].values():
         assert [finding["law"] for finding in record["findings"]] == list(LAWS)
 
@@ -39,6 +41,6 @@ def test_the_results_have_every_law_of_every_model(kind):
 @pytest.mark.parametrize("kind", RESULTS)
 def test_every_broken_law_in_the_results_has_a_known_reason(kind):
     for model_type in RESULTS[kind]["models"]:
-        assert explain_broken_laws(RESULTS[kind], model_type) == known_issues(model_type, kind), (
-            model_type
-        )
+        assert broken_law_reasons(RESULTS[kind], model_type) == known_issue_reasons_by_law(
+            model_type, kind
+        ), model_type

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from flame_accel.config import load_file, parse
+from flame_accel.config import load_run_file, parse
 from tests.helpers.runs import ROOT, launch_environment, read_records
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -192,7 +192,7 @@ def run_folder(command: str, checkout: Path) -> Path:
     if "--job.dump_folder" in given:
         return checkout / given["--job.dump_folder"]
     file = given.get("--job.config_file", "configs/recipes/quickstart.toml")
-    return checkout / load_file(checkout / file).job.dump_folder
+    return checkout / load_run_file(checkout / file).job.dump_folder
 
 
 def run_all(commands: list[str], checkout: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.cache_folders import CACHES, ROOTS, replace_unwritable_caches
+from flame_accel.cache_folders import CACHES, ROOTS, redirect_unwritable_caches
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def cache_variables() -> dict[str, str]:
 @pytest.mark.parametrize("fault", ["a file", "in no file system", "not known", "read-only"])
 def test_every_cache_of_an_unwritable_home_is_replaced(home, monkeypatch, capsys, fault):
     make_unwritable(home, monkeypatch, fault)
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     assert cache_variables().keys() == CACHES.keys()
     for folder in map(Path, cache_variables().values()):
         (folder / "file").touch()
@@ -60,19 +60,19 @@ def test_every_cache_of_an_unwritable_home_is_replaced(home, monkeypatch, capsys
     assert "cannot be written to" in line and tempfile.gettempdir() in line
     # the processes that this one starts have nothing more to say, and use the same folders
     before = cache_variables()
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     assert cache_variables() == before and capsys.readouterr().err == ""
 
 
 def test_one_rank_of_a_launch_says_so(home, monkeypatch, capsys):
     make_unwritable(home, monkeypatch, "a file")
     monkeypatch.setenv("RANK", "1")
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     assert cache_variables() and capsys.readouterr().err == ""
 
 
 def test_a_home_that_can_be_written_to_is_left_alone(home, capsys):
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     assert cache_variables() == {} and capsys.readouterr().err == ""
     assert list(home.iterdir()) == []
 
@@ -81,7 +81,7 @@ def test_caches_that_are_named_elsewhere_are_kept(home, monkeypatch, tmp_path):
     make_unwritable(home, monkeypatch, "a file")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("TRITON_HOME", str(tmp_path / "triton"))
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     replaced = {name for name, path in cache_variables().items() if "temporary" in path}
     assert {"WANDB_DATA_DIR", "CUDA_CACHE_PATH"} <= replaced
     assert not any(name.startswith(("HF_", "TRITON")) for name in replaced)
@@ -92,7 +92,7 @@ def test_a_hub_folder_that_can_only_be_read_is_still_read(home, monkeypatch, tmp
     (shared / "hub").mkdir(parents=True)
     monkeypatch.setenv("HF_HOME", str(shared))
     make_unwritable(home, monkeypatch, "read-only")
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     assert os.environ["HF_HUB_CACHE"] == str(shared / "hub")
     assert os.environ["HF_TOKEN_PATH"] == str(shared / "token")
     for variable in ("HF_HOME", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_EVALUATE_CACHE"):
@@ -101,7 +101,7 @@ def test_a_hub_folder_that_can_only_be_read_is_still_read(home, monkeypatch, tmp
 
 def test_the_temporary_folder_is_private_and_of_this_user(home, monkeypatch):
     make_unwritable(home, monkeypatch, "a file")
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     folder = Path(os.environ["HF_HOME"]).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     # another user's folder of that name is not used
@@ -110,5 +110,5 @@ def test_the_temporary_folder_is_private_and_of_this_user(home, monkeypatch):
     another = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: another)
     folder.rename(folder.with_name(f"flame_accel-caches-{os.getuid()}"))
-    replace_unwritable_caches()
+    redirect_unwritable_caches()
     assert Path(os.environ["HF_HOME"]).parent.name != f"flame_accel-caches-{another}"

@@ -22,17 +22,17 @@ from flame_accel.files import (
     ChecksummedWriter,
     bytes_checksum,
     describe_files,
+    describe_first_damage,
     file_checksum,
-    find_damaged_file,
-    is_temporary,
-    publish_folder,
+    has_temporary_name,
     rename_and_sync,
     replace_file,
     replace_folder,
+    sync_and_rename_or_swap_folder,
     sync_to_disk,
-    write_bytes,
-    write_json,
-    write_text,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
 )
 
 OLD, NEW = "old " * 100, "new " * 150
@@ -116,9 +116,9 @@ def swap_is_not_supported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FILE_WRITES: dict[str, Write] = {
-    "text": lambda path: write_text(path, NEW),
-    "bytes": lambda path: write_bytes(path, NEW.encode()),
-    "JSON": lambda path: write_json(path, NEW),
+    "text": lambda path: write_text_atomically(path, NEW),
+    "bytes": lambda path: write_bytes_atomically(path, NEW.encode()),
+    "JSON": lambda path: write_json_atomically(path, NEW),
 }
 
 
@@ -161,7 +161,7 @@ def contents_after_each_power_failure(
             if failed:
                 disk.lose_what_is_not_synced(folder, before)
         others = [path for path in folder.iterdir() if path.name != "target"]
-        assert all(is_temporary(path) for path in others)
+        assert all(has_temporary_name(path) for path in others)
         contents.append(read(folder / "target"))
         if not failed:
             assert not others
@@ -224,7 +224,7 @@ def test_without_a_swap_a_folder_is_old_or_new_or_its_old_content_lies_next_to_i
 
 def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
     disk = Disk(monkeypatch)
-    write_text(tmp_path / "a", NEW)
+    write_text_atomically(tmp_path / "a", NEW)
     file = inode(tmp_path / "a")
     assert disk.log == [("fsync", file), ("rename", file), ("fsync", inode(tmp_path))]
 
@@ -245,7 +245,7 @@ def test_a_finished_folder_gets_its_name_and_the_one_it_replaces_takes_the_tempo
     for name in ("new", "final"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    publish_folder(tmp_path / "new", tmp_path / "final")
+    sync_and_rename_or_swap_folder(tmp_path / "new", tmp_path / "final")
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["final"]
 
@@ -260,7 +260,7 @@ def test_a_renamed_folder_is_synced_with_its_parent(tmp_path, monkeypatch):
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
 def test_an_error_while_writing_keeps_the_old_content_and_leaves_nothing(tmp_path, replace):
     target = tmp_path / "target"
-    write_text(target, OLD) if replace is replace_file else target.mkdir()
+    write_text_atomically(target, OLD) if replace is replace_file else target.mkdir()
     with pytest.raises(OSError, match="disk is full"), replace(target) as temporary:
         (temporary if replace is replace_file else temporary / "a").write_text(NEW)
         raise OSError("disk is full")
@@ -292,12 +292,12 @@ def test_two_writers_of_one_file_never_mix(tmp_path):
 
 def test_temporary_names_are_hidden_and_keep_the_suffix(tmp_path):
     with replace_file(tmp_path / "trace.json.gz") as temporary:
-        assert is_temporary(temporary)
+        assert has_temporary_name(temporary)
         assert temporary.name.startswith(".")
         assert temporary.name.endswith(".json.gz")
         assert temporary.parent == tmp_path
         temporary.touch()
-    assert not is_temporary(tmp_path / "trace.json.gz")
+    assert not has_temporary_name(tmp_path / "trace.json.gz")
 
 
 def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path):
@@ -305,7 +305,7 @@ def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path):
     (tmp_path / "real/a").write_text(OLD)
     (tmp_path / "file").symlink_to("real/a")
     (tmp_path / "folder").symlink_to("real")
-    write_text(tmp_path / "file", NEW)
+    write_text_atomically(tmp_path / "file", NEW)
     assert (tmp_path / "file").is_symlink()
     assert (tmp_path / "real/a").read_text() == NEW
     write_new_folder(tmp_path / "folder")
@@ -317,7 +317,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    write_text(pipe, NEW)
+    write_text_atomically(pipe, NEW)
     assert os.read(reader, 1 << 16).decode() == NEW
     os.close(reader)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
@@ -325,23 +325,23 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
 
 def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "plain").write_text(OLD)
-    write_text(tmp_path / "atomic", NEW)
+    write_text_atomically(tmp_path / "atomic", NEW)
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_text_is_utf_8_and_json_ends_with_a_newline(tmp_path):
-    write_text(tmp_path / "text", "na\u00efve\n")
+    write_text_atomically(tmp_path / "text", "na\u00efve\n")
     assert (tmp_path / "text").read_bytes() == b"na\xc3\xafve\n"
-    write_json(tmp_path / "json", {"a": [1, None]})
+    write_json_atomically(tmp_path / "json", {"a": [1, None]})
     assert (tmp_path / "json").read_text() == '{\n "a": [\n  1,\n  null\n ]\n}\n'
-    write_json(tmp_path / "json", {"a": 1}, indent=2)
+    write_json_atomically(tmp_path / "json", {"a": 1}, indent=2)
     assert (tmp_path / "json").read_text() == '{\n  "a": 1\n}\n'
 
 
 def test_content_that_is_no_json_changes_nothing(tmp_path):
-    write_json(tmp_path / "json", 1)
+    write_json_atomically(tmp_path / "json", 1)
     with pytest.raises(TypeError):
-        write_json(tmp_path / "json", {"a": object()})
+        write_json_atomically(tmp_path / "json", {"a": object()})
     assert (tmp_path / "json").read_text() == "1\n"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -397,12 +397,12 @@ DAMAGES: dict[str, tuple[Write, str, bool]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_found_and_named(tmp_path, damage):
     (tmp_path / "sub").mkdir()
-    write_text(tmp_path / "sub/a", NEW)
-    write_text(tmp_path / "b", OLD)
+    write_text_atomically(tmp_path / "sub/a", NEW)
+    write_text_atomically(tmp_path / "b", OLD)
     described = describe_files(tmp_path)
     assert sorted(described) == ["b", "sub/a"]
-    assert find_damaged_file(tmp_path, described, content=True) is None
+    assert describe_first_damage(tmp_path, described, content=True) is None
     break_file, message, only_in_content = DAMAGES[damage]
     break_file(tmp_path / "sub/a")
-    assert find_damaged_file(tmp_path, described, content=True) == message
-    assert find_damaged_file(tmp_path, described) == (None if only_in_content else message)
+    assert describe_first_damage(tmp_path, described, content=True) == message
+    assert describe_first_damage(tmp_path, described) == (None if only_in_content else message)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub_lookup import TIMEOUT_SECONDS, can_reach_repository
+from flame_accel.hub_lookup import TIMEOUT_SECONDS, check_model_exists_if_hub_reachable
 from flame_accel.models import load_model_config
 
 
@@ -38,7 +38,7 @@ def ask(monkeypatch: pytest.MonkeyPatch):
                 raise error
 
         monkeypatch.setattr(HfApi, "model_info", model_info)
-        return can_reach_repository(name, where="model.config", remedy="name a file")
+        return check_model_exists_if_hub_reachable(name, where="model.config", remedy="name a file")
 
     return answer
 

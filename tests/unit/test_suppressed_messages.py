@@ -8,8 +8,8 @@ import pytest
 from flame_accel.suppressed_messages import (
     IMPORT_WARNINGS,
     LOG_MESSAGES,
-    suppress_import_warnings,
-    suppress_log_messages,
+    suppress_known_import_warnings,
+    suppress_known_log_messages,
 )
 
 FOREIGN = [
@@ -33,8 +33,8 @@ SHOWN = [
 
 @pytest.fixture(autouse=True)
 def quiet() -> None:
-    suppress_log_messages()
-    suppress_log_messages()
+    suppress_known_log_messages()
+    suppress_known_log_messages()
 
 
 @pytest.mark.parametrize(("logger", "message"), FOREIGN)
@@ -52,13 +52,13 @@ def test_every_other_message_is_shown(logger, message, caplog):
 def test_the_filters_are_installed_once():
     for name in LOG_MESSAGES:
         kinds = [type(known).__name__ for known in logging.getLogger(name).filters]
-        assert kinds.count("_MessageFilter") == 1
+        assert kinds.count("_MessageDroppingFilter") == 1
 
 
 def test_only_the_warnings_of_the_import_are_suppressed():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with suppress_import_warnings():
+        with suppress_known_import_warnings():
             for beginning in IMPORT_WARNINGS:
                 warnings.warn(f"{beginning}, and more", stacklevel=1)
             warnings.warn("this is new", stacklevel=1)

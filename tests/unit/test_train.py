@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flame_accel.config import load_file, parse
+from flame_accel.config import load_run_file, parse
 from tests.helpers.runs import SHORT_RUN, read_log, read_records
 
 RECORD_KEYS = {
@@ -41,7 +41,7 @@ def test_a_run_leaves_what_the_contract_says(train_here, flags, tmp_path, corpus
         assert set(record) == RECORD_KEYS | (evaluated if record["step"] in (4, 8) else set())
     assert records[-1]["tokens"] == 8 * 4 * 64
     assert records[-1]["train/loss"] < records[0]["train/loss"]
-    assert load_file(run / "config.toml") == parse(argv)
+    assert load_run_file(run / "config.toml") == parse(argv)
     environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"] == importlib.metadata.version("torch")
     assert "step 8/8" in (run / "log.txt").read_text()

@@ -41,7 +41,7 @@ from flame_accel.data.cache.file_format import (
 from flame_accel.data.cache.shard_writer import ShardWriter, map_record_hashes, read_complete_shard
 from flame_accel.data.sources.record_hashes import sample_fingerprint
 from flame_accel.data.stages import IndexedRecords
-from flame_accel.files import is_temporary, sync_to_disk, write_json
+from flame_accel.files import has_temporary_name, sync_to_disk, write_json_atomically
 
 LOCK_TIMEOUT_SECONDS = 5.0
 """How long to wait for worker processes of a killed `prepare` to end."""
@@ -195,14 +195,14 @@ def _start_or_resume(folder: Path, made_from: Mapping[str, Any]) -> ShardEntries
     if path.exists():
         _check_same_origin(folder, json.loads(path.read_text(encoding="utf-8")), made_from)
     else:
-        names = {entry.name for entry in folder.iterdir() if not is_temporary(entry)} - {LOCK}
+        names = {entry.name for entry in folder.iterdir() if not has_temporary_name(entry)} - {LOCK}
         if names:
             raise UserError(
                 f"holds other files: {', '.join(sorted(names)[:3])}{' ...' * (len(names) > 3)}",
                 where=str(folder),
                 remedy="name a new or an empty folder",
             )
-        write_json(path, made_from)
+        write_json_atomically(path, made_from)
     shards: ShardEntries = []
     while (shard := read_complete_shard(folder, len(shards))) is not None:
         shards.append(shard)
@@ -284,5 +284,5 @@ def _write_manifest(folder: Path, shards: ShardEntries, made_from: Mapping[str, 
         )
     targets = any(name.endswith(f".{TARGETS}") for shard in shards for name in shard["files"])
     content = {**made_from, "targets": targets, **counts, "shards": shards}
-    write_json(folder / MANIFEST, content)
+    write_json_atomically(folder / MANIFEST, content)
     (folder / UNFINISHED).unlink()

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.files import find_damaged_file
+from flame_accel.files import describe_first_damage
 
 MANIFEST = "flame_accel_tokens.json"
 UNFINISHED = "prepare.info"
@@ -124,7 +124,7 @@ def check_file_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
         UserError: names the first file that is missing or has another size.
     """
     for shard in manifest["shards"]:
-        damage = find_damaged_file(folder, shard["files"])
+        damage = describe_first_damage(folder, shard["files"])
         if damage is not None:
             raise damaged_cache_error(folder, damage)
 

@@ -21,7 +21,12 @@ from flame_accel.data.cache.file_format import (
     TOKENS,
     shard_file_name,
 )
-from flame_accel.files import ChecksummedWriter, bytes_checksum, find_damaged_file, write_json
+from flame_accel.files import (
+    ChecksummedWriter,
+    bytes_checksum,
+    describe_first_damage,
+    write_json_atomically,
+)
 
 MAX_SHARD_BYTES = 1 << 28
 """Most bytes of tokens in a shard, unless a single chunk has more."""
@@ -82,7 +87,7 @@ class ShardWriter:
     def finish(self) -> dict[str, Any]:
         """Sync all files to the disk and mark the shard as complete; see `read_complete_shard`."""
         files = {shard_file_name(self._number, name): f.close() for name, f in self._files.items()}
-        write_json(
+        write_json_atomically(
             self._folder / shard_file_name(self._number, INFO),
             {**self._counts, "files": files, "skipped": self._skipped},
         )
@@ -102,7 +107,7 @@ def read_complete_shard(folder: Path, number: int) -> dict[str, Any] | None:
         return None
     content = path.read_bytes()
     shard = json.loads(content)
-    if find_damaged_file(folder, shard["files"]) is not None:
+    if describe_first_damage(folder, shard["files"]) is not None:
         return None
     del shard["skipped"]
     shard["files"][path.name] = {"size": len(content), "xxh3": bytes_checksum(content)}

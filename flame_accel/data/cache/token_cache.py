@@ -34,7 +34,7 @@ from flame_accel.data.cache.file_format import (
 )
 from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.sources.held_out import is_held_out
-from flame_accel.files import find_damaged_file
+from flame_accel.files import describe_first_damage
 
 MAX_VERIFIED_BYTES = 256_000_000
 """A cache of at most this size is read and verified completely when it is opened."""
@@ -159,7 +159,7 @@ class TokenCache:
             )
 
     def _verify_checksums(self, files: dict[str, Any]) -> None:
-        damage = find_damaged_file(self._folder, files, content=True)
+        damage = describe_first_damage(self._folder, files, content=True)
         if damage is not None:
             raise damaged_cache_error(self._folder, damage)
 

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flame_accel.config.errors import UserError
-from flame_accel.files import write_json, write_text
-from flame_accel.hub_lookup import can_reach_repository
+from flame_accel.files import write_json_atomically, write_text_atomically
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 
 BYTE_TOKENIZER = "byte"
 """Name of the tokenizer that ships with the package."""
@@ -43,7 +43,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
     if Path(name).is_file():
         source = _tokenizer_folder(Path(name))
-    online = Path(source).exists() or can_reach_repository(
+    online = Path(source).exists() or check_model_exists_if_hub_reachable(
         name, where=TOKENIZER_OPTION, remedy=f"else name {TOKENIZER_CHOICES}"
     )
     try:
@@ -178,5 +178,5 @@ def write_byte_tokenizer(folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
-    write_text(folder / "tokenizer.json", build_byte_tokenizer().to_str(pretty=True))
-    write_json(folder / "tokenizer_config.json", config, indent=2)
+    write_text_atomically(folder / "tokenizer.json", build_byte_tokenizer().to_str(pretty=True))
+    write_json_atomically(folder / "tokenizer_config.json", config, indent=2)

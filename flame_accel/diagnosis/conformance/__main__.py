@@ -9,7 +9,7 @@ import sys
 
 from transformers.utils import logging
 
-from flame_accel.diagnosis.conformance.laws import check_laws, find_mixer_kernels
+from flame_accel.diagnosis.conformance.laws import find_cpu_mixer_kernel_modules, run_law_checks
 from flame_accel.kernels.tuning import tuning_disabled
 from flame_accel.models.catalogue import tiny_config
 
@@ -20,11 +20,11 @@ def print_law_results(model_type: str, device: str) -> None:
     computes = False
     # what kernels compute is asked here, not how fast: tuning all of them would take an hour
     with tuning_disabled():
-        for finding in check_laws(config, device):
+        for finding in run_law_checks(config, device):
             computes = computes or finding.holds
             print(json.dumps({"finding": finding._asdict()}), flush=True)
     if computes and device == "cpu":
-        print(json.dumps({"kernels": find_mixer_kernels(config)}), flush=True)
+        print(json.dumps({"kernels": find_cpu_mixer_kernel_modules(config)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
 )
 
 
-def known_issues(model_type: str, device: str) -> dict[str, str]:
+def known_issue_reasons_by_law(model_type: str, device: str) -> dict[str, str]:
     """The laws that a model is known to break on a device, each with its reason.
 
     Args:

@@ -61,7 +61,7 @@ class LawBroken(Exception):
     """A law that does not hold; the message says in what way."""
 
 
-def check_laws(
+def run_law_checks(
     config: PreTrainedConfig, device: str = "cpu", laws: Iterable[str] | None = None
 ) -> Iterator[LawResult]:
     """Checks laws on the model of a configuration, all of `LAWS` in their order unless named.
@@ -78,7 +78,7 @@ def check_laws(
         started_at = time.monotonic()
         reason = ""
         try:
-            model = model or _build_tiny_model(config, device)
+            model = model or _build_model_on_device(config, device)
             LAWS[name](model)
         except Exception as error:
             reason = explain_exception(error)
@@ -104,7 +104,7 @@ def explain_exception(error: Exception) -> str:
     return f"{type(error).__name__}{''.join(places[-1:])}" + (f": {message}" if message else "")
 
 
-def check_trains(model: PreTrainedModel) -> None:
+def check_training_lowers_loss(model: PreTrainedModel) -> None:
     """Two optimizer steps on one batch lower the loss; every parameter gets a finite gradient.
 
     Where weights start at 0 so that a layer starts as the identity, the gradients of others do too:
@@ -114,47 +114,49 @@ def check_trains(model: PreTrainedModel) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.train()
-    losses = [_take_optimizer_step(model, optimizer, ids, without) for _ in range(2)]
-    with torch.no_grad(), _training_precision(model):
+    losses = [_take_optimizer_step_and_get_loss(model, optimizer, ids, without) for _ in range(2)]
+    with torch.no_grad(), _seeded_training_precision(model):
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     for _ in range(3 if without else 0):
-        _take_optimizer_step(model, optimizer, ids, without)
-    _require(
+        _take_optimizer_step_and_get_loss(model, optimizer, ids, without)
+    _raise_law_broken_unless(
         all(loss < float("inf") for loss in losses) and losses[-1] < losses[0],
         f"the loss does not fall: {', '.join(f'{loss:.4f}' for loss in losses)}",
     )
-    _require(not without, f"no gradient reaches {', '.join(sorted(without))}")
+    _raise_law_broken_unless(not without, f"no gradient reaches {', '.join(sorted(without))}")
 
 
-def _take_optimizer_step(
+def _take_optimizer_step_and_get_loss(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor, without: set[str]
 ) -> float:
     """Returns the loss, and takes from `without` the parameters with a gradient that is not 0."""
-    with _training_precision(model):
+    with _seeded_training_precision(model):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    _require(not wrong, f"gradients are not finite: {', '.join(wrong)}")
+    _raise_law_broken_unless(not wrong, f"gradients are not finite: {', '.join(wrong)}")
     without -= {name for name, gradient in gradients.items() if gradient.any()}
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
 
 
-def check_reloads(model: PreTrainedModel) -> None:
+def check_reload_keeps_logits(model: PreTrainedModel) -> None:
     """A model that is saved and loaded through the auto class gives the same logits, bit by bit."""
     ids = _random_token_ids(model, (ROWS, ROW_LENGTH))
     model.eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = _move_to_device(AutoModelForCausalLM.from_pretrained(folder), model.device).eval()
-    _require(type(loaded) is type(model), f"it comes back as {type(loaded).__name__}")
+    _raise_law_broken_unless(
+        type(loaded) is type(model), f"it comes back as {type(loaded).__name__}"
+    )
     same = torch.equal(_compute_logits(loaded, ids), _compute_logits(model, ids))
-    _require(same, "the loaded model gives other logits")
+    _raise_law_broken_unless(same, "the loaded model gives other logits")
 
 
-def check_generates(model: PreTrainedModel) -> None:
+def check_generation_matches_one_pass(model: PreTrainedModel) -> None:
     """Greedy generation, token by token, is what one pass over the whole text computes.
 
     With a cache, unless the architecture's own default is to have none.
@@ -164,7 +166,7 @@ def check_generates(model: PreTrainedModel) -> None:
     tolerance = PRECISION[model.device.type].step
     for length in PROMPT_LENGTHS:
         prompt = _random_token_ids(model, (1, length))
-        with torch.no_grad(), _training_precision(model):
+        with torch.no_grad(), _seeded_training_precision(model):
             generated = generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -176,14 +178,16 @@ def check_generates(model: PreTrainedModel) -> None:
         steps = torch.stack(generated.logits, dim=1).float()
         whole = _compute_logits(model, generated.sequences)[:, length - 1 : -1]
         error = relative_error(steps, whole)
-        _require(
+        _raise_law_broken_unless(
             error <= tolerance,
             f"token by token differs from one pass by {error:.1e} after {length} tokens",
         )
         chosen = whole.gather(-1, generated.sequences[:, length:, None]).squeeze(-1)
         # two tokens may be as likely as each other within the tolerance
         margin = tolerance * whole.abs().amax(-1)
-        _require(bool((chosen >= whole.amax(-1) - margin).all()), "other tokens than in one pass")
+        _raise_law_broken_unless(
+            bool((chosen >= whole.amax(-1) - margin).all()), "other tokens than in one pass"
+        )
 
 
 def check_keeps_documents_apart(model: PreTrainedModel) -> None:
@@ -196,33 +200,39 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     changed = torch.where(others, row, model.config.vocab_size - 1 - row)
     # as in training, whose kernels may be others than those of evaluation
     model.train()
-    before, gradient = _logits_and_embedding_gradient(model, row, bounds, others)
-    after, _ = _logits_and_embedding_gradient(model, changed, bounds, others)
-    _require(torch.equal(before[others], after[others]), "one document changes another's logits")
-    _require(not gradient[~others].any(), "the loss of one document has a gradient in another")
-    _require(bool(gradient[others].any()), "the loss has no gradient in its own documents")
+    before, gradient = _packed_logits_and_embedding_gradient(model, row, bounds, others)
+    after, _ = _packed_logits_and_embedding_gradient(model, changed, bounds, others)
+    _raise_law_broken_unless(
+        torch.equal(before[others], after[others]), "one document changes another's logits"
+    )
+    _raise_law_broken_unless(
+        not gradient[~others].any(), "the loss of one document has a gradient in another"
+    )
+    _raise_law_broken_unless(
+        bool(gradient[others].any()), "the loss has no gradient in its own documents"
+    )
 
     model.eval()
     packed = _compute_logits(model, row, cu_seqlens=bounds)
     tolerance = PRECISION[model.device.type].packing
     for begin, end in itertools.pairwise(edges):
         error = relative_error(packed[:, begin:end], _compute_logits(model, row[:, begin:end]))
-        _require(
+        _raise_law_broken_unless(
             error <= tolerance,
             f"a document of {end - begin} tokens differs by {error:.1e} from the same one alone",
         )
 
 
 LAWS: dict[str, Callable[[PreTrainedModel], None]] = {
-    "trains": check_trains,
-    "reloads": check_reloads,
-    "generates": check_generates,
+    "trains": check_training_lowers_loss,
+    "reloads": check_reload_keeps_logits,
+    "generates": check_generation_matches_one_pass,
     "keeps documents apart": check_keeps_documents_apart,
 }
 """The name of each law, and the function that raises where a model breaks it."""
 
 
-def _logits_and_embedding_gradient(
+def _packed_logits_and_embedding_gradient(
     model: PreTrainedModel, row: torch.Tensor, bounds: torch.Tensor, counted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of a packed row, and the gradient of those `counted` with respect to its embeddings.
@@ -238,7 +248,7 @@ def _logits_and_embedding_gradient(
 
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:
-        with _training_precision(model):
+        with _seeded_training_precision(model):
             logits = model(input_ids=row, cu_seqlens=bounds, use_cache=False).logits.float()
     finally:
         hook.remove()
@@ -251,19 +261,19 @@ def _logits_and_embedding_gradient(
     return logits.detach(), gradient
 
 
-def find_mixer_kernels(config: PreTrainedConfig) -> list[str]:
+def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     """Lists the kernels that mix the tokens of a model on a CPU, as `replacements` names them.
 
     Empty for a model that fla's own PyTorch code serves. Norms, convolutions and losses, which
     nearly every model has, are left out.
     """
-    model = _build_tiny_model(config, "cpu")
+    model = _build_model_on_device(config, "cpu")
     with record_called_families() as families:
         _compute_logits(model, _random_token_ids(model, (ROWS, ROW_LENGTH)))
     return sorted(module for module in families if not module.startswith("modules."))
 
 
-def _build_tiny_model(config: PreTrainedConfig, device: str) -> PreTrainedModel:
+def _build_model_on_device(config: PreTrainedConfig, device: str) -> PreTrainedModel:
     size: int = config.vocab_size
     model = build_model(config, vocabulary_size=size, bos_token_id=None, eos_token_id=None, seed=0)
     return _move_to_device(model, device)
@@ -279,7 +289,7 @@ def _random_token_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.T
 
 
 @contextmanager
-def _training_precision(model: PreTrainedModel) -> Iterator[None]:
+def _seeded_training_precision(model: PreTrainedModel) -> Iterator[None]:
     """The precision of training on the model's device, and the same random numbers every time."""
     torch.manual_seed(0)
     device = model.device.type
@@ -288,7 +298,7 @@ def _training_precision(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _compute_logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
-    with torch.no_grad(), _training_precision(model):
+    with torch.no_grad(), _seeded_training_precision(model):
         return model(input_ids=ids, use_cache=False, **options).logits.float()
 
 
@@ -297,6 +307,6 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return ((value - reference).norm() / reference.norm()).item()
 
 
-def _require(holds: bool, otherwise: str) -> None:
+def _raise_law_broken_unless(holds: bool, otherwise: str) -> None:
     if not holds:
         raise LawBroken(otherwise)

@@ -3,7 +3,7 @@
 from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UserError
-from flame_accel.diagnosis.conformance.known_issues import known_issues
+from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.models.norms import base_model_type
 
 DOCUMENTS_APART = "keeps documents apart"
@@ -20,9 +20,9 @@ def check_packing_support(config: PreTrainedConfig, *, kernels: str) -> None:
     Raises:
         UserError: The model type is known to break the law with these kernels.
     """
-    reason = known_issues(base_model_type(config), {"torch": "cpu", "triton": "cuda"}[kernels]).get(
-        DOCUMENTS_APART
-    )
+    reason = known_issue_reasons_by_law(
+        base_model_type(config), {"torch": "cpu", "triton": "cuda"}[kernels]
+    ).get(DOCUMENTS_APART)
     if reason is not None:
         raise UserError(
             f"{config.model_type} does not keep packed documents apart: {reason}",

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flame_accel.diagnosis.conformance.known_issues import known_issues
+from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.diagnosis.conformance.laws import PRECISION, PROMPT_LENGTHS
-from flame_accel.models.catalogue import TINY_FIELDS, registered_config_classes, tiny_config
+from flame_accel.models.catalogue import TINY_FIELDS, fla_config_classes, tiny_config
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 RESULT_FILES = {"cpu": RESULTS / "models_cpu.json", "cuda": RESULTS / "models_h200.json"}
@@ -47,7 +47,7 @@ Relative errors of logits that count as the same are at most
 """
 
 
-def load_results() -> dict[str, dict[str, Any]]:
+def load_results_by_device() -> dict[str, dict[str, Any]]:
     """Loads the files of `RESULT_FILES`, by kind of device; a kind without a file is left out."""
     return {
         kind: json.loads(file.read_text(encoding="utf-8"))
@@ -56,26 +56,26 @@ def load_results() -> dict[str, dict[str, Any]]:
     }
 
 
-def explain_broken_laws(results: Mapping[str, Any], model_type: str) -> dict[str, str]:
+def broken_law_reasons(results: Mapping[str, Any], model_type: str) -> dict[str, str]:
     """The laws that a model broke, each with the reason: the known one, or else what was raised."""
-    known = known_issues(model_type, results["kind"])
+    known = known_issue_reasons_by_law(model_type, results["kind"])
     findings = results["models"][model_type]["findings"]
     broken = {finding["law"]: finding["reason"] for finding in findings if not finding["holds"]}
     return broken | {law: reason for law, reason in known.items() if law in broken}
 
 
-def render_page(results: Mapping[str, Mapping[str, Any]]) -> str:
+def render_models_page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page: a row for each model, then the reason of every issue.
 
     Args:
-        results: by kind of device, as `load_results` gives them.
+        results: by kind of device, as `load_results_by_device` gives them.
     """
-    models = sorted(registered_config_classes())
+    models = sorted(fla_config_classes())
     measured = {
         model_type: {k: v for k, v in results.items() if model_type in v["models"]}
         for model_type in models
     }
-    machines = "\n".join(map(_describe_machine, results.values()))
+    machines = "\n".join(map(_render_machine_line, results.values()))
     columns = ("model", *DEVICE_NAMES.values(), "varlen", "generates", "kernels without a GPU")
     lines = [
         HEAD.format(machines=machines),
@@ -83,19 +83,19 @@ def render_page(results: Mapping[str, Mapping[str, Any]]) -> str:
         "|---" * len(columns) + "|",
         *(_render_model_row(model_type, measured[model_type]) for model_type in models),
     ]
-    reasons = [line for name in models for line in _render_reasons(name, measured[name])]
+    reasons = [line for name in models for line in _render_broken_law_lines(name, measured[name])]
     if reasons:
         lines += ["", "## What does not work, and why", "", *reasons]
     return "\n".join(lines) + "\n"
 
 
-def _describe_machine(results: Mapping[str, Any]) -> str:
+def _render_machine_line(results: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
     return f"* {DEVICE_NAMES[results['kind']]}: {results['device']}, {results['date']}; {packages}"
 
 
 def _render_model_row(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    broken = {kind: explain_broken_laws(values, model_type) for kind, values in results.items()}
+    broken = {kind: broken_law_reasons(values, model_type) for kind, values in results.items()}
     cells = [f"`{model_type}`"]
     for kind in DEVICE_NAMES:
         trains = kind in broken and not {"trains", "reloads"} & broken[kind].keys()
@@ -112,10 +112,12 @@ def _render_model_row(model_type: str, results: Mapping[str, Mapping[str, Any]])
     return "| " + " | ".join(cells) + " |"
 
 
-def _render_reasons(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _render_broken_law_lines(
+    model_type: str, results: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """One line for each reason, with the laws and devices that it breaks."""
     places: dict[str, list[str]] = {}
     for kind, values in results.items():
-        for law, reason in explain_broken_laws(values, model_type).items():
+        for law, reason in broken_law_reasons(values, model_type).items():
             places.setdefault(reason, []).append(f"{law} ({DEVICE_NAMES[kind]})")
     return [f"* `{model_type}`, {', '.join(where)}: {why}" for why, where in places.items()]

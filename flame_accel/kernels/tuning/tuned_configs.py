@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from flame_accel.config.errors import UserError
-from flame_accel.files import write_json
+from flame_accel.files import write_json_atomically
 
 COUNTS = frozenset({"B", "N", "NB", "NP", "T"})
 """Key arguments of fla's kernels that count rows, blocks of rows or tokens.
@@ -103,7 +103,7 @@ def save_config(
             "triton_version": triton_version,
             "autotune_entries": dict(sorted(entries.items())),
         }
-        write_json(path, content)
+        write_json_atomically(path, content)
 
 
 def key_as_json(key: Key) -> list[Any]:

@@ -8,7 +8,7 @@ import torch
 
 from flame_accel import kernels
 from flame_accel.__main__ import main
-from flame_accel.models.catalogue import registered_config_classes
+from flame_accel.models.catalogue import fla_config_classes
 from tests.helpers.machines import SICK
 from tests.helpers.runs import ROOT
 
@@ -21,7 +21,7 @@ def test_the_doctor_names_every_model(capsys, tmp_path):
         "known problems",
         "models",
     ]
-    assert set(registered_config_classes()) <= set(re.findall(r"\w+", printed))
+    assert set(fla_config_classes()) <= set(re.findall(r"\w+", printed))
     assert "\033" not in printed and max(map(len, printed.splitlines())) <= 100
 
 

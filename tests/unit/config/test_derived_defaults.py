@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.config import load_file, parse, to_toml
+from flame_accel.config import load_run_file, parse, to_toml
 from flame_accel.config.derived_defaults import default_warmup_steps
 from flame_accel.presets import RECIPES, find_preset
 from tests.helpers.options import only_problem, parse_flags
@@ -71,7 +71,7 @@ def test_the_quickstart_keeps_its_folder() -> None:
     assert run_folder("--job.config_file", "quickstart") == "exp/quickstart"
     recipe = find_preset(RECIPES, "quickstart")
     assert recipe is not None
-    assert load_file(recipe).job.dump_folder == "exp/quickstart"
+    assert load_run_file(recipe).job.dump_folder == "exp/quickstart"
 
 
 def test_a_folder_that_is_set_is_kept(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_resolved_configuration_holds_the_derived_values(tmp_path: Path) -> 
     config = parse_flags("--training.steps", "50")
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config))
-    assert load_file(path) == config
+    assert load_run_file(path) == config
     assert (config.job.dump_folder, config.training.warmup_steps) == (
         "exp/model-python-stdlib",
         10,

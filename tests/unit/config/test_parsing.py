@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.config import ConfigError, load_file
+from flame_accel.config import ConfigError, load_run_file
 from tests.helpers.options import config_error
 
 
@@ -47,7 +47,7 @@ def test_a_run_file_alone_is_checked_but_its_paths_are_not_looked_for(tmp_path: 
     path.write_text(
         '[model]\nconfig = "/gone/config.json"\n[training]\ndataset = "python-stdlib"\n'
     )
-    assert load_file(path).model.config == "/gone/config.json"
+    assert load_run_file(path).model.config == "/gone/config.json"
     path.write_text("[model]\nconfig = 'org/model'\n")
     with pytest.raises(ConfigError, match=r"training\.dataset: is required"):
-        load_file(path)
+        load_run_file(path)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flame_accel.config import parse, to_toml
-from flame_accel.config.paths import PathKind, expand_path, expand_path_list
-from flame_accel.config.schema import options, value_of
+from flame_accel.config.paths import PathKind, expand_comma_separated_paths, expand_path
+from flame_accel.config.schema import option_value, options
 from tests.helpers.options import REQUIRED, only_problem, refusal
 
 PATH_OPTIONS = [name for name, option in options().items() if option.path]
@@ -39,12 +39,12 @@ def test_an_existing_path_is_taken_as_it_is(home: Path, monkeypatch: pytest.Monk
     (home / "$JOB").mkdir()
     (home / "$JOB,x").mkdir()
     assert expand_path("$JOB") == "$JOB"
-    assert expand_path_list("$JOB,x") == "$JOB,x"
+    assert expand_comma_separated_paths("$JOB,x") == "$JOB,x"
 
 
 def test_each_of_several_paths_is_expanded(home: Path) -> None:
-    assert expand_path_list("~/a, $HOME/b,org/data") == f"{home}/a, {home}/b,org/data"
-    assert expand_path_list("") == ""
+    assert expand_comma_separated_paths("~/a, $HOME/b,org/data") == f"{home}/a, {home}/b,org/data"
+    assert expand_comma_separated_paths("") == ""
 
 
 @pytest.mark.parametrize("written", ["$NOT_SET/a", "~/${NOT_SET}"])
@@ -93,7 +93,7 @@ def test_every_path_option_is_expanded_from_flags_and_files(
     if len(required) < len(REQUIRED):
         required.remove("org/model" if name == "model.config" else "python-stdlib")
     config = parse([*required, *argv])
-    assert value_of(config, name) == expanded
+    assert option_value(config, name) == expanded
     assert "$" not in to_toml(config) and "~" not in to_toml(config)
 
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.config import Config, load_file, parse, to_toml
+from flame_accel.config import Config, load_run_file, parse, to_toml
 from flame_accel.config.schema import Option, options, sections
 from flame_accel.config.unsupported import UNSUPPORTED
 from tests.helpers.options import REQUIRED, config_error
@@ -264,7 +264,7 @@ def test_a_written_configuration_reads_back_equal(folder: Path, config: Config) 
     text = to_toml(config)
     path = folder / "config.toml"
     path.write_bytes(text.encode())
-    again = load_file(path)
+    again = load_run_file(path)
     # asdict also compares config_file, which does not take part in equality
     assert dataclasses.asdict(again) == dataclasses.asdict(config)
     assert to_toml(again) == text
@@ -278,10 +278,10 @@ def test_a_written_configuration_reads_back_equal(folder: Path, config: Config) 
 def test_every_format_can_hold_a_configuration(folder: Path, config: Config) -> None:
     content = dataclasses.asdict(config)
     (folder / "run.json").write_text(json.dumps(content, indent="\t"))
-    assert load_file(folder / "run.json") == config
+    assert load_run_file(folder / "run.json") == config
     listed = json.loads(json.dumps(content))
     (folder / "run.yaml").write_text(yaml.safe_dump(listed, allow_unicode=False))
-    assert load_file(folder / "run.yaml") == config
+    assert load_run_file(folder / "run.yaml") == config
 
 
 def test_a_written_configuration_lists_every_option_under_its_section() -> None:

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from flame_accel.diagnosis import trainability
 from flame_accel.diagnosis.known_problems import PROBLEMS, SUPPORTED, detect_problems
-from flame_accel.models.catalogue import registered_config_classes, tiny_config
+from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from tests.helpers.machines import BAD_TRITON, GOOD, H200, ON_CPU, SICK, with_versions
 from tests.helpers.runs import ROOT
 
@@ -56,7 +56,7 @@ def test_hopper_with_a_bad_triton_refuses_the_gated_models(changes, refused):
     machine = replace(with_versions(**changes), nvcc=True)
     assert refused == {
         model_type
-        for model_type in registered_config_classes()
+        for model_type in fla_config_classes()
         if any(
             finding.blocks_training and "Hopper" in finding.name
             for finding in trainability.find_training_problems(machine, tiny_config(model_type))

@@ -9,7 +9,7 @@ from flame_accel import kernels
 from flame_accel.diagnosis.machine import (
     Device,
     collect_machine_facts,
-    visible_devices,
+    find_visible_devices,
 )
 from tests.helpers.machines import GIB
 
@@ -37,9 +37,9 @@ def test_devices_are_described_as_torch_sees_them(hip, monkeypatch):
     monkeypatch.setattr(
         torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
     )
-    kind, devices = visible_devices(free_memory=False)
+    kind, devices = find_visible_devices(query_free_memory=False)
     expected = Device(
         name="GPU", memory_bytes=8 * GIB, free_bytes=None, capability=None if hip else (9, 0)
     )
     assert kind == ("hip" if hip else "cuda") and devices == (expected, expected)
-    assert visible_devices(free_memory=True)[1][0].free_bytes == GIB
+    assert find_visible_devices(query_free_memory=True)[1][0].free_bytes == GIB

@@ -46,11 +46,15 @@ def test_warnings_do_not_stop_a_run(monkeypatch):
     monkeypatch.setattr(
         trainability, "collect_machine_facts", lambda *arguments: SICK["disk nearly full"]
     )
-    (warning,) = trainability.check_machine_can_train(tiny_config("gla"), "auto", "exp", "bfloat16")
+    (warning,) = trainability.check_machine_and_list_warnings(
+        tiny_config("gla"), "auto", "exp", "bfloat16"
+    )
     assert "less than 1 GiB is free for the run (exp)" in warning
 
 
 def test_a_known_defect_of_the_model_stops_a_run(monkeypatch):
-    monkeypatch.setattr(trainability, "known_issues", lambda *arguments: {"trains": "it is broken"})
+    monkeypatch.setattr(
+        trainability, "known_issue_reasons_by_law", lambda *arguments: {"trains": "it is broken"}
+    )
     with pytest.raises(UserError, match="it is broken"):
-        trainability.check_machine_can_train(tiny_config("gla"), "auto", "exp", "bfloat16")
+        trainability.check_machine_and_list_warnings(tiny_config("gla"), "auto", "exp", "bfloat16")

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from flame_accel.config.errors import UserError
-from flame_accel.models.build import build_model, load_model_config, log_unused_weights
+from flame_accel.models.build import build_model, load_model_config, warn_about_unused_weights
 from tests.helpers.model_configs import TINY_GLA, build_small, write
 from tests.helpers.runs import ROOT
 
@@ -180,11 +180,11 @@ def test_a_length_that_means_more_than_a_length_stays():
 
 def test_weights_next_to_the_config_that_are_not_loaded_are_logged(tmp_path, caplog):
     file = write(tmp_path / "config.json", TINY_GLA)
-    log_unused_weights(str(tmp_path))
-    log_unused_weights("org/model")
+    warn_about_unused_weights(str(tmp_path))
+    warn_about_unused_weights("org/model")
     assert caplog.text == ""
     (tmp_path / "model.safetensors").write_bytes(b"")
     for name in (str(tmp_path), str(file)):
         caplog.clear()
-        log_unused_weights(name)
+        warn_about_unused_weights(name)
         assert f"--checkpoint.initial_load_path {tmp_path}" in caplog.text

@@ -2,10 +2,10 @@
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from flame_accel.models.catalogue import registered_config_classes
+from flame_accel.models.catalogue import fla_config_classes
 
 
 def test_the_catalogue_has_every_registered_model():
     registered = MODEL_FOR_CAUSAL_LM_MAPPING._extra_content
     ours = {value for value in registered if value.__module__.startswith("fla.")}
-    assert set(registered_config_classes().values()) == ours
+    assert set(fla_config_classes().values()) == ours

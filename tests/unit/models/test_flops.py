@@ -179,6 +179,19 @@ def test_an_unknown_formula_gives_no_number(model_type, fields):
 # devices
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5e12),
+        ("NVIDIA H200", 989.5e12),
+        ("NVIDIA H100 PCIe", 756.5e12),
+    ],
+)
+def test_a_hopper_has_the_dense_bfloat16_peak_of_its_data_sheet(name, peak):
+    assert device_peak_flops(name) == peak
+    assert device_peak_flops(name, torch.bfloat16) == peak
+
+
 def test_peaks_are_known_by_exact_name_and_dtype():
     assert device_peak_flops("NVIDIA H200") == 989.5e12
     assert device_peak_flops("NVIDIA H200", torch.float16) == 989.5e12

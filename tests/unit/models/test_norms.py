@@ -17,7 +17,7 @@ from transformers import (
 
 from flame_accel.config.errors import UserError
 from flame_accel.models.build import build_model
-from flame_accel.models.catalogue import registered_config_classes, tiny_config
+from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import (
     NATIVE_NORMS,
@@ -137,7 +137,7 @@ def test_fla_alone_loads_an_export_right_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_every_model_of_fla_takes_layernorm():
-    for model_type in registered_config_classes():
+    for model_type in fla_config_classes():
         for norm_type in ("layernorm", "np_layernorm"):
             if norm_type == "np_layernorm" and model_type in WEIGHT_NEEDED:
                 continue

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.config import Config, UserError, load_file, parse
+from flame_accel.config import Config, UserError, load_run_file, parse
 from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
 from flame_accel.observe import prepare_run_folder, run_folder
 from flame_accel.observe.run_folder import changed_options, git_revision, package_versions
@@ -38,7 +38,7 @@ def test_only_options_that_differ_are_listed_and_not_the_run_file(configured):
 def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):
     config = configured()
     assert prepare_run_folder(tmp_path / "a/b", config=config, environment={"python": "3"}) == []
-    assert load_file(tmp_path / "a/b/config.toml") == config
+    assert load_run_file(tmp_path / "a/b/config.toml") == config
     assert json.loads((tmp_path / "a/b/environment.json").read_text()) == {"python": "3"}
 
 

@@ -18,7 +18,7 @@ from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, UserError
 from flame_accel.kernels.wrapping import operator_paths, wrap_functions
 from flame_accel.models import build_model
-from flame_accel.models.catalogue import registered_config_classes, tiny_config
+from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.parallel.activations import checkpoint_activations
 from tests.helpers.runs import launch, read_records
 
@@ -32,7 +32,7 @@ IDS = torch.randint(256, (1, 96), generator=torch.Generator().manual_seed(0))
 LONG = torch.randint(256, (1, 1024), generator=torch.Generator().manual_seed(0))
 SOFTMAX = {"layers": [1], "num_heads": 2, "num_kv_heads": 1}
 CASES = {
-    **{name: (name, {}) for name in sorted(registered_config_classes())},
+    **{name: (name, {}) for name in sorted(fla_config_classes())},
     "gla with attention and a convolution": ("gla", {"attn": SOFTMAX, "use_short_conv": True}),
     "gla with tied weights": ("gla", {"tie_word_embeddings": True}),
     "gla with residual attention": ("gla", {"attnres_block_size": 2}),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flame_accel.models.catalogue import registered_config_classes, tiny_config
+from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.parameter_groups import fp32_parameter_names
 from flame_accel.parallel.fp32_parameters import (
@@ -96,7 +96,7 @@ def test_models_run_with_fp32_decays_and_bf16_weights(model_type):
 
 
 def test_ignored_parameters_are_few():
-    for model_type in registered_config_classes():
+    for model_type in fla_config_classes():
         with torch.device("meta"):
             model = instantiate(tiny_config(model_type))
         whole = set(fp32_parameter_names(model))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.config import load_file
+from flame_accel.config import load_run_file
 from tests.helpers.runs import ROOT, read_records
 
 
@@ -13,7 +13,7 @@ def recipes_that_ask(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.glob("*.toml"))
-        if load_file(path).job.use_for_integration_test
+        if load_run_file(path).job.use_for_integration_test
     ]
 
 

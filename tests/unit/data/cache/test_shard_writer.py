@@ -5,7 +5,7 @@ from pathlib import Path
 from flame_accel.data.cache import file_format
 from flame_accel.data.cache.cache_writer import write_cache
 from flame_accel.data.cache.file_format import MANIFEST, UNFINISHED
-from flame_accel.files import write_json
+from flame_accel.files import write_json_atomically
 from tests.helpers.small_caches import (
     ORIGIN,
     ByteEncoder,
@@ -39,7 +39,7 @@ def test_a_shard_that_an_interruption_damaged_is_made_again(cache: Path):
     # what is left when the power fails before the manifest is written
     made_from = file_format.read_manifest(cache)
     names = ("format", "tokenizer", "add_bos", "documents", "fingerprint", "source")
-    write_json(cache / UNFINISHED, {name: made_from[name] for name in names})
+    write_json_atomically(cache / UNFINISHED, {name: made_from[name] for name in names})
     (cache / MANIFEST).unlink()
     (cache / "shard-00001.tokens").write_bytes(b"")
     write_cache(make_records(), ByteEncoder(), cache, ORIGIN)

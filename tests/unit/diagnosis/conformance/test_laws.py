@@ -7,11 +7,11 @@ from transformers import PreTrainedModel
 
 from flame_accel.diagnosis.conformance.laws import (
     LawBroken,
-    check_generates,
+    check_generation_matches_one_pass,
     check_keeps_documents_apart,
-    check_reloads,
-    check_trains,
-    find_mixer_kernels,
+    check_reload_keeps_logits,
+    check_training_lowers_loss,
+    find_cpu_mixer_kernel_modules,
 )
 from flame_accel.models import build_model
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
@@ -26,7 +26,7 @@ def one_thread():
 
 
 def test_the_kernels_of_a_model_are_named():
-    assert find_mixer_kernels(tiny_config("gla")) == ["recurrence.gla"]
+    assert find_cpu_mixer_kernel_modules(tiny_config("gla")) == ["recurrence.gla"]
 
 
 def tiny_gla() -> PreTrainedModel:
@@ -43,7 +43,7 @@ def test_training_notices_a_parameter_without_a_gradient():
     model = tiny_gla()
     model.model.layers[0].idle = nn.Linear(2, 2)
     with pytest.raises(LawBroken, match=r"no gradient reaches model\.layers\.0\.idle"):
-        check_trains(model)
+        check_training_lowers_loss(model)
 
 
 def test_training_notices_a_loss_that_does_not_fall():
@@ -51,21 +51,21 @@ def test_training_notices_a_loss_that_does_not_fall():
     for parameter in model.parameters():
         parameter.register_hook(torch.neg)
     with pytest.raises(LawBroken, match="does not fall"):
-        check_trains(model)
+        check_training_lowers_loss(model)
 
 
 def test_training_notices_a_gradient_that_is_not_finite():
     model = tiny_gla()
     model.lm_head.weight.register_hook(lambda gradient: gradient / 0)
     with pytest.raises(LawBroken, match=r"not finite: lm_head\.weight"):
-        check_trains(model)
+        check_training_lowers_loss(model)
 
 
 def test_reloading_notices_a_value_that_is_not_saved():
     model = tiny_gla()
     model.lm_head.register_forward_hook(lambda module, inputs, output: output + 1)
     with pytest.raises(LawBroken, match="other logits"):
-        check_reloads(model)
+        check_reload_keeps_logits(model)
 
 
 def test_generation_notices_a_cache_that_is_lost():
@@ -77,7 +77,7 @@ def test_generation_notices_a_cache_that_is_lost():
     for layer in model.model.layers:
         layer.attn.register_forward_pre_hook(forget, with_kwargs=True)
     with pytest.raises(LawBroken, match="token by token differs"):
-        check_generates(model)
+        check_generation_matches_one_pass(model)
 
 
 def test_the_leak_test_notices_boundaries_that_are_ignored():

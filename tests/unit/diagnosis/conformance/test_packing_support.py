@@ -11,8 +11,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from flame_accel.config import UserError
 from flame_accel.diagnosis.conformance.known_issues import KNOWN_ISSUES
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART, check_packing_support
-from flame_accel.diagnosis.small_model_trial import check_documents_stay_apart
-from flame_accel.models.catalogue import registered_config_classes, tiny_config
+from flame_accel.diagnosis.small_model_trial import check_custom_model_keeps_documents_apart
+from flame_accel.models.catalogue import fla_config_classes, tiny_config
 
 # that these models do mix documents is a law of test_models_all
 MIXING = {
@@ -36,7 +36,7 @@ def test_packing_is_refused_by_name(kernels):
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 def test_packing_is_accepted_for_all_others(kernels):
-    for model_type in registered_config_classes().keys() - MIXING[kernels]:
+    for model_type in fla_config_classes().keys() - MIXING[kernels]:
         check_packing_support(tiny_config(model_type), kernels=kernels)
 
 
@@ -44,7 +44,7 @@ def test_a_model_that_is_not_flas_is_tried_out():
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
     before = torch.get_rng_state()
     with pytest.raises(UserError, match=r"^training.varlen: llama does not keep packed documents"):
-        check_documents_stay_apart(AutoConfig.for_model("llama", **sizes), "cpu")
+        check_custom_model_keeps_documents_apart(AutoConfig.for_model("llama", **sizes), "cpu")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -60,7 +60,7 @@ def test_a_model_of_ones_own_that_keeps_documents_apart_is_accepted():
 
     AutoConfig.register("own_gla", OwnConfig)
     AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM)
-    check_documents_stay_apart(OwnConfig(hidden_size=64, num_heads=2), "cpu")
+    check_custom_model_keeps_documents_apart(OwnConfig(hidden_size=64, num_heads=2), "cpu")
 
 
 def test_a_config_that_names_its_layers_otherwise_is_tried_out_too():
@@ -90,7 +90,7 @@ def test_a_config_that_names_its_layers_otherwise_is_tried_out_too():
     AutoConfig.register("other", OtherConfig)
     AutoModelForCausalLM.register(OtherConfig, OtherForCausalLM)
     OtherForCausalLM.leaks = False
-    check_documents_stay_apart(OtherConfig(), "cpu")
+    check_custom_model_keeps_documents_apart(OtherConfig(), "cpu")
     OtherForCausalLM.leaks = True
     with pytest.raises(UserError, match="one document changes another's logits"):
-        check_documents_stay_apart(OtherConfig(), "cpu")
+        check_custom_model_keeps_documents_apart(OtherConfig(), "cpu")

@@ -2,9 +2,9 @@
 
 from flame_accel.diagnosis.conformance.laws import LAWS
 from flame_accel.diagnosis.conformance.support_table import (
-    render_page,
+    render_models_page,
 )
-from flame_accel.models.catalogue import registered_config_classes
+from flame_accel.models.catalogue import fla_config_classes
 
 
 def results_of(kind: str, broken: dict[str, dict[str, str]]) -> dict:
@@ -17,7 +17,7 @@ def results_of(kind: str, broken: dict[str, dict[str, str]]) -> dict:
             ],
             "kernels": [],
         }
-        for model_type in registered_config_classes()
+        for model_type in fla_config_classes()
         for wrong in [broken.get(model_type, {})]
     }
     return {"kind": kind, "device": "?", "date": "?", "packages": {}, "models": records}
@@ -25,14 +25,16 @@ def results_of(kind: str, broken: dict[str, dict[str, str]]) -> dict:
 
 def test_a_row_tells_where_a_law_holds():
     leak = {"gla": {"keeps documents apart": "because"}, "retnet": {"trains": "no idea"}}
-    page = render_page({"cpu": results_of("cpu", leak), "cuda": results_of("cuda", {})})
+    page = render_models_page({"cpu": results_of("cpu", leak), "cuda": results_of("cuda", {})})
     assert "| `gla` | yes | yes | H200 | yes |" in page
     assert "| `retnet` | no | yes | yes | yes |" in page
     assert "| `hgrn` | yes | yes | yes | yes |" in page
     assert "* `gla`, keeps documents apart (CPU): because" in page
-    assert "| `hgrn` | yes | not run | CPU | CPU |" in render_page({"cpu": results_of("cpu", {})})
+    assert "| `hgrn` | yes | not run | CPU | CPU |" in render_models_page(
+        {"cpu": results_of("cpu", {})}
+    )
     without = results_of("cuda", {})
     del without["models"]["hgrn"]
-    page = render_page({"cpu": results_of("cpu", {}), "cuda": without})
+    page = render_models_page({"cpu": results_of("cpu", {}), "cuda": without})
     assert "| `hgrn` | yes | not run | CPU | CPU |" in page
     assert "| `gla` | yes | yes | yes | yes |" in page
