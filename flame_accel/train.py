@@ -95,7 +95,9 @@ def main(config: Config) -> None:
             return
         log_run_summary(config, accelerator, components)
         tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
-        kernels.set_tuning(config.model.tune_kernels, components.flops_per_token, tokens)
+        kernels.apply_tune_kernels_option(
+            config.model.tune_kernels, components.flops_per_token, tokens
+        )
         step = loop.state.step
         with observe.profile_steps(
             accelerator, config.profiling, run_folder, step=step
@@ -130,7 +132,7 @@ def setup_run_and_install_kernels(
     active_kernels = kernels.install(config.model.kernels)
     log.info("kernels: %s", active_kernels)
     # a restart is bit-identical only with the same kernel configurations
-    kernels.persist_configs(run_folder / "tuning")
+    kernels.keep_configs_in_run_folder(run_folder / "tuning")
     models.register_models(config.model.custom)
     seed_process(config.training)
     if config.training.gc_freq:

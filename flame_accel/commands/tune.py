@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     kernels.install("triton")
 
-    from flame_accel.kernels.tuning import Tuner, detect_gpu, install_hook
+    from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook
     from flame_accel.models import register_models
     from flame_accel.observe import setup_console
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     register_models()
     gpu = detect_gpu()
     folder = arguments.output / gpu.capability if arguments.output else None
-    tuner = install_hook(Tuner(gpu, folder, fresh=arguments.fresh))
+    tuner = install_autotune_hook(Tuner(gpu, folder, fresh=arguments.fresh))
     failed = [name for name in arguments.configs if not _tune(name, arguments, tuner)]
     print(
         f"{len(tuner.tuned)} kernels tuned among {sum(tuner.tuned.values())} candidates; "

@@ -18,7 +18,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import explain_exception, relative_error, run_law_checks
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import Kind
-from flame_accel.kernels.tuning import Tuner, detect_gpu, install_hook, tuning_disabled
+from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook, tuning_disabled
 from flame_accel.models import build_model, count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
@@ -123,7 +123,7 @@ def install_kernels_without_tuning(kind: Kind) -> None:
     model takes minutes.
     """
     if kernels.install(kind) == "triton":
-        install_hook(Tuner(detect_gpu(), tunes=False))
+        install_autotune_hook(Tuner(detect_gpu(), tunes=False))
 
 
 def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator[KernelComparison]:

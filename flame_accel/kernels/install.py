@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import unwrap
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.replacements import (
@@ -25,12 +25,29 @@ from flame_accel.kernels.replacements import (
     REPLACEMENTS,
     REPLACEMENTS_WITHOUT_FLASH_ATTN,
 )
-from flame_accel.kernels.tuning import cache_folder, install_hook, uninstall_hook
-from flame_accel.kernels.tuning.warps import MISCOMPILED, with_few_warps
+from flame_accel.kernels.tuning import cache_folder, install_autotune_hook, uninstall_autotune_hook
+from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_few_warps
 
 Kind = Literal["auto", "torch", "triton"]
 _undo_actions: list[Callable[[], None]] = []
 _active: list[Kind] = []
+
+
+class ResolvedAttribute(NamedTuple):
+    """What a dotted path leads to."""
+
+    owner: Any
+    """A module or a class."""
+    name: str
+    value: Any
+    """None if the owner has no such attribute."""
+
+
+class Replacement(NamedTuple):
+    """A function, and the one that replaces it."""
+
+    original: Any
+    ours: Any
 
 
 def triton_has_device() -> bool:
@@ -42,7 +59,7 @@ def triton_has_device() -> bool:
     return any(backend.driver.is_active() for backend in backends.values())
 
 
-def install(kind: Kind = "auto") -> str:
+def install(kind: Kind = "auto") -> Kind:
     """Makes fla run on this machine. Calling it again is harmless.
 
     Install before a model is built: models keep the functions they are built with.
@@ -82,46 +99,46 @@ def uninstall() -> None:
 
 
 def _install_device_independent_fixes() -> None:
-    _filter_missing_package_logs()
-    _replace_functions(FIXES_EVERYWHERE)
+    _suppress_missing_package_logs()
+    _replace_fla_functions(FIXES_EVERYWHERE)
     if importlib.import_module("fla.layers.attn").flash_attn_func is None:
-        _replace_functions(REPLACEMENTS_WITHOUT_FLASH_ATTN)
+        _replace_fla_functions(REPLACEMENTS_WITHOUT_FLASH_ATTN)
 
 
 def _install_torch_replacements() -> None:
-    _replace_functions(REPLACEMENTS)
+    _replace_fla_functions(REPLACEMENTS)
     if not triton_has_device():
         from triton.runtime.jit import KernelInterface
 
-        _set_attribute(KernelInterface, "__getitem__", _raise_on_kernel_launch)
-    _prefer_onednn()
+        _set_attribute_with_undo(KernelInterface, "__getitem__", _raise_on_kernel_launch)
+    _use_onednn_for_fp32_if_exact()
     _keep_freed_memory_in_process()
 
 
 def _install_triton_hooks() -> None:
-    install_hook()
-    _undo_actions.append(uninstall_hook)
+    install_autotune_hook()
+    _undo_actions.append(uninstall_autotune_hook)
     if importlib.import_module("fla.utils").IS_NVIDIA_HOPPER:
         for path in MISCOMPILED:
-            owner, name, kernel = _resolve_fla_attribute(f"fla.{path}")
-            _set_attribute(owner, name, with_few_warps(kernel))
+            owner, name, kernel = _resolve_attribute(f"fla.{path}")
+            _set_attribute_with_undo(owner, name, wrap_with_few_warps(kernel))
 
 
-def _replace_functions(replacements_by_path: Mapping[str, str]) -> None:
+def _replace_fla_functions(our_paths_by_fla_path: Mapping[str, str]) -> None:
     importlib.import_module("fla")
-    replacements: dict[int, tuple[Any, Any]] = {}
-    for theirs, path in replacements_by_path.items():
-        owner, name, original = _resolve_fla_attribute(f"fla.{theirs}")
+    replacements: dict[int, Replacement] = {}
+    for theirs, path in our_paths_by_fla_path.items():
+        owner, name, original = _resolve_attribute(f"fla.{theirs}")
         module, _, our_name = path.rpartition(".")
         ours = getattr(importlib.import_module(f"flame_accel.kernels.{module}"), our_name)
         if original is None or isinstance(owner, type):
-            _set_attribute(owner, name, ours)
-        elif not _register_fla_backend(original, ours):
-            replacements[id(original)] = (original, ours)
-    _rebind_everywhere(replacements)
+            _set_attribute_with_undo(owner, name, ours)
+        elif not _try_register_fla_backend(original, ours):
+            replacements[id(original)] = Replacement(original, ours)
+    _replace_in_loaded_modules(replacements)
 
 
-def _filter_missing_package_logs() -> None:
+def _suppress_missing_package_logs() -> None:
     """Drops the log lines of fla's Mamba layers about missing packages: none is needed."""
 
     def is_about_something_else(record: logging.LogRecord) -> bool:
@@ -147,7 +164,7 @@ def _keep_freed_memory_in_process() -> None:
     libc.mallopt(mmap_threshold, largest)
 
 
-def _prefer_onednn() -> None:
+def _use_onednn_for_fp32_if_exact() -> None:
     """Makes PyTorch multiply fp32 matrices with oneDNN on CPUs where that is exact.
 
     On CPUs with AVX512 it can be two to three times as fast as MKL. PyTorch asks it only at the
@@ -170,17 +187,17 @@ def _prefer_onednn() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def _resolve_fla_attribute(path: str) -> tuple[Any, str, Any]:
-    """Owner (a module or class), name and value at a dotted path; the value is None if absent."""
-    owner_path, _, name = path.rpartition(".")
+def _resolve_attribute(dotted_path: str) -> ResolvedAttribute:
+    """Imports what a dotted path leads through, and looks its last name up."""
+    owner_path, _, name = dotted_path.rpartition(".")
     if owner_path in sys.modules or owner_path.rpartition(".")[2].islower():
         owner = importlib.import_module(owner_path)
     else:
-        owner = _resolve_fla_attribute(owner_path)[2]
-    return owner, name, getattr(owner, name, None)
+        owner = _resolve_attribute(owner_path).value
+    return ResolvedAttribute(owner, name, getattr(owner, name, None))
 
 
-def _register_fla_backend(original: Any, ours: Callable[..., Any]) -> bool:
+def _try_register_fla_backend(original: Any, ours: Callable[..., Any]) -> bool:
     """Registers a backend with fla's dispatch; False if fla does not dispatch this function."""
     from fla import backends
 
@@ -200,7 +217,7 @@ def _register_fla_backend(original: Any, ours: Callable[..., Any]) -> bool:
     return True
 
 
-def _raise_on_kernel_launch(kernel: Any, grid: Any) -> Any:
+def _raise_on_kernel_launch(kernel: Any, grid: Any) -> NoReturn:
     """Stands in for `kernel[grid]`, how all kernels are launched, where no kernel can run."""
     operator, frame = "an operator", sys._getframe(1)
     while frame is not None:
@@ -214,23 +231,23 @@ def _raise_on_kernel_launch(kernel: Any, grid: Any) -> Any:
     )
 
 
-def _rebind_everywhere(
-    replacements: dict[int, tuple[Any, Any]], packages: tuple[str, ...] = ("fla",)
+def _replace_in_loaded_modules(
+    replacements_by_id: dict[int, Replacement], packages: tuple[str, ...] = ("fla",)
 ) -> None:
     """Replaces values by identity in all modules of fla and in dictionaries they hold (ACT2FN)."""
     for module_name, module in list(sys.modules.items()):
         if not any(f"{module_name}.".startswith(f"{package}.") for package in packages):
             continue
         for name, value in list(vars(module).items()):
-            if id(value) in replacements:
-                _set_attribute(module, name, replacements[id(value)][1])
+            if id(value) in replacements_by_id:
+                _set_attribute_with_undo(module, name, replacements_by_id[id(value)].ours)
             elif type(value) is dict and not name.startswith("__"):
                 for key, item in list(value.items()):
-                    if id(item) in replacements:
-                        _set_dict_item(value, key, replacements[id(item)][1])
+                    if id(item) in replacements_by_id:
+                        _set_dict_item_with_undo(value, key, replacements_by_id[id(item)].ours)
 
 
-def _set_attribute(owner: Any, name: str, value: Any) -> None:
+def _set_attribute_with_undo(owner: Any, name: str, value: Any) -> None:
     if name in vars(owner):
         original = vars(owner)[name]
         _undo_actions.append(lambda: setattr(owner, name, original))
@@ -239,7 +256,7 @@ def _set_attribute(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-def _set_dict_item(owner: dict[Any, Any], key: Any, value: Any) -> None:
+def _set_dict_item_with_undo(owner: dict[Any, Any], key: Any, value: Any) -> None:
     original = owner[key]
     owner[key] = value
     _undo_actions.append(lambda: owner.update({key: original}))

@@ -258,7 +258,7 @@ FAMILIES = (
         "sigmoid(z_ij) prod_l (1 - sigmoid(z_il)) v_j over the keys l after j (2410.17980)",
         {
             "ops.stickbreaking_attn.parallel": "parallel_stickbreaking_attn",
-            "layers.stickbreaking_attn": "StickBreakingAttention.forward=stickbreaking_forward",
+            "layers.stickbreaking_attn": "StickBreakingAttention.forward=forward_stickbreaking",
         },
     ),
     OperatorFamily(
@@ -326,14 +326,14 @@ FIXES = (
     OperatorFamily(
         "recurrence.mom",
         "tokens assigned to the memories they choose, in their order (2502.13685)",
-        {"layers.mom": "transform MomAttention.forward=forward_mom"},
+        {"layers.mom": "transform MomAttention.forward=forward_mom_with_convolution_per_memory"},
     ),
     OperatorFamily(
         "recurrence.log_linear",
         "fla's layer, for packed documents, under autocast, and without CUDA",
         {
             "layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2 "
-            "chunk_log_linear_attn=run_triton_in_one_dtype",
+            "chunk_log_linear_attn=run_triton_log_linear_attn_in_q_dtype",
         },
     ),
     OperatorFamily(
@@ -341,7 +341,7 @@ FIXES = (
         "slots exp(s_t) over their running sum, which is part of the state (2110.02488)",
         {
             "ops.abc.chunk": "chunk_abc",
-            "layers.abc": "ABCAttention.__call__=call_abc_attention",
+            "layers.abc": "ABCAttention.__call__=call_abc_attention_per_document",
         },
     ),
     OperatorFamily(
@@ -356,9 +356,9 @@ FIXES = (
         "attention.generation_fixes",
         "fla's own layers, called as they need to be for generation",
         {
-            "layers.forgetting_attn": "ForgettingAttention.forward=forgetting_forward",
-            "layers.path_attn": "PaTHAttention.forward=path_forward",
-            "layers.wall_attn": "WallAttention.forward=wall_forward",
+            "layers.forgetting_attn": "ForgettingAttention.forward=forward_forgetting_masked_if_cached",
+            "layers.path_attn": "PaTHAttention.forward=forward_path_uncompiled_and_masked_if_cached",
+            "layers.wall_attn": "WallAttention.forward=forward_wall_without_all_ones_mask",
         },
     ),
 )

@@ -9,7 +9,12 @@ import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flame_accel.kernels.install import _rebind_everywhere, _resolve_fla_attribute, _set_attribute
+from flame_accel.kernels.install import (
+    Replacement,
+    _replace_in_loaded_modules,
+    _resolve_attribute,
+    _set_attribute_with_undo,
+)
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     REPLACEMENTS,
@@ -43,22 +48,22 @@ DOCUMENT_BY_DOCUMENT = (
 """Methods of layers that split a batch into parts whose lengths depend on its contents."""
 
 
-def called_function_paths() -> list[str]:
+def layer_function_paths() -> list[str]:
     """Dotted paths of all functions that fla's layers call; some may lead nowhere."""
-    return [*_functions_replaced(), *OUTSIDE_OF_FLA]
+    return [*_our_paths_by_replaced_function(), *OUTSIDE_OF_FLA]
 
 
 def operator_paths() -> list[str]:
-    """Those of `called_function_paths` that are operators."""
+    """Those of `layer_function_paths` that are operators."""
     operators = [
         path
-        for path, ours in _functions_replaced().items()
+        for path, ours in _our_paths_by_replaced_function().items()
         if not ours.startswith("modules.") and ours.rpartition(".")[2] not in LIGHT_FUNCTIONS
     ]
     return [*operators, *OUTSIDE_OF_FLA]
 
 
-def _functions_replaced() -> dict[str, str]:
+def _our_paths_by_replaced_function() -> dict[str, str]:
     """All replaced functions: fla's dotted path -> ours. Methods of layers are left out."""
     tables = (REPLACEMENTS, REPLACEMENTS_WITHOUT_FLASH_ATTN, FIXES_EVERYWHERE)
     return {
@@ -80,15 +85,15 @@ def wrap_functions(paths: Iterable[str], wrap: Callable[[Operator], Operator]) -
         wrap: Returns a function with the same signature; called once per function.
     """
     importlib.import_module("fla")
-    replacements: dict[int, tuple[Any, Any]] = {}
+    replacements: dict[int, Replacement] = {}
     for path in paths:
-        owner, name, function = _resolve_fla_attribute(path)
+        owner, name, function = _resolve_attribute(path)
         if function is None or wrap in getattr(function, "wrapped_by", ()):
             continue
         replacement: Any = wrap(function)
         replacement.wrapped_by = (wrap, *getattr(function, "wrapped_by", ()))
         if isinstance(owner, type):
-            _set_attribute(owner, name, replacement)
+            _set_attribute_with_undo(owner, name, replacement)
         else:
-            replacements[id(function)] = (function, replacement)
-    _rebind_everywhere(replacements, ("fla", "flame_accel.kernels"))
+            replacements[id(function)] = Replacement(function, replacement)
+    _replace_in_loaded_modules(replacements, ("fla", "flame_accel.kernels"))

@@ -28,7 +28,7 @@ from flame_accel.kernels import triton_has_device
 from flame_accel.kernels.wrapping import (
     DOCUMENT_BY_DOCUMENT,
     Operator,
-    called_function_paths,
+    layer_function_paths,
     wrap_functions,
 )
 from flame_accel.parallel.blocks import find_blocks, replace_forward
@@ -48,7 +48,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
         UserError: The model has no blocks.
     """
     blocks = find_blocks(model, where="training.compile")
-    wrap_functions([*called_function_paths(), *DOCUMENT_BY_DOCUMENT], _keep_out_of_graphs)
+    wrap_functions([*layer_function_paths(), *DOCUMENT_BY_DOCUMENT], _keep_out_of_graphs)
     config: Any = torch._dynamo.config
     # blocks may differ by constants, such as their index
     config.recompile_limit = max(config.recompile_limit, 2 * len(blocks))

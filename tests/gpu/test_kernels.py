@@ -24,7 +24,12 @@ import torch
 from flame_accel.diagnosis.conformance.laws import check_keeps_documents_apart
 from flame_accel.kernels import install, uninstall
 from flame_accel.kernels.replacements import REPLACEMENTS
-from flame_accel.kernels.tuning import Tuner, detect_gpu, install_hook, uninstall_hook
+from flame_accel.kernels.tuning import (
+    Tuner,
+    detect_gpu,
+    install_autotune_hook,
+    uninstall_autotune_hook,
+)
 from flame_accel.models import build_model
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 from tests.helpers.parity import (
@@ -86,9 +91,9 @@ def triton() -> Iterator[None]:
         importlib.import_module("tests.helpers.triton_on_cpu")
     install("triton")
     if INTERPRETED:
-        uninstall_hook()
+        uninstall_autotune_hook()
     else:
-        install_hook(Tuner(detect_gpu(), fresh=True, tunes=False))
+        install_autotune_hook(Tuner(detect_gpu(), fresh=True, tunes=False))
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.precision import without_autocast
 
@@ -58,12 +58,12 @@ def deltaformer_attn(
         held = attention_mask.flatten().nonzero().flatten()
         edges = F.pad(attention_mask.sum(-1).cumsum(0), (1, 0))
         inside = (x.flatten(0, 1).index_select(0, held) for x in (q, k, v, beta))
-        o = map_documents(of_rows, edges, *inside)
+        o = map_padded_documents(of_rows, edges, *inside)
         o = o.new_zeros(q.shape[:2].numel(), *o.shape[1:]).index_copy(0, held, o)
         return o.unflatten(0, q.shape[:2])
     if cu_seqlens is not None:
         row = (x.squeeze(0) for x in (q, k, v, beta))
-        return map_documents(of_rows, cu_seqlens, *row).unsqueeze(0)
+        return map_padded_documents(of_rows, cu_seqlens, *row).unsqueeze(0)
     return of_rows(q, k, v, beta)
 
 
@@ -71,27 +71,31 @@ def _deltaformer_attention(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block:
     shared = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(shared, 2) if shared > 1 else x for x in (k, v))
     qf, kf, vf = (x.float().transpose(1, 2) for x in (q, k, v))
-    strength = beta.float().transpose(1, 2).unsqueeze(-1)
+    beta_column = beta.float().transpose(1, 2).unsqueeze(-1)
     u = vf[..., :0, :]
     for begin in range(0, q.shape[1], block):
         here = slice(begin, begin + block)
         u_here = checkpoint(
-            _solve_block, qf[..., here, :], kf[..., : begin + block, :], vf[..., here, :], u,
-            strength[..., here, :], use_reentrant=False, preserve_rng_state=False,
+            _solve_corrected_values_block, qf[..., here, :], kf[..., : begin + block, :],
+            vf[..., here, :], u, beta_column[..., here, :], use_reentrant=False, preserve_rng_state=False,
         )  # fmt: skip
         u = torch.cat((u, u_here), -2)
-    return softmax_attention(q, k, u.transpose(1, 2).to(q.dtype), left=-1, right=0)
+    return softmax_attention(q, k, u.transpose(1, 2).to(q.dtype), left_window=-1, right_window=0)
 
 
-def _solve_block(q: Tensor, k: Tensor, v: Tensor, u: Tensor, strength: Tensor) -> Tensor:
+def _solve_corrected_values_block(
+    q: Tensor, k: Tensor, v: Tensor, earlier_corrected_values: Tensor, beta_column: Tensor
+) -> Tensor:
     """Corrected values of a block [B, H, C, D], from all earlier ones and the keys up to it."""
-    before, size = u.shape[-2], v.shape[-2]
+    before, size = earlier_corrected_values.shape[-2], v.shape[-2]
     scores = q * q.shape[-1] ** -0.5 @ k.mT
     unseen = torch.ones(size, size, dtype=torch.bool, device=q.device).triu_()
     unseen = F.pad(unseen, (before, 0))
     if before == 0:
         # the first token of a sequence sees nothing; it may look at itself, and counts for nothing
         unseen[0, 0] = False
-    weights = scores.masked_fill(unseen, -torch.inf).softmax(-1) * strength
+    weights = scores.masked_fill(unseen, -torch.inf).softmax(-1) * beta_column
     earlier, inside = weights.split((before, size), -1)
-    return torch.linalg.solve_triangular(inside, v - earlier @ u, upper=False, unitriangular=True)
+    return torch.linalg.solve_triangular(
+        inside, v - earlier @ earlier_corrected_values, upper=False, unitriangular=True
+    )

@@ -1,7 +1,7 @@
 """The two functions that fla's softmax layers import from the flash-attn package.
 
 On GPUs with flash kernels packed rows and windows go to PyTorch's own flash attention
-(`torch.nn.attention.varlen`); all else goes to `rows`, where PyTorch picks a kernel.
+(`torch.nn.attention.varlen`); all else goes to `softmax_attention`, where PyTorch picks a kernel.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
 
 # torch 2.12 wants to be told of shared heads, torch 2.11 finds out
@@ -33,7 +33,7 @@ def flash_attn_func(
     window_size: tuple[int, int] = (-1, -1),
     **options: Any,
 ) -> Tensor:
-    """Attention of `q` [B, T, H, D] to `k`, `v` [B, S, G, D]; see `rows` for the formula.
+    """Attention of `q` [B, T, H, D] to `k`, `v` [B, S, G, D], as `softmax_attention` says.
 
     Args:
         q: Queries, the last T of S positions.
@@ -49,18 +49,20 @@ def flash_attn_func(
     Raises:
         UserError: An option has no counterpart in PyTorch.
     """
-    _check_flash_attn_options(dropout_p, options)
-    q, k, v = _to_autocast_dtype(q, k, v)
-    left, right = _left_and_right_window(window_size, causal)
+    _check_no_unsupported_flash_attn_option(dropout_p, options)
+    q, k, v = _cast_to_autocast_dtype(q, k, v)
+    left_window, right_window = _split_window_size(window_size, causal)
     num_queries, num_keys = q.shape[1], k.shape[1]
     # rows that a kernel of `scaled_dot_product_attention` takes without a mask are left to it
-    masked = 0 <= left < num_keys - 1 or (num_queries > 1 and right == 0 and num_queries < num_keys)
+    masked = 0 <= left_window < num_keys - 1 or (
+        num_queries > 1 and right_window == 0 and num_queries < num_keys
+    )
     if not (masked and _supports_flash_kernel(q)):
-        return softmax_attention(q, k, v, softmax_scale, left, right)
+        return softmax_attention(q, k, v, softmax_scale, left_window, right_window)
     edges = torch.arange(q.shape[0] + 1, device=q.device, dtype=torch.int32)
     o = _varlen_flash_attention(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), edges * num_queries, edges * num_keys,
-        num_queries, num_keys, softmax_scale, (left, right),
+        num_queries, num_keys, softmax_scale, (left_window, right_window),
     )  # fmt: skip
     return o.unflatten(0, q.shape[:2])
 
@@ -83,26 +85,30 @@ def flash_attn_varlen_func(
 
     The largest lengths are taken from the boundaries: fla passes the length of the row for both.
     """
-    _check_flash_attn_options(dropout_p, options)
-    q, k, v = _to_autocast_dtype(q, k, v)
-    left, right = _left_and_right_window(window_size, causal)
+    _check_no_unsupported_flash_attn_option(dropout_p, options)
+    q, k, v = _cast_to_autocast_dtype(q, k, v)
+    left_window, right_window = _split_window_size(window_size, causal)
     if _supports_flash_kernel(q):
         return _varlen_flash_attention(
-            q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(), int(_longest_document(cu_seqlens_q)),
-            int(_longest_document(cu_seqlens_k)), softmax_scale, (left, right),
+            q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(),
+            int(_max_document_length_on_cpu(cu_seqlens_q)),
+            int(_max_document_length_on_cpu(cu_seqlens_k)),
+            softmax_scale, (left_window, right_window),
         )  # fmt: skip
 
     def of_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return softmax_attention(q, k, v, softmax_scale, left, right)
+        return softmax_attention(q, k, v, softmax_scale, left_window, right_window)
 
-    if right == 0 and (cu_seqlens_q is cu_seqlens_k or torch.equal(cu_seqlens_q, cu_seqlens_k)):
-        return map_documents(of_rows, cu_seqlens_q, q, k, v)
+    if right_window == 0 and (
+        cu_seqlens_q is cu_seqlens_k or torch.equal(cu_seqlens_q, cu_seqlens_k)
+    ):
+        return map_padded_documents(of_rows, cu_seqlens_q, q, k, v)
     lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
     parts = zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True)
     return torch.cat([of_rows(*(x.unsqueeze(0) for x in part)).squeeze(0) for part in parts])
 
 
-def _check_flash_attn_options(dropout_p: float, options: dict[str, Any]) -> None:
+def _check_no_unsupported_flash_attn_option(dropout_p: float, options: dict[str, Any]) -> None:
     for name, value in {"dropout_p": dropout_p, **options}.items():
         if value and name != "deterministic":
             raise UserError(
@@ -111,14 +117,14 @@ def _check_flash_attn_options(dropout_p: float, options: dict[str, Any]) -> None
             )
 
 
-def _to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _cast_to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
-def _left_and_right_window(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
+def _split_window_size(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
     return window_size[0], 0 if causal else window_size[1]
 
 
@@ -133,7 +139,7 @@ def _supports_flash_kernel(q: Tensor) -> bool:
 
 
 @tensor_cache
-def _longest_document(cu_seqlens: Tensor) -> Tensor:
+def _max_document_length_on_cpu(cu_seqlens: Tensor) -> Tensor:
     """Length of the longest document, on the host: the layers of a model share one copy."""
     return cu_seqlens.diff().max().cpu()
 
@@ -142,10 +148,10 @@ def _varlen_flash_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    edges_q: Tensor,
-    edges_k: Tensor,
-    longest_q: int,
-    longest_k: int,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     scale: float | None,
     window: tuple[int, int],
 ) -> Tensor:
@@ -154,7 +160,7 @@ def _varlen_flash_attention(
         scale = channels**-0.5 if scale is None else scale
         q, k, v = (F.pad(x, (0, -channels % 8)) for x in (q, k, v))
     o = varlen_attn(
-        q, k, v, edges_q, edges_k, longest_q, longest_k,
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         scale=scale, window_size=window, **_SHARED_HEADS,
     )  # fmt: skip
     assert isinstance(o, Tensor)

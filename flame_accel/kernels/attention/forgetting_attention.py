@@ -1,4 +1,4 @@
-"""Softmax attention with forget gates and expand_sink_logits, under fla's names and signatures.
+"""Softmax attention with forget gates and attention sinks, under fla's names and signatures.
 
 s_ij = scale q_i . k_j + sum_{l=j+1..i} g_l, o_i = sum_j exp(s_ij) v_j / (sum_j exp(s_ij) + exp(b))
 over j <= i, or over the last `window_size` keys; b is the head's sink (2503.02130, 1706.03762).
@@ -11,13 +11,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.query_blocks import (
-    causal_dot_products,
-    default_scale,
-    expand_sink_logits,
+    causally_masked_dot_products,
+    expand_sink_logits_to_optional_list,
     fold_groups_into_batch,
     map_query_blocks,
+    scale_or_default,
     softmax_weighted_sum,
     unfold_groups_from_batch,
 )
@@ -55,7 +55,7 @@ def parallel_attn(
     if cu_seqlens is None:
         return function(q, k, v, g)
     rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g))
-    return map_documents(function, cu_seqlens, *rows).unsqueeze(0)
+    return map_padded_documents(function, cu_seqlens, *rows).unsqueeze(0)
 
 
 def parallel_forgetting_attn(
@@ -90,7 +90,7 @@ def attn_decoding_one_step(
     """
     assert cu_seqlens is not None, "decoding needs the boundaries of the documents"
     if do_gate_scale and g is not None:
-        g = g * default_scale(scale, k.shape[-1])
+        g = g * scale_or_default(scale, k.shape[-1])
     outputs = []
     for document, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
         keys, values = k[:, begin:end], v[:, begin:end]
@@ -114,27 +114,37 @@ def _forgetting_attention(
     scale: float | None,
     window_size: int | None,
 ) -> Tensor:
-    left = -1 if window_size is None else window_size - 1
+    left_window = -1 if window_size is None else window_size - 1
     if g is None and sink is None:
-        return softmax_attention(q, k, v, scale, left, 0)
+        return softmax_attention(q, k, v, scale, left_window, 0)
     groups = k.shape[2]
-    scale = default_scale(scale, k.shape[-1])
+    scale = scale_or_default(scale, k.shape[-1])
     # double, since differences of large sums are what counts
     gates = k.new_zeros(*k.shape[:2], q.shape[2]) if g is None else g
     sums = fold_groups_into_batch(gates.double().cumsum(1), groups)
     o = map_query_blocks(
-        partial(_forgetting_attention_block, left=left),
+        partial(_forgetting_attention_block, left_window=left_window),
         [fold_groups_into_batch(q * scale, groups), sums[:, -q.shape[1] :]],
         [*(fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)), sums],
-        expand_sink_logits(sink, q.shape[0], groups),
-        left=left,
+        expand_sink_logits_to_optional_list(sink, q.shape[0], groups),
+        left_window=left_window,
     )
     return unfold_groups_from_batch(o, groups).to(q.dtype)
 
 
 def _forgetting_attention_block(
-    q: Tensor, sums_q: Tensor, k: Tensor, v: Tensor, sums_k: Tensor, *sink: Tensor, left: int
+    q: Tensor,
+    cumulative_g_q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cumulative_g_k: Tensor,
+    *sink_logits: Tensor,
+    left_window: int,
 ) -> Tensor:
-    start = sums_q[:, :1].detach()
-    gates = (sums_q - start).float().unsqueeze(-1) + (start - sums_k).float().mT.unsqueeze(1)
-    return softmax_weighted_sum(causal_dot_products(q, k, left) + gates, v, *sink)
+    start = cumulative_g_q[:, :1].detach()
+    gates = (cumulative_g_q - start).float().unsqueeze(-1) + (
+        start - cumulative_g_k
+    ).float().mT.unsqueeze(1)
+    return softmax_weighted_sum(
+        causally_masked_dot_products(q, k, left_window) + gates, v, *sink_logits
+    )

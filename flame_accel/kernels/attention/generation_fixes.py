@@ -1,4 +1,4 @@
-"""Mends the generation of three fla layers, on every device; what they compute stays theirs.
+"""Fixes the generation of three fla layers, on every device; what they compute stays theirs.
 
 transformers, from some version on, drops an attention mask without padding before it generates.
 Two of the layers decode only with a mask, the third only without. PaTH also compiles a line of its
@@ -18,7 +18,7 @@ _path_forward = PaTHAttention.forward
 _wall_forward = WallAttention.forward
 
 
-def forgetting_forward(
+def forward_forgetting_masked_if_cached(
     layer: ForgettingAttention,
     hidden_states: Tensor,
     attention_mask: Any = None,
@@ -26,11 +26,13 @@ def forgetting_forward(
     **options: Any,
 ) -> Any:
     """`ForgettingAttention.forward` with a mask wherever there is a cache."""
-    attention_mask = _all_ones_mask(layer, hidden_states, attention_mask, past_key_values)
+    attention_mask = _given_mask_or_ones_if_cached(
+        layer, hidden_states, attention_mask, past_key_values
+    )
     return _forgetting_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def path_forward(
+def forward_path_uncompiled_and_masked_if_cached(
     layer: PaTHAttention,
     hidden_states: Tensor,
     attention_mask: Any = None,
@@ -40,12 +42,14 @@ def path_forward(
     """`PaTHAttention.forward`; wherever there is a cache with a mask, and not compiled."""
     if past_key_values is None:
         return _path_forward(layer, hidden_states, attention_mask, **options)
-    attention_mask = _all_ones_mask(layer, hidden_states, attention_mask, past_key_values)
+    attention_mask = _given_mask_or_ones_if_cached(
+        layer, hidden_states, attention_mask, past_key_values
+    )
     with torch.compiler.set_stance("force_eager"):
         return _path_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def wall_forward(
+def forward_wall_without_all_ones_mask(
     layer: WallAttention,
     hidden_states: Tensor,
     attention_mask: Any = None,
@@ -58,7 +62,7 @@ def wall_forward(
     return _wall_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def _all_ones_mask(
+def _given_mask_or_ones_if_cached(
     layer: ForgettingAttention | PaTHAttention,
     hidden_states: Tensor,
     attention_mask: Any,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
     fold_groups_into_batch,
@@ -38,24 +38,28 @@ def parallel_moba(
     With `topk` 1 it is attention to all earlier tokens, as in fla. `max_seqlen` is not needed.
     """
     function = (
-        partial(softmax_attention, right=0)
+        partial(softmax_attention, right_window=0)
         if topk == 1
-        else partial(_moba_attention, chunk_size=chunk_size, others=topk - 1)
+        else partial(_moba_attention, chunk_size=chunk_size, num_earlier_chunks=topk - 1)
     )
-    return map_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
+    return map_padded_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
 
 
-def _moba_attention(q: Tensor, k: Tensor, v: Tensor, chunk_size: int, others: int) -> Tensor:
+def _moba_attention(
+    q: Tensor, k: Tensor, v: Tensor, chunk_size: int, num_earlier_chunks: int
+) -> Tensor:
     groups = k.shape[2]
     rows = [fold_groups_into_batch(q, groups)]
     columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
-    means = zero_padded_chunk_means(columns[0].detach(), chunk_size)
+    chunk_mean_keys = zero_padded_chunk_means(columns[0].detach(), chunk_size)
     formula = partial(
-        _moba_attention_block, chunk_size=chunk_size, others=min(others, means.shape[1])
+        _moba_attention_block,
+        chunk_size=chunk_size,
+        num_earlier_chunks=min(num_earlier_chunks, chunk_mean_keys.shape[1]),
     )
-    return unfold_groups_from_batch(map_query_blocks(formula, rows, columns, [means]), groups).to(
-        q.dtype
-    )
+    return unfold_groups_from_batch(
+        map_query_blocks(formula, rows, columns, [chunk_mean_keys]), groups
+    ).to(q.dtype)
 
 
 def zero_padded_chunk_means(x: Tensor, chunk_size: int) -> Tensor:
@@ -65,16 +69,21 @@ def zero_padded_chunk_means(x: Tensor, chunk_size: int) -> Tensor:
 
 
 def _moba_attention_block(
-    q: Tensor, k: Tensor, v: Tensor, means: Tensor, chunk_size: int, others: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_mean_keys: Tensor,
+    chunk_size: int,
+    num_earlier_chunks: int,
 ) -> Tensor:
     num_keys = k.shape[1]
-    chunk = torch.arange(means.shape[1], device=q.device)
+    chunk = torch.arange(chunk_mean_keys.shape[1], device=q.device)
     own = (
         torch.arange(num_keys - q.shape[1], num_keys, device=q.device)[:, None, None] // chunk_size
     )
-    gates = dot_products(q.detach(), means).masked_fill(chunk >= own, -torch.inf)
+    gates = dot_products(q.detach(), chunk_mean_keys).masked_fill(chunk >= own, -torch.inf)
     chosen = torch.zeros_like(gates, dtype=torch.bool)
-    chosen.scatter_(-1, gates.topk(others).indices, True).logical_and_(chunk < own)
+    chosen.scatter_(-1, gates.topk(num_earlier_chunks).indices, True).logical_and_(chunk < own)
     chosen |= chunk == own
     seen = chosen.repeat_interleave(chunk_size, -1)[..., :num_keys]
     hide = ~seen | hidden_key_mask(q.shape[1], num_keys, q.device)

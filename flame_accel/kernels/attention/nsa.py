@@ -13,13 +13,13 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.moba import zero_padded_chunk_means
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.query_blocks import (
-    default_scale,
     dot_products,
     fold_groups_into_batch,
     hidden_key_mask,
     map_query_blocks,
+    scale_or_default,
     softmax_weighted_sum,
     unfold_groups_from_batch,
 )
@@ -78,7 +78,7 @@ def parallel_nsa(
     if isinstance(cu_seqlens, Tensor) or torch.equal(*cu_seqlens):
         edges = cu_seqlens if isinstance(cu_seqlens, Tensor) else cu_seqlens[0]
         rows = (None if x is None else x.squeeze(0) for x in (q, k, v, *gates))
-        return map_documents(function, edges, *rows).unsqueeze(0)
+        return map_padded_documents(function, edges, *rows).unsqueeze(0)
     edges_q, edges_k = (pairwise(x.tolist()) for x in cu_seqlens)
     outputs = []
     for (begin, end), (first, last) in zip(edges_q, edges_k, strict=True):
@@ -102,7 +102,7 @@ def _nsa_attention(
     scale: float | None,
 ) -> Tensor:
     groups = k.shape[2]
-    scale = default_scale(scale, q.shape[-1])
+    scale = scale_or_default(scale, q.shape[-1])
     rows = [fold_groups_into_batch(x, groups) for x in (q * scale, g_cmp, g_slc)]
     columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
     means = [zero_padded_chunk_means(x, block_size) for x in columns]

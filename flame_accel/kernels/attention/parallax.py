@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.query_blocks import (
-    causal_dot_products,
-    default_scale,
+    causally_masked_dot_products,
     dot_products,
     fold_groups_into_batch,
     map_query_blocks,
+    scale_or_default,
     unfold_groups_from_batch,
 )
 from flame_accel.kernels.precision import without_autocast
@@ -39,7 +39,7 @@ def parallel_parallax(
     function = partial(_parallax_attention, scale=scale, window_size=window_size)
     if cu_seqlens is None:
         return function(q, r, k, v)
-    return map_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, r, k, v)))[None]
+    return map_padded_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, r, k, v)))[None]
 
 
 @without_autocast
@@ -71,25 +71,30 @@ def _parallax_attention(
     window_size: int | None,
     cache_start: Tensor | None = None,
 ) -> Tensor:
-    groups, left = k.shape[2], -1 if window_size is None else window_size - 1
-    scale = default_scale(scale, q.shape[-1])
+    groups, left_window = k.shape[2], -1 if window_size is None else window_size - 1
+    scale = scale_or_default(scale, q.shape[-1])
     columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
     if cache_start is not None:
-        padding = torch.arange(k.shape[1], device=k.device) < cache_start[:, None]
-        columns.append(padding.repeat_interleave(groups, 0))
+        is_padding_key = torch.arange(k.shape[1], device=k.device) < cache_start[:, None]
+        columns.append(is_padding_key.repeat_interleave(groups, 0))
     rows = [fold_groups_into_batch(q * scale, groups), fold_groups_into_batch(r, groups)]
-    o = map_query_blocks(partial(_parallax_attention_block, left=left), rows, columns, left=left)
+    o = map_query_blocks(
+        partial(_parallax_attention_block, left_window=left_window),
+        rows,
+        columns,
+        left_window=left_window,
+    )
     return unfold_groups_from_batch(o, groups).to(q.dtype)
 
 
 def _parallax_attention_block(
-    q: Tensor, r: Tensor, k: Tensor, v: Tensor, *padding: Tensor, left: int
+    q: Tensor, r: Tensor, k: Tensor, v: Tensor, *is_padding_key: Tensor, left_window: int
 ) -> Tensor:
-    scores = causal_dot_products(q, k, left)
-    for hide in padding:
+    scores = causally_masked_dot_products(q, k, left_window)
+    for hide in is_padding_key:
         scores = scores.masked_fill(hide[:, None, None], -torch.inf)
     weights = scores.softmax(-1)
-    if padding:
+    if is_padding_key:
         weights = weights.nan_to_num(0.0)
     slopes = dot_products(r, k)
     mean = (weights * slopes).sum(-1, keepdim=True)

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.query_blocks import (
-    default_scale,
     fold_groups_into_batch,
     hidden_key_mask,
     map_query_blocks,
+    scale_or_default,
     softmax_weighted_sum,
     unfold_groups_from_batch,
 )
@@ -54,17 +54,19 @@ def parallel_path_attn(
         use_cache: Whether the keys carried to the end of the sequence are returned too [B, T, G,
             D], for `attn_decoding_one_step`.
     """
-    attend = partial(_path_attention, scale=default_scale(scale, k.shape[-1]))
+    attend = partial(_path_attention, scale=scale_or_default(scale, k.shape[-1]))
     if cu_seqlens is None:
-        return attend(q, k, v, w, beta, g), _carry_keys_to_end(k, w, beta) if use_cache else None
+        return attend(q, k, v, w, beta, g), _transform_keys_to_sequence_end(
+            k, w, beta
+        ) if use_cache else None
     rows = (None if x is None else x.squeeze(0) for x in (q, k, v, w, beta, g))
-    o = map_documents(attend, cu_seqlens, *rows).unsqueeze(0)
+    o = map_padded_documents(attend, cu_seqlens, *rows).unsqueeze(0)
     if not use_cache:
         return o, None
     # keys are carried over later tokens: no padding may follow a document
     lengths = cu_seqlens.diff().tolist()
     documents = zip(*(x.split(lengths, 1) for x in (k, w, beta)), strict=True)
-    return o, torch.cat([_carry_keys_to_end(*x) for x in documents], 1)
+    return o, torch.cat([_transform_keys_to_sequence_end(*x) for x in documents], 1)
 
 
 class _ChunkTransitions(NamedTuple):
@@ -124,30 +126,35 @@ def _path_attention(
         [(flat - along @ chunks.solve).view_as(q), scores.masked_fill(later, -torch.inf)],
         [chunks.k, _pad_into_chunks(fold_groups_into_batch(v, groups).squeeze(2)), chunks.through]
         + ([] if sums is None else [sums]),
-        block=1,
+        block_size=1,
     )
     return unfold_groups_from_batch(o.flatten(1, 2)[:, :length], groups).to(dtype)
 
 
 def _path_attention_block(
-    q: Tensor, scores: Tensor, k: Tensor, v: Tensor, through: Tensor, *sums: Tensor
+    q: Tensor,
+    scores: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chunk_transitions: Tensor,
+    *cumulative_g: Tensor,
 ) -> Tensor:
     """`q` of one chunk [P, 1, C, R, D], `scores` within it; all else of the chunks up to it."""
     shape, x = q.shape[2:4], q.flatten(1, 3)
     blocks = [scores.squeeze(1)]
-    earlier = zip(k.unbind(1)[:-1], through.unbind(1)[:-1], strict=True)
+    earlier = zip(k.unbind(1)[:-1], chunk_transitions.unbind(1)[:-1], strict=True)
     for keys, matrix in reversed(list(earlier)):
         blocks.append((x @ keys.mT).unflatten(1, shape))
         x = x @ matrix
     scores = torch.cat(blocks[::-1], -1)
-    for sums_k in sums:
+    for sums_k in cumulative_g:
         start = sums_k[:, -1:, :1].detach()
         here = (sums_k[:, -1] - start[:, 0]).float().unsqueeze(-1)
         scores = scores + here + (start - sums_k).float().flatten(1, 2).mT.unsqueeze(1)
     return softmax_weighted_sum(scores, v.flatten(1, 2)).unsqueeze(1)
 
 
-def _carry_keys_to_end(k: Tensor, w: Tensor, beta: Tensor) -> Tensor:
+def _transform_keys_to_sequence_end(k: Tensor, w: Tensor, beta: Tensor) -> Tensor:
     """Keys carried to the end of the sequence, [B, T, G, D]."""
     chunks = _compute_chunk_transitions(k, w, beta)
     carried = chunks.k[:, 0]

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CausalBatchFunction = Callable[..., Tensor]
+"""Takes tensors [N, L, ...] or None, returns [N, L, ...]; no token depends on later ones."""
+
 SMALLEST = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _DocumentBatches:
+class _PaddedDocumentBatches:
     batches: tuple[tuple[int, int], ...]
     """Documents and slots of each document, batch by batch."""
     token_of_slot: Tensor
@@ -29,18 +32,18 @@ class _DocumentBatches:
     """Slots that hold no token."""
 
 
-def map_documents(
-    function: Callable[..., Tensor], cu_seqlens: Tensor, *tensors: Tensor | None
+def map_padded_documents(
+    causal_function: CausalBatchFunction, cu_seqlens: Tensor, *tensors: Tensor | None
 ) -> Tensor:
-    """`function` of every document by itself.
+    """Every document by itself, in batches of documents of similar length, padded at the end.
 
     Args:
-        function: Takes the tensors as [N, L, ...], returns [N, L, ...]; no token may depend on
-            later ones.
+        causal_function: Takes the tensors as [N, L, ...], returns [N, L, ...]; no token may
+            depend on later ones.
         cu_seqlens: Boundaries of the documents [N + 1], the last one the number of tokens.
         tensors: [tokens, ...], or None, which is passed on.
     """
-    layout = _batch_documents_by_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
+    layout = _batch_documents_by_padded_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
     sizes = [documents * slots for documents, slots in layout.batches]
     parts = [
         [None] * len(sizes)
@@ -49,7 +52,9 @@ def map_documents(
         for x in tensors
     ]
     outputs = [
-        function(*(None if x is None else x.unflatten(0, shape) for x in batch)).flatten(0, 1)
+        causal_function(*(None if x is None else x.unflatten(0, shape) for x in batch)).flatten(
+            0, 1
+        )
         for shape, *batch in zip(layout.batches, *parts, strict=True)
     ]
     return _GatherRows.apply(
@@ -57,18 +62,20 @@ def map_documents(
     )
 
 
-def _round_up_length(length: int) -> int:
+def _round_up_document_length(length: int) -> int:
     step = max(SMALLEST, 1 << max(0, (length - 1).bit_length() - 4))
     return -(-length // step) * step
 
 
 @lru_cache(maxsize=8)
-def _batch_documents_by_length(bounds: tuple[int, ...], device: torch.device) -> _DocumentBatches:
+def _batch_documents_by_padded_length(
+    boundaries: tuple[int, ...], device: torch.device
+) -> _PaddedDocumentBatches:
     groups: dict[int, list[int]] = {}
-    for document, (begin, end) in enumerate(pairwise(bounds)):
+    for document, (begin, end) in enumerate(pairwise(boundaries)):
         if end > begin:
-            groups.setdefault(_round_up_length(end - begin), []).append(document)
-    edges = torch.tensor(bounds)
+            groups.setdefault(_round_up_document_length(end - begin), []).append(document)
+    edges = torch.tensor(boundaries)
     tokens, pads = [], []
     for slots, documents in groups.items():
         end = edges[1:][documents, None]
@@ -77,10 +84,10 @@ def _batch_documents_by_length(bounds: tuple[int, ...], device: torch.device) ->
         tokens.append(torch.minimum(token, end - 1).flatten())
     token, padded = torch.cat(tokens), torch.cat(pads)
     held = (~padded).nonzero().flatten()
-    return _DocumentBatches(
+    return _PaddedDocumentBatches(
         batches=tuple((len(documents), slots) for slots, documents in groups.items()),
         token_of_slot=token.to(device),
-        slot_of_token=torch.empty(bounds[-1], dtype=torch.long)
+        slot_of_token=torch.empty(boundaries[-1], dtype=torch.long)
         .index_copy_(0, token[held], held)
         .to(device),
         padding=padded.nonzero().flatten().to(device),

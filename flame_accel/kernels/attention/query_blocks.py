@@ -8,46 +8,65 @@ queries, G heads of keys and values, R = H / G, P = B * G problems, D channels.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Formula = Callable[..., Tensor]
+QueryBlockFormula = Callable[..., Tensor]
 """(block of each row tensor, columns up to its end, shared tensors) -> [P, queries, R, D]."""
 
 
+class _TensorCounts(NamedTuple):
+    """How many of the tensors belong to queries, and how many of the next to keys."""
+
+    of_queries: int
+    of_keys: int
+
+
+class _BlockSlices(NamedTuple):
+    """Positions of a block of queries, and of the keys up to its end."""
+
+    queries: slice
+    keys: slice
+
+
 def map_query_blocks(
-    formula: Formula,
-    rows: Sequence[Tensor],
-    columns: Sequence[Tensor],
-    shared: Sequence[Tensor] = (),
+    formula: QueryBlockFormula,
+    query_tensors: Sequence[Tensor],
+    key_tensors: Sequence[Tensor],
+    shared_tensors: Sequence[Tensor] = (),
     *,
-    left: int = -1,
-    block: int | None = None,
+    left_window: int = -1,
+    block_size: int | None = None,
 ) -> Tensor:
     """Evaluates a formula for all queries.
 
     Args:
         formula: What to evaluate; any tensor function of autograd.
-        rows: What belongs to queries, [P, T, ...].
-        columns: What belongs to keys, [P, S, ...].
-        shared: What every block needs whole.
-        left: How many keys before its own a query sees, at most; a negative number is no limit.
-            Keys out of every query's sight are left out; to hide the others is up to the formula.
-        block: Queries of a block; None chooses by the number of keys.
+        query_tensors: What belongs to queries, [P, T, ...].
+        key_tensors: What belongs to keys, [P, S, ...].
+        shared_tensors: What every block needs whole.
+        left_window: How many keys before its own a query sees, at most; a negative number is no
+            limit. Keys out of every query's sight are left out; to hide the others is up to the formula.
+        block_size: Queries of a block; None chooses by the number of keys.
     """
-    num_rows, num_columns = rows[0].shape[1], columns[0].shape[1]
+    num_rows, num_columns = query_tensors[0].shape[1], key_tensors[0].shape[1]
     ahead = num_columns - num_rows
-    if block is None:
-        block = min(128, max(16, (1 << 17) // num_columns))
+    if block_size is None:
+        block_size = min(128, max(16, (1 << 17) // num_columns))
     cuts = []
-    for start in range(0, num_rows, block):
-        end = min(start + block, num_rows)
-        first = max(0, ahead + start - left) if left >= 0 else 0
-        cuts.append((slice(start, end), slice(first, ahead + end)))
+    for start in range(0, num_rows, block_size):
+        end = min(start + block_size, num_rows)
+        first = max(0, ahead + start - left_window) if left_window >= 0 else 0
+        cuts.append(_BlockSlices(slice(start, end), slice(first, ahead + end)))
     return _RecomputedQueryBlocks.apply(
-        formula, cuts, (len(rows), len(columns)), *rows, *columns, *shared
+        formula,
+        cuts,
+        _TensorCounts(len(query_tensors), len(key_tensors)),
+        *query_tensors,
+        *key_tensors,
+        *shared_tensors,
     )
 
 
@@ -55,9 +74,9 @@ class _RecomputedQueryBlocks(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        formula: Formula,
-        cuts: list[tuple[slice, slice]],
-        counts: tuple[int, int],
+        formula: QueryBlockFormula,
+        cuts: list[_BlockSlices],
+        counts: _TensorCounts,
         *tensors: Tensor,
     ) -> Tensor:
         ctx.formula, ctx.cuts, ctx.counts = formula, cuts, counts
@@ -75,7 +94,7 @@ class _RecomputedQueryBlocks(torch.autograd.Function):
             ]
             with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
                 o = ctx.formula(*pieces)
-            found = torch.autograd.grad(o, leaves, grads[0][:, cut[0]], materialize_grads=True)
+            found = torch.autograd.grad(o, leaves, grads[0][:, cut.queries], materialize_grads=True)
             targets = _slice_query_block(sums, ctx.counts, cut)
             wanted = [x for x, wanted in zip(targets, needed, strict=True) if wanted]
             for target, grad in zip(wanted, found, strict=True):
@@ -87,11 +106,11 @@ class _RecomputedQueryBlocks(torch.autograd.Function):
 
 
 def _slice_query_block(
-    tensors: Sequence[Tensor], counts: tuple[int, int], cut: tuple[slice, slice]
+    tensors: Sequence[Tensor], counts: _TensorCounts, cut: _BlockSlices
 ) -> list[Tensor]:
-    num_rows, num_columns = counts[0], counts[0] + counts[1]
+    num_rows, num_columns = counts.of_queries, counts.of_queries + counts.of_keys
     return [
-        x[:, cut[0]] if i < num_rows else x[:, cut[1]] if i < num_columns else x
+        x[:, cut.queries] if i < num_rows else x[:, cut.keys] if i < num_columns else x
         for i, x in enumerate(tensors)
     ]
 
@@ -107,9 +126,9 @@ def unfold_groups_from_batch(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
 
 
-def default_scale(scale: float | None, width: int) -> float:
+def scale_or_default(scale: float | None, num_channels: int) -> float:
     """`scale`, or 1 / sqrt(D) if it is None."""
-    return width**-0.5 if scale is None else scale
+    return num_channels**-0.5 if scale is None else scale
 
 
 def dot_products(q: Tensor, k: Tensor) -> Tensor:
@@ -117,10 +136,10 @@ def dot_products(q: Tensor, k: Tensor) -> Tensor:
     return (q.flatten(1, 2) @ k.mT).unflatten(1, q.shape[1:3])
 
 
-def causal_dot_products(q: Tensor, k: Tensor, left: int = -1) -> Tensor:
-    """`dot_products`, and -inf where a key comes after the query or more than `left` before it."""
+def causally_masked_dot_products(q: Tensor, k: Tensor, left_window: int = -1) -> Tensor:
+    """`dot_products`, and -inf where a key comes after the query or before its window."""
     hide = (
-        hidden_key_mask(q.shape[1], k.shape[1], q.device, left)
+        hidden_key_mask(q.shape[1], k.shape[1], q.device, left_window)
         .expand(-1, q.shape[2], -1)
         .flatten(0, 1)
     )
@@ -129,25 +148,30 @@ def causal_dot_products(q: Tensor, k: Tensor, left: int = -1) -> Tensor:
 
 
 def hidden_key_mask(
-    num_rows: int, num_columns: int, device: torch.device, left: int = -1
+    num_queries: int, num_keys: int, device: torch.device, left_window: int = -1
 ) -> Tensor:
-    """[T, 1, S] whether a key comes after a query's own, or more than `left` before it."""
-    position = torch.arange(num_columns - num_rows, num_columns, device=device)[:, None, None]
-    column = torch.arange(num_columns, device=device)
+    """[T, 1, S] whether a key comes after a query's own, or more than `left_window` before it."""
+    position = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None, None]
+    column = torch.arange(num_keys, device=device)
     later = column > position
-    return later | (column < position - left) if left >= 0 else later
+    return later | (column < position - left_window) if left_window >= 0 else later
 
 
-def softmax_weighted_sum(scores: Tensor, v: Tensor, *sink: Tensor) -> Tensor:
-    """[P, T, R, S] and [P, S, D] -> softmax(scores) v [P, T, R, D]; see `sinks`."""
-    if sink:
+def softmax_weighted_sum(scores: Tensor, v: Tensor, *sink_logits: Tensor) -> Tensor:
+    """[P, T, R, S] and [P, S, D] -> softmax(scores) v [P, T, R, D].
+
+    At most one tensor of sinks, as `expand_sink_logits_to_optional_list` returns it.
+    """
+    if sink_logits:
         # a key without a value
-        scores = torch.cat([scores, sink[0].expand(-1, scores.shape[1], -1, -1)], -1)
+        scores = torch.cat([scores, sink_logits[0].expand(-1, scores.shape[1], -1, -1)], -1)
     return dot_products(scores.softmax(-1)[..., : v.shape[1]], v.mT)
 
 
-def expand_sink_logits(sink: Tensor | None, batch: int, groups: int) -> list[Tensor]:
+def expand_sink_logits_to_optional_list(
+    sink_logits: Tensor | None, batch: int, groups: int
+) -> list[Tensor]:
     """Logits of the heads' sinks [H] -> [[P, 1, R, 1]], an empty list if there are none."""
-    if sink is None:
+    if sink_logits is None:
         return []
-    return [sink.float().view(groups, 1, -1, 1).repeat(batch, 1, 1, 1)]
+    return [sink_logits.float().view(groups, 1, -1, 1).repeat(batch, 1, 1, 1)]

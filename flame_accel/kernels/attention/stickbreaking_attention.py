@@ -13,13 +13,13 @@ from fla.layers.utils import repad_hidden_states, unpad_hidden_states
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.query_blocks import (
-    default_scale,
     dot_products,
     fold_groups_into_batch,
     hidden_key_mask,
     map_query_blocks,
+    scale_or_default,
     unfold_groups_from_batch,
 )
 from flame_accel.kernels.precision import without_autocast
@@ -42,15 +42,17 @@ def parallel_stickbreaking_attn(
     The second value is what a query leaves unused, 1 - sum_j A_ij. A query sees its own key only
     with `attend_current`; `cu_seqlens` [N + 1] are the boundaries of packed documents, with B = 1.
     """
-    function = partial(_stickbreaking_attention, scale=scale, attend_current=attend_current)
+    function = partial(
+        _stickbreaking_outputs_and_remainders, scale=scale, attend_current=attend_current
+    )
     if cu_seqlens is None:
         o = function(q, k, v)
     else:
-        o = map_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
+        o = map_padded_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
     return o[..., :-1].to(q.dtype), o[..., -1].to(q.dtype)
 
 
-def stickbreaking_forward(
+def forward_stickbreaking(
     layer: "StickBreakingAttention",
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -79,18 +81,20 @@ def stickbreaking_forward(
     return repad_hidden_states(o, indices, batch, length), None, None
 
 
-def _stickbreaking_attention(
+def _stickbreaking_outputs_and_remainders(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, attend_current: bool
 ) -> Tensor:
     groups = k.shape[2]
-    scale = default_scale(scale, q.shape[-1])
+    scale = scale_or_default(scale, q.shape[-1])
     columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
-    formula = partial(_stickbreaking_attention_block, attend_current=attend_current)
+    formula = partial(_stickbreaking_outputs_and_remainders_block, attend_current=attend_current)
     o = map_query_blocks(formula, [fold_groups_into_batch(q * scale, groups)], columns)
     return unfold_groups_from_batch(o, groups)
 
 
-def _stickbreaking_attention_block(q: Tensor, k: Tensor, v: Tensor, attend_current: bool) -> Tensor:
+def _stickbreaking_outputs_and_remainders_block(
+    q: Tensor, k: Tensor, v: Tensor, attend_current: bool
+) -> Tensor:
     hide = hidden_key_mask(q.shape[1], k.shape[1], q.device)
     if not attend_current:
         # a key is hidden if the one after it would be

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_documents
+from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.query_blocks import (
-    default_scale,
     dot_products,
-    expand_sink_logits,
+    expand_sink_logits_to_optional_list,
     fold_groups_into_batch,
     hidden_key_mask,
     map_query_blocks,
+    scale_or_default,
     softmax_weighted_sum,
     unfold_groups_from_batch,
 )
@@ -60,7 +60,7 @@ def parallel_wall_attn(
     if cu_seqlens is None:
         return function(q, k, v, g, g_scalar)
     rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g, g_scalar))
-    return map_documents(function, cu_seqlens, *rows).unsqueeze(0)
+    return map_padded_documents(function, cu_seqlens, *rows).unsqueeze(0)
 
 
 def decode_incremental(
@@ -88,7 +88,7 @@ def decode_incremental(
 def decode_rebuild(
     layer: "WallAttention", q: Tensor, k: Tensor, v: Tensor, g: Tensor, gs: Tensor | None
 ) -> Tensor:
-    """Stands in for `WallAttention._decode_rebuild`, which serves sliding windows."""
+    """Stands in for `WallAttention._decode_rebuild`, which decodes with sliding windows."""
     return parallel_wall_attn(q, k, v, g, g_scalar=gs, window_size=layer.window_size)
 
 
@@ -102,8 +102,8 @@ def _wall_attention(
     scale: float | None,
     window_size: int | None,
 ) -> Tensor:
-    heads, left = q.shape[2], -1 if window_size is None else window_size - 1
-    scale = default_scale(scale, q.shape[-1])
+    heads, left_window = q.shape[2], -1 if window_size is None else window_size - 1
+    scale = scale_or_default(scale, q.shape[-1])
     shares = heads // k.shape[2]
     # every head has decays of its own, hence keys of its own
     k, v = (
@@ -115,35 +115,38 @@ def _wall_attention(
     scalars = scalars if g_scalar is None else fold_groups_into_batch(scalars, heads)
     own = slice(k.shape[1] - q.shape[1], None)
     o = map_query_blocks(
-        partial(_wall_attention_block, left=left),
+        partial(_wall_attention_block, left_window=left_window),
         [fold_groups_into_batch(q * scale, heads), channels[:, own], scalars[:, own]],
         [k, v, channels, scalars],
-        expand_sink_logits(sink, q.shape[0], heads),
-        left=left,
-        block=BLOCK,
+        expand_sink_logits_to_optional_list(sink, q.shape[0], heads),
+        left_window=left_window,
+        block_size=BLOCK,
     )
     return unfold_groups_from_batch(o, heads).to(q.dtype)
 
 
 def _wall_attention_block(
     q: Tensor,
-    channels_q: Tensor,
-    scalars_q: Tensor,
+    cumulative_g_q: Tensor,
+    cumulative_g_scalar_q: Tensor,
     k: Tensor,
     v: Tensor,
-    channels_k: Tensor,
-    scalars_k: Tensor,
-    *sink: Tensor,
-    left: int,
+    cumulative_g_k: Tensor,
+    cumulative_g_scalar_k: Tensor,
+    *sink_logits: Tensor,
+    left_window: int,
 ) -> Tensor:
     num_rows, before = q.shape[1], k.shape[1] - q.shape[1]
-    start = channels_q[:, :1].detach()
-    decayed_q = q * (channels_q - start).float().exp().unsqueeze(2)
-    decayed_k = k[:, :before] * (start - channels_k[:, :before]).float().exp()
+    start = cumulative_g_q[:, :1].detach()
+    decayed_q = q * (cumulative_g_q - start).float().exp().unsqueeze(2)
+    decayed_k = k[:, :before] * (start - cumulative_g_k[:, :before]).float().exp()
     later = hidden_key_mask(num_rows, num_rows, q.device)
-    decays = (channels_q.unsqueeze(2) - channels_k[:, None, before:]).float()
+    decays = (cumulative_g_q.unsqueeze(2) - cumulative_g_k[:, None, before:]).float()
     pairs = q * k[:, None, before:] * decays.masked_fill(later.mT, -torch.inf).exp()
     scores = torch.cat([dot_products(decayed_q, decayed_k), pairs.sum(-1).unsqueeze(2)], -1)
-    scores = scores + (scalars_q.unsqueeze(2) - scalars_k.mT.unsqueeze(1)).float()
-    hide = hidden_key_mask(num_rows, k.shape[1], q.device, left)
-    return softmax_weighted_sum(scores.masked_fill(hide, -torch.inf), v, *sink)
+    scores = (
+        scores
+        + (cumulative_g_scalar_q.unsqueeze(2) - cumulative_g_scalar_k.mT.unsqueeze(1)).float()
+    )
+    hide = hidden_key_mask(num_rows, k.shape[1], q.device, left_window)
+    return softmax_weighted_sum(scores.masked_fill(hide, -torch.inf), v, *sink_logits)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flame_accel.kernels.modules.norm import group_norm
 
-Normed = Tensor | tuple[Tensor, Tensor]
+OutputOrOutputAndResidual = Tensor | tuple[Tensor, Tensor]
 
 
 def layer_norm_linear_quant(
@@ -24,7 +24,7 @@ def layer_norm_linear_quant(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """quant(norm(x + residual)) @ ternary(weight)^T + bias; with `prenorm`, the sum as well.
 
     Activations are rounded to 255 levels per token, weights to {-1, 0, 1} times their mean size.
@@ -45,20 +45,20 @@ def layer_norm_linear_quant(
         x.float(), norm_weight, norm_bias, residual, eps, True, residual_in_fp32, is_rms_norm
     )
     out = F.linear(
-        _quantize_activations_per_token(y).to(x.dtype),
-        _quantize_weights_ternary(linear_weight),
+        _fake_quantize_activations_per_token(y).to(x.dtype),
+        _fake_quantize_weights_ternary(linear_weight),
         linear_bias,
     )
     return (out, kept.to(_residual_dtype(x, residual, residual_in_fp32))) if prenorm else out
 
 
-def _residual_dtype(x: Tensor, residual: Tensor | None, in_fp32: bool) -> torch.dtype:
+def _residual_dtype(x: Tensor, residual: Tensor | None, residual_in_fp32: bool) -> torch.dtype:
     if residual is not None:
         return residual.dtype
-    return torch.float32 if in_fp32 else x.dtype
+    return torch.float32 if residual_in_fp32 else x.dtype
 
 
-def _quantize_activations_per_token(x: Tensor) -> Tensor:
+def _fake_quantize_activations_per_token(x: Tensor) -> Tensor:
     """To -128..127 times the largest of a token over 127, halves away from zero."""
     with torch.no_grad():
         step = x.abs().amax(-1, keepdim=True).clamp_min_(1e-5).div_(127.0)
@@ -67,7 +67,7 @@ def _quantize_activations_per_token(x: Tensor) -> Tensor:
     return _StraightThrough.apply(x, rounded)
 
 
-def _quantize_weights_ternary(weight: Tensor) -> Tensor:
+def _fake_quantize_weights_ternary(weight: Tensor) -> Tensor:
     with torch.no_grad():
         size = weight.abs().mean().clamp_min_(1e-5)
         rounded = (weight / size).round_().clamp_(-1, 1).mul_(size)

@@ -4,7 +4,7 @@ y_t = sum_w weight[:, w] x_{t - W + 1 + w}, then the activation, then the residu
 sequence is its last W inputs, [N, D, W], zeros before its first token.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,17 +90,25 @@ class _CausalFilter(torch.autograd.Function):
         return dx, dweight
 
 
+class PaddedInputs(NamedTuple):
+    """Inputs with those before each sequence in front of it; positions only if packed."""
+
+    inputs: Tensor
+    """[B, T + W, D], or [1, T + N * W, D] if packed."""
+    output_positions: Tensor | None
+    """[T] where the filter's output for each token is."""
+    sequence_ends: Tensor | None
+    """[N] where each sequence ends in `inputs`."""
+
+
 def _pad_with_initial_states(
     x: Tensor, initial: Tensor | None, width: int, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Inputs with the W inputs before each sequence put in front of it.
-
-    For a packed batch also where each token's output of the filter is and where sequences end.
-    """
+) -> PaddedInputs:
+    """Puts the W inputs before each sequence in front of it; zeros if `initial` is None."""
     if cu_seqlens is None:
         if initial is None:
-            return F.pad(x, (0, 0, width, 0)), None, None
-        return torch.cat((initial.to(x.dtype).mT, x), 1), None, None
+            return PaddedInputs(F.pad(x, (0, 0, width, 0)), None, None)
+        return PaddedInputs(torch.cat((initial.to(x.dtype).mT, x), 1), None, None)
     num_tokens, num_sequences = x.shape[1], cu_seqlens.numel() - 1
     # a sequence moves by the width of its own state and of those before it
     shifts = torch.arange(1, num_sequences + 1, device=x.device) * width
@@ -111,7 +119,7 @@ def _pad_with_initial_states(
     if initial is not None:
         before = _window_positions_before(cu_seqlens[:-1] + shifts, width).flatten()
         padded = padded.index_copy(1, before, initial.to(x.dtype).mT.reshape(1, -1, x.shape[-1]))
-    return padded, slots - width + 1, cu_seqlens[1:] + shifts
+    return PaddedInputs(padded, slots - width + 1, cu_seqlens[1:] + shifts)
 
 
 def _window_positions_before(ends: Tensor, width: int) -> Tensor:

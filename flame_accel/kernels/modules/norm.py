@@ -3,13 +3,13 @@
 Statistics are in fp32 whatever the input; outputs have the dtype of the input.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Normed = Tensor | tuple[Tensor, Tensor]
+OutputOrOutputAndResidual = Tensor | tuple[Tensor, Tensor]
 
 
 def layer_norm(
@@ -21,7 +21,7 @@ def layer_norm(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension.
 
     With a residual, x + residual is normalised; with `prenorm`, that sum is returned too, in the
@@ -38,7 +38,7 @@ def rms_norm(
     eps: float = 1e-5,
     prenorm: bool = False,
     residual_in_fp32: bool = False,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """`layer_norm` without a mean: x / sqrt(mean(x^2) + eps) * weight + bias."""
     return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, True)
 
@@ -53,9 +53,9 @@ def group_norm(
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
     num_groups: int = 1,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """As `layer_norm` in each of `num_groups` equal shares of the last dimension."""
-    total, kept = _add_residual(x, residual, residual_in_fp32)
+    total, kept = _add_residual_in_fp32(x, residual, residual_in_fp32)
     y = _normalize(total, weight, bias, eps, is_rms_norm, num_groups).to(x.dtype)
     return (y, kept) if prenorm else y
 
@@ -72,9 +72,9 @@ def layer_norm_linear(
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
     num_groups: int = 1,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """`group_norm`, then a linear map."""
-    total, kept = _add_residual(x, residual, residual_in_fp32)
+    total, kept = _add_residual_in_fp32(x, residual, residual_in_fp32)
     y = _normalize(total, norm_weight, norm_bias, eps, is_rms_norm, num_groups).to(x.dtype)
     y = F.linear(y, linear_weight, linear_bias)
     return (y, kept) if prenorm else y
@@ -90,7 +90,7 @@ def layer_norm_gated(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """`layer_norm` times the activation (swish, silu, sigmoid) of the gate `g`, shaped like `x`."""
     return _gated_norm(
         x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, False
@@ -107,7 +107,7 @@ def rms_norm_gated(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """`rms_norm` times the activation of the gate `g`."""
     return _gated_norm(
         x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, True
@@ -125,7 +125,7 @@ def layer_norm_swish_gate_linear(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """`layer_norm_gated`, then a linear map."""
     y = _gated_norm(
         x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, False
@@ -145,7 +145,7 @@ def rms_norm_swish_gate_linear(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
-) -> Normed:
+) -> OutputOrOutputAndResidual:
     """`rms_norm_gated`, then a linear map."""
     y = _gated_norm(
         x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, True
@@ -196,15 +196,22 @@ def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None
     return y.to(x.dtype if output_dtype is None else output_dtype)
 
 
-def _add_residual(
+class _ResidualSum(NamedTuple):
+    fp32: Tensor
+    """For the norm."""
+    next_residual: Tensor
+    """In the dtype that it is kept in for the next block."""
+
+
+def _add_residual_in_fp32(
     x: Tensor, residual: Tensor | None, residual_in_fp32: bool
-) -> tuple[Tensor, Tensor]:
-    """The sum of both in fp32, and as it is kept for the next block."""
+) -> _ResidualSum:
+    """The sum of both; of `x` alone if there is no residual."""
     if residual is not None:
         total = x.float() + residual.float()
-        return total, total.to(residual.dtype)
+        return _ResidualSum(total, total.to(residual.dtype))
     total = x.float()
-    return total, total if residual_in_fp32 else x
+    return _ResidualSum(total, total if residual_in_fp32 else x)
 
 
 def _normalize(
@@ -267,8 +274,8 @@ def _gated_norm(
     residual_in_fp32: bool,
     eps: float,
     is_rms_norm: bool,
-) -> Normed:
-    total, kept = _add_residual(x, residual, residual_in_fp32)
+) -> OutputOrOutputAndResidual:
+    total, kept = _add_residual_in_fp32(x, residual, residual_in_fp32)
     gate = torch.sigmoid(g.float()) if activation == "sigmoid" else F.silu(g.float())
     y = (_normalize(total, weight, bias, eps, is_rms_norm, 1) * gate).to(x.dtype)
     return (y, kept) if prenorm else y

@@ -42,11 +42,11 @@ def rotary_embedding(
     return x.copy_(y) if inplace else y
 
 
-def _rotary_positions(x: Tensor, offsets: int | Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def _rotary_positions(x: Tensor, seqlen_offsets: int | Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """[B or 1, T] position of every token in its sequence."""
     position = torch.arange(x.shape[1], device=x.device)
     if cu_seqlens is None:
-        offset = offsets[:, None] if isinstance(offsets, Tensor) else offsets
+        offset = seqlen_offsets[:, None] if isinstance(seqlen_offsets, Tensor) else seqlen_offsets
         return position.unsqueeze(0) + offset
-    first = cu_seqlens[:-1] - offsets
+    first = cu_seqlens[:-1] - seqlen_offsets
     return (position - torch.repeat_interleave(first, cu_seqlens.diff())).unsqueeze(0)

@@ -9,6 +9,8 @@ q_t and k_s, so that `linear_attention` computes the outputs, in time linear in 
 Shape letters: B batch, T tokens, H heads, D key width, V value width.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,11 @@ def parallel_based(
         use_norm: whether to divide by the sum of the scores.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    q_features, k_features = _taylor_features(q.float() * factor), _taylor_features(k.float())
-    o, score_sums = _unnormalized_attention(q_features, k_features, v)
+    q_features, k_features = (
+        _exp_taylor_features(q.float() * factor),
+        _exp_taylor_features(k.float()),
+    )
+    o, score_sums = _unnormalized_causal_attention(q_features, k_features, v)
     return (o / (score_sums + 1e-6) if use_norm else o).to(q.dtype)
 
 
@@ -64,28 +69,37 @@ def parallel_rebased(
         return_both: return the unnormalized outputs [B, H, T, V] and the sums [B, H, T] instead.
     """
     scale = q.shape[-1] ** -0.5 if use_scale else 1.0
-    q_features, k_features = _square_features(q.float() * scale), _square_features(k.float())
-    o, score_sums = _unnormalized_attention(q_features, k_features, v)
+    q_features, k_features = (
+        _outer_product_features(q.float() * scale),
+        _outer_product_features(k.float()),
+    )
+    o, score_sums = _unnormalized_causal_attention(q_features, k_features, v)
     if return_both:
         return o.transpose(1, 2), score_sums.squeeze(-1).transpose(1, 2)
     return (o / (score_sums + eps) if use_normalize else o).to(q.dtype)
 
 
-def _square_features(x: Tensor) -> Tensor:
+def _outer_product_features(x: Tensor) -> Tensor:
     """[..., D] -> [..., D^2]; features(x) . features(y) = (x . y)^2."""
     return (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
 
 
-def _taylor_features(x: Tensor) -> Tensor:
+def _exp_taylor_features(x: Tensor) -> Tensor:
     """[..., D] -> [..., 1 + D + D^2]; features(x) . features(y) = 1 + x . y + (x . y)^2 / 2."""
-    return torch.cat([torch.ones_like(x[..., :1]), x, _square_features(x) * 0.5**0.5], -1)
+    return torch.cat([torch.ones_like(x[..., :1]), x, _outer_product_features(x) * 0.5**0.5], -1)
 
 
-def _unnormalized_attention(
+class _ValueAndScoreSums(NamedTuple):
+    values: Tensor
+    """Sums of the values, weighted by the scores [B, T, H, V], fp32."""
+    scores: Tensor
+    """Sums of the scores [B, T, H, 1], fp32."""
+
+
+def _unnormalized_causal_attention(
     q_features: Tensor, k_features: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weighted sums of the values [B, T, H, V] and sums of the scores [B, T, H, 1], fp32."""
+) -> _ValueAndScoreSums:
     # a value channel of ones sums up the scores
     v = torch.cat([v.float(), torch.ones_like(v[..., :1], dtype=torch.float32)], -1)
     o, _ = linear_attention(q_features, k_features, v, None, scale=1.0)
-    return o[..., :-1], o[..., -1:]
+    return _ValueAndScoreSums(o[..., :-1], o[..., -1:])

@@ -12,6 +12,7 @@ D width.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,15 @@ class ChunkLayout:
     """[N] indices of the sequences, sorted by length."""
 
 
+class ScannedStates(NamedTuple):
+    """States of a recurrence over chunks."""
+
+    at_chunk_starts: Tensor
+    """[P, ...] that each chunk starts from, P chunks of all heads."""
+    final: Tensor
+    """[N, ...] after the last chunk of each sequence."""
+
+
 def build_chunk_layout(
     batch_size: int, num_tokens: int, cu_seqlens: Tensor | None, max_chunk_size: int
 ) -> ChunkLayout:
@@ -48,18 +58,18 @@ def build_chunk_layout(
     """
     if cu_seqlens is not None:
         boundaries = tuple(cu_seqlens.tolist())
-        return _build_packed_layout(boundaries, max_chunk_size, cu_seqlens.device)
+        return _build_packed_chunk_layout(boundaries, max_chunk_size, cu_seqlens.device)
     size = _choose_chunk_size(num_tokens, max_chunk_size)
     rounds = tuple((r * batch_size, batch_size) for r in range(-(-num_tokens // size)))
     return ChunkLayout(batch_size=batch_size, num_tokens=num_tokens, chunk_size=size, rounds=rounds)
 
 
-def _choose_chunk_size(longest: int, max_chunk_size: int) -> int:
-    return min(max_chunk_size, max(8, 1 << (longest - 1).bit_length()))
+def _choose_chunk_size(longest_sequence: int, max_chunk_size: int) -> int:
+    return min(max_chunk_size, max(8, 1 << (longest_sequence - 1).bit_length()))
 
 
 @lru_cache(maxsize=8)
-def _build_packed_layout(
+def _build_packed_chunk_layout(
     boundaries: tuple[int, ...], max_chunk_size: int, device: torch.device
 ) -> ChunkLayout:
     begin, end = torch.tensor(boundaries[:-1]), torch.tensor(boundaries[1:])
@@ -91,7 +101,7 @@ def _build_packed_layout(
     )
 
 
-def to_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
+def to_padded_fp32_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
     """[B, T, H, D] in any dtype -> contiguous fp32 [M, H, C, D], zeros in the padding."""
     size, (num_heads, width) = layout.chunk_size, x.shape[2:]
     if layout.token_of_slot is not None and layout.padding_slots is not None:
@@ -105,8 +115,9 @@ def to_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
     return y.contiguous().view(-1, num_heads, size, width)
 
 
-def from_chunks(y: Tensor, layout: ChunkLayout, dtype: torch.dtype) -> Tensor:
-    """Inverse of `to_chunks`: [M, H, C, D] -> contiguous [B, T, H, D] in `dtype`."""
+def from_padded_chunks(chunks: Tensor, layout: ChunkLayout, dtype: torch.dtype) -> Tensor:
+    """Inverse of `to_padded_fp32_chunks`: [M, H, C, D] -> contiguous [B, T, H, D] in `dtype`."""
+    y = chunks
     num_heads, size, width = y.shape[1:]
     if layout.slot_of_token is not None:
         y = y.to(dtype).transpose(1, 2).reshape(-1, num_heads, width)

@@ -16,6 +16,7 @@ period of the clock), M = P + 1.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,8 +75,8 @@ def chunk_cyfa(
     q_normed = _rms_norm(q, q_norm_weight, q_norm_eps)
     k_normed = _rms_norm(k, k_norm_weight, k_norm_eps)
     clock, final_clock = _accumulate_clock(delta, clock0, cu_seqlens)
-    z, size = _rotate_by_clock(clock, period), _fourier_scales(period, q.device)
-    w = beta.float().unsqueeze(-1) * _complex_to_pairs(size * z.conj())
+    z, size = _complex_clock_rotations(clock, period), _fourier_normalizers(period, q.device)
+    w = beta.float().unsqueeze(-1) * _complex_to_interleaved_real(size * z.conj())
     scores, x = linear_attention(
         q_normed,
         k_normed,
@@ -85,12 +86,12 @@ def chunk_cyfa(
         initial_state=x0,
         cu_seqlens=cu_seqlens,
     )
-    fourier_readout = readout.float() @ _fourier_basis(period, q.device)
-    rotated = _complex_to_pairs(z * _pairs_to_complex(scores))
+    fourier_readout = readout.float() @ _real_fourier_basis(period, q.device)
+    rotated = _complex_to_interleaved_real(z * _interleaved_real_to_complex(scores))
     s = torch.einsum("bthm,hrm->bthr", rotated, fourier_readout).softmax(-1)
-    weights = _pairs_to_complex(torch.einsum("bthr,hrm->bthm", s, fourier_readout))
+    weights = _interleaved_real_to_complex(torch.einsum("bthr,hrm->bthm", s, fourier_readout))
     o, y = linear_attention(
-        _complex_to_pairs(z.conj() * weights),
+        _complex_to_interleaved_real(z.conj() * weights),
         w,
         v.float(),
         g,
@@ -131,10 +132,17 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed.to(x.dtype)
 
 
+class _ClockTimes(NamedTuple):
+    at_tokens: Tensor
+    """[B, T, H] in double."""
+    final: Tensor
+    """[N, H] after each sequence, in fp32."""
+
+
 def _accumulate_clock(
     delta: Tensor, initial_clock: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The clock at every token [B, T, H] in double, and after each sequence [N, H] in fp32.
+) -> _ClockTimes:
+    """The running sum of the steps `delta` [B, T, H].
 
     It starts from `initial_clock` [N, H], or 0 if None.
     """
@@ -142,10 +150,11 @@ def _accumulate_clock(
     if initial_clock is not None:
         starts = (initial_clock,) if cu_seqlens is None else initial_clock.split(1)
         times = [time + x.double().unsqueeze(1) for time, x in zip(times, starts, strict=True)]
-    return torch.cat(times, 1), torch.cat([time[:, -1] for time in times]).float()
+    final = torch.cat([time[:, -1] for time in times]).float()
+    return _ClockTimes(torch.cat(times, 1), final)
 
 
-def _rotate_by_clock(clock: Tensor, period: int) -> Tensor:
+def _complex_clock_rotations(clock: Tensor, period: int) -> Tensor:
     """exp(2 pi i clock m / period), complex [..., M / 2], from the clock [...]."""
     m = torch.arange((period + 1) // 2, device=clock.device)
     # whole steps are reduced modulo the period in integers: the phase stays exact at any time
@@ -156,24 +165,26 @@ def _rotate_by_clock(clock: Tensor, period: int) -> Tensor:
     return torch.polar(torch.ones_like(phase), phase)
 
 
-def _fourier_scales(period: int, device: torch.device) -> Tensor:
-    """Factors [M / 2] that make the columns of `_fourier_basis` orthonormal."""
+def _fourier_normalizers(period: int, device: torch.device) -> Tensor:
+    """Factors [M / 2] that make the columns of `_real_fourier_basis` orthonormal."""
     size = torch.full(((period + 1) // 2,), math.sqrt(2 / period), device=device)
     size[0] = math.sqrt(1 / period)
     return size
 
 
-def _fourier_basis(period: int, device: torch.device) -> Tensor:
+def _real_fourier_basis(period: int, device: torch.device) -> Tensor:
     """The Fourier basis of the slots, real [P, M]."""
     slots = torch.arange(period, device=device, dtype=torch.double)
-    return _complex_to_pairs(_fourier_scales(period, device) * _rotate_by_clock(slots, period))
+    return _complex_to_interleaved_real(
+        _fourier_normalizers(period, device) * _complex_clock_rotations(slots, period)
+    )
 
 
-def _complex_to_pairs(z: Tensor) -> Tensor:
+def _complex_to_interleaved_real(z: Tensor) -> Tensor:
     """Complex [..., M / 2] -> real [..., M]: real and imaginary parts in turn."""
     return torch.view_as_real(z.resolve_conj()).flatten(-2)
 
 
-def _pairs_to_complex(x: Tensor) -> Tensor:
-    """Inverse of `_complex_to_pairs`."""
+def _interleaved_real_to_complex(x: Tensor) -> Tensor:
+    """Inverse of `_complex_to_interleaved_real`."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())

@@ -18,28 +18,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import (
-    Gradients,
-    IntraChunk,
-    dispatch_by_steepness,
-    sum_before,
-    sum_to_end,
+    DqDkDg,
+    IntraChunkTerms,
+    compute_gentle_and_steep_chunks,
+    exclusive_cumsum_tokens,
+    reverse_cumsum_tokens,
 )
 from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_with_steep_decay
 
 
-def compute_intra_chunk(
+def compute_intra_chunk_terms(
     q: Tensor, k: Tensor, g: Tensor | None, erase_before_decay: bool
-) -> IntraChunk:
+) -> IntraChunkTerms:
     """Chooses by the log decays `g`: none, [P, C, 1] per head, or [P, C, K] per channel.
 
     Queries [q; a] are [P, 2 C, K], keys [P, R C, K].
     """
     if g is None:
-        scores = (q @ k.mT).mul_(_causal_mask(q.shape[1] // 2, k.shape[1], q.device))
-        return IntraChunk(scores, q, k, None, _backward_without_decay, [q, k])
+        scores = (q @ k.mT).mul_(_stacked_causal_mask(q.shape[1] // 2, k.shape[1], q.device))
+        return IntraChunkTerms(
+            scores, q, k, None, _backward_without_decay_overwriting_grads, [q, k]
+        )
     if g.shape[-1] == 1:
         return _compute_with_head_decay(q, k, g, erase_before_decay)
-    return dispatch_by_steepness(
+    return compute_gentle_and_steep_chunks(
         q,
         k,
         g,
@@ -49,14 +51,14 @@ def compute_intra_chunk(
 
 
 @lru_cache(maxsize=8)
-def _causal_mask(chunk_size: int, num_keys: int, device: torch.device) -> Tensor:
+def _stacked_causal_mask(chunk_size: int, num_keys: int, device: torch.device) -> Tensor:
     """[2 C, R C], 1 where a query or an erase key sees a key, else 0."""
     ones = torch.ones(chunk_size, chunk_size, device=device)
     return torch.cat((ones.tril(), ones.tril(-1))).repeat(1, num_keys // chunk_size)
 
 
 @lru_cache(maxsize=8)
-def _decayed_pairs_mask(
+def _stacked_decayed_pairs_mask(
     chunk_size: int, num_keys: int, erase_before_decay: bool, device: torch.device
 ) -> Tensor:
     """[2 C, R C], 1 where a key is seen through a decay: only there `g` has a gradient."""
@@ -66,7 +68,9 @@ def _decayed_pairs_mask(
 
 
 @lru_cache(maxsize=8)
-def _sum_to_end_matrix(chunk_size: int, erase_before_decay: bool, device: torch.device) -> Tensor:
+def _stacked_sum_to_end_matrix(
+    chunk_size: int, erase_before_decay: bool, device: torch.device
+) -> Tensor:
     """[C, 2 C] from gradients of the cumulative log decays that [q; a] see to those of g."""
     ones = torch.ones(chunk_size, chunk_size, device=device)
     return torch.cat((ones.triu(), ones.triu(1 if erase_before_decay else 0)), 1)
@@ -82,31 +86,31 @@ def _shift_to_previous_token(x: Tensor) -> Tensor:
     return F.pad(x[..., 1:, :], (0, 0, 0, 1))
 
 
-def _scale_tokens(x: Tensor, factors: Tensor) -> Tensor:
+def _scale_stacked_tokens(x: Tensor, factors: Tensor) -> Tensor:
     """[P, n C, K] times [P, 1 or n, C, K or 1], for n kinds of queries or keys."""
     return (x.unflatten(1, (-1, factors.shape[2])) * factors).flatten(1, 2)
 
 
-def _view_by_kind(scores: Tensor, chunk_size: int) -> Tensor:
+def _unstack_scores_view(scores: Tensor, chunk_size: int) -> Tensor:
     """View [P, 2, C, R, C] of scores [P, 2 C, R C]."""
     return scores.unflatten(2, (-1, chunk_size)).unflatten(1, (2, chunk_size))
 
 
-def _backward_without_decay(
+def _backward_without_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: None,
-) -> Gradients:
+) -> DqDkDg:
     q, k = saved
-    dscores.mul_(_causal_mask(q.shape[1] // 2, k.shape[1], q.device))
+    dscores.mul_(_stacked_causal_mask(q.shape[1] // 2, k.shape[1], q.device))
     return dq_from_start.baddbmm_(dscores, k), dk_to_end.baddbmm_(dscores.mT, q), None
 
 
 def _compute_with_head_decay(
     q: Tensor, k: Tensor, g: Tensor, erase_before_decay: bool
-) -> IntraChunk:
+) -> IntraChunkTerms:
     """Forms the decay of every pair of tokens; `g` [P, C, 1]."""
     # sums in double, so that differences of large sums keep the precision of fp32; exp(-100) is 0
     cumulative_g = g.double().clamp_min(-100.0).cumsum(1).unsqueeze(1)
@@ -114,44 +118,48 @@ def _compute_with_head_decay(
     if erase_before_decay:
         seen_by_q = torch.cat((cumulative_g, _shift_to_next_token(cumulative_g)), 1)
     pair_decays = (seen_by_q - cumulative_g.mT).clamp_max_(0.0).float().exp_()
-    scores = (q @ k.mT).mul_(_causal_mask(g.shape[1], k.shape[1], q.device))
-    _view_by_kind(scores, g.shape[1]).mul_(pair_decays.unsqueeze(3))
+    scores = (q @ k.mT).mul_(_stacked_causal_mask(g.shape[1], k.shape[1], q.device))
+    _unstack_scores_view(scores, g.shape[1]).mul_(pair_decays.unsqueeze(3))
     from_start = seen_by_q.float().exp_()
     to_end = (cumulative_g[:, :, -1:] - cumulative_g).float().exp_()
-    q_from_start, k_to_end = _scale_tokens(q, from_start), _scale_tokens(k, to_end)
+    q_from_start, k_to_end = _scale_stacked_tokens(q, from_start), _scale_stacked_tokens(k, to_end)
     chunk_decay = cumulative_g[:, 0, -1:].float().exp_()
-    backward = partial(_backward_with_head_decay, erase_before_decay=erase_before_decay)
+    backward = partial(
+        _backward_with_head_decay_overwriting_grads, erase_before_decay=erase_before_decay
+    )
     saved = [q, k, scores, pair_decays, from_start, to_end, q_from_start, k_to_end]
-    return IntraChunk(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
+    return IntraChunkTerms(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
 
 
-def _backward_with_head_decay(
+def _backward_with_head_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
     erase_before_decay: bool,
-) -> Gradients:
+) -> DqDkDg:
     q, k, scores, pair_decays, from_start, to_end, q_from_start, k_to_end = saved
     size, num_keys = pair_decays.shape[-1], k.shape[1]
     dlog_pair_decays = dscores * scores
-    dlog_pair_decays.mul_(_decayed_pairs_mask(size, num_keys, erase_before_decay, q.device))
+    dlog_pair_decays.mul_(_stacked_decayed_pairs_mask(size, num_keys, erase_before_decay, q.device))
     dlog_from_start = (q_from_start * dq_from_start).sum(-1, keepdim=True)
     dlog_to_end = (k_to_end * dk_to_end).sum(-1).unflatten(1, (-1, size)).sum(1).unsqueeze(-1)
     dseen_by_q = dlog_from_start + dlog_pair_decays.sum(-1, keepdim=True)
-    dg = _sum_to_end_matrix(size, erase_before_decay, q.device) @ dseen_by_q
-    dg -= sum_to_end(dlog_pair_decays.sum(1).unflatten(1, (-1, size)).sum(1).unsqueeze(-1))
-    dg += sum_before(dlog_to_end) + dlog_chunk_decay.sum(-1)[:, None, None]
-    dscores.mul_(_causal_mask(size, num_keys, q.device))
-    _view_by_kind(dscores, size).mul_(pair_decays.unsqueeze(3))
-    dq = _scale_tokens(dq_from_start, from_start).baddbmm_(dscores, k)
-    return dq, _scale_tokens(dk_to_end, to_end).baddbmm_(dscores.mT, q), dg
+    dg = _stacked_sum_to_end_matrix(size, erase_before_decay, q.device) @ dseen_by_q
+    dg -= reverse_cumsum_tokens(
+        dlog_pair_decays.sum(1).unflatten(1, (-1, size)).sum(1).unsqueeze(-1)
+    )
+    dg += exclusive_cumsum_tokens(dlog_to_end) + dlog_chunk_decay.sum(-1)[:, None, None]
+    dscores.mul_(_stacked_causal_mask(size, num_keys, q.device))
+    _unstack_scores_view(dscores, size).mul_(pair_decays.unsqueeze(3))
+    dq = _scale_stacked_tokens(dq_from_start, from_start).baddbmm_(dscores, k)
+    return dq, _scale_stacked_tokens(dk_to_end, to_end).baddbmm_(dscores.mT, q), dg
 
 
 def _compute_with_gentle_decay(
     q: Tensor, k: Tensor, cumulative_g: Tensor, erase_before_decay: bool
-) -> IntraChunk:
+) -> IntraChunkTerms:
     """Takes all decays relative to the middle of the chunk; `cumulative_g` [P, C, K]."""
     size = cumulative_g.shape[1]
     middle, last = cumulative_g[:, size // 2 - 1 : size // 2], cumulative_g[:, -1:]
@@ -161,45 +169,50 @@ def _compute_with_gentle_decay(
         first = middle.neg().exp_().unsqueeze(1)
         a_factors = torch.cat((first, from_middle[:, :, :-1]), 2)
         q_factors = torch.cat((from_middle, a_factors), 1)
-    q_from_middle = _scale_tokens(q, q_factors)
-    k_to_middle = _scale_tokens(k, from_middle.reciprocal())
-    scores = (q_from_middle @ k_to_middle.mT).mul_(_causal_mask(size, k.shape[1], q.device))
+    q_from_middle = _scale_stacked_tokens(q, q_factors)
+    k_to_middle = _scale_stacked_tokens(k, from_middle.reciprocal())
+    scores = (q_from_middle @ k_to_middle.mT).mul_(_stacked_causal_mask(size, k.shape[1], q.device))
     start_to_middle, middle_to_end = middle.exp(), (last - middle).exp_()
     k_to_end = k_to_middle * middle_to_end
     saved = [
         q_from_middle, k_to_middle, from_middle, q_factors, start_to_middle, middle_to_end, k_to_end
     ]  # fmt: skip
-    backward = partial(_backward_with_gentle_decay, erase_before_decay=erase_before_decay)
-    return IntraChunk(
+    backward = partial(
+        _backward_with_gentle_decay_overwriting_grads, erase_before_decay=erase_before_decay
+    )
+    return IntraChunkTerms(
         scores, q_from_middle * start_to_middle, k_to_end, last.exp().mT, backward, saved
     )
 
 
-def _backward_with_gentle_decay(
+def _backward_with_gentle_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
     erase_before_decay: bool,
-) -> Gradients:
+) -> DqDkDg:
     q_from_middle, k_to_middle, from_middle, q_factors, *saved = saved
     start_to_middle, middle_to_end, k_to_end = saved
     size = from_middle.shape[2]
-    dscores.mul_(_causal_mask(size, k_to_middle.shape[1], q_from_middle.device))
+    dscores.mul_(_stacked_causal_mask(size, k_to_middle.shape[1], q_from_middle.device))
     dlast = (k_to_end * dk_to_end).sum(1, keepdim=True) + dlog_chunk_decay.unsqueeze(1)
     # first with respect to q_from_middle and k_to_middle, then to q and k
     dq = dq_from_start.mul_(start_to_middle).baddbmm_(dscores, k_to_middle)
     dk = dk_to_end.mul_(middle_to_end).baddbmm_(dscores.mT, q_from_middle)
-    dg = _sum_to_end_matrix(size, erase_before_decay, dq.device) @ (q_from_middle * dq)
-    dg -= sum_to_end((k_to_middle * dk).unflatten(1, (-1, size)).sum(1))
-    dq, dk = _scale_tokens(dq, q_factors), _scale_tokens(dk, from_middle.reciprocal())
+    dg = _stacked_sum_to_end_matrix(size, erase_before_decay, dq.device) @ (q_from_middle * dq)
+    dg -= reverse_cumsum_tokens((k_to_middle * dk).unflatten(1, (-1, size)).sum(1))
+    dq, dk = (
+        _scale_stacked_tokens(dq, q_factors),
+        _scale_stacked_tokens(dk, from_middle.reciprocal()),
+    )
     return dq, dk, dg.add_(dlast)
 
 
 def _compute_with_steep_decay(
     q: Tensor, k: Tensor, g: Tensor, erase_before_decay: bool
-) -> IntraChunk:
+) -> IntraChunkTerms:
     """Every kind of query with every kind of key, as `linear_attention_intra_chunk` sees them.
 
     What a token sees before its decay is what the token before sees: such erase keys move up.
@@ -223,12 +236,12 @@ def _compute_with_steep_decay(
         a_from_start = torch.cat((first_a, q_from_start[:, 1, :-1]), 1)
         q_from_start = torch.stack((q_from_start[:, 0], a_from_start), 1)
     backward = partial(
-        _backward_with_steep_decay,
+        _backward_with_steep_decay_overwriting_grads,
         pairs_backward=pairs.backward,
         erase_before_decay=erase_before_decay,
     )
-    return IntraChunk(
-        scores.flatten(1, 2).mul_(_causal_mask(size, scores.shape[-1], g.device)),
+    return IntraChunkTerms(
+        scores.flatten(1, 2).mul_(_stacked_causal_mask(size, scores.shape[-1], g.device)),
         q_from_start.flatten(1, 2),
         k_to_end[:, 0].flatten(1, 2),
         chunk_decay[:, 0, 0],
@@ -237,17 +250,17 @@ def _compute_with_steep_decay(
     )
 
 
-def _backward_with_steep_decay(
+def _backward_with_steep_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-    pairs_backward: Callable[..., Gradients],
+    pairs_backward: Callable[..., DqDkDg],
     erase_before_decay: bool,
-) -> Gradients:
+) -> DqDkDg:
     size = dscores.shape[1] // 2
-    dscores.mul_(_causal_mask(size, dscores.shape[2], dscores.device))
+    dscores.mul_(_stacked_causal_mask(size, dscores.shape[2], dscores.device))
     dscores, dq_in = (x.unflatten(1, (2, size)) for x in (dscores, dq_from_start))
     dfirst_a = dq_in[:, 1, :1]
     if erase_before_decay:

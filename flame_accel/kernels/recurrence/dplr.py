@@ -17,7 +17,7 @@ from torch import Tensor
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.delta_rule import OutputAndState, check_no_context_parallelism
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
-from flame_accel.kernels.recurrence.sequences import run_reversed
+from flame_accel.kernels.recurrence.sequences import run_operator_from_last_token
 
 
 @without_autocast
@@ -70,7 +70,7 @@ def fused_recurrent_dplr_delta_rule(
     operator = partial(chunk_dplr_delta_rule, scale=scale, output_final_state=output_final_state)
     inputs = (q, k, v, a, b, gk)
     if reverse:
-        return run_reversed(operator, inputs, initial_state, cu_seqlens)
+        return run_operator_from_last_token(operator, inputs, initial_state, cu_seqlens)
     return operator(*inputs, initial_state=initial_state, cu_seqlens=cu_seqlens)
 
 

@@ -16,7 +16,7 @@ Shape letters: B batch, T tokens, N sequences, H heads, K key width, V value wid
 chunk, P chunks of all heads, R kinds of keys: 1, or 2 if there are keys b.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,14 +24,18 @@ from torch import Tensor
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
+    ScannedStates,
     build_chunk_layout,
-    from_chunks,
+    from_padded_chunks,
     restore_state_order,
     sort_states_longest_first,
-    to_chunks,
+    to_padded_fp32_chunks,
 )
-from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk
-from flame_accel.kernels.recurrence.sequences import all_have_one_token, initial_state_or_zeros
+from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.sequences import (
+    every_sequence_has_one_token,
+    fp32_key_first_state_or_zeros,
+)
 
 CHUNK_SIZE = 32
 """Tokens of a chunk."""
@@ -42,8 +46,8 @@ def generalized_delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    a: Tensor,
-    b: Tensor | None = None,
+    erase_keys: Tensor,
+    erase_write_keys: Tensor | None = None,
     g: Tensor | None = None,
     *,
     scale: float,
@@ -60,33 +64,37 @@ def generalized_delta_rule(
         q: [B, T, H, K].
         k: keys that values are written with, [B, T, H, K].
         v: [B, T, H, V].
-        a: erase keys, which read what is to be erased, times their strength, [B, T, H, K].
-        b: keys that what was read is subtracted with; `k` if None. [B, T, H, K].
+        erase_keys: a, which read what is to be erased, times their strength, [B, T, H, K].
+        erase_write_keys: b, keys that what was read is subtracted with; `k` if None. [B, T, H, K].
         g: log decays, [B, T, H, K] per channel, [B, T, H, 1] per head, or None.
         scale: factor of the outputs.
-        erase_before_decay: whether `a` reads the state before the decay of its own token.
+        erase_before_decay: whether `erase_keys` read the state before the decay of its own token.
         initial_state: like the final states; zeros if None.
         state_v_first: the layout of the states.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
     """
-    state = initial_state_or_zeros(
+    state = fp32_key_first_state_or_zeros(
         initial_state, q, v, state_v_first=state_v_first, cu_seqlens=cu_seqlens
     )
     q = q.float() * scale
-    if all_have_one_token(q.shape[1], cu_seqlens):
-        o, state = _recurrent_step(q, k, v, a, b, g, erase_before_decay, state)
+    if every_sequence_has_one_token(q.shape[1], cu_seqlens):
+        o, state = _recurrent_step_of_one_token(
+            q, k, v, erase_keys, erase_write_keys, g, erase_before_decay, state
+        )
     else:
         layout = build_chunk_layout(q.shape[0], q.shape[1], cu_seqlens, CHUNK_SIZE)
-        o, state = _ChunkedDeltaRule.apply(q, k, v, a, b, g, erase_before_decay, state, layout)
+        o, state = _ChunkedDeltaRule.apply(
+            q, k, v, erase_keys, erase_write_keys, g, erase_before_decay, state, layout
+        )
     return o, state.mT.contiguous() if state_v_first else state
 
 
-def _recurrent_step(
+def _recurrent_step_of_one_token(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    a: Tensor,
-    b: Tensor | None,
+    erase_keys: Tensor,
+    erase_write_keys: Tensor | None,
     g: Tensor | None,
     erase_before_decay: bool,
     state: Tensor,
@@ -98,11 +106,11 @@ def _recurrent_step(
         return x.float().reshape(-1, *x.shape[2:]).unsqueeze(-1)
 
     decayed = state if g is None else state * to_columns(g).exp()
-    erased = to_columns(a).mT @ (state if erase_before_decay else decayed)
-    if b is None:
+    erased = to_columns(erase_keys).mT @ (state if erase_before_decay else decayed)
+    if erase_write_keys is None:
         state = decayed + to_columns(k) * (to_columns(v).mT - erased)
     else:
-        state = decayed + to_columns(k) * to_columns(v).mT - to_columns(b) * erased
+        state = decayed + to_columns(k) * to_columns(v).mT - to_columns(erase_write_keys) * erased
     o = to_columns(q).mT @ state
     return o.reshape(v.shape).to(v.dtype), state
 
@@ -129,14 +137,14 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         initial_state: Tensor,
         layout: ChunkLayout,
     ) -> tuple[Tensor, Tensor]:
-        queries = _stack_in_chunks((q, a), layout)
-        keys = _stack_in_chunks((k,) if b is None else (b, k), layout)
-        gc = None if g is None else to_chunks(g, layout).flatten(0, 1)
-        intra = compute_intra_chunk(queries, keys, gc, erase_before_decay)
+        queries = _to_stacked_chunks((q, a), layout)
+        keys = _to_stacked_chunks((k,) if b is None else (b, k), layout)
+        gc = None if g is None else to_padded_fp32_chunks(g, layout).flatten(0, 1)
+        intra = compute_intra_chunk_terms(queries, keys, gc, erase_before_decay)
         scores, q_from_start, k_to_end, chunk_decay = intra[:4]
         size = layout.chunk_size
-        inverse = _invert_unit_lower(scores[:, size:, :size])
-        values = vc = to_chunks(v, layout).flatten(0, 1)
+        inverse = _invert_identity_plus_lower(scores[:, size:, :size])
+        values = vc = to_padded_fp32_chunks(v, layout).flatten(0, 1)
         if b is not None:
             values = torch.cat((scores[:, size:, size:] @ vc.neg(), vc), 1)
         u = inverse @ values[:, :size]
@@ -150,7 +158,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         ctx.layout, ctx.num_heads, ctx.intra_chunk_backward = layout, q.shape[2], intra.backward
         ctx.dtypes = [None if x is None else x.dtype for x in (q, k, v, a, b, g)]
         ctx.save_for_backward(inverse, w, values, states, *intra[:4], *intra.saved)
-        return from_chunks(o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype), final_state
+        return from_padded_chunks(o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype), final_state
 
     @staticmethod
     @without_autocast
@@ -159,7 +167,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         inverse, w, values, states, *intra = ctx.saved_tensors
         scores, q_from_start, k_to_end, chunk_decay, *saved = intra
         size = layout.chunk_size
-        do = to_chunks(grads[0], layout).flatten(0, 1)
+        do = to_padded_fp32_chunks(grads[0], layout).flatten(0, 1)
         dv_new = scores[:, :size, :size].mT @ do
         dstates = q_from_start[:, :size].mT @ do
         dstates_after, dinitial_state = _inter_chunk_scan_backward(
@@ -183,7 +191,9 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         dq, da = dqueries.unflatten(1, (2, size)).unbind(1)
         *db, dk = dkeys.unflatten(1, (-1, size)).unbind(1)
         dqkvabg = [
-            None if x is None else from_chunks(x.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
+            None
+            if x is None
+            else from_padded_chunks(x.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
             for x, dtype in zip(
                 (dq, dk, dv, da, db[0] if db else None, dg), ctx.dtypes, strict=True
             )
@@ -191,12 +201,12 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         return *dqkvabg, None, dinitial_state, None
 
 
-def _stack_in_chunks(kinds: tuple[Tensor, ...], layout: ChunkLayout) -> Tensor:
+def _to_stacked_chunks(kinds: tuple[Tensor, ...], layout: ChunkLayout) -> Tensor:
     """[B, T, H, K] of each kind -> [P, C of the first kind, C of the second, ...; K]."""
-    return torch.cat([to_chunks(x, layout) for x in kinds], 2).flatten(0, 1)
+    return torch.cat([to_padded_fp32_chunks(x, layout) for x in kinds], 2).flatten(0, 1)
 
 
-def _invert_unit_lower(lower: Tensor) -> Tensor:
+def _invert_identity_plus_lower(lower: Tensor) -> Tensor:
     """(I + lower)^-1 of strictly lower triangular matrices [P, C, C]."""
     eye = torch.eye(lower.shape[-1], device=lower.device).expand_as(lower)
     return torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
@@ -211,7 +221,7 @@ def _inter_chunk_scan(
     layout: ChunkLayout,
     *,
     out_values: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> ScannedStates:
     """v_new = u - w S and S' = chunk_decay * S + k_to_end^T [v_new; v], from chunk to chunk.
 
     Args:
@@ -238,7 +248,14 @@ def _inter_chunk_scan(
         if chunk_decay is not None:
             carried.mul_(chunk_decay[here])
         carried.baddbmm_(k_to_end[here].mT, out_values[here])
-    return states, restore_state_order(carry.unflatten(0, (-1, num_heads)), layout)
+    return ScannedStates(states, restore_state_order(carry.unflatten(0, (-1, num_heads)), layout))
+
+
+class _StateGradients(NamedTuple):
+    after_chunks: Tensor
+    """[P, K, V]"""
+    initial: Tensor
+    """[N, H, K, V]"""
 
 
 def _inter_chunk_scan_backward(
@@ -250,8 +267,8 @@ def _inter_chunk_scan_backward(
     layout: ChunkLayout,
     *,
     dv_new_inout: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the states after each chunk [P, K, V], and of the initial states [N, H, K, V].
+) -> _StateGradients:
+    """DqDkDg of the states after each chunk [P, K, V], and of the initial states [N, H, K, V].
 
     Args:
         dstates: of the states before each chunk, through the outputs of the chunk [P, K, V].
@@ -275,4 +292,5 @@ def _inter_chunk_scan_backward(
         if chunk_decay is not None:
             carried.mul_(chunk_decay[here])
         carried.add_(dstates[here]).baddbmm_(w[here].mT, dv_new, alpha=-1)
-    return dstates_after, restore_state_order(carry.unflatten(0, (-1, num_heads)), layout)
+    dinitial_state = restore_state_order(carry.unflatten(0, (-1, num_heads)), layout)
+    return _StateGradients(dstates_after, dinitial_state)

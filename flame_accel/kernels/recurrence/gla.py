@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence.linear_attention import linear_attention
-from flame_accel.kernels.recurrence.sequences import run_reversed, split_sequences
+from flame_accel.kernels.recurrence.sequences import run_operator_from_last_token, split_sequences
 from flame_accel.kernels.recurrence.value_decay import linear_attention_with_value_decay
 
 OutputAndState = tuple[Tensor, Tensor | None]
@@ -39,7 +39,7 @@ def chunk_gla(
     cu_seqlens_cpu: Tensor | None = None,
 ) -> OutputAndState:
     """Decay per key channel, `g` [B, T, H, K]; see `linear_attention.linear_attention`."""
-    return _run_linear_attention(
+    return _linear_attention_with_fla_defaults(
         q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens
     )
 
@@ -72,7 +72,7 @@ def fused_recurrent_gla(
             remedy="run this model on a machine with a Triton device",
         )
     g, attention = (gk, linear_attention) if gv is None else (gv, linear_attention_with_value_decay)
-    return _run_linear_attention(
+    return _linear_attention_with_fla_defaults(
         q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens, reverse,
         attention,
     )  # fmt: skip
@@ -93,9 +93,9 @@ def chunk_simple_gla(
     chunk_size: int | None = None,
 ) -> OutputAndState:
     """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none."""
-    return _run_linear_attention(
-        q, k, v, _expand_head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
-        state_v_first, cu_seqlens,
+    return _linear_attention_with_fla_defaults(
+        q, k, v, _log_decay_per_token_and_head(q, g, g_gamma), scale, initial_state,
+        output_final_state, state_v_first, cu_seqlens,
     )  # fmt: skip
 
 
@@ -111,8 +111,8 @@ def fused_chunk_simple_gla(
     cu_seqlens: Tensor | None = None,
 ) -> OutputAndState:
     """As `chunk_simple_gla`."""
-    g = _expand_head_decay(q, g, g_gamma)
-    return _run_linear_attention(
+    g = _log_decay_per_token_and_head(q, g, g_gamma)
+    return _linear_attention_with_fla_defaults(
         q, k, v, g, scale, initial_state, output_final_state, False, cu_seqlens
     )
 
@@ -131,9 +131,9 @@ def fused_recurrent_simple_gla(
     cu_seqlens: Tensor | None = None,
 ) -> OutputAndState:
     """As `chunk_simple_gla`; `reverse` runs from the last token to the first."""
-    return _run_linear_attention(
-        q, k, v, _expand_head_decay(q, g, g_gamma), scale, initial_state, output_final_state,
-        state_v_first, cu_seqlens, reverse,
+    return _linear_attention_with_fla_defaults(
+        q, k, v, _log_decay_per_token_and_head(q, g, g_gamma), scale, initial_state,
+        output_final_state, state_v_first, cu_seqlens, reverse,
     )  # fmt: skip
 
 
@@ -153,19 +153,21 @@ def parallel_simple_gla(
             "parallel_simple_gla has no attention scores in PyTorch",
             remedy="call it without output_attentions",
         )
-    return _run_linear_attention(
-        q, k, v, _expand_head_decay(q, g, None), scale, None, False, False, cu_seqlens
+    return _linear_attention_with_fla_defaults(
+        q, k, v, _log_decay_per_token_and_head(q, g, None), scale, None, False, False, cu_seqlens
     )
 
 
-def _expand_head_decay(q: Tensor, g: Tensor | None, g_gamma: Tensor | None) -> Tensor | None:
+def _log_decay_per_token_and_head(
+    q: Tensor, g: Tensor | None, g_gamma: Tensor | None
+) -> Tensor | None:
     """Log decays [B, T, H, 1] from `g` [B, T, H], or `g_gamma` [H], or None if both are."""
     if g is not None:
         return g.unsqueeze(-1)
     return None if g_gamma is None else g_gamma.view(1, 1, -1, 1).expand(*q.shape[:2], -1, 1)
 
 
-def _run_linear_attention(
+def _linear_attention_with_fla_defaults(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -182,7 +184,7 @@ def _run_linear_attention(
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     attention = partial(attention, scale=scale, state_v_first=state_v_first)
     if reverse:
-        o, state = run_reversed(attention, (q, k, v, g), initial_state, cu_seqlens)
+        o, state = run_operator_from_last_token(attention, (q, k, v, g), initial_state, cu_seqlens)
     else:
         o, state = attention(q, k, v, g, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o, state if output_final_state else None

@@ -13,7 +13,7 @@ al., arXiv 2405.21022) does the same to the keys of GLA.
 Shape letters: B batch, T tokens, N sequences, H heads, K key width, V value width, M slots.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fla.ops.gsa import chunk, fused_recurrent, gate
@@ -118,7 +118,7 @@ def chunk_abc(
     return o, (*final, final_log_sum) if output_final_state else None
 
 
-def call_abc_attention(
+def call_abc_attention_per_document(
     layer: nn.Module, *, hidden_states: Tensor, cu_seqlens: Tensor | None = None, **options: Any
 ) -> tuple[Tensor, Any, Any]:
     """`ABCAttention.__call__`, which refuses packed documents; here the layer sees them one by one.
@@ -164,16 +164,26 @@ def fused_additive_gate(
     past_z = initial_state.float().clamp_min(LOG_ZERO)
     sequences = split_sequences(x.float(), cu_seqlens)
     past_zs = (past_z,) if cu_seqlens is None else past_z.split(1)
-    gated = [_gate_sequence(*pair) for pair in zip(sequences, past_zs, strict=True)]
+    gated = [
+        _additive_gate_of_equal_lengths(*pair) for pair in zip(sequences, past_zs, strict=True)
+    ]
     slots, g, last_z = zip(*gated, strict=True)
     slots, g, last_z = torch.cat(slots, 1), torch.cat(g, 1), torch.cat(last_z)
     last_z = last_z.masked_fill(last_z <= LOG_ZERO, -torch.inf)
     return slots.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last_z
 
 
-def _gate_sequence(x: Tensor, past_z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(x_t - z_t), z_{t-1} - z_t and the last z of sequences [n, T, H, K] of equal length."""
+class _AdditiveGate(NamedTuple):
+    slots: Tensor
+    """exp(x_t - z_t)"""
+    log_decays: Tensor
+    """z_{t-1} - z_t"""
+    last_z: Tensor
+
+
+def _additive_gate_of_equal_lengths(x: Tensor, past_z: Tensor) -> _AdditiveGate:
+    """Of sequences [n, T, H, K] of equal length; `past_z` [n, 1, H, K]."""
     all_z = torch.cat([past_z, x], 1).logcumsumexp(1)
     previous_z, z = all_z[:, :-1], all_z[:, 1:]
     log_decays = (previous_z - z).masked_fill(previous_z <= LOG_ZERO, 0.0)
-    return (x - z).exp(), log_decays, all_z[:, -1:]
+    return _AdditiveGate((x - z).exp(), log_decays, all_z[:, -1:])

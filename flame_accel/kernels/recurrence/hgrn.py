@@ -19,10 +19,10 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_chunks,
+    from_padded_chunks,
     restore_state_order,
     sort_states_longest_first,
-    to_chunks,
+    to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.sequences import count_sequences
 
@@ -62,9 +62,9 @@ def fused_recurrent_hgrn(
         num_sequences = count_sequences(batch, cu_seqlens)
         initial_state = x.new_zeros(num_sequences, width, dtype=torch.float32)
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
-    xc, gc = (to_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, g))
+    xc, gc = (to_padded_fp32_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, g))
     h, final_state = gated_scan(xc, gc.exp(), initial_state.float(), layout)
-    o = from_chunks(h.unsqueeze(1), layout, x.dtype).squeeze(2)
+    o = from_padded_chunks(h.unsqueeze(1), layout, x.dtype).squeeze(2)
     return o, final_state if output_final_state else None
 
 

@@ -24,11 +24,11 @@ MAX_GENTLE_SUM = 30.0
 MIN_GENTLE_STEP = -4.0
 """Least log decay in a gentle chunk: gradients of g below it drown in what cancels around them."""
 
-Gradients = tuple[Tensor, Tensor, Tensor | None]
+DqDkDg = tuple[Tensor, Tensor, Tensor | None]
 """dq, dk and dg, shaped as the queries, keys and log decays."""
 
 
-class IntraChunk(NamedTuple):
+class IntraChunkTerms(NamedTuple):
     """What the inter-chunk scan and the outputs need from the chunks, all fp32.
 
     Linear attention has C queries and C keys per chunk; the delta rule stacks 2 C queries, and C or
@@ -43,76 +43,83 @@ class IntraChunk(NamedTuple):
     """Keys times their decay to the end of the chunk [P, keys, K]."""
     chunk_decay: Tensor | None
     """[P, K or 1, 1] decay of the state over the whole chunk."""
-    backward: Callable[..., Gradients]
-    """(saved, dscores, dq_from_start, dk_to_end, dlog_chunk_decay [P, K]) -> `Gradients`.
+    backward: Callable[..., DqDkDg]
+    """(saved, dscores, dq_from_start, dk_to_end, dlog_chunk_decay [P, K]) -> `DqDkDg`.
 
     It may overwrite the gradients that it is given.
     """
     saved: list[Tensor]
 
 
-def dispatch_by_steepness(
+def compute_gentle_and_steep_chunks(
     q: Tensor,
     k: Tensor,
     g: Tensor,
-    compute_gentle: Callable[[Tensor, Tensor, Tensor], IntraChunk],
-    compute_steep: Callable[[Tensor, Tensor, Tensor], IntraChunk],
-) -> IntraChunk:
+    compute_gentle_from_cumulative_g: Callable[[Tensor, Tensor, Tensor], IntraChunkTerms],
+    compute_steep_from_g: Callable[[Tensor, Tensor, Tensor], IntraChunkTerms],
+) -> IntraChunkTerms:
     """Computes each chunk in the way that its log decays allow, and merges the results.
 
     Args:
         q: [P, queries, K].
         k: [P, keys, K].
         g: log decays [P, C, K].
-        compute_gentle: takes q, k and the cumulative log decays of the gentle chunks.
-        compute_steep: takes q, k and g of the steep chunks.
+        compute_gentle_from_cumulative_g: takes q, k and the cumulative log decays of the
+            gentle chunks.
+        compute_steep_from_g: takes q, k and g of the steep chunks.
     """
     cumulative_g = g.cumsum(1)
     middle = cumulative_g[:, g.shape[1] // 2 - 1]
     sums = torch.maximum(-middle, middle - cumulative_g[:, -1]).amax(-1)
     is_steep = (sums > MAX_GENTLE_SUM) | (g.amin((1, 2)) < MIN_GENTLE_STEP)
     if not is_steep.any():
-        return compute_gentle(q, k, cumulative_g)
+        return compute_gentle_from_cumulative_g(q, k, cumulative_g)
     if is_steep.all():
-        return compute_steep(q, k, g)
+        return compute_steep_from_g(q, k, g)
     gentle_index, steep_index = (x.nonzero().flatten() for x in (~is_steep, is_steep))
-    gentle = compute_gentle(*(x[gentle_index] for x in (q, k, cumulative_g)))
-    steep = compute_steep(*(x[steep_index] for x in (q, k, g)))
+    gentle = compute_gentle_from_cumulative_g(*(x[gentle_index] for x in (q, k, cumulative_g)))
+    steep = compute_steep_from_g(*(x[steep_index] for x in (q, k, g)))
     index = torch.cat((gentle_index, steep_index))
     pairs = zip(gentle[:4], steep[:4], strict=True)
-    scores, q_from_start, k_to_end, chunk_decay = (_merge_chunks(index, pair) for pair in pairs)
-    backward = partial(_backward_by_steepness, gentle.backward, steep.backward, len(gentle.saved))
+    scores, q_from_start, k_to_end, chunk_decay = (
+        _concatenate_chunks_in_order(index, pair) for pair in pairs
+    )
+    backward = partial(
+        _backward_gentle_and_steep_chunks, gentle.backward, steep.backward, len(gentle.saved)
+    )
     saved = [gentle_index, steep_index, *gentle.saved, *steep.saved]
-    return IntraChunk(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
+    return IntraChunkTerms(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
 
 
-def _backward_by_steepness(
-    gentle_backward: Callable[..., Gradients],
-    steep_backward: Callable[..., Gradients],
+def _backward_gentle_and_steep_chunks(
+    gentle_backward: Callable[..., DqDkDg],
+    steep_backward: Callable[..., DqDkDg],
     num_gentle_saved: int,
     saved: list[Tensor],
     *grads: Tensor,
-) -> Gradients:
+) -> DqDkDg:
     gentle_index, steep_index, *saved = saved
     gentle_saved, steep_saved = saved[:num_gentle_saved], saved[num_gentle_saved:]
     gentle = gentle_backward(gentle_saved, *(x[gentle_index] for x in grads))
     steep = steep_backward(steep_saved, *(x[steep_index] for x in grads))
     index = torch.cat((gentle_index, steep_index))
-    dq, dk, dg = (_merge_chunks(index, pair) for pair in zip(gentle, steep, strict=True))
+    dq, dk, dg = (
+        _concatenate_chunks_in_order(index, pair) for pair in zip(gentle, steep, strict=True)
+    )
     return dq, dk, dg
 
 
-def _merge_chunks(index: Tensor, parts: Sequence[Tensor | None]) -> Tensor:
+def _concatenate_chunks_in_order(index: Tensor, parts: Sequence[Tensor | None]) -> Tensor:
     """Concatenates the parts, and puts chunk i of the result at `index[i]`."""
     x = torch.cat([part for part in parts if part is not None])
     return torch.empty_like(x).index_copy_(0, index, x)
 
 
-def sum_to_end(x: Tensor) -> Tensor:
+def reverse_cumsum_tokens(x: Tensor) -> Tensor:
     """y_i = x_i + ... + x_C along dimension 1."""
     return x.flip(1).cumsum(1).flip(1)
 
 
-def sum_before(x: Tensor) -> Tensor:
+def exclusive_cumsum_tokens(x: Tensor) -> Tensor:
     """y_i = x_1 + ... + x_{i-1} along dimension 1; [P, C, K]."""
     return F.pad(x[:, :-1].cumsum(1), (0, 0, 1, 0))

@@ -21,14 +21,18 @@ from torch import Tensor
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
+    ScannedStates,
     build_chunk_layout,
-    from_chunks,
+    from_padded_chunks,
     restore_state_order,
     sort_states_longest_first,
-    to_chunks,
+    to_padded_fp32_chunks,
 )
-from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk
-from flame_accel.kernels.recurrence.sequences import all_have_one_token, initial_state_or_zeros
+from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.sequences import (
+    every_sequence_has_one_token,
+    fp32_key_first_state_or_zeros,
+)
 
 CHUNK_SIZE = 32
 """Tokens of a chunk."""
@@ -60,18 +64,18 @@ def linear_attention(
         state_v_first: the layout of the states.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
     """
-    state = initial_state_or_zeros(
+    state = fp32_key_first_state_or_zeros(
         initial_state, q, v, state_v_first=state_v_first, cu_seqlens=cu_seqlens
     )
-    if all_have_one_token(q.shape[1], cu_seqlens):
-        o, state = _recurrent_step(q, k, v, g, scale, state)
+    if every_sequence_has_one_token(q.shape[1], cu_seqlens):
+        o, state = _recurrent_step_of_one_token(q, k, v, g, scale, state)
     else:
         layout = build_chunk_layout(q.shape[0], q.shape[1], cu_seqlens, CHUNK_SIZE)
         o, state = _ChunkedLinearAttention.apply(q, k, v, g, scale, state, layout)
     return o, state.mT.contiguous() if state_v_first else state
 
 
-def _recurrent_step(
+def _recurrent_step_of_one_token(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, scale: float, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The recurrence itself, for one token of every sequence; the state is [N, H, K, V]."""
@@ -99,9 +103,9 @@ class _ChunkedLinearAttention(torch.autograd.Function):
         initial_state: Tensor,
         layout: ChunkLayout,
     ) -> tuple[Tensor, Tensor]:
-        qc, kc, vc = (to_chunks(x, layout).flatten(0, 1) for x in (q, k, v))
-        gc = None if g is None else to_chunks(g, layout).flatten(0, 1)
-        intra = compute_intra_chunk(qc * scale, kc, gc)
+        qc, kc, vc = (to_padded_fp32_chunks(x, layout).flatten(0, 1) for x in (q, k, v))
+        gc = None if g is None else to_padded_fp32_chunks(g, layout).flatten(0, 1)
+        intra = compute_intra_chunk_terms(qc * scale, kc, gc)
         states, final_state = inter_chunk_scan(
             intra.k_to_end.mT @ vc, intra.chunk_decay, initial_state, layout
         )
@@ -110,14 +114,14 @@ class _ChunkedLinearAttention(torch.autograd.Function):
         ctx.dtypes = (q.dtype, k.dtype, v.dtype, None if g is None else g.dtype)
         ctx.intra_chunk_backward = intra.backward
         ctx.save_for_backward(vc, states, *intra[:4], *intra.saved)
-        return from_chunks(o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype), final_state
+        return from_padded_chunks(o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype), final_state
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         layout: ChunkLayout = ctx.layout
         v, states, scores, q_from_start, k_to_end, chunk_decay, *saved = ctx.saved_tensors
-        do = to_chunks(grads[0], layout).flatten(0, 1)
+        do = to_padded_fp32_chunks(grads[0], layout).flatten(0, 1)
         dstates_after, dinitial_state = inter_chunk_scan(
             q_from_start.mT @ do, chunk_decay, grads[1], layout, reverse=True
         )
@@ -129,7 +133,9 @@ class _ChunkedLinearAttention(torch.autograd.Function):
             saved, do @ v.mT, do @ states.mT, v @ dstates_after.mT, dlog_chunk_decay
         )
         dqkvg = [
-            None if y is None else from_chunks(y.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
+            None
+            if y is None
+            else from_padded_chunks(y.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
             for y, dtype in zip((dq.mul_(ctx.scale), dk, dv, dg), ctx.dtypes, strict=True)
         ]
         return *dqkvg, None, dinitial_state, None
@@ -142,7 +148,7 @@ def inter_chunk_scan(
     layout: ChunkLayout,
     *,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> ScannedStates:
     """S' = chunk_decay * S + update, from chunk to chunk of every sequence.
 
     Args:
@@ -166,4 +172,4 @@ def inter_chunk_scan(
         if decay is not None:
             carried.mul_(decay[here])
         carried.add_(updates[here])
-    return states.flatten(0, 1), restore_state_order(carry, layout)
+    return ScannedStates(states.flatten(0, 1), restore_state_order(carry, layout))

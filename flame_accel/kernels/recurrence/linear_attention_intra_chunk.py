@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import (
-    Gradients,
-    IntraChunk,
-    dispatch_by_steepness,
-    sum_before,
-    sum_to_end,
+    DqDkDg,
+    IntraChunkTerms,
+    compute_gentle_and_steep_chunks,
+    exclusive_cumsum_tokens,
+    reverse_cumsum_tokens,
 )
 
 MIN_LOG_DECAY = -20.0
@@ -35,17 +35,21 @@ BLOCK_SIZE = 8
 """Tokens of a steep chunk whose decays are taken relative to the middle of their block."""
 
 
-def compute_intra_chunk(q: Tensor, k: Tensor, g: Tensor | None) -> IntraChunk:
+def compute_intra_chunk_terms(q: Tensor, k: Tensor, g: Tensor | None) -> IntraChunkTerms:
     """Chooses by the log decays `g`: none, [P, C, 1] per head, or [P, C, K] per channel.
 
     Queries and keys are [P, C, K] fp32.
     """
     if g is None:
         scores = (q @ k.mT).mul_(_causal_mask(q.shape[1], q.device))
-        return IntraChunk(scores, q, k, None, _backward_without_decay, [q, k])
+        return IntraChunkTerms(
+            scores, q, k, None, _backward_without_decay_overwriting_grads, [q, k]
+        )
     if g.shape[-1] == 1:
         return _compute_with_head_decay(q, k, g)
-    return dispatch_by_steepness(q, k, g, _compute_with_gentle_decay, compute_with_steep_decay)
+    return compute_gentle_and_steep_chunks(
+        q, k, g, _compute_with_gentle_decay, compute_with_steep_decay
+    )
 
 
 @lru_cache(maxsize=8)
@@ -54,19 +58,19 @@ def _causal_mask(chunk_size: int, device: torch.device) -> Tensor:
     return torch.ones(chunk_size, chunk_size, device=device).tril_()
 
 
-def _backward_without_decay(
+def _backward_without_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: None,
-) -> Gradients:
+) -> DqDkDg:
     q, k = saved
     dscores = dscores * _causal_mask(q.shape[1], q.device)
     return dq_from_start.baddbmm_(dscores, k), dk_to_end.baddbmm_(dscores.mT, q), None
 
 
-def _compute_with_head_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunk:
+def _compute_with_head_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms:
     """Forms the decay of every pair of tokens; `g` [P, C, 1]."""
     # sums in double, so that differences of large sums keep the precision of fp32; exp(-100) is 0
     cumulative_g = g.double().clamp_min(-100.0).cumsum(1)
@@ -76,36 +80,36 @@ def _compute_with_head_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunk:
     to_end = (cumulative_g[:, -1:] - cumulative_g).float().exp_()
     q_from_start, k_to_end = q * from_start, k * to_end
     saved = [q, k, products, pair_decays, from_start, to_end, q_from_start, k_to_end]
-    return IntraChunk(
+    return IntraChunkTerms(
         products * pair_decays,
         q_from_start,
         k_to_end,
         from_start[:, -1:],
-        _backward_with_head_decay,
+        _backward_with_head_decay_overwriting_grads,
         saved,
     )
 
 
-def _backward_with_head_decay(
+def _backward_with_head_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-) -> Gradients:
+) -> DqDkDg:
     q, k, products, pair_decays, from_start, to_end, q_from_start, k_to_end = saved
     dproducts = dscores.mul_(pair_decays)
     dlog_pair_decays = (dproducts * products).tril_(-1)
     dlog_from_start = (q_from_start * dq_from_start).sum(-1, keepdim=True)
     dcumulative_g = dlog_from_start + dlog_pair_decays.sum(-1, keepdim=True)
-    dg = sum_to_end(dcumulative_g - dlog_pair_decays.sum(-2).unsqueeze(-1))
+    dg = reverse_cumsum_tokens(dcumulative_g - dlog_pair_decays.sum(-2).unsqueeze(-1))
     dlog_to_end = (k_to_end * dk_to_end).sum(-1, keepdim=True)
-    dg += sum_before(dlog_to_end) + dlog_chunk_decay.sum(-1)[:, None, None]
+    dg += exclusive_cumsum_tokens(dlog_to_end) + dlog_chunk_decay.sum(-1)[:, None, None]
     dq = dq_from_start.mul_(from_start).baddbmm_(dproducts, k)
     return dq, dk_to_end.mul_(to_end).baddbmm_(dproducts.mT, q), dg
 
 
-def _compute_with_gentle_decay(q: Tensor, k: Tensor, cumulative_g: Tensor) -> IntraChunk:
+def _compute_with_gentle_decay(q: Tensor, k: Tensor, cumulative_g: Tensor) -> IntraChunkTerms:
     """Takes all decays relative to the middle of the chunk; `cumulative_g` [P, C, K]."""
     half = q.shape[1] // 2
     middle, last = cumulative_g[:, half - 1 : half], cumulative_g[:, -1:]
@@ -115,29 +119,34 @@ def _compute_with_gentle_decay(q: Tensor, k: Tensor, cumulative_g: Tensor) -> In
     start_to_middle, middle_to_end = middle.exp(), (last - middle).exp_()
     q_from_start, k_to_end = q_from_middle * start_to_middle, k_to_middle * middle_to_end
     saved = [q_from_middle, k_to_middle, from_middle, start_to_middle, middle_to_end, k_to_end]
-    return IntraChunk(
-        scores, q_from_start, k_to_end, last.exp().mT, _backward_with_gentle_decay, saved
+    return IntraChunkTerms(
+        scores,
+        q_from_start,
+        k_to_end,
+        last.exp().mT,
+        _backward_with_gentle_decay_overwriting_grads,
+        saved,
     )
 
 
-def _backward_with_gentle_decay(
+def _backward_with_gentle_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-) -> Gradients:
+) -> DqDkDg:
     q_from_middle, k_to_middle, from_middle, start_to_middle, middle_to_end, k_to_end = saved
     dscores = dscores.mul_(_causal_mask(q_from_middle.shape[1], q_from_middle.device))
     dlast = (k_to_end * dk_to_end).sum(1, keepdim=True) + dlog_chunk_decay.unsqueeze(1)
     # first with respect to q_from_middle and k_to_middle, then to q and k
     dq = dq_from_start.mul_(start_to_middle).baddbmm_(dscores, k_to_middle)
     dk = dk_to_end.mul_(middle_to_end).baddbmm_(dscores.mT, q_from_middle)
-    dg = sum_to_end((q_from_middle * dq).addcmul_(k_to_middle, dk, value=-1)).add_(dlast)
+    dg = reverse_cumsum_tokens((q_from_middle * dq).addcmul_(k_to_middle, dk, value=-1)).add_(dlast)
     return dq.mul_(from_middle), dk.div_(from_middle), dg
 
 
-def _view_blocks(scores: Tensor, size: int, *, diagonal: bool) -> Tensor:
+def _square_blocks_view(scores: Tensor, size: int, *, diagonal: bool) -> Tensor:
     """View [P, n, size, size] of square blocks of the scores [P, C, C].
 
     They are those on the diagonal, or of each pair of blocks the one below the diagonal.
@@ -150,7 +159,7 @@ def _view_blocks(scores: Tensor, size: int, *, diagonal: bool) -> Tensor:
     )
 
 
-def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunk:
+def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms:
     """Halves the chunk down to blocks of `BLOCK_SIZE` tokens; `g` [P, C, K]."""
     num, chunk_size, width = q.shape
     in_blocks = (-1, BLOCK_SIZE, width)
@@ -163,7 +172,7 @@ def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunk:
     scores = q.new_zeros(num, chunk_size, chunk_size)
     block = (q_from_middle @ k_to_middle.mT).tril_()
     block = block.view(num, -1, BLOCK_SIZE, BLOCK_SIZE)
-    _view_blocks(scores, BLOCK_SIZE, diagonal=True).copy_(block)
+    _square_blocks_view(scores, BLOCK_SIZE, diagonal=True).copy_(block)
     saved = [q, k, from_middle, from_start.clone(), to_end.clone(), q_from_middle, k_to_middle]
     block_decay, size = from_start[:, -1:].clone(), BLOCK_SIZE
     while size < chunk_size:
@@ -171,7 +180,7 @@ def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunk:
         right_from_start, left_to_end = from_start.view(pairs)[:, 1], to_end.view(pairs)[:, 0]
         q_right, k_left = q.view(pairs)[:, 1] * right_from_start, k.view(pairs)[:, 0] * left_to_end
         block = (q_right @ k_left.mT).view(num, -1, size, size)
-        _view_blocks(scores, size, diagonal=False).copy_(block)
+        _square_blocks_view(scores, size, diagonal=False).copy_(block)
         left_decay, right_decay = block_decay.view(-1, 2, 1, width).unbind(1)
         saved += [q_right, k_left, left_decay, right_decay]
         right_from_start.mul_(left_decay)
@@ -180,18 +189,23 @@ def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunk:
     from_start, to_end = from_start.view(q.shape), to_end.view(k.shape)
     q_from_start, k_to_end = q * from_start, k * to_end
     saved = [from_start, to_end, q_from_start, k_to_end, *saved]
-    return IntraChunk(
-        scores, q_from_start, k_to_end, block_decay.mT, _backward_with_steep_decay, saved
+    return IntraChunkTerms(
+        scores,
+        q_from_start,
+        k_to_end,
+        block_decay.mT,
+        _backward_with_steep_decay_overwriting_grads,
+        saved,
     )
 
 
-def _backward_with_steep_decay(
+def _backward_with_steep_decay_overwriting_grads(
     saved: list[Tensor],
     dscores: Tensor,
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-) -> Gradients:
+) -> DqDkDg:
     from_start, to_end, q_from_start, k_to_end, q, k, *saved = saved
     from_middle, from_block_start, to_block_end, q_from_middle, k_to_middle, *rounds = saved
     size, width = q.shape[1:]
@@ -203,18 +217,18 @@ def _backward_with_steep_decay(
         q_right, k_left, left_decay, right_decay = rounds[-4:]
         del rounds[-4:]
         pairs = (-1, 2, size, width)
-        block = _view_blocks(dscores, size, diagonal=False).reshape(-1, size, size)
+        block = _square_blocks_view(dscores, size, diagonal=False).reshape(-1, size, size)
         dq.view(pairs)[:, 1].mul_(left_decay).add_(block @ k_left)
         dk.view(pairs)[:, 0].mul_(right_decay).add_(block.mT @ q_right)
     in_blocks = (-1, BLOCK_SIZE, width)
-    block = _view_blocks(dscores, BLOCK_SIZE, diagonal=True)
+    block = _square_blocks_view(dscores, BLOCK_SIZE, diagonal=True)
     block = block.reshape(-1, BLOCK_SIZE, BLOCK_SIZE).tril(-1)
     dq = dq.view(in_blocks).mul_(from_block_start)
     dq = dq.addcmul_(block @ k_to_middle, from_middle).view(q.shape)
     dk = dk.view(in_blocks).mul_(to_block_end)
     dk = dk.addcdiv_(block.mT @ q_from_middle, from_middle).view(k.shape)
-    dg = sum_to_end(q * dq - k * dk + q_from_start * dq_from_start)
-    dg += sum_before(k_to_end * dk_to_end) + dlog_chunk_decay.unsqueeze(1)
+    dg = reverse_cumsum_tokens(q * dq - k * dk + q_from_start * dq_from_start)
+    dg += exclusive_cumsum_tokens(k_to_end * dk_to_end) + dlog_chunk_decay.unsqueeze(1)
     dscores_of_itself = dscores.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     dq.addcmul_(dq_from_start, from_start).addcmul_(dscores_of_itself, k)
     dk.addcmul_(dk_to_end, to_end).addcmul_(dscores_of_itself, q)

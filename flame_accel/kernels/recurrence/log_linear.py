@@ -24,7 +24,11 @@ from fla.ops.log_linear_attn.chunk import LogLinearAttentionState
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.chunking import build_chunk_layout, from_chunks, to_chunks
+from flame_accel.kernels.recurrence.chunking import (
+    build_chunk_layout,
+    from_padded_chunks,
+    to_padded_fp32_chunks,
+)
 from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
@@ -64,18 +68,24 @@ def chunk_log_linear_attn(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     inputs = (q, k, v, g, level_scales)
     if cu_seqlens is None:
-        o, state = _run_equally_long_rows(inputs, initial_state, factor)
+        o, state = _attend_rows_with_equally_long_past(inputs, initial_state, factor)
         return o, state if output_final_state else None
     sequences = zip(*(split_sequences(x, cu_seqlens) for x in inputs), strict=True)
     results = [
-        _run_equally_long_rows(sequence, _select_state(initial_state, i), factor)
+        _attend_rows_with_equally_long_past(
+            sequence, _select_sequence_state(initial_state, i), factor
+        )
         for i, sequence in enumerate(sequences)
     ]
-    state = _concatenate_states([state for _, state in results]) if output_final_state else None
+    state = (
+        _concatenate_sequence_states([state for _, state in results])
+        if output_final_state
+        else None
+    )
     return torch.cat([o for o, _ in results], 1), state
 
 
-def run_triton_in_one_dtype(
+def run_triton_log_linear_attn_in_q_dtype(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, level_scales: Tensor, *args: Any, **options: Any
 ) -> tuple[Tensor, LogLinearAttentionState | None]:
     """The Triton kernels of fla, with the weights of the levels cast to the dtype of `q`.
@@ -119,16 +129,17 @@ def forward_log_linear_mamba2(
     return o, None, past_key_values
 
 
-def _run_equally_long_rows(
-    inputs: tuple[Tensor, ...], past: LogLinearAttentionState | None, scale: float
+def _attend_rows_with_equally_long_past(
+    qkvg_and_level_scales: tuple[Tensor, ...], past: LogLinearAttentionState | None, scale: float
 ) -> tuple[Tensor, LogLinearAttentionState]:
     """Outputs [B, T, H, V] and the final state of rows with equally many tokens in the past.
 
     Args:
-        inputs: q, k, v, g and level_scales.
+        qkvg_and_level_scales: q, k, v, g and level_scales.
         past: state of the tokens before, or None.
         scale: factor of the outputs.
     """
+    inputs = qkvg_and_level_scales
     offset = 0 if past is None else int(past.offsets[0])
     # tokens of the last chunk, if it is not full, are computed again
     num_repeated, first_chunk = offset % CHUNK_SIZE, offset // CHUNK_SIZE
@@ -142,13 +153,13 @@ def _run_equally_long_rows(
     layout = build_chunk_layout(batch, tokens, None, CHUNK_SIZE)
     # [R, B, H, C, ...]
     q, k, v, levels = (
-        to_chunks(x, layout).unflatten(0, (-1, batch))
+        to_padded_fp32_chunks(x, layout).unflatten(0, (-1, batch))
         for x in (q.repeat_interleave(shared, 2), k.repeat_interleave(shared, 2), v, level_scales)
     )
-    g = to_chunks(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
+    g = to_padded_fp32_chunks(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
     decays = compute_decay_factors(g)
     o = ((q @ k.mT) * decays.between_tokens * _intra_chunk_level_weights(levels)) @ v
-    o, ht = _add_inter_chunk_levels(
+    o, ht = _add_inter_chunk_outputs(
         o,
         q * decays.from_start.unsqueeze(-1),
         levels,
@@ -158,7 +169,7 @@ def _run_equally_long_rows(
         first_chunk,
         tokens // CHUNK_SIZE,
     )
-    o = from_chunks((o * scale).flatten(0, 1), layout, inputs[2].dtype)[:, num_repeated:]
+    o = from_padded_chunks((o * scale).flatten(0, 1), layout, inputs[2].dtype)[:, num_repeated:]
     rest = tokens % CHUNK_SIZE
     tail = [
         F.pad(x[:, tokens - rest :], (0, 0) * (x.dim() - 2) + (0, CHUNK_SIZE - rest))
@@ -171,9 +182,9 @@ def _run_equally_long_rows(
 
 
 @lru_cache(maxsize=8)
-def _level_one_hot(size: int, num_levels: int, device: torch.device) -> Tensor:
+def _level_one_hot(chunk_size: int, num_levels: int, device: torch.device) -> Tensor:
     """[C, C, L], 1 where token i (first) reads token j at level l, else 0."""
-    tokens = torch.arange(size, device=device)
+    tokens = torch.arange(chunk_size, device=device)
     differing_bits = tokens[:, None] ^ tokens
     powers = 1 << torch.arange(num_levels, device=device)
     # the number of bits of x is the number of powers of two that are not above x
@@ -181,17 +192,17 @@ def _level_one_hot(size: int, num_levels: int, device: torch.device) -> Tensor:
     return (level == torch.arange(num_levels, device=device)).float()
 
 
-def _intra_chunk_level_weights(levels: Tensor) -> Tensor:
-    """Weights [..., C, C] between the tokens of a chunk, from `levels` [..., C, L]."""
-    intra = levels[..., :INTRA_CHUNK_LEVELS]
-    one_hot = _level_one_hot(levels.shape[-2], intra.shape[-1], levels.device)
+def _intra_chunk_level_weights(level_weights: Tensor) -> Tensor:
+    """Weights [..., C, C] between the tokens of a chunk, from `level_weights` [..., C, L]."""
+    intra = level_weights[..., :INTRA_CHUNK_LEVELS]
+    one_hot = _level_one_hot(level_weights.shape[-2], intra.shape[-1], level_weights.device)
     return torch.einsum("...il,ijl->...ij", intra, one_hot)
 
 
-def _add_inter_chunk_levels(
+def _add_inter_chunk_outputs(
     o: Tensor,
     q_from_start: Tensor,
-    levels: Tensor,
+    level_weights: Tensor,
     blocks: Tensor,
     cumulative_g: Tensor,
     past_blocks: Tensor | None,
@@ -205,7 +216,7 @@ def _add_inter_chunk_levels(
     Args:
         o: outputs of the intra-chunk levels [R, B, H, C, V].
         q_from_start: queries, decayed from the start of their chunk [R, B, H, C, K].
-        levels: weights [R, B, H, C, L].
+        level_weights: weights [R, B, H, C, L].
         blocks: what each chunk adds to a state, decayed to its end [R, B, H, K, V].
         cumulative_g: log decays from `first` to before each chunk, and to the end [R + 1, B, H].
         past_blocks: states of the blocks before `first` [B, levels, H, K, V].
@@ -226,11 +237,11 @@ def _add_inter_chunk_levels(
         if begin % 2 and past_blocks is not None:
             blocks, begin = torch.cat((past_blocks[None, :, b], blocks)), begin - 1
         readers = [c for c in range(first, first + num_chunks) if c >> b & 1]
-        if readers and INTRA_CHUNK_LEVELS + b < levels.shape[-1]:
+        if readers and INTRA_CHUNK_LEVELS + b < level_weights.shape[-1]:
             here = torch.tensor([c - first for c in readers], device=o.device)
             left = blocks[[(c >> b) - 1 - begin for c in readers]]
             q = q_from_start[here] * decay_between([c >> b << b for c in readers], readers)
-            weights = levels[here][..., INTRA_CHUNK_LEVELS + b].unsqueeze(-1)
+            weights = level_weights[here][..., INTRA_CHUNK_LEVELS + b].unsqueeze(-1)
             o = o.index_add(0, here, (q @ left) * weights)
         if last >> b & 1:
             left = blocks[(last >> b) - 1 - begin]
@@ -244,25 +255,27 @@ def _add_inter_chunk_levels(
     return o, torch.stack(final_states, 1)
 
 
-def _state_tensors(state: LogLinearAttentionState) -> list[Tensor]:
+def _state_fields_as_list(state: LogLinearAttentionState) -> list[Tensor]:
     return [
         state.ht, state.offsets, state.q_prev, state.k_prev, state.v_prev, state.g_prev,
         state.level_scales_prev,
     ]  # fmt: skip
 
 
-def _select_state(
-    state: LogLinearAttentionState | None, index: int
+def _select_sequence_state(
+    state: LogLinearAttentionState | None, sequence_index: int
 ) -> LogLinearAttentionState | None:
     """The state of one sequence, with a batch dimension of 1."""
     if state is None:
         return None
-    return LogLinearAttentionState(*(x[index : index + 1] for x in _state_tensors(state)))
+    return LogLinearAttentionState(
+        *(x[sequence_index : sequence_index + 1] for x in _state_fields_as_list(state))
+    )
 
 
-def _concatenate_states(states: list[LogLinearAttentionState]) -> LogLinearAttentionState:
+def _concatenate_sequence_states(states: list[LogLinearAttentionState]) -> LogLinearAttentionState:
     """One state of several sequences; levels that a sequence has not reached are zeros."""
     num_levels = max(state.ht.shape[1] for state in states)
     padded = [F.pad(x.ht, (0, 0) * 3 + (0, num_levels - x.ht.shape[1])) for x in states]
-    rest = zip(*(_state_tensors(state)[1:] for state in states), strict=True)
+    rest = zip(*(_state_fields_as_list(state)[1:] for state in states), strict=True)
     return LogLinearAttentionState(torch.cat(padded), *(torch.cat(x) for x in rest))

@@ -24,8 +24,8 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_chunks,
-    to_chunks,
+    from_padded_chunks,
+    to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.hgrn import CHUNK_SIZE, gated_scan
 from flame_accel.kernels.recurrence.sequences import count_sequences
@@ -122,21 +122,23 @@ def selective_scan(
         num_sequences = count_sequences(batch, cu_seqlens)
         initial_state = x.new_zeros(num_sequences, *a.shape, dtype=torch.float32)
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
-    xc, dtc, bc, cc = (to_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, dt, b, c))
+    xc, dtc, bc, cc = (
+        to_padded_fp32_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, dt, b, c)
+    )
     group_size = max(1, MAX_STATE_ELEMENTS[x.device.type] // bc.numel())
     groups = zip(
         xc.split(group_size, 2), dtc.split(group_size, 2), a.split(group_size),
         initial_state.split(group_size, 1), strict=True,
     )  # fmt: skip
     results = [
-        checkpoint(_scan_channel_group, *group, bc, cc, layout, use_reentrant=False)
+        checkpoint(_selective_scan_of_channel_group, *group, bc, cc, layout, use_reentrant=False)
         for group in groups
     ]
     y = torch.cat([y for y, _ in results], -1).unsqueeze(1)
-    return from_chunks(y, layout, x.dtype).squeeze(2), torch.cat([h for _, h in results], 1)
+    return from_padded_chunks(y, layout, x.dtype).squeeze(2), torch.cat([h for _, h in results], 1)
 
 
-def _scan_channel_group(
+def _selective_scan_of_channel_group(
     x: Tensor,
     dt: Tensor,
     a: Tensor,

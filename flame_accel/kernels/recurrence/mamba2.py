@@ -65,7 +65,9 @@ def forward_mamba2(
     )
     xbc = xbc if fused else layer.act(xbc)
     xbc = xbc if mask is None else xbc * mask
-    y, state = _run_simple_gla(layer, xbc, dt, past["recurrent_state"], bool(use_cache), cu_seqlens)
+    y, state = _run_ssm_as_simple_gla(
+        layer, xbc, dt, past["recurrent_state"], bool(use_cache), cu_seqlens
+    )
     y = layer.norm(y, gate) if layer.rmsnorm else y * layer.act(gate)
     update_layer_cache(
         layer,
@@ -77,7 +79,7 @@ def forward_mamba2(
     return layer.out_proj(y.to(hidden_states.dtype)), None, past_key_values
 
 
-def _run_simple_gla(
+def _run_ssm_as_simple_gla(
     layer: Any,
     xbc: Tensor,
     dt: Tensor,

@@ -85,13 +85,13 @@ def forward_mamba3(
     if last_state is None and tokens > 1:
         x, indices, cu_seqlens = unpad_hidden_states(x, cu_seqlens, attention_mask, tokens)
     past = None if last_state is None else last_state["recurrent_state"]
-    y, state = _mix_tokens(layer, x, past, cu_seqlens)
+    y, state = _run_layer_on_unpadded_tokens(layer, x, past, cu_seqlens)
     if use_cache or last_state is not None:
         update_layer_cache(layer, past_key_values, recurrent_state=state, offset=tokens)
     return repad_hidden_states(y, indices, batch, tokens), None, past_key_values
 
 
-def _mix_tokens(
+def _run_layer_on_unpadded_tokens(
     layer: Any, hidden_states: Tensor, past: Mamba3State | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Mamba3State]:
     """Outputs [B, T, hidden size] of the layer, and the state after the last tokens."""
@@ -110,9 +110,15 @@ def _mix_tokens(
         initial_state = past_state + late_update
     next_weight = shift_to_previous_token(previous_weight, cu_seqlens)
     angles = angles.float().tanh().unsqueeze(2) * math.pi * dt.unsqueeze(-1)
-    angles = _accumulate_angles(angles, past_angles, cu_seqlens)
-    q = _rotate_pairs(_normalize_per_head(layer, layer.C_norm, c) + layer.C_bias.squeeze(1), angles)
-    k = _rotate_pairs(_normalize_per_head(layer, layer.B_norm, b) + layer.B_bias.squeeze(1), angles)
+    angles = _cumulative_angles_mod_2_pi(angles, past_angles, cu_seqlens)
+    q = _rotate_neighboring_channel_pairs(
+        _normalize_groups_and_repeat_for_heads(layer, layer.C_norm, c) + layer.C_bias.squeeze(1),
+        angles,
+    )
+    k = _rotate_neighboring_channel_pairs(
+        _normalize_groups_and_repeat_for_heads(layer, layer.B_norm, b) + layer.B_bias.squeeze(1),
+        angles,
+    )
     operator: Any = simple_gla.chunk_simple_gla
     if hidden_states.shape[1] == 1:
         operator = simple_gla.fused_recurrent_simple_gla
@@ -137,13 +143,13 @@ def _mix_tokens(
     return layer.out_proj(y.to(x.dtype)), (last_angles, state, last_k.unsqueeze(1), last_x)
 
 
-def _normalize_per_head(layer: Any, norm: Any, x: Tensor) -> Tensor:
+def _normalize_groups_and_repeat_for_heads(layer: Any, norm: Any, x: Tensor) -> Tensor:
     """Normalised B or C [B, T, H, K] in fp32 from [B, T, groups K]."""
     x = norm(x.unflatten(-1, (layer.n_groups, layer.ssm_state_size))).float()
     return x.repeat_interleave(layer.num_heads // layer.n_groups, 2)
 
 
-def _rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
+def _rotate_neighboring_channel_pairs(x: Tensor, angles: Tensor) -> Tensor:
     """Rotates the first R pairs of neighbouring channels of x [B, T, H, K] by [B, T, H, R]."""
     width = 2 * angles.shape[-1]
     left, right = x[..., :width].unflatten(-1, (-1, 2)).unbind(-1)
@@ -152,7 +158,7 @@ def _rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([rotated.flatten(-2), x[..., width:]], -1)
 
 
-def _accumulate_angles(
+def _cumulative_angles_mod_2_pi(
     angles: Tensor, initial_angles: Tensor | None, cu_seqlens: Tensor | None
 ) -> Tensor:
     """Running sums over each sequence modulo 2 pi; in double, as they grow with its length."""

@@ -25,8 +25,8 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_chunks,
-    to_chunks,
+    from_padded_chunks,
+    to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
 from flame_accel.kernels.recurrence.linear_attention import inter_chunk_scan, linear_attention
@@ -76,8 +76,8 @@ def chunk_mesa_net(
         qf, kf = l2norm(qf), l2norm(kf)
     beta_k, log_decay = kf * beta.float().unsqueeze(-1), g.unsqueeze(-1)
     with torch.no_grad():
-        system = _build_system(kf, g, beta, lamb, h_kk_init, max_CG_iteration, cu_seqlens)
-        x = system.solve(qf)
+        system = _build_ridge_system(kf, g, beta, lamb, h_kk_init, max_CG_iteration, cu_seqlens)
+        x = system.solve_by_conjugate_gradients(qf)
     r_x, h_kk = linear_attention(
         x, beta_k, kf, log_decay, scale=1.0, initial_state=h_kk_init, cu_seqlens=cu_seqlens
     )
@@ -125,30 +125,30 @@ class _RidgeSystem(NamedTuple):
     """R before each chunk [M, H, K, K]."""
     lamb: Tensor
     """[H, 1, K]"""
-    num_steps: int
+    num_cg_steps: int
     """Conjugate gradient steps."""
     layout: ChunkLayout
 
-    def multiply(self, x: Tensor) -> Tensor:
+    def multiply_chunked(self, x: Tensor) -> Tensor:
         """R_t x_t + lambda x_t for all tokens [M, H, C, K]."""
         intra = ((x @ self.k.mT) * self.weights) @ self.k
         return intra + (x * self.from_start) @ self.states + self.lamb * x
 
-    def solve(self, b: Tensor) -> Tensor:
-        """Solutions [B, T, H, K] for right-hand sides `b` of that shape, by conjugate gradients."""
-        r = to_chunks(b, self.layout)
+    def solve_by_conjugate_gradients(self, right_hand_sides: Tensor) -> Tensor:
+        """Solutions [B, T, H, K] for right-hand sides of that shape."""
+        r = to_padded_fp32_chunks(right_hand_sides, self.layout)
         length = r.norm(dim=-1, keepdim=True)
         r = r / length.clamp_min(MIN_DENOMINATOR)
         x, p, old = torch.zeros_like(r), r, (r * r).sum(-1, keepdim=True)
-        for _ in range(self.num_steps):
-            product = self.multiply(p)
+        for _ in range(self.num_cg_steps):
+            product = self.multiply_chunked(p)
             alpha = old / (p * product).sum(-1, keepdim=True).clamp_min(MIN_DENOMINATOR)
             x = x + alpha * p
             r = r - alpha * product
             new = (r * r).sum(-1, keepdim=True)
             p = r + new / old.clamp_min(MIN_DENOMINATOR) * p
             old = new
-        return from_chunks(x * length, self.layout, b.dtype)
+        return from_padded_chunks(x * length, self.layout, right_hand_sides.dtype)
 
 
 class _ImplicitSolution(torch.autograd.Function):
@@ -162,36 +162,36 @@ class _ImplicitSolution(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.system.solve(grads[0]), None, None
+        return ctx.system.solve_by_conjugate_gradients(grads[0]), None, None
 
 
-def _build_system(
+def _build_ridge_system(
     k: Tensor,
     g: Tensor,
     beta: Tensor,
     lamb: Tensor,
-    initial_r: Tensor | None,
-    num_steps: int,
+    initial_h_kk: Tensor | None,
+    num_cg_steps: int,
     cu_seqlens: Tensor | None,
 ) -> _RidgeSystem:
-    """Arguments as of `chunk_mesa_net`; `initial_r` is R before the first token."""
+    """Arguments as of `chunk_mesa_net`; `initial_h_kk` is R before the first token."""
     batch, tokens, num_heads, width = k.shape
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
-    k = to_chunks(k, layout)
-    g, beta = (to_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
+    k = to_padded_fp32_chunks(k, layout)
+    g, beta = (to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
     decays = compute_decay_factors(g)
     updates = (k * (decays.to_end * beta).unsqueeze(-1)).mT @ k
-    if initial_r is None:
+    if initial_h_kk is None:
         num_sequences = count_sequences(batch, cu_seqlens)
-        initial_r = k.new_zeros(num_sequences, num_heads, width, width)
+        initial_h_kk = k.new_zeros(num_sequences, num_heads, width, width)
     chunk_decay = decays.from_start[..., -1:, None].flatten(0, 1)
-    states, _ = inter_chunk_scan(updates.flatten(0, 1), chunk_decay, initial_r.float(), layout)
+    states, _ = inter_chunk_scan(updates.flatten(0, 1), chunk_decay, initial_h_kk.float(), layout)
     return _RidgeSystem(
         k=k,
         weights=decays.between_tokens * beta.unsqueeze(-2),
         from_start=decays.from_start.unsqueeze(-1),
         states=states.unflatten(0, (-1, num_heads)),
         lamb=lamb.unsqueeze(-2),
-        num_steps=num_steps,
+        num_cg_steps=num_cg_steps,
         layout=layout,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 _fla_forward = MomAttention.forward
 
 
-def forward_mom(layer: MomAttention, *args: Any, **options: Any) -> Any:
+def forward_mom_with_convolution_per_memory(layer: MomAttention, *args: Any, **options: Any) -> Any:
     """`MomAttention.forward`, with the convolution per memory that fla has only in evaluation mode.
 
     The layer itself uses its `training` flag for nothing else; its submodules keep theirs.

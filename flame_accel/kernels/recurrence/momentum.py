@@ -25,10 +25,10 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_chunks,
+    from_padded_chunks,
     restore_state_order,
     sort_states_longest_first,
-    to_chunks,
+    to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
 from flame_accel.kernels.recurrence.sequences import count_sequences
@@ -83,14 +83,17 @@ def chunk_momentum_delta_rule(
     p = p * log_alpha.exp().unsqueeze(-1) if use_p_times_alpha else p
     q, k = q * (k.shape[-1] ** -0.5 if scale is None else scale), k * eta.unsqueeze(-1)
     layout = build_chunk_layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size)
-    vectors = [to_chunks(x, layout) for x in (q, k, v, p)]
-    scalars = [to_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (log_alpha, log_mu, beta)]
+    vectors = [to_padded_fp32_chunks(x, layout) for x in (q, k, v, p)]
+    scalars = [
+        to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1)
+        for x in (log_alpha, log_mu, beta)
+    ]
     if initial_state is None:
         num_sequences = count_sequences(q.shape[0], cu_seqlens)
         initial_state = q.new_zeros(2, num_sequences, *q.shape[2:], v.shape[3])
-    intra = _solve_intra_chunk(*vectors, *scalars)
+    intra = _solve_intra_chunk_terms(*vectors, *scalars)
     o, states = _inter_chunk_scan(intra, initial_state.float(), layout)
-    return from_chunks(o, layout, dtype), states if output_final_state else None
+    return from_padded_chunks(o, layout, dtype), states if output_final_state else None
 
 
 def fused_recurrent_momentum_delta_rule(
@@ -116,7 +119,7 @@ def fused_recurrent_momentum_delta_rule(
     )  # fmt: skip
 
 
-class _IntraChunk(NamedTuple):
+class _IntraChunkTerms(NamedTuple):
     """Factors of the chunks [M, H, ...]; S and M are the states before a chunk, S' and M' after it.
 
     u = u_0 - w_s S + w_m M,                      o = scores u + q_s S - q_m M,
@@ -140,9 +143,9 @@ class _IntraChunk(NamedTuple):
     m_decay: Tensor
 
 
-def _solve_intra_chunk(
+def _solve_intra_chunk_terms(
     q: Tensor, k: Tensor, v: Tensor, p: Tensor, log_alpha: Tensor, log_mu: Tensor, beta: Tensor
-) -> _IntraChunk:
+) -> _IntraChunkTerms:
     """From q, k, p [M, H, C, K], v [M, H, C, V], and log decays and strengths [M, H, C]."""
     s_decays, m_decays = compute_decay_factors(log_alpha), compute_decay_factors(log_mu)
     s_from_start = s_decays.from_start.unsqueeze(-1)
@@ -160,7 +163,7 @@ def _solve_intra_chunk(
         (p @ k.mT) * previous_weights, right, upper=False, unitriangular=True
     )
     u_0, w_s, w_m = solved.split((v.shape[-1], k.shape[-1], k.shape[-1]), -1)
-    return _IntraChunk(
+    return _IntraChunkTerms(
         u_0=u_0,
         w_s=w_s,
         w_m=w_m,
@@ -175,18 +178,25 @@ def _solve_intra_chunk(
     )
 
 
+class _OutputsAndFinalState(NamedTuple):
+    outputs: Tensor
+    """[M, H, C, V]"""
+    final_state: Tensor
+    """S and M [2, N, H, K, V]."""
+
+
 def _inter_chunk_scan(
-    intra: _IntraChunk, initial_state: Tensor, layout: ChunkLayout
-) -> tuple[Tensor, Tensor]:
-    """Outputs [M, H, C, V] and final S and M [2, N, H, K, V]."""
+    intra: _IntraChunkTerms, initial_state: Tensor, layout: ChunkLayout
+) -> _OutputsAndFinalState:
     s, m = (sort_states_longest_first(x, layout) for x in initial_state)
     outputs = []
     for first, count in layout.rounds:
-        here = _IntraChunk(*(x[first : first + count] for x in intra))
+        here = _IntraChunkTerms(*(x[first : first + count] for x in intra))
         old_s, old_m = s[:count], m[:count]
         u = here.u_0 - here.w_s @ old_s + here.w_m @ old_m
         outputs.append(here.scores @ u + here.q_s @ old_s - here.q_m @ old_m)
         new_s = here.s_decay * old_s - here.m_to_s * old_m + here.k_to_s.mT @ u
         new_m = here.m_decay * old_m - here.k_to_m.mT @ u
         s, m = torch.cat((new_s, s[count:])), torch.cat((new_m, m[count:]))
-    return torch.cat(outputs), torch.stack([restore_state_order(x, layout) for x in (s, m)])
+    final_state = torch.stack([restore_state_order(x, layout) for x in (s, m)])
+    return _OutputsAndFinalState(torch.cat(outputs), final_state)

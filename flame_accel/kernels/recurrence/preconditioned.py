@@ -184,9 +184,9 @@ def _preconditioned_delta_rule(
     normalize: bool,
     cu_seqlens: Tensor | None,
     state_v_first: bool,
-    x: float,
+    max_key_factor: float,
     eps: float,
-    center: Tensor | None,
+    center_of_log_a: Tensor | None,
 ) -> OutputAndStates:
     """Outputs [B, T, G, V] in the dtype of `v`, final S [N, G, K, V] and A [N, H, K] or None.
 
@@ -205,9 +205,9 @@ def _preconditioned_delta_rule(
         normalize: whether to l2-normalise q and k here.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         state_v_first: whether S is [N, G, V, K].
-        x: keys are scaled by factors from 1 / x to x.
+        max_key_factor: x; keys are scaled by factors from 1 / x to x.
         eps: keeps the logarithm finite.
-        center: see the module [H], or `DEFAULT_CENTER` if None.
+        center_of_log_a: see the module [H], or `DEFAULT_CENTER` if None.
     """
     q, k, beta = q.float(), k.float(), beta.float().unsqueeze(-1)
     if normalize:
@@ -222,9 +222,11 @@ def _preconditioned_delta_rule(
         initial_state=None if initial_a_state is None else initial_a_state.unsqueeze(-2),
         cu_seqlens=cu_seqlens,
     )
-    log_center = DEFAULT_CENTER if center is None else center.float().unsqueeze(-1)
+    log_center = (
+        DEFAULT_CENTER if center_of_log_a is None else center_of_log_a.float().unsqueeze(-1)
+    )
     r = (a + eps).log() - log_center
-    p = k * (-math.log(x) * r / (1 + r.abs())).exp()
+    p = k * (-math.log(max_key_factor) * r / (1 + r.abs())).exp()
     shared = v.shape[2] // k.shape[2]
     if shared > 1:
         q, k, p = (y.repeat_interleave(shared, 2) for y in (q, k, p))

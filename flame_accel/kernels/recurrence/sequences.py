@@ -50,14 +50,14 @@ def cumsum_per_sequence(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return torch.cat([part.cumsum(1) for part in split_sequences(x, cu_seqlens)], 1)
 
 
-def all_have_one_token(num_tokens: int, cu_seqlens: Tensor | None) -> bool:
+def every_sequence_has_one_token(num_tokens: int, cu_seqlens: Tensor | None) -> bool:
     """Whether every sequence has a single token, as in generation."""
     if cu_seqlens is None:
         return num_tokens == 1
     return cu_seqlens.numel() == num_tokens + 1 and bool((cu_seqlens.diff() == 1).all())
 
 
-def initial_state_or_zeros(
+def fp32_key_first_state_or_zeros(
     initial_state: Tensor | None,
     q: Tensor,
     v: Tensor,
@@ -75,7 +75,7 @@ def initial_state_or_zeros(
     return q.new_zeros(num_sequences, *q.shape[2:], v.shape[-1], dtype=torch.float32)
 
 
-def run_reversed(
+def run_operator_from_last_token(
     operator: Callable[..., tuple[Tensor, Tensor | None]],
     inputs: Sequence[Tensor | None],
     initial_state: Tensor | None,

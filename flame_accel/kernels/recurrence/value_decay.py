@@ -20,16 +20,19 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_chunks,
-    to_chunks,
+    from_padded_chunks,
+    to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.linear_attention import (
     CHUNK_SIZE,
     inter_chunk_scan,
     linear_attention,
 )
-from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk
-from flame_accel.kernels.recurrence.sequences import all_have_one_token, initial_state_or_zeros
+from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.sequences import (
+    every_sequence_has_one_token,
+    fp32_key_first_state_or_zeros,
+)
 
 
 @without_autocast
@@ -49,10 +52,10 @@ def linear_attention_with_value_decay(
     As `linear_attention.linear_attention`, with `g` [B, T, H, V]. States are [N, H, K, V], or
     [N, H, V, K] if `state_v_first`.
     """
-    state = initial_state_or_zeros(
+    state = fp32_key_first_state_or_zeros(
         initial_state, q, v, state_v_first=state_v_first, cu_seqlens=cu_seqlens
     )
-    if all_have_one_token(q.shape[1], cu_seqlens):
+    if every_sequence_has_one_token(q.shape[1], cu_seqlens):
         q_, k_, v_, g_ = (x.float().reshape(*state.shape[:2], -1) for x in (q, k, v, g))
         state = state * g_.exp().unsqueeze(-2) + k_.unsqueeze(-1) * v_.unsqueeze(-2)
         o = ((q_ * scale).unsqueeze(-2) @ state).reshape(v.shape).to(v.dtype)
@@ -79,9 +82,9 @@ class _ChunkedValueDecay(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(q, k, v, g, initial_state, cu_seqlens)
         ctx.scale = scale
-        qc, kc, vc, gc = (to_chunks(x, layout).flatten(0, 1) for x in (q, k, v, g))
+        qc, kc, vc, gc = (to_padded_fp32_chunks(x, layout).flatten(0, 1) for x in (q, k, v, g))
         # values take the place of keys, and of queries, which their gradient does not depend on
-        intra = compute_intra_chunk(vc, vc, gc)
+        intra = compute_intra_chunk_terms(vc, vc, gc)
         states, final_state = inter_chunk_scan(
             intra.k_to_end.mT @ kc, intra.chunk_decay, initial_state.mT.contiguous(), layout
         )
@@ -89,7 +92,7 @@ class _ChunkedValueDecay(torch.autograd.Function):
         dk_to_end = torch.zeros_like(vc)
         dlog_chunk_decay = dk_to_end[:, 0]
         o, *_ = intra.backward(intra.saved, qc @ kc.mT, qc @ states.mT, dk_to_end, dlog_chunk_decay)
-        o = from_chunks(o.unflatten(0, (-1, q.shape[2])), layout, v.dtype)
+        o = from_padded_chunks(o.unflatten(0, (-1, q.shape[2])), layout, v.dtype)
         return o, final_state.mT.contiguous()
 
     @staticmethod

@@ -7,25 +7,25 @@ are in `shipped/`, one folder per compute capability.
 """
 
 from flame_accel.kernels.tuning.autotune_hook import (
-    install_hook,
-    persist_configs,
-    set_tuning,
+    apply_tune_kernels_option,
+    install_autotune_hook,
+    keep_configs_in_run_folder,
     tuning_disabled,
-    uninstall_hook,
+    uninstall_autotune_hook,
 )
 from flame_accel.kernels.tuning.gpu import Gpu, detect_gpu
-from flame_accel.kernels.tuning.tuned_configs import cache_folder, shipped_folder
+from flame_accel.kernels.tuning.tuned_configs import cache_folder, shipped_configs_folder
 from flame_accel.kernels.tuning.tuner import Tuner
 
 __all__ = [
     "Gpu",
     "Tuner",
+    "apply_tune_kernels_option",
     "cache_folder",
     "detect_gpu",
-    "install_hook",
-    "persist_configs",
-    "set_tuning",
-    "shipped_folder",
+    "install_autotune_hook",
+    "keep_configs_in_run_folder",
+    "shipped_configs_folder",
     "tuning_disabled",
-    "uninstall_hook",
+    "uninstall_autotune_hook",
 ]

@@ -20,7 +20,7 @@ _active: Tuner | None = None
 _original_run: Callable[..., Any] | None = None
 
 
-def install_hook(tuner: Tuner | None = None) -> Tuner:
+def install_autotune_hook(tuner: Tuner | None = None) -> Tuner:
     """Makes a tuner choose the configurations of all of fla's kernels, also those already imported.
 
     Args:
@@ -45,7 +45,7 @@ def install_hook(tuner: Tuner | None = None) -> Tuner:
     return _active
 
 
-def uninstall_hook() -> None:
+def uninstall_autotune_hook() -> None:
     """Gives the choice back to Triton."""
     global _active, _original_run
     if _original_run is not None:
@@ -67,7 +67,7 @@ def tuning_disabled() -> Iterator[None]:
     if before is None:
         yield
         return
-    temporary = install_hook(Tuner(before.gpu, tunes=False))
+    temporary = install_autotune_hook(Tuner(before.gpu, tunes=False))
     try:
         yield
     finally:
@@ -76,7 +76,7 @@ def tuning_disabled() -> Iterator[None]:
         _active = before
 
 
-def persist_configs(folder: Path) -> None:
+def keep_configs_in_run_folder(folder: Path) -> None:
     """Reads the choices of earlier starts from `folder` first, and writes all new ones to it.
 
     It gets a subfolder for each kind of GPU. Nothing happens where Triton does not run.
@@ -85,17 +85,19 @@ def persist_configs(folder: Path) -> None:
         _active.run_folder = folder / _active.gpu.name
 
 
-def set_tuning(option: TuneKernels, flops_per_token: float | None, tokens: int) -> None:
+def apply_tune_kernels_option(
+    tune_kernels: TuneKernels, flops_per_token: float | None, total_tokens: int
+) -> None:
     """Settles whether this run tunes its kernels, and logs it. Nothing happens without Triton.
 
     Args:
-        option: `model.tune_kernels`.
+        tune_kernels: `model.tune_kernels`.
         flops_per_token: Operations of training on one token; None if unknown.
-        tokens: Tokens of the whole run, on all ranks.
+        total_tokens: Tokens of the whole run, on all ranks.
     """
     if _active is not None:
-        device_tokens = tokens / int(os.environ.get("WORLD_SIZE", "1"))
-        _active.tunes, message = decide_tuning(option, flops_per_token, device_tokens)
+        tokens_per_device = total_tokens / int(os.environ.get("WORLD_SIZE", "1"))
+        _active.tunes, message = decide_tuning(tune_kernels, flops_per_token, tokens_per_device)
         log.info("%s", message)
 
 

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from flame_accel.kernels.tuning.tuned_configs import Key, TunedEntry, key_as_json
+from flame_accel.kernels.tuning.tuned_configs import JsonKey, Key, TunedEntry, key_to_json_list
 
 SMALLEST_BLOCK = 16
 """Narrowest operand of a matrix product in Triton."""
 
 
-class Distance(NamedTuple):
+class KeyDistance(NamedTuple):
     """How far apart two keys of one kernel are; the fields count in their order."""
 
     mismatches: int
@@ -28,7 +28,7 @@ class Distance(NamedTuple):
 
 
 def rank_candidates(
-    candidates: Sequence[Any], entries: Sequence[TunedEntry], key: Key, sizes: Mapping[str, Any]
+    candidates: Sequence[Any], entries: Sequence[TunedEntry], key: Key, arguments: Mapping[str, Any]
 ) -> list[Any]:
     """Sorts the candidates of a kernel by how well they may fit its shape.
 
@@ -39,53 +39,55 @@ def rank_candidates(
         candidates: Triton's `Config` objects.
         entries: What the kernel was tuned for, on GPUs like this one.
         key: Values and dtypes of this launch.
-        sizes: Arguments of this launch by name.
+        arguments: Arguments of this launch by name.
     """
-    wanted = key_as_json(key)
-    distances = [(d, entry) for entry in entries if (d := distance(entry.key, wanted)) is not None]
+    wanted = key_to_json_list(key)
+    distances = [
+        (d, entry) for entry in entries if (d := key_distance(entry.key, wanted)) is not None
+    ]
     distances.sort(key=lambda pair: pair[0])
     known = [dict(entry.config) for _, entry in distances]
-    described = [describe_config(candidate) for candidate in candidates]
+    described = [config_to_fla_dict(candidate) for candidate in candidates]
     ranks = [known.index(config) if config in known else len(known) for config in described]
     order = sorted(
         range(len(candidates)),
-        key=lambda i: (not blocks_fit(candidates[i].kwargs, sizes), ranks[i], i),
+        key=lambda i: (not blocks_fit_dimensions(candidates[i].kwargs, arguments), ranks[i], i),
     )
     return [candidates[i] for i in order]
 
 
-def distance(key: Sequence[Any], other: Sequence[Any]) -> Distance | None:
+def key_distance(key: JsonKey, other: JsonKey) -> KeyDistance | None:
     """The distance of two keys as JSON reads them; None if they do not have the same arguments."""
-    values, dtypes = _split_key(key)
-    other_values, other_dtypes = _split_key(other)
+    values, dtypes = _split_values_and_dtypes(key)
+    other_values, other_dtypes = _split_values_and_dtypes(other)
     if len(values) != len(other_values):
         return None
     mismatches, octaves = 0, 0.0
     for value, other_value in zip(values, other_values, strict=True):
-        if _is_size(value) and _is_size(other_value):
+        if _is_positive_int(value) and _is_positive_int(other_value):
             octaves += abs(math.log2(value / other_value))
         elif value != other_value or type(value) is not type(other_value):
             mismatches += 1
     unshared = (dtypes - other_dtypes) + (other_dtypes - dtypes)
     index_tensors = sum(n for dtype, n in unshared.items() if dtype.startswith("torch.int"))
-    return Distance(mismatches + unshared.total() - index_tensors, octaves, index_tensors)
+    return KeyDistance(mismatches + unshared.total() - index_tensors, octaves, index_tensors)
 
 
-def blocks_fit(block_sizes: Mapping[str, Any], sizes: Mapping[str, Any]) -> bool:
+def blocks_fit_dimensions(block_sizes: Mapping[str, Any], arguments: Mapping[str, Any]) -> bool:
     """Whether no block is wider than the dimension that it cuts: `BK` cuts `K`, and so on.
 
     A dimension counts as its next power of two, as blocks are, and at least as `SMALLEST_BLOCK`.
     """
     for name, block in block_sizes.items():
-        size = sizes.get(name[1:]) if name.startswith("B") else None
-        if _is_size(size) and _is_size(block):
+        size = arguments.get(name[1:]) if name.startswith("B") else None
+        if _is_positive_int(size) and _is_positive_int(block):
             widest = max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
             if block > widest:
                 return False
     return True
 
 
-def describe_config(config: Any) -> dict[str, Any]:
+def config_to_fla_dict(config: Any) -> dict[str, Any]:
     """One of Triton's `Config` objects in fla's format."""
     return {
         "kwargs": dict(config.kwargs),
@@ -97,14 +99,19 @@ def describe_config(config: Any) -> dict[str, Any]:
     }
 
 
-def _split_key(key: Sequence[Any]) -> tuple[list[Any], Counter[str]]:
-    """Values of arguments, and how many tensors there are of each dtype."""
+class _KeyParts(NamedTuple):
+    values: list[Any]
+    """Of the kernel's key arguments."""
+    tensors_by_dtype: Counter[str]
+
+
+def _split_values_and_dtypes(key: JsonKey) -> _KeyParts:
     num_values = next(
         (i for i, value in enumerate(key) if str(value).startswith("torch.")), len(key)
     )
-    return list(key[:num_values]), Counter(str(dtype) for dtype in key[num_values:])
+    return _KeyParts(key[:num_values], Counter(str(dtype) for dtype in key[num_values:]))
 
 
-def _is_size(value: Any) -> TypeGuard[int]:
+def _is_positive_int(value: Any) -> TypeGuard[int]:
     """Whether this is a number of elements; booleans are flags."""
     return type(value) is int and value > 0

@@ -30,18 +30,18 @@ class TuningDecision(NamedTuple):
 
 
 def decide_tuning(
-    option: TuneKernels, flops_per_token: float | None, device_tokens: float
+    option: TuneKernels, flops_per_token: float | None, tokens_per_device: float
 ) -> TuningDecision:
     """Decides whether a run tunes kernels.
 
     Args:
         option: `model.tune_kernels`.
         flops_per_token: Operations of training on one token; None if unknown.
-        device_tokens: Tokens of the whole run, divided by the number of its devices.
+        tokens_per_device: Tokens of the whole run, divided by the number of its devices.
     """
-    seconds = (flops_per_token or UNKNOWN_FLOPS_PER_TOKEN) * device_tokens / SUSTAINED_FLOPS
-    length = f"about {_duration(seconds)} of computation"
-    break_even = f"pays off from {_duration(BREAK_EVEN_SECONDS)} on"
+    seconds = (flops_per_token or UNKNOWN_FLOPS_PER_TOKEN) * tokens_per_device / SUSTAINED_FLOPS
+    length = f"about {_format_duration(seconds)} of computation"
+    break_even = f"pays off from {_format_duration(BREAK_EVEN_SECONDS)} on"
     kernels = "kernels without a configuration for their shape"
     if option == "auto":
         tunes = seconds >= BREAK_EVEN_SECONDS
@@ -56,7 +56,7 @@ def decide_tuning(
     return TuningDecision(False, f"{kernels} take the nearest one ({reason}); {other}")
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     """Rounded for reading: "a second", "12 seconds", "20 minutes", "3.1 hours"."""
     if seconds < 1:
         return "a second"

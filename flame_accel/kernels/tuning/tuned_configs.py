@@ -26,14 +26,16 @@ by their next power of two.
 """
 
 Key = Sequence[Any]
+"""Values of the kernel's key arguments, then the dtypes of all tensors."""
+JsonKey = list[Any]
+"""A `Key` as JSON reads it back."""
 KernelConfig = Mapping[str, Any]
 
 
 class TunedEntry(NamedTuple):
     """One configuration of a kernel and what it was tuned for."""
 
-    key: list[Any]
-    """Values of the kernel's key arguments, then the dtypes of all tensors."""
+    key: JsonKey
     config: KernelConfig
     """`kwargs`, `num_warps`, `num_stages` and the rest of what Triton's `Config` takes."""
 
@@ -48,76 +50,80 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flame_accel"
 
 
-def shipped_folder(capability: str) -> Path:
+def shipped_configs_folder(capability: str) -> Path:
     """The configurations that come with this package for GPUs of one compute capability."""
     return Path(__file__).parent / "shipped" / capability
 
 
-def load_entries(folder: Path, kernel: str) -> list[TunedEntry]:
+def load_tuned_entries(folder: Path, kernel_name: str) -> list[TunedEntry]:
     """Reads all entries of a kernel; none where there is no file for it.
 
     Raises:
         UserError: The kernel's file does not hold tuned configurations.
     """
-    entries = _read_entries(folder / f"{kernel}.json").values()
+    entries = _read_entries_by_hash(folder / f"{kernel_name}.json").values()
     return [TunedEntry(entry["autotune_key"], entry["config"]) for entry in entries]
 
 
-def find_config(folder: Path, kernel: str, names: Sequence[str], key: Key) -> KernelConfig | None:
+def find_tuned_config(
+    folder: Path, kernel_name: str, key_argument_names: Sequence[str], key: Key
+) -> KernelConfig | None:
     """The configuration for `key`, else one for a key whose counts have the same next power of two.
 
     Args:
         folder: Holds the JSON files.
-        kernel: Name of the Triton function.
-        names: Names of the arguments at the start of the key; dtypes follow.
+        kernel_name: Name of the Triton function.
+        key_argument_names: Names of the arguments at the start of the key; dtypes follow.
         key: Values and dtypes.
 
     Raises:
         UserError: The kernel's file does not hold tuned configurations.
     """
-    wanted = key_as_json(key)
+    json_key = key_to_json_list(key)
     same_bucket = None
-    for entry in load_entries(folder, kernel):
-        if entry.key == wanted:
+    for entry in load_tuned_entries(folder, kernel_name):
+        if entry.key == json_key:
             return entry.config
-        if same_bucket is None and _round_counts(names, entry.key) == _round_counts(names, wanted):
+        if same_bucket is None and _round_up_count_arguments(
+            key_argument_names, entry.key
+        ) == _round_up_count_arguments(key_argument_names, json_key):
             same_bucket = entry.config
     return same_bucket
 
 
-def save_config(
-    folder: Path, kernel: str, key: Key, config: KernelConfig, triton_version: str
+def save_tuned_config(
+    folder: Path, kernel_name: str, key: Key, config: KernelConfig, triton_version: str
 ) -> None:
     """Adds or replaces one entry; other processes may do the same at the same time."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{kernel}.json"
+    path = folder / f"{kernel_name}.json"
     with FileLock(folder / ".lock"):
-        entries = dict(_read_entries(path))
-        plain = key_as_json(key)
-        entry = {"autotune_key": plain, "config": dict(config)}
-        if entries.get(hash_key(plain)) == entry:
+        entries = dict(_read_entries_by_hash(path))
+        json_key = key_to_json_list(key)
+        entry = {"autotune_key": json_key, "config": dict(config)}
+        if entries.get(hash_json_key(json_key)) == entry:
             return
-        entries[hash_key(plain)] = entry
+        entries[hash_json_key(json_key)] = entry
         content = {
-            "kernel_name": kernel,
+            "kernel_name": kernel_name,
             "triton_version": triton_version,
             "autotune_entries": dict(sorted(entries.items())),
         }
         write_json_atomically(path, content)
 
 
-def key_as_json(key: Key) -> list[Any]:
+def key_to_json_list(key: Key) -> JsonKey:
     """The key as JSON reads it back: lists for tuples, strings for dtypes."""
     return json.loads(json.dumps(list(key), default=str))
 
 
-def hash_key(plain: list[Any]) -> str:
+def hash_json_key(json_key: JsonKey) -> str:
     """The name of an entry, computed as fla does, which looks entries up by it."""
-    text = json.dumps(plain, separators=(",", ":"), sort_keys=True)
+    text = json.dumps(json_key, separators=(",", ":"), sort_keys=True)
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _read_entries(path: Path) -> Mapping[str, Any]:
+def _read_entries_by_hash(path: Path) -> Mapping[str, Any]:
     """The entries of a file by their hashes."""
     if not path.is_file():
         return {}
@@ -134,10 +140,10 @@ def _read_entries(path: Path) -> Mapping[str, Any]:
     return entries
 
 
-def _round_counts(names: Sequence[str], plain: list[Any]) -> list[Any]:
+def _round_up_count_arguments(key_argument_names: Sequence[str], json_key: JsonKey) -> JsonKey:
     """The key with `COUNTS` rounded up to powers of two."""
-    rounded = list(plain)
-    for index, name in enumerate(names):
+    rounded = list(json_key)
+    for index, name in enumerate(key_argument_names):
         if name in COUNTS and index < len(rounded) and type(rounded[index]) is int:
             rounded[index] = 1 << max(rounded[index] - 1, 0).bit_length()
     return rounded

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from flame_accel.kernels.tuning import tuned_configs
 from flame_accel.kernels.tuning.gpu import Gpu
-from flame_accel.kernels.tuning.nearest import describe_config, rank_candidates
+from flame_accel.kernels.tuning.nearest import config_to_fla_dict, rank_candidates
 
 log = logging.getLogger("flame_accel")
 
@@ -59,7 +59,7 @@ class Tuner:
         self.triton_version: str = triton.__version__
         self.gpu, self.tunes = gpu, tunes
         self.tuned_folder = folder or tuned_configs.cache_folder() / "tuned" / gpu.name
-        shipped = tuned_configs.shipped_folder(gpu.capability)
+        shipped = tuned_configs.shipped_configs_folder(gpu.capability)
         self.folders = [] if fresh else [self.tuned_folder, shipped]
         self.run_folder: Path | None = None
         """Holds what this run has chosen; read first and written always. None outside of a run."""
@@ -91,46 +91,52 @@ class Tuner:
         if len(candidates) == 1:
             return candidates[0]
         name = kernel.base_fn.__name__
-        names = [n for n in kernel.keys if n in kernel.nargs or n in kwargs]
-        config = self._load_tuned_config(name, names, key, candidates)
+        key_argument_names = [n for n in kernel.keys if n in kernel.nargs or n in kwargs]
+        config = self._load_tuned_config(name, key_argument_names, key, candidates)
         if config is None and not self.tunes:
-            entries = [e for f in self.folders for e in tuned_configs.load_entries(f, name)]
+            entries = [e for f in self.folders for e in tuned_configs.load_tuned_entries(f, name)]
             sizes = {**kernel.nargs, **kwargs}
             ranked = rank_candidates(candidates, entries, key, sizes)
-            config = first_that_runs(kernel, ranked, args, kwargs)
+            config = first_candidate_that_runs(kernel, ranked, args, kwargs)
         elif config is None:
             self.tuned_folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.tuned_folder / ".tuning.lock"):
                 # another process of this machine may have tuned it while this one waited
-                config = self._load_tuned_config(name, names, key, candidates)
+                config = self._load_tuned_config(name, key_argument_names, key, candidates)
                 if config is None:
                     config = self._tune_kernel(name, kernel, candidates, args, kwargs)
-                    self._save(self.tuned_folder, name, key, config)
+                    self._save_config(self.tuned_folder, name, key, config)
         if self.run_folder is not None:
-            self._save(self.run_folder, name, key, config)
+            self._save_config(self.run_folder, name, key, config)
         return config
 
     def _load_tuned_config(
-        self, name: str, names: Sequence[str], key: Sequence[Any], candidates: Sequence[Any]
+        self,
+        name: str,
+        key_argument_names: Sequence[str],
+        key: Sequence[Any],
+        candidates: Sequence[Any],
     ) -> Any:
         """The candidate stored for `key` in the run folder, the cache or what is shipped, or None.
 
         Args:
             name: Of the kernel.
-            names: Names of the arguments at the start of the key.
+            key_argument_names: Names of the arguments at the start of the key.
             key: Values and dtypes.
             candidates: What the kernel may run with.
         """
         for folder in ([self.run_folder] if self.run_folder else []) + self.folders:
-            found = tuned_configs.find_config(folder, name, names, key)
+            found = tuned_configs.find_tuned_config(folder, name, key_argument_names, key)
             # what is no candidate was tuned for another version of the kernel, or its namesake
             for candidate in candidates:
-                if found is not None and describe_config(candidate) == dict(found):
+                if found is not None and config_to_fla_dict(candidate) == dict(found):
                     return candidate
         return None
 
-    def _save(self, folder: Path, name: str, key: Sequence[Any], config: Any) -> None:
-        tuned_configs.save_config(folder, name, key, describe_config(config), self.triton_version)
+    def _save_config(self, folder: Path, name: str, key: Sequence[Any], config: Any) -> None:
+        tuned_configs.save_tuned_config(
+            folder, name, key, config_to_fla_dict(config), self.triton_version
+        )
 
     def _tune_kernel(
         self,
@@ -205,19 +211,19 @@ def time_candidates(
 
     from triton.testing import do_bench
 
-    with _benchmark_replaced(kernel, partial(do_bench, **FIRST_PASS)):
+    with _benchmark_temporarily_replaced(kernel, partial(do_bench, **FIRST_PASS)):
         first = {config: seconds(config) for config in candidates}
     ranked = sorted(candidates, key=lambda config: first[config])
     finalists = [c for c in ranked[:FINALISTS] if first[c] <= FINALIST_RATIO * first[ranked[0]]]
     best = finalists[0]
     if len(finalists) > 1:
-        with _benchmark_replaced(kernel, partial(do_bench, **LAST_PASS)):
+        with _benchmark_temporarily_replaced(kernel, partial(do_bench, **LAST_PASS)):
             best = min(finalists, key=seconds)
     kernel.pre_hook({**kernel.nargs, **kwargs, **best.all_kwargs()}, reset_only=True)
     return best
 
 
-def first_that_runs(
+def first_candidate_that_runs(
     kernel: Any, candidates: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
     """Returns the first candidate that this GPU has the resources for; the last if none has.
@@ -225,7 +231,7 @@ def first_that_runs(
     Arguments that the kernel adds to are reset, as before the first launch.
     """
     config = candidates[0]
-    with _benchmark_replaced(kernel, _launch_once):
+    with _benchmark_temporarily_replaced(kernel, _launch_once_untimed):
         for config in candidates:
             if kernel._bench(*args, config=config, **kwargs)[0] < math.inf:
                 break
@@ -233,14 +239,14 @@ def first_that_runs(
     return config
 
 
-def _launch_once(launch: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:
+def _launch_once_untimed(launch: Callable[[], Any], quantiles: Sequence[float]) -> list[float]:
     """Stands in for Triton's `do_bench` where only it matters whether a launch works."""
     launch()
     return [0.0 for _ in quantiles]
 
 
 @contextmanager
-def _benchmark_replaced(kernel: Any, benchmark: Callable[..., Any]) -> Iterator[None]:
+def _benchmark_temporarily_replaced(kernel: Any, benchmark: Callable[..., Any]) -> Iterator[None]:
     """Makes `kernel` time its candidates with `benchmark`, inside."""
     before = kernel.do_bench
     kernel.do_bench = benchmark

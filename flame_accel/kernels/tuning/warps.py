@@ -24,19 +24,19 @@ TRITONS_WARPS = 4
 """What Triton takes where a launch names no number."""
 
 
-def with_few_warps(kernel: Any) -> Any:
-    """Wraps one of `MISCOMPILED` so that `limit_warps` decides its number of warps."""
+def wrap_with_few_warps(kernel: Any) -> Any:
+    """Wraps one of `MISCOMPILED` so that `choose_num_warps` decides its number of warps."""
     import triton
 
-    return triton.heuristics({"num_warps": limit_warps})(kernel)
+    return triton.heuristics({"num_warps": choose_num_warps})(kernel)
 
 
-def limit_warps(launch: dict[str, Any]) -> int:
+def choose_num_warps(launch_arguments: dict[str, Any]) -> int:
     """Number of warps of a launch of one of `MISCOMPILED`: too few for `wgmma` in narrow blocks.
 
     Args:
-        launch: Arguments by name, `BK` (channels of a block) and maybe `num_warps` among them.
+        launch_arguments: By name, `BK` (channels of a block) and maybe `num_warps` among them.
     """
-    if launch["BK"] <= WIDEST:
+    if launch_arguments["BK"] <= WIDEST:
         return WARPS_WITHOUT_WGMMA
-    return launch.get("num_warps", TRITONS_WARPS)
+    return launch_arguments.get("num_warps", TRITONS_WARPS)

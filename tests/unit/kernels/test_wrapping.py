@@ -8,7 +8,7 @@ import fla.ops.gla
 import pytest
 
 from flame_accel import kernels
-from flame_accel.kernels.wrapping import called_function_paths, operator_paths, wrap_functions
+from flame_accel.kernels.wrapping import layer_function_paths, operator_paths, wrap_functions
 
 PATH = "fla.ops.gla.chunk.chunk_gla"
 
@@ -48,5 +48,5 @@ def test_uninstalling_removes_the_wrapper():
 
 def test_operators_are_the_called_functions_that_mix_tokens():
     operators = set(operator_paths())
-    assert PATH in operators and operators < set(called_function_paths())
+    assert PATH in operators and operators < set(layer_function_paths())
     assert not any(".modules." in path for path in operators)

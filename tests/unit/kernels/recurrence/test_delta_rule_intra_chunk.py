@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk
+from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk_terms
 from flame_accel.kernels.recurrence.intra_chunk import MIN_GENTLE_STEP
 from tests.helpers.gradients import assert_close
 
@@ -46,7 +46,7 @@ def test_values_and_gradients_equal_definition(name, kinds, erase_before_decay):
     expected = definition(
         leaves[0], leaves[1], None if g is None else leaves[2], erase_before_decay
     )
-    actual = compute_intra_chunk(q, k, g, erase_before_decay)
+    actual = compute_intra_chunk_terms(q, k, g, erase_before_decay)
     assert_close(actual[:3], [x.float() for x in expected[:3]])
     if g is not None:
         assert_close([actual.chunk_decay.squeeze(-1)], [expected[3].exp().float()])
@@ -71,8 +71,8 @@ def test_chunk_has_the_same_bits_next_to_gentle_and_steep_ones(erase_before_deca
     g = LOG_DECAYS["mixed"]()
     steep = g.amin((1, 2)) < MIN_GENTLE_STEP
     assert steep.any() and not steep.all()
-    together = compute_intra_chunk(q, k, g, erase_before_decay)
+    together = compute_intra_chunk_terms(q, k, g, erase_before_decay)
     for i in range(P):
-        alone = compute_intra_chunk(*(x[i : i + 1] for x in (q, k, g)), erase_before_decay)
+        alone = compute_intra_chunk_terms(*(x[i : i + 1] for x in (q, k, g)), erase_before_decay)
         assert torch.equal(alone.scores[0], together.scores[i])
         assert torch.equal(alone.chunk_decay[0], together.chunk_decay[i])

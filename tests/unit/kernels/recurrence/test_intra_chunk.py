@@ -7,16 +7,16 @@ from torch import Tensor
 from flame_accel.kernels.recurrence.intra_chunk import (
     MAX_GENTLE_SUM,
     MIN_GENTLE_STEP,
-    IntraChunk,
-    dispatch_by_steepness,
-    sum_before,
-    sum_to_end,
+    IntraChunkTerms,
+    compute_gentle_and_steep_chunks,
+    exclusive_cumsum_tokens,
+    reverse_cumsum_tokens,
 )
 
 C, K = 16, 4
 
 
-def compute(factor: float, q: Tensor, k: Tensor, x: Tensor) -> IntraChunk:
+def compute(factor: float, q: Tensor, k: Tensor, x: Tensor) -> IntraChunkTerms:
     """Recognisable results, and gradients of shape and content."""
 
     def backward(saved: list[Tensor], *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,14 +26,14 @@ def compute(factor: float, q: Tensor, k: Tensor, x: Tensor) -> IntraChunk:
         return factor * dq + saved_q, factor * dk + saved_k, dlog_chunk_decay[:, None] + dscores
 
     decay = x[:, -1:].mT
-    return IntraChunk(factor * (q @ k.mT), factor * q, factor * k, decay, backward, [q, k])
+    return IntraChunkTerms(factor * (q @ k.mT), factor * q, factor * k, decay, backward, [q, k])
 
 
-def compute_gentle(q: Tensor, k: Tensor, cumulative_g: Tensor) -> IntraChunk:
+def compute_gentle_from_cumulative_g(q: Tensor, k: Tensor, cumulative_g: Tensor) -> IntraChunkTerms:
     return compute(2.0, q, k, cumulative_g)
 
 
-def compute_steep(q: Tensor, k: Tensor, g: Tensor) -> IntraChunk:
+def compute_steep_from_g(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms:
     return compute(3.0, q, k, g)
 
 
@@ -50,12 +50,14 @@ def test_each_chunk_takes_its_own_way_in_both_passes(steep):
     torch.manual_seed(0)
     q, k = torch.randn(2, len(steep), C, K).unbind()
     g = log_decays(*steep)
-    actual = dispatch_by_steepness(q, k, g, compute_gentle, compute_steep)
+    actual = compute_gentle_and_steep_chunks(
+        q, k, g, compute_gentle_from_cumulative_g, compute_steep_from_g
+    )
     grads = [torch.randn(len(steep), *shape) for shape in ((C, K), (C, K), (C, K), (K,))]
     dq, dk, dg = actual.backward(actual.saved, *grads)
     for i, is_steep in enumerate(steep):
         one = [x[i : i + 1] for x in (q, k, g if is_steep else g.cumsum(1))]
-        expected = (compute_steep if is_steep else compute_gentle)(*one)
+        expected = (compute_steep_from_g if is_steep else compute_gentle_from_cumulative_g)(*one)
         for a, e in zip(actual[:4], expected[:4], strict=True):
             assert torch.equal(a[i : i + 1], e)
         gradients = expected.backward(expected.saved, *(x[i : i + 1] for x in grads))
@@ -70,11 +72,13 @@ def test_chunk_is_steep_by_its_sum_from_the_middle_to_either_end(half):
         g = torch.zeros(1, C, K)
         g[:, half, 2] = total / (C // 2)
         assert g.min() > MIN_GENTLE_STEP
-        result = dispatch_by_steepness(q, q, g, compute_gentle, compute_steep)
+        result = compute_gentle_and_steep_chunks(
+            q, q, g, compute_gentle_from_cumulative_g, compute_steep_from_g
+        )
         assert torch.equal(result.q_from_start, factor * q)
 
 
 def test_sums_over_later_and_earlier_tokens():
     x = torch.arange(1.0, 9.0).view(1, 4, 2)
-    assert sum_to_end(x)[0, :, 0].tolist() == [16, 15, 12, 7]
-    assert sum_before(x)[0, :, 1].tolist() == [0, 2, 6, 12]
+    assert reverse_cumsum_tokens(x)[0, :, 0].tolist() == [16, 15, 12, 7]
+    assert exclusive_cumsum_tokens(x)[0, :, 1].tolist() == [0, 2, 6, 12]

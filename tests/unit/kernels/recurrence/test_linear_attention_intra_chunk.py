@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import MIN_GENTLE_STEP
-from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk
+from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
 from tests.helpers.gradients import assert_close
 
 P, C, K = 3, 32, 6
@@ -36,7 +36,7 @@ def test_values_and_gradients_equal_definition(name):
     g = LOG_DECAYS[name]()
     leaves = [x.double().requires_grad_() for x in (q, k, g) if x is not None]
     expected = definition(leaves[0], leaves[1], None if g is None else leaves[2])
-    actual = compute_intra_chunk(q, k, g)
+    actual = compute_intra_chunk_terms(q, k, g)
     assert_close(actual[:3], [x.float() for x in expected[:3]])
     if g is not None:
         assert_close([actual.chunk_decay.squeeze(-1)], [expected[3].exp().float()])
@@ -60,9 +60,9 @@ def test_chunk_has_the_same_bits_next_to_gentle_and_steep_ones():
     g = LOG_DECAYS["mixed"]()
     steep = g.amin((1, 2)) < MIN_GENTLE_STEP
     assert steep.any() and not steep.all()
-    together = compute_intra_chunk(q, k, g)
+    together = compute_intra_chunk_terms(q, k, g)
     for i in range(P):
-        alone = compute_intra_chunk(*(x[i : i + 1] for x in (q, k, g)))
+        alone = compute_intra_chunk_terms(*(x[i : i + 1] for x in (q, k, g)))
         assert torch.equal(alone.scores[0], together.scores[i])
         assert torch.equal(alone.chunk_decay[0], together.chunk_decay[i])
 
@@ -72,7 +72,7 @@ def test_nothing_overflows_at_any_strength(width):
     q, k = torch.randn(2, 1, C, K).unbind()
     g = torch.zeros(1, C, width)
     g[:, ::5] = -1e4
-    actual = compute_intra_chunk(q, k, g)
+    actual = compute_intra_chunk_terms(q, k, g)
     grads = [torch.randn(x.shape) for x in actual[:3]]
     found = actual.backward(actual.saved, *grads, torch.randn(1, K))
     assert all(x.isfinite().all() for x in (*actual[:4], *found))

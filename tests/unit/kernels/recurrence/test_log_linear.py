@@ -7,7 +7,10 @@ from fla.ops.log_linear_attn.naive import naive_log_linear_attn
 from torch import Tensor, nn
 
 from flame_accel.kernels.recurrence import log_linear
-from flame_accel.kernels.recurrence.log_linear import chunk_log_linear_attn, run_triton_in_one_dtype
+from flame_accel.kernels.recurrence.log_linear import (
+    chunk_log_linear_attn,
+    run_triton_log_linear_attn_in_q_dtype,
+)
 from tests.helpers.gradients import assert_close
 from tests.helpers.recurrence import (
     assert_cached_tokens_equal_one_pass,
@@ -53,7 +56,7 @@ def test_kernels_get_weights_of_levels_in_the_dtype_of_queries(monkeypatch):
     monkeypatch.setattr(log_linear, "_triton_chunk_log_linear_attn", chunk_log_linear_attn)
     q, k, v, g, levels = draw_inputs(2, 70)
     x = [q.bfloat16(), k.bfloat16(), v.bfloat16(), g, levels.requires_grad_()]
-    o, _ = run_triton_in_one_dtype(*x)
+    o, _ = run_triton_log_linear_attn_in_q_dtype(*x)
     [found] = gradients(o, x[4:])
     x[4] = levels.bfloat16()
     assert torch.equal(o, chunk_log_linear_attn(*x)[0])

@@ -62,20 +62,20 @@ def test_documents_are_counted_and_split():
 )  # fmt: skip
 def test_single_tokens_are_recognised(num_tokens, cu_seqlens, expected):
     cu_seqlens = None if cu_seqlens is None else torch.tensor(cu_seqlens)
-    assert sequences.all_have_one_token(num_tokens, cu_seqlens) is expected
+    assert sequences.every_sequence_has_one_token(num_tokens, cu_seqlens) is expected
 
 
 def test_initial_states_have_the_keys_first_in_fp32():
     q, v = torch.randn(2, 5, 3, 4).bfloat16(), torch.randn(2, 5, 3, 6).bfloat16()
     options = {"q": q, "v": v, "cu_seqlens": None}
-    zeros = sequences.initial_state_or_zeros(None, state_v_first=True, **options)
+    zeros = sequences.fp32_key_first_state_or_zeros(None, state_v_first=True, **options)
     assert zeros.dtype == torch.float32
     assert torch.equal(zeros, torch.zeros(2, 3, 4, 6))
     state = torch.randn(2, 3, 6, 4).bfloat16()
-    given = sequences.initial_state_or_zeros(state, state_v_first=True, **options)
+    given = sequences.fp32_key_first_state_or_zeros(state, state_v_first=True, **options)
     assert torch.equal(given, state.float().mT)
     packed = {"q": q[:1], "v": v[:1], "cu_seqlens": torch.tensor([0, 1, 3, 5])}
-    zeros = sequences.initial_state_or_zeros(None, state_v_first=False, **packed)
+    zeros = sequences.fp32_key_first_state_or_zeros(None, state_v_first=False, **packed)
     assert torch.equal(zeros, torch.zeros(3, 3, 4, 6))
 
 
@@ -90,7 +90,7 @@ def test_reversed_run_equals_flipped_sequences(packed):
 
     cu_seqlens = boundaries(LENGTHS) if packed else None
     state = torch.randn(len(LENGTHS) if packed else 1, 2)
-    o, final = sequences.run_reversed(add_up, (row(), None), state, cu_seqlens)
+    o, final = sequences.run_operator_from_last_token(add_up, (row(), None), state, cu_seqlens)
     parts = row().split(LENGTHS, 1) if packed else [row()]
     expected = [
         add_up(part.flip(1), None, s, None) for part, s in zip(parts, state.split(1), strict=True)

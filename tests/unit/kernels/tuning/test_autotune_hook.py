@@ -24,7 +24,7 @@ def launched(monkeypatch):
     monkeypatch.setattr(autotune_hook, "_active", None)
     monkeypatch.setattr(autotune_hook, "_original_run", None)
     yield kernels
-    autotune_hook.uninstall_hook()
+    autotune_hook.uninstall_autotune_hook()
 
 
 def chosen_blocks(kernel):
@@ -34,7 +34,7 @@ def chosen_blocks(kernel):
 def test_only_flas_kernels_are_led_to_the_tuner(tmp_path, launched):
     flas, another = FakeKernel(SECONDS), FakeKernel(SECONDS)
     another.base_fn = SimpleNamespace(__name__="kernel", __module__="elsewhere")
-    autotune_hook.install_hook(Tuner(GPU, tmp_path))
+    autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path))
     for kernel in (flas, flas, another):
         Autotuner.run(kernel, X, 4096, D=64, grid=(1,), warmup=False)
     assert launched == [flas, flas, another]
@@ -45,7 +45,7 @@ def test_only_flas_kernels_are_led_to_the_tuner(tmp_path, launched):
 
 def test_what_was_chosen_without_tuning_is_forgotten(tmp_path, launched):
     kernel = FakeKernel(SECONDS)
-    tuner = autotune_hook.install_hook(Tuner(GPU, tmp_path))
+    tuner = autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path))
     with autotune_hook.tuning_disabled():
         Autotuner.run(kernel, X, 4096, 64, grid=(1,), warmup=False)
         assert chosen_blocks(kernel) == [16]
@@ -57,7 +57,7 @@ def test_what_was_chosen_without_tuning_is_forgotten(tmp_path, launched):
 
 def test_what_was_chosen_before_is_kept_where_tuning_is_disabled(tmp_path, launched):
     kernel = FakeKernel(SECONDS)
-    autotune_hook.install_hook(Tuner(GPU, tmp_path))
+    autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path))
     Autotuner.run(kernel, X, 4096, 64, grid=(1,), warmup=False)
     with autotune_hook.tuning_disabled():
         Autotuner.run(kernel, X, 4096, 64, grid=(1,), warmup=False)
@@ -65,8 +65,8 @@ def test_what_was_chosen_before_is_kept_where_tuning_is_disabled(tmp_path, launc
 
 
 def test_a_runs_choices_are_written_to_its_folder(tmp_path, launched):
-    autotune_hook.install_hook(Tuner(GPU, tmp_path / "cache"))
-    autotune_hook.persist_configs(tmp_path / "run/tuning")
+    autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path / "cache"))
+    autotune_hook.keep_configs_in_run_folder(tmp_path / "run/tuning")
     Autotuner.run(FakeKernel(SECONDS), X, 4096, 64, grid=(1,), warmup=False)
     assert (tmp_path / "run/tuning" / GPU.name / "imaginary_kernel.json").is_file()
 
@@ -75,9 +75,9 @@ def test_a_runs_choices_are_written_to_its_folder(tmp_path, launched):
 @pytest.mark.covers_option("model.tune_kernels")
 def test_tune_kernels_decides_whether_a_short_run_tunes(tmp_path, launched, caplog, option, block):
     kernel = FakeKernel(SECONDS)
-    autotune_hook.install_hook(Tuner(GPU, tmp_path))
+    autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path))
     with caplog.at_level(logging.INFO, logger="flame_accel"):
-        autotune_hook.set_tuning(option, flops_per_token=6e6, tokens=1_000_000)
+        autotune_hook.apply_tune_kernels_option(option, flops_per_token=6e6, total_tokens=1_000_000)
     Autotuner.run(kernel, X, 4096, 64, grid=(1,), warmup=False)
     assert chosen_blocks(kernel) == [block]
     assert "--model.tune_kernels" in caplog.text
@@ -85,8 +85,10 @@ def test_tune_kernels_decides_whether_a_short_run_tunes(tmp_path, launched, capl
 
 def test_nothing_happens_where_triton_does_not_run(tmp_path, launched, caplog):
     with caplog.at_level(logging.INFO, logger="flame_accel"), autotune_hook.tuning_disabled():
-        autotune_hook.set_tuning("always", flops_per_token=None, tokens=1_000_000)
-        autotune_hook.persist_configs(tmp_path)
+        autotune_hook.apply_tune_kernels_option(
+            "always", flops_per_token=None, total_tokens=1_000_000
+        )
+        autotune_hook.keep_configs_in_run_folder(tmp_path)
     assert caplog.text == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -94,6 +96,6 @@ def test_nothing_happens_where_triton_does_not_run(tmp_path, launched, caplog):
 @pytest.mark.parametrize("world_size, tunes", [("1", True), ("8", False)])
 def test_more_devices_shorten_the_run(tmp_path, launched, monkeypatch, world_size, tunes):
     monkeypatch.setenv("WORLD_SIZE", world_size)
-    tuner = autotune_hook.install_hook(Tuner(GPU, tmp_path))
-    autotune_hook.set_tuning("auto", flops_per_token=1e9, tokens=1_000_000_000)
+    tuner = autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path))
+    autotune_hook.apply_tune_kernels_option("auto", flops_per_token=1e9, total_tokens=1_000_000_000)
     assert tuner.tunes == tunes

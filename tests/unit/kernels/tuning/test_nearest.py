@@ -8,9 +8,9 @@ from triton import Config
 
 from flame_accel.kernels.tuning.nearest import (
     Distance,
-    blocks_fit,
-    describe_config,
-    distance,
+    blocks_fit_dimensions,
+    config_to_fla_dict,
+    key_distance,
     rank_candidates,
 )
 from flame_accel.kernels.tuning.tuned_configs import TunedEntry
@@ -35,8 +35,8 @@ KEY = [64, True, 128, 256, BF16, FP32, INT32]
     ],
 )
 def test_the_distance_of_two_keys(other, expected):
-    assert distance(KEY, other) == expected
-    assert distance(other, KEY) == expected
+    assert key_distance(KEY, other) == expected
+    assert key_distance(other, KEY) == expected
 
 
 def test_flags_and_dtypes_count_before_sizes_and_sizes_before_index_tensors():
@@ -58,14 +58,14 @@ def test_flags_and_dtypes_count_before_sizes_and_sizes_before_index_tensors():
     ],
 )
 def test_a_block_is_no_wider_than_the_dimension_that_it_cuts(blocks, sizes, fits):
-    assert blocks_fit(blocks, sizes) == fits
+    assert blocks_fit_dimensions(blocks, sizes) == fits
 
 
 CANDIDATES = [Config({"BK": block}, num_warps=warps) for block in (32, 64, 128) for warps in (2, 4)]
 
 
 def entry(width: int, block: int, warps: int) -> TunedEntry:
-    config = describe_config(Config({"BK": block}, num_warps=warps))
+    config = config_to_fla_dict(Config({"BK": block}, num_warps=warps))
     return TunedEntry([width, BF16], config)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from flame_accel.kernels.tuning import cache_folder, shipped_folder, tuned_configs
+from flame_accel.kernels.tuning import cache_folder, shipped_configs_folder, tuned_configs
 
 CONFIG = {
     "kwargs": {"BT": 32},
@@ -23,7 +23,7 @@ KEY = (4096, 64, True, "torch.float32")
 def test_fla_reads_what_was_saved(tmp_path, monkeypatch):
     from fla.ops.utils import cache
 
-    tuned_configs.save_config(tmp_path, "imaginary_kernel", KEY, CONFIG, "3.7.1")
+    tuned_configs.save_tuned_config(tmp_path, "imaginary_kernel", KEY, CONFIG, "3.7.1")
     monkeypatch.setattr(cache, "FLA_CACHE_MODE", cache.FlaCacheMode.STRICT)
     monkeypatch.setenv("FLA_CONFIG_DIR", str(tmp_path))
     config = cache.load_cached_config("imaginary_kernel", cache.AutotuneKey(KEY))
@@ -35,8 +35,8 @@ def test_an_entry_is_replaced_and_others_are_kept(tmp_path):
     other_key = (4096, 128, True, "torch.float32")
     for key, block in ((KEY, 16), (other_key, 64), (KEY, 32)):
         config = CONFIG | {"kwargs": {"BT": block}}
-        tuned_configs.save_config(tmp_path, "kernel", key, config, "3.7.1")
-    entries = tuned_configs.load_entries(tmp_path, "kernel")
+        tuned_configs.save_tuned_config(tmp_path, "kernel", key, config, "3.7.1")
+    entries = tuned_configs.load_tuned_entries(tmp_path, "kernel")
     blocks = {entry.key[1]: entry.config["kwargs"]["BT"] for entry in entries}
     assert blocks == {64: 32, 128: 64}
 
@@ -52,8 +52,8 @@ def test_an_entry_is_replaced_and_others_are_kept(tmp_path):
     ],
 )
 def test_only_counts_are_compared_by_their_power_of_two(tmp_path, key, found):
-    tuned_configs.save_config(tmp_path, "kernel", KEY, CONFIG, "3.7.1")
-    config = tuned_configs.find_config(tmp_path, "kernel", ["T", "D", "IS_VARLEN"], key)
+    tuned_configs.save_tuned_config(tmp_path, "kernel", KEY, CONFIG, "3.7.1")
+    config = tuned_configs.find_tuned_config(tmp_path, "kernel", ["T", "D", "IS_VARLEN"], key)
     assert (config == CONFIG) == found
 
 
@@ -69,12 +69,12 @@ def test_shipped_configurations_are_of_kernels_that_fla_has():
     import fla
 
     source = "".join(p.read_text() for p in Path(fla.__file__).parent.rglob("*.py"))
-    files = list(shipped_folder("").rglob("*.json"))
+    files = list(shipped_configs_folder("").rglob("*.json"))
     assert files
     for path in files:
         content = json.loads(path.read_text())
         assert path.parent.name.startswith("sm_"), path
         assert f"def {path.stem}(" in source, path
         for digest, entry in content["autotune_entries"].items():
-            assert tuned_configs.hash_key(entry["autotune_key"]) == digest
+            assert tuned_configs.hash_json_key(entry["autotune_key"]) == digest
             assert set(entry["config"]) >= {"kwargs", "num_warps", "num_stages", "num_ctas"}

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 from flame_accel.config import UserError
 from flame_accel.kernels.tuning import Gpu, Tuner, tuned_configs
-from flame_accel.kernels.tuning.tuner import _launch_once
+from flame_accel.kernels.tuning.tuner import _launch_once_untimed
 from tests.helpers.fake_kernels import GPU, FakeKernel, choose_block
 
 SECONDS = {16: 4.0, 32: 1.0, 64: 1.05, 128: math.inf}
@@ -23,7 +23,9 @@ SECONDS = {16: 4.0, 32: 1.0, 64: 1.05, 128: math.inf}
 def shipped(tmp_path, monkeypatch):
     """A folder of shipped configurations, empty at first."""
     folder = tmp_path / "shipped"
-    monkeypatch.setattr(tuned_configs, "shipped_folder", lambda capability: folder / capability)
+    monkeypatch.setattr(
+        tuned_configs, "shipped_configs_folder", lambda capability: folder / capability
+    )
     return folder / GPU.capability
 
 
@@ -161,5 +163,5 @@ def test_a_candidate_is_launched_once_to_see_whether_it_runs():
     def run():
         launch.count += 1
 
-    assert _launch_once(run, quantiles=(0.5, 0.2, 0.8)) == [0.0, 0.0, 0.0]
+    assert _launch_once_untimed(run, quantiles=(0.5, 0.2, 0.8)) == [0.0, 0.0, 0.0]
     assert launch.count == 1
