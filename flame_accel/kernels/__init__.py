@@ -2,7 +2,8 @@
 
 `install` decides, and is nearly all that other packages need; `replacements` lists which
 function replaces which; `tuning` finds the configurations that Triton's kernels run with, and
-`keep_configs_in_run_folder` keeps them with a run. Importing this package imports neither torch nor fla.
+`keep_configs_in_run_folder` keeps them with a run. Importing this package imports
+neither torch nor fla.
 """
 
 from flame_accel.kernels.install import install, triton_has_device, uninstall

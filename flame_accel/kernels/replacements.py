@@ -356,8 +356,8 @@ FIXES = (
         "attention.generation_fixes",
         "fla's own layers, called as they need to be for generation",
         {
-            "layers.forgetting_attn": "ForgettingAttention.forward=forward_forgetting_masked_if_cached",
-            "layers.path_attn": "PaTHAttention.forward=forward_path_uncompiled_and_masked_if_cached",
+            "layers.forgetting_attn": "ForgettingAttention.forward=forward_forgetting_with_mask",
+            "layers.path_attn": "PaTHAttention.forward=forward_path_with_mask_uncompiled",
             "layers.wall_attn": "WallAttention.forward=forward_wall_without_all_ones_mask",
         },
     ),

@@ -77,7 +77,8 @@ def _deltaformer_attention(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block:
         here = slice(begin, begin + block)
         u_here = checkpoint(
             _solve_corrected_values_block, qf[..., here, :], kf[..., : begin + block, :],
-            vf[..., here, :], u, beta_column[..., here, :], use_reentrant=False, preserve_rng_state=False,
+            vf[..., here, :], u, beta_column[..., here, :],
+            use_reentrant=False, preserve_rng_state=False,
         )  # fmt: skip
         u = torch.cat((u, u_here), -2)
     return softmax_attention(q, k, u.transpose(1, 2).to(q.dtype), left_window=-1, right_window=0)

@@ -18,7 +18,7 @@ _path_forward = PaTHAttention.forward
 _wall_forward = WallAttention.forward
 
 
-def forward_forgetting_masked_if_cached(
+def forward_forgetting_with_mask(
     layer: ForgettingAttention,
     hidden_states: Tensor,
     attention_mask: Any = None,
@@ -32,7 +32,7 @@ def forward_forgetting_masked_if_cached(
     return _forgetting_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def forward_path_uncompiled_and_masked_if_cached(
+def forward_path_with_mask_uncompiled(
     layer: PaTHAttention,
     hidden_states: Tensor,
     attention_mask: Any = None,

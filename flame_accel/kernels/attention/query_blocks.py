@@ -48,7 +48,8 @@ def map_query_blocks(
         key_tensors: What belongs to keys, [P, S, ...].
         shared_tensors: What every block needs whole.
         left_window: How many keys before its own a query sees, at most; a negative number is no
-            limit. Keys out of every query's sight are left out; to hide the others is up to the formula.
+            limit. Keys out of every query's sight are left out; to hide the others is up to the
+            formula.
         block_size: Queries of a block; None chooses by the number of keys.
     """
     num_rows, num_columns = query_tensors[0].shape[1], key_tensors[0].shape[1]

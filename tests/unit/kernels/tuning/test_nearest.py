@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 from triton import Config
 
 from flame_accel.kernels.tuning.nearest import (
-    Distance,
+    KeyDistance,
     blocks_fit_dimensions,
     config_to_fla_dict,
     key_distance,
@@ -22,15 +22,15 @@ KEY = [64, True, 128, 256, BF16, FP32, INT32]
 @pytest.mark.parametrize(
     "other, expected",
     [
-        (KEY, Distance(0, 0.0, 0)),
-        ([64, True, 64, 256, BF16, FP32, INT32], Distance(0, 1.0, 0)),
-        ([64, True, 256, 64, BF16, FP32, INT32], Distance(0, 3.0, 0)),
-        ([64, False, 128, 256, BF16, FP32, INT32], Distance(1, 0.0, 0)),
-        ([64, True, 128, 256, BF16, BF16, INT32], Distance(2, 0.0, 0)),
-        ([64, True, 128, 256, BF16, FP32], Distance(0, 0.0, 1)),
-        ([64, True, 128, None, BF16, FP32, INT32], Distance(1, 0.0, 0)),
+        (KEY, KeyDistance(0, 0.0, 0)),
+        ([64, True, 64, 256, BF16, FP32, INT32], KeyDistance(0, 1.0, 0)),
+        ([64, True, 256, 64, BF16, FP32, INT32], KeyDistance(0, 3.0, 0)),
+        ([64, False, 128, 256, BF16, FP32, INT32], KeyDistance(1, 0.0, 0)),
+        ([64, True, 128, 256, BF16, BF16, INT32], KeyDistance(2, 0.0, 0)),
+        ([64, True, 128, 256, BF16, FP32], KeyDistance(0, 0.0, 1)),
+        ([64, True, 128, None, BF16, FP32, INT32], KeyDistance(1, 0.0, 0)),
         # a flag is no size, though Python says True == 1
-        ([64, 1, 128, 256, BF16, FP32, INT32], Distance(1, 0.0, 0)),
+        ([64, 1, 128, 256, BF16, FP32, INT32], KeyDistance(1, 0.0, 0)),
         ([64, True, 128, BF16, FP32, INT32], None),
     ],
 )
@@ -40,8 +40,8 @@ def test_the_distance_of_two_keys(other, expected):
 
 
 def test_flags_and_dtypes_count_before_sizes_and_sizes_before_index_tensors():
-    assert Distance(0, 9.0, 2) < Distance(1, 0.0, 0)
-    assert Distance(0, 1.0, 2) < Distance(0, 2.0, 0)
+    assert KeyDistance(0, 9.0, 2) < KeyDistance(1, 0.0, 0)
+    assert KeyDistance(0, 1.0, 2) < KeyDistance(0, 2.0, 0)
 
 
 @pytest.mark.parametrize(
