@@ -33,7 +33,7 @@ from tokenizers import Tokenizer
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data import build_batches, load_tokenizer, open_data
 from flame_accel.data.bad_records import SkipPolicy
-from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache
+from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
 from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Record, Skipped
@@ -249,7 +249,7 @@ def _resume_lane(
     context_len: int | None = None,
 ) -> Lane:
     """A lane that resumes at a position of the first epoch."""
-    cursor = SourceCursor(place=(0, position))
+    cursor = SourceCursor(position=(0, position))
     source = ShuffledTable(documents, seed=1)
     reader = source.open_reader(lane, num_lanes, cursor, SkipPolicy(), lambda skipped: None)
     packing = Packing(seq_len=SEQ_LEN, context_len=context_len)
@@ -313,7 +313,7 @@ def _write_random_cache(folder: Path, num_tokens: int, mean_length: int) -> Toke
         tokenizer_identity="random", vocabulary_size=VOCABULARY, add_bos=False, source={}
     )
     records, encoder = _Numbers(num_tokens // mean_length), _RandomTokens(mean_length)
-    write_cache(records, encoder, folder, recipe)
+    write_cache_unless_finished(records, encoder, folder, recipe)
     return _open_cache(folder)
 
 

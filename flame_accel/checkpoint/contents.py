@@ -35,7 +35,7 @@ from flame_accel.checkpoint.tensor_storage import (
 )
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
-from flame_accel.data import merge_states
+from flame_accel.data import merge_rank_states
 from flame_accel.files import write_json_atomically
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import package_versions
@@ -131,7 +131,9 @@ def _save_rank_states(
     # the ranks of a tensor-parallel group are consecutive and have equal states
     states = gather_object([(data_state, rank_state)])[:: tp_size(accelerator)]
     if accelerator.is_main_process:
-        write_json_atomically(checkpoint / "data.json", merge_states([data for data, _ in states]))
+        write_json_atomically(
+            checkpoint / "data.json", merge_rank_states([data for data, _ in states])
+        )
         write_json_atomically(checkpoint / "ranks.json", [rank for _, rank in states])
     write_json_atomically(checkpoint / f"rank-{accelerator.process_index}.json", get_rng_state())
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 
-def integer_of_at_least(minimum: int) -> Callable[[str], int]:
+def argparse_integer_at_least(minimum: int) -> Callable[[str], int]:
     """An argparse type: a whole number that is not below `minimum`."""
 
     def parse_integer(word: str) -> int:

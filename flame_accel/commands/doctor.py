@@ -84,21 +84,21 @@ def run(arguments: argparse.Namespace) -> None:
     findings = detect_problems(machine)
     report = Report(as_json=arguments.json)
     report.show("machine", describe_machine(machine), facts=asdict(machine))
-    report.show("known problems", map(problem_line, findings))
+    report.show("known problems", map(build_problem_line, findings))
     # where something is that wrong, fla may not even import
     if not report.stopped:
         kernels.install(arguments.kernels)
-        silence_libraries()
+        silence_fla_and_transformers()
         if arguments.config is None:
             report.show("models", summarize_models(machine))
         else:
-            examine_model(machine, arguments, findings, report)
+            report_model_and_small_trial(machine, arguments, findings, report)
     report.close()
     if report.stopped:
         raise SystemExit(1)
 
 
-def silence_libraries() -> None:
+def silence_fla_and_transformers() -> None:
     """Mutes fla and transformers on fast paths and progress."""
     from transformers.utils import logging as transformers_logging
 
@@ -178,7 +178,7 @@ def describe_machine(machine: "Machine") -> Iterator[ReportLine]:
         yield ReportLine("disk", text)
 
 
-def problem_line(finding: "DetectedProblem") -> ReportLine:
+def build_problem_line(finding: "DetectedProblem") -> ReportLine:
     """A finding as a line."""
     return ReportLine(
         "problem" if finding.blocks_training else "warning", finding.description, finding.remedy
@@ -214,7 +214,7 @@ def summarize_models(machine: "Machine") -> Iterator[ReportLine]:
     )
 
 
-def examine_model(
+def report_model_and_small_trial(
     machine: "Machine",
     arguments: argparse.Namespace,
     reported: Sequence["DetectedProblem"],
@@ -238,7 +238,7 @@ def examine_model(
     findings = find_training_problems(machine, config, parameters)
     lines = [
         ReportLine("type", f"{config.model_type}, {parameters:,} parameters"),
-        *(problem_line(finding) for finding in findings if finding not in reported),
+        *(build_problem_line(finding) for finding in findings if finding not in reported),
     ]
     report.show(f"model {arguments.config}", lines)
     if not report.stopped:

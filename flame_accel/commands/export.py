@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
             where=str(arguments.output),
             remedy="choose a folder that does not exist",
         )
-    checkpoint = find_newest_checkpoint(arguments.source)
+    checkpoint = find_checkpoint_or_newest(arguments.source)
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
 
 
-def find_newest_checkpoint(source: Path) -> Path:
+def find_checkpoint_or_newest(source: Path) -> Path:
     """The checkpoint itself, or the newest one of a run folder.
 
     Raises:

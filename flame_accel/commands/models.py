@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flame_accel.models.catalogue import fla_config_classes
 
     if arguments.write is not None:
-        write_page(arguments.write)
+        write_support_page_and_print_path(arguments.write)
         return
     registered = sorted(fla_config_classes())
     unknown = [name for name in arguments.model if name not in registered]
@@ -48,12 +48,12 @@ def run(arguments: argparse.Namespace) -> None:
             remedy=f"name one of {', '.join(registered)}",
             exit_code=2,
         )
-    results = start_results(arguments.device)
+    results = new_results_header(arguments.device)
     started_at = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         names = arguments.model or registered
         jobs = {
-            pool.submit(check_in_subprocess, name, results["kind"], arguments.limit): name
+            pool.submit(check_model_in_subprocess, name, results["kind"], arguments.limit): name
             for name in names
         }
         for done, job in enumerate(as_completed(jobs), start=1):
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
                 write_text_atomically(arguments.json, text + "\n")
 
 
-def write_page(page: Path) -> None:
+def write_support_page_and_print_path(page: Path) -> None:
     """Writes the page from the results that are kept with the source."""
     from flame_accel.diagnosis.conformance.support_table import (
         load_results_by_device,
@@ -77,7 +77,7 @@ def write_page(page: Path) -> None:
     print(page)
 
 
-def start_results(kind: str | None) -> dict[str, Any]:
+def new_results_header(kind: str | None) -> dict[str, Any]:
     """The head of a file of results: device, date and versions; no models yet."""
     import platform
 
@@ -94,7 +94,7 @@ def start_results(kind: str | None) -> dict[str, Any]:
     }
 
 
-def check_in_subprocess(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
+def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
     """Checks one model in a process of its own.
 
     Returns:

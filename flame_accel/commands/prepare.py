@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flame_accel.commands.arguments import integer_of_at_least
+from flame_accel.commands.arguments import argparse_integer_at_least
 from flame_accel.config import TrainingConfig, UserError, dataset_names
 from flame_accel.config.values import expand_path_option
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--training.{name}",
             dest=name,
-            type=integer_of_at_least(minimum),
+            type=argparse_integer_at_least(minimum),
             default=default,
             help=AS_IN_TRAINING,
         )
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the token cache")
     parser.add_argument(
         "--processes",
-        type=integer_of_at_least(1),
+        type=argparse_integer_at_least(1),
         default=_count_available_cores(),
         help="processes that tokenize; the result does not depend on it (default: all cores)",
     )
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     from flame_accel.data.bad_records import SkipPolicy
-    from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache
+    from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
     from flame_accel.data.cache.file_format import read_manifest
     from flame_accel.data.documents import Skipped
     from flame_accel.data.tokens.encoder import Encoder
@@ -94,17 +94,17 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer_path = expand_path_option("model.tokenizer_path", arguments.tokenizer_path)
     tokenizer = load_tokenizer(str(tokenizer_path), arguments.trust_remote_code)
     add_bos = resolve_add_bos(tokenizer, arguments.add_bos)
-    table = _open_table(options, arguments.max_document_bytes)
+    table = _open_single_table(options, arguments.max_document_bytes)
     records = map(table.__getitem__, range(len(table)))
     first = next((record for record in records if not isinstance(record, Skipped)), "")
     origin = CacheOrigin(
         tokenizer_identity=tokenizer_identity(tokenizer, conversations=not isinstance(first, str)),
         vocabulary_size=vocabulary_size(tokenizer),
         add_bos=add_bos,
-        source=_describe_source(options, arguments.max_document_bytes),
+        source=_source_options(options, arguments.max_document_bytes),
     )
     with _print_progress_until_signal(arguments.output) as report:
-        written = write_cache(
+        written = write_cache_unless_finished(
             table,
             Encoder(tokenizer, add_bos=add_bos),
             arguments.output,
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(_format_summary(arguments.output, read_manifest(arguments.output), written))
 
 
-def _open_table(options: Mapping[str, Any], max_document_bytes: int) -> "Table":
+def _open_single_table(options: Mapping[str, Any], max_document_bytes: int) -> "Table":
     """Open the one dataset that the options name, as a table of records."""
     from flame_accel.data.sources.opening import open_source
     from flame_accel.data.sources.options import training_dataset_options
@@ -143,7 +143,7 @@ def _open_table(options: Mapping[str, Any], max_document_bytes: int) -> "Table":
     return table
 
 
-def _describe_source(options: Mapping[str, Any], max_document_bytes: int) -> dict[str, Any]:
+def _source_options(options: Mapping[str, Any], max_document_bytes: int) -> dict[str, Any]:
     """Options that the records depend on, with an absolute path for a path."""
     path = Path(options["dataset"])
     if path.exists():

@@ -51,15 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Launches the run and ends this process with the exit code of the run."""
-    options = add_quickstart(arguments.run_options)
+    options = prepend_quickstart_if_needed(arguments.run_options)
     # wrong options end here, with exit code 2 and before torch is imported
     parse_or_exit(options)
-    plan = plan_launch(os.environ, num_gpus=count_gpus(os.environ), num_cores=count_usable_cores())
+    plan = plan_launch(
+        os.environ, num_gpus=count_visible_gpus(os.environ), num_cores=count_usable_cores()
+    )
     os.environ.update(plan.environment)
     raise SystemExit(launch(plan, options))
 
 
-def add_quickstart(options: Sequence[str]) -> list[str]:
+def prepend_quickstart_if_needed(options: Sequence[str]) -> list[str]:
     """The options of a run, on top of the quickstart unless they name a run file or a model."""
     names = {option.partition("=")[0].replace("-", "_") for option in options}
     if names & {"_h", "__help", "__job.config_file", "__model.config"}:
@@ -67,7 +69,7 @@ def add_quickstart(options: Sequence[str]) -> list[str]:
     return [*QUICKSTART, *options]
 
 
-def count_gpus(environment: Mapping[str, str]) -> int:
+def count_visible_gpus(environment: Mapping[str, str]) -> int:
     """Number of GPUs that the run may use: those that CUDA_VISIBLE_DEVICES names, else all."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -99,11 +101,11 @@ def plan_launch(environment: Mapping[str, str], *, num_gpus: int, num_cores: int
     Raises:
         UserError: A variable has a wrong value, or they contradict each other or the machine.
     """
-    local_processes = _read_positive(environment, "NGPU", default=max(num_gpus, 1))
-    machines = _read_positive(environment, "NNODE", default=1)
+    local_processes = _read_positive_integer(environment, "NGPU", default=max(num_gpus, 1))
+    machines = _read_positive_integer(environment, "NNODE", default=1)
     processes = local_processes * machines
-    config = _find_launch_file(environment.get("ACCELERATE_CONFIG"), processes, num_gpus)
-    _check_launch_file(config, processes)
+    config = _resolve_launch_file(environment.get("ACCELERATE_CONFIG"), processes, num_gpus)
+    _check_launch_file_processes_and_engine(config, processes)
     flags = [
         *("--config_file", str(config)),
         *("--num_processes", str(processes), "--num_machines", str(machines)),
@@ -135,10 +137,10 @@ def launch(plan: LaunchPlan, options: Sequence[str]) -> int:
     try:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:
-        return _report_exit("the run", error.returncode)
+        return _print_signal_and_get_exit_code("the run", error.returncode)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        return _report_exit(f"rank {rank}", failure.exitcode)
+        return _print_signal_and_get_exit_code(f"rank {rank}", failure.exitcode)
     except SignalException as error:
         return 128 + error.sigval
     except KeyboardInterrupt:
@@ -146,7 +148,7 @@ def launch(plan: LaunchPlan, options: Sequence[str]) -> int:
     return 0
 
 
-def _read_positive(environment: Mapping[str, str], variable: str, *, default: int) -> int:
+def _read_positive_integer(environment: Mapping[str, str], variable: str, *, default: int) -> int:
     """A variable that counts something; an empty one is as one that is not set."""
     text = environment.get(variable) or str(default)
     if not text.isdecimal() or int(text) == 0:
@@ -159,7 +161,7 @@ def _read_positive(environment: Mapping[str, str], variable: str, *, default: in
     return int(text)
 
 
-def _find_launch_file(given: str | None, processes: int, num_gpus: int) -> Path:
+def _resolve_launch_file(given: str | None, processes: int, num_gpus: int) -> Path:
     """The file for `accelerate launch`: the given one, or the preset that fits the machine."""
     fitting = "ddp" if processes > 1 else "single" if num_gpus else "cpu"
     path = Path(resolve_preset(ACCELERATE, given or fitting))
@@ -174,7 +176,7 @@ def _find_launch_file(given: str | None, processes: int, num_gpus: int) -> Path:
     return path
 
 
-def _check_launch_file(path: Path, processes: int) -> None:
+def _check_launch_file_processes_and_engine(path: Path, processes: int) -> None:
     """Raises `UserError` if the file cannot launch that many processes, or not on this machine."""
     engine = str(_read_launch_file(path).get("distributed_type"))
     # an unquoted NO is false in YAML
@@ -226,7 +228,7 @@ def _rendezvous_flags(environment: Mapping[str, str], machines: int) -> list[str
     return ["--main_process_ip", address, "--main_process_port", port or DEFAULT_PORT]
 
 
-def _report_exit(process: str, code: int) -> int:
+def _print_signal_and_get_exit_code(process: str, code: int) -> int:
     """An exit code as a shell gives it; a process that a signal ended had no last words."""
     if code >= 0:
         return code

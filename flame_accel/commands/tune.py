@@ -69,7 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     gpu = detect_gpu()
     folder = arguments.output / gpu.capability if arguments.output else None
     tuner = install_autotune_hook(Tuner(gpu, folder, fresh=arguments.fresh))
-    failed = [name for name in arguments.configs if not _tune(name, arguments, tuner)]
+    failed = [
+        name for name in arguments.configs if not _tune_model_if_it_fits(name, arguments, tuner)
+    ]
     print(
         f"{len(tuner.tuned)} kernels tuned among {sum(tuner.tuned.values())} candidates; "
         f"their configurations are in {tuner.tuned_folder}"
@@ -82,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _tune(name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
+def _tune_model_if_it_fits(name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
     """Lets one model meet its kernels; False where it does not fit, the others still may."""
     import torch
 
@@ -97,10 +99,10 @@ def _tune(name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
         seed=0,
     )
     model.cuda()
-    batch = _random_batch(arguments, config.vocab_size)
+    batch = _random_cuda_batch(arguments, config.vocab_size)
     begin, before = time.perf_counter(), dict(tuner.seconds)
     try:
-        for meet in _occasions(model, batch, arguments.precision):
+        for meet in _training_and_sampling_steps(model, batch, arguments.precision):
             meet()
     except torch.OutOfMemoryError as error:
         print(f"{name}: {error}")
@@ -112,7 +114,7 @@ def _tune(name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
     return True
 
 
-def _random_batch(arguments: argparse.Namespace, vocabulary_size: int) -> dict[str, Any]:
+def _random_cuda_batch(arguments: argparse.Namespace, vocabulary_size: int) -> dict[str, Any]:
     """A micro-batch as `data` makes them, of random tokens."""
     import torch
 
@@ -130,7 +132,9 @@ def _random_batch(arguments: argparse.Namespace, vocabulary_size: int) -> dict[s
     return {"input_ids": ids, "labels": ids, "cu_seqlens": bounds}
 
 
-def _occasions(model: Any, batch: dict[str, Any], precision: str) -> list[Callable[[], None]]:
+def _training_and_sampling_steps(
+    model: Any, batch: dict[str, Any], precision: str
+) -> list[Callable[[], None]]:
     """Where a run meets kernels: validation and training as each engine computes, and a sample."""
     import torch
 

@@ -43,7 +43,7 @@ class BadRecordCounter:
         self._num_logged = 0
         self._last_logged_total = MAX_LOGGED_RECORDS
 
-    def check_record(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
+    def raise_or_count_record(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
         """Apply the policy to a record: raise, count it, or ignore it.
 
         Args:
@@ -57,9 +57,9 @@ class BadRecordCounter:
         if policy.stops_run(record):
             raise refused_record_error(record, source)
         if policy.counts_as_bad(record):
-            self.add_records([record])
+            self.count_and_check_limit([record])
 
-    def add_records(self, new: Sequence[Skipped]) -> None:
+    def count_and_check_limit(self, new: Sequence[Skipped]) -> None:
         """Count and log the bad records that were skipped since the last call.
 
         Raises:

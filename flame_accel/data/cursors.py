@@ -9,7 +9,7 @@ from typing import NamedTuple
 class SourceCursor(NamedTuple):
     """Where a lane stands in one source, at the start of a document; integers in JSON."""
 
-    place: tuple[int, ...] = ()
+    position: tuple[int, ...] = ()
     """Position, in the form that the source's reader defines; empty: the start."""
     consumed: int = 0
     """Number of documents used so far."""

@@ -49,6 +49,14 @@ class EncodedRecord(NamedTuple):
     """Length of the record's text in UTF-8; 0 for a record that the source skipped."""
 
 
+class PositionedRecord(NamedTuple):
+    """A record of a shard, and where to continue reading after it."""
+
+    record: Record | Skipped
+    next_position: int
+    """Position in the shard, in the form that its reader defines."""
+
+
 def count_utf8_bytes(record: Record | Skipped) -> int:
     """Length in UTF-8 of a text, or of all messages of a conversation; 0 for a `Skipped`."""
     if isinstance(record, str):

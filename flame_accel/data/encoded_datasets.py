@@ -39,9 +39,9 @@ class EncodedTable:
         return len(self._table)
 
     def __getitem__(self, index: int, /) -> Document | Skipped:
-        return self.read_with_size(index).document
+        return self.read_with_num_bytes(index).document
 
-    def read_with_size(self, index: int) -> EncodedRecord:
+    def read_with_num_bytes(self, index: int) -> EncodedRecord:
         """A document, and the size of its text."""
         record = self._table[index]
         document = self._encode(record)
@@ -94,11 +94,13 @@ class IndexedDataset:
 
     def in_order(self) -> Iterator[EncodedRecord]:
         """What each record gives, in the order of the data."""
-        return map(self._documents.read_with_size, range(self.num_documents))
+        return map(self._documents.read_with_num_bytes, range(self.num_documents))
 
     def sample(self, count: int) -> Iterator[EncodedRecord]:
         """What evenly spread records give, at most `count` of them; 0: all."""
-        return map(self._documents.read_with_size, evenly_spread_indices(self.num_documents, count))
+        return map(
+            self._documents.read_with_num_bytes, evenly_spread_indices(self.num_documents, count)
+        )
 
     def __str__(self) -> str:
         return _describe_dataset(self.name, self.num_documents, "document", self.held_out)
@@ -119,9 +121,9 @@ class SequentialDataset:
     def __init__(self, shards: Shards, encode: Encode, held_out: HeldOut | None) -> None:
         self.name = shards.name
         self.held_out = held_out
-        self.conversations = first_is_conversation(_read_in_order(shards))
+        self.conversations = first_is_conversation(_read_all_shards(shards))
         self._shards = shards
-        self._encode = with_held_out(encode, held_out)
+        self._encode = encode_only_side(encode, held_out)
 
     @property
     def form(self) -> str:
@@ -140,7 +142,7 @@ class SequentialDataset:
 
     def in_order(self) -> Iterator[EncodedRecord]:
         """What each record gives, in the order of the data."""
-        for record in _read_in_order(self._shards):
+        for record in _read_all_shards(self._shards):
             yield EncodedRecord(self._encode(record), count_utf8_bytes(record))
 
     def sample(self, count: int) -> Iterator[EncodedRecord]:
@@ -151,9 +153,9 @@ class SequentialDataset:
         return _describe_dataset(self.name, len(self._shards), "shard", self.held_out)
 
 
-def with_held_out(encode: Encode, held_out: HeldOut | None) -> Encode:
+def encode_only_side(encode: Encode, held_out: HeldOut | None) -> Encode:
     """`encode`, for the documents of one side of a split only; None: for all of them."""
-    return encode if held_out is None else partial(_encode_side, encode, held_out)
+    return encode if held_out is None else partial(_encode_if_on_side, encode, held_out)
 
 
 def evenly_spread_indices(total: int, max_indices: int) -> list[int]:
@@ -162,14 +164,16 @@ def evenly_spread_indices(total: int, max_indices: int) -> list[int]:
     return [i * total // count for i in range(count)]
 
 
-def _encode_side(encode: Encode, held_out: HeldOut, record: Record | Skipped) -> Document | Skipped:
+def _encode_if_on_side(
+    encode: Encode, held_out: HeldOut, record: Record | Skipped
+) -> Document | Skipped:
     return encode(held_out(record))
 
 
-def _read_in_order(shards: Shards) -> Iterator[Record | Skipped]:
+def _read_all_shards(shards: Shards) -> Iterator[Record | Skipped]:
     for shard in range(len(shards)):
-        for record, _ in shards.read(shard, 0):
-            yield record
+        for positioned in shards.read(shard, 0):
+            yield positioned.record
 
 
 def _describe_dataset(name: str, count: int, unit: str, held_out: HeldOut | None) -> str:

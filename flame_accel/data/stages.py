@@ -12,7 +12,7 @@ from typing import Protocol
 
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import SourceCursor
-from flame_accel.data.documents import Document, EncodedRecord, Record, Skipped
+from flame_accel.data.documents import Document, EncodedRecord, PositionedRecord, Record, Skipped
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.tokens.encoder import Encoder
@@ -158,13 +158,13 @@ class IndexedDocuments(Protocol):
 class SizedDocuments(IndexedDocuments, Protocol):
     """Documents in any order that know the size of their texts."""
 
-    def read_with_size(self, index: int) -> EncodedRecord:
+    def read_with_num_bytes(self, index: int) -> EncodedRecord:
         """A document, and the length of its text in UTF-8."""
         ...
 
 
 class Shards(Protocol):
-    """Records in a few sequences, each of which can be read from any place; mostly files."""
+    """Records in a few sequences, each of which can be read from any position; mostly files."""
 
     name: str
     """How messages name the data."""
@@ -173,8 +173,8 @@ class Shards(Protocol):
         """Number of shards, at least 1."""
         ...
 
-    def read(self, shard: int, place: int, /) -> Iterator[tuple[Record | Skipped, int]]:
-        """Records of a shard from a place (0: its start), each with the place behind it."""
+    def read(self, shard: int, start_position: int, /) -> Iterator[PositionedRecord]:
+        """Records of a shard from a position (0: its start) to its end."""
         ...
 
     @property
@@ -212,7 +212,7 @@ class ShuffledSource(Protocol):
         """
         ...
 
-    def check_lanes(self, num_lanes: int) -> None:
+    def check_enough_documents_if_known(self, num_lanes: int) -> None:
         """Check that there are at least as many documents as lanes.
 
         Raises:

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
-from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache
+from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
 from flame_accel.data.from_options import (
     RunData,
     build_batches,
     open_data,
 )
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
-from flame_accel.data.loading.stream_state import merge_states
+from flame_accel.data.loading.stream_state import merge_rank_states
 from flame_accel.data.sources.opening import open_source
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.table import Table
@@ -98,7 +98,7 @@ def write_cached(dataset: Path, folder: Path) -> str:
     recipe = CacheOrigin(
         tokenizer_identity=tokenizer_identity(BYTE), vocabulary_size=258, add_bos=False, source={}
     )
-    write_cache(table, Encoder(BYTE, add_bos=False), folder, recipe)
+    write_cache_unless_finished(table, Encoder(BYTE, add_bos=False), folder, recipe)
     return str(folder)
 
 
@@ -150,7 +150,7 @@ def play(
         [rows_of(step, size, training.seq_len) for step in islice(batches, steps)]
         for batches in ranks
     ]
-    merged = merge_states([batches.state_dict() for batches in reversed(ranks)])
+    merged = merge_rank_states([batches.state_dict() for batches in reversed(ranks)])
     joined = [np.concatenate(parts) for parts in zip(*drawn, strict=True)]
     return np.stack(joined), json.loads(json.dumps(merged))
 

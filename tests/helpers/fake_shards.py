@@ -22,7 +22,7 @@ class Text(str):
 
 
 class FakeShards:
-    """Shards of given sizes; places are multiples of 7, as offsets in a file might be."""
+    """Shards of given sizes; positions are multiples of 7, as offsets in a file might be."""
 
     name = "fake"
     fingerprint = "sizes"
@@ -38,12 +38,12 @@ class FakeShards:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def read(self, shard: int, place: int) -> Iterator[tuple[Record | Skipped, int]]:
-        self.opened.append((shard, place))
-        assert place % 7 == 0
+    def read(self, shard: int, position: int) -> Iterator[tuple[Record | Skipped, int]]:
+        self.opened.append((shard, position))
+        assert position % 7 == 0
         self.num_open += 1
         try:
-            for i in range(place // 7, self.sizes[shard]):
+            for i in range(position // 7, self.sizes[shard]):
                 self.num_read += 1
                 yield self.record(shard, i), 7 * (i + 1)
         finally:
@@ -95,7 +95,7 @@ def take(reader: StreamReader) -> int:
 def read_epoch(reader: StreamReader, epoch: int = 0) -> list[int]:
     """Documents up to the end of an epoch."""
     documents = []
-    while int(reader.peek().tokens[0]) >= 0 and reader.cursor.place[0] <= epoch:
+    while int(reader.peek().tokens[0]) >= 0 and reader.cursor.position[0] <= epoch:
         documents.append(take(reader))
     return documents
 

@@ -15,7 +15,7 @@ from flame_accel.data.lanes.rows import Packing
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
 from flame_accel.data.loading.step_batches import StepBatches, StepLayout
-from flame_accel.data.loading.stream_state import merge_states
+from flame_accel.data.loading.stream_state import merge_rank_states
 from flame_accel.data.loading.workers import LoaderOptions
 
 NUM_LANES = 16
@@ -120,5 +120,5 @@ def all_ranks(
     """The rows of each step over all ranks, and the merged state after them, through JSON."""
     ranks = [build(packing, rank=r, world_size=world_size, **options) for r in range(world_size)]
     drawn = [[content(step, packing) for step in islice(rank, steps)] for rank in ranks]
-    merged = merge_states([rank.state_dict() for rank in reversed(ranks)])
+    merged = merge_rank_states([rank.state_dict() for rank in reversed(ranks)])
     return [[*chain(*parts)] for parts in zip(*drawn, strict=True)], json.loads(json.dumps(merged))

@@ -63,9 +63,9 @@ def open_lane(
     cursor = cursor or LaneCursor(sources=(SourceCursor(),) * len(sources))
     readers = [
         ShuffledTable(documents, seed=SEED + i).open_reader(
-            lane, num_lanes, place, policy or SkipPolicy(), lambda skipped: None
+            lane, num_lanes, source_cursor, policy or SkipPolicy(), lambda skipped: None
         )
-        for i, (documents, place) in enumerate(zip(sources, cursor.sources, strict=True))
+        for i, (documents, source_cursor) in enumerate(zip(sources, cursor.sources, strict=True))
     ]
     return Lane(readers, shares, packing, cursor)
 
@@ -73,8 +73,8 @@ def open_lane(
 def through_json(cursor: LaneCursor) -> LaneCursor:
     """What comes back from a file that holds lists of integers."""
     source, offset, row, sources = json.loads(json.dumps(cursor))
-    places = (SourceCursor(tuple(place), *counts) for place, *counts in sources)
-    return LaneCursor(source, offset, row, tuple(places))
+    cursors = (SourceCursor(tuple(position), *counts) for position, *counts in sources)
+    return LaneCursor(source, offset, row, tuple(cursors))
 
 
 def documents_of(
@@ -85,7 +85,7 @@ def documents_of(
     epoch = 0
     while True:
         for position in range(lane, len(documents), num_lanes):
-            document = documents[order.document_at(epoch, position)]
+            document = documents[order.document_index_at(epoch, position)]
             if isinstance(document, Document):
                 yield document
         epoch += 1

@@ -1,4 +1,4 @@
-"""Files of records: writing them in every form, and reading them back from any place."""
+"""Files of records: writing them in every form, and reading them back from any position."""
 
 import gzip
 import json
@@ -17,9 +17,9 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "\u0
 
 
 def read(
-    file: str | Path, place: int = 0, *, column: str | None = None, max_bytes: int = MAX_BYTES
+    file: str | Path, position: int = 0, *, column: str | None = None, max_bytes: int = MAX_BYTES
 ) -> list[tuple[Any, int]]:
-    return list(read_records(str(file), place, text_column=column, max_bytes=max_bytes))
+    return list(read_records(str(file), position, text_column=column, max_bytes=max_bytes))
 
 
 def records(file: str | Path, **options: Any) -> list[Any]:

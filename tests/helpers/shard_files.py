@@ -8,8 +8,8 @@ from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.stages import Shards
 
 
-def records(shards: Shards, shard: int, place: int = 0) -> list[Any]:
-    return [record for record, _ in shards.read(shard, place)]
+def records(shards: Shards, shard: int, position: int = 0) -> list[Any]:
+    return [record for record, _ in shards.read(shard, position)]
 
 
 def write_files(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from flame_accel.commands.arguments import integer_of_at_least
+from flame_accel.commands.arguments import argparse_integer_at_least
 from flame_accel.config import Config, ConfigError, UserError, parse
 
 NO_MODEL = "not/needed"
@@ -23,18 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "All other arguments are the options of a run, which `bash train.sh -h` prints."
     parser.set_defaults(run_options=[])
     parser.add_argument(
-        "--rows", type=integer_of_at_least(0), default=3, help="rows of step 1 to show (default 3)"
+        "--rows",
+        type=argparse_integer_at_least(0),
+        default=3,
+        help="rows of step 1 to show (default 3)",
     )
     parser.add_argument(
         "--documents",
-        type=integer_of_at_least(0),
+        type=argparse_integer_at_least(0),
         default=2000,
         help="records of each dataset to read for the statistics: evenly spread ones, or the first "
         "ones of a stream; 0 reads all (default 2000)",
     )
     parser.add_argument(
         "--ranks",
-        type=integer_of_at_least(1),
+        type=argparse_integer_at_least(1),
         default=1,
         help="processes that the run would have (default 1)",
     )
@@ -51,18 +54,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     from flame_accel.commands.data import sections
     from flame_accel.commands.data.dataset_sampling import format_dataset, sample_dataset
-    from flame_accel.commands.data.document_lengths import save_histogram
+    from flame_accel.commands.data.document_lengths import save_histogram_png
     from flame_accel.data.from_options import build_lanes, open_data
     from flame_accel.data.tokens.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()
     training = config.training
-    tokenizer_name = _get_tokenizer_name(config)
+    tokenizer_name = _require_tokenizer_name(config)
     tokenizer = load_tokenizer(tokenizer_name, config.model.trust_remote_code)
     data = open_data(training, config.evaluation, tokenizer)
     num_lanes = training.batch_size * training.gradient_accumulation_steps * arguments.ranks
-    sections.print_run(config, data, tokenizer_name, num_lanes, arguments.ranks)
-    samples, lengths, limits = [], {}, sections.document_limits(config)
+    sections.print_run_summary(config, data, tokenizer_name, num_lanes, arguments.ranks)
+    samples, lengths, limits = [], {}, sections.document_length_limits_by_name(config)
     for label, dataset in zip(sections.dataset_labels(data), data.training, strict=True):
         sample = sample_dataset(dataset, arguments.documents)
         samples.append(sample)
@@ -70,12 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
         if len(sample.counts.lengths):
             lengths[label] = sample.counts.lengths
     if arguments.output is not None and lengths:
-        save_histogram(arguments.output / PICTURE, lengths, limits)
+        save_histogram_png(arguments.output / PICTURE, lengths, limits)
         sections.print_section("picture", [str(arguments.output / PICTURE)])
     stream = build_lanes(training, data, num_lanes=num_lanes)
     for source in stream.sources:
-        source.check_lanes(num_lanes)
-    sections.print_rows(config, data, samples, stream, arguments.rows)
+        source.check_enough_documents_if_known(num_lanes)
+    sections.print_packing_mixture_rows_and_warnings(config, data, samples, stream, arguments.rows)
 
 
 def parse_run_options(argv: Sequence[str]) -> Config:
@@ -93,7 +96,7 @@ def parse_run_options(argv: Sequence[str]) -> Config:
     return parse([*argv, f"--model.config={NO_MODEL}"])
 
 
-def _get_tokenizer_name(config: Config) -> str:
+def _require_tokenizer_name(config: Config) -> str:
     name = config.model.tokenizer_path or str(config.model.config)
     if name == NO_MODEL:
         raise UserError(

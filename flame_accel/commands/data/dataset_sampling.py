@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flame_accel.commands.data.document_lengths import format_lengths
-from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.stages import EncodedDataset
 
 MAX_NAMED_RECORDS = 5
@@ -70,7 +70,7 @@ def sample_dataset(dataset: EncodedDataset, max_records: int) -> DatasetSample:
     return DatasetSample(counts, num_records, total)
 
 
-def count_records(documents: Iterable[tuple[Document | Skipped, int]]) -> RecordCounts:
+def count_records(documents: Iterable[EncodedRecord]) -> RecordCounts:
     """Count documents and skipped records, each given with the UTF-8 bytes of its text."""
     skipped = {"empty": 0, "damaged": 0, "held out": 0}
     lengths: list[int] = []
@@ -138,11 +138,11 @@ def format_dataset(
         "damaged": counts.num_damaged,
     }
     listed = (f"{n:,} {name}" for name, n in numbers.items() if n or name == "documents")
-    yield f"records    {_describe_read_records(sample)}: {', '.join(listed)}"
+    yield f"records    {_describe_number_read(sample)}: {', '.join(listed)}"
     if dataset.held_out is not None:
         share = counts.num_held_out / max(1, counts.num_read)
         yield f"held out   {dataset.held_out.share:.2%} asked for, {share:.2%} of those read"
-    yield f"tokens     {_describe_total(sample.total)}"
+    yield f"tokens     {_describe_total_tokens(sample.total)}"
     if not len(counts.lengths):
         yield "           there is no document among the records that were read"
         return
@@ -150,7 +150,7 @@ def format_dataset(
     yield from format_lengths(counts.lengths, limits)
 
 
-def _describe_read_records(sample: DatasetSample) -> str:
+def _describe_number_read(sample: DatasetSample) -> str:
     num_read = sample.counts.num_read
     if sample.num_records is None:
         return f"the first {num_read:,} were read"
@@ -159,7 +159,7 @@ def _describe_read_records(sample: DatasetSample) -> str:
     return f"{sample.num_records:,}, of which {num_read:,} were read"
 
 
-def _describe_total(total: TokenEstimate | None) -> str:
+def _describe_total_tokens(total: TokenEstimate | None) -> str:
     if total is None:
         return "not known until all records are read"
     if not total.error:

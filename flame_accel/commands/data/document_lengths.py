@@ -32,7 +32,7 @@ class LengthBin(NamedTuple):
     count: int
 
 
-def describe_lengths(lengths: np.ndarray) -> LengthStatistics:
+def compute_length_statistics(lengths: np.ndarray) -> LengthStatistics:
     """Statistics of lengths, int [documents], of at least one document."""
     shares = (50, 90, 99)
     median, percentile_90, percentile_99 = np.percentile(lengths, shares, method="inverted_cdf")
@@ -46,7 +46,7 @@ def describe_lengths(lengths: np.ndarray) -> LengthStatistics:
     )
 
 
-def bin_lengths(lengths: np.ndarray) -> list[LengthBin]:
+def count_lengths_by_power_of_two(lengths: np.ndarray) -> list[LengthBin]:
     """Count documents per power of two, from the first to the last bin that holds any.
 
     Args:
@@ -66,7 +66,7 @@ def format_lengths(lengths: np.ndarray, limits: Mapping[str, int]) -> Iterator[s
         lengths: int [documents], in tokens, of at least one document.
         limits: by name, lengths in tokens; the lines say how many documents are longer.
     """
-    statistics = describe_lengths(lengths)
+    statistics = compute_length_statistics(lengths)
     yield (
         f"lengths    median {statistics.median:,}, mean {statistics.mean:,.1f}, "
         f"{statistics.minimum:,} to {statistics.maximum:,} tokens"
@@ -78,7 +78,7 @@ def format_lengths(lengths: np.ndarray, limits: Mapping[str, int]) -> Iterator[s
     for name, limit in limits.items():
         longer = int((lengths > limit).sum())
         yield f"           {longer:,} ({longer / len(lengths):.1%}) longer than {name}, {limit:,}"
-    yield from format_histogram(bin_lengths(lengths))
+    yield from format_histogram(count_lengths_by_power_of_two(lengths))
 
 
 def format_histogram(bins: Sequence[LengthBin]) -> Iterator[str]:
@@ -89,7 +89,7 @@ def format_histogram(bins: Sequence[LengthBin]) -> Iterator[str]:
         yield f"{low:>11,} - {high:<11,} {count:>9,} {bar}".rstrip()
 
 
-def save_histogram(
+def save_histogram_png(
     path: Path, lengths: Mapping[str, np.ndarray], limits: Mapping[str, int]
 ) -> None:
     """Save a PNG with the distribution of document lengths in each dataset, on a log axis.

@@ -18,7 +18,7 @@ class DatasetUse(NamedTuple):
     """Passes over the dataset; None: its size is not known."""
 
 
-def plan_dataset_use(
+def compute_dataset_uses(
     shares: Sequence[float],
     totals: Sequence[TokenEstimate | None],
     packing: PackingStatistics,
@@ -42,7 +42,7 @@ def plan_dataset_use(
     ]
 
 
-def format_mixture(
+def format_mixture_table(
     names: Sequence[str], uses: Sequence[DatasetUse], measured: Sequence[int], run_positions: int
 ) -> Iterator[str]:
     """Lines of a table with a row per dataset: share asked for and measured, tokens, epochs.

@@ -27,7 +27,7 @@ class PackingStatistics(NamedTuple):
     """Tokens of each source; one in two pieces (see `lanes.sequential_packing`) once."""
 
 
-def describe_packing(rows: Sequence[TracedRow], num_sources: int) -> PackingStatistics:
+def compute_packing_statistics(rows: Sequence[TracedRow], num_sources: int) -> PackingStatistics:
     """Statistics of traced rows, at least one."""
     documents: set[tuple[int, int]] = set()
     cut: set[tuple[int, int]] = set()
@@ -63,7 +63,7 @@ def describe_packing(rows: Sequence[TracedRow], num_sources: int) -> PackingStat
     )
 
 
-def format_packings(packings: Mapping[str, PackingStatistics]) -> Iterator[str]:
+def format_packing_table(packings: Mapping[str, PackingStatistics]) -> Iterator[str]:
     """Lines of a table with a column per packing, by name."""
     shares = {
         "tokens that are targets": [p.targets / p.positions for p in packings.values()],

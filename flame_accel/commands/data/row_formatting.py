@@ -40,7 +40,7 @@ class RowVocabulary(NamedTuple):
 
 def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterator[str]:
     """Lines for rows, a block of lines each."""
-    marks = {_choose_mark(piece) for row in rows for piece in row.pieces}
+    marks = {_boundary_mark(piece) for row in rows for piece in row.pieces}
     yield from (f"{mark} {meaning}" for mark, meaning in LEGEND.items() if mark in marks)
     for row in rows:
         targets = f"{int(row.targets.sum()):,} targets"
@@ -55,14 +55,14 @@ def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterato
                     yield from _format_piece_text(piece, vocabulary)
 
 
-def _choose_mark(piece: Piece) -> str:
+def _boundary_mark(piece: Piece) -> str:
     return SEGMENT_MARK if piece.starts_segment else DOCUMENT_MARK
 
 
 def _format_piece_heading(piece: Piece, vocabulary: RowVocabulary) -> str:
     """Position, length, source, and which part of its document the piece is."""
     tokens = "1 token" if len(piece.tokens) == 1 else f"{len(piece.tokens):,} tokens"
-    at = f"  {_choose_mark(piece)} at {piece.start:,}: {tokens}"
+    at = f"  {_boundary_mark(piece)} at {piece.start:,}: {tokens}"
     if piece.document is None:
         return f"{at} of padding, no targets"
     if len(piece.tokens) == piece.document_length:
@@ -115,8 +115,8 @@ def _quote_tokens(
         head = _escape_characters(vocabulary.decode(tokens[:enough]))
         tail = _escape_characters(vocabulary.decode(tokens[-enough:]))
     room -= len(ELLIPSIS) + 2
-    beginning = _take_fitting(head, room - room // 3)
-    end = _take_fitting(tail[::-1], room // 3)[::-1]
+    beginning = _longest_prefix_within(head, room - room // 3)
+    end = _longest_prefix_within(tail[::-1], room // 3)[::-1]
     return f'{before}"{"".join(beginning)}"{ELLIPSIS}"{"".join(end)}"{after}'
 
 
@@ -125,7 +125,7 @@ def _escape_characters(text: str) -> list[str]:
     return [f"\\{c}" if c in '"\\' else c if c.isprintable() else repr(c)[1:-1] for c in text]
 
 
-def _take_fitting(characters: Sequence[str], width: int) -> Sequence[str]:
+def _longest_prefix_within(characters: Sequence[str], width: int) -> Sequence[str]:
     """The longest start of `characters` that takes at most `width` columns."""
     ends = itertools.accumulate(len(c) for c in characters)
     return characters[: sum(end <= width for end in ends)]

@@ -75,14 +75,14 @@ class _TokenRegister:
         self.first_ids: list[int] = []
         self._next_id = 0
 
-    def register_document(self, source: int, document: Document) -> Document:
+    def register_and_replace_tokens(self, source: int, document: Document) -> Document:
         """The document with ids in place of its tokens."""
         first_id, self._next_id = self._next_id, self._next_id + len(document.tokens)
         self.documents.append(_RegisteredDocument(first_id, source, document))
         self.first_ids.append(first_id)
         return Document(np.arange(first_id, self._next_id, dtype=np.int32), document.targets)
 
-    def document_of_token(self, token_id: int) -> _RegisteredDocument:
+    def find_document_of_token(self, token_id: int) -> _RegisteredDocument:
         """The document that the token with an id belongs to."""
         return self.documents[bisect_right(self.first_ids, token_id) - 1]
 
@@ -107,7 +107,7 @@ class _RegisteringReader:
     def peek(self) -> Document:
         if self._document is None:
             document = self._reader.peek()
-            self._document = self._register.register_document(self._source, document)
+            self._document = self._register.register_and_replace_tokens(self._source, document)
         return self._document
 
     def advance(self) -> None:
@@ -173,10 +173,10 @@ class TracedLane:
             UserError: a reader cannot read its source.
         """
         row = self._packer.next_row()
-        return _restore_tokens(row, self._register, self._lane, self._packing.padding)
+        return _trace_row_of_ids(row, self._register, self._lane, self._packing.padding)
 
 
-def _restore_tokens(row: Row, register: _TokenRegister, lane: int, padding: int) -> TracedRow:
+def _trace_row_of_ids(row: Row, register: _TokenRegister, lane: int, padding: int) -> TracedRow:
     """The pieces of a row of token ids, with the tokens in place of the ids."""
     ids = row.tokens
     is_padding = ids == PADDING_ID
@@ -194,7 +194,7 @@ def _restore_tokens(row: Row, register: _TokenRegister, lane: int, padding: int)
     for start, stop in pairwise(bounds):
         piece = Piece(start, start in row.starts, tokens[start:stop], targets[start:stop])
         if not is_padding[start]:
-            first_id, source, document = register.document_of_token(int(ids[start]))
+            first_id, source, document = register.find_document_of_token(int(ids[start]))
             offset = int(ids[start]) - first_id
             tokens[start:stop] = document.tokens[offset : offset + stop - start]
             piece = piece._replace(

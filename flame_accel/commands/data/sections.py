@@ -14,13 +14,13 @@ from flame_accel.commands.data.dataset_sampling import (
 )
 from flame_accel.commands.data.mixture_statistics import (
     DatasetUse,
-    format_mixture,
-    plan_dataset_use,
+    compute_dataset_uses,
+    format_mixture_table,
 )
 from flame_accel.commands.data.packing_statistics import (
     PackingStatistics,
-    describe_packing,
-    format_packings,
+    compute_packing_statistics,
+    format_packing_table,
 )
 from flame_accel.commands.data.row_formatting import RowVocabulary, format_rows
 from flame_accel.commands.data.row_tracing import trace_first_rows
@@ -52,7 +52,7 @@ def print_section(title: str, lines: Iterable[str]) -> None:
             print(f"  {part}")
 
 
-def print_run(
+def print_run_summary(
     config: Config, data: RunData, tokenizer_name: str, num_lanes: int, ranks: int
 ) -> None:
     """Print steps, tokenizer, packing and evaluation of the run."""
@@ -82,7 +82,7 @@ def _format_run(
         yield f"evaluation on {data.evaluation}"
 
 
-def print_rows(
+def print_packing_mixture_rows_and_warnings(
     config: Config,
     data: RunData,
     samples: Sequence[DatasetSample],
@@ -95,20 +95,20 @@ def print_rows(
     # records that would stop a run are listed at the end
     stream = replace(stream, policy=SkipPolicy(sys.maxsize))
     packings = _measure_packings(stream, met.append)
-    print_section("packing", format_packings(packings))
+    print_section("packing", format_packing_table(packings))
 
     names = dataset_labels(data)
-    uses = _print_mixture(config, data, names, samples, packings, stream)
+    uses = _print_mixture_and_return_uses(config, data, names, samples, packings, stream)
     _print_first_rows(data, names, stream, num_rows, met.append)
     for name, use in zip(names, uses, strict=True):
         if use.epochs is not None and use.epochs > MAX_GOOD_EPOCHS:
             effect = f"beyond {MAX_GOOD_EPOCHS} times, tokens teach less and less"
             print_section("warning", [f"{name} is read {use.epochs:.1f} times: {effect}"])
     damaged = [skipped for sample in samples for skipped in sample.counts.damaged]
-    print_damaged_records(damaged + met, policy)
+    print_damaged_records_warning(damaged + met, policy)
 
 
-def _print_mixture(
+def _print_mixture_and_return_uses(
     config: Config,
     data: RunData,
     names: Sequence[str],
@@ -118,10 +118,10 @@ def _print_mixture(
 ) -> list[DatasetUse]:
     positions = config.training.steps * stream.num_lanes * config.training.seq_len
     totals = [sample.total for sample in samples]
-    uses = plan_dataset_use(data.shares, totals, packings[_packing_name(stream)], positions)
+    uses = compute_dataset_uses(data.shares, totals, packings[_packing_name(stream)], positions)
     # read in order, the first rows show the shares exactly
     measured = packings[SEQUENTIAL].tokens_of_sources
-    print_section("tokens of the run", format_mixture(names, uses, measured, positions))
+    print_section("tokens of the run", format_mixture_table(names, uses, measured, positions))
     return uses
 
 
@@ -143,7 +143,7 @@ def _print_first_rows(
         print_section(title, format_rows(rows, vocabulary))
 
 
-def print_damaged_records(skipped: Iterable[Skipped], policy: SkipPolicy) -> None:
+def print_damaged_records_warning(skipped: Iterable[Skipped], policy: SkipPolicy) -> None:
     """Print where damaged records are, and what a run does about them."""
     damaged = (record for record in skipped if record.why == "damaged")
     places = dict.fromkeys(f"{record.where}: {record.what}" for record in damaged)
@@ -162,7 +162,7 @@ def dataset_labels(data: RunData) -> list[str]:
     return names if len(names) == 1 else [f"{i}. {name}" for i, name in enumerate(names, 1)]
 
 
-def document_limits(config: Config) -> dict[str, int]:
+def document_length_limits_by_name(config: Config) -> dict[str, int]:
     """By name, lengths in tokens at which documents are cut."""
     training = config.training
     limits = {"a row": training.seq_len}
@@ -192,7 +192,7 @@ def _measure_packing(stream: Lanes, report: Callable[[Skipped], None]) -> Packin
     num_rows = min(MAX_MEASURED_ROWS, affordable)
     lanes = evenly_spread_indices(stream.num_lanes, num_rows // ROWS_PER_LANE)
     rows = trace_first_rows(stream, lanes, -(-num_rows // len(lanes)), report)
-    return describe_packing(rows, len(stream.sources))
+    return compute_packing_statistics(rows, len(stream.sources))
 
 
 def _decode_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -22,7 +22,7 @@ from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy, too_many_
 from flame_accel.data.cache.chunk_encoder import (
     BatchEncoder,
     ChunkEncoder,
-    choose_chunk_length,
+    choose_records_per_chunk,
     encode_chunks_in_order,
     record_hash_or_zero,
 )
@@ -34,19 +34,23 @@ from flame_accel.data.cache.file_format import (
     TARGETS,
     UNFINISHED,
     check_file_sizes,
-    first_document_indices,
+    first_document_of_each_shard,
     read_manifest,
-    token_dtype,
+    smallest_token_dtype,
 )
-from flame_accel.data.cache.shard_writer import ShardWriter, map_record_hashes, read_complete_shard
-from flame_accel.data.sources.record_hashes import sample_fingerprint
+from flame_accel.data.cache.shard_writer import (
+    ShardWriter,
+    memory_map_record_hashes,
+    read_shard_entry_if_complete,
+)
+from flame_accel.data.sources.record_hashes import fingerprint_from_sample
 from flame_accel.data.stages import IndexedRecords
 from flame_accel.files import has_temporary_name, sync_to_disk, write_json_atomically
 
 LOCK_TIMEOUT_SECONDS = 5.0
 """How long to wait for worker processes of a killed `prepare` to end."""
 ShardEntries = list[dict[str, Any]]
-"""What the manifest says of each shard, see `read_complete_shard`."""
+"""What the manifest says of each shard, see `read_shard_entry_if_complete`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +78,7 @@ class CacheProgress(NamedTuple):
     """Duration of this attempt so far."""
 
 
-def write_cache(
+def write_cache_unless_finished(
     records: IndexedRecords,
     encoder: BatchEncoder,
     folder: Path,
@@ -109,28 +113,30 @@ def write_cache(
         "tokenizer": origin.tokenizer_identity,
         "add_bos": origin.add_bos,
         "documents": len(records),
-        "fingerprint": sample_fingerprint(len(records), lambda i: record_hash_or_zero(records[i])),
+        "fingerprint": fingerprint_from_sample(
+            len(records), lambda i: record_hash_or_zero(records[i])
+        ),
         "source": dict(origin.source),
     }
-    dtype = token_dtype(origin.vocabulary_size)
-    with _locked_folder(folder):
+    dtype = smallest_token_dtype(origin.vocabulary_size)
+    with _create_and_lock_folder(folder):
         if overwrite:
-            _remove_cache(folder)
+            _delete_cache_files(folder)
         if (folder / MANIFEST).exists():
             manifest = read_manifest(folder)
             _check_same_origin(folder, manifest, made_from)
             check_file_sizes(folder, manifest)
             return False
         chunk_encoder = ChunkEncoder(records=records, encoder=encoder, dtype=dtype)
-        shards = _start_or_resume(folder, made_from)
+        shards = _mark_unfinished_and_list_complete_shards(folder, made_from)
         policy = policy or SkipPolicy()
-        _write_missing_shards(folder, shards, chunk_encoder, num_processes, policy, report)
-        _write_manifest(folder, shards, {**made_from, "dtype": dtype.name})
+        _append_missing_shards(folder, shards, chunk_encoder, num_processes, policy, report)
+        _check_unchanged_and_write_manifest(folder, shards, {**made_from, "dtype": dtype.name})
     return True
 
 
 @contextmanager
-def _locked_folder(folder: Path) -> Iterator[None]:
+def _create_and_lock_folder(folder: Path) -> Iterator[None]:
     """Create a folder if needed and lock it for this process; disk errors become `UserError`."""
     lock = FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_SECONDS)
     try:
@@ -164,7 +170,7 @@ def _locked_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _remove_cache(folder: Path) -> None:
+def _delete_cache_files(folder: Path) -> None:
     """Remove the files of a cache; the manifest first, so that what is left never looks whole."""
     (folder / MANIFEST).unlink(missing_ok=True)
     sync_to_disk(folder)
@@ -189,7 +195,9 @@ def _check_same_origin(
         )
 
 
-def _start_or_resume(folder: Path, made_from: Mapping[str, Any]) -> ShardEntries:
+def _mark_unfinished_and_list_complete_shards(
+    folder: Path, made_from: Mapping[str, Any]
+) -> ShardEntries:
     """Mark the folder as unfinished; return its complete shards and delete incomplete ones."""
     path = folder / UNFINISHED
     if path.exists():
@@ -204,7 +212,7 @@ def _start_or_resume(folder: Path, made_from: Mapping[str, Any]) -> ShardEntries
             )
         write_json_atomically(path, made_from)
     shards: ShardEntries = []
-    while (shard := read_complete_shard(folder, len(shards))) is not None:
+    while (shard := read_shard_entry_if_complete(folder, len(shards))) is not None:
         shards.append(shard)
     complete = {name for shard in shards for name in shard["files"]}
     for leftover in folder.glob(f"{SHARD_PREFIX}*"):
@@ -213,7 +221,7 @@ def _start_or_resume(folder: Path, made_from: Mapping[str, Any]) -> ShardEntries
     return shards
 
 
-def _write_missing_shards(
+def _append_missing_shards(
     folder: Path,
     shards: ShardEntries,
     encoder: ChunkEncoder,
@@ -224,14 +232,14 @@ def _write_missing_shards(
     """Encode the records after the existing shards, and append the new shards to `shards`."""
     started_at = time.monotonic()
     total, resumed = len(encoder.records), sum(shard["documents"] for shard in shards)
-    length = choose_chunk_length(encoder.records)
+    length = choose_records_per_chunk(encoder.records)
     ranges = (range(i, min(i + length, total)) for i in range(resumed, total, length))
-    bad_records = _count_bad_records(shards, policy)
+    bad_records = _resume_bad_record_counter(shards, policy)
     documents, tokens, writer = resumed, 0, None
     with closing(encode_chunks_in_order(encoder, ranges, num_processes)) as chunks:
         for chunk in chunks:
             for skipped in chunk.skipped.values():
-                bad_records.check_record(skipped, policy, "")
+                bad_records.raise_or_count_record(skipped, policy, "")
             if writer is not None and not writer.has_room_for(chunk):
                 shards.append(writer.finish())
                 writer = None
@@ -246,7 +254,7 @@ def _write_missing_shards(
         shards.append(writer.finish())
 
 
-def _count_bad_records(shards: ShardEntries, policy: SkipPolicy) -> BadRecordCounter:
+def _resume_bad_record_counter(shards: ShardEntries, policy: SkipPolicy) -> BadRecordCounter:
     """A counter that starts with the bad records of the existing shards."""
     counted = ("damaged",) if policy.max_bad is None else ("damaged", "empty")
     bad_records = BadRecordCounter(policy.max_bad)
@@ -257,7 +265,9 @@ def _count_bad_records(shards: ShardEntries, policy: SkipPolicy) -> BadRecordCou
     return bad_records
 
 
-def _write_manifest(folder: Path, shards: ShardEntries, made_from: Mapping[str, Any]) -> None:
+def _check_unchanged_and_write_manifest(
+    folder: Path, shards: ShardEntries, made_from: Mapping[str, Any]
+) -> None:
     """Finish the cache, if the records are still those that were there at the start."""
     counts = {
         name: sum(shard[name] for shard in shards)
@@ -269,14 +279,14 @@ def _write_manifest(folder: Path, shards: ShardEntries, made_from: Mapping[str, 
             where=str(folder),
             remedy="check the text column (training.text_column)",
         )
-    hashes = [map_record_hashes(folder, number) for number in range(len(shards))]
-    first_documents = first_document_indices(shards)
+    hashes = [memory_map_record_hashes(folder, number) for number in range(len(shards))]
+    first_documents = first_document_of_each_shard(shards)
 
     def hash_of_record(index: int) -> int:
         number = bisect_right(first_documents, index) - 1
         return int(hashes[number][index - first_documents[number]])
 
-    if sample_fingerprint(made_from["documents"], hash_of_record) != made_from["fingerprint"]:
+    if fingerprint_from_sample(made_from["documents"], hash_of_record) != made_from["fingerprint"]:
         raise UserError(
             "the documents changed while they were tokenized",
             where=str(folder),

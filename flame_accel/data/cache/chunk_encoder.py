@@ -124,7 +124,7 @@ def record_hash_or_zero(record: Record | Skipped) -> int:
     return 0 if isinstance(record, Skipped) else record_hash(record)
 
 
-def choose_chunk_length(records: IndexedRecords) -> int:
+def choose_records_per_chunk(records: IndexedRecords) -> int:
     """Records per chunk, by the mean size of a few evenly spread records."""
     count = min(len(records), NUM_SAMPLED_RECORDS)
     sizes = [count_utf8_bytes(records[i * len(records) // count]) for i in range(count)]
@@ -147,7 +147,9 @@ def encode_chunks_in_order(
     if num_processes == 1:
         yield from map(encoder.encode_chunk, ranges)
         return
-    pool = ProcessPoolExecutor(num_processes, initializer=_init_worker, initargs=(encoder,))
+    pool = ProcessPoolExecutor(
+        num_processes, initializer=_init_encoder_process, initargs=(encoder,)
+    )
     pending = deque()
     try:
         for indices in ranges:
@@ -170,7 +172,7 @@ _worker_encoder: ChunkEncoder | None = None
 """Set in worker processes only."""
 
 
-def _init_worker(encoder: ChunkEncoder) -> None:
+def _init_encoder_process(encoder: ChunkEncoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     # the workers already keep all cores busy

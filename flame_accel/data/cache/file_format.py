@@ -82,7 +82,7 @@ def shard_file_name(number: int, suffix: str) -> str:
     return f"{SHARD_PREFIX}{number:05}.{suffix}"
 
 
-def token_dtype(vocabulary_size: int) -> np.dtype:
+def smallest_token_dtype(vocabulary_size: int) -> np.dtype:
     """The smallest unsigned integer type that holds every token id."""
     return np.min_scalar_type(vocabulary_size - 1).newbyteorder("<")
 
@@ -129,7 +129,7 @@ def check_file_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise damaged_cache_error(folder, damage)
 
 
-def first_document_indices(shards: Sequence[Mapping[str, Any]]) -> list[int]:
+def first_document_of_each_shard(shards: Sequence[Mapping[str, Any]]) -> list[int]:
     """Index of the first document of each shard; `shards` as in the manifest."""
     return [0, *accumulate(shard["documents"] for shard in shards)][: len(shards)]
 

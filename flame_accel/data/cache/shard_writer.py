@@ -85,13 +85,13 @@ class ShardWriter:
         counts["damaged"] += int((index["kind"] == DAMAGED).sum())
 
     def finish(self) -> dict[str, Any]:
-        """Sync all files to the disk and mark the shard as complete; see `read_complete_shard`."""
+        """Sync all files to the disk, mark the shard as complete, return its manifest entry."""
         files = {shard_file_name(self._number, name): f.close() for name, f in self._files.items()}
         write_json_atomically(
             self._folder / shard_file_name(self._number, INFO),
             {**self._counts, "files": files, "skipped": self._skipped},
         )
-        shard = read_complete_shard(self._folder, self._number)
+        shard = read_shard_entry_if_complete(self._folder, self._number)
         assert shard is not None
         return shard
 
@@ -100,7 +100,7 @@ class ShardWriter:
         return self._files.setdefault(suffix, ChecksummedWriter(path))
 
 
-def read_complete_shard(folder: Path, number: int) -> dict[str, Any] | None:
+def read_shard_entry_if_complete(folder: Path, number: int) -> dict[str, Any] | None:
     """The manifest's entry for a shard (counts and files); None if the shard is not complete."""
     path = folder / shard_file_name(number, INFO)
     if not path.is_file():
@@ -114,6 +114,6 @@ def read_complete_shard(folder: Path, number: int) -> dict[str, Any] | None:
     return shard
 
 
-def map_record_hashes(folder: Path, number: int) -> np.ndarray:
+def memory_map_record_hashes(folder: Path, number: int) -> np.ndarray:
     """Hashes of the records of a shard, uint64 [documents], memory-mapped."""
     return np.memmap(folder / shard_file_name(number, INDEX), INDEX_DTYPE, "r")["hash"]

@@ -28,7 +28,7 @@ from flame_accel.data.cache.file_format import (
     IndexEntry,
     check_file_sizes,
     damaged_cache_error,
-    first_document_indices,
+    first_document_of_each_shard,
     read_manifest,
     shard_file_name,
 )
@@ -71,13 +71,13 @@ class TokenCache:
         self.name = str(folder)
         self._folder = Path(folder)
         self._manifest = read_manifest(self._folder)
-        self._check_tokenizer(tokenizer_identity, add_bos)
+        self._check_tokenizer_and_bos(tokenizer_identity, add_bos)
         check_file_sizes(self._folder, self._manifest)
         self._held_out = held_out
         self._num_documents: int = self._manifest["documents"]
         self._dtype = np.dtype(self._manifest["dtype"]).newbyteorder("<")
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
-        self._first_documents = first_document_indices(self._shards)
+        self._first_documents = first_document_of_each_shard(self._shards)
         self._mapped: dict[int, _MappedShard] = {}
         # by shard: (where, what) of each damaged record
         self._damaged: dict[int, dict[str, list[str]]] = {}
@@ -104,7 +104,7 @@ class TokenCache:
         Raises:
             UserError: its bytes are not what was written.
         """
-        shard, entry = self._read_index_entry(index)
+        shard, entry = self._read_shard_and_index_entry(index)
         # a record that the source itself skipped has no hash and is on neither side
         if self._held_out is not None and entry.hash:
             share, side = self._held_out
@@ -131,19 +131,19 @@ class TokenCache:
             )
         return Document(tokens, targets)
 
-    def read_with_size(self, index: int) -> EncodedRecord:
+    def read_with_num_bytes(self, index: int) -> EncodedRecord:
         """A document, and the UTF-8 bytes of its text."""
-        return EncodedRecord(self[index], self.document_bytes(index))
+        return EncodedRecord(self[index], self.document_num_bytes(index))
 
-    def document_bytes(self, index: int) -> int:
+    def document_num_bytes(self, index: int) -> int:
         """UTF-8 bytes of a document's text, on whichever side of a split; 0 without tokens."""
-        return self._read_index_entry(index)[1].num_bytes
+        return self._read_shard_and_index_entry(index)[1].num_bytes
 
     def __getstate__(self) -> dict[str, Any]:
         # memory maps cannot be sent to another process
         return {**self.__dict__, "_mapped": {}}
 
-    def _check_tokenizer(self, tokenizer_identity: str, add_bos: bool) -> None:
+    def _check_tokenizer_and_bos(self, tokenizer_identity: str, add_bos: bool) -> None:
         made = self._manifest["tokenizer"], self._manifest["add_bos"]
         if made != (tokenizer_identity, add_bos):
             of_cache, of_run = (
@@ -163,12 +163,12 @@ class TokenCache:
         if damage is not None:
             raise damaged_cache_error(self._folder, damage)
 
-    def _read_index_entry(self, index: int) -> tuple["_MappedShard", IndexEntry]:
+    def _read_shard_and_index_entry(self, index: int) -> tuple["_MappedShard", IndexEntry]:
         """The shard of a document and its index entry, verified except for the offset."""
         if not 0 <= index < self._num_documents:
             raise IndexError(f"document {index} of {self._num_documents}")
         number = bisect_right(self._first_documents, index) - 1
-        shard = self._mapped.get(number) or self._map_shard(number)
+        shard = self._mapped.get(number) or self._memory_map_shard(number)
         start = (index - shard.first_document) * INDEX_DTYPE.itemsize
         entry = shard.index[start : start + INDEX_DTYPE.itemsize]
         if zlib.crc32(entry[:CHECKED_BYTES]) != CHECKED_CRC:
@@ -178,14 +178,14 @@ class TokenCache:
             )
         return shard, IndexEntry._make(INDEX_STRUCT.unpack(entry))
 
-    def _map_shard(self, number: int) -> "_MappedShard":
+    def _memory_map_shard(self, number: int) -> "_MappedShard":
         """Map the files of a shard; unmaps the oldest one if too many are mapped."""
         if len(self._mapped) == MAX_OPEN_SHARDS:
             # views that are still in use keep their map
             del self._mapped[next(iter(self._mapped))]
         names = [shard_file_name(number, suffix) for suffix in (INDEX, TOKENS, TARGETS)]
         index, tokens, targets = (
-            _map_file(self._folder / name) if name in self._shards[number]["files"] else None
+            _memory_map_file(self._folder / name) if name in self._shards[number]["files"] else None
             for name in names
         )
         assert index is not None
@@ -226,7 +226,7 @@ class _MappedShard(NamedTuple):
     """bool [tokens of the shard]."""
 
 
-def _map_file(path: Path) -> mmap.mmap:
+def _memory_map_file(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         # an empty file cannot be mapped: a page that nobody reads instead

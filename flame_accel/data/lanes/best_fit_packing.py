@@ -15,7 +15,7 @@ from flame_accel.data.cursors import LaneCursor
 from flame_accel.data.documents import Document
 from flame_accel.data.lanes.mixture import MixtureReader
 from flame_accel.data.lanes.rows import Packing, Row
-from flame_accel.data.lanes.sequential_packing import data_changed
+from flame_accel.data.lanes.sequential_packing import cursor_past_end_error
 
 WINDOW_ROWS = 64
 """Number of rows, or a few more, whose documents are packed together."""
@@ -67,7 +67,7 @@ class Window:
             self._segments.append(segment)
             self.num_tokens += segment.stop - start
 
-    def assign_rows(self) -> list[list[Segment]]:
+    def assign_segments_to_rows(self) -> list[list[Segment]]:
         """Put each segment, longest first, into the row with the least room that is enough for it.
 
         Returns:
@@ -79,8 +79,8 @@ class Window:
         # (room left, row), sorted; a row is named after its longest segment
         rooms: list[tuple[int, int]] = []
         for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-            place = bisect_left(rooms, (lengths[i], 0))
-            room, row = (self._seq_len, i) if place == len(rooms) else rooms.pop(place)
+            index = bisect_left(rooms, (lengths[i], 0))
+            room, row = (self._seq_len, i) if index == len(rooms) else rooms.pop(index)
             rows.setdefault(row, []).append(self._segments[i])
             if room > lengths[i]:
                 insort(rooms, (room - lengths[i], row))
@@ -131,11 +131,11 @@ class BestFitPacker:
         size = self._packing.seq_len
         if not self._rows:
             self._fill_next_window(math.inf)
-            self._rows = self._next_window.assign_rows()
+            self._rows = self._next_window.assign_segments_to_rows()
             self._next_window = Window(size, self._longest)
             self._next_start = self._mixture.cursors
             if self._row >= len(self._rows):
-                raise data_changed("window", f"{len(self._rows)} rows", self._row)
+                raise cursor_past_end_error("window", f"{len(self._rows)} rows", self._row)
         row = build_padded_row(self._rows[self._row], size, self._packing.padding)
         self._row += 1
         self._fill_next_window(self._row * size)
@@ -161,10 +161,10 @@ def build_padded_row(segments: list[Segment], seq_len: int, padding: int) -> Row
     filled = 0
     for document, start, stop in segments:
         starts.append(filled)
-        place = slice(filled, filled + stop - start)
-        tokens[place] = document.tokens[start:stop]
-        targets[place] = True if document.targets is None else document.targets[start:stop]
-        filled = place.stop
+        span = slice(filled, filled + stop - start)
+        tokens[span] = document.tokens[start:stop]
+        targets[span] = True if document.targets is None else document.targets[start:stop]
+        filled = span.stop
     if filled < seq_len:
         starts.append(filled)
     elif all(segment.document.targets is None for segment in segments):

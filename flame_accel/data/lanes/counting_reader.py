@@ -23,7 +23,7 @@ class CountingReader(ABC):
 
     Args:
         name: how messages name the source.
-        cursor: where to start; the subclass interprets its place.
+        cursor: where to start; the subclass interprets its position.
         policy: what happens to records that give no document.
         report: called with every bad record that is skipped.
     """
@@ -45,7 +45,7 @@ class CountingReader(ABC):
     def cursor(self) -> SourceCursor:
         """Position of the document that `peek` returns."""
         return SourceCursor(
-            self._current_place(), self._consumed, self._skipped, self._bad, self._tokens
+            self._current_position(), self._consumed, self._skipped, self._bad, self._tokens
         )
 
     def peek(self) -> Document:
@@ -55,7 +55,7 @@ class CountingReader(ABC):
             UserError: no document in many passes, or a record that the policy does not allow.
         """
         if self._document is None:
-            self._document = self._find_document()
+            self._document = self._skip_to_document()
         return self._document
 
     def advance(self) -> None:
@@ -66,18 +66,18 @@ class CountingReader(ABC):
         self._move_to_next_record()
 
     @abstractmethod
-    def _current_place(self) -> tuple[int, ...]:
-        """The place of the record under the cursor."""
+    def _current_position(self) -> tuple[int, ...]:
+        """The position of the record under the cursor."""
 
     @abstractmethod
-    def _find_document(self) -> Document:
+    def _skip_to_document(self) -> Document:
         """The first document from the cursor on; the cursor moves to it."""
 
     @abstractmethod
     def _move_to_next_record(self) -> None:
         """Move the cursor to the next record."""
 
-    def _skip_record(self, skipped: Skipped) -> None:
+    def _raise_or_skip_record(self, skipped: Skipped) -> None:
         """Count the record at the cursor as skipped and move on.
 
         Raises:
@@ -91,9 +91,9 @@ class CountingReader(ABC):
             self._report(skipped)
         self._move_to_next_record()
 
-    def _no_text_error(self, what: str) -> UserError:
+    def _no_text_error(self, searched_records: str) -> UserError:
         return UserError(
-            f"there is no text in any of the {what}",
+            f"there is no text in any of the {searched_records}",
             where=self._name,
             remedy="remove the empty ones, or check the text column (training.text_column)",
         )

@@ -33,7 +33,7 @@ def _mix_bits(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix_bits_inplace(values: np.ndarray) -> np.ndarray:
+def _mix_bits_in_place(values: np.ndarray) -> np.ndarray:
     """`_mix_bits` of every element of uint64 [n], in place; returns the same array."""
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)
@@ -50,7 +50,7 @@ class EpochOrder:
     num_documents: int
     seed: int
 
-    def document_at(self, epoch: int, position: int) -> int:
+    def document_index_at(self, epoch: int, position: int) -> int:
         """Index of the document at a position, 0 <= position < num_documents, of an epoch."""
         half_bits = self._half_bits()
         mask = (1 << half_bits) - 1
@@ -64,7 +64,7 @@ class EpochOrder:
             if index < self.num_documents:
                 return index
 
-    def documents_at(self, epoch: int, positions: Sequence[int]) -> list[int]:
+    def document_indices_at(self, epoch: int, positions: Sequence[int]) -> list[int]:
         """Indices of the documents at many positions of an epoch, each in a tenth of the time."""
         shift = np.uint64(self._half_bits())
         mask = (np.uint64(1) << shift) - np.uint64(1)
@@ -74,12 +74,12 @@ class EpochOrder:
         while len(outside) > MAX_PYTHON_LOOP:
             left, right = indices[outside] >> shift, indices[outside] & mask
             for key in keys:
-                left, right = right, left ^ (_mix_bits_inplace(right ^ key) & mask)
+                left, right = right, left ^ (_mix_bits_in_place(right ^ key) & mask)
             moved = left << shift | right
             indices[outside] = moved
             outside = outside[moved >= self.num_documents]
-        for place in outside.tolist():
-            indices[place] = self.document_at(epoch, int(indices[place]))
+        for missing_index in outside.tolist():
+            indices[missing_index] = self.document_index_at(epoch, int(indices[missing_index]))
         return indices.tolist()
 
     def _half_bits(self) -> int:

@@ -94,8 +94,8 @@ class Lanes:
     ) -> list[DocumentReader]:
         """The readers of a lane, one per source; `report` is called with every bad record."""
         return [
-            source.open_reader(lane, self.num_lanes, place, self.policy, report)
-            for source, place in zip(self.sources, cursor.sources, strict=True)
+            source.open_reader(lane, self.num_lanes, source_cursor, self.policy, report)
+            for source, source_cursor in zip(self.sources, cursor.sources, strict=True)
         ]
 
     def open_lane(self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]) -> Lane:

@@ -55,17 +55,17 @@ class SequentialPacker:
             document = reader.peek()
             offset, length = self._offset, len(document.tokens)
             if offset >= length:
-                raise data_changed("document", f"{length} tokens", offset)
+                raise cursor_past_end_error("document", f"{length} tokens", offset)
             if varlen or not filled:
                 starts.append(filled)
             end = min(length, offset + min(self._longest, size - filled))
-            place = slice(filled, filled + end - offset)
-            tokens[place] = document.tokens[offset:end]
+            span = slice(filled, filled + end - offset)
+            tokens[span] = document.tokens[offset:end]
             if document.targets is not None:
                 if targets is None:
                     targets = np.ones(size, dtype=bool)
-                targets[place] = document.targets[offset:end]
-            filled = place.stop
+                targets[span] = document.targets[offset:end]
+            filled = span.stop
             if end < length if varlen else filled == size:
                 self._offset = end - 1
             else:
@@ -74,10 +74,10 @@ class SequentialPacker:
         return Row(tokens, starts, targets)
 
 
-def data_changed(thing: str, what: str, following: int) -> UserError:
-    """The error for a cursor that points behind the end of its document or window."""
+def cursor_past_end_error(container: str, length: str, position: int) -> UserError:
+    """The error to raise for a cursor that points past the end of its document or window."""
     return UserError(
-        f"a {thing} has {what}, but the next is {following}",
+        f"a {container} has {length}, but the next is {position}",
         where="the checkpoint's data position",
         remedy="the data or the tokenizer changed since the checkpoint: restore them",
     )

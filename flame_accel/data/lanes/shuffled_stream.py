@@ -1,8 +1,8 @@
 """The order in which lanes read records that come in sequence: files, streams of the Hub.
 
-The stream is shuffled in blocks, and can be entered at any block, see `stream_blocks`. A place is
-(epoch, shard, place in it, number of the block, index of the lane's next record in the block): to
-start there, that one block is read. Records keep their positions whether they give a document or
+The stream is shuffled in blocks, and can be entered at any block, see `stream_blocks`. A position
+is (epoch, shard, position in it, number of the block, index of the lane's next record in the
+block): to start there, that one block is read. Records keep their positions whether they give a document or
 not, so that no policy changes which lane reads what.
 """
 
@@ -77,7 +77,7 @@ class ShuffledStream:
             self._groups[key] = shared
         return StreamReader(self.name, shared, position, self._encode, cursor, policy, report)
 
-    def check_lanes(self, num_lanes: int) -> None:
+    def check_enough_documents_if_known(self, num_lanes: int) -> None:
         """Nothing is known without reading; a lane that finds no record in an epoch raises."""
 
 
@@ -97,7 +97,7 @@ class StreamReader(CountingReader):
         super().__init__(name, cursor, policy, report)
         self._group = group
         self._encode = encode
-        *start, self._index = cursor.place or (*BlockStart(), 0)
+        *start, self._index = cursor.position or (*BlockStart(), 0)
         self._start = BlockStart(*start)
         self._blocks = LaneBlockQueue(group, position, self._start)
 
@@ -106,50 +106,60 @@ class StreamReader(CountingReader):
         """Passes over the group's shards, counted in whole shards."""
         return self._start.epoch + self._start.shard / self._group.num_shards
 
-    def _current_place(self) -> tuple[int, ...]:
+    def _current_position(self) -> tuple[int, ...]:
         return *self._start, self._index
 
-    def _find_document(self) -> Document:
+    def _skip_to_document(self) -> Document:
         epoch_ends = records = 0
         while True:
-            block = self._blocks.current_block()
+            block = self._blocks.read_current_block()
             if self._index < len(block.records):
                 found = self._encode(block.records[self._index])
                 if isinstance(found, Document):
                     return found
-                self._skip_record(found)
+                self._raise_or_skip_record(found)
             else:
                 self._move_to_next_block()
             if self._start.epoch > block.start.epoch:
                 epoch_ends += 1
                 records += block.num_records
-                self._check_empty_epochs(epoch_ends, records, block.num_records)
+                self._check_enough_records_for_lanes(block.num_records)
+                self._check_some_epoch_has_documents(epoch_ends, records, block.num_records)
 
-    def _check_empty_epochs(self, epoch_ends: int, read: int, num_records: int) -> None:
-        """Give up after epochs without a document; the first of them may not have been read whole.
+    def _check_enough_records_for_lanes(self, records_in_epoch: int) -> None:
+        """Check that the group's epoch has a record for each of its lanes.
 
         Raises:
-            UserError: too few records for the lanes, or none with text.
+            UserError: it has fewer.
         """
         lanes = self._group.num_lanes
-        if num_records < lanes:
+        if records_in_epoch < lanes:
             raise UserError(
-                f"{num_records} documents in {self._group.num_shards} shards are fewer than the "
+                f"{records_in_epoch} documents in {self._group.num_shards} shards are fewer than the "
                 f"{lanes} rows of a step that share them: each reads documents of its own",
                 where=self._name,
                 remedy="use fewer rows per step, or more documents; or training.streaming=false, "
                 "where the documents do not depend on the size of single files",
             )
+
+    def _check_some_epoch_has_documents(
+        self, epoch_ends: int, records_read: int, records_in_last_epoch: int
+    ) -> None:
+        """Give up after epochs without a document; the first of them may not have been read whole.
+
+        Raises:
+            UserError: there were many, or many records in them.
+        """
         # the order changes with the epoch, and may still bring some
-        if epoch_ends >= EMPTY_PASSES or (epoch_ends > 1 and read >= EMPTY_DOCUMENTS):
-            raise self._no_text_error(f"documents, {num_records} in the last pass")
+        if epoch_ends >= EMPTY_PASSES or (epoch_ends > 1 and records_read >= EMPTY_DOCUMENTS):
+            raise self._no_text_error(f"documents, {records_in_last_epoch} in the last pass")
 
     def _move_to_next_record(self) -> None:
         self._index += 1
-        if self._index == len(self._blocks.current_block().records):
+        if self._index == len(self._blocks.read_current_block().records):
             self._move_to_next_block()
 
     def _move_to_next_block(self) -> None:
-        self._start = self._blocks.current_block().end
+        self._start = self._blocks.read_current_block().end
         self._index = 0
         self._blocks.drop_current_block()

@@ -1,8 +1,8 @@
 """The order in which lanes read documents by index: a table, or a token cache.
 
 Lane `l` of `L` reads the documents at positions l, l + L, l + 2L, ... of each epoch's order,
-epoch after epoch. A place is (epoch, number of the lane's documents done in it), so that reading
-can start at any place at once.
+epoch after epoch. A position is (epoch, number of the lane's documents done in it), so that reading
+can start at any position at once.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ class ShuffledTable:
         """Read the documents of a lane from a cursor; see `stages.ShuffledSource`."""
         return TableReader(self._documents, self._order, lane, num_lanes, cursor, policy, report)
 
-    def check_lanes(self, num_lanes: int) -> None:
+    def check_enough_documents_if_known(self, num_lanes: int) -> None:
         """Check that there are at least as many documents as lanes.
 
         Raises:
@@ -81,7 +81,7 @@ class TableReader(CountingReader):
         self._documents = documents
         self._order = order
         self._positions = range(lane, order.num_documents, num_lanes)
-        self._epoch, self._position = cursor.place or (0, 0)
+        self._epoch, self._position = cursor.position or (0, 0)
         self._indices: list[int] = []
         # of the current position in `_indices`
         self._index = 0
@@ -91,19 +91,19 @@ class TableReader(CountingReader):
         """Passes over the lane's documents."""
         return self._epoch + self._position / len(self._positions)
 
-    def _current_place(self) -> tuple[int, ...]:
+    def _current_position(self) -> tuple[int, ...]:
         return self._epoch, self._position
 
-    def _find_document(self) -> Document:
+    def _skip_to_document(self) -> Document:
         num_documents = self._order.num_documents
         most_read = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
         for _ in range(max(most_read, len(self._positions))):
             if self._index == len(self._indices):
-                self._look_up_indices()
+                self._look_up_next_indices()
             found = self._documents[self._indices[self._index]]
             if isinstance(found, Document):
                 return found
-            self._skip_record(found)
+            self._raise_or_skip_record(found)
         raise self._no_text_error(f"{num_documents} documents")
 
     def _move_to_next_record(self) -> None:
@@ -113,9 +113,9 @@ class TableReader(CountingReader):
             self._epoch += 1
             self._position = 0
 
-    def _look_up_indices(self) -> None:
+    def _look_up_next_indices(self) -> None:
         """Look up the next indices of this epoch, twice as many as the last time."""
         count = min(READ_AHEAD, max(1, 2 * len(self._indices)))
         positions = self._positions[self._position : self._position + count]
-        self._indices = self._order.documents_at(self._epoch, positions)
+        self._indices = self._order.document_indices_at(self._epoch, positions)
         self._index = 0

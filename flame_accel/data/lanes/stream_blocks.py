@@ -1,10 +1,10 @@
 """Blocks of a stream: which shards a group of lanes reads, in blocks that are shuffled and split.
 
 The `L` lanes and `S` shards fall into `G = gcd(S, L)` groups of consecutive lanes. In each
-epoch the shards are permuted; group `g` reads those at places g, g + G, ... of that order one
+epoch the shards are permuted; group `g` reads those at positions g, g + G, ... of that order one
 after the other, cut into blocks whose shuffled records are assigned to its lanes in turn. So a
-group needs no other group's shards, and reading can start at any block, given its place. Everything
-here is shared by the lanes of a process.
+group needs no other group's shards, and reading can start at any block, given its position.
+Everything here is shared by the lanes of a process.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class BlockStart(NamedTuple):
     """Passes over the group's shards that are complete."""
     shard: int = 0
     """Which of the group's shards in this epoch, from 0."""
-    place: int = 0
+    position: int = 0
     """Place in that shard, as `Shards.read` takes it."""
     number: int = 0
     """Blocks of this epoch before it."""
@@ -50,6 +50,16 @@ class LaneBlock(NamedTuple):
     """Where the next block starts."""
     num_records: int
     """Records of the group in this epoch up to the end of the block: all, if it is the last."""
+
+
+class StreamRecord(NamedTuple):
+    """A record of a group's stream, and where to continue after it in the same epoch."""
+
+    record: Record | Skipped
+    shard_number: int
+    """Which of the group's shards in this epoch, from 0."""
+    next_position: int
+    """Position in that shard behind the record."""
 
 
 class LaneGroup:
@@ -81,13 +91,13 @@ class LaneGroup:
         self._block_size = each * self.num_lanes
         self._lanes: WeakSet[LaneBlockQueue] = WeakSet()
         # open streams by the block they reach next, if a lane needs that block next
-        self._streams: dict[BlockStart, Iterator[tuple[Record | Skipped, int, int]]] = {}
+        self._streams: dict[BlockStart, Iterator[StreamRecord]] = {}
 
-    def add_lane(self, lane: "LaneBlockQueue") -> None:
+    def add_lane_queue(self, lane: "LaneBlockQueue") -> None:
         """Let the lane receive its records of the blocks that others read as well."""
         self._lanes.add(lane)
 
-    def read_block(self, start: BlockStart) -> None:
+    def read_block_into_queues(self, start: BlockStart) -> None:
         """Read a block and split it among the lanes that need it next and are not far behind."""
         stream = self._streams.pop(start, None) or self._open_stream(start)
         block = list(islice(stream, self._block_size))
@@ -95,24 +105,25 @@ class LaneGroup:
         if len(block) < self._block_size:
             end = BlockStart(start.epoch + 1)
         else:
-            end = BlockStart(start.epoch, *block[-1][1:], start.number + 1)
+            _, shard_number, next_position = block[-1]
+            end = BlockStart(start.epoch, shard_number, next_position, start.number + 1)
             self._streams[end] = stream
-        order = self._block_order(start, len(block))
+        order = self._record_order_in_block(start, len(block))
         most = max(1, KEPT_BLOCKS * self.num_lanes // len(self._lanes))
         for lane in self._lanes:
             if lane.next_start == start and lane.num_blocks < most:
-                records = [block[index][0] for index in order[lane.position :: self.num_lanes]]
+                records = [block[index].record for index in order[lane.position :: self.num_lanes]]
                 lane.append_block(LaneBlock(start, records, end, num_records))
         needed = {lane.next_start for lane in self._lanes}
         self._streams = {at: stream for at, stream in self._streams.items() if at in needed}
 
-    def _open_stream(self, start: BlockStart) -> Iterator[tuple[Record | Skipped, int, int]]:
+    def _open_stream(self, start: BlockStart) -> Iterator[StreamRecord]:
         first = self._group + start.shard * self._num_groups
         positions = range(first, len(self._shards), self._num_groups)
-        order = self._order.documents_at(start.epoch, positions)
-        return read_shards(self._shards, order, start.shard, start.place)
+        order = self._order.document_indices_at(start.epoch, positions)
+        return read_shards_in_order(self._shards, order, start.shard, start.position)
 
-    def _block_order(self, start: BlockStart, length: int) -> list[int]:
+    def _record_order_in_block(self, start: BlockStart, length: int) -> list[int]:
         if not self._shuffled:
             return list(range(length))
         return shuffled_indices(length, f"{self._seed}:{start.epoch}:{self._group}:{start.number}")
@@ -133,7 +144,7 @@ class LaneBlockQueue:
         """Where the first block starts that the lane has not received yet."""
         self._group = group
         self._blocks: deque[LaneBlock] = deque()
-        group.add_lane(self)
+        group.add_lane_queue(self)
 
     @property
     def num_blocks(self) -> int:
@@ -145,10 +156,10 @@ class LaneBlockQueue:
         self._blocks.append(block)
         self.next_start = block.end
 
-    def current_block(self) -> LaneBlock:
+    def read_current_block(self) -> LaneBlock:
         """The block that the lane is reading."""
         if not self._blocks:
-            self._group.read_block(self.next_start)
+            self._group.read_block_into_queues(self.next_start)
         return self._blocks[0]
 
     def drop_current_block(self) -> None:
@@ -156,20 +167,20 @@ class LaneBlockQueue:
         self._blocks.popleft()
 
 
-def read_shards(
-    shards: Shards, order: list[int], number: int, place: int
-) -> Iterator[tuple[Record | Skipped, int, int]]:
-    """Read some shards: records, each with the number of its shard and the place behind it.
+def read_shards_in_order(
+    shards: Shards, shard_indices: list[int], first_number: int, start_position: int
+) -> Iterator[StreamRecord]:
+    """Read some shards, one after the other.
 
     Args:
         shards: all shards.
-        order: which of them, one after the other.
-        number: number of the first, the others are counted from there.
-        place: where to start in the first.
+        shard_indices: which of them, in this order.
+        first_number: number of the first of them; the others are counted from there.
+        start_position: where to start in the first.
     """
-    for count, shard in enumerate(order):
-        for record, behind in shards.read(shard, 0 if count else place):
-            yield record, number + count, behind
+    for count, shard in enumerate(shard_indices):
+        for record, next_position in shards.read(shard, 0 if count else start_position):
+            yield StreamRecord(record, first_number + count, next_position)
 
 
 def shuffled_indices(length: int, key: str) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy
 from flame_accel.data.cursors import LaneCursor, SourceCursor
-from flame_accel.data.documents import Document, Skipped
+from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.lanes.best_fit_packing import Window, build_padded_row
 from flame_accel.data.lanes.lane import Lane
 from flame_accel.data.lanes.rows import Packing, Row
@@ -67,7 +67,7 @@ class EvaluationBatches:
 
 
 def pack_evaluation_batches(
-    records: Iterable[tuple[Document | Skipped, int]],
+    records: Iterable[EncodedRecord],
     packing: Packing,
     *,
     name: str,
@@ -95,7 +95,7 @@ def pack_evaluation_batches(
     Raises:
         UserError: no document at all, or a record that the policy does not allow.
     """
-    found = _collect_documents(records, policy, name, max_tokens)
+    found = _collect_documents_and_counts(records, policy, name, max_tokens)
     if not found.documents:
         raise UserError(
             f"none of its {found.num_skipped} documents can be evaluated on",
@@ -115,7 +115,7 @@ def pack_evaluation_batches(
     )
 
 
-class _Collected(NamedTuple):
+class _EvaluationDocuments(NamedTuple):
     """The documents of an evaluation, and what they amount to."""
 
     documents: list[Document]
@@ -124,19 +124,19 @@ class _Collected(NamedTuple):
     num_bytes: int
 
 
-def _collect_documents(
-    records: Iterable[tuple[Document | Skipped, int]],
+def _collect_documents_and_counts(
+    records: Iterable[EncodedRecord],
     policy: SkipPolicy,
     name: str,
     max_tokens: int,
-) -> _Collected:
+) -> _EvaluationDocuments:
     """Read documents until there are `max_tokens` tokens; 0: all of them."""
     documents: list[Document] = []
     bad = BadRecordCounter(policy.max_bad)
     num_skipped = num_tokens = num_bytes = 0
     for document, size in records:
         if isinstance(document, Skipped):
-            bad.check_record(document, policy, name)
+            bad.raise_or_count_record(document, policy, name)
             num_skipped += 1
             continue
         documents.append(document)
@@ -144,7 +144,7 @@ def _collect_documents(
         num_bytes += size
         if max_tokens and num_tokens >= max_tokens:
             break
-    return _Collected(documents, num_skipped, num_tokens, num_bytes)
+    return _EvaluationDocuments(documents, num_skipped, num_tokens, num_bytes)
 
 
 class _SinglePassReader:
@@ -180,7 +180,8 @@ def pack_single_pass(documents: Sequence[Document], packing: Packing) -> list[Ro
         for document in documents:
             window.add_document(document)
         return [
-            build_padded_row(segments, size, packing.padding) for segments in window.assign_rows()
+            build_padded_row(segments, size, packing.padding)
+            for segments in window.assign_segments_to_rows()
         ]
     reader = _SinglePassReader(
         documents, Document(np.full(size, packing.padding, dtype=np.int32), np.zeros(size, bool))

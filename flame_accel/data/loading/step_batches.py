@@ -25,7 +25,7 @@ from flame_accel.data.loading.stream_state import (
     check_stream_identity,
     read_lane_cursors,
 )
-from flame_accel.data.loading.workers import LoaderOptions, WorkerStep, start_workers
+from flame_accel.data.loading.workers import LoaderOptions, WorkerStep, start_packing_workers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +89,7 @@ class StepBatches:
         self._bad = BadRecordCounter(lanes.policy.max_bad)
         self._num_slots = self._num_padding = 0
         for source in lanes.sources:
-            source.check_lanes(lanes.num_lanes)
+            source.check_enough_documents_if_known(lanes.num_lanes)
         if state is not None:
             check_stream_identity(state, identity)
             _check_rows_per_step(state["rows_per_step"], layout)
@@ -106,7 +106,7 @@ class StepBatches:
         layout = self._layout
         workers = self._kept_workers
         if workers is None:
-            workers = start_workers(self._lanes, layout.lanes, self._cursors, self._loader)
+            workers = start_packing_workers(self._lanes, layout.lanes, self._cursors, self._loader)
             # readers report again what is behind the cursors
             self._bad.total = self.bad_documents
         if self._loader.persistent_workers:
@@ -116,9 +116,11 @@ class StepBatches:
         pinned = self._loader.pin_memory and torch.cuda.is_available()
         try:
             while True:
-                step = [_raise_user_error(next(workers)) for _ in range(num_workers)]
+                step = [_raise_if_error(next(workers)) for _ in range(num_workers)]
                 cursors = [cursor for part in step for cursor in part.cursors]
-                self._bad.add_records([record for part in step for record in part.skipped])
+                self._bad.count_and_check_limit(
+                    [record for part in step for record in part.skipped]
+                )
                 rows = [row for part in step for row in part.rows]
                 batches = [
                     build_micro_batch(rows[i : i + size], self._lanes.packing)
@@ -138,7 +140,7 @@ class StepBatches:
             del workers
 
     def state_dict(self) -> dict[str, Any]:
-        """State of this rank's lanes behind the last step yielded; see `merge_states`."""
+        """State of this rank's lanes behind the last step yielded; see `merge_rank_states`."""
         return build_rank_state(
             self._identity,
             rows_per_step=self._lanes.num_lanes,
@@ -162,23 +164,23 @@ class StepBatches:
     @property
     def consumed_documents(self) -> int:
         """Number of documents that this rank's lanes have used so far."""
-        return sum(place.consumed for place in _source_cursors(self._cursors))
+        return sum(cursor.consumed for cursor in _source_cursors(self._cursors))
 
     @property
     def skipped_documents(self) -> int:
         """Number of records that they have read and skipped."""
-        return sum(place.skipped for place in _source_cursors(self._cursors))
+        return sum(cursor.skipped for cursor in _source_cursors(self._cursors))
 
     @property
     def bad_documents(self) -> int:
         """Number of the skipped records that count against `training.max_bad_records`."""
-        return sum(place.bad for place in _source_cursors(self._cursors))
+        return sum(cursor.bad for cursor in _source_cursors(self._cursors))
 
     @property
     def tokens_per_source(self) -> list[int]:
         """Number of tokens in the documents that this rank's lanes have used, for each source."""
         lanes = [cursor.sources for cursor in self._cursors]
-        return [sum(place.tokens for place in places) for places in zip(*lanes, strict=True)]
+        return [sum(source.tokens for source in sources) for sources in zip(*lanes, strict=True)]
 
     @property
     def packing_efficiency(self) -> float:
@@ -192,10 +194,10 @@ class StepBatches:
 
 
 def _source_cursors(cursors: Sequence[LaneCursor]) -> Iterator[SourceCursor]:
-    return (place for cursor in cursors for place in cursor.sources)
+    return (source for cursor in cursors for source in cursor.sources)
 
 
-def _raise_user_error(item: WorkerStep | UserError) -> WorkerStep:
+def _raise_if_error(item: WorkerStep | UserError) -> WorkerStep:
     """The step of a worker; raises the error that it sent instead."""
     if isinstance(item, UserError):
         raise item

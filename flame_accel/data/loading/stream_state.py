@@ -1,7 +1,7 @@
 """The state of the data stream in a checkpoint: the cursors of all lanes, and which stream it is.
 
-The state of a rank holds its own lanes; `merge_states` joins those of all ranks into one that any
-number of ranks, workers and micro-batches can resume from. Nothing here reads data or files.
+The state of a rank holds its own lanes; `merge_rank_states` joins those of all ranks into one that
+any number of ranks, workers and micro-batches can resume from. Nothing here reads data or files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def build_rank_state(
     """The state of one rank after `steps` steps, as plain JSON values.
 
     The cursor of a lane is [source, offset, row, *sources], and that of a source
-    [*place, consumed, skipped, bad, tokens]: all of them integers.
+    [*position, consumed, skipped, bad, tokens]: all of them integers.
     """
     return {
         "format": FORMAT,
@@ -39,13 +39,13 @@ def build_rank_state(
         "identity": dict(identity),
         "first_lane": first_lane,
         "cursors": [
-            [*cursor[:3], *([*source.place, *source[1:]] for source in cursor.sources)]
+            [*cursor[:3], *([*source.position, *source[1:]] for source in cursor.sources)]
             for cursor in cursors
         ],
     }
 
 
-def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_rank_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the states of all data-parallel ranks, in any order, into the state of all lanes.
 
     Raises:
@@ -101,7 +101,7 @@ def read_lane_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor
     Raises:
         ValueError: the state does not hold all of them.
     """
-    cursors = [_parse_cursor(*cursor) for cursor in state["cursors"]]
+    cursors = [_parse_lane_cursor(*cursor) for cursor in state["cursors"]]
     first = state["first_lane"]
     if lanes.start < first or lanes.stop > first + len(cursors):
         raise ValueError(
@@ -111,7 +111,7 @@ def read_lane_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor
     return cursors[lanes.start - first : lanes.stop - first]
 
 
-def _parse_cursor(source: int, offset: int, row: int, *sources: list[int]) -> LaneCursor:
+def _parse_lane_cursor(source: int, offset: int, row: int, *sources: list[int]) -> LaneCursor:
     counters = len(SourceCursor._fields) - 1
     return LaneCursor(
         source,

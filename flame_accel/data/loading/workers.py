@@ -80,7 +80,7 @@ class _LaneRows(IterableDataset):
         try:
             lanes = [
                 self._lanes.open_lane(self._numbers[i], self._cursors[i], report)
-                for i in _lanes_of_this_worker(len(self._numbers))
+                for i in _lane_indices_of_this_worker(len(self._numbers))
             ]
             while sum(lane.read_ahead() for lane in lanes):
                 pass
@@ -93,7 +93,7 @@ class _LaneRows(IterableDataset):
             yield error
 
 
-def start_workers(
+def start_packing_workers(
     lanes: Lanes, numbers: range, cursors: Sequence[LaneCursor], options: LoaderOptions
 ) -> Iterator[WorkerStep | UserError]:
     """Start packing rows, in worker processes or in this one.
@@ -126,7 +126,7 @@ def start_workers(
     return steps
 
 
-def _lanes_of_this_worker(num_lanes: int) -> range:
+def _lane_indices_of_this_worker(num_lanes: int) -> range:
     """Indices of the lanes of this process: contiguous parts, in the order of the workers."""
     worker = get_worker_info()
     if worker is None:

@@ -45,11 +45,11 @@ class OpenFile(NamedTuple):
     stream: Any
     """Has the methods `read` and `seek` of a binary file."""
     seekable: bool
-    """Whether reading from a place costs nothing for the bytes before it."""
+    """Whether reading from a position costs nothing for the bytes before it."""
 
 
 @contextmanager
-def open_file(file: str) -> Iterator[OpenFile]:
+def open_decompressed(file: str) -> Iterator[OpenFile]:
     """Open a file for reading from its start.
 
     Raises:
@@ -67,9 +67,9 @@ def open_file(file: str) -> Iterator[OpenFile]:
 
 
 @contextmanager
-def open_seekable(file: str) -> Iterator[Any]:
+def open_decompressed_seekable(file: str) -> Iterator[Any]:
     """Open a file for reading anywhere in it: copied to a temporary file if need be."""
-    with open_file(file) as opened:
+    with open_decompressed(file) as opened:
         if opened.seekable:
             yield opened.stream
             return
@@ -79,32 +79,32 @@ def open_seekable(file: str) -> Iterator[Any]:
             yield copy
 
 
-def read_chunks(
-    opened: OpenFile, head: bytes, place: int, salvage: bool = False
+def read_chunks_from(
+    opened: OpenFile, bytes_already_read: bytes, start_position: int, byte_by_byte: bool = False
 ) -> Iterator[bytes]:
-    """Read the bytes from a place to the end, in chunks.
+    """Read the bytes from a position to the end, in chunks.
 
     Args:
         opened: the file.
-        head: the bytes that were already read from its start.
-        place: offset of the first byte wanted.
-        salvage: begin with single bytes: a failing read loses its whole chunk, though a part of it
-            may have been decompressed.
+        bytes_already_read: the bytes that were already read from its start.
+        start_position: offset of the first byte wanted.
+        byte_by_byte: begin with single bytes: a failing read loses its whole chunk, though a part
+            of it may have been decompressed.
     """
-    if place < len(head):
-        yield head[place:]
+    if start_position < len(bytes_already_read):
+        yield bytes_already_read[start_position:]
     elif opened.seekable:
-        opened.stream.seek(place)
+        opened.stream.seek(start_position)
     else:
-        _skip_bytes(opened.stream, place - len(head))
-    num_single = SINGLE_BYTE_READS if salvage and not opened.seekable else 0
+        _read_and_discard(opened.stream, start_position - len(bytes_already_read))
+    num_single = SINGLE_BYTE_READS if byte_by_byte and not opened.seekable else 0
     for size in chain(repeat(1, num_single), repeat(CHUNK_BYTES)):
         if not (piece := opened.stream.read(size)):
             return
         yield piece
 
 
-def file_size(file: str) -> int | None:
+def stored_file_size_or_none(file: str) -> int | None:
     """Size in bytes as stored; None if there is no such file, or the size is not known.
 
     Raises:
@@ -113,7 +113,7 @@ def file_size(file: str) -> int | None:
     if not _is_remote(file):
         return os.stat(file).st_size if os.path.exists(file) else None
     try:
-        system, path = _open_filesystem(file)
+        system, path = _open_filesystem_and_path(file)
         return _call_with_retries(file, lambda: system.info(path).get("size"))
     except RemoteReadError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -125,7 +125,7 @@ def file_size(file: str) -> int | None:
         ) from error
 
 
-def describe_error(error: BaseException) -> str:
+def describe_error_in_one_line(error: BaseException) -> str:
     """What went wrong, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -145,34 +145,34 @@ class RemoteFile(RawIOBase):
         super().__init__()
         self._file = file
         self._stream: Any = None
-        self._system, self._path = _open_filesystem(file)
-        self._place = 0
+        self._system, self._path = _open_filesystem_and_path(file)
+        self._position = 0
         self._size: int | None = None
         """None: it can only be read from its start."""
-        _call_with_retries(file, self._ensure_open)
+        _call_with_retries(file, self._open_stream_if_closed)
 
     def readable(self) -> bool:
         """True."""
         return True
 
     def seekable(self) -> bool:
-        """Whether reading from a place costs nothing for the bytes before it."""
+        """Whether reading from a position costs nothing for the bytes before it."""
         return self._size is not None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Set the offset of the next read; returns it."""
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size or 0}
-        self._place = origin[whence] + offset
-        return self._place
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size or 0}
+        self._position = origin[whence] + offset
+        return self._position
 
     def tell(self) -> int:
         """The offset of the next read."""
-        return self._place
+        return self._position
 
     def read(self, size: int = -1, /) -> bytes:
         """Read at most `size` bytes; none only at the end."""
-        data = _call_with_retries(self._file, lambda: self._read_once(size))
-        self._place += len(data)
+        data = _call_with_retries(self._file, lambda: self._try_read(size))
+        self._position += len(data)
         return data
 
     def close(self) -> None:
@@ -181,14 +181,14 @@ class RemoteFile(RawIOBase):
             self._stream.close()
         super().close()
 
-    def _read_once(self, size: int) -> bytes:
-        stream = self._ensure_open()
+    def _try_read(self, size: int) -> bytes:
+        stream = self._open_stream_if_closed()
         try:
-            if stream.tell() != self._place:
-                stream.seek(self._place)
+            if stream.tell() != self._position:
+                stream.seek(self._position)
             data = stream.read(size)
-            if size and not data and self._place < (self._size or 0):
-                raise OSError(f"it ended at byte {self._place} of {self._size}")
+            if size and not data and self._position < (self._size or 0):
+                raise OSError(f"it ended at byte {self._position} of {self._size}")
         except Exception:
             self._stream = None
             # a stream that failed to read may fail to close as well
@@ -197,21 +197,21 @@ class RemoteFile(RawIOBase):
             raise
         return data
 
-    def _ensure_open(self) -> Any:
+    def _open_stream_if_closed(self) -> Any:
         if self._stream is None:
             stream: Any = self._system.open(self._path, "rb")
-            if _is_http(self._file) and not _supports_ranges(stream):
+            if _is_http(self._file) and not _supports_range_requests(stream):
                 stream.close()
                 stream, self._size = self._system.open(self._path, "rb", block_size=0), None
-                _skip_bytes(stream, self._place)
+                _read_and_discard(stream, self._position)
             else:
                 self._size = stream.size
             self._stream = stream
         return self._stream
 
 
-def _call_with_retries(file: str, act: Callable[[], T]) -> T:
-    """Call `act` until it succeeds.
+def _call_with_retries(file: str, operation: Callable[[], T]) -> T:
+    """Call `operation` until it succeeds.
 
     Raises:
         RemoteReadError: it failed once and in all `RETRIES`.
@@ -219,11 +219,11 @@ def _call_with_retries(file: str, act: Callable[[], T]) -> T:
     failures = 0
     while True:
         try:
-            return act()
+            return operation()
         # every protocol has its own exceptions
         except Exception as error:
             failures += 1
-            what = describe_error(error)
+            what = describe_error_in_one_line(error)
             if failures > RETRIES:
                 raise RemoteReadError(f"cannot be read, tried {failures} times: {what}") from error
             pause = FIRST_PAUSE_SECONDS * 2 ** (failures - 1)
@@ -231,7 +231,7 @@ def _call_with_retries(file: str, act: Callable[[], T]) -> T:
             sleep(pause)
 
 
-def _skip_bytes(stream: Any, num_bytes: int) -> None:
+def _read_and_discard(stream: Any, num_bytes: int) -> None:
     while num_bytes and (data := stream.read(min(num_bytes, CHUNK_BYTES))):
         num_bytes -= len(data)
 
@@ -244,7 +244,7 @@ def _is_http(file: str) -> bool:
     return file.startswith(("http://", "https://"))
 
 
-def _open_filesystem(file: str) -> tuple[AbstractFileSystem, str]:
+def _open_filesystem_and_path(file: str) -> tuple[AbstractFileSystem, str]:
     options: dict[str, Any] = {}
     if _is_http(file):
         import aiohttp
@@ -259,7 +259,7 @@ def _open_filesystem(file: str) -> tuple[AbstractFileSystem, str]:
         raise RemoteReadError(f"cannot be opened: {error}") from error
 
 
-def _supports_ranges(stream: Any) -> bool:
+def _supports_range_requests(stream: Any) -> bool:
     """Whether a web server can send a part of a file; tried with its last byte."""
     if not stream.size:
         return False

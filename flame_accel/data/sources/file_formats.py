@@ -15,16 +15,16 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 def file_format(file: str | Path) -> str:
     """PARQUET, JSON (lines or an array) or TEXT, by the name of a path or URL."""
-    suffixes = [suffix for suffix in _file_suffixes(file) if suffix not in COMPRESSIONS]
+    suffixes = [suffix for suffix in _lowercase_suffixes(file) if suffix not in COMPRESSIONS]
     return FORMATS.get("".join(suffixes[-1:]), TEXT)
 
 
 def file_compression(file: str | Path) -> str | None:
     """The compression, gzip or zstd, by the name of a path or URL; None: not compressed."""
-    return COMPRESSIONS.get("".join(_file_suffixes(file)[-1:]))
+    return COMPRESSIONS.get("".join(_lowercase_suffixes(file)[-1:]))
 
 
-def _file_suffixes(file: str | Path) -> list[str]:
+def _lowercase_suffixes(file: str | Path) -> list[str]:
     name = str(file)
     # a URL may have a query and a fragment behind the path
     path = re.split("[?#]", name)[0] if "://" in name else name

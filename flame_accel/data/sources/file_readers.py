@@ -1,58 +1,55 @@
-"""Reads the records of one file from any place: JSON lines, JSON arrays, Parquet, text.
+"""Reads the records of one file from any position: JSON lines, JSON arrays, Parquet, text.
 
-Each record comes with the place behind it, from which reading continues as if it had never
+Each record comes with the position behind it, from which reading continues as if it had never
 stopped. What cannot be read is a `Skipped` that says where it is. Bytes come from `file_access`;
 what a record must be is in `record_parsing`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.documents import PositionedRecord, Skipped
 from flame_accel.data.sources.file_access import (
     RemoteReadError,
-    describe_error,
-    open_file,
-    open_seekable,
-    read_chunks,
+    describe_error_in_one_line,
+    open_decompressed,
+    open_decompressed_seekable,
+    read_chunks_from,
 )
 from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_compression, file_format
 from flame_accel.data.sources.record_parsing import (
-    RecordSpec,
+    RecordColumn,
     choose_text_column,
     describe_excess_length,
     describe_utf8_error,
     extract_record,
-    parse_json,
+    parse_json_or_skipped,
 )
 
 READER_VERSION = 2
 """Increased when the same files would give other records: copies of them are then made anew."""
 END = 2**62
-"""The place behind a file whose rest cannot be read."""
+"""The position behind a file whose rest cannot be read."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 PARQUET_BATCH_ROWS = 256
 PARQUET_BUFFER_BYTES = 1 << 22
 """Bytes of a column that are read at a time, whatever the size of row groups."""
 
-PlacedRecord = tuple[Record | Skipped, int]
-"""A record and the place behind it."""
-
 
 def read_records(
-    file: str, place: int, *, text_column: str | None, max_bytes: int
-) -> Iterator[PlacedRecord]:
-    """Read the records of a file from a place, each with the place behind it.
+    file: str, position: int, *, text_column: str | None, max_bytes: int
+) -> Iterator[PositionedRecord]:
+    """Read the records of a file from a position, each with the position behind it.
 
     A file that cannot be opened, or read to its end, ends with one damaged record that says so.
 
     Args:
         file: path or URL.
-        place: row of Parquet, element of a JSON array, byte (decompressed) of JSON lines; 0 is the
-            start. A text file is one record, its end is 1.
+        position: row of Parquet, element of a JSON array, byte (decompressed) of JSON lines; 0 is
+            the start. A text file is one record, its end is 1.
         text_column: column that holds texts or conversations; None: text, content or messages.
         max_bytes: longer records count as damaged: the line in JSON lines, otherwise the text.
 
@@ -60,104 +57,116 @@ def read_records(
         UserError: the first record of the file has no such column, or one of another type.
     """
     read = FILE_READERS[file_format(file)]
-    spec = RecordSpec(text_column, max_bytes)
-    salvage = False
-    while place < END:
+    record_column = RecordColumn(text_column, max_bytes)
+    smallest_pieces = False
+    while position < END:
         try:
-            for record in read(file, place, spec, salvage):
+            for record in read(file, position, record_column, smallest_pieces):
                 yield record
-                place = record[1]
+                position = record.next_position
             return
         except (OSError, pa.ArrowException) as error:
             # a torn file may still hold some records: once more, in the smallest pieces
-            if salvage or isinstance(error, RemoteReadError):
-                yield Skipped("damaged", file, _describe_damage(file, error)), END
+            if smallest_pieces or isinstance(error, RemoteReadError):
+                damaged = Skipped("damaged", file, _describe_read_error(file, error))
+                yield PositionedRecord(damaged, END)
                 return
-            salvage = True
+            smallest_pieces = True
 
 
-def _read_text_file(
-    file: str, place: int, spec: RecordSpec, salvage: bool
-) -> Iterator[PlacedRecord]:
-    if place:
+def _read_text_file_as_one_record(
+    file: str, position: int, record_column: RecordColumn, smallest_pieces: bool
+) -> Iterator[PositionedRecord]:
+    if position:
         return
     size = 0
-    pieces: list[bytes] = []
-    with open_file(file) as opened:
+    chunks: list[bytes] = []
+    with open_decompressed(file) as opened:
         if opened.seekable:
             size = opened.stream.seek(0, 2)
-        if size <= spec.max_bytes:
+        if size <= record_column.max_bytes:
             size = 0
-            for piece in read_chunks(opened, b"", 0):
+            for piece in read_chunks_from(opened, b"", 0):
                 size += len(piece)
-                if size <= spec.max_bytes:
-                    pieces.append(piece)
-    if size > spec.max_bytes:
-        yield Skipped("damaged", file, describe_excess_length(size, spec.max_bytes)), 1
+                if size <= record_column.max_bytes:
+                    chunks.append(piece)
+    if size > record_column.max_bytes:
+        what = describe_excess_length(size, record_column.max_bytes)
+        yield PositionedRecord(Skipped("damaged", file, what), 1)
         return
     try:
-        text = b"".join(pieces).decode("utf-8")
+        text = b"".join(chunks).decode("utf-8")
     except UnicodeDecodeError as error:
-        yield Skipped("damaged", file, describe_utf8_error(error)), 1
+        yield PositionedRecord(Skipped("damaged", file, describe_utf8_error(error)), 1)
         return
-    yield text or Skipped("empty", file, "no text"), 1
+    yield PositionedRecord(text or Skipped("empty", file, "no text"), 1)
 
 
-def _read_json_file(
-    file: str, place: int, spec: RecordSpec, salvage: bool
-) -> Iterator[PlacedRecord]:
+def _read_json_array_or_lines(
+    file: str, position: int, record_column: RecordColumn, smallest_pieces: bool
+) -> Iterator[PositionedRecord]:
     """Records of JSON lines, or of one JSON array."""
-    with open_file(file) as opened:
+    with open_decompressed(file) as opened:
         head = opened.stream.read(1)
         if head == BYTE_ORDER_MARK[:1]:
             head += opened.stream.read(3)
         if head[-1:] != b"[":
-            pieces = read_chunks(opened, head, place, salvage)
-            yield from _read_json_lines(pieces, file, place, spec)
+            chunks = read_chunks_from(opened, head, position, smallest_pieces)
+            yield from _read_json_lines(chunks, file, position, record_column)
             return
-        array = parse_json(b"".join(read_chunks(opened, head, 0)), file)
+        array = parse_json_or_skipped(b"".join(read_chunks_from(opened, head, 0)), file)
     if isinstance(array, Skipped):
-        yield array, END
+        yield PositionedRecord(array, END)
         return
-    for i in range(place, len(array)):
-        yield extract_record(array[i], spec, f"{file}, element {i}", i == 0), i + 1
+    for i in range(position, len(array)):
+        record = extract_record(array[i], record_column, f"{file}, element {i}", i == 0)
+        yield PositionedRecord(record, i + 1)
 
 
 def _read_json_lines(
-    pieces: Iterable[bytes], file: str, place: int, spec: RecordSpec
-) -> Iterator[PlacedRecord]:
-    from_start = first = place == 0
-    for number, (line, end) in enumerate(_split_lines(pieces, place, spec.max_bytes), start=1):
-        where = f"{file}, line {number}" if from_start else f"{file}, byte {place}"
-        place = end
+    chunks: Iterable[bytes], file: str, position: int, record_column: RecordColumn
+) -> Iterator[PositionedRecord]:
+    from_start = first = position == 0
+    lines = _split_lines(chunks, position, record_column.max_bytes)
+    for number, (line, end) in enumerate(lines, start=1):
+        where = f"{file}, line {number}" if from_start else f"{file}, byte {position}"
+        position = end
         if isinstance(line, int):
-            record = Skipped("damaged", where, describe_excess_length(line, spec.max_bytes))
+            what = describe_excess_length(line, record_column.max_bytes)
+            record = Skipped("damaged", where, what)
         elif not line or line.isspace():
             continue
         else:
-            value = parse_json(line, where)
+            value = parse_json_or_skipped(line, where)
             skipped = isinstance(value, Skipped)
-            record = value if skipped else extract_record(value, spec, where, first)
+            record = value if skipped else extract_record(value, record_column, where, first)
         first = False
-        yield record, end
+        yield PositionedRecord(record, end)
 
 
-def _split_lines(
-    pieces: Iterable[bytes], place: int, max_bytes: int
-) -> Iterator[tuple[bytes | int, int]]:
-    """Lines with the place behind each; of a line longer than `max_bytes` only its length."""
+class _Line(NamedTuple):
+    """A line of a file without its newline."""
+
+    content_or_excess_length: bytes | int
+    """Of a line longer than the limit only its length in bytes."""
+    end: int
+    """Position behind the newline."""
+
+
+def _split_lines(chunks: Iterable[bytes], position: int, max_bytes: int) -> Iterator[_Line]:
+    """Split chunks of a file at newlines; the first chunk starts at `position`."""
     # parts and length of the unfinished line
     held: list[bytes] = []
     length = 0
-    for piece in pieces:
+    for piece in chunks:
         *closed, rest = piece.split(b"\n")
         for line in closed:
             length += len(line)
-            place += length + 1
+            position += length + 1
             if length > max_bytes:
-                yield length, place
+                yield _Line(length, position)
             else:
-                yield b"".join((*held, line)) if held else line, place
+                yield _Line(b"".join((*held, line)) if held else line, position)
             held, length = [], 0
         length += len(rest)
         if length > max_bytes:
@@ -165,40 +174,41 @@ def _split_lines(
         elif rest:
             held.append(rest)
     if length:
-        yield length if length > max_bytes else b"".join(held), place + length
+        yield _Line(length if length > max_bytes else b"".join(held), position + length)
 
 
 def _read_parquet_file(
-    file: str, place: int, spec: RecordSpec, salvage: bool
-) -> Iterator[PlacedRecord]:
-    """Records of a Parquet file: only the text column, without the row groups before the place."""
-    with open_seekable(file) as stream:
+    file: str, position: int, record_column: RecordColumn, smallest_pieces: bool
+) -> Iterator[PositionedRecord]:
+    """Records of a Parquet file: only the text column, without the row groups before it."""
+    with open_decompressed_seekable(file) as stream:
         try:
             source = pq.ParquetFile(stream, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise OSError(f"not a Parquet file: {str(error).splitlines()[0]}") from error
-        column = choose_text_column(source.schema_arrow.names, spec.column, file)
+        column = choose_text_column(source.schema_arrow.names, record_column.column, file)
         row, group = 0, 0
         while group < source.num_row_groups:
             behind = row + source.metadata.row_group(group).num_rows
-            if place < behind:
+            if position < behind:
                 break
             row, group = behind, group + 1
         for batch in source.iter_batches(
-            1 if salvage else PARQUET_BATCH_ROWS,
+            1 if smallest_pieces else PARQUET_BATCH_ROWS,
             row_groups=range(group, source.num_row_groups),
             columns=[column],
             use_threads=False,
         ):
-            before = min(max(place - row, 0), len(batch))
+            before = min(max(position - row, 0), len(batch))
             row += before
-            for value in _decode_values(batch.column(0).slice(before)):
+            for value in _decode_values_or_errors(batch.column(0).slice(before)):
                 where = f"{file}, row {row}"
-                yield extract_record({column: value}, spec, where, row == 0), row + 1
+                record = extract_record({column: value}, record_column, where, row == 0)
+                yield PositionedRecord(record, row + 1)
                 row += 1
 
 
-def _decode_values(column: pa.Array) -> Sequence[Any]:
+def _decode_values_or_errors(column: pa.Array) -> Sequence[Any]:
     """Python values of a column; in place of one that is not UTF-8, its error."""
 
     def value(i: int) -> object:
@@ -213,11 +223,15 @@ def _decode_values(column: pa.Array) -> Sequence[Any]:
         return [value(i) for i in range(len(column))]
 
 
-def _describe_damage(file: str, error: Exception) -> str:
+def _describe_read_error(file: str, error: Exception) -> str:
     compression = file_compression(file)
     # decompressors raise a plain OSError; those of the system have a number
     damaged = f"damaged {compression} file: " if compression and type(error) is OSError else ""
-    return damaged + describe_error(error)
+    return damaged + describe_error_in_one_line(error)
 
 
-FILE_READERS = {PARQUET: _read_parquet_file, JSON: _read_json_file, TEXT: _read_text_file}
+FILE_READERS = {
+    PARQUET: _read_parquet_file,
+    JSON: _read_json_array_or_lines,
+    TEXT: _read_text_file_as_one_record,
+}

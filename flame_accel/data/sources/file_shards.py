@@ -1,4 +1,4 @@
-"""Files that are read in sequence, each from any place: one shard per file.
+"""Files that are read in sequence, each from any position: one shard per file.
 
 How a file is read is in `file_readers`.
 """
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 
-from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.documents import PositionedRecord
 from flame_accel.data.encoded_datasets import SequentialDataset
-from flame_accel.data.sources.file_access import file_size
+from flame_accel.data.sources.file_access import stored_file_size_or_none
 from flame_accel.data.sources.file_readers import read_records
 from flame_accel.data.sources.held_out import HeldOut
-from flame_accel.data.sources.record_hashes import hash_json
+from flame_accel.data.sources.record_hashes import hash_as_json
 from flame_accel.data.tokens.encoder import Encoder
 
 NUM_REQUESTS = 16
@@ -41,10 +41,10 @@ class FileShards:
     def __len__(self) -> int:
         return len(self._files)
 
-    def read(self, shard: int, place: int, /) -> Iterator[tuple[Record | Skipped, int]]:
-        """Records of a file from a place; see `read_records`."""
+    def read(self, shard: int, start_position: int, /) -> Iterator[PositionedRecord]:
+        """Records of a file from a position; see `read_records`."""
         file, column, max_bytes = self._files[shard], self._text_column, self._max_bytes
-        return read_records(file, place, text_column=column, max_bytes=max_bytes)
+        return read_records(file, start_position, text_column=column, max_bytes=max_bytes)
 
     @property
     def fingerprint(self) -> str:
@@ -55,8 +55,8 @@ class FileShards:
             num_shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
             names = ["/".join(path[num_shared:]) for path in paths]
             with ThreadPoolExecutor(NUM_REQUESTS) as threads:
-                sizes = list(threads.map(file_size, self._files))
-            self._fingerprint = hash_json([self._text_column, names, sizes])
+                sizes = list(threads.map(stored_file_size_or_none, self._files))
+            self._fingerprint = hash_as_json([self._text_column, names, sizes])
         return self._fingerprint
 
     def encode(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:

@@ -11,7 +11,7 @@ from flame_accel.data.sources.options import DatasetOptions
 
 
 @contextmanager
-def report_library_errors(options: DatasetOptions, what: str, remedy: str) -> Iterator[None]:
+def convert_library_errors(options: DatasetOptions, what: str, remedy: str) -> Iterator[None]:
     """Turn exceptions of the library into errors for users.
 
     Args:
@@ -30,7 +30,7 @@ def report_library_errors(options: DatasetOptions, what: str, remedy: str) -> It
 
 
 @contextmanager
-def hide_progress_bars() -> Iterator[None]:
+def hide_datasets_progress_bars() -> Iterator[None]:
     """Keep the library's progress bars off the console, where each rank would draw its own."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

@@ -42,11 +42,11 @@ class LocalFiles:
 
     def __init__(self, options: DatasetOptions) -> None:
         path = Path(options.dataset)
-        options.check_absent(
+        options.check_options_not_given(
             *(("dataset_name",) if path.is_dir() else ("dataset_name", "data_dir", "data_files"))
         )
         self._options = options
-        found = find_files(options.dataset, options.data_dir, options.patterns)
+        found = find_data_files(options.dataset, options.data_dir, options.patterns)
         # a file that was named is meant, whatever split its own name suggests
         alone: dict[str | None, list[Path]] = {None: found}
         self._groups = alone if path.is_file() else group_files_by_split(found, options.where)
@@ -54,7 +54,7 @@ class LocalFiles:
     @staticmethod
     def recognizes(options: DatasetOptions) -> bool:
         """Whether the dataset is an existing path or a pattern."""
-        return options.is_path
+        return options.is_path_or_pattern
 
     @property
     def splits(self) -> Sequence[str | None]:
@@ -68,7 +68,7 @@ class LocalFiles:
             UserError: no records, no text, or no such column.
         """
         options, files = self._options, self._groups[split]
-        _check_text_file_size(files, options.max_document_bytes)
+        _check_single_text_file_size(files, options.max_document_bytes)
         names = [str(file) for file in files]
         column, max_bytes = options.text_column, options.max_document_bytes
         if options.streaming:
@@ -80,7 +80,7 @@ class LocalFiles:
         return table
 
 
-def find_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list[Path]:
+def find_data_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list[Path]:
     """Files that a file name, a folder or a glob pattern means, sorted.
 
     Without hidden files, and without what runs wrote: files in run folders below the folder.
@@ -92,7 +92,7 @@ def find_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list
     """
     if GLOB_CHARACTERS.intersection(path) and not Path(path).exists():
         files = [Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file()]
-        return sorted(_drop_run_folder_files(files, _literal_folder(path)))
+        return sorted(_drop_run_folder_files(files, _folder_before_wildcards(path)))
     if Path(path).is_file():
         return [Path(path)]
     root = Path(path, data_dir or "")
@@ -128,7 +128,7 @@ def group_files_by_split(files: Sequence[Path], where: str) -> dict[str | None, 
             remedy="name the files with a pattern, such as 'folder/**/*.parquet'",
         )
     chosen = records[PARQUET] or records[JSON]
-    splits = {file: _split_from_name(file) for file in chosen}
+    splits = {file: _split_from_file_or_folder_name(file) for file in chosen}
     if not any(splits.values()):
         return {None: list(chosen or files)}
     groups: dict[str | None, list[Path]] = {}
@@ -137,7 +137,7 @@ def group_files_by_split(files: Sequence[Path], where: str) -> dict[str | None, 
     return groups
 
 
-def _literal_folder(pattern: str) -> Path:
+def _folder_before_wildcards(pattern: str) -> Path:
     """The folder that a glob pattern names before its first special character."""
     parts = Path(pattern).parts
     names = itertools.takewhile(lambda part: not GLOB_CHARACTERS.intersection(part), parts)
@@ -157,13 +157,13 @@ def _drop_run_folder_files(files: Sequence[Path], root: Path) -> list[Path]:
     return [file for file in files if not is_in_run_folder(file.parent)]
 
 
-def _split_from_name(file: Path) -> str | None:
+def _split_from_file_or_folder_name(file: Path) -> str | None:
     """The split that the file's name starts with, or that its folder is named after."""
     word = re.match("[a-z]*", file.name.lower())
     return SPLIT_WORDS.get(word[0] if word else "") or SPLIT_WORDS.get(file.parent.name.lower())
 
 
-def _check_text_file_size(files: Sequence[Path], max_document_bytes: int) -> None:
+def _check_single_text_file_size(files: Sequence[Path], max_document_bytes: int) -> None:
     """Check that a single text file is no larger than a document: it would be the only one."""
     if len(files) > 1 or file_format(files[0]) != TEXT:
         return

@@ -15,17 +15,17 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.text.text import Text
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.documents import Record, Skipped
+from flame_accel.data.documents import PositionedRecord, Skipped
 from flame_accel.data.encoded_datasets import SequentialDataset
-from flame_accel.data.sources.file_access import describe_error
+from flame_accel.data.sources.file_access import describe_error_in_one_line
 from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_format
 from flame_accel.data.sources.file_readers import END
 from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.held_out import HeldOut
-from flame_accel.data.sources.hf_datasets import report_library_errors
+from flame_accel.data.sources.hf_datasets import convert_library_errors
 from flame_accel.data.sources.options import DatasetOptions
-from flame_accel.data.sources.record_hashes import hash_json
-from flame_accel.data.sources.record_parsing import RecordSpec, choose_text_column, extract_record
+from flame_accel.data.sources.record_hashes import hash_as_json
+from flame_accel.data.sources.record_parsing import RecordColumn, choose_text_column, extract_record
 from flame_accel.data.sources.table import Table, build_table
 from flame_accel.data.tokens.encoder import Encoder
 
@@ -42,7 +42,7 @@ class NamedDataset:
 
     def __init__(self, options: DatasetOptions) -> None:
         self._options = options
-        with self._report_unknown_names():
+        with self._convert_unknown_name_errors():
             self._builder = datasets.load_dataset_builder(
                 options.dataset,
                 options.dataset_name,
@@ -69,9 +69,9 @@ class NamedDataset:
         """
         options, builder = self._options, self._builder
         column, max_bytes = options.text_column, options.max_document_bytes
-        if options.streaming and (urls := readable_split_urls(builder, str(split))):
+        if options.streaming and (urls := split_urls_if_readable(builder, str(split))):
             return FileShards(options.dataset, urls, text_column=column, max_bytes=max_bytes)
-        with self._report_unknown_names():
+        with self._convert_unknown_name_errors():
             if options.streaming:
                 stream = builder.as_streaming_dataset(str(split))
                 assert isinstance(stream, IterableDataset)
@@ -81,10 +81,10 @@ class NamedDataset:
         assert isinstance(dataset, Dataset)
         return build_table(options, dataset)
 
-    def _report_unknown_names(self) -> AbstractContextManager[None]:
+    def _convert_unknown_name_errors(self) -> AbstractContextManager[None]:
         """The library reports unknown names, configurations and splits by exceptions."""
         section = self._options.section
-        return report_library_errors(
+        return convert_library_errors(
             self._options,
             "neither a local path nor a dataset that opens",
             f"check the path or name, {section}.dataset_name and {section}.dataset_split",
@@ -106,36 +106,39 @@ class NamedShards:
     ) -> None:
         self.name = name
         self._dataset = dataset
-        self._spec = RecordSpec(text_column, max_bytes)
+        self._record_column = RecordColumn(text_column, max_bytes)
 
     def __len__(self) -> int:
         return self._dataset.num_shards
 
-    def read(self, shard: int, place: int, /) -> Iterator[tuple[Record | Skipped, int]]:
-        """Records of a shard from a place: the number of records before it, which are read again.
+    def read(self, shard: int, position: int, /) -> Iterator[PositionedRecord]:
+        """Records of a shard from a position: the number of records to read and drop before it.
 
         Raises:
             UserError: the first record has no such column, or one of another type.
         """
-        if place >= END:
+        if position >= END:
             return
         where = f"{self.name}, shard {shard}"
         dataset = self._dataset.shard(num_shards=len(self), index=shard)
         if (names := dataset.column_names) is not None:
-            column = choose_text_column(names, self._spec.column, where)
+            column = choose_text_column(names, self._record_column.column, where)
             dataset = dataset.select_columns([column])
         try:
             # plain iteration would give each worker of a loader only its share of the shard
-            for batch in dataset.skip(place).iter(batch_size=1):
+            for batch in dataset.skip(position).iter(batch_size=1):
                 columns = {name: values[0] for name, values in batch.items()}
-                record = extract_record(columns, self._spec, f"{where}, row {place}", place == 0)
-                place += 1
-                yield record, place
+                record = extract_record(
+                    columns, self._record_column, f"{where}, row {position}", position == 0
+                )
+                position += 1
+                yield PositionedRecord(record, position)
         except UserError:
             raise
         # each format has its own exceptions; the library has retried remote reads already
         except Exception as error:
-            yield Skipped("damaged", f"{where}, row {place}", describe_error(error)), END
+            what = describe_error_in_one_line(error)
+            yield PositionedRecord(Skipped("damaged", f"{where}, row {position}", what), END)
 
     @property
     def fingerprint(self) -> str:
@@ -144,14 +147,14 @@ class NamedShards:
         features = str(self._dataset.features)
         about = [info.builder_name, info.dataset_name, info.config_name, str(info.version)]
         split = str(self._dataset.split)
-        return hash_json([self._spec.column, about, split, features, len(self)])
+        return hash_as_json([self._record_column.column, about, split, features, len(self)])
 
     def encode(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
         """The documents of these shards."""
         return SequentialDataset(self, encoder, held_out)
 
 
-def readable_split_urls(builder: DatasetBuilder, split: str) -> list[str] | None:
+def split_urls_if_readable(builder: DatasetBuilder, split: str) -> list[str] | None:
     """Files of a split that `FileShards` reads exactly as the `datasets` library would.
 
     Args:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.sources.held_out import HeldOut
-from flame_accel.data.sources.hf_datasets import hide_progress_bars
+from flame_accel.data.sources.hf_datasets import hide_datasets_progress_bars
 from flame_accel.data.sources.local_files import LocalFiles
 from flame_accel.data.sources.named_datasets import NamedDataset
 from flame_accel.data.sources.options import DatasetOptions
@@ -54,7 +54,7 @@ def open_source(options: DatasetOptions) -> RecordSource:
     Raises:
         UserError: nothing there, no such split or column, unreadable, or no text at all.
     """
-    with hide_progress_bars():
+    with hide_datasets_progress_bars():
         located = locate_dataset(options)
         return located.open(_choose_split(located, options))
 
@@ -80,7 +80,7 @@ def open_training_and_evaluation(
     Raises:
         UserError: as `open_source`.
     """
-    with hide_progress_bars():
+    with hide_datasets_progress_bars():
         located = [locate_dataset(options) for options in training]
         splits = list(map(_choose_split, located, training))
         sources = [one.open(split) for one, split in zip(located, splits, strict=True)]
@@ -114,7 +114,7 @@ def locate_dataset(options: DatasetOptions) -> LocatedDataset:
 
 def _dataset_key(options: DatasetOptions) -> tuple[str | None, ...]:
     """Equal for two sections that mean the same dataset, whichever split of it."""
-    place = os.path.realpath(options.dataset) if options.is_path else options.dataset
+    place = os.path.realpath(options.dataset) if options.is_path_or_pattern else options.dataset
     return place, options.dataset_name, options.data_dir, *options.patterns
 
 

@@ -53,11 +53,11 @@ class DatasetOptions:
         return [word.strip() for word in (self.data_files or "").split(",") if word.strip()]
 
     @property
-    def is_path(self) -> bool:
+    def is_path_or_pattern(self) -> bool:
         """Whether the dataset is an existing local path, or a glob pattern."""
         return Path(self.dataset).exists() or bool(GLOB_CHARACTERS.intersection(self.dataset))
 
-    def check_absent(self, *names: str) -> None:
+    def check_options_not_given(self, *names: str) -> None:
         """Check that none of these options is given: this kind of dataset has no use for them.
 
         Raises:

@@ -35,7 +35,7 @@ class PythonStdlib:
     allows_slices = False
 
     def __init__(self, options: DatasetOptions) -> None:
-        options.check_absent("dataset_name", "data_dir", "data_files")
+        options.check_options_not_given("dataset_name", "data_dir", "data_files")
         self._options = options
 
     @staticmethod

@@ -25,7 +25,7 @@ def record_hash(record: Record) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def sample_fingerprint(count: int, hash_of: Callable[[int], int]) -> str:
+def fingerprint_from_sample(count: int, hash_of: Callable[[int], int]) -> str:
     """Fingerprint of indexed documents, 16 hexadecimal digits.
 
     Args:
@@ -39,6 +39,6 @@ def sample_fingerprint(count: int, hash_of: Callable[[int], int]) -> str:
     return content.hexdigest()[:16]
 
 
-def hash_json(facts: object) -> str:
+def hash_as_json(facts: object) -> str:
     """Fingerprint of facts that JSON can hold, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ TEXT_COLUMNS = ("text", "content", "messages")
 TEXT_COLUMN_FLAG = "--training.text_column"
 
 
-class RecordSpec(NamedTuple):
+class RecordColumn(NamedTuple):
     """Which column of a record is read, and how long it may be."""
 
     column: str | None
@@ -47,13 +47,13 @@ def choose_text_column(columns: Collection[str], text_column: str | None, where:
 
 
 def extract_record(
-    columns: object, spec: RecordSpec, where: str, is_first: bool
+    columns: object, record_column: RecordColumn, where: str, is_first: bool
 ) -> Record | Skipped:
     """The text or conversation of a record with named columns.
 
     Args:
         columns: the record, a dict; a value that could not be decoded is its UnicodeDecodeError.
-        spec: what to take of it.
+        record_column: what to take of it.
         where: its file and line, or the like.
         is_first: whether it is the first record of its file.
 
@@ -65,15 +65,15 @@ def extract_record(
         what = f"a record must be an object with named columns, not {kind}"
         return Skipped("damaged", where, what)
     try:
-        column = choose_text_column(columns, spec.column, where)
-        return _check_value(columns[column], column, spec.max_bytes, where)
+        column = choose_text_column(columns, record_column.column, where)
+        return _check_record_value(columns[column], column, record_column.max_bytes, where)
     except UserError as error:
         if is_first:
             raise
         return Skipped("damaged", where, error.what)
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def parse_json_or_skipped(data: bytes, where: str) -> Any:
     """The value of a JSON text in UTF-8; `Skipped` if it is not valid."""
     try:
         return json.loads(data.decode("utf-8").removeprefix("\ufeff"))
@@ -98,7 +98,7 @@ def describe_excess_length(num_bytes: int, max_bytes: int) -> str:
     return f"{num_bytes} bytes, more than training.max_document_bytes = {max_bytes}"
 
 
-def _check_value(value: object, column: str, max_bytes: int, where: str) -> Record | Skipped:
+def _check_record_value(value: object, column: str, max_bytes: int, where: str) -> Record | Skipped:
     if value is None or value == "" or value == []:
         return Skipped("empty", where, f"no text in column {column!r}")
     if isinstance(value, UnicodeDecodeError):
@@ -106,7 +106,7 @@ def _check_value(value: object, column: str, max_bytes: int, where: str) -> Reco
     if isinstance(value, str):
         text = value
     elif isinstance(value, list):
-        text = _serialize_conversation(value, column, where)
+        text = _check_and_serialize_conversation(value, column, where)
     else:
         raise UserError(
             f"column {column!r} holds {type(value).__name__}, not text",
@@ -126,7 +126,7 @@ def _check_value(value: object, column: str, max_bytes: int, where: str) -> Reco
     return value
 
 
-def _serialize_conversation(value: list[Any], column: str, where: str) -> str:
+def _check_and_serialize_conversation(value: list[Any], column: str, where: str) -> str:
     """A conversation as JSON.
 
     Raises:

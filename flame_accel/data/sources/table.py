@@ -13,13 +13,13 @@ from datasets import Dataset, Features, Json, LargeList, List, Value
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Record, Skipped, first_is_conversation
-from flame_accel.data.encoded_datasets import EncodedTable, IndexedDataset, with_held_out
+from flame_accel.data.encoded_datasets import EncodedTable, IndexedDataset, encode_only_side
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.sources.options import MAX_DOCUMENT_BYTES, DatasetOptions
-from flame_accel.data.sources.record_hashes import record_hash, sample_fingerprint
+from flame_accel.data.sources.record_hashes import fingerprint_from_sample, record_hash
 from flame_accel.data.sources.record_parsing import (
     TEXT_COLUMN_FLAG,
-    RecordSpec,
+    RecordColumn,
     choose_text_column,
     extract_record,
 )
@@ -60,7 +60,7 @@ class Table:
         self.name = name
         self._dataset = dataset
         self._column = column
-        self._spec = RecordSpec(column, max_bytes)
+        self._record_column = RecordColumn(column, max_bytes)
         # an Arrow column returns a value in a tenth of the time of dataset[i]
         self._values: pa.ChunkedArray = dataset.data.column(column)
         self._rows = None if dataset._indices is None else dataset._indices.column(0)
@@ -75,7 +75,7 @@ class Table:
     def __getitem__(self, index: int) -> Record | Skipped:
         row = index if self._rows is None else self._rows[index].as_py()
         if self._kinds is not None:
-            return self._cached_record(row, self._kinds[row].as_py())
+            return self._read_cached_record(row, self._kinds[row].as_py())
         value: object
         try:
             if self._is_text:
@@ -86,31 +86,31 @@ class Table:
         except UnicodeDecodeError as error:
             value = error
         where = f"{self.name}, row {index}"
-        return extract_record({self._column: value}, self._spec, where, is_first=False)
+        return extract_record({self._column: value}, self._record_column, where, is_first=False)
 
     def encode(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
         """The documents of this table."""
         records = map(self.__getitem__, range(len(self)))
-        documents = EncodedTable(self, with_held_out(encoder, held_out))
+        documents = EncodedTable(self, encode_only_side(encoder, held_out))
         return IndexedDataset(
             documents, held_out, conversations=first_is_conversation(records), form="a table"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a dataset is pickled as the path of its file, a column with all its content
-        rebuild = partial(Table, max_bytes=self._spec.max_bytes)
+        rebuild = partial(Table, max_bytes=self._record_column.max_bytes)
         return rebuild, (self.name, self._dataset, self._column)
 
     @property
     def fingerprint(self) -> str:
         """Hash of the number of records and of evenly spread ones; the same wherever they lie."""
-        return sample_fingerprint(len(self), self._hash_or_zero)
+        return fingerprint_from_sample(len(self), self._record_hash_or_zero)
 
-    def _hash_or_zero(self, index: int) -> int:
+    def _record_hash_or_zero(self, index: int) -> int:
         record = self[index]
         return 0 if isinstance(record, Skipped) else record_hash(record)
 
-    def _cached_record(self, row: int, kind: int) -> Record | Skipped:
+    def _read_cached_record(self, row: int, kind: int) -> Record | Skipped:
         """A record that `copy_files_to_table` has checked and copied."""
         value = self._values[row].as_py()
         if kind == RowKind.TEXT:

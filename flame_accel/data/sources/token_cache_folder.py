@@ -21,7 +21,7 @@ class TokenCacheFolder:
     allows_slices = False
 
     def __init__(self, options: DatasetOptions) -> None:
-        options.check_absent("dataset_name", "data_dir", "data_files")
+        options.check_options_not_given("dataset_name", "data_dir", "data_files")
         self.name = options.dataset
         self.folder = Path(options.dataset)
 

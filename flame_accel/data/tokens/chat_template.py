@@ -39,11 +39,15 @@ os.register_at_fork(
 )
 
 
+CharacterSpan = tuple[int, int]
+"""(start, stop) in characters of a text."""
+
+
 class RenderedConversation(NamedTuple):
     """A conversation as the model sees it."""
 
     text: str
-    assistant_spans: list[tuple[int, int]]
+    assistant_spans: list[CharacterSpan]
     """What the assistant says: [start, stop) in characters of `text`, in order."""
 
 
@@ -81,7 +85,7 @@ class ChatTemplate:
         """
         if not conversation:
             return Skipped("empty", what="a conversation without messages")
-        problem = _find_malformed_message(conversation)
+        problem = _find_conversation_fault(conversation)
         if problem:
             return Skipped("damaged", what=problem)
         # datasets hold null for what a message does not have; templates ask whether a key exists
@@ -103,8 +107,8 @@ class ChatTemplate:
 
     def _render_template(
         self, messages: Conversation, *, add_generation_prompt: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Text of messages, and the spans of the template's generation tags."""
+    ) -> RenderedConversation:
+        """Render messages; the spans are those of generation tags, none without such tags."""
         with _RENDER_LOCK:
             rendered = render_jinja_template(
                 conversations=[messages],
@@ -114,10 +118,10 @@ class ChatTemplate:
                 **self._special_tokens,
             )
         # transformers annotates it as a string
-        texts, spans = cast(tuple[list[str], list[list[tuple[int, int]]]], rendered)
-        return texts[0], spans[0] if spans else []
+        texts, spans = cast(tuple[list[str], list[list[CharacterSpan]]], rendered)
+        return RenderedConversation(texts[0], spans[0] if spans else [])
 
-    def _find_assistant_spans(self, messages: Conversation, text: str) -> list[tuple[int, int]]:
+    def _find_assistant_spans(self, messages: Conversation, text: str) -> list[CharacterSpan]:
         """Span of each of the assistant's turns: from the end of its prompt to the end of it."""
         spans = []
         for turn, message in enumerate(messages):
@@ -137,7 +141,7 @@ class ChatTemplate:
         return spans
 
 
-def tokens_in_spans(token_starts: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+def mask_tokens_in_spans(token_starts: np.ndarray, spans: list[CharacterSpan]) -> np.ndarray:
     """Which tokens start inside a span, bool [n]; `token_starts` are first characters, int [n]."""
     inside = np.zeros(len(token_starts), dtype=bool)
     for start, stop in spans:
@@ -145,7 +149,7 @@ def tokens_in_spans(token_starts: np.ndarray, spans: list[tuple[int, int]]) -> n
     return inside
 
 
-def _find_malformed_message(conversation: Conversation) -> str | None:
+def _find_conversation_fault(conversation: Conversation) -> str | None:
     """What is wrong with a conversation, whatever the template; None: nothing."""
     for number, message in enumerate(conversation, 1):
         # jinja writes nothing for a missing key, so a template would not notice

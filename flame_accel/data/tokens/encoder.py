@@ -18,12 +18,16 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Conversation, Document, Record, Skipped
-from flame_accel.data.tokens.chat_template import ChatTemplate, tokens_in_spans
-from flame_accel.data.tokens.text_slicing import SLICE_CHARACTERS, slice_text, space_kept_at_cuts
+from flame_accel.data.tokens.chat_template import ChatTemplate, mask_tokens_in_spans
+from flame_accel.data.tokens.text_slicing import (
+    SLICE_CHARACTERS,
+    slice_prefix_if_cuttable,
+    slice_text,
+)
 from flame_accel.data.tokens.tokenizer import (
     PROBE_TEXT,
     TOKENIZER_OPTION,
-    encodes_to_bytes,
+    is_byte_tokenizer,
     tokenizer_identity,
 )
 
@@ -49,9 +53,9 @@ class Encoder:
         self._eos = tokenizer.eos_token_id
         assert not add_bos or isinstance(tokenizer.bos_token_id, int)
         self._bos = cast(int, tokenizer.bos_token_id) if add_bos else None
-        self._backend = _equivalent_backend(tokenizer)
-        self._encodes_to_bytes = self._backend is not None and encodes_to_bytes(self._backend)
-        self._space = space_kept_at_cuts(self._backend) if self._backend is not None else None
+        self._backend = _backend_if_equivalent(tokenizer)
+        self._encodes_to_bytes = self._backend is not None and is_byte_tokenizer(self._backend)
+        self._space = slice_prefix_if_cuttable(self._backend) if self._backend is not None else None
         self._chat_template: ChatTemplate | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "Encoder"], tuple[PreTrainedTokenizerBase]]:
@@ -77,10 +81,13 @@ class Encoder:
 
     def encode_many(self, records: Sequence[Record | Skipped]) -> list[Document | Skipped]:
         """Encode records; all texts except long ones in one call of the tokenizers library."""
-        checked = [_check_text(record) if isinstance(record, str) else record for record in records]
+        checked = [
+            _check_text_or_skipped(record) if isinstance(record, str) else record
+            for record in records
+        ]
         token_ids = self._tokenize([text for text in checked if isinstance(text, str)])
         return [
-            self._build_document(next(token_ids))
+            self._build_document_in_place(next(token_ids))
             if isinstance(record, str)
             else record
             if isinstance(record, Skipped)
@@ -112,7 +119,7 @@ class Encoder:
                 ids.extend(chain.from_iterable(encoding.ids for encoding in encode(group)))
             yield ids
 
-    def _build_document(self, ids: list[int]) -> Document | Skipped:
+    def _build_document_in_place(self, ids: list[int]) -> Document | Skipped:
         """A document of token ids, with bos and eos; changes `ids` in place."""
         if not ids:
             return Skipped("empty", what="a text of which the tokenizer leaves nothing")
@@ -135,13 +142,13 @@ class Encoder:
         rendered = self._chat_template.render(conversation)
         if isinstance(rendered, Skipped):
             return rendered
-        text = _check_text(rendered.text)
+        text = _check_text_or_skipped(rendered.text)
         if isinstance(text, Skipped):
             return text
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = encoding.ids
         starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
-        targets = tokens_in_spans(starts, rendered.assistant_spans).tolist()
+        targets = mask_tokens_in_spans(starts, rendered.assistant_spans).tolist()
         if not any(targets):
             return Skipped("damaged", what="the chat template leaves nothing of what is said")
         # some templates write a line break after the last eos
@@ -155,7 +162,7 @@ class Encoder:
         return Document(np.array(ids, dtype=np.int32), np.array(targets, dtype=bool))
 
 
-def _check_text(text: str) -> str | Skipped:
+def _check_text_or_skipped(text: str) -> str | Skipped:
     """The text if it can be encoded; otherwise why not."""
     if not text:
         return Skipped("empty", what="a text without characters")
@@ -168,7 +175,7 @@ def _check_text(text: str) -> str | Skipped:
     return text
 
 
-def _equivalent_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+def _backend_if_equivalent(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
     """The Rust tokenizer inside, if it gives the same tokens; None if Python code is involved."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None

@@ -43,15 +43,19 @@ WORD_PATTERNS = (r"\p{N}".join(_CL100K), r"\p{N}{1,3}".join(_CL100K), _O200K)
 """Qwen 2, Llama 3 (and GPT-4), o200k; the pattern of GPT-2 is built into the library."""
 
 
-def space_kept_at_cuts(backend: Tokenizer) -> str | None:
+def slice_prefix_if_cuttable(backend: Tokenizer) -> str | None:
     """What a slice after a cut starts with: the space or nothing; None: texts must not be cut."""
     model = backend.model
     added = backend.get_added_tokens_decoder().values()
-    if not isinstance(model, models.BPE) or model.dropout or any(map(_may_cross_cuts, added)):
+    if (
+        not isinstance(model, models.BPE)
+        or model.dropout
+        or any(map(_added_token_may_cross_cuts, added))
+    ):
         return None
-    normalizers = _component_steps(backend.normalizer, "normalizers")
-    splits = _component_steps(backend.pre_tokenizer, "pretokenizers")
-    if _splits_into_words(splits) and normalizers in ([], [{"type": "NFC"}]):
+    normalizers = _tokenizer_component_steps(backend.normalizer, "normalizers")
+    splits = _tokenizer_component_steps(backend.pre_tokenizer, "pretokenizers")
+    if _splits_with_known_word_pattern(splits) and normalizers in ([], [{"type": "NFC"}]):
         return " "
     if not _never_merges_across_spaces(backend, model):
         return None
@@ -68,7 +72,7 @@ def slice_text(text: str, space: str) -> Iterator[str]:
 
     Args:
         text: any text.
-        space: what `space_kept_at_cuts` returned.
+        space: what `slice_prefix_if_cuttable` returned.
     """
     start = 0
     while found := CUT.search(text, start + SLICE_CHARACTERS):
@@ -77,7 +81,7 @@ def slice_text(text: str, space: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _component_steps(component: Any, key: str) -> list[dict[str, Any]]:
+def _tokenizer_component_steps(component: Any, key: str) -> list[dict[str, Any]]:
     """Steps of a normalizer or pre-tokenizer, as the library writes them to tokenizer.json."""
     if component is None:
         return []
@@ -85,7 +89,7 @@ def _component_steps(component: Any, key: str) -> list[dict[str, Any]]:
     return state.get(key, [state])
 
 
-def _splits_into_words(splits: list[dict[str, Any]]) -> bool:
+def _splits_with_known_word_pattern(splits: list[dict[str, Any]]) -> bool:
     """Whether the splits are those of GPT-2 or one of `WORD_PATTERNS`, followed by bytes."""
     *before, last = splits or [{"type": None}]
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
@@ -108,7 +112,7 @@ def _never_merges_across_spaces(backend: Tokenizer, model: models.BPE) -> bool:
     )
 
 
-def _may_cross_cuts(token: AddedToken) -> bool:
+def _added_token_may_cross_cuts(token: AddedToken) -> bool:
     """Whether an added token could match across a cut, or next to one."""
     looks_around = token.lstrip or token.rstrip or token.single_word
     ends = {token.content[:1], token.content[-1:]}

@@ -42,7 +42,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     """
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
     if Path(name).is_file():
-        source = _tokenizer_folder(Path(name))
+        source = _folder_of_tokenizer_json(Path(name))
     online = Path(source).exists() or check_model_exists_if_hub_reachable(
         name, where=TOKENIZER_OPTION, remedy=f"else name {TOKENIZER_CHOICES}"
     )
@@ -69,7 +69,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def _tokenizer_folder(file: Path) -> Path:
+def _folder_of_tokenizer_json(file: Path) -> Path:
     """The folder of a tokenizer.json, which also says what the special tokens are.
 
     Raises:
@@ -155,7 +155,7 @@ def build_byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def encodes_to_bytes(backend: Tokenizer) -> bool:
+def is_byte_tokenizer(backend: Tokenizer) -> bool:
     """Whether a tokenizer is the byte-level one, also after saving and loading it elsewhere."""
     ours = build_byte_tokenizer()
     return (

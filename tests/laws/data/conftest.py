@@ -12,7 +12,7 @@ import pytest
 from flame_accel.data.from_options import (
     build_batches,
 )
-from flame_accel.data.loading.stream_state import merge_states
+from flame_accel.data.loading.stream_state import merge_rank_states
 from tests.helpers.data_runs import (
     KINDS,
     ROWS,
@@ -60,10 +60,10 @@ def cases(files: dict[str, str]) -> Callable[[str], Case]:
                 seq_len=16, **{**options, "dataset": options["dataset"].format(**files)}
             )
             batches = build_batches(training, data, rank=0, world_size=1)
-            states, steps = [merge_states([batches.state_dict()])], []
+            states, steps = [merge_rank_states([batches.state_dict()])], []
             for step in islice(batches, STEPS):
                 steps.append(rows_of(step, ROWS, 16))
-                states.append(json.loads(json.dumps(merge_states([batches.state_dict()]))))
+                states.append(json.loads(json.dumps(merge_rank_states([batches.state_dict()]))))
             made[kind] = Case(training, data, np.stack(steps), states)
         return made[kind]
 

@@ -17,7 +17,7 @@ from flame_accel.data.from_options import (
 )
 from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
-from flame_accel.data.loading.workers import LoaderOptions, WorkerStep, start_workers
+from flame_accel.data.loading.workers import LoaderOptions, WorkerStep, start_packing_workers
 from tests.helpers.data_runs import EOS, KINDS, ROWS, STEPS, TEXTS, Case, play
 
 WITH_PROCESSES = {"one table", "one stream, best fit", "three tables, best fit", "three streams"}
@@ -40,11 +40,11 @@ def test_steps_do_not_depend_on_ranks_and_workers_and_micro_batches(
     ) -> Iterator[WorkerStep | UserError]:
         key = numbers, options.num_workers
         if key not in given:
-            steps = start_workers(lanes, numbers, cursors, options)
+            steps = start_packing_workers(lanes, numbers, cursors, options)
             given[key] = [*islice(steps, STEPS * max(1, options.num_workers_for(numbers)))]
         return iter(given[key])
 
-    monkeypatch.setattr("flame_accel.data.loading.step_batches.start_workers", start_once)
+    monkeypatch.setattr("flame_accel.data.loading.step_batches.start_packing_workers", start_once)
     for world_size in (1, 2, 4):
         for num_workers in (0, 1, 3) if kind in WITH_PROCESSES else (0,):
             for accumulation in (1, 2, 4):
@@ -64,7 +64,7 @@ def documents_of(lanes: Lanes, lane: int) -> Iterator[tuple[int, list[int]]]:
     (reader,) = lanes.open_readers(lane, lanes.start_cursor, lambda skipped: None)
     while True:
         tokens = reader.peek().tokens.tolist()
-        yield reader.cursor.place[0], tokens
+        yield reader.cursor.position[0], tokens
         reader.advance()
 
 

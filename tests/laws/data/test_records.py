@@ -23,7 +23,7 @@ from flame_accel.data.from_options import (
     open_data,
 )
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
-from flame_accel.data.loading.stream_state import merge_states
+from flame_accel.data.loading.stream_state import merge_rank_states
 from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import load_tokenizer
 from tests.helpers.data_runs import (
@@ -93,7 +93,7 @@ def open_counted(dataset: Path, **options: Any) -> tuple[TrainingConfig, RunData
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
 @pytest.mark.parametrize("write", [write_bad_json_lines, write_bad_parquet, write_bad_texts])
-def test_what_is_used_up_and_what_is_passed_over_is_what_was_read(
+def test_what_is_used_up_and_what_is_skipped_is_what_was_read(
     tmp_path: Path, write: Callable[[Path], Counter[str]], streaming: bool
 ) -> None:
     expected = write(tmp_path)
@@ -105,7 +105,7 @@ def test_what_is_used_up_and_what_is_passed_over_is_what_was_read(
     batches = build_batches(training, data, rank=0, world_size=1)
     assert len([*islice(batches, 60)]) == 60
     skipped = [record for record in read if isinstance(record, Skipped)]
-    state = merge_states([batches.state_dict()])
+    state = merge_rank_states([batches.state_dict()])
     # without varlen each lane is inside of a document, which is not used up yet
     assert batches.consumed_documents + batches.skipped_documents + ROWS == len(read)
     assert batches.bad_documents == batches.skipped_documents == len(skipped)
@@ -117,7 +117,7 @@ def test_what_is_used_up_and_what_is_passed_over_is_what_was_read(
     assert {record for record in read if record in GOOD} == {*GOOD}
 
 
-def test_a_file_that_vanishes_is_passed_over_or_stops_a_stream(tmp_path: Path) -> None:
+def test_a_file_that_vanishes_is_skipped_or_stops_a_stream(tmp_path: Path) -> None:
     for i in range(3):
         write_json_lines(tmp_path / f"{i}.jsonl", GOOD[10 * i : 10 * i + 10])
     for limit in (None, 0, 3, 10**6):
@@ -213,7 +213,7 @@ def test_conversations_have_targets_that_differ_between_ranks(tmp_path: Path) ->
     # all of them but the end of the document stand for text
     said = sum(batch["num_targets"] for batch in held_out) - held_out.num_documents
     assert held_out.num_bytes == said
-    state = merge_states([batches.state_dict()])
+    state = merge_rank_states([batches.state_dict()])
     tokenizer.chat_template = TEMPLATE.replace("?", "!")
     changed = open_data(training, evaluation, tokenizer)
     with pytest.raises(UserError, match="tokenizer is "):

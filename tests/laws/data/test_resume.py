@@ -62,7 +62,7 @@ def test_stopping_anywhere_and_twice_changes_nothing(
     check()
 
 
-def test_a_token_cache_gives_what_its_table_gave_and_goes_on_with_it(
+def test_a_token_cache_gives_what_its_table_gave_and_resumes_with_it(
     files: dict[str, str], tmp_path: Path
 ) -> None:
     """Data may move, too: names are no part of a state."""

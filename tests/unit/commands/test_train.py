@@ -8,7 +8,13 @@ import pytest
 
 from flame_accel.__main__ import main
 from flame_accel.commands import train
-from flame_accel.commands.train import LaunchPlan, add_quickstart, count_gpus, launch, plan_launch
+from flame_accel.commands.train import (
+    LaunchPlan,
+    count_visible_gpus,
+    launch,
+    plan_launch,
+    prepend_quickstart_if_needed,
+)
 from flame_accel.config import UserError
 from tests.helpers.accelerate_configs import NAMES, validate_launch
 from tests.helpers.runs import ROOT, launch_environment
@@ -47,7 +53,7 @@ def test_a_launch_preset_is_taken_by_its_name(name):
     ],
 )
 def test_the_launch_fits_the_machine(environment, name, processes):
-    num_gpus = count_gpus({"CUDA_VISIBLE_DEVICES": "", **environment})
+    num_gpus = count_visible_gpus({"CUDA_VISIBLE_DEVICES": "", **environment})
     flags = read_flags(plan_launch(environment, num_gpus=num_gpus, num_cores=8))
     assert Path(flags["--config_file"]).stem == name
     assert flags["--num_processes"] == str(processes)
@@ -147,7 +153,7 @@ def test_a_file_of_the_users_own_is_taken_as_it_is(tmp_path):
 )
 def test_the_quickstart_is_the_base_unless_a_run_file_or_a_model_is_named(options, with_quickstart):
     base = ["--job.config_file", "quickstart"] if with_quickstart else []
-    assert add_quickstart(options) == [*base, *options]
+    assert prepend_quickstart_if_needed(options) == [*base, *options]
 
 
 @pytest.mark.parametrize(
@@ -155,16 +161,16 @@ def test_the_quickstart_is_the_base_unless_a_run_file_or_a_model_is_named(option
     [("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("GPU-aa, GPU-bb", 2)],
 )
 def test_visible_devices_are_counted(visible, gpus):
-    assert count_gpus({"CUDA_VISIBLE_DEVICES": visible}) == gpus
+    assert count_visible_gpus({"CUDA_VISIBLE_DEVICES": visible}) == gpus
 
 
 def test_all_gpus_of_the_machine_are_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert count_gpus({}) == 0
+    assert count_visible_gpus({}) == 0
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'GPU 0: A'\necho '  MIG 1g: b'\necho 'GPU 1: A'\n")
     program.chmod(0o755)
-    assert count_gpus({}) == 2
+    assert count_visible_gpus({}) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import MAX_LOGGED_RECORDS
 from flame_accel.data.documents import Skipped
-from flame_accel.data.loading.stream_state import merge_states
+from flame_accel.data.loading.stream_state import merge_rank_states
 from tests.helpers.numbered_batches import FIXED, build, content
 
 DAMAGED = {d: Skipped("damaged", f"line {d}", "not JSON") for d in range(0, 50, 4)}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_records_are_counted_logged_and_passed_over(
+def test_bad_records_are_counted_logged_and_skipped(
     num_workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     batches = build(FIXED, skipped=DAMAGED, max_bad=99, num_workers=num_workers)
@@ -36,7 +36,7 @@ def test_too_many_bad_records_stop_the_run_behind_the_last_good_step(num_workers
     with pytest.raises(UserError, match=r"\d bad records are more than .* 5; the last one: not"):
         for _ in batches:
             steps += 1
-    state = merge_states([batches.state_dict()])
+    state = merge_rank_states([batches.state_dict()])
     assert state["steps"] == steps
     assert batches.bad_documents <= 5
     further = build(FIXED, skipped=DAMAGED, max_bad=13, state=state)
@@ -48,7 +48,7 @@ def test_too_many_bad_records_stop_the_run_behind_the_last_good_step(num_workers
 def test_bad_records_of_earlier_starts_count() -> None:
     batches = build(FIXED, skipped=DAMAGED, max_bad=99, num_workers=1)
     assert len([*islice(batches, 10)]) == 10
-    state = merge_states([batches.state_dict()])
+    state = merge_rank_states([batches.state_dict()])
     assert len([*islice(batches, 10)]) == 10
     last = batches.bad_documents
     # two starts, and what the first has read ahead is read again

@@ -10,8 +10,8 @@ from flame_accel.data.encoded_datasets import (
     EncodedTable,
     IndexedDataset,
     SequentialDataset,
+    encode_only_side,
     evenly_spread_indices,
-    with_held_out,
 )
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.tokens.encoder import Encoder
@@ -36,7 +36,7 @@ def encode_bytes(record: Record | Skipped) -> Document | Skipped:
 
 
 def dataset_of(texts: list[str], held_out: HeldOut | None = None) -> IndexedDataset:
-    documents = EncodedTable(Lines(texts), with_held_out(encode_bytes, held_out))
+    documents = EncodedTable(Lines(texts), encode_only_side(encode_bytes, held_out))
     return IndexedDataset(documents, held_out, conversations=False, form="a table")
 
 

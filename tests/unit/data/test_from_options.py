@@ -98,8 +98,10 @@ def test_batches_are_pinned_where_there_is_a_gpu(configured, monkeypatch, asked)
 @pytest.mark.parametrize("asked", [False, True])
 def test_workers_stay_for_another_pass_where_asked(configured, monkeypatch, asked):
     started = []
-    start = loading.start_workers
-    monkeypatch.setattr(loading, "start_workers", lambda *given: started.append(1) or start(*given))
+    start = loading.start_packing_workers
+    monkeypatch.setattr(
+        loading, "start_packing_workers", lambda *given: started.append(1) or start(*given)
+    )
     config = configured(**{"training.persistent_workers": asked, "training.num_workers": 1})
     stream = build_batches(config.training, data_of(config), rank=0, world_size=1)
     for _ in range(2):

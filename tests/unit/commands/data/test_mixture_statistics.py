@@ -5,8 +5,8 @@ import pytest
 from flame_accel.commands.data.dataset_sampling import TokenEstimate
 from flame_accel.commands.data.mixture_statistics import (
     DatasetUse,
-    format_mixture,
-    plan_dataset_use,
+    compute_dataset_uses,
+    format_mixture_table,
 )
 from flame_accel.commands.data.packing_statistics import PackingStatistics
 
@@ -24,7 +24,7 @@ PACKING = PackingStatistics(
 
 
 def test_padding_and_repeated_tokens_are_no_tokens_of_a_dataset():
-    uses = plan_dataset_use(
+    uses = compute_dataset_uses(
         [0.25, 0.75], [TokenEstimate(1500.0), TokenEstimate(9000.0)], PACKING, 4000
     )
     assert uses == [DatasetUse(0.25, 750.0, 0.5), DatasetUse(0.75, 2250.0, 0.25)]
@@ -32,13 +32,13 @@ def test_padding_and_repeated_tokens_are_no_tokens_of_a_dataset():
 
 @pytest.mark.parametrize("total", [None, TokenEstimate(0.0)], ids=["stream", "no document"])
 def test_epochs_are_unknown_without_a_size(total):
-    (use,) = plan_dataset_use([1.0], [total], PACKING, 4000)
+    (use,) = compute_dataset_uses([1.0], [total], PACKING, 4000)
     assert use == DatasetUse(1.0, 3000.0, None)
 
 
 def test_the_table_has_a_row_per_dataset_and_says_what_is_no_new_token():
     uses = [DatasetUse(0.25, 750.0, 0.5), DatasetUse(0.75, 2250.0, None)]
-    head, *rows, rest, unknown = format_mixture(["a", "b" * 40], uses, [10, 20], 4000)
+    head, *rows, rest, unknown = format_mixture_table(["a", "b" * 40], uses, [10, 20], 4000)
     assert head.split() == ["asked", "for", "measured", "tokens", "epochs"]
     assert [row.split() for row in rows] == [
         ["a", "25.00%", "33.33%", "750", "0.50"],

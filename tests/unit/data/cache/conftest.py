@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flame_accel.data.cache import chunk_encoder, shard_writer, token_cache
-from flame_accel.data.cache.cache_writer import write_cache
+from flame_accel.data.cache.cache_writer import write_cache_unless_finished
 from tests.helpers.small_caches import ORIGIN, ByteEncoder, make_records
 
 
@@ -19,7 +19,7 @@ def small_chunks_and_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    write_cache(make_records(), ByteEncoder(), tmp_path / "cache", ORIGIN)
+    write_cache_unless_finished(make_records(), ByteEncoder(), tmp_path / "cache", ORIGIN)
     return tmp_path / "cache"
 
 

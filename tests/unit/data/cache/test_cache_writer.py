@@ -17,7 +17,11 @@ from flame_accel.data.cache import (
     file_format,
     shard_writer,
 )
-from flame_accel.data.cache.cache_writer import CacheOrigin, CacheProgress, write_cache
+from flame_accel.data.cache.cache_writer import (
+    CacheOrigin,
+    CacheProgress,
+    write_cache_unless_finished,
+)
 from flame_accel.data.documents import Skipped
 from tests.helpers.small_caches import (
     ORIGIN,
@@ -36,7 +40,7 @@ def die_after(chunks: int, folder: Path, processes: int) -> None:
         if not chunks:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    write_cache(
+    write_cache_unless_finished(
         make_records(), ByteEncoder(), folder, ORIGIN, num_processes=processes, report=report
     )
 
@@ -54,7 +58,9 @@ def test_a_killed_prepare_resumes_to_the_same_bytes(
     with pytest.raises(UserError, match="not finished"):
         open_token_cache(folder)
     reports: list[CacheProgress] = []
-    write_cache(make_records(), ByteEncoder(), folder, ORIGIN, report=reports.append)
+    write_cache_unless_finished(
+        make_records(), ByteEncoder(), folder, ORIGIN, report=reports.append
+    )
     assert (reports[0].resumed_documents > 0) == (chunks > 1)
     assert reports[-1].documents == reports[-1].total_documents == len(make_records())
     assert read_files(folder) == read_files(cache)
@@ -62,11 +68,11 @@ def test_a_killed_prepare_resumes_to_the_same_bytes(
 
 def test_a_finished_cache_is_left_alone(cache: Path):
     before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert not write_cache(make_records(), ByteEncoder(), cache, ORIGIN)
+    assert not write_cache_unless_finished(make_records(), ByteEncoder(), cache, ORIGIN)
     assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before
     (cache / "shard-00001.tokens").write_bytes(b"")
     with pytest.raises(UserError, match=r"damaged: shard-00001\.tokens has 0 bytes"):
-        write_cache(make_records(), ByteEncoder(), cache, ORIGIN)
+        write_cache_unless_finished(make_records(), ByteEncoder(), cache, ORIGIN)
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -90,17 +96,19 @@ def test_a_cache_of_something_else_is_refused_or_replaced(
             raise UserError("stopped")
 
     try:
-        write_cache(texts, ByteEncoder(), folder, ORIGIN, report=stop)
+        write_cache_unless_finished(texts, ByteEncoder(), folder, ORIGIN, report=stop)
     except UserError:
         assert not finished
     origin = {name: getattr(ORIGIN, name) for name in ORIGIN.__slots__} | change
     if not change:
         texts[3] = "another text"
     with pytest.raises(UserError, match=said) as error:
-        write_cache(texts, ByteEncoder(), folder, CacheOrigin(**origin))
+        write_cache_unless_finished(texts, ByteEncoder(), folder, CacheOrigin(**origin))
     assert "--overwrite" in str(error.value)
-    assert write_cache(texts, ByteEncoder(), folder, CacheOrigin(**origin), overwrite=True)
-    write_cache(texts, ByteEncoder(), tmp_path / "fresh", CacheOrigin(**origin))
+    assert write_cache_unless_finished(
+        texts, ByteEncoder(), folder, CacheOrigin(**origin), overwrite=True
+    )
+    write_cache_unless_finished(texts, ByteEncoder(), tmp_path / "fresh", CacheOrigin(**origin))
     assert read_files(folder) == read_files(tmp_path / "fresh")
 
 
@@ -108,7 +116,9 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"other files: thesis\.tex"):
-            write_cache(make_records(), ByteEncoder(), tmp_path, ORIGIN, overwrite=overwrite)
+            write_cache_unless_finished(
+                make_records(), ByteEncoder(), tmp_path, ORIGIN, overwrite=overwrite
+            )
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -120,7 +130,7 @@ def test_two_processes_do_not_prepare_the_same_cache(
         FileLock(tmp_path / file_format.LOCK),
         pytest.raises(UserError, match="another process"),
     ):
-        write_cache(make_records(), ByteEncoder(), tmp_path, ORIGIN)
+        write_cache_unless_finished(make_records(), ByteEncoder(), tmp_path, ORIGIN)
 
 
 def test_a_full_disk_is_reported_and_the_work_resumes_later(
@@ -135,10 +145,12 @@ def test_a_full_disk_is_reported_and_the_work_resumes_later(
             lambda path: real(Path("/dev/full") if path.name == full else path),
         )
         with pytest.raises(UserError, match="no space left") as error:
-            write_cache(make_records(), ByteEncoder(), tmp_path / "full", ORIGIN)
+            write_cache_unless_finished(make_records(), ByteEncoder(), tmp_path / "full", ORIGIN)
     assert str(tmp_path / "full") in str(error.value)
     reports: list[CacheProgress] = []
-    write_cache(make_records(), ByteEncoder(), tmp_path / "full", ORIGIN, report=reports.append)
+    write_cache_unless_finished(
+        make_records(), ByteEncoder(), tmp_path / "full", ORIGIN, report=reports.append
+    )
     assert reports[0].resumed_documents > 0
     assert read_files(tmp_path / "full") == read_files(cache)
 
@@ -146,7 +158,9 @@ def test_a_full_disk_is_reported_and_the_work_resumes_later(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        write_cache(make_records(), ByteEncoder(), tmp_path / "file" / "cache", ORIGIN)
+        write_cache_unless_finished(
+            make_records(), ByteEncoder(), tmp_path / "file" / "cache", ORIGIN
+        )
 
 
 def test_records_that_change_during_the_work_are_noticed(tmp_path: Path):
@@ -156,12 +170,14 @@ def test_records_that_change_during_the_work_are_noticed(tmp_path: Path):
         texts[-1] = "not what it was"
 
     with pytest.raises(UserError, match="changed while"):
-        write_cache(texts, ByteEncoder(), tmp_path / "c", ORIGIN, report=change)
+        write_cache_unless_finished(texts, ByteEncoder(), tmp_path / "c", ORIGIN, report=change)
 
 
 def test_data_without_text_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no text in any of the 3"):
-        write_cache(RecordList([Skipped("empty")] * 3), ByteEncoder(), tmp_path / "c", ORIGIN)
+        write_cache_unless_finished(
+            RecordList([Skipped("empty")] * 3), ByteEncoder(), tmp_path / "c", ORIGIN
+        )
 
 
 def test_bad_records_stop_the_work_or_keep_their_index(tmp_path: Path):
@@ -170,7 +186,9 @@ def test_bad_records_stop_the_work_or_keep_their_index(tmp_path: Path):
 
     def write(limit: int | None, **options: Any) -> None:
         policy = SkipPolicy(limit)
-        write_cache(texts, ByteEncoder(), tmp_path / "c", ORIGIN, policy=policy, **options)
+        write_cache_unless_finished(
+            texts, ByteEncoder(), tmp_path / "c", ORIGIN, policy=policy, **options
+        )
 
     with pytest.raises(UserError, match="line 100: not UTF-8"):
         write(None)
@@ -203,11 +221,11 @@ def test_an_interrupted_overwrite_never_leaves_half_a_cache_that_opens(
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError):
         patched.setattr(Path, "unlink", remove_until)
-        write_cache(make_records(), ByteEncoder(), cache, origin, overwrite=True)
+        write_cache_unless_finished(make_records(), ByteEncoder(), cache, origin, overwrite=True)
     if number == 1:
         assert len(open_token_cache(cache)) == len(make_records())
     else:
         with pytest.raises(UserError, match=r"has no flame_accel_tokens|not finished"):
             open_token_cache(cache)
-    assert write_cache(make_records(), ByteEncoder(), cache, origin, overwrite=True)
+    assert write_cache_unless_finished(make_records(), ByteEncoder(), cache, origin, overwrite=True)
     assert len(open_token_cache(cache, add_bos=True)) == len(make_records())

@@ -7,7 +7,7 @@ import pytest
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.cache import file_format
-from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache
+from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
 from flame_accel.data.cache.file_format import MANIFEST
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.files import file_checksum
@@ -26,7 +26,7 @@ def test_tokens_take_the_smallest_type(tmp_path: Path, vocabulary: int, dtype: s
     origin = CacheOrigin(
         tokenizer_identity="bytes", vocabulary_size=vocabulary, add_bos=False, source={}
     )
-    write_cache(RecordList(["a", "b"]), Largest(), tmp_path / "c", origin)
+    write_cache_unless_finished(RecordList(["a", "b"]), Largest(), tmp_path / "c", origin)
     document = open_token_cache(tmp_path / "c")[1]
     assert isinstance(document, Document)
     assert document.tokens.dtype == dtype

@@ -9,10 +9,10 @@ import pytest
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.cache import file_format, token_cache
-from flame_accel.data.cache.cache_writer import write_cache
+from flame_accel.data.cache.cache_writer import write_cache_unless_finished
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.sources.held_out import HeldOut
-from flame_accel.data.sources.record_hashes import sample_fingerprint
+from flame_accel.data.sources.record_hashes import fingerprint_from_sample
 from tests.helpers.small_caches import (
     EOS,
     ORIGIN,
@@ -34,12 +34,12 @@ def test_documents_of_a_cache_equal_those_of_the_texts(cache: Path):
     for found, text in zip(documents, texts, strict=True):
         assert same_document(found, ByteEncoder().encode(text))
     lengths = [0 if isinstance(t, Skipped) else len(t.encode()) for t in texts]
-    assert [documents.document_bytes(i) for i in range(len(texts))] == lengths
+    assert [documents.document_num_bytes(i) for i in range(len(texts))] == lengths
     tokens = [n + 1 if n else 0 for n in lengths]
     found = [0 if isinstance(d, Skipped) else len(d.tokens) for d in documents]
     assert found == tokens
     assert documents.num_tokens == sum(tokens)
-    assert documents.fingerprint == sample_fingerprint(
+    assert documents.fingerprint == fingerprint_from_sample(
         len(texts), lambda i: hash_of_record(texts[i])
     )
     for index in (-1, len(texts)):
@@ -136,7 +136,7 @@ def test_a_flipped_index_is_named_when_its_document_is_read(large: Path, byte: i
 def test_a_flipped_target_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(token_cache, "MAX_VERIFIED_BYTES", 0)
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    write_cache(RecordList([said, said]), ByteEncoder(), tmp_path / "c", ORIGIN)
+    write_cache_unless_finished(RecordList([said, said]), ByteEncoder(), tmp_path / "c", ORIGIN)
     flip_bit(tmp_path / "c" / "shard-00000.targets", 2)
     documents = open_token_cache(tmp_path / "c")
     assert isinstance(documents[0], Document)

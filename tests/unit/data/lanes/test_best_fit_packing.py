@@ -84,7 +84,7 @@ def pack(lengths: list[int], seq_len: int = 10) -> list[list[int]]:
     window = Window(seq_len, seq_len)
     for length in lengths:
         window.add_document(document(length))
-    return [lengths_of(row) for row in window.assign_rows()]
+    return [lengths_of(row) for row in window.assign_segments_to_rows()]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tests.helpers.table_readers import HELD_OUT, Records, open_reader, read
 DAMAGED = Skipped("damaged", "corpus.jsonl:3", "byte 0xff is not UTF-8")
 
 
-def test_documents_passed_over_are_counted_and_the_bad_ones_reported() -> None:
+def test_documents_skipped_are_counted_and_the_bad_ones_reported() -> None:
     empty = Skipped("empty", "corpus.jsonl:9", "there is no text")
     records = Records(10, {0: DAMAGED, 1: empty, 2: HELD_OUT, 3: HELD_OUT})
     reported: list[Skipped] = []
@@ -19,7 +19,7 @@ def test_documents_passed_over_are_counted_and_the_bad_ones_reported() -> None:
     reader.peek()
     cursor = reader.cursor
     # the second epoch is complete but for what lies behind the last document
-    assert cursor.consumed + cursor.skipped == cursor.place[0] * 10 + cursor.place[1]
+    assert cursor.consumed + cursor.skipped == cursor.position[0] * 10 + cursor.position[1]
     assert cursor.bad == len(reported) >= 2
     assert {DAMAGED, empty} == set(reported)
 
@@ -46,7 +46,7 @@ def test_a_refused_record_stays_under_the_cursor() -> None:
     for _ in range(2):
         with pytest.raises(UserError, match="not UTF-8"):
             reader.peek()
-        assert reader.cursor == SourceCursor(place=(0, 0))
+        assert reader.cursor == SourceCursor(position=(0, 0))
 
 
 @pytest.mark.parametrize("other", [Skipped("empty"), HELD_OUT])

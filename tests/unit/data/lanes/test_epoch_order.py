@@ -12,7 +12,7 @@ from flame_accel.data.lanes.epoch_order import EpochOrder
 
 def epoch(num_documents: int, seed: int = 0, number: int = 0) -> list[int]:
     order = EpochOrder(num_documents=num_documents, seed=seed)
-    return [order.document_at(number, position) for position in range(num_documents)]
+    return [order.document_index_at(number, position) for position in range(num_documents)]
 
 
 @given(st.integers(1, 700), st.integers(0, 2**63), st.integers(0, 1000))
@@ -35,9 +35,9 @@ def test_many_positions_at_once_are_those_one_by_one(
     start = data.draw(st.integers(0, num_documents - 1), label="start")
     step = data.draw(st.integers(1, max(1, num_documents // 4)), label="step")
     positions = range(start, num_documents, step)[:100]
-    expected = [order.document_at(number, position) for position in positions]
-    assert order.documents_at(number, positions) == expected
-    assert all(type(index) is int for index in order.documents_at(number, positions))
+    expected = [order.document_index_at(number, position) for position in positions]
+    assert order.document_indices_at(number, positions) == expected
+    assert all(type(index) is int for index in order.document_indices_at(number, positions))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
@@ -47,14 +47,16 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def test_any_position_of_a_huge_epoch_is_there_at_once() -> None:
     order = EpochOrder(num_documents=10**12, seed=3)
-    assert len({order.document_at(0, position) for position in range(0, 10**12, 10**10)}) == 100
+    assert (
+        len({order.document_index_at(0, position) for position in range(0, 10**12, 10**10)}) == 100
+    )
 
 
 @pytest.mark.parametrize("num_documents", [3, 20, 300])
 def test_a_document_is_as_likely_at_any_position(num_documents: int) -> None:
     draws = 100 * num_documents
     order = EpochOrder(num_documents=num_documents, seed=1)
-    positions = [order.document_at(number, 1) for number in range(draws)]
+    positions = [order.document_index_at(number, 1) for number in range(draws)]
     counts = np.bincount(positions, minlength=num_documents)
     chi_square = float(((counts - 100) ** 2 / 100).sum())
     # mean n - 1, standard deviation sqrt(2 (n - 1)): five of them are far out

@@ -38,7 +38,7 @@ def test_consumed_and_skipped_are_all_that_was_read(case: dict, num_rows: int) -
     for _ in range(num_rows):
         lane.next_row()
     for documents, cursor in zip(case["sources"], lane.cursor.sources, strict=True):
-        epoch, position = cursor.place
+        epoch, position = cursor.position
         length = len(range(case["lane"], len(documents), case["num_lanes"]))
         assert cursor.consumed + cursor.skipped == epoch * length + position
 

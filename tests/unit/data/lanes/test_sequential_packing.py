@@ -105,7 +105,7 @@ def test_a_long_document_is_cut_with_one_token_of_overlap() -> None:
         [6, 7, 8, 9],
         [0, 1, 2, 3],
     ]
-    place = SourceCursor(place=(1, 0), consumed=1, tokens=10)
+    place = SourceCursor(position=(1, 0), consumed=1, tokens=10)
     assert lane.cursor == LaneCursor(offset=3, sources=(place,))
 
 

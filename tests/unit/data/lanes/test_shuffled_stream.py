@@ -40,8 +40,8 @@ def all_documents(sizes: Sequence[int]) -> list[int]:
 
 def saved(cursor: SourceCursor) -> SourceCursor:
     """The cursor as a checkpoint gives it back."""
-    place, *counters = json.loads(json.dumps(cursor))
-    return SourceCursor(tuple(place), *counters)
+    position, *counters = json.loads(json.dumps(cursor))
+    return SourceCursor(tuple(position), *counters)
 
 
 @given(streams())
@@ -209,7 +209,7 @@ def test_a_lane_may_find_nothing_in_one_epoch() -> None:
         assert [take(reader) for _ in range(5)] == [3] * 5
 
 
-def test_empty_shards_are_passed_over() -> None:
+def test_empty_shards_are_skipped() -> None:
     sizes = [0, 5, 0, 0, 7, 0]
     readers = make_readers(make_source(FakeShards(sizes), block=3), 1)
     assert sorted(read_epoch(readers[0])) == all_documents(sizes)

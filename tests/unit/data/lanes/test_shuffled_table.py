@@ -56,7 +56,7 @@ def test_the_epoch_is_a_fraction_of_the_lanes_documents() -> None:
     reader = open_reader(Numbers([5] * 8), num_lanes=2)
     read(reader, 5)
     assert reader.epoch == 1.25
-    assert reader.cursor == SourceCursor(place=(1, 1), consumed=5, tokens=25)
+    assert reader.cursor == SourceCursor(position=(1, 1), consumed=5, tokens=25)
 
 
 def test_peek_stays_at_a_document_until_advance() -> None:
@@ -74,9 +74,9 @@ def test_one_text_among_many_records_is_found_by_every_lane() -> None:
 
 def test_more_lanes_than_documents_are_refused_with_both_numbers() -> None:
     source = ShuffledTable(Numbers([5] * 7), seed=0)
-    source.check_lanes(7)
+    source.check_enough_documents_if_known(7)
     with pytest.raises(UserError, match="7 documents are fewer than the 8 rows of a step"):
-        source.check_lanes(8)
+        source.check_enough_documents_if_known(8)
 
 
 def test_the_source_is_known_by_its_documents() -> None:
@@ -94,4 +94,4 @@ def test_documents_are_looked_up_ahead_but_read_when_they_are_due() -> None:
 
     read(open_reader(Watched([1] * 2000)), 3000)
     order = EpochOrder(num_documents=2000, seed=7)
-    assert seen == [order.document_at(i // 2000, i % 2000) for i in range(3000)]
+    assert seen == [order.document_index_at(i // 2000, i % 2000) for i in range(3000)]

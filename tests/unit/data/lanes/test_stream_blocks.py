@@ -56,8 +56,8 @@ def test_a_block_is_consecutive_records_dealt_equally(case: dict) -> None:
 def by_block(reader: StreamReader) -> dict[int, list[int]]:
     """The documents of an epoch by the number of their block."""
     blocks: dict[int, list[int]] = {}
-    while int(reader.peek().tokens[0]) >= 0 and reader.cursor.place[0] == 0:
-        blocks.setdefault(reader.cursor.place[3], []).append(take(reader))
+    while int(reader.peek().tokens[0]) >= 0 and reader.cursor.position[0] == 0:
+        blocks.setdefault(reader.cursor.position[3], []).append(take(reader))
     return blocks
 
 

@@ -9,7 +9,7 @@ from flame_accel.data.lanes.rows import Packing
 from tests.helpers.numbered_batches import FIXED, NUM_LANES, STEPS, all_ranks, build, content
 
 
-def test_an_iteration_goes_on_where_the_last_one_was_left(streams: dict) -> None:
+def test_an_iteration_resumes_where_the_last_one_was_left(streams: dict) -> None:
     batches = build(FIXED, num_workers=1)
     found = [content(step, FIXED) for _ in range(3) for step in islice(batches, 2)]
     assert found == streams[False][:6]

@@ -133,8 +133,8 @@ def test_a_remote_file_is_read_like_a_local_one(
     for name in write_remote(tmp_path):
         found = read(tmp_path / name, max_bytes=10_000)
         assert read(f"{url}/{name}", max_bytes=10_000) == found
-        place = found[len(found) // 2][1]
-        assert read(f"{url}/{name}", place, max_bytes=10_000) == found[len(found) // 2 + 1 :]
+        position = found[len(found) // 2][1]
+        assert read(f"{url}/{name}", position, max_bytes=10_000) == found[len(found) // 2 + 1 :]
     assert pauses == []
 
 
@@ -167,8 +167,8 @@ def test_a_remote_file_that_stays_away_is_one_bad_record(
 ) -> None:
     url = serve(ranges=True) + "/none.jsonl"
     with caplog.at_level(logging.WARNING):
-        ((end, place),) = read(url)
-    assert (end.why, end.where, place) == ("damaged", url, END)
+        ((end, position),) = read(url)
+    assert (end.why, end.where, position) == ("damaged", url, END)
     assert end.what.startswith("cannot be read, tried 6 times: ")
     assert pauses == [1, 2, 4, 8, 16]
     assert [message.split("; ")[-1] for message in caplog.messages] == [
@@ -218,7 +218,7 @@ def test_nothing_is_lost_or_read_twice_where_reads_fail(
         patch.setattr(access, "CHUNK_BYTES", chunk)
         patch.setattr(access, "sleep", pauses.append)
         flaky = Flaky(data, list(failures))
-        patch.setattr(access, "_open_filesystem", lambda file: (flaky, "/flaky"))
+        patch.setattr(access, "_open_filesystem_and_path", lambda file: (flaky, "/flaky"))
         assert records(f"memory://{form}") == texts
     assert len(pauses) <= len(failures)
 
@@ -229,7 +229,7 @@ def test_patience_starts_anew_with_each_read(
     data = line({"text": "a"}) * 40
     flaky = Flaky(data, [len(data) // 10] * 20)
     monkeypatch.setattr(access, "CHUNK_BYTES", len(data) // 40)
-    monkeypatch.setattr(access, "_open_filesystem", lambda file: (flaky, "/flaky"))
+    monkeypatch.setattr(access, "_open_filesystem_and_path", lambda file: (flaky, "/flaky"))
     assert records("memory://a.jsonl") == ["a"] * 40
     assert set(pauses) == {1.0}
     assert len(pauses) > access.RETRIES
@@ -251,7 +251,7 @@ def test_what_was_read_of_a_file_that_goes_away_is_kept(
     flaky = Flaky(data, [170_000, *[0] * 9])
     monkeypatch.setattr(access, "CHUNK_BYTES", 50)
     monkeypatch.setattr(readers, "PARQUET_BATCH_ROWS", 5)
-    monkeypatch.setattr(access, "_open_filesystem", lambda file: (flaky, "/flaky"))
+    monkeypatch.setattr(access, "_open_filesystem_and_path", lambda file: (flaky, "/flaky"))
     *found, end = records(f"memory://{form}", max_bytes=10_000)
     assert len(found) > 10
     assert found == texts[: len(found)]
@@ -264,7 +264,7 @@ def test_files_of_any_protocol_are_read() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/b/a.jsonl.gz", gzip.compress(line({"text": "a"})))
     assert records("memory://b/a.jsonl.gz") == ["a"]
-    assert access.file_size("memory://b/a.jsonl.gz") == memory.size("/b/a.jsonl.gz")
+    assert access.stored_file_size_or_none("memory://b/a.jsonl.gz") == memory.size("/b/a.jsonl.gz")
 
 
 def test_a_forked_worker_reads_remote_files(tmp_path: Path, serve: Callable[..., str]) -> None:

@@ -1,4 +1,4 @@
-"""Records of one file: the same from every place, whatever is wrong with the file."""
+"""Records of one file: the same from every position, whatever is wrong with the file."""
 
 import gzip
 import json
@@ -25,15 +25,15 @@ MARK = b"\xef\xbb\xbf"
 def without_where(found: list[tuple[Any, int]]) -> list[Any]:
     """Lines have no numbers where reading did not begin at the first."""
     return [
-        (record._replace(where="") if isinstance(record, Skipped) else record, place)
-        for record, place in found
+        (record._replace(where="") if isinstance(record, Skipped) else record, position)
+        for record, position in found
     ]
 
 
-def check_places(file: str | Path, **options: Any) -> list[tuple[Any, int]]:
+def check_positions(file: str | Path, **options: Any) -> list[tuple[Any, int]]:
     found = read(file, **options)
-    for i, (_, place) in enumerate(found):
-        assert without_where(read(file, place, **options)) == without_where(found[i + 1 :])
+    for i, (_, position) in enumerate(found):
+        assert without_where(read(file, position, **options)) == without_where(found[i + 1 :])
     return found
 
 
@@ -64,7 +64,7 @@ def test_reading_on_from_any_place_gives_the_rest(
     file.write_bytes(FORMS[form](data))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(access, "CHUNK_BYTES", chunk)
-        found = check_places(file)
+        found = check_positions(file)
     assert len(found) == sum(bool(part.strip()) for part in data.split(b"\n"))
     assert found == read(file), "pieces matter"
 
@@ -77,8 +77,8 @@ def test_elements_of_an_array_have_places(
     file = tmp_path_factory.mktemp("array") / "a.json"
     array = [{"text": "a"}, *({"text": value} for value in values), 5, {"title": "b"}]
     file.write_text(json.dumps(array))
-    found = check_places(file)
-    assert [place for _, place in found] == list(range(1, len(array) + 1))
+    found = check_positions(file)
+    assert [position for _, position in found] == list(range(1, len(array) + 1))
 
 
 @settings(deadline=None, max_examples=30)
@@ -95,8 +95,8 @@ def test_rows_of_parquet_have_places(
     pq.write_table(table, file, row_group_size=group)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "PARQUET_BATCH_ROWS", batch)
-        found = check_places(file)
-    assert [place for _, place in found] == list(range(1, len(values) + 1))
+        found = check_positions(file)
+    assert [position for _, position in found] == list(range(1, len(values) + 1))
     assert [r for r, _ in found if isinstance(r, str)] == [v for v in values if v and len(v) < 61]
 
 
@@ -109,18 +109,18 @@ def test_what_is_before_a_place_is_not_read(
     start = pq.ParquetFile(file).metadata.row_group(1).column(0).dictionary_page_offset
     data[4:start] = bytes(start - 4)
     file.write_bytes(data)
-    assert records(file, place=2) == [str(i) * 50 for i in range(2, 8)]
+    assert records(file, position=2) == [str(i) * 50 for i in range(2, 8)]
     lines = tmp_path / "a.jsonl.zst"
     lines.write_bytes(zstd(b"no JSON\n" * 9 + line({"text": "a"})))
-    monkeypatch.setattr(readers, "parse_json", lambda data, where: json.loads(data))
-    assert records(lines, place=72) == ["a"]
+    monkeypatch.setattr(readers, "parse_json_or_skipped", lambda data, where: json.loads(data))
+    assert records(lines, position=72) == ["a"]
 
 
 def test_text_files_are_one_record(tmp_path: Path) -> None:
     text = "\ufeffa\r\nb\u00e9\n"
     for name, form in {"a.txt": bytes, "a.py.gz": members, "a.md.zst": zstd}.items():
         (tmp_path / name).write_bytes(form(text.encode()))
-        assert check_places(tmp_path / name) == [(text, 1)]
+        assert check_positions(tmp_path / name) == [(text, 1)]
 
 
 def test_columns_of_parquet_are_checked(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_columns_of_parquet_are_checked(tmp_path: Path) -> None:
         read(file, column="id")
     with pytest.raises(UserError, match=r"a\.parquet: no column 'x'; there are: id, messages, te"):
         read(file, column="x")
-    assert [r.why for r in records(file, column="id", place=2)] == ["damaged"] * 2
+    assert [r.why for r in records(file, column="id", position=2)] == ["damaged"] * 2
 
 
 def test_bytes_that_are_no_text_in_parquet_cost_their_row_only(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_bytes_that_are_no_text_in_parquet_cost_their_row_only(tmp_path: Path) -
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     for name, form in FORMS.items():
         (tmp_path / name).write_bytes(form(MARK + line({"text": "a"}) + line({"text": "b"})))
-        assert [r for r, _ in check_places(tmp_path / name)] == ["a", "b"]
+        assert [r for r, _ in check_positions(tmp_path / name)] == ["a", "b"]
     (tmp_path / "a.json").write_bytes(MARK + b'[{"text": "a"}]')
     assert records(tmp_path / "a.json") == ["a"]
 
@@ -192,10 +192,10 @@ def test_all_that_a_torn_file_still_holds_is_read(
     whole = zlib.decompressobj(31).decompress(torn).count(b"\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(access, "CHUNK_BYTES", chunk)
-        *found, (end, place) = check_places(file)
+        *found, (end, position) = check_positions(file)
     assert [record for record, _ in found] == texts[:whole]
     what = "damaged gzip file: Truncated compressed stream"
-    assert (end, place) == (Skipped("damaged", str(file), what), END)
+    assert (end, position) == (Skipped("damaged", str(file), what), END)
 
 
 def test_damage_ends_the_file_with_one_record(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_damage_ends_the_file_with_one_record(tmp_path: Path) -> None:
     for name, (data, what) in contents.items():
         file = tmp_path / name
         file.write_bytes(data)
-        *_, (end, _) = found = check_places(file)
+        *_, (end, _) = found = check_positions(file)
         assert (end.why, end.where, len(found)) == ("damaged", str(file), 1), name
         with pytest.raises(AssertionError, match=f"^{what}$"):
             raise AssertionError(end.what)

@@ -1,4 +1,4 @@
-"""Files as shards: read from any place, known by their names and sizes."""
+"""Files as shards: read from any position, known by their names and sizes."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def test_each_file_is_a_shard_that_is_read_from_any_place(tmp_path: Path) -> Non
     assert len(shards) == 3
     for shard in range(3):
         assert records(shards, shard) == [f"{shard} {i}" for i in range(4)]
-        for i, (_, place) in enumerate(shards.read(shard, 0)):
-            assert records(shards, shard, place) == [f"{shard} {k}" for k in range(i + 1, 4)]
+        for i, (_, position) in enumerate(shards.read(shard, 0)):
+            assert records(shards, shard, position) == [f"{shard} {k}" for k in range(i + 1, 4)]
 
 
 def test_the_fingerprint_is_of_names_and_sizes_wherever_they_lie(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_files_that_cannot_be_asked_for_are_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"^none://a\.jsonl: cannot be opened: .*none"):
         _ = file_shards(["none://a.jsonl"]).fingerprint
     assert pauses == []
-    assert access.file_size("memory://nowhere/a.jsonl") is None
+    assert access.stored_file_size_or_none("memory://nowhere/a.jsonl") is None
     monkeypatch.delattr("fsspec.implementations.memory.MemoryFileSystem.info")
     monkeypatch.setattr(
         "fsspec.implementations.memory.MemoryFileSystem.ls", lambda *args, **options: 1 / 0

@@ -23,6 +23,6 @@ def test_the_share_that_is_held_out():
     assert is_held_out(2**64 - 1, 1.0)
 
 
-def test_what_is_passed_over_stays_so():
+def test_what_is_skipped_stays_so():
     skipped = Skipped("empty", "here", "why")
     assert HeldOut(0.5, "training")(skipped) is skipped

@@ -14,7 +14,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Skipped
 from flame_accel.data.sources.file_readers import END
 from flame_accel.data.sources.file_shards import FileShards
-from flame_accel.data.sources.named_datasets import NamedShards, readable_split_urls
+from flame_accel.data.sources.named_datasets import NamedShards, split_urls_if_readable
 from flame_accel.data.stages import Shards
 from tests.helpers.datasets_on_disk import FULL, TEXTS, json_lines, lines, opened, texts, write_one
 from tests.helpers.shard_files import file_shards, records, write_files
@@ -46,8 +46,8 @@ def test_shards_of_a_named_dataset_are_read_from_any_place(tmp_path: Path) -> No
         empty = Skipped("empty", f"csv, shard {shard}, row 2", "no text in column 'text'")
         texts = [f"{shard} {i}" for i in range(5)]
         assert [record for record, _ in found] == [*texts[:2], empty, *texts[3:]]
-        for i, (_, place) in enumerate(found):
-            assert list(shards.read(shard, place)) == found[i + 1 :]
+        for i, (_, position) in enumerate(found):
+            assert list(shards.read(shard, position)) == found[i + 1 :]
 
 
 def test_columns_of_a_named_dataset_are_checked(tmp_path: Path) -> None:
@@ -75,11 +75,11 @@ def test_a_damaged_shard_of_a_named_dataset_is_one_bad_record(tmp_path: Path) ->
     Path(files[1]).write_bytes(b"id,text\n1,a\n2,\xff\n")
     shards = named_shards("csv", files)
     assert len(records(shards, 0)) == 5
-    ((bad, place),) = shards.read(1, 0)
+    ((bad, position),) = shards.read(1, 0)
     assert isinstance(bad, Skipped)
-    assert (bad.why, bad.where, place) == ("damaged", "csv, shard 1, row 0", END)
+    assert (bad.why, bad.where, position) == ("damaged", "csv, shard 1, row 0", END)
     assert bad.what.startswith("UnicodeDecodeError: 'utf-8' codec")
-    assert records(shards, 1, place) == []
+    assert records(shards, 1, position) == []
 
 
 class InWorker(torch.utils.data.Dataset):
@@ -112,11 +112,11 @@ def test_files_of_a_named_dataset_are_read_as_they_lie(tmp_path: Path) -> None:
     parquet = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a", "b"]}), parquet)
     builder = datasets.load_dataset_builder("json", data_files={"train": files[:2], "x": files[2]})
-    assert readable_split_urls(builder, "train") == files[:2]
-    assert readable_split_urls(builder, "x") == files[2:]
-    assert readable_split_urls(builder, "test") is None
+    assert split_urls_if_readable(builder, "train") == files[:2]
+    assert split_urls_if_readable(builder, "x") == files[2:]
+    assert split_urls_if_readable(builder, "test") is None
     builder = datasets.load_dataset_builder("parquet", data_files=parquet)
-    assert readable_split_urls(builder, "train") == [parquet]
+    assert split_urls_if_readable(builder, "train") == [parquet]
     assert records(file_shards([parquet]), 0) == ["a", "b"]
 
 
@@ -124,7 +124,7 @@ def test_splits_of_a_folder_are_those_of_its_names(tmp_path: Path) -> None:
     for name in ("train-00000.jsonl", "train-00001.jsonl", "test.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}')
     builder = datasets.load_dataset_builder(str(tmp_path))
-    urls = readable_split_urls(builder, "train")
+    urls = split_urls_if_readable(builder, "train")
     assert urls == [str(tmp_path / "train-00000.jsonl"), str(tmp_path / "train-00001.jsonl")]
 
 
@@ -144,7 +144,10 @@ def test_what_we_would_read_otherwise_is_left_to_datasets(tmp_path: Path) -> Non
     ]
     for kind, file, options, ours in cases:
         builder = datasets.load_dataset_builder(kind, data_files=file, **options)
-        assert readable_split_urls(builder, "train") == ([file] if ours else None), (kind, options)
+        assert split_urls_if_readable(builder, "train") == ([file] if ours else None), (
+            kind,
+            options,
+        )
 
 
 def test_a_named_dataset_is_loaded_by_datasets(tmp_path):

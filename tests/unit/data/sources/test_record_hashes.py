@@ -5,8 +5,8 @@ import datasets
 from flame_accel.data.sources.file_table import copy_files_to_table
 from flame_accel.data.sources.record_hashes import (
     FINGERPRINT_DOCUMENTS,
+    fingerprint_from_sample,
     record_hash,
-    sample_fingerprint,
 )
 from flame_accel.data.sources.table import Table
 from tests.helpers.tables import CONVERSATION, of_dataset, write_lines
@@ -19,14 +19,14 @@ def test_fingerprints_are_of_the_content_not_of_the_form(tmp_path):
     a = Table("a", dataset, "body")
     b = copy_files_to_table([file], name="b")
     assert a.fingerprint == b.fingerprint
-    assert a.fingerprint == sample_fingerprint(len(texts), lambda i: record_hash(texts[i]))
+    assert a.fingerprint == fingerprint_from_sample(len(texts), lambda i: record_hash(texts[i]))
     assert a.fingerprint != Table("a", dataset.select(range(len(texts) - 1)), "body").fingerprint
     assert a.fingerprint != of_dataset([texts[1], texts[0], *texts[2:]]).fingerprint
 
 
 def test_skipped_records_count_as_nothing_in_a_fingerprint():
     hashes = [record_hash("a"), 0, 0]
-    expected = sample_fingerprint(3, hashes.__getitem__)
+    expected = fingerprint_from_sample(3, hashes.__getitem__)
     assert of_dataset(["a", None, ""]).fingerprint == expected
 
 

@@ -38,9 +38,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize(("data", "why", "what"), BAD_LINES.values(), ids=BAD_LINES.keys())
-def test_a_bad_line_is_passed_over_and_named(
-    tmp_path: Path, data: bytes, why: str, what: str
-) -> None:
+def test_a_bad_line_is_skipped_and_named(tmp_path: Path, data: bytes, why: str, what: str) -> None:
     file = tmp_path / "a.jsonl"
     good = line({"text": "a"})
     file.write_bytes(good + b"\n" + data + b"\n" + good)
@@ -49,7 +47,7 @@ def test_a_bad_line_is_passed_over_and_named(
     assert (bad.why, bad.where) == (why, f"{file}, line 3")
     with pytest.raises(AssertionError, match=what):
         raise AssertionError(bad.what)
-    bad, _ = records(file, place=len(good), max_bytes=6000)
+    bad, _ = records(file, position=len(good), max_bytes=6000)
     assert bad.where == f"{file}, byte {len(good) + 1}"
 
 

@@ -25,8 +25,8 @@ from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.text_slicing import (
     SPACE,
     WORD_PATTERNS,
+    slice_prefix_if_cuttable,
     slice_text,
-    space_kept_at_cuts,
 )
 
 END = "</s>"
@@ -116,7 +116,7 @@ def encode_all(backend: Tokenizer, texts: list[str]) -> list[int]:
 @pytest.mark.parametrize("name", SLICEABLE)
 def test_slices_have_the_tokens_of_the_text(name: str, short_slices: None) -> None:
     backend = SLICEABLE[name]
-    space = space_kept_at_cuts(backend)
+    space = slice_prefix_if_cuttable(backend)
     assert space is not None
 
     @given(TEXTS)
@@ -191,8 +191,10 @@ def with_added(name: str, content: str, **options: Any) -> Tokenizer:
     ],
 )
 def test_unknown_tokenizers_get_whole_texts(backend: Tokenizer) -> None:
-    assert space_kept_at_cuts(backend) is None
+    assert slice_prefix_if_cuttable(backend) is None
 
 
 def test_the_decoder_does_not_matter() -> None:
-    assert space_kept_at_cuts(copy_with(SLICEABLE["gpt2"], decoder=decoders.ByteLevel())) == " "
+    assert (
+        slice_prefix_if_cuttable(copy_with(SLICEABLE["gpt2"], decoder=decoders.ByteLevel())) == " "
+    )

@@ -17,7 +17,7 @@ from flame_accel.data.tokens.tokenizer import (
     BYTE_TOKENIZER_FOLDER,
     EOS,
     build_byte_tokenizer,
-    encodes_to_bytes,
+    is_byte_tokenizer,
     load_tokenizer,
     resolve_add_bos,
     tokenizer_identity,
@@ -84,12 +84,12 @@ def test_the_byte_tokenizer_is_known_again_and_nothing_else_is_taken_for_it(
 ) -> None:
     BYTE.save_pretrained(tmp_path)
     saved = load_tokenizer(str(tmp_path), False)
-    assert isinstance(saved, PreTrainedTokenizerFast) and encodes_to_bytes(saved.backend_tokenizer)
+    assert isinstance(saved, PreTrainedTokenizerFast) and is_byte_tokenizer(saved.backend_tokenizer)
     reads_tokens, with_word, other = (build_byte_tokenizer() for _ in range(3))
     reads_tokens.encode_special_tokens = False
     with_word.add_tokens(["word"])
     other.model = models.BPE(vocab={"a": 0, "b": 1}, merges=[])
-    assert not any(encodes_to_bytes(backend) for backend in (reads_tokens, with_word, other))
+    assert not any(is_byte_tokenizer(backend) for backend in (reads_tokens, with_word, other))
 
 
 def test_the_vocabulary_covers_every_id() -> None:

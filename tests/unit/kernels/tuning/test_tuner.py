@@ -134,7 +134,7 @@ def test_without_tuning_the_nearest_configuration_is_taken(tmp_path, shipped):
         assert kernel.timed == [expected]
 
 
-def test_a_nearest_configuration_that_does_not_run_is_passed_over(tmp_path, shipped):
+def test_a_nearest_configuration_that_does_not_run_is_skipped(tmp_path, shipped):
     choose_block(Tuner(GPU, shipped, fresh=True), FakeKernel(SECONDS))
     kernel = FakeKernel({**SECONDS, 32: math.inf})
     assert choose_block(Tuner(GPU, tmp_path / "mine", tunes=False), kernel, width=128) == 16
