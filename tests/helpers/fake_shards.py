@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import SourceCursor
-from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.data.documents import Document, PositionedRecord, Record, Skipped
 from flame_accel.data.lanes.shuffled_stream import ShuffledStream, StreamReader
 from flame_accel.data.stages import Shards
 
@@ -38,14 +38,14 @@ class FakeShards:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def read(self, shard: int, position: int) -> Iterator[tuple[Record | Skipped, int]]:
+    def read(self, shard: int, position: int) -> Iterator[PositionedRecord]:
         self.opened.append((shard, position))
         assert position % 7 == 0
         self.num_open += 1
         try:
             for i in range(position // 7, self.sizes[shard]):
                 self.num_read += 1
-                yield self.record(shard, i), 7 * (i + 1)
+                yield PositionedRecord(self.record(shard, i), 7 * (i + 1))
         finally:
             self.num_open -= 1
 

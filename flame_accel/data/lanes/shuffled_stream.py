@@ -2,8 +2,8 @@
 
 The stream is shuffled in blocks, and can be entered at any block, see `stream_blocks`. A position
 is (epoch, shard, position in it, number of the block, index of the lane's next record in the
-block): to start there, that one block is read. Records keep their positions whether they give a document or
-not, so that no policy changes which lane reads what.
+block): to start there, that one block is read. Records keep their positions whether they give a
+document or not, so that no policy changes which lane reads what.
 """
 
 import os
@@ -135,8 +135,8 @@ class StreamReader(CountingReader):
         lanes = self._group.num_lanes
         if records_in_epoch < lanes:
             raise UserError(
-                f"{records_in_epoch} documents in {self._group.num_shards} shards are fewer than the "
-                f"{lanes} rows of a step that share them: each reads documents of its own",
+                f"{records_in_epoch} documents in {self._group.num_shards} shards are fewer than "
+                f"the {lanes} rows of a step that share them: each reads documents of its own",
                 where=self._name,
                 remedy="use fewer rows per step, or more documents; or training.streaming=false, "
                 "where the documents do not depend on the size of single files",
