@@ -20,6 +20,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
+from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates
 
 OutputAndState = tuple[Tensor, Tensor | None]
 """Outputs [B, T, HV, V], and final states [N, HV, K, V] in fp32, or None unless asked for."""
@@ -42,7 +43,7 @@ def chunk_delta_rule(
     o, state = run_delta_rule(
         q, k, v, beta,
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
-        normalize=use_qk_l2norm_in_kernel,
+        normalize_qk=use_qk_l2norm_in_kernel,
     )  # fmt: skip
     return o, state if output_final_state else None
 
@@ -102,7 +103,7 @@ def chunk_gated_delta_rule(
     o, state = run_delta_rule(
         q, k, v, beta, None if g is None else g.unsqueeze(-1),
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
-        normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
+        normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
     )  # fmt: skip
     return o, state if output_final_state else None
 
@@ -186,7 +187,7 @@ def chunk_comba(
     o, state = run_delta_rule(
         q, k, v, beta, g.unsqueeze(-1),
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
-        normalize=use_qk_l2norm_in_kernel, erase_keys=p, erase_before_decay=True,
+        normalize_qk=use_qk_l2norm_in_kernel, erase_keys=p, erase_before_decay=True,
     )  # fmt: skip
     return o, state if output_final_state else None
 
@@ -223,11 +224,11 @@ def run_delta_rule(
     scale: float | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
-    normalize: bool = False,
+    normalize_qk: bool = False,
     state_v_first: bool = False,
     erase_keys: Tensor | None = None,
     erase_before_decay: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """`generalized_delta_rule` with one strength per head for what is erased and written.
 
     Args:
@@ -239,7 +240,7 @@ def run_delta_rule(
         scale: factor of the outputs; 1 / sqrt(K) if None.
         initial_state: [N, HV, K, V], or [N, HV, V, K] if `state_v_first`; zeros if None.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        normalize: whether to divide queries and keys by their l2 norms.
+        normalize_qk: whether to divide queries and keys by their l2 norms.
         state_v_first: the layout of the states.
         erase_keys: [B, T, H, K]; `k` if None.
         erase_before_decay: whether erase keys read the state before the decay of their token.
@@ -248,7 +249,7 @@ def run_delta_rule(
         Outputs [B, T, HV, V] in the dtype of `v`, and final states in fp32.
     """
     erase_keys = k if erase_keys is None else erase_keys
-    if normalize:
+    if normalize_qk:
         same = erase_keys is k
         q, k = l2norm(q, output_dtype=torch.float32), l2norm(k, output_dtype=torch.float32)
         erase_keys = k if same else l2norm(erase_keys, output_dtype=torch.float32)

@@ -28,22 +28,23 @@ from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_
 
 
 def compute_intra_chunk_terms(
-    q: Tensor, k: Tensor, g: Tensor | None, erase_before_decay: bool
+    stacked_queries: Tensor, stacked_keys: Tensor, g: Tensor | None, erase_before_decay: bool
 ) -> IntraChunkTerms:
     """Chooses by the log decays `g`: none, [P, C, 1] per head, or [P, C, K] per channel.
 
     Queries [q; a] are [P, 2 C, K], keys [P, R C, K].
     """
     if g is None:
+        q, k = stacked_queries, stacked_keys
         scores = (q @ k.mT).mul_(_stacked_causal_mask(q.shape[1] // 2, k.shape[1], q.device))
         return IntraChunkTerms(
             scores, q, k, None, _backward_without_decay_overwriting_grads, [q, k]
         )
     if g.shape[-1] == 1:
-        return _compute_with_head_decay(q, k, g, erase_before_decay)
+        return _compute_with_head_decay(stacked_queries, stacked_keys, g, erase_before_decay)
     return compute_gentle_and_steep_chunks(
-        q,
-        k,
+        stacked_queries,
+        stacked_keys,
         g,
         partial(_compute_with_gentle_decay, erase_before_decay=erase_before_decay),
         partial(_compute_with_steep_decay, erase_before_decay=erase_before_decay),

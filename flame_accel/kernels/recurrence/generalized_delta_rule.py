@@ -33,6 +33,7 @@ from flame_accel.kernels.recurrence.chunking import (
 )
 from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk_terms
 from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndFinalStates,
     every_sequence_has_one_token,
     fp32_key_first_state_or_zeros,
 )
@@ -55,7 +56,7 @@ def generalized_delta_rule(
     initial_state: Tensor | None = None,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """Outputs [B, T, H, V] in the dtype of `v`, and final states in fp32.
 
     States are [N, H, K, V], or [N, H, V, K] if `state_v_first`.
@@ -98,7 +99,7 @@ def _recurrent_step_of_one_token(
     g: Tensor | None,
     erase_before_decay: bool,
     state: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """The recurrence itself, for one token of every sequence; the state is [N, H, K, V]."""
 
     def to_columns(x: Tensor) -> Tensor:

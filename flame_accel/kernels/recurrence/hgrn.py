@@ -10,7 +10,7 @@ over several tokens are products of decays, so that no exponent is formed that c
 Shape letters: B batch, T tokens, N sequences, M chunks, C tokens of a chunk, D width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,18 +68,27 @@ def fused_recurrent_hgrn(
     return o, final_state if output_final_state else None
 
 
+class ElementwiseStates(NamedTuple):
+    """States h, fp32."""
+
+    at_tokens: Tensor
+    """[M, C, D]"""
+    final: Tensor
+    """[N, D] after each sequence."""
+
+
 def gated_scan(
-    x: Tensor, a: Tensor, initial_state: Tensor, layout: ChunkLayout
-) -> tuple[Tensor, Tensor]:
-    """h_t = a_t h_{t-1} + x_t: states [M, C, D], and [N, D] after each sequence; all fp32.
+    inputs: Tensor, decays: Tensor, initial_state: Tensor, layout: ChunkLayout
+) -> ElementwiseStates:
+    """h_t = a_t h_{t-1} + x_t: in chunks.
 
     Args:
-        x: [M, C, D] inputs, 0 in the padding.
-        a: [M, C, D] decays, 1 in the padding.
+        inputs: x, [M, C, D], 0 in the padding.
+        decays: a, [M, C, D], 1 in the padding.
         initial_state: [N, D] states before the first tokens.
         layout: the chunks.
     """
-    return _GatedScan.apply(x, a, initial_state, layout)
+    return ElementwiseStates(*_GatedScan.apply(inputs, decays, initial_state, layout))
 
 
 class _GatedScan(torch.autograd.Function):

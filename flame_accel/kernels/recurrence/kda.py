@@ -71,7 +71,7 @@ def chunk_kda(
     o, state = run_delta_rule(
         q, k, v, beta, g,
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
-        normalize=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
+        normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
     )  # fmt: skip
     return o, state if output_final_state else None
 

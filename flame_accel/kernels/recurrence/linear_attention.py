@@ -30,6 +30,7 @@ from flame_accel.kernels.recurrence.chunking import (
 )
 from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
 from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndFinalStates,
     every_sequence_has_one_token,
     fp32_key_first_state_or_zeros,
 )
@@ -49,7 +50,7 @@ def linear_attention(
     initial_state: Tensor | None = None,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """Outputs [B, T, H, V] in the dtype of `v`, and final states in fp32.
 
     States are [N, H, K, V], or [N, H, V, K] if `state_v_first`.
@@ -77,7 +78,7 @@ def linear_attention(
 
 def _recurrent_step_of_one_token(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, scale: float, state: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """The recurrence itself, for one token of every sequence; the state is [N, H, K, V]."""
     num_heads, width = q.shape[2:]
     q_, k_ = (x.float().reshape(-1, num_heads, width, 1) for x in (q, k))

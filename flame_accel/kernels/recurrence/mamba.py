@@ -28,7 +28,7 @@ from flame_accel.kernels.recurrence.chunking import (
     to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.hgrn import CHUNK_SIZE, gated_scan
-from flame_accel.kernels.recurrence.sequences import count_sequences
+from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates, count_sequences
 
 _mamba_ssm_forward: Any = Mamba.cuda_kernels_forward
 
@@ -105,7 +105,7 @@ def selective_scan(
     c: Tensor,
     initial_state: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """Outputs y [B, T, D] in the dtype of `x`, and final states [S, D, N] in fp32.
 
     Args:
@@ -146,7 +146,7 @@ def _selective_scan_of_channel_group(
     b: Tensor,
     c: Tensor,
     layout: ChunkLayout,
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """Outputs [M, C, D] and final states [S, D, N] of D of the channels."""
     decays = (dt.unsqueeze(-1) * a).exp_().flatten(2)
     inputs = ((dt * x).unsqueeze(-1) * b.unsqueeze(2)).flatten(2)

@@ -82,7 +82,7 @@ def forward_mamba2(
 def _run_ssm_as_simple_gla(
     layer: Any,
     xbc: Tensor,
-    dt: Tensor,
+    dt_before_softplus: Tensor,
     initial_state: Tensor | None,
     use_cache: bool,
     cu_seqlens: Tensor | None,
@@ -92,7 +92,7 @@ def _run_ssm_as_simple_gla(
     Args:
         layer: fla's `Mamba2`.
         xbc: x, B and C [B, T, H V + 2 G K], after the convolution.
-        dt: step sizes before bias and softplus [B, T, H].
+        dt_before_softplus: step sizes before bias and softplus [B, T, H].
         initial_state: [N, H, V, K]; zeros if None.
         use_cache: whether to return final states.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
@@ -102,7 +102,7 @@ def _run_ssm_as_simple_gla(
     x = x.unflatten(-1, (layer.num_heads, layer.head_dim))
     per_group = layer.num_heads // layer.n_groups
     k, q = (y.unflatten(-1, (layer.n_groups, -1)).repeat_interleave(per_group, 2) for y in (b, c))
-    dt = F.softplus(dt.float() + layer.dt_bias).clamp(*layer.dt_limit)
+    dt = F.softplus(dt_before_softplus.float() + layer.dt_bias).clamp(*layer.dt_limit)
     operator: Any = simple_gla.chunk_simple_gla
     if xbc.shape[1] == 1:
         operator = simple_gla.fused_recurrent_simple_gla

@@ -5,7 +5,7 @@ by memory with a sort that is not stable (on CPUs), and in training its short co
 from the last tokens of one memory or row to the first of the next; both let tokens see the future.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fla.layers.mom import MomAttention
@@ -26,13 +26,30 @@ def forward_mom_with_convolution_per_memory(layer: MomAttention, *args: Any, **o
         layer.training = training
 
 
+class TokensByMemory(NamedTuple):
+    """Tokens sorted by the memory that they are routed to; shape letters as in `transform`."""
+
+    tokens: Tensor
+    """[E, B, L, D]"""
+    index: Tensor
+    """[B * E, L] of each token in the sorted choices."""
+    argsort: Tensor
+    """[B * T * S] of the choices."""
+    max_tokens: int
+    """L"""
+    mask: Tensor
+    """[B * E, L] slots that hold a token."""
+    mask_by_memory: Tensor
+    """The same as [E, B, L]."""
+
+
 def transform(
     x: Tensor,
     routing_mask: Tensor,
     num_memories: int,
     selected_memories: Tensor,
     attention_mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, int, Tensor, Tensor]:
+) -> TokensByMemory:
     """Gathers the tokens of every memory, in their order; in fla under the same name.
 
     Shape letters: B batch, T tokens, D width, E memories, S memories per token, L largest number of
@@ -46,9 +63,7 @@ def transform(
         attention_mask: [B, at least T] bool, False for padding, or None; the last T count.
 
     Returns:
-        As fla's function: tokens by memory [E, B, L, D]; the index of each of them into the sorted
-        choices [B * E, L]; the argsort of the choices [B * T * S]; L; a mask of the slots that hold
-        a token [B * E, L], and the same mask as [E, B, L].
+        As fla's function, which returns a bare tuple.
     """
     batch, tokens, num_choices = selected_memories.shape
     rows = torch.arange(batch, device=x.device)[:, None, None]
@@ -65,4 +80,6 @@ def transform(
     index = ((counts.cumsum(0) - counts).unsqueeze(-1) + slot).masked_fill(~mask, 0)
     x_by_memory = x.flatten(0, 1)[order[index] // num_choices].unflatten(0, (batch, num_memories))
     mask_by_memory = mask.unflatten(0, (batch, num_memories)).transpose(0, 1)
-    return x_by_memory.transpose(0, 1), index, order, max_count, mask, mask_by_memory
+    return TokensByMemory(
+        x_by_memory.transpose(0, 1), index, order, max_count, mask, mask_by_memory
+    )

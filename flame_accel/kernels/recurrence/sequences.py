@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+OutputsAndFinalStates = tuple[Tensor, Tensor]
+"""Outputs [B, T, ...] of all tokens, and states [N, ...] after the last one of each sequence."""
+
 
 def count_sequences(batch_size: int, cu_seqlens: Tensor | None) -> int:
     """N: the number of rows, or of the sequences between the boundaries `cu_seqlens` [N + 1]."""

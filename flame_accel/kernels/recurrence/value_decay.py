@@ -30,6 +30,7 @@ from flame_accel.kernels.recurrence.linear_attention import (
 )
 from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
 from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndFinalStates,
     every_sequence_has_one_token,
     fp32_key_first_state_or_zeros,
 )
@@ -46,7 +47,7 @@ def linear_attention_with_value_decay(
     initial_state: Tensor | None = None,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> OutputsAndFinalStates:
     """Outputs [B, T, H, V] in the dtype of `v`, and final states in fp32.
 
     As `linear_attention.linear_attention`, with `g` [B, T, H, V]. States are [N, H, K, V], or

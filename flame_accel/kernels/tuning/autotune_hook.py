@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from flame_accel.kernels.tuning.gpu import detect_gpu
 from flame_accel.kernels.tuning.policy import TuneKernels, decide_tuning
+from flame_accel.kernels.tuning.tuned_configs import TritonAutotuner
 from flame_accel.kernels.tuning.tuner import Tuner
 
 log = logging.getLogger("flame_accel")
@@ -33,7 +34,7 @@ def install_autotune_hook(tuner: Tuner | None = None) -> Tuner:
     if _original_run is None:
         original_run = _original_run = Autotuner.run
 
-        def run(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        def run(kernel: TritonAutotuner, *args: Any, **kwargs: Any) -> Any:
             if _active is not None and len(kernel.configs) > 1 and _is_fla_kernel(kernel):
                 key = _autotune_key(kernel, args, kwargs)
                 if key not in kernel.cache:
@@ -101,11 +102,13 @@ def apply_tune_kernels_option(
         log.info("%s", message)
 
 
-def _is_fla_kernel(kernel: Any) -> bool:
+def _is_fla_kernel(kernel: TritonAutotuner) -> bool:
     return kernel.base_fn.__module__.startswith("fla.")
 
 
-def _autotune_key(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+def _autotune_key(
+    kernel: TritonAutotuner, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, ...]:
     """The key of a launch, built as Triton's `Autotuner.run` builds it."""
     arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
     known = {name: value for name, value in arguments.items() if name in kernel.arg_names}

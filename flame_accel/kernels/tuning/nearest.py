@@ -10,7 +10,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from flame_accel.kernels.tuning.tuned_configs import JsonKey, Key, TunedEntry, key_to_json_list
+from flame_accel.kernels.tuning.tuned_configs import (
+    JsonKey,
+    Key,
+    TritonConfig,
+    TunedEntry,
+    key_to_json_list,
+)
 
 SMALLEST_BLOCK = 16
 """Narrowest operand of a matrix product in Triton."""
@@ -28,8 +34,11 @@ class KeyDistance(NamedTuple):
 
 
 def rank_candidates(
-    candidates: Sequence[Any], entries: Sequence[TunedEntry], key: Key, arguments: Mapping[str, Any]
-) -> list[Any]:
+    candidates: Sequence[TritonConfig],
+    entries: Sequence[TunedEntry],
+    key: Key,
+    arguments: Mapping[str, Any],
+) -> list[TritonConfig]:
     """Sorts the candidates of a kernel by how well they may fit its shape.
 
     First come those whose blocks are no wider than the tensors, in both groups first the
@@ -56,10 +65,10 @@ def rank_candidates(
     return [candidates[i] for i in order]
 
 
-def key_distance(key: JsonKey, other: JsonKey) -> KeyDistance | None:
+def key_distance(key: JsonKey, other_key: JsonKey) -> KeyDistance | None:
     """The distance of two keys as JSON reads them; None if they do not have the same arguments."""
     values, dtypes = _split_values_and_dtypes(key)
-    other_values, other_dtypes = _split_values_and_dtypes(other)
+    other_values, other_dtypes = _split_values_and_dtypes(other_key)
     if len(values) != len(other_values):
         return None
     mismatches, octaves = 0, 0.0
@@ -87,7 +96,7 @@ def blocks_fit_dimensions(block_sizes: Mapping[str, Any], arguments: Mapping[str
     return True
 
 
-def config_to_fla_dict(config: Any) -> dict[str, Any]:
+def config_to_fla_dict(config: TritonConfig) -> dict[str, Any]:
     """One of Triton's `Config` objects in fla's format."""
     return {
         "kwargs": dict(config.kwargs),

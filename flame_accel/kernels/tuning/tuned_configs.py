@@ -31,6 +31,11 @@ JsonKey = list[Any]
 """A `Key` as JSON reads it back."""
 KernelConfig = Mapping[str, Any]
 
+TritonConfig = Any
+"""`triton.Config`, which is not installed everywhere."""
+TritonAutotuner = Any
+"""`triton.runtime.autotuner.Autotuner`."""
+
 
 class TunedEntry(NamedTuple):
     """One configuration of a kernel and what it was tuned for."""

@@ -25,6 +25,7 @@ from filelock import FileLock
 from flame_accel.kernels.tuning import tuned_configs
 from flame_accel.kernels.tuning.gpu import Gpu
 from flame_accel.kernels.tuning.nearest import config_to_fla_dict, rank_candidates
+from flame_accel.kernels.tuning.tuned_configs import Key, TritonAutotuner, TritonConfig
 
 log = logging.getLogger("flame_accel")
 
@@ -73,11 +74,11 @@ class Tuner:
 
     def choose_config(
         self,
-        kernel: Any,
-        key: Sequence[Any],
+        kernel: TritonAutotuner,
+        key: Key,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-    ) -> Any:
+    ) -> TritonConfig:
         """Returns the configuration, one of Triton's `Config` objects, that `kernel` runs with.
 
         Args:
@@ -114,9 +115,9 @@ class Tuner:
         self,
         name: str,
         key_argument_names: Sequence[str],
-        key: Sequence[Any],
-        candidates: Sequence[Any],
-    ) -> Any:
+        key: Key,
+        candidates: Sequence[TritonConfig],
+    ) -> TritonConfig | None:
         """The candidate stored for `key` in the run folder, the cache or what is shipped, or None.
 
         Args:
@@ -133,7 +134,7 @@ class Tuner:
                     return candidate
         return None
 
-    def _save_config(self, folder: Path, name: str, key: Sequence[Any], config: Any) -> None:
+    def _save_config(self, folder: Path, name: str, key: Key, config: TritonConfig) -> None:
         tuned_configs.save_tuned_config(
             folder, name, key, config_to_fla_dict(config), self.triton_version
         )
@@ -141,11 +142,11 @@ class Tuner:
     def _tune_kernel(
         self,
         name: str,
-        kernel: Any,
-        candidates: Sequence[Any],
+        kernel: TritonAutotuner,
+        candidates: Sequence[TritonConfig],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-    ) -> Any:
+    ) -> TritonConfig:
         """Compiles and times all candidates, returns the fastest, and logs how long it took."""
         if not self.tuned:
             log.info(
@@ -156,7 +157,7 @@ class Tuner:
         begin = time.perf_counter()
         compile_candidates(kernel, candidates, args, kwargs, self.num_threads)
         compiled = time.perf_counter()
-        best = time_candidates(kernel, candidates, args, kwargs)
+        best = pick_fastest_candidate(kernel, candidates, args, kwargs)
         timed = time.perf_counter()
         self.tuned[name] = len(candidates)
         self.seconds["compiling"] += compiled - begin
@@ -174,8 +175,8 @@ class Tuner:
 
 
 def compile_candidates(
-    kernel: Any,
-    candidates: Sequence[Any],
+    kernel: TritonAutotuner,
+    candidates: Sequence[TritonConfig],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     num_threads: int,
@@ -198,15 +199,18 @@ def compile_candidates(
             kernel.fn.run(*args, **{**options, "warmup": True})
 
 
-def time_candidates(
-    kernel: Any, candidates: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+def pick_fastest_candidate(
+    kernel: TritonAutotuner,
+    candidates: Sequence[TritonConfig],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> TritonConfig:
     """Returns the candidate with the lowest median time.
 
     Arguments that the kernel adds to are reset, as before the first launch.
     """
 
-    def seconds(config: Any) -> float:
+    def seconds(config: TritonConfig) -> float:
         return kernel._bench(*args, config=config, **kwargs)[0]
 
     from triton.testing import do_bench
@@ -224,8 +228,11 @@ def time_candidates(
 
 
 def first_candidate_that_runs(
-    kernel: Any, candidates: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+    kernel: TritonAutotuner,
+    candidates: Sequence[TritonConfig],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> TritonConfig:
     """Returns the first candidate that this GPU has the resources for; the last if none has.
 
     Arguments that the kernel adds to are reset, as before the first launch.
@@ -246,7 +253,9 @@ def _launch_once_untimed(launch: Callable[[], Any], quantiles: Sequence[float]) 
 
 
 @contextmanager
-def _benchmark_temporarily_replaced(kernel: Any, benchmark: Callable[..., Any]) -> Iterator[None]:
+def _benchmark_temporarily_replaced(
+    kernel: TritonAutotuner, benchmark: Callable[..., Any]
+) -> Iterator[None]:
     """Makes `kernel` time its candidates with `benchmark`, inside."""
     before = kernel.do_bench
     kernel.do_bench = benchmark
