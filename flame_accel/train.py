@@ -21,21 +21,21 @@ from flame_accel.checkpoint import (
     CheckpointFolder,
     SaveSchedule,
     TrainState,
-    describe_training,
     export_model,
     restore_starting_point,
     save_checkpoint,
+    training_table_rows,
     weights_only_dtype,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_is_supported
-from flame_accel.evaluation import sample_exported_model, validate
+from flame_accel.evaluation import sample_text_from_export, validate
 from flame_accel.training import (
+    batch_to_device,
     build_optimizer,
     is_due,
     learning_rate,
     seed_process,
-    to_device,
     train_step,
 )
 
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
         config.comm,
         run_folder=str(run_folder),
         tensorboard_folder=str(run_folder / config.metrics.save_tb_folder),
-        trackers=observe.tracker_names(config.metrics),
+        trackers=observe.enabled_tracker_names(config.metrics),
     )
     try:
         active_kernels = setup_run_and_install_kernels(config, accelerator, run_folder)
@@ -116,14 +116,16 @@ def setup_run_and_install_kernels(
     Returns:
         The active kernels, "triton" or "torch".
     """
-    observe.setup_console(
+    observe.setup_console_logging(
         main_process=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
     if accelerator.is_main_process:
         environment = observe.describe_environment(accelerator, sys.argv)
-        changes = observe.prepare_run_folder(run_folder, config=config, environment=environment)
-        observe.log_to_file(run_folder / "log.txt")
+        changes = observe.prepare_run_folder_and_list_changes(
+            run_folder, config=config, environment=environment
+        )
+        observe.add_log_file(run_folder / "log.txt")
         for change in changes:
             log.info("changed since the last start: %s", change)
     if config.job.print_args:
@@ -257,7 +259,7 @@ def train(
             state.step, config.optimizer, steps=steps, warmup_steps=training.warmup_steps
         )
         with meter.waiting_for_data():
-            micro_batches = [to_device(batch, accelerator.device) for batch in next(stream)]
+            micro_batches = [batch_to_device(batch, accelerator.device) for batch in next(stream)]
         result = train_step(
             accelerator,
             components.model,
@@ -279,16 +281,18 @@ def train(
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
             record |= meter.finish_window(lr=lr)
-            loop.metric_logger.write_local_values(meter.local, step=state.step)
+            loop.metric_logger.write_local_values_to_tensorboard(meter.local, step=state.step)
         if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
             # kernels may be tuned for its shapes first
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 record |= validate(accelerator, components.model, loop.eval_batches)
         if record:
-            record |= observe.reduce_data_metrics(accelerator, batches, training.max_bad_records)
+            record |= observe.reduce_and_check_data_metrics(
+                accelerator, batches, training.max_bad_records
+            )
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.write_record(record, steps=steps)
-            meter.check_divergence(training.max_consecutive_skips)
+            meter.check_consecutive_skips(training.max_consecutive_skips)
         if saves.is_due(state.step, logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
@@ -323,7 +327,7 @@ def export_and_report(
 ) -> None:
     """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
     exported = run_folder / "hf"
-    facts = describe_training(
+    training_table = training_table_rows(
         config.training,
         config.optimizer,
         state,
@@ -333,14 +337,19 @@ def export_and_report(
     dtype = getattr(torch, config.checkpoint.export_dtype)
     with parallel.extended_timeout(accelerator, config.comm):
         export_model(
-            accelerator, components.model, components.tokenizer, exported, dtype=dtype, facts=facts
+            accelerator,
+            components.model,
+            components.tokenizer,
+            exported,
+            dtype=dtype,
+            training_table=training_table,
         )
     log.info("exported: %s", exported)
     if not accelerator.is_main_process:
         return
     sample = ""
     if config.evaluation.sample_tokens:
-        sample = sample_exported_model(
+        sample = sample_text_from_export(
             exported, accelerator.device, config.evaluation, seed=config.training.seed
         )
         log.info("sample of the exported model:\n%s", sample)

@@ -27,10 +27,10 @@ def run(argv: Sequence[str]) -> None:
     protect_standard_streams()
     config = parse_or_exit(argv)
     redirect_unwritable_caches()
-    from flame_accel.parallel import explain_timeout
+    from flame_accel.parallel import explain_timeout_errors
     from flame_accel.train import main
 
-    with exit_on_user_error(), explain_timeout(config.comm):
+    with exit_on_user_error(), explain_timeout_errors(config.comm):
         main(config)
 
 

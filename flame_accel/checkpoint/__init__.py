@@ -3,7 +3,7 @@
 from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf_model import export_model
-from flame_accel.checkpoint.model_card import describe_training
+from flame_accel.checkpoint.model_card import training_table_rows
 from flame_accel.checkpoint.restore import restore_starting_point
 from flame_accel.checkpoint.save_schedule import SaveSchedule
 from flame_accel.checkpoint.train_state import TrainState
@@ -12,9 +12,9 @@ __all__ = [
     "CheckpointFolder",
     "SaveSchedule",
     "TrainState",
-    "describe_training",
     "export_model",
     "restore_starting_point",
     "save_checkpoint",
+    "training_table_rows",
     "weights_only_dtype",
 ]

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.folder import CheckpointFolder
-from flame_accel.checkpoint.hf_model import gather_full_weights, save_hf_model
+from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf_model
 from flame_accel.checkpoint.rng_state import get_rng_state, set_rng_state
 from flame_accel.checkpoint.tensor_storage import (
     load_optimizer_state,
@@ -80,7 +80,7 @@ def save_checkpoint(
     Returns:
         Path of the checkpoint.
     """
-    weights = gather_full_weights(accelerator, model)
+    weights = gather_full_weights_to_main(accelerator, model)
     if accelerator.is_main_process:
         temporary = folder.create_temporary(state.step)
         inner = unwrap(accelerator, model)

@@ -42,7 +42,7 @@ class ParameterState(NamedTuple):
     """By the optimizer's own keys, of the whole `fragment.flat`; scalars as they are."""
 
 
-def full_weight_shapes(model: nn.Module) -> dict[str, Tensor]:
+def full_weights_on_meta(model: nn.Module) -> dict[str, Tensor]:
     """Every weight and persistent buffer of a model by name, full size, on the meta device."""
     weights = {
         name: torch.empty(full_shape(parameter), dtype=parameter.dtype, device="meta")
@@ -56,7 +56,7 @@ def full_weight_shapes(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def gather_zero_weights(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
+def gather_zero_weights_to_main(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
     """All weights on the main process's CPU; empty elsewhere. Every rank must call it."""
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -117,28 +117,28 @@ def initialize_zero_optimizer_state(engine: nn.Module) -> None:
         group["lr"] = rate
 
 
-def full_state_shapes(model: nn.Module, engine: nn.Module) -> dict[str, Tensor]:
+def full_optimizer_state_on_meta(model: nn.Module, engine: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as `<parameter>.<state>`, full size, on the meta device."""
     return {
         f"{name}.{key}": torch.empty(
             full_shape(parameter) if value.dim() else (), dtype=value.dtype, device="meta"
         )
-        for name, parameter, _, state in _iterate_parameter_states(model, engine)
+        for name, parameter, _, state in _iterate_optimizer_states(model, engine)
         for key, value in state.items()
     }
 
 
-def local_state_names(model: nn.Module, engine: nn.Module) -> set[str]:
-    """The names, as in `full_state_shapes`, of the state that this rank holds elements of."""
+def local_optimizer_state_names(model: nn.Module, engine: nn.Module) -> set[str]:
+    """Names, as in `full_optimizer_state_on_meta`, of the state that this rank has elements of."""
     return {
         f"{name}.{key}"
-        for name, _, fragment, state in _iterate_parameter_states(model, engine)
+        for name, _, fragment, state in _iterate_optimizer_states(model, engine)
         for key in state
         if fragment.length
     }
 
 
-def copy_into_local_state(
+def copy_into_local_optimizer_state(
     model: nn.Module, engine: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
     """Overwrites this rank's elements of the optimizer's state from full tensors.
@@ -146,9 +146,10 @@ def copy_into_local_state(
     Args:
         model: The unwrapped model, for the names of its parameters.
         engine: DeepSpeed's engine.
-        tensors: Full tensors named as in `full_state_shapes`; state that is not named is kept.
+        tensors: Full tensors named as in `full_optimizer_state_on_meta`; state without one is
+            kept.
     """
-    for name, _, fragment, state in _iterate_parameter_states(model, engine):
+    for name, _, fragment, state in _iterate_optimizer_states(model, engine):
         for key, value in state.items():
             full = tensors.get(f"{name}.{key}")
             if full is None:
@@ -160,7 +161,9 @@ def copy_into_local_state(
             value.narrow(0, start, length).copy_(full.flatten().narrow(0, offset, length))
 
 
-def gather_zero_optimizer_state(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
+def gather_zero_optimizer_state_per_owner(
+    accelerator: Accelerator, engine: nn.Module
+) -> dict[str, Tensor]:
     """Full tensors of the optimizer's state as `<parameter>.<state>`, on the CPU.
 
     Each tensor is on exactly one rank, and all ranks have about as many elements. Every rank must
@@ -169,7 +172,7 @@ def gather_zero_optimizer_state(accelerator: Accelerator, engine: nn.Module) -> 
     model = unwrap(accelerator, engine)
     loads = [0] * accelerator.num_processes
     owned: dict[str, Tensor] = {}
-    for name, parameter, fragment, state in _iterate_parameter_states(model, engine):
+    for name, parameter, fragment, state in _iterate_optimizer_states(model, engine):
         shape = full_shape(parameter)
         owner = loads.index(min(loads))
         loads[owner] += shape.numel()
@@ -179,13 +182,13 @@ def gather_zero_optimizer_state(accelerator: Accelerator, engine: nn.Module) -> 
                 # share memory
                 full = value.clone()
             else:
-                full = _reduce_to_owner(accelerator, fragment, value, shape, owner)
+                full = _assemble_full_state_on_owner(accelerator, fragment, value, shape, owner)
             if owner == accelerator.process_index:
                 owned[f"{name}.{key}"] = full.cpu()
     return owned
 
 
-def _reduce_to_owner(
+def _assemble_full_state_on_owner(
     accelerator: Accelerator, fragment: Fragment, value: Tensor, shape: torch.Size, owner: int
 ) -> Tensor:
     """Assembles one full state tensor on rank `owner` from the fragments of all ranks.
@@ -202,10 +205,10 @@ def _reduce_to_owner(
     return full.view(shape)
 
 
-def _iterate_parameter_states(model: nn.Module, engine: nn.Module) -> Iterator[ParameterState]:
+def _iterate_optimizer_states(model: nn.Module, engine: nn.Module) -> Iterator[ParameterState]:
     """All parameters that the optimizer updates, in the model's order."""
     zero: Any = engine.optimizer
-    fragments = dict(_iterate_fragments(zero))
+    fragments = dict(_iterate_parameter_fragments(zero))
     for name, parameter in model.named_parameters():
         if parameter in fragments:
             fragment = fragments[parameter]
@@ -217,7 +220,7 @@ def _flat_fp32_partitions(zero: Any) -> list[Tensor]:
     return zero.fp32_partitioned_groups_flat if is_stage_3 else zero.single_partition_of_fp32_groups
 
 
-def _iterate_fragments(zero: Any) -> Iterator[tuple[nn.Parameter, Fragment]]:
+def _iterate_parameter_fragments(zero: Any) -> Iterator[tuple[nn.Parameter, Fragment]]:
     """Every optimized parameter with this rank's elements of it.
 
     DeepSpeed's own functions for single parameters know the state of the first group only before

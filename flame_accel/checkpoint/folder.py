@@ -57,26 +57,26 @@ class CheckpointFolder:
         temporary.mkdir(parents=True)
         return temporary
 
-    def commit_temporary(self, step: int, description: Mapping[str, Any]) -> Path:
+    def commit_temporary(self, step: int, manifest_entries: Mapping[str, Any]) -> Path:
         """Turns the temporary folder of a step into its checkpoint, and deletes old checkpoints.
 
         Called by one process, after every rank has written.
 
         Args:
             step: Number of completed updates.
-            description: Further entries of the manifest, JSON-able.
+            manifest_entries: Further entries of the manifest, JSON-able.
 
         Returns:
             The checkpoint's final path.
         """
         temporary = self.temporary_path(step)
-        content = {**description, "files": files.describe_files(temporary)}
+        content = {**manifest_entries, "files": files.describe_files(temporary)}
         files.write_json_atomically(temporary / MANIFEST, content)
         final = self.checkpoint_path(step)
         replaced = final.exists()
         files.sync_and_rename_or_swap_folder(temporary, final)
         if replaced:
-            files.rename_and_sync(temporary, _unused_name(final, SUPERSEDED))
+            files.rename_and_sync(temporary, _unused_path(final, SUPERSEDED))
         self._delete_old_checkpoints()
         return final
 
@@ -85,7 +85,7 @@ class CheckpointFolder:
             for step in self.list_steps()[: -self.keep_latest_k]:
                 shutil.rmtree(self.checkpoint_path(step))
 
-    def find_checkpoint(self, load_step: int) -> Path | None:
+    def find_checkpoint_and_clean_up(self, load_step: int) -> Path | None:
         """Finds the checkpoint to load, and cleans up. Called by one process.
 
         Leftovers of interrupted saves are deleted. Damaged folders, and those newer than a
@@ -108,7 +108,7 @@ class CheckpointFolder:
                 shutil.rmtree(leftover)
             candidates = self.list_steps()
         if load_step >= 0:
-            return self._find_requested_step(load_step, candidates)
+            return self._select_step_and_rename_newer(load_step, candidates)
         for step in reversed(candidates):
             folder = self.checkpoint_path(step)
             damage = find_checkpoint_damage(folder)
@@ -118,7 +118,7 @@ class CheckpointFolder:
             get_logger().warning("%s is damaged (%s): renamed to %s", folder, damage, aside.name)
         return None
 
-    def _find_requested_step(self, step: int, candidates: list[int]) -> Path:
+    def _select_step_and_rename_newer(self, step: int, candidates: list[int]) -> Path:
         """The intact checkpoint of a requested step; newer ones are renamed."""
         folder = self.checkpoint_path(step)
         damage = find_checkpoint_damage(folder) if step in candidates else "there is no such folder"
@@ -150,12 +150,12 @@ def find_checkpoint_damage(folder: Path) -> str | None:
 
 def _rename_with_reason(folder: Path, reason: str) -> Path:
     """Renames `step-N` to the first free `step-N.reason-I`, which is never loaded."""
-    aside = _unused_name(folder, reason)
+    aside = _unused_path(folder, reason)
     files.rename_and_sync(folder, aside)
     return aside
 
 
-def _unused_name(folder: Path, reason: str) -> Path:
+def _unused_path(folder: Path, reason: str) -> Path:
     number = 0
     while (name := folder.with_name(f"{folder.name}.{reason}-{number}")).exists():
         number += 1

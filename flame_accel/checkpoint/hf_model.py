@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flame_accel.checkpoint.deepspeed_zero import gather_zero_weights
+from flame_accel.checkpoint.deepspeed_zero import gather_zero_weights_to_main
 from flame_accel.checkpoint.model_card import write_model_card
 from flame_accel.files import replace_folder
 from flame_accel.parallel import is_deepspeed, unwrap
 
 
-def gather_full_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+def gather_full_weights_to_main(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
     """All weights on the main process's CPU, in the training dtype; empty on other ranks.
 
     Every rank must call it.
     """
     if is_deepspeed(accelerator):
-        return gather_zero_weights(accelerator, model)
+        return gather_zero_weights_to_main(accelerator, model)
     inner = unwrap(accelerator, model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(inner, options=options)
@@ -69,7 +69,7 @@ def export_model(
     folder: Path,
     *,
     dtype: torch.dtype,
-    facts: Mapping[str, str],
+    training_table: Mapping[str, str],
 ) -> None:
     """Exports a trained model with its model card. Every rank must call it.
 
@@ -79,12 +79,12 @@ def export_model(
         tokenizer: Saved next to the weights.
         folder: Folder of the export; it is replaced atomically if it exists.
         dtype: Dtype in which floating-point weights are stored.
-        facts: Rows of the model card's training table.
+        training_table: Rows of the model card's training table.
     """
-    weights = gather_full_weights(accelerator, model)
+    weights = gather_full_weights_to_main(accelerator, model)
     if accelerator.is_main_process:
         inner = unwrap(accelerator, model)
         with replace_folder(folder) as temporary:
             save_hf_model(inner, weights, tokenizer, temporary, dtype)
-            write_model_card(temporary, inner.config, facts)
+            write_model_card(temporary, inner.config, training_table)
     accelerator.wait_for_everyone()

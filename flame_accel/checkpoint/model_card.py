@@ -14,13 +14,15 @@ from flame_accel.config import OptimizerConfig, TrainingConfig
 from flame_accel.files import write_text_atomically
 
 
-def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str, str]) -> None:
+def write_model_card(
+    folder: Path, config: PretrainedConfig, training_table: Mapping[str, str]
+) -> None:
     """Writes `README.md` into the folder of an exported model.
 
     Args:
         folder: Folder of the exported model; it must exist.
         config: The model's configuration.
-        facts: Rows of the training table, name to value.
+        training_table: Rows of the training table, name to value.
     """
     lines = [
         "---",
@@ -51,12 +53,12 @@ def write_model_card(folder: Path, config: PretrainedConfig, facts: Mapping[str,
         "",
         "| | |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in facts.items()),
+        *(f"| {key} | {value} |" for key, value in training_table.items()),
     ]
     write_text_atomically(folder / "README.md", "\n".join(lines) + "\n")
 
 
-def describe_training(
+def training_table_rows(
     training: TrainingConfig,
     optimizer: OptimizerConfig,
     state: TrainState,

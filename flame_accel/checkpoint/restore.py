@@ -72,7 +72,7 @@ def restore_starting_point(
         return RestoredState(TrainState())
     return _start_from_initial_load_path(
         accelerator,
-        find_weights_folder(accelerator, config.initial_load_path),
+        find_or_download_weights(accelerator, config.initial_load_path),
         config,
         model=model,
         optimizer=optimizer,
@@ -120,7 +120,7 @@ def _start_from_initial_load_path(
     return restored
 
 
-def find_weights_folder(accelerator: Accelerator, name_or_path: str) -> Path:
+def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Path:
     """The folder with the safetensors of a checkpoint or model. Every rank must call it.
 
     Args:
@@ -160,7 +160,7 @@ def _find_own_checkpoint(
     """The run's own checkpoint to resume; None if it has none."""
     if not config.enable_checkpoint:
         return None
-    found = checkpoints.find_checkpoint(config.load_step)
+    found = checkpoints.find_checkpoint_and_clean_up(config.load_step)
     if found is None:
         return None
     step = int(found.name.removeprefix(STEP_PREFIX))
@@ -213,5 +213,5 @@ def _check_weights_folder(folder: Path) -> None:
         raise _initial_load_error(folder, f"is damaged: {damage}", "choose another checkpoint")
 
 
-def _initial_load_error(source: object, what: str, remedy: str) -> UserError:
-    return UserError(what, where=f"checkpoint.initial_load_path {source}", remedy=remedy)
+def _initial_load_error(source: object, problem: str, remedy: str) -> UserError:
+    return UserError(problem, where=f"checkpoint.initial_load_path {source}", remedy=remedy)

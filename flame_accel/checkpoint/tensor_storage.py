@@ -44,15 +44,19 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
     if is_deepspeed(accelerator):
         copy_batch, shapes = (
             partial(zero.copy_into_zero_weights, inner),
-            zero.full_weight_shapes(inner),
+            zero.full_weights_on_meta(inner),
         )
-        _load_full_in_batches(shapes, folder, copy_batch, also_known=inner.state_dict().keys())
+        _load_full_tensors_in_batches(
+            shapes, folder, copy_batch, allowed_extra_names=inner.state_dict().keys()
+        )
         zero.refresh_fp32_copies(model)
         return
     # tied weights are stored once, and loading them once fills all
     weights: dict[str, Tensor] = {name: p.detach() for name, p in inner.named_parameters()}
     weights |= {name: b for name, b in inner.named_buffers() if name in inner.state_dict()}
-    _load_tensors_in_place(accelerator, weights, folder, also_known=inner.state_dict().keys())
+    _load_tensors_in_place(
+        accelerator, weights, folder, allowed_extra_names=inner.state_dict().keys()
+    )
 
 
 def load_optimizer_state(
@@ -70,14 +74,14 @@ def load_optimizer_state(
     if is_deepspeed(accelerator):
         zero.initialize_zero_optimizer_state(model)
         copy_batch, shapes = (
-            partial(zero.copy_into_local_state, inner, model),
-            zero.full_state_shapes(inner, model),
+            partial(zero.copy_into_local_optimizer_state, inner, model),
+            zero.full_optimizer_state_on_meta(inner, model),
         )
-        needed = zero.local_state_names(inner, model)
-        _load_full_in_batches(shapes, checkpoint / "optimizer", copy_batch, needed=needed)
+        needed = zero.local_optimizer_state_names(inner, model)
+        _load_full_tensors_in_batches(shapes, checkpoint / "optimizer", copy_batch, needed=needed)
         return
     initialize_optimizer_state(optimizer)
-    tensors = optimizer_tensors(inner, optimizer)
+    tensors = named_optimizer_state(inner, optimizer)
     _load_tensors_in_place(accelerator, tensors, checkpoint / "optimizer")
 
 
@@ -85,9 +89,9 @@ def _load_tensors_in_place(
     accelerator: Accelerator,
     tensors: dict[str, Tensor],
     path: Path,
-    also_known: Collection[str] = (),
+    allowed_extra_names: Collection[str] = (),
 ) -> None:
-    _check_stored_names_and_shapes(tensors, path, also_known)
+    _check_stored_names_and_shapes(tensors, path, allowed_extra_names)
     state_dict_loader.load(
         tensors,
         storage_reader=HuggingFaceStorageReader(str(path)),
@@ -95,13 +99,13 @@ def _load_tensors_in_place(
     )
 
 
-def _load_full_in_batches(
+def _load_full_tensors_in_batches(
     shapes: dict[str, Tensor],
     path: Path,
     copy_batch: Callable[[dict[str, Tensor]], None],
     *,
     needed: Collection[str] | None = None,
-    also_known: Collection[str] = (),
+    allowed_extra_names: Collection[str] = (),
 ) -> None:
     """Reads full tensors on this rank alone, in batches of at most `BATCH_BYTES`.
 
@@ -110,9 +114,9 @@ def _load_full_in_batches(
         path: Folder with safetensors.
         copy_batch: Called with each batch: full tensors by name, on the CPU.
         needed: Names of the tensors to read; None reads all.
-        also_known: Names that may be stored as well.
+        allowed_extra_names: Names that may be stored as well.
     """
-    _check_stored_names_and_shapes(shapes, path, also_known)
+    _check_stored_names_and_shapes(shapes, path, allowed_extra_names)
     wanted = {name: shape for name, shape in shapes.items() if needed is None or name in needed}
     for names in _batch_names_by_bytes(wanted):
         batch = {name: torch.empty_like(wanted[name], device="cpu") for name in names}
@@ -135,7 +139,7 @@ def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _check_stored_names_and_shapes(
-    tensors: dict[str, Tensor], path: Path, also_known: Collection[str]
+    tensors: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
 ) -> None:
     """Compares names and shapes with those stored, before anything is overwritten."""
     stored = {
@@ -146,7 +150,7 @@ def _check_stored_names_and_shapes(
         if isinstance(metadata, TensorStorageMetadata)
     }
     missing = sorted(set(tensors) - set(stored))
-    extra = sorted(set(stored) - set(tensors) - set(also_known))
+    extra = sorted(set(stored) - set(tensors) - set(allowed_extra_names))
     other = [
         f"{name}, {list(stored[name])} there and {list(tensor.shape)} here"
         for name, tensor in tensors.items()
@@ -163,7 +167,7 @@ def _check_stored_names_and_shapes(
         )
 
 
-def optimizer_tensors(model: nn.Module, optimizer: AcceleratedOptimizer) -> dict[str, Tensor]:
+def named_optimizer_state(model: nn.Module, optimizer: AcceleratedOptimizer) -> dict[str, Tensor]:
     """The optimizer's state as `<parameter>.<state>`: the tensors themselves, not copies."""
     states = optimizer.optimizer.state
     return {
@@ -193,9 +197,9 @@ def save_optimizer_state(
 ) -> None:
     """Writes the optimizer's state, each rank its own shards. Every rank must call it."""
     if is_deepspeed(accelerator):
-        tensors = zero.gather_zero_optimizer_state(accelerator, model)
+        tensors = zero.gather_zero_optimizer_state_per_owner(accelerator, model)
     else:
-        tensors = optimizer_tensors(unwrap(accelerator, model), optimizer)
+        tensors = named_optimizer_state(unwrap(accelerator, model), optimizer)
     state_dict_saver.save(
         tensors,
         storage_writer=HuggingFaceStorageWriter(

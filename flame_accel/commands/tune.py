@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook
     from flame_accel.models import register_models
-    from flame_accel.observe import setup_console
+    from flame_accel.observe import setup_console_logging
 
-    setup_console(main_process=True)
+    setup_console_logging(main_process=True)
     register_models()
     gpu = detect_gpu()
     folder = arguments.output / gpu.capability if arguments.output else None

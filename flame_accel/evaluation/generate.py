@@ -10,7 +10,7 @@ from flame_accel import kernels
 from flame_accel.config import EvaluationConfig
 
 
-def sample_exported_model(
+def sample_text_from_export(
     folder: Path, device: torch.device, evaluation: EvaluationConfig, *, seed: int
 ) -> str:
     """Loads an exported model with `from_pretrained` and continues `evaluation.prompt`.

@@ -12,7 +12,7 @@ import datasets
 import evaluate
 
 
-class LanguageModelingMetric(evaluate.Metric):
+class LanguageModelingMetricFromSums(evaluate.Metric):
     """Loss, perplexity, bits per byte and next-token accuracy from rows of sums."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flame_accel.data import EvaluationBatches
-from flame_accel.evaluation.metrics import LanguageModelingMetric
-from flame_accel.parallel import all_reduce_sum, autocast, sum_dtype
+from flame_accel.evaluation.metrics import LanguageModelingMetricFromSums
+from flame_accel.parallel import all_reduce_sum_over_dp, autocast, widest_float_dtype
 
 CHUNK_TOKENS = 4096
 """Number of tokens whose logits are converted to fp32 at a time."""
@@ -33,7 +33,7 @@ def validate(
         `eval/loss` (nats per target token), `eval/perplexity`, `eval/bits_per_byte` and
         `eval/accuracy`.
     """
-    sums = torch.zeros(3, dtype=sum_dtype(accelerator.device), device=accelerator.device)
+    sums = torch.zeros(3, dtype=widest_float_dtype(accelerator.device), device=accelerator.device)
     model.eval()
     with torch.no_grad():
         for batch in batches:
@@ -45,16 +45,16 @@ def validate(
             labels = inputs.pop("labels")
             with autocast(accelerator):
                 logits = model(**inputs, use_cache=False).logits
-            sums += sum_next_token_metrics(logits, labels)
+            sums += sum_nats_correct_and_targets(logits, labels)
     model.train()
-    nats, correct, targets = all_reduce_sum(accelerator, sums).tolist()
-    figures = LanguageModelingMetric().compute(
+    nats, correct, targets = all_reduce_sum_over_dp(accelerator, sums).tolist()
+    figures = LanguageModelingMetricFromSums().compute(
         nats=[nats], correct=[int(correct)], targets=[int(targets)], bytes=[batches.num_bytes]
     )
     return {f"eval/{name}": value for name, value in (figures or {}).items()}
 
 
-def sum_next_token_metrics(logits: Tensor, labels: Tensor) -> Tensor:
+def sum_nats_correct_and_targets(logits: Tensor, labels: Tensor) -> Tensor:
     """Sums over the targets: loss in nats, correct predictions, and number of targets.
 
     Args:
@@ -66,7 +66,7 @@ def sum_next_token_metrics(logits: Tensor, labels: Tensor) -> Tensor:
     """
     predictions = logits[:, :-1].reshape(-1, logits.shape[-1])
     targets = labels[:, 1:].reshape(-1)
-    sums = torch.zeros(3, dtype=sum_dtype(logits.device), device=logits.device)
+    sums = torch.zeros(3, dtype=widest_float_dtype(logits.device), device=logits.device)
     for chunk, wanted in zip(
         predictions.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True
     ):

@@ -35,11 +35,11 @@ BEGINNING = re.compile(r"step +\d+/\d+ +\d+%|[^:\n]{1,40}(?=: )")
 
 
 def get_logger() -> logging.Logger:
-    """The run's logger; silent until `setup_console`."""
+    """The run's logger; silent until `setup_console_logging`."""
     return logging.getLogger("flame_accel")
 
 
-class _ConsoleHandler(logging.StreamHandler):
+class _AboveProgressBarHandler(logging.StreamHandler):
     """Writes above the progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -47,7 +47,7 @@ class _ConsoleHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
-class _ColorFormatter(logging.Formatter):
+class _ColoredStartFormatter(logging.Formatter):
     """Colours the beginning of a line cyan, and warnings yellow."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -58,18 +58,18 @@ class _ColorFormatter(logging.Formatter):
         return f"{CYAN}{found[0]}{PLAIN}{text[found.end() :]}" if found else text
 
 
-def should_use_colors(wanted: bool) -> bool:
+def should_use_colors(enabled: bool) -> bool:
     """Whether standard output gets colours: it is a terminal, and NO_COLOR is not set."""
-    return wanted and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return enabled and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def setup_console(*, main_process: bool, colored: bool = True) -> None:
+def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     """Sends the run's log to standard output; ranks other than the main one log only warnings."""
     logger = get_logger()
     logger.handlers.clear()
     logger.propagate = False
-    handler = _ConsoleHandler()
-    formatter = _ColorFormatter if should_use_colors(colored) else logging.Formatter
+    handler = _AboveProgressBarHandler()
+    formatter = _ColoredStartFormatter if should_use_colors(colored) else logging.Formatter
     handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
@@ -78,7 +78,7 @@ def setup_console(*, main_process: bool, colored: bool = True) -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def log_to_file(path: Path) -> None:
+def add_log_file(path: Path) -> None:
     """Appends everything that is logged to a file, with date and time."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -8,11 +8,11 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.data import StepBatches, too_many_bad_records_error
-from flame_accel.parallel import all_reduce_sum, dp_size, sum_dtype
+from flame_accel.parallel import all_reduce_sum_over_dp, dp_size, widest_float_dtype
 
 
-def reduce_data_metrics(
-    accelerator: Accelerator, batches: StepBatches, max_bad: int | None
+def reduce_and_check_data_metrics(
+    accelerator: Accelerator, batches: StepBatches, max_bad_records: int | None
 ) -> dict[str, float]:
     """The record's `epoch`, and `data/...` if there is padding or documents were skipped.
 
@@ -21,10 +21,10 @@ def reduce_data_metrics(
     Args:
         accelerator: The run's accelerator.
         batches: This rank's batches.
-        max_bad: Largest number of bad records over all ranks; None allows any number.
+        max_bad_records: Largest number of bad records over all ranks; None allows any number.
 
     Raises:
-        UserError: All ranks together have skipped more than `max_bad` bad records.
+        UserError: All ranks together have skipped more than `max_bad_records` bad records.
     """
     local = (
         batches.epoch,
@@ -34,12 +34,12 @@ def reduce_data_metrics(
         batches.packing_efficiency,
     )
     device = accelerator.device
-    totals = all_reduce_sum(
-        accelerator, torch.tensor(local, dtype=sum_dtype(device), device=device)
+    totals = all_reduce_sum_over_dp(
+        accelerator, torch.tensor(local, dtype=widest_float_dtype(device), device=device)
     )
     epoch, consumed, skipped, bad, efficiency = totals.tolist()
-    if max_bad is not None and bad > max_bad:
-        raise too_many_bad_records_error(int(bad), max_bad, None)
+    if max_bad_records is not None and bad > max_bad_records:
+        raise too_many_bad_records_error(int(bad), max_bad_records, None)
     record: dict[str, float] = {"epoch": epoch / dp_size(accelerator)}
     if skipped:
         record |= {"data/documents": int(consumed), "data/skipped_documents": int(skipped)}

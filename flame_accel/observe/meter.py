@@ -18,10 +18,10 @@ from torch import Tensor
 from flame_accel.config import UserError
 from flame_accel.parallel import (
     all_gather,
-    all_reduce_sum,
+    all_reduce_sum_over_dp,
     dp_rank,
     dp_size,
-    sum_dtype,
+    widest_float_dtype,
 )
 from flame_accel.training import StepResult
 
@@ -65,7 +65,7 @@ class Meter:
         self.device_peak_flops = device_peak_flops
         self.clock = clock
         # nats and targets of the window; skipped updates of the run, and the latest in a row
-        dtype = sum_dtype(accelerator.device)
+        dtype = widest_float_dtype(accelerator.device)
         self.sums = torch.zeros(4, dtype=dtype, device=accelerator.device)
         self.max_loss = torch.full((), -torch.inf, device=accelerator.device)
         self.grad_norm = torch.zeros((), device=accelerator.device)
@@ -155,7 +155,7 @@ class Meter:
         self._reset_window(now)
         return record
 
-    def check_divergence(self, max_consecutive_skips: int) -> None:
+    def check_consecutive_skips(self, max_consecutive_skips: int) -> None:
         """Raises an error if too many updates in a row were skipped. Synchronises with the device.
 
         Args:
@@ -176,7 +176,7 @@ class Meter:
 
     def _reduce_over_ranks(self) -> ReducedWindow:
         """Combines the window of all ranks, with one transfer from the device."""
-        shared = all_reduce_sum(self.accelerator, self.sums[:SKIPPED].clone())
+        shared = all_reduce_sum_over_dp(self.accelerator, self.sums[:SKIPPED].clone())
         largest = all_gather(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
         local = [self.sums[:SKIPPED], self.max_loss.reshape(1).to(shared.dtype)]
         values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype), *local]).tolist()
@@ -196,7 +196,7 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's unfinished window and counters, JSON-able."""
-        return {"sums": self.sums.tolist(), "max_loss": finite_or_none(self.max_loss)}
+        return {"sums": self.sums.tolist(), "max_loss": none_if_infinite(self.max_loss)}
 
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues the window of a `state_dict`: its losses count, its time does not."""
@@ -228,7 +228,7 @@ def window_state_for_rank(
     return {"sums": [*window, *counters], "max_loss": max(losses, default=None)}
 
 
-def finite_or_none(value: Tensor) -> float | None:
+def none_if_infinite(value: Tensor) -> float | None:
     """A scalar tensor as a number; None for infinities, which JSON does not have."""
     number = value.item()
     return number if number not in (float("inf"), float("-inf")) else None

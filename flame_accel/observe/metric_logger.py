@@ -16,7 +16,7 @@ from flame_accel.observe.console import format_record, get_logger
 from flame_accel.observe.metrics_file import METRICS_FILE, append_record, delete_records_after
 
 
-def tracker_names(metrics: MetricsConfig) -> list[str]:
+def enabled_tracker_names(metrics: MetricsConfig) -> list[str]:
     """Accelerate's names of the enabled trackers."""
     names = {"tensorboard": metrics.enable_tensorboard, "wandb": metrics.enable_wandb}
     return [name for name, enabled in names.items() if enabled]
@@ -26,7 +26,7 @@ class MetricLogger:
     """Writes the records of a run to the console, metrics.jsonl and Accelerate's trackers.
 
     Args:
-        accelerator: The run's accelerator, built with `log_with=tracker_names(...)`.
+        accelerator: The run's accelerator, built with `log_with=enabled_tracker_names(...)`.
         run_folder: Folder of metrics.jsonl; W&B writes below it.
         metrics: Options of section metrics.
         options: Every option of the run by section, as the trackers' hyper-parameters.
@@ -108,7 +108,7 @@ class MetricLogger:
         values = {key: value for key, value in record.items() if key != "step"}
         self.accelerator.log(values, step=int(record["step"]))
 
-    def write_local_values(self, values: Mapping[str, float], *, step: int) -> None:
+    def write_local_values_to_tensorboard(self, values: Mapping[str, float], *, step: int) -> None:
         """Writes this rank's own values for TensorBoard, with `metrics.no_rank_0_only`."""
         if self.local_writer is None:
             return

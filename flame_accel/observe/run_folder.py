@@ -34,7 +34,9 @@ PACKAGES = (
 )
 
 
-def prepare_run_folder(path: Path, *, config: Config, environment: dict[str, Any]) -> list[str]:
+def prepare_run_folder_and_list_changes(
+    path: Path, *, config: Config, environment: dict[str, Any]
+) -> list[str]:
     """Creates the run folder, and config.toml and environment.json in it, on the main process.
 
     Returns:
@@ -51,8 +53,8 @@ def prepare_run_folder(path: Path, *, config: Config, environment: dict[str, Any
         if resolved.exists():
             before = load_run_file(resolved)
             if _has_progress(path, before):
-                check_same_run(before, config)
-            changes = changed_options(before, config)
+                check_same_model_and_data(before, config)
+            changes = describe_changed_options(before, config)
         # a run that is killed here must be able to start again
         write_text_atomically(resolved, to_toml(config))
         write_json_atomically(path / "environment.json", environment, indent=2)
@@ -72,7 +74,7 @@ def _has_progress(path: Path, config: Config) -> bool:
     return (metrics.is_file() and metrics.stat().st_size > 0) or any(checkpoints.glob("step-*"))
 
 
-def check_same_run(before: Config, after: Config) -> None:
+def check_same_model_and_data(before: Config, after: Config) -> None:
     """Checks that a run folder is used again for the same model and data.
 
     A file or folder that only moved, and kept its name, is the same.
@@ -88,7 +90,7 @@ def check_same_run(before: Config, after: Config) -> None:
             ("training.dataset", before.training.dataset, after.training.dataset),
             ("training.dataset_name", before.training.dataset_name, after.training.dataset_name),
         )
-        if _last_names(old) != _last_names(new)
+        if _last_path_parts(old) != _last_path_parts(new)
     ]
     if changes:
         raise UserError(
@@ -98,10 +100,10 @@ def check_same_run(before: Config, after: Config) -> None:
         )
 
 
-def _last_names(paths: str | None) -> list[str]:
+def _last_path_parts(comma_separated_paths: str | None) -> list[str]:
     """The last part of each of several paths or names, which stays when a file or folder moves."""
     names = []
-    for text in (paths or "").split(","):
+    for text in (comma_separated_paths or "").split(","):
         path = Path(text.strip())
         # a model config may be named by its folder, its file, or as a preset
         path = path.parent if path.name == "config.json" else path
@@ -109,7 +111,7 @@ def _last_names(paths: str | None) -> list[str]:
     return names
 
 
-def changed_options(before: Config, after: Config) -> list[str]:
+def describe_changed_options(before: Config, after: Config) -> list[str]:
     """`section.option: old -> new` for every option that differs between two configurations."""
     old, new = flatten_options(asdict(before)), flatten_options(asdict(after))
     return [
@@ -126,7 +128,7 @@ def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),
-        "git": git_revision(),
+        "git": git_commit_and_dirty(),
         "processes": accelerator.num_processes,
         "engine": accelerator.distributed_type.value,
         "device": device_name(accelerator.device),
@@ -150,18 +152,18 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
 
 
-def git_revision() -> dict[str, Any] | None:
+def git_commit_and_dirty() -> dict[str, Any] | None:
     """The source's commit and whether it has uncommitted changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
-        commit = _run_git(root, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_run_git(root, "status", "--porcelain"))}
+        commit = _read_git_output(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_read_git_output(root, "status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _run_git(root: Path, *arguments: str) -> str:
+def _read_git_output(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,24 +1,28 @@
 """The one place that builds an Accelerator, transforms and prepares a model, and checks both."""
 
 from flame_accel.parallel.accelerator import build_accelerator
-from flame_accel.parallel.collectives import all_gather, all_reduce_sum, sum_dtype
-from flame_accel.parallel.deepspeed import is_deepspeed, read_deepspeed_step
+from flame_accel.parallel.collectives import all_gather, all_reduce_sum_over_dp, widest_float_dtype
+from flame_accel.parallel.deepspeed import is_deepspeed, read_deepspeed_update_result
 from flame_accel.parallel.describe import compute_dtype, describe_topology
-from flame_accel.parallel.fp32_parameters import average_ignored_gradients
+from flame_accel.parallel.fp32_parameters import average_fsdp2_ignored_gradients
 from flame_accel.parallel.gradients import UpdateResult, clip_gradients
 from flame_accel.parallel.option_checks import check_parallel_options
 from flame_accel.parallel.prepare import Prepared, autocast, prepare, unwrap
 from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
-from flame_accel.parallel.timeouts import explain_timeout, extended_timeout, set_train_timeout
+from flame_accel.parallel.timeouts import (
+    explain_timeout_errors,
+    extended_timeout,
+    set_train_timeout,
+)
 from flame_accel.parallel.transform import transform_model
 
 __all__ = [
     "Prepared",
     "UpdateResult",
     "all_gather",
-    "all_reduce_sum",
+    "all_reduce_sum_over_dp",
     "autocast",
-    "average_ignored_gradients",
+    "average_fsdp2_ignored_gradients",
     "build_accelerator",
     "check_parallel_options",
     "clip_gradients",
@@ -26,15 +30,15 @@ __all__ = [
     "describe_topology",
     "dp_rank",
     "dp_size",
-    "explain_timeout",
+    "explain_timeout_errors",
     "extended_timeout",
     "is_deepspeed",
     "prepare",
-    "read_deepspeed_step",
+    "read_deepspeed_update_result",
     "set_train_timeout",
-    "sum_dtype",
     "tokens_per_step",
     "tp_size",
     "transform_model",
     "unwrap",
+    "widest_float_dtype",
 ]

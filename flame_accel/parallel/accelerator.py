@@ -27,13 +27,13 @@ from accelerate.utils import (
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy
 
 from flame_accel.config import CommConfig, TrainingConfig
-from flame_accel.parallel.checks import check_launch
+from flame_accel.parallel.checks import check_accelerator_matches_topology
 from flame_accel.parallel.deepspeed_config import (
     LAUNCH_FLAG,
     build_deepspeed_plugin,
-    unset_transformers_deepspeed,
+    unset_transformers_deepspeed_config,
 )
-from flame_accel.parallel.launch import is_enabled
+from flame_accel.parallel.launch import is_variable_true
 from flame_accel.parallel.timeouts import enable_flight_recorder
 from flame_accel.parallel.topology import Topology, resolve_topology
 
@@ -59,7 +59,9 @@ def build_accelerator(
         UserError: Devices are missing, the launch is not supported, or options contradict its
             YAML.
     """
-    on_cpu = not torch.accelerator.is_available() or is_enabled(os.environ, "ACCELERATE_USE_CPU")
+    on_cpu = not torch.accelerator.is_available() or is_variable_true(
+        os.environ, "ACCELERATE_USE_CPU"
+    )
     devices = None if on_cpu else torch.accelerator.device_count()
     topology = resolve_topology(training, os.environ, devices=devices)
     _override_launch_environment(topology, on_cpu)
@@ -72,7 +74,7 @@ def build_accelerator(
         enable_flight_recorder(comm, run_folder)
     timeout = timedelta(seconds=comm.init_timeout_seconds)
     if on_cpu:
-        _init_cpu_state(topology, timeout)
+        _init_accelerate_state_on_cpu(topology, timeout)
     accelerator = Accelerator(
         # accelerate drops DeepSpeed where it is told to run on a CPU
         cpu=on_cpu and zero is None,
@@ -83,7 +85,7 @@ def build_accelerator(
         gradient_accumulation_plugin=_build_accumulation_plugin(training, topology),
         kwargs_handlers=[
             InitProcessGroupKwargs(
-                backend=_process_group_backend(topology, on_cpu), timeout=timeout
+                backend=_process_group_backend_override(topology, on_cpu), timeout=timeout
             ),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=100),
         ],
@@ -92,8 +94,8 @@ def build_accelerator(
         step_scheduler_with_optimizer=False,
     )
     if zero is not None:
-        unset_transformers_deepspeed()
-    check_launch(accelerator, topology)
+        unset_transformers_deepspeed_config()
+    check_accelerator_matches_topology(accelerator, topology)
     return accelerator
 
 
@@ -116,7 +118,7 @@ def _override_launch_environment(topology: Topology, on_cpu: bool) -> None:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
-def _init_cpu_state(topology: Topology, timeout: timedelta) -> None:
+def _init_accelerate_state_on_cpu(topology: Topology, timeout: timedelta) -> None:
     """Initializes Accelerate's state on CPUs, where each process would otherwise run by itself."""
     if topology.engine == "single":
         PartialState(cpu=True)
@@ -129,7 +131,7 @@ def _init_cpu_state(topology: Topology, timeout: timedelta) -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def _process_group_backend(topology: Topology, on_cpu: bool) -> str | None:
+def _process_group_backend_override(topology: Topology, on_cpu: bool) -> str | None:
     """The backends of the process group; None leaves the choice to Accelerate."""
     offloads = topology.engine == "fsdp2" and topology.offload
     if on_cpu or not offloads or not torch.cuda.is_available():

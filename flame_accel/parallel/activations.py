@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from flame_accel.config import ActivationCheckpointConfig, UserError
 from flame_accel.kernels.wrapping import Operator, operator_paths, wrap_functions
-from flame_accel.parallel.blocks import find_blocks, replace_forward
+from flame_accel.parallel.blocks import find_blocks, replace_training_forward
 
 SELF_CHECKPOINTING = ("log_linear_mamba2",)
 """Model types of fla whose layers checkpoint their operator themselves."""
@@ -43,13 +43,13 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
     Raises:
         UserError: The model has no blocks, fewer than n, or no operators to save.
     """
-    blocks = find_blocks(model, where="activation_checkpoint.mode")
+    blocks = find_blocks(model, needed_by_option="activation_checkpoint.mode")
     option = config.selective_ac_option
     saves_operators = config.mode == "selective" and option == "op"
     every = int(option) if config.mode == "selective" and not saves_operators else 1
     if saves_operators:
-        _check_saves_operators(model)
-        wrap_functions(operator_paths(), _save_outputs_in_blocks)
+        _check_has_savable_operators(model)
+        wrap_functions(operator_paths(), _wrap_to_save_outputs_in_blocks)
     if every > len(blocks):
         raise UserError(
             f"the model has {len(blocks)} blocks, so that there is no block {every} to recompute",
@@ -59,13 +59,13 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
         )
     contexts = {"context_fn": _make_checkpoint_contexts} if saves_operators else {}
     for block in blocks[every - 1 :: every]:
-        replace_forward(
+        replace_training_forward(
             block,
             functools.partial(checkpoint, block.forward, use_reentrant=False, **contexts),
         )
 
 
-def _check_saves_operators(model: PreTrainedModel) -> None:
+def _check_has_savable_operators(model: PreTrainedModel) -> None:
     """Checks that a model calls operators whose outputs "op" can save."""
     reason = f"{type(model).__name__} calls none of fla's operators, whose results op saves"
     if any(type(module).__module__.startswith("fla.") for module in model.modules()):
@@ -143,7 +143,7 @@ def _make_checkpoint_contexts() -> tuple[_BlockPass, _BlockPass]:
     return _BlockPass(saved, first=True), _BlockPass(saved, first=False)
 
 
-def _save_outputs_in_blocks(operator: Operator) -> Operator:
+def _wrap_to_save_outputs_in_blocks(operator: Operator) -> Operator:
     """The operator such that its outputs are saved in blocks with "op"; unchanged elsewhere."""
 
     # a graph break in compiled blocks

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from flame_accel.config import UserError
 from flame_accel.parallel.collectives import all_gather_stacked
-from flame_accel.parallel.deepspeed import is_deepspeed, zero_parameters
+from flame_accel.parallel.deepspeed import is_deepspeed, iterate_zero_parameters
 from flame_accel.parallel.describe import mesh_degrees
 from flame_accel.parallel.fp32_parameters import ignored_fp32_parameters
 from flame_accel.parallel.ranks import dp_size, tp_size
@@ -35,7 +35,7 @@ DISTRIBUTED_TYPES = {
 """Names of an engine of `topology` in accelerate, on devices and over gloo."""
 
 
-def check_launch(accelerator: Accelerator, topology: Topology) -> None:
+def check_accelerator_matches_topology(accelerator: Accelerator, topology: Topology) -> None:
     """Checks that an Accelerator has the processes, engine and mesh that it was built for.
 
     Raises:
@@ -64,7 +64,7 @@ def check_launch(accelerator: Accelerator, topology: Topology) -> None:
         )
 
 
-def check_initial_weights(accelerator: Accelerator, model: nn.Module) -> None:
+def check_initial_weights_equal(accelerator: Accelerator, model: nn.Module) -> None:
     """Checks that ranks that should have built the same weights have, bit by bit.
 
     All ranks must call it. Sharding takes every shard from another rank and ignores the rest.
@@ -98,7 +98,7 @@ def check_initial_weights(accelerator: Accelerator, model: nn.Module) -> None:
         )
 
 
-def check_prepared(
+def check_prepared_parameters(
     accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer
 ) -> None:
     """Checks that a prepared optimizer holds the model's parameters, and how these are sharded.
@@ -110,7 +110,7 @@ def check_prepared(
             its copies.
     """
     if is_deepspeed(accelerator):
-        optimized = {id(p) for p in zero_parameters(optimizer)}
+        optimized = {id(p) for p in iterate_zero_parameters(optimizer)}
     else:
         optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
@@ -120,12 +120,12 @@ def check_prepared(
             f"{len(trainable)}, {len(optimized & trainable)} of them the same"
         )
     if accelerator.is_fsdp2:
-        _check_sharding(accelerator, model)
+        _check_fsdp2_sharding_and_device(accelerator, model)
     if accelerator.num_processes > 1:
-        _check_copies(model)
+        _check_replicated_weights_equal(model)
 
 
-def _check_sharding(accelerator: Accelerator, model: nn.Module) -> None:
+def _check_fsdp2_sharding_and_device(accelerator: Accelerator, model: nn.Module) -> None:
     """Checks over how many ranks FSDP2 has sharded parameters, and where they are."""
     ignored = {id(p) for p in ignored_fp32_parameters(accelerator)}
     sharded = {
@@ -150,7 +150,7 @@ def _check_sharding(accelerator: Accelerator, model: nn.Module) -> None:
             raise RuntimeError(f"{name} is kept on {found}, not on {device}")
 
 
-def _check_copies(model: nn.Module) -> None:
+def _check_replicated_weights_equal(model: nn.Module) -> None:
     """Checks that all ranks that hold a copy of a weight hold the same bits."""
     # by mesh dimension over which weights are replicated; None stands for all ranks
     checksums: dict[tuple[DeviceMesh, int] | None, dict[str, Tensor]] = {}

@@ -14,12 +14,12 @@ from torch.distributed import ProcessGroup
 from flame_accel.parallel.ranks import tp_size
 
 
-def sum_dtype(device: torch.device) -> torch.dtype:
+def widest_float_dtype(device: torch.device) -> torch.dtype:
     """The widest floating-point type for sums that a device has."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def all_reduce_sum(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+def all_reduce_sum_over_dp(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """The element-wise sum over the data-parallel ranks, on every rank.
 
     TP ranks hold the same tensor, which counts once.

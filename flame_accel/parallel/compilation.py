@@ -31,7 +31,7 @@ from flame_accel.kernels.wrapping import (
     layer_function_paths,
     wrap_functions,
 )
-from flame_accel.parallel.blocks import find_blocks, replace_forward
+from flame_accel.parallel.blocks import find_blocks, replace_training_forward
 
 BACKEND = "inductor"
 TRACED_MODULES = tuple(f"flame_accel.kernels.modules.{name}" for name in ("norm", "activation"))
@@ -42,23 +42,27 @@ def compile_blocks(model: PreTrainedModel) -> None:
     """Compiles each block of a model, in place; the compiler itself runs in the first step.
 
     Args:
-        model: Has blocks (see `find_blocks`); its device must have passed `check_compiler`.
+        model: Has blocks (see `find_blocks`); its device has passed `check_compiler_available`.
 
     Raises:
         UserError: The model has no blocks.
     """
-    blocks = find_blocks(model, where="training.compile")
-    wrap_functions([*layer_function_paths(), *DOCUMENT_BY_DOCUMENT], _keep_out_of_graphs)
+    blocks = find_blocks(model, needed_by_option="training.compile")
+    wrap_functions(
+        [*layer_function_paths(), *DOCUMENT_BY_DOCUMENT], _exclude_from_graphs_unless_traced
+    )
     config: Any = torch._dynamo.config
     # blocks may differ by constants, such as their index
     config.recompile_limit = max(config.recompile_limit, 2 * len(blocks))
     for block in blocks:
         assert "forward" not in vars(block), "a block's forward is wrapped after it is compiled"
         forward = MethodType(_compile_forward(type(block).forward), block)
-        replace_forward(block, functools.partial(_run_compiled, forward))
+        replace_training_forward(
+            block, functools.partial(_call_with_dynamic_document_count, forward)
+        )
 
 
-def _keep_out_of_graphs(function: Operator) -> Operator:
+def _exclude_from_graphs_unless_traced(function: Operator) -> Operator:
     """The function such that compiled code calls it; itself where it is to be compiled."""
     return function if function.__module__ in TRACED_MODULES else torch.compiler.disable(function)
 
@@ -69,7 +73,9 @@ def _compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(forward, backend=BACKEND)
 
 
-def _run_compiled(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call_with_dynamic_document_count(
+    forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     """Calls a compiled forward such that the number of documents is no constant of its graph."""
     boundaries = kwargs.get("cu_seqlens")
     if isinstance(boundaries, Tensor):
@@ -77,7 +83,7 @@ def _run_compiled(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
     return forward(*args, **kwargs)
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler_available(device: torch.device) -> None:
     """Checks that a device has a compiler; its absence would only show in the first step.
 
     Raises:

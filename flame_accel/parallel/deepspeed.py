@@ -1,7 +1,7 @@
 """What a run asks of DeepSpeed while it trains: its parameters, its own step, its name.
 
 Its configuration is built in `deepspeed_config`; how its shards become whole tensors is in
-`checkpoint.zero`.
+`checkpoint.deepspeed_zero`.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
-def zero_parameters(optimizer: AcceleratedOptimizer) -> Iterator[nn.Parameter]:
+def iterate_zero_parameters(optimizer: AcceleratedOptimizer) -> Iterator[nn.Parameter]:
     """The model's parameters of which ZeRO's optimizer updates slices."""
     zero: Any = optimizer.optimizer
     for group in zero.fp16_groups if hasattr(zero, "fp16_groups") else zero.bit16_groups:
         yield from group
 
 
-def read_deepspeed_step(accelerator: Accelerator, model: nn.Module) -> UpdateResult:
+def read_deepspeed_update_result(accelerator: Accelerator, model: nn.Module) -> UpdateResult:
     """What the optimizer step inside the last `accelerator.backward` did, on the device.
 
     Args:
@@ -44,7 +44,7 @@ def read_deepspeed_step(accelerator: Accelerator, model: nn.Module) -> UpdateRes
     return UpdateResult(norm.to(device, torch.float32, non_blocking=True), skipped)
 
 
-def describe_zero(accelerator: Accelerator) -> str:
+def describe_zero_stage_and_offload(accelerator: Accelerator) -> str:
     """The ZeRO stage and what it offloads, in words."""
     plugin: Any = accelerator.state.deepspeed_plugin
     zero = plugin.deepspeed_config["zero_optimization"]

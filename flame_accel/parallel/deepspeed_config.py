@@ -50,15 +50,15 @@ def build_deepspeed_plugin(
             remedy="pip install deepspeed --no-build-isolation",
         )
     config = build_deepspeed_config(training, bf16=bf16, pin_memory=not on_cpu)
-    _import_deepspeed(on_cpu)
+    _import_deepspeed_quietly(on_cpu)
     if "offload_optimizer" in config["zero_optimization"] and not on_cpu:
-        _use_all_cores()
+        _set_threads_to_share_of_cores()
     # accelerate takes a complete configuration only from a file, and refuses one next to this
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     return DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
 
 
-def unset_transformers_deepspeed() -> None:
+def unset_transformers_deepspeed_config() -> None:
     """Keeps transformers from building sharded models; call it once the Accelerator is built.
 
     DeepSpeed shards the full model that `models` has built. The export is loaded again by a single
@@ -83,12 +83,16 @@ def build_deepspeed_config(
         UserError: See `build_deepspeed_plugin`.
     """
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    launched = _read_launch_settings() if file == "none" else _read_json_config(Path(file))
+    launched = (
+        _read_launcher_settings_from_environ()
+        if file == "none"
+        else _read_and_check_json_config(Path(file))
+    )
     zero = dict(launched["zero_optimization"])
-    _check_zero_support(zero, training)
-    decided = _decided_settings(training, bf16)
+    _check_zero_settings_supported(zero, training)
+    decided = _required_settings_by_key(training, bf16)
     for key, setting in decided.items():
-        _check_agreement(key, launched.get(key), setting.value, option=setting.option)
+        _check_launched_value_agrees(key, launched.get(key), setting.value, option=setting.option)
     zero.setdefault("reduce_bucket_size", BUCKET_ELEMENTS)
     for name, stages in OFFLOAD_STAGES.items():
         asked = training.enable_cpu_offload and zero["stage"] in stages
@@ -107,7 +111,7 @@ class _Setting(NamedTuple):
     """What it follows from, in the words of messages; None where it is needed in any case."""
 
 
-def _decided_settings(training: TrainingConfig, bf16: bool) -> dict[str, _Setting]:
+def _required_settings_by_key(training: TrainingConfig, bf16: bool) -> dict[str, _Setting]:
     """The keys of DeepSpeed's configuration that the launcher cannot choose."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     micro_batch, accumulation = training.batch_size, training.gradient_accumulation_steps
@@ -137,7 +141,7 @@ def _decided_settings(training: TrainingConfig, bf16: bool) -> dict[str, _Settin
     }
 
 
-def _read_launch_settings() -> dict[str, Any]:
+def _read_launcher_settings_from_environ() -> dict[str, Any]:
     """The YAML's keys under `deepspeed_config`, which the launcher passes as variables."""
     zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
     for name in OFFLOAD_STAGES:
@@ -158,7 +162,7 @@ def _read_launch_settings() -> dict[str, Any]:
     return launched
 
 
-def _read_json_config(path: Path) -> dict[str, Any]:
+def _read_and_check_json_config(path: Path) -> dict[str, Any]:
     """The user's own JSON configuration of DeepSpeed; `auto` leaves a value to us."""
     try:
         launched = json.loads(path.read_text(encoding="utf-8"))
@@ -184,14 +188,16 @@ def _read_json_config(path: Path) -> dict[str, Any]:
     return launched
 
 
-def _check_zero_support(zero: Mapping[str, Any], training: TrainingConfig) -> None:
+def _check_zero_settings_supported(
+    zero_settings: Mapping[str, Any], training: TrainingConfig
+) -> None:
     """Checks that ZeRO does what the options and the launcher's settings ask for.
 
     Args:
-        zero: The launcher's `zero_optimization`.
+        zero_settings: The launcher's `zero_optimization`.
         training: The options.
     """
-    stage = zero.get("stage", 0)
+    stage = zero_settings.get("stage", 0)
     if stage not in (1, 2, 3):
         raise _usage_error(
             f"ZeRO stage {stage} is not supported; stage 0, which shards nothing, would apply "
@@ -214,7 +220,7 @@ def _check_zero_support(zero: Mapping[str, Any], training: TrainingConfig) -> No
             remedy="use zero_stage: 2 or fsdp2.yaml, or remove training.compile",
         )
     for name, stages in OFFLOAD_STAGES.items():
-        device = (zero.get(name) or {}).get("device", "none")
+        device = (zero_settings.get(name) or {}).get("device", "none")
         if device not in ("none", "cpu"):
             raise _usage_error(
                 f"{name} to {device} is not supported",
@@ -229,15 +235,17 @@ def _check_zero_support(zero: Mapping[str, Any], training: TrainingConfig) -> No
             )
 
 
-def _check_agreement(key: str, launched: Any, ours: Any, *, option: str | None) -> None:
+def _check_launched_value_agrees(
+    key: str, launched: Any, required: Any, *, option: str | None
+) -> None:
     """Checks that a value of the launcher, where it gives one, is the one that is needed."""
-    if launched is None or launched == "auto" or launched == ours:
+    if launched is None or launched == "auto" or launched == required:
         return
-    if isinstance(ours, Mapping) and isinstance(launched, Mapping):
-        for name, value in ours.items():
-            _check_agreement(f"{key}.{name}", launched.get(name), value, option=option)
+    if isinstance(required, Mapping) and isinstance(launched, Mapping):
+        for name, value in required.items():
+            _check_launched_value_agrees(f"{key}.{name}", launched.get(name), value, option=option)
         return
-    needed = f"{ours}, which is needed here" if option is None else f"{option} = {ours}"
+    needed = f"{required}, which is needed here" if option is None else f"{option} = {required}"
     raise _usage_error(
         f"DeepSpeed's {key} = {launched} contradicts {needed}",
         where=YAML,
@@ -245,7 +253,7 @@ def _check_agreement(key: str, launched: Any, ours: Any, *, option: str | None) 
     )
 
 
-def _import_deepspeed(on_cpu: bool) -> None:
+def _import_deepspeed_quietly(on_cpu: bool) -> None:
     """Imports deepspeed for the device of the run, and silences its messages below warnings."""
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -258,11 +266,11 @@ def _import_deepspeed(on_cpu: bool) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _usage_error(what: str, *, where: str, remedy: str) -> UserError:
-    return UserError(what, where=where, remedy=remedy, exit_code=2)
+def _usage_error(problem: str, *, where: str, remedy: str) -> UserError:
+    return UserError(problem, where=where, remedy=remedy, exit_code=2)
 
 
-def _use_all_cores() -> None:
+def _set_threads_to_share_of_cores() -> None:
     """Divides the cores of this machine among its ranks, for updates in CPU memory.
 
     torchrun leaves every rank one thread, which is enough for everything else.

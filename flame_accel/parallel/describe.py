@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from flame_accel.parallel.deepspeed import describe_zero, is_deepspeed
+from flame_accel.parallel.deepspeed import describe_zero_stage_and_offload, is_deepspeed
 from flame_accel.parallel.topology import Degrees, Precision
 
 
@@ -43,17 +43,17 @@ def describe_topology(accelerator: Accelerator) -> str:
     world_size = accelerator.num_processes
     machines = world_size // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     devices = f"{world_size} x {name}" + (f" on {machines} machines" if machines > 1 else "")
-    return f"{devices}, {_describe_engine(accelerator)}"
+    return f"{devices}, {_describe_engine_mesh_and_precision(accelerator)}"
 
 
-def _describe_engine(accelerator: Accelerator) -> str:
+def _describe_engine_mesh_and_precision(accelerator: Accelerator) -> str:
     degrees = mesh_degrees(accelerator)
     axes = [f"{degrees.dp_replicate} replicas"] * (degrees.dp_replicate > 1)
     axes += [f"{degrees.dp_shard} shards"] * (degrees.dp_shard > 1)
     axes += [f"{degrees.tp} TP ranks"] * (degrees.tp > 1)
     precision = "bf16 autocast" if compute_dtype(accelerator) == "bfloat16" else "fp32"
     if is_deepspeed(accelerator):
-        engine = describe_zero(accelerator)
+        engine = describe_zero_stage_and_offload(accelerator)
     elif accelerator.is_fsdp2:
         plugin: Any = accelerator.state.fsdp_plugin
         policy = plugin.mixed_precision_policy

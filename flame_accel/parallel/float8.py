@@ -9,6 +9,7 @@ import inspect
 import logging
 import re
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ MIN_SIDE = 128
 MIN_COMPUTE_CAPABILITY = (8, 9)
 
 
-def check_float8(accelerator: Accelerator, config: Float8Config) -> None:
+def check_float8_support(accelerator: Accelerator, config: Float8Config) -> None:
     """Checks that packages, device and engine support a recipe; without one nothing is checked.
 
     Raises:
@@ -39,9 +40,9 @@ def check_float8(accelerator: Accelerator, config: Float8Config) -> None:
     """
     if config.recipe_name is None:
         return
-    _import_torchao()
+    _import_torchao_float8()
     if not config.emulate:
-        _check_float8_hardware()
+        _check_gpu_supports_float8()
     if is_deepspeed(accelerator) or tp_size(accelerator) > 1:
         raise UserError(
             "8-bit floats are not supported with DeepSpeed or tensor parallelism",
@@ -61,21 +62,21 @@ def check_float8(accelerator: Accelerator, config: Float8Config) -> None:
 def convert_to_float8(model: PreTrainedModel, config: Float8Config) -> None:
     """Replaces linear layers of a model by torchao's, in place, as the recipe says.
 
-    See `find_float8_layers` for which ones.
+    See `find_float8_layer_names` for which ones.
 
     Args:
         model: Before it is sharded and compiled, and before its optimizer is built.
-        config: Has a recipe, and has passed `check_float8`.
+        config: Has a recipe, and has passed `check_float8_support`.
 
     Raises:
         UserError: No layer can be converted.
     """
-    torchao = _import_torchao()
+    torchao = _import_torchao_float8()
     for module in model.modules():
         if isinstance(module, GatedMLP):
             # the fused product reads the weight of down_proj, a third of the layer's work
             module.fuse_swiglu = False
-    chosen = find_float8_layers(model)
+    chosen = find_float8_layer_names(model)
     if not chosen:
         raise UserError(
             f"no linear layer of this {model.config.model_type} can compute in 8-bit floats: none "
@@ -108,7 +109,7 @@ def convert_to_float8(model: PreTrainedModel, config: Float8Config) -> None:
     )
 
 
-def find_float8_layers(model: PreTrainedModel) -> set[str]:
+def find_float8_layer_names(model: PreTrainedModel) -> set[str]:
     """The names of the linear layers that can compute in 8-bit floats.
 
     All but the head, those with a side under 128 or not a multiple of 16, and those whose weight is
@@ -126,7 +127,7 @@ def find_float8_layers(model: PreTrainedModel) -> set[str]:
     }
 
 
-def precompute_float8_scales(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:
+def register_float8_scale_hooks(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:
     """Makes a model compute the scales of all sharded weights at once, after each update.
 
     Otherwise each weight's scale takes an all-reduce of its own before each gathering. Registers
@@ -137,7 +138,7 @@ def precompute_float8_scales(model: nn.Module, optimizer: AcceleratedOptimizer) 
         model: Prepared by FSDP2, with 8-bit gathering.
         optimizer: The prepared optimizer.
     """
-    torchao = _import_torchao()
+    torchao = _import_torchao_float8()
     stale = True
 
     def compute(*_: object) -> None:
@@ -154,7 +155,7 @@ def precompute_float8_scales(model: nn.Module, optimizer: AcceleratedOptimizer) 
     optimizer.optimizer.register_step_post_hook(expire)
 
 
-def _import_torchao() -> Any:
+def _import_torchao_float8() -> ModuleType:
     try:
         return importlib.import_module("torchao.float8")
     except ImportError as error:
@@ -165,7 +166,7 @@ def _import_torchao() -> Any:
         ) from error
 
 
-def _check_float8_hardware() -> None:
+def _check_gpu_supports_float8() -> None:
     found = "there is no GPU"
     if torch.cuda.is_available():
         capability = torch.cuda.get_device_capability()
@@ -180,11 +181,13 @@ def _check_float8_hardware() -> None:
     )
 
 
-def _reads_child_weight(parent: nn.Module, name: str) -> bool:
+def _reads_child_weight(parent: nn.Module, child_name: str) -> bool:
     """Whether the code of a module reads the values of a child's weight, not only calls it."""
     if isinstance(parent, GatedMLP):
         return parent.fuse_swiglu
-    reading = re.compile(rf"self\.{re.escape(name)}\.weight\b(?!\.(data|device|dtype|shape)\b)")
+    reading = re.compile(
+        rf"self\.{re.escape(child_name)}\.weight\b(?!\.(data|device|dtype|shape)\b)"
+    )
     return any(
         reading.search(line) and "init." not in line
         for base in type(parent).__mro__

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from flame_accel.models import fp32_parameter_names
 from flame_accel.parallel.ranks import dp_group
-from flame_accel.parallel.sharded_tensors import local_tensor, placed_gradient
+from flame_accel.parallel.sharded_tensors import gradient_in_parameter_placements, local_tensor
 
 
-def ignore_fp32_params(accelerator: Accelerator, model: PreTrainedModel) -> None:
+def make_fsdp2_ignore_fp32_parameters(accelerator: Accelerator, model: PreTrainedModel) -> None:
     """Makes FSDP2 ignore the parameters that fla needs in fp32; other engines change nothing.
 
     Args:
@@ -46,13 +46,13 @@ def ignored_fp32_parameters(accelerator: Accelerator) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def average_ignored_gradients(accelerator: Accelerator) -> None:
+def average_fsdp2_ignored_gradients(accelerator: Accelerator) -> None:
     """Averages the gradients of ignored parameters over the data-parallel ranks, in place.
 
     One all-reduce for all of them; to be called by all ranks once per step, after the last backward
     pass. A gradient that is missing on a rank counts as zeros.
     """
-    gradients = [_local_gradient_or_zeros(p) for p in ignored_fp32_parameters(accelerator)]
+    gradients = [_ensure_local_gradient(p) for p in ignored_fp32_parameters(accelerator)]
     if not gradients or accelerator.num_processes == 1:
         return
     group = dp_group(accelerator)
@@ -64,10 +64,10 @@ def average_ignored_gradients(accelerator: Accelerator) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def _local_gradient_or_zeros(parameter: nn.Parameter) -> Tensor:
+def _ensure_local_gradient(parameter: nn.Parameter) -> Tensor:
     """This rank's part of a gradient, which is created, and reduced over TP ranks, in place."""
     if parameter.grad is None:
         # this rank's batches did not reach the parameter
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad = placed_gradient(parameter)
+    parameter.grad = gradient_in_parameter_placements(parameter)
     return local_tensor(parameter.grad)

@@ -55,16 +55,16 @@ def read_launch(environment: Mapping[str, str], *, devices: int | None) -> Launc
     Raises:
         UserError: The launch is incomplete, does not fit the machine, or is not supported.
     """
-    fsdp = is_enabled(environment, "ACCELERATE_USE_FSDP")
-    deepspeed = is_enabled(environment, "ACCELERATE_USE_DEEPSPEED")
+    fsdp = is_variable_true(environment, "ACCELERATE_USE_FSDP")
+    deepspeed = is_variable_true(environment, "ACCELERATE_USE_DEEPSPEED")
     engine_name = "FSDP" if fsdp else "DeepSpeed" if deepspeed else None
-    world_size = _read_world_size(environment, engine_name)
-    _check_device_count(environment, world_size, devices)
-    _check_parallelism_kinds(environment)
+    world_size = _read_and_check_world_size(environment, engine_name)
+    _check_enough_devices(environment, world_size, devices)
+    _check_no_megatron_context_or_sequence_parallelism(environment)
     _check_no_dynamo_backend(environment)
     if fsdp:
         _check_fsdp_settings(environment)
-    has_mesh = is_enabled(environment, "ACCELERATE_USE_PARALLELISM_CONFIG")
+    has_mesh = is_variable_true(environment, "ACCELERATE_USE_PARALLELISM_CONFIG")
     return Launch(
         engine="fsdp2" if fsdp else "deepspeed" if deepspeed else "plain",
         world_size=world_size,
@@ -72,17 +72,17 @@ def read_launch(environment: Mapping[str, str], *, devices: int | None) -> Launc
         dp_shard=_read_mesh_size(environment, "DP_SHARD") if has_mesh else None,
         tp=_read_mesh_size(environment, "TP") if has_mesh else None,
         precision=_read_precision(environment),
-        offload=_read_offload(environment, fsdp=fsdp, deepspeed=deepspeed),
+        offload=_is_cpu_offload_requested(environment, fsdp=fsdp, deepspeed=deepspeed),
         zero_stage=_read_zero_stage(environment) if deepspeed else None,
     )
 
 
-def is_enabled(environment: Mapping[str, str], name: str) -> bool:
+def is_variable_true(environment: Mapping[str, str], name: str) -> bool:
     """Whether a variable is set to one of the values that Accelerate takes for true."""
     return environment.get(name, "").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def _read_world_size(environment: Mapping[str, str], engine_name: str | None) -> int:
+def _read_and_check_world_size(environment: Mapping[str, str], engine_name: str | None) -> int:
     """The number of processes of the run, after checking that they have been given ranks."""
     world_size = int(environment.get("WORLD_SIZE", "1"))
     if world_size > 1:
@@ -98,11 +98,13 @@ def _read_world_size(environment: Mapping[str, str], engine_name: str | None) ->
             )
         return world_size
     if "WORLD_SIZE" not in environment:
-        _check_launched_alone(environment, engine_name)
+        _check_single_process_is_intended(environment, engine_name)
     return world_size
 
 
-def _check_launched_alone(environment: Mapping[str, str], engine_name: str | None) -> None:
+def _check_single_process_is_intended(
+    environment: Mapping[str, str], engine_name: str | None
+) -> None:
     """Checks that a process without a rank is meant to train alone."""
     remedy = "start with accelerate launch --config_file accelerate_configs/NAME.yaml"
     if engine_name is not None:
@@ -134,7 +136,7 @@ def _check_launched_alone(environment: Mapping[str, str], engine_name: str | Non
         )
 
 
-def _check_device_count(
+def _check_enough_devices(
     environment: Mapping[str, str], world_size: int, devices: int | None
 ) -> None:
     """Checks that every process of this machine has a device of its own."""
@@ -151,8 +153,8 @@ def _check_device_count(
         )
 
 
-def _check_parallelism_kinds(environment: Mapping[str, str]) -> None:
-    if is_enabled(environment, "ACCELERATE_USE_MEGATRON_LM"):
+def _check_no_megatron_context_or_sequence_parallelism(environment: Mapping[str, str]) -> None:
+    if is_variable_true(environment, "ACCELERATE_USE_MEGATRON_LM"):
         raise UserError(
             "Megatron-LM has its own layers and cannot train fla's",
             where=f"distributed_type: MEGATRON_LM of {LAUNCH_CONFIG}",
@@ -203,7 +205,7 @@ def _check_fsdp_settings(environment: Mapping[str, str]) -> None:
             remedy="set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
             exit_code=2,
         )
-    if is_enabled(environment, "FSDP_ACTIVATION_CHECKPOINTING") or is_enabled(
+    if is_variable_true(environment, "FSDP_ACTIVATION_CHECKPOINTING") or is_variable_true(
         environment, "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD"
     ):
         raise UserError(
@@ -243,11 +245,15 @@ def _read_precision(environment: Mapping[str, str]) -> Literal["bfloat16", "floa
     return "bfloat16" if precision == "bf16" else "float32"
 
 
-def _read_offload(environment: Mapping[str, str], *, fsdp: bool, deepspeed: bool) -> bool:
+def _is_cpu_offload_requested(
+    environment: Mapping[str, str], *, fsdp: bool, deepspeed: bool
+) -> bool:
     names = ["FSDP_OFFLOAD_PARAMS"] if fsdp else []
     if deepspeed:
         names = [f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE" for what in ("OPTIMIZER", "PARAM")]
-    return any(environment.get(name) == "cpu" or is_enabled(environment, name) for name in names)
+    return any(
+        environment.get(name) == "cpu" or is_variable_true(environment, name) for name in names
+    )
 
 
 def _read_zero_stage(environment: Mapping[str, str]) -> int | None:

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
 from flame_accel.config import Float8Config, TrainingConfig
-from flame_accel.parallel.compilation import check_compiler
-from flame_accel.parallel.float8 import check_float8
+from flame_accel.parallel.compilation import check_compiler_available
+from flame_accel.parallel.float8 import check_float8_support
 from flame_accel.parallel.ranks import tp_size
 from flame_accel.parallel.resharding import check_reshard_after_forward
 from flame_accel.parallel.tensor import check_tensor_parallel_support
@@ -37,8 +37,8 @@ def check_parallel_options(
     """
     check_reshard_after_forward(accelerator, training.fsdp_reshard_after_forward)
     if training.compile:
-        check_compiler(accelerator.device)
-    check_float8(accelerator, float8)
+        check_compiler_available(accelerator.device)
+    check_float8_support(accelerator, float8)
     check_tensor_parallel_support(
         model_config,
         tp_size(accelerator),

@@ -14,19 +14,19 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from flame_accel.config import Float8Config, TrainingConfig
-from flame_accel.parallel.checks import check_initial_weights, check_prepared
+from flame_accel.parallel.checks import check_initial_weights_equal, check_prepared_parameters
 from flame_accel.parallel.deepspeed import is_deepspeed
-from flame_accel.parallel.float8 import precompute_float8_scales
+from flame_accel.parallel.float8 import register_float8_scale_hooks
 from flame_accel.parallel.ranks import tp_size
 from flame_accel.parallel.resharding import set_reshard_after_forward
 from flame_accel.parallel.tensor import prepare_tensor_parallel
 
 
 @runtime_checkable
-class HooksParameters(Protocol):
+class HasBackwardHooks(Protocol):
     """An optimizer that hooks parameters for the backward pass, once they have been prepared."""
 
-    def register_hooks(self, device: torch.device) -> None:
+    def register_backward_hooks(self, device: torch.device) -> None:
         """Hooks the parameters that the optimizer holds, which `prepare` may have replaced."""
 
 
@@ -60,7 +60,7 @@ def prepare(
         RuntimeError: Ranks have built different weights, the optimizer does not hold exactly the
             model's parameters, or weights are not sharded as asked for.
     """
-    check_initial_weights(accelerator, model)
+    check_initial_weights_equal(accelerator, model)
     if tp_size(accelerator) > 1:
         prepared, prepared_optimizer = prepare_tensor_parallel(accelerator, model, optimizer)
     else:
@@ -72,11 +72,11 @@ def prepare(
     inner.__dict__.pop("forward", None)
     inner.__dict__.pop("_original_forward", None)
     set_reshard_after_forward(accelerator, inner, training.fsdp_reshard_after_forward)
-    check_prepared(accelerator, inner, prepared_optimizer)
-    if isinstance(prepared_optimizer.optimizer, HooksParameters):
-        prepared_optimizer.optimizer.register_hooks(accelerator.device)
+    check_prepared_parameters(accelerator, inner, prepared_optimizer)
+    if isinstance(prepared_optimizer.optimizer, HasBackwardHooks):
+        prepared_optimizer.optimizer.register_backward_hooks(accelerator.device)
     if float8.precompute_float8_dynamic_scale_for_fsdp:
-        precompute_float8_scales(prepared, prepared_optimizer)
+        register_float8_scale_hooks(prepared, prepared_optimizer)
     return Prepared(prepared, prepared_optimizer)
 
 

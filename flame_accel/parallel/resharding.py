@@ -17,23 +17,23 @@ ReshardAfterForward = Literal["default", "always", "never"]
 OPTION = "training.fsdp_reshard_after_forward"
 
 
-def check_reshard_after_forward(accelerator: Accelerator, asked: ReshardAfterForward) -> None:
+def check_reshard_after_forward(accelerator: Accelerator, requested: ReshardAfterForward) -> None:
     """Checks training.fsdp_reshard_after_forward against the engine and its YAML.
 
     Raises:
         UserError: Nothing is sharded, or option and YAML contradict each other.
     """
-    if asked == "default":
+    if requested == "default":
         return
     if not accelerator.is_fsdp2:
         raise UserError(
-            f"{asked}, but no weights are gathered: FSDP2 does not shard this run",
+            f"{requested}, but no weights are gathered: FSDP2 does not shard this run",
             where=OPTION,
             remedy="launch several processes with fsdp2.yaml, or remove the option",
             exit_code=2,
         )
     # true is the launcher's default, so that it does not speak against never
-    if asked == "always" and not _launch_reshards(accelerator):
+    if requested == "always" and not _yaml_reshards_after_forward(accelerator):
         raise UserError(
             "always contradicts fsdp_reshard_after_forward: false of the accelerate configuration",
             where=OPTION,
@@ -44,7 +44,7 @@ def check_reshard_after_forward(accelerator: Accelerator, asked: ReshardAfterFor
 
 
 def set_reshard_after_forward(
-    accelerator: Accelerator, model: PreTrainedModel, asked: ReshardAfterForward
+    accelerator: Accelerator, model: PreTrainedModel, requested: ReshardAfterForward
 ) -> None:
     """Sets when every module that FSDP2 gathers is freed, in place; other engines change nothing.
 
@@ -55,9 +55,9 @@ def set_reshard_after_forward(
     if not accelerator.is_fsdp2:
         return
     root: Any = model
-    if asked == "never" or not _launch_reshards(accelerator):
+    if requested == "never" or not _yaml_reshards_after_forward(accelerator):
         root.set_reshard_after_forward(False)
-    elif asked == "always":
+    elif requested == "always":
         root.set_reshard_after_forward(True)
     else:
         # accelerate keeps the root's own parameters, the final norm and the head by itself
@@ -66,11 +66,11 @@ def set_reshard_after_forward(
 
 def _find_last_sharded_block(model: PreTrainedModel) -> FSDPModule:
     """The last block that FSDP2 gathers as a unit."""
-    blocks = find_blocks(model, where=OPTION)
+    blocks = find_blocks(model, needed_by_option=OPTION)
     return [block for block in blocks if isinstance(block, FSDPModule)][-1]
 
 
-def _launch_reshards(accelerator: Accelerator) -> bool:
+def _yaml_reshards_after_forward(accelerator: Accelerator) -> bool:
     """What the YAML says; true is the launcher's default."""
     plugin = accelerator.state.fsdp_plugin
     assert plugin is not None

@@ -14,21 +14,21 @@ from torch.distributed import get_world_size, is_initialized
 from torch.distributed.tensor import DTensor, Replicate
 
 
-class ShardRange(NamedTuple):
+class ShardExtent(NamedTuple):
     """The part of a dimension that one shard covers; empty where `length` is 0."""
 
     start: int
     length: int
 
 
-def shard_range(size: int, num_shards: int, index: int) -> ShardRange:
+def shard_start_and_length(size: int, num_shards: int, index: int) -> ShardExtent:
     """The part of a dimension of `size` elements that shard `index` of `num_shards` covers.
 
     Shards are cut as torch.chunk and DTensor cut them: the last ones may be shorter, or empty.
     """
     longest = -(-size // num_shards)
     start = min(index * longest, size)
-    return ShardRange(start, min(longest, size - start))
+    return ShardExtent(start, min(longest, size - start))
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def reduce_partial(tensor: Tensor) -> Tensor:
     return tensor.redistribute(placements=reduced)
 
 
-def placed_gradient(parameter: Tensor) -> Tensor:
+def gradient_in_parameter_placements(parameter: Tensor) -> Tensor:
     """The gradient of a parameter, redistributed to the parameter's own placements.
 
     A replicated weight under tensor parallelism gets a partial sum on each TP rank, which is added
@@ -64,8 +64,8 @@ def placed_gradient(parameter: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Tensor) -> Tensor:
-    """The gradient of the elements of a parameter that this rank holds; see `placed_gradient`."""
-    return local_tensor(placed_gradient(parameter))
+    """This rank's part of `gradient_in_parameter_placements`, which all ranks of the mesh call."""
+    return local_tensor(gradient_in_parameter_placements(parameter))
 
 
 def sharded_mesh_dims(tensor: Tensor) -> list[int]:
@@ -75,7 +75,7 @@ def sharded_mesh_dims(tensor: Tensor) -> list[int]:
     return [dim for dim, where in enumerate(tensor.placements) if not where.is_replicate()]
 
 
-def num_copies(tensor: Tensor) -> int:
+def num_ranks_with_copy(tensor: Tensor) -> int:
     """Number of ranks of the run that hold each element of a tensor; 1 without a process group."""
     if not is_initialized():
         return 1

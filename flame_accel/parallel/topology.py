@@ -72,13 +72,13 @@ def resolve_topology(
         UserError: The launch is incomplete or not supported, or an option contradicts it.
     """
     launch = read_launch(environment, devices=devices)
-    _check_accumulation(training, environment)
+    _check_accumulation_steps_agree(training, environment)
     if launch.engine == "deepspeed":
         _check_no_degrees_under_deepspeed(training, launch)
         degrees, engine = Degrees(1, launch.world_size, 1), "deepspeed"
     else:
         degrees = _resolve_degrees(training, launch)
-        engine = _native_engine(degrees, training, launch)
+        engine = _choose_torch_engine(degrees, training, launch)
     sharded = engine in ("fsdp2", "deepspeed")
     return Topology(
         engine=engine,
@@ -93,7 +93,7 @@ def resolve_topology(
     )
 
 
-def _native_engine(degrees: Degrees, training: TrainingConfig, launch: Launch) -> Engine:
+def _choose_torch_engine(degrees: Degrees, training: TrainingConfig, launch: Launch) -> Engine:
     """The engine of torch, not DeepSpeed, that realizes a mesh."""
     if degrees.dp_shard > 1:
         return "fsdp2"
@@ -164,15 +164,18 @@ def _check_degrees(degrees: Degrees, training: TrainingConfig, launch: Launch) -
         )
 
 
-def _resolve_degree(option: str, asked: int | None, key: str, launched: int | None) -> int | None:
+def _resolve_degree(
+    option: str, option_value: int | None, launch_key: str, launch_value: int | None
+) -> int | None:
     """The degree that option or launch gives; None where neither does, an error if they differ."""
-    if asked is not None and launched is not None and asked != launched:
+    if option_value is not None and launch_value is not None and option_value != launch_value:
         raise _contradiction_error(
-            f"{option} = {asked}",
-            f"{key}: {launched}",
-            f"give one of them, or both the same (accelerate_configs/fsdp2.yaml leaves {key} open)",
+            f"{option} = {option_value}",
+            f"{launch_key}: {launch_value}",
+            "give one of them, or both the same (accelerate_configs/fsdp2.yaml leaves "
+            f"{launch_key} open)",
         )
-    return launched if asked is None else asked
+    return launch_value if option_value is None else option_value
 
 
 def _contradiction_error(option: str, setting: str, remedy: str) -> UserError:
@@ -256,7 +259,9 @@ def _resolve_param_dtype(training: TrainingConfig, launch: Launch, sharded: bool
     return launch.precision
 
 
-def _check_accumulation(training: TrainingConfig, environment: Mapping[str, str]) -> None:
+def _check_accumulation_steps_agree(
+    training: TrainingConfig, environment: Mapping[str, str]
+) -> None:
     launched = environment.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
     asked = training.gradient_accumulation_steps
     if launched not in ("auto", str(asked)):

@@ -10,7 +10,7 @@ from flame_accel.config import ActivationCheckpointConfig, Float8Config, Trainin
 from flame_accel.parallel.activations import checkpoint_activations
 from flame_accel.parallel.compilation import compile_blocks
 from flame_accel.parallel.float8 import convert_to_float8
-from flame_accel.parallel.fp32_parameters import ignore_fp32_params
+from flame_accel.parallel.fp32_parameters import make_fsdp2_ignore_fp32_parameters
 from flame_accel.parallel.ranks import tp_size
 from flame_accel.parallel.tensor import apply_tensor_parallel
 
@@ -45,4 +45,4 @@ def transform_model(
     # around what is compiled: the checkpoint itself cannot be
     if activation_checkpoint.mode != "none":
         checkpoint_activations(model, activation_checkpoint)
-    ignore_fp32_params(accelerator, model)
+    make_fsdp2_ignore_fp32_parameters(accelerator, model)

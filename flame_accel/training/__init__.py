@@ -3,15 +3,15 @@
 from flame_accel.training.optimizer import build_optimizer, check_optimizer_support
 from flame_accel.training.randomness import seed_process
 from flame_accel.training.schedule import is_due, learning_rate
-from flame_accel.training.step import StepResult, to_device, train_step
+from flame_accel.training.step import StepResult, batch_to_device, train_step
 
 __all__ = [
     "StepResult",
+    "batch_to_device",
     "build_optimizer",
     "check_optimizer_support",
     "is_due",
     "learning_rate",
     "seed_process",
-    "to_device",
     "train_step",
 ]

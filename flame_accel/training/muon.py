@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from flame_accel.parallel.sharded_tensors import (
     local_gradient,
     local_tensor,
-    shard_range,
+    shard_start_and_length,
     sharded_mesh_dims,
 )
 from flame_accel.training.adam import AdamW
@@ -54,11 +54,12 @@ class Muon(AdamW):
         torch.optim.Optimizer.__setstate__(self, state)
 
     def _init_group(
-        self, group: dict[str, Any], params_with_grad: list[Tensor], *tensors: list[Tensor]
+        self, group: dict[str, Any], params_with_grad: list[Tensor], *adamw_lists: list[Tensor]
     ) -> bool:
+        """AdamW's, for the groups that it updates; groups of matrices add nothing to its lists."""
         if group["matrices"]:
             return False
-        return super()._init_group(group, params_with_grad, *tensors)
+        return super()._init_group(group, params_with_grad, *adamw_lists)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -76,31 +77,33 @@ class Muon(AdamW):
                 layout = (parameter.device_mesh, parameter.placements) if sharded else None
                 by_layout[parameter.shape, layout].append(parameter)
         for parameters in by_layout.values():
-            shards = torch.stack([self._update_momentum(parameter) for parameter in parameters])
+            shards = torch.stack(
+                [self._update_momentum_and_get_nesterov(parameter) for parameter in parameters]
+            )
             shape = parameters[0].shape
-            orthogonal = _orthogonalize_shards(shards, shape, _find_splits(parameters[0]))
+            orthogonal = _orthogonalize_shards(shards, shape, _find_shard_splits(parameters[0]))
             scale = UPDATE_RMS * math.sqrt(max(shape)) * group["lr"]
             for parameter, update in zip(parameters, orthogonal, strict=True):
                 weight = local_tensor(parameter)
                 moved = weight * (1 - group["lr"] * group["weight_decay"])
-                self._write_unless_found_inf(
+                self._copy_unless_found_inf(
                     weight, moved.add_(update.to(weight.device), alpha=-scale)
                 )
 
-    def _update_momentum(self, parameter: Tensor) -> Tensor:
+    def _update_momentum_and_get_nesterov(self, parameter: Tensor) -> Tensor:
         """Updates the momentum of a matrix in place; this rank's shard of its Nesterov form."""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         gradient, momentum = local_gradient(parameter), local_tensor(state["momentum_buffer"])
-        self._write_unless_found_inf(momentum, momentum.lerp(gradient, 1 - MOMENTUM))
-        return _to_iteration_dtype(gradient.lerp(momentum, MOMENTUM), parameter)
+        self._copy_unless_found_inf(momentum, momentum.lerp(gradient, 1 - MOMENTUM))
+        return _to_iteration_device_and_dtype(gradient.lerp(momentum, MOMENTUM), parameter)
 
-    def _write_unless_found_inf(self, old: Tensor, new: Tensor) -> None:
-        """Copies `new` into `old`, unless this update is to be skipped."""
+    def _copy_unless_found_inf(self, destination: Tensor, source: Tensor) -> None:
+        """Copies `source` into `destination`, unless this update is to be skipped."""
         if self.found_inf is not None:
-            new = torch.where(self.found_inf.to(old.device) > 0, old, new)
-        old.copy_(new)
+            source = torch.where(self.found_inf.to(destination.device) > 0, destination, source)
+        destination.copy_(source)
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def _to_iteration_dtype(shard: Tensor, parameter: Tensor) -> Tensor:
+def _to_iteration_device_and_dtype(shard: Tensor, parameter: Tensor) -> Tensor:
     """Moves to the device and dtype of the iteration: GPUs have fast products in bfloat16."""
     # where weights are kept in CPU memory, the mesh has the device on which they are used
     device = parameter.device_mesh.device_type if isinstance(parameter, DTensor) else shard.device
@@ -139,7 +142,7 @@ class _Split(NamedTuple):
     """Ranks that hold the shards, in their order."""
 
 
-def _find_splits(parameter: Tensor) -> list[_Split]:
+def _find_shard_splits(parameter: Tensor) -> list[_Split]:
     """How a matrix is sharded, the split that was made last first; nothing for a plain tensor."""
     if not isinstance(parameter, DTensor):
         return []
@@ -172,9 +175,11 @@ def _orthogonalize_shards(shards: Tensor, shape: torch.Size, splits: list[_Split
     size = shape[dim]
     for split in reversed(earlier):
         if split.dim == dim:
-            size = shard_range(size, split.group.size(), get_rank(split.group)).length
+            size = shard_start_and_length(size, split.group.size(), get_rank(split.group)).length
     # of each rank's shard along `dim`, and the number of matrices assigned to each rank
-    lengths = [shard_range(size, group.size(), rank).length for rank in range(group.size())]
+    lengths = [
+        shard_start_and_length(size, group.size(), rank).length for rank in range(group.size())
+    ]
     counts = [len(part) for part in torch.arange(len(shards)).tensor_split(group.size())]
     assigned = [counts[get_rank(group)], *shards.shape[1:]]
     shapes = [[*assigned[: 1 + dim], length, *assigned[2 + dim :]] for length in lengths]

@@ -68,7 +68,7 @@ def build_optimizer(
     groups = parameter_groups(model, config.weight_decay)
     build: Any = OPTIMIZERS[config.name]
     if config.name == "Muon":
-        groups = list(_separate_matrices(groups, find_hidden_matrices(model)))
+        groups = list(_split_groups_by_matrices(groups, find_hidden_matrices(model)))
     if config.early_step_in_backward:
         build = partial(OptimizerInBackward, decoupled_weight_decay=config.name == "AdamW")
     return build(
@@ -98,7 +98,7 @@ def find_hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
     return weights - outside
 
 
-def _separate_matrices(
+def _split_groups_by_matrices(
     groups: list[dict[str, Any]], matrices: set[Tensor]
 ) -> Iterator[dict[str, Any]]:
     """The same groups, each divided into its matrices and the rest, marked by `matrices`."""

@@ -2,7 +2,7 @@
 
 A gradient is used and freed as soon as it is complete, so that those of all parameters never exist
 at the same time. Nothing can look at all of them before the first update: no clipping, no guard
-against non-finite values, no accumulation (`config.relations` refuses these combinations).
+against non-finite values, no accumulation (`config.consistency` rejects these combinations).
 """
 
 from functools import partial
@@ -14,14 +14,14 @@ from torch.distributed import all_reduce, get_world_size, is_initialized
 from torch.distributed.tensor import DTensor
 
 from flame_accel.parallel import UpdateResult
-from flame_accel.parallel.sharded_tensors import local_gradient, num_copies
+from flame_accel.parallel.sharded_tensors import local_gradient, num_ranks_with_copy
 from flame_accel.training.adam import Adam
 
 
 class OptimizerInBackward(Adam):
     """Adam, or AdamW with `decoupled_weight_decay`, updating in hooks of the backward pass."""
 
-    def register_hooks(self, device: torch.device) -> None:
+    def register_backward_hooks(self, device: torch.device) -> None:
         """Hooks the parameters that the optimizer holds; `parallel.prepare` calls it once.
 
         Where some are sharded, those that are not are updated in `finish_step`: their gradients
@@ -37,11 +37,11 @@ class OptimizerInBackward(Adam):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if isinstance(parameter, DTensor) or not some_sharded:
-                    hook = partial(self._update_parameter, group)
+                    hook = partial(self._update_parameter_and_free_gradient, group)
                     parameter.register_post_accumulate_grad_hook(hook)
 
     @torch.no_grad()
-    def _update_parameter(self, group: dict[str, Any], parameter: Tensor) -> None:
+    def _update_parameter_and_free_gradient(self, group: dict[str, Any], parameter: Tensor) -> None:
         """Steps one parameter of a group and frees its gradient; the hook."""
         gradient = local_gradient(parameter)
         if gradient.device.type == "cuda":
@@ -57,7 +57,7 @@ class OptimizerInBackward(Adam):
     def _record_gradient_norm(self, parameter: Tensor) -> None:
         """Records the L2 norm of a local gradient, scaled so that squares add up over the ranks."""
         norm = torch.linalg.vector_norm(local_gradient(parameter))
-        self._norms.append(norm.to(self._device) / num_copies(parameter) ** 0.5)
+        self._norms.append(norm.to(self._device) / num_ranks_with_copy(parameter) ** 0.5)
 
     @torch.no_grad()
     def finish_step(self) -> UpdateResult:

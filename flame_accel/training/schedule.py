@@ -14,7 +14,7 @@ def is_due(step: int, interval: int, steps: int) -> bool:
     return step == steps or (interval > 0 and step % interval == 0)
 
 
-def decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> int:
+def num_decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> int:
     """Number of updates in which the rate decays: the last ones for wsd, else all after warm-up."""
     if optimizer.scheduler == "wsd":
         return round(optimizer.decay_ratio * steps)
@@ -31,7 +31,7 @@ def learning_rate(step: int, optimizer: OptimizerConfig, *, steps: int, warmup_s
     """
     if step < warmup_steps:
         return optimizer.lr * (step + 1) / warmup_steps
-    decay = decay_steps(optimizer, steps=steps, warmup_steps=warmup_steps)
+    decay = num_decay_steps(optimizer, steps=steps, warmup_steps=warmup_steps)
     start = steps - decay
     if step < start:
         return optimizer.lr

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from flame_accel.parallel import (
     UpdateResult,
-    all_reduce_sum,
+    all_reduce_sum_over_dp,
     autocast,
-    average_ignored_gradients,
+    average_fsdp2_ignored_gradients,
     clip_gradients,
     dp_size,
     is_deepspeed,
-    read_deepspeed_step,
+    read_deepspeed_update_result,
     unwrap,
 )
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
@@ -54,20 +54,20 @@ def accepts_num_items_in_batch(model_class: type[nn.Module]) -> bool:
 
 
 def count_global_targets(
-    accelerator: Accelerator, local_targets: int, *, constant: bool
+    accelerator: Accelerator, local_targets: int, *, same_on_all_ranks: bool
 ) -> int | Tensor:
     """Number of target tokens of a step on all ranks; 1 if there are none, since it is a divisor.
 
     Args:
         accelerator: The run's Accelerator.
         local_targets: Number of target tokens of this rank.
-        constant: Whether every rank has the same number, which saves an all-reduce.
+        same_on_all_ranks: Whether every rank has the same number, which saves an all-reduce.
     """
-    if accelerator.num_processes == 1 or constant:
+    if accelerator.num_processes == 1 or same_on_all_ranks:
         return max(1, local_targets * dp_size(accelerator))
     # filled on the device: a copy from the host would wait for it
     local = torch.full((), local_targets, device=accelerator.device)
-    total = all_reduce_sum(accelerator, local)
+    total = all_reduce_sum_over_dp(accelerator, local)
     return total.clamp(min=1)
 
 
@@ -99,14 +99,14 @@ def train_step(
         constant_targets: Whether every rank has the same number of targets in every step.
     """
     targets = sum(batch["num_targets"] for batch in micro_batches)
-    global_targets = count_global_targets(accelerator, targets, constant=constant_targets)
+    global_targets = count_global_targets(accelerator, targets, same_on_all_ranks=constant_targets)
     scale = dp_size(accelerator) * len(micro_batches)
     loss_sum = torch.zeros((), device=accelerator.device)
     for group in optimizer.param_groups:
         group["lr"] = lr
     for batch in micro_batches:
         with accelerator.accumulate(model):
-            loss = compute_loss(accelerator, model, batch, global_targets)
+            loss = compute_micro_batch_loss(accelerator, model, batch, global_targets)
             accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
     result = clip_and_update(
@@ -133,18 +133,18 @@ def clip_and_update(
     Arguments as those of `train_step`.
     """
     if is_deepspeed(accelerator):
-        return read_deepspeed_step(accelerator, model)
-    average_ignored_gradients(accelerator)
+        return read_deepspeed_update_result(accelerator, model)
+    average_fsdp2_ignored_gradients(accelerator)
     inner = optimizer.optimizer
     if isinstance(inner, OptimizerInBackward):
         return inner.finish_step()
     grad_norm = clip_gradients(accelerator, model, max_norm)
     found_inf = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
-    step_unless_found_inf(optimizer, found_inf)
+    step_unless_found_inf_and_zero_grad(optimizer, found_inf)
     return UpdateResult(grad_norm, found_inf)
 
 
-def compute_loss(
+def compute_micro_batch_loss(
     accelerator: Accelerator,
     model: nn.Module,
     batch: Mapping[str, Any],
@@ -170,7 +170,7 @@ def compute_loss(
     return mean * batch["num_targets"] / global_targets
 
 
-def step_unless_found_inf(optimizer: AcceleratedOptimizer, found_inf: Tensor) -> None:
+def step_unless_found_inf_and_zero_grad(optimizer: AcceleratedOptimizer, found_inf: Tensor) -> None:
     """Steps unless `found_inf` is 1.0, and clears the gradients in any case.
 
     torch's fused optimizers decide by the tensor on the device, as they do for a gradient scaler;
@@ -189,7 +189,7 @@ def step_unless_found_inf(optimizer: AcceleratedOptimizer, found_inf: Tensor) ->
     optimizer.zero_grad()
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def batch_to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """A micro-batch with its tensors on a device; copies from pinned memory are asynchronous."""
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

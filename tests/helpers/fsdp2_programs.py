@@ -15,19 +15,22 @@ from torch.distributed.tensor.debug import CommDebugMode
 from transformers import PreTrainedModel
 
 from flame_accel import kernels
-from flame_accel.checkpoint.hf_model import gather_full_weights
+from flame_accel.checkpoint.hf_model import gather_full_weights_to_main
 from flame_accel.config import CommConfig, Float8Config, OptimizerConfig, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.parallel import (
     all_gather,
-    average_ignored_gradients,
+    average_fsdp2_ignored_gradients,
     build_accelerator,
     clip_gradients,
     prepare,
 )
-from flame_accel.parallel.float8 import check_float8, convert_to_float8
-from flame_accel.parallel.fp32_parameters import ignore_fp32_params, ignored_fp32_parameters
+from flame_accel.parallel.float8 import check_float8_support, convert_to_float8
+from flame_accel.parallel.fp32_parameters import (
+    ignored_fp32_parameters,
+    make_fsdp2_ignore_fp32_parameters,
+)
 from flame_accel.training import build_optimizer
 
 STEPS, ROWS, TOKENS = 3, 4, 32
@@ -84,7 +87,7 @@ def train(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> list[fl
                 loss = mean_loss(model, row)
                 accelerator.backward(loss)
             losses.append(loss.detach())
-        average_ignored_gradients(accelerator)
+        average_fsdp2_ignored_gradients(accelerator)
         norm = clip_gradients(accelerator, model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -100,7 +103,7 @@ def prepared(
     float8: Float8Config = NO_FLOAT8,
 ) -> tuple[Any, Any]:
     """The model and its optimizer, prepared as in a run."""
-    ignore_fp32_params(accelerator, model)
+    make_fsdp2_ignore_fp32_parameters(accelerator, model)
     plugin: Any = accelerator.state.fsdp_plugin
     # accelerate keeps the classes of the previous model's blocks
     plugin.transformer_cls_names_to_wrap = None
@@ -156,7 +159,7 @@ def stays_exact_in_bf16() -> None:
     assert own.dtype is torch.float32
     every = all_gather(accelerator, own[None])
     assert not torch.equal(every[0], every[1])
-    average_ignored_gradients(accelerator)
+    average_fsdp2_ignored_gradients(accelerator)
     torch.testing.assert_close(mixer.A_log.grad, every.mean(dim=0), rtol=1e-6, atol=0)
     optimizer.step()
     assert mixer.A_log.dtype is torch.float32
@@ -203,7 +206,7 @@ def float8_gathers_alike() -> None:
         )
         model = instantiate(tiny_config("gla", hidden_size=128), seed=0)
         names = [name for name, _ in model.named_parameters()]
-        check_float8(accelerator, config)
+        check_float8_support(accelerator, config)
         convert_to_float8(model, config)
         model, optimizer = prepared(accelerator, model, training, config)
         local = model.model.layers[0].mlp.up_proj.weight._local_tensor
@@ -212,7 +215,7 @@ def float8_gathers_alike() -> None:
         if gathers:
             assert local._precomputed_scale is not None
         assert [name for name, _ in model.named_parameters()] == names
-        weights = gather_full_weights(accelerator, model)
+        weights = gather_full_weights_to_main(accelerator, model)
         assert all(type(weight) is Tensor for weight in weights.values())
         assert all(weight.dtype is torch.float32 for weight in weights.values())
         results.append((curve, {name: weight.sum().item() for name, weight in weights.items()}))

@@ -27,12 +27,12 @@ from flame_accel.parallel import (
     build_accelerator,
     clip_gradients,
     describe_topology,
-    explain_timeout,
+    explain_timeout_errors,
     extended_timeout,
     prepare,
     set_train_timeout,
 )
-from flame_accel.parallel.checks import check_prepared
+from flame_accel.parallel.checks import check_prepared_parameters
 
 SECONDS = 1
 
@@ -139,7 +139,7 @@ def different_replicas() -> None:
         weight = model.get_parameter("model.norm.weight")
         assert isinstance(weight, DTensor)
         weight.to_local().add_(accelerator.torch_device_mesh["dp_replicate"].get_local_rank())
-    check_prepared(accelerator, model, optimizer)
+    check_prepared_parameters(accelerator, model, optimizer)
 
 
 def model_without_storage() -> None:
@@ -186,7 +186,7 @@ def wait_for_last(accelerator: Accelerator) -> None:
     group = accelerator.torch_device_mesh["dp_replicate"].get_group()
     started_at = time.monotonic()
     try:
-        with explain_timeout(CommConfig(train_timeout_seconds=SECONDS)):
+        with explain_timeout_errors(CommConfig(train_timeout_seconds=SECONDS)):
             if accelerator.is_last_process:
                 time.sleep(8 * SECONDS)
             torch.distributed.all_reduce(torch.ones(1), group=group)

@@ -10,23 +10,26 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from flame_accel.parallel.checks import check_initial_weights
+from flame_accel.parallel.checks import check_initial_weights_equal
 from flame_accel.parallel.ranks import tp_mesh
 from flame_accel.parallel.tensor import overrides
 from flame_accel.parallel.tensor.differentiable_collectives import (
-    average_gradient_over_tp,
     copy_to_tp_region,
+    identity_with_averaged_gradient,
     reduce_from_tp_region,
 )
 from flame_accel.parallel.tensor.dtensor_parameters import (
     LocalTransform,
-    expose_local_tensor,
+    make_attribute_local_tensor,
     shard_parameter,
 )
-from flame_accel.parallel.tensor.instance_patching import replace_globals
+from flame_accel.parallel.tensor.instance_patching import replace_forward_globals
 from flame_accel.parallel.tensor.plans import SHARDED_OUTSIDE_REGIONS
-from flame_accel.parallel.tensor.regions import Region, find_regions, shard_dim
-from flame_accel.parallel.tensor.vocabulary import shard_embedding, shard_lm_head
+from flame_accel.parallel.tensor.regions import Region, match_regions_with_plans, shard_dim
+from flame_accel.parallel.tensor.vocabulary import (
+    replace_embedding_forward,
+    replace_head_forward_and_loss,
+)
 
 
 def apply_tensor_parallel(
@@ -47,9 +50,9 @@ def apply_tensor_parallel(
         UserError: There is no plan for the model.
         RuntimeError: Ranks have built different weights.
     """
-    regions = find_regions(model)
+    regions = match_regions_with_plans(model)
     # each rank keeps a shard of its own copy
-    check_initial_weights(accelerator, model)
+    check_initial_weights_equal(accelerator, model)
     parallelize_over_mesh(
         tp_mesh(accelerator),
         model,
@@ -68,19 +71,19 @@ def parallelize_over_mesh(
     loss_parallel: bool,
 ) -> None:
     """Shards a model over a one-dimensional TP mesh, in place; see `apply_tensor_parallel`."""
-    _shard_parameters(mesh, model, regions, device)
+    _replace_parameters_by_dtensors(mesh, model, regions, device)
     for region in regions:
         _parallelize_region(region, mesh.get_group())
     inputs: Any = model.get_input_embeddings()
-    shard_embedding(inputs, mesh)
-    shard_lm_head(model, mesh, loss_parallel=loss_parallel)
+    replace_embedding_forward(inputs, mesh)
+    replace_head_forward_and_loss(model, mesh, loss_parallel=loss_parallel)
 
 
-def _shard_parameters(
+def _replace_parameters_by_dtensors(
     mesh: DeviceMesh, model: PreTrainedModel, regions: list[Region], device: torch.device
 ) -> None:
     """Replaces every parameter by a DTensor; outside of the ends, modules read its local part."""
-    outside = partial(average_gradient_over_tp, group=mesh.get_group())
+    outside = partial(identity_with_averaged_gradient, group=mesh.get_group())
     inside = partial(copy_to_tp_region, group=mesh.get_group())
     transforms: dict[nn.Module, LocalTransform] = {}
     for region in regions:
@@ -98,7 +101,7 @@ def _shard_parameters(
             module._parameters[name] = sharded[parameter]
             if module not in ends:
                 replicated = transforms.get(module, outside)
-                expose_local_tensor(module, name, replicated if dim is None else _identity)
+                make_attribute_local_tensor(module, name, replicated if dim is None else _identity)
 
 
 def _find_shard_dims(
@@ -126,7 +129,7 @@ def _parallelize_region(region: Region, group: ProcessGroup) -> None:
     for name in (*plan.divisible_sizes, *plan.derived_sizes):
         setattr(module, name, getattr(module, name) // group.size())
     if plan.overrides:
-        replace_globals(
+        replace_forward_globals(
             module,
             {name: getattr(overrides, ours)(group) for name, ours in plan.overrides.items()},
         )

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.distributed import ProcessGroup, _functional_collectives
 
 
-def all_reduce_tp(tensor: Tensor, operation: str, group: ProcessGroup) -> Tensor:
+def all_reduce_without_gradient(tensor: Tensor, operation: str, group: ProcessGroup) -> Tensor:
     """The element-wise "sum" or "max" over a TP group as a new tensor; not differentiable."""
     reduced = _functional_collectives.all_reduce(tensor.contiguous(), operation, group)
     return _functional_collectives.wait_tensor(reduced)
@@ -27,13 +27,17 @@ class _AllReduceSum(Function):
     ) -> Tensor:
         """Sums if `reduce_forward`; the summed gradient is scaled, 0 leaves it local as it is."""
         ctx.group, ctx.grad_scale = group, grad_scale
-        return all_reduce_tp(tensor, "sum", group) if reduce_forward else tensor.view_as(tensor)
+        return (
+            all_reduce_without_gradient(tensor, "sum", group)
+            if reduce_forward
+            else tensor.view_as(tensor)
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
         if ctx.grad_scale:
-            grad = all_reduce_tp(grad, "sum", ctx.group)
+            grad = all_reduce_without_gradient(grad, "sum", ctx.group)
         if ctx.grad_scale not in (0.0, 1.0):
             grad = grad * ctx.grad_scale
         return grad, None, None, None
@@ -49,12 +53,12 @@ def reduce_from_tp_region(tensor: Tensor, group: ProcessGroup) -> Tensor:
     return _AllReduceSum.apply(tensor, group, True, 0.0)
 
 
-def all_reduce_in_tp_region(tensor: Tensor, group: ProcessGroup) -> Tensor:
+def all_reduce_forward_and_backward(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """All-reduce sum forward and backward: a sum that each rank uses for its own features."""
     return _AllReduceSum.apply(tensor, group, True, 1.0)
 
 
-def average_gradient_over_tp(tensor: Tensor, group: ProcessGroup) -> Tensor:
+def identity_with_averaged_gradient(tensor: Tensor, group: ProcessGroup) -> Tensor:
     """Identity forward, mean of the gradients backward: for replicated weights outside of regions.
 
     Their gradients are equal but for rounding: kernels that each process tunes for itself may sum

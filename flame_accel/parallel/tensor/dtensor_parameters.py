@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from flame_accel.parallel.sharded_tensors import ShardRange, shard_range
-from flame_accel.parallel.tensor.instance_patching import subclass_instance
+from flame_accel.parallel.sharded_tensors import ShardExtent, shard_start_and_length
+from flame_accel.parallel.tensor.instance_patching import subclass_instance_in_place
 
 LocalTransform = Callable[[Tensor], Tensor]
 """What a layer reads in place of the local tensor of a parameter; differentiable."""
 
 
-def tp_shard_range(size: int, mesh: DeviceMesh) -> ShardRange:
+def tp_shard_start_and_length(size: int, mesh: DeviceMesh) -> ShardExtent:
     """The part of a dimension of `size` elements that this rank of a TP mesh holds."""
-    return shard_range(size, mesh.size(), mesh.get_local_rank())
+    return shard_start_and_length(size, mesh.size(), mesh.get_local_rank())
 
 
 def shard_parameter(
@@ -41,7 +41,7 @@ def shard_parameter(
     """
     local = parameter.detach()
     if dim is not None:
-        local = local.narrow(dim, *tp_shard_range(parameter.shape[dim], mesh))
+        local = local.narrow(dim, *tp_shard_start_and_length(parameter.shape[dim], mesh))
     tensor = DTensor.from_local(
         local.to(device, copy=True, memory_format=torch.contiguous_format),
         mesh,
@@ -68,13 +68,15 @@ def local_tp_shard(parameter: Tensor) -> Tensor:
     return parameter.to_local()
 
 
-def expose_local_tensor(module: nn.Module, name: str, transform: LocalTransform) -> None:
-    """Makes `module.<name>` read as `transform` of the local tensor of that parameter; in place."""
+def make_attribute_local_tensor(
+    module: nn.Module, parameter_name: str, transform: LocalTransform
+) -> None:
+    """Makes a parameter's attribute read as `transform` of its local tensor, in place."""
 
     def read(self: nn.Module) -> Tensor | None:
-        parameter = self._parameters[name]
+        parameter = self._parameters[parameter_name]
         assert isinstance(parameter, DTensor)
         # while FSDP2 has it sharded over data-parallel ranks too, it is FSDP2 that reads it
         return transform(parameter.to_local()) if parameter.device_mesh.ndim == 1 else parameter
 
-    subclass_instance(module, {name: property(read)})
+    subclass_instance_in_place(module, {parameter_name: property(read)})

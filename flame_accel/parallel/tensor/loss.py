@@ -15,10 +15,10 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from flame_accel.parallel.tensor.differentiable_collectives import (
-    all_reduce_tp,
+    all_reduce_without_gradient,
     copy_to_tp_region,
 )
-from flame_accel.parallel.tensor.dtensor_parameters import local_tp_shard, tp_shard_range
+from flame_accel.parallel.tensor.dtensor_parameters import local_tp_shard, tp_shard_start_and_length
 
 CHUNK_LOGITS = 2**25
 """Number of fp32 logits that are held at a time (128 MiB)."""
@@ -54,7 +54,7 @@ class VocabParallelLoss(nn.Module):
             dtype = torch.get_autocast_dtype(rows.device.type)
             rows, local = rows.to(dtype), local.to(dtype)
         targets = labels.flatten()
-        first_id = tp_shard_range(weight.shape[0], self.mesh).start
+        first_id = tp_shard_start_and_length(weight.shape[0], self.mesh).start
         nats = _SummedCrossEntropy.apply(
             copy_to_tp_region(rows, group), local, targets, first_id, self.ignore_index, group
         )
@@ -95,7 +95,9 @@ class _SummedCrossEntropy(Function):
         for start in range(0, len(hidden), positions):
             chunk = slice(start, start + positions)
             valid = labels[chunk] != ignore_index
-            terms = _chunk_cross_entropy(hidden[chunk], weight, labels[chunk] - first_id, group)
+            terms = _chunk_cross_entropy_terms(
+                hidden[chunk], weight, labels[chunk] - first_id, group
+            )
             nats += torch.where(valid, terms.log_sum_exp - terms.target_logit, 0.0).sum()
             if grad_hidden is not None and grad_weight is not None:
                 grad_logits = torch.where(valid[:, None], terms.grad_logits, 0.0).to(hidden.dtype)
@@ -125,27 +127,28 @@ class _ChunkTerms(NamedTuple):
     """d nats / d logits [N, V_local], of this rank's logits."""
 
 
-def _chunk_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, group: ProcessGroup
+def _chunk_cross_entropy_terms(
+    hidden: Tensor, weight: Tensor, local_targets: Tensor, group: ProcessGroup
 ) -> _ChunkTerms:
     """The terms of the cross entropy of some positions, all-reduced over a TP group.
 
     Args:
         hidden: [N, D].
         weight: [V_local, D], this rank's rows of the head.
-        targets: [N], counted from this rank's first row; those of other ranks lie outside of it.
+        local_targets: [N], counted from this rank's first row; those of other ranks lie
+            outside of it.
         group: The TP group.
     """
     logits = (hidden @ weight.T).float()
-    owned = (targets >= 0) & (targets < len(weight))
+    owned = (local_targets >= 0) & (local_targets < len(weight))
     # an empty shard, at the end of an uneven vocabulary, has no largest logit
     largest = logits.new_full((len(logits),), -torch.inf) if not len(weight) else logits.amax(-1)
-    logits -= all_reduce_tp(largest, "max", group)[:, None]
-    index = torch.where(owned, targets, 0)[:, None]
+    logits -= all_reduce_without_gradient(largest, "max", group)[:, None]
+    index = torch.where(owned, local_targets, 0)[:, None]
     picked = torch.zeros_like(largest) if not len(weight) else logits.gather(1, index)[:, 0]
     exponentials = logits.exp_()
     partial = torch.stack([exponentials.sum(-1), torch.where(owned, picked, 0.0)])
-    sum_exp, target_logit = all_reduce_tp(partial, "sum", group)
+    sum_exp, target_logit = all_reduce_without_gradient(partial, "sum", group)
     grad_logits = exponentials.div_(sum_exp[:, None])
     if len(weight):
         grad_logits.scatter_add_(1, index, -owned[:, None].to(grad_logits.dtype))

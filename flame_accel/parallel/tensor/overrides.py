@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, get_rank
 from torch.nn import functional
 
-from flame_accel.parallel.tensor.differentiable_collectives import all_reduce_in_tp_region
+from flame_accel.parallel.tensor.differentiable_collectives import all_reduce_forward_and_backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,9 @@ class ShardedNormLinear:
         """
         assert norm_bias is None and linear_bias is None
         features = x.float()
-        squares = all_reduce_in_tp_region(features.square().sum(-1, keepdim=True), self.group)
+        squares = all_reduce_forward_and_backward(
+            features.square().sum(-1, keepdim=True), self.group
+        )
         mean = squares / (features.shape[-1] * self.group.size())
         normed = features * torch.rsqrt(mean + eps)
         if norm_weight is not None:

@@ -46,12 +46,12 @@ def check_tensor_parallel_support(
         return
     with torch.device("meta"):
         model = instantiate(config, trust_remote_code=trust_remote_code)
-    check_degree(find_regions(model), degree)
+    check_degree_divides_sizes(match_regions_with_plans(model), degree)
     if loss_parallel:
-        check_loss_parallel(config)
+        check_no_l2warp(config)
 
 
-def find_regions(model: PreTrainedModel) -> list[Region]:
+def match_regions_with_plans(model: PreTrainedModel) -> list[Region]:
     """The mixers and MLPs of a model, from its first layer to its last.
 
     Raises:
@@ -86,24 +86,28 @@ def find_regions(model: PreTrainedModel) -> list[Region]:
     return regions
 
 
-def covers_parameter(plan: Plan, name: str) -> bool:
+def covers_parameter(plan: Plan, parameter_name: str) -> bool:
     """Whether a plan says how a parameter is held; it does not for biases of rowwise layers."""
-    if any(_is_within(name, owner) for owner in plan.rowwise):
+    if any(_is_parameter_within(parameter_name, owner_name) for owner_name in plan.rowwise):
         # each rank would add the bias once
-        return name.endswith("weight")
-    return any(_is_within(name, owner) for owner in (*plan.colwise, *plan.replicated))
+        return parameter_name.endswith("weight")
+    return any(
+        _is_parameter_within(parameter_name, owner_name)
+        for owner_name in (*plan.colwise, *plan.replicated)
+    )
 
 
-def shard_dim(plan: Plan, name: str) -> int | None:
+def shard_dim(plan: Plan, parameter_name: str) -> int | None:
     """The dimension along which a parameter of a region is sharded; None if it is replicated."""
-    if any(_is_within(name, owner) for owner in plan.colwise):
+    if any(_is_parameter_within(parameter_name, owner_name) for owner_name in plan.colwise):
         return 0
-    return 1 if any(_is_within(name, owner) for owner in plan.rowwise) else None
+    rowwise = any(_is_parameter_within(parameter_name, owner_name) for owner_name in plan.rowwise)
+    return 1 if rowwise else None
 
 
-def _is_within(name: str, owner: str) -> bool:
-    """Whether a parameter is `owner` itself or lies in the module of that name."""
-    return name == owner or name.startswith(f"{owner}.")
+def _is_parameter_within(parameter_name: str, owner_name: str) -> bool:
+    """Whether a parameter is `owner_name` itself or lies in the module of that name."""
+    return parameter_name == owner_name or parameter_name.startswith(f"{owner_name}.")
 
 
 def valid_degrees(regions: list[Region]) -> list[int]:
@@ -115,7 +119,7 @@ def valid_degrees(regions: list[Region]) -> list[int]:
     return [degree for degree in range(1, common + 1) if common % degree == 0]
 
 
-def check_degree(regions: list[Region], degree: int) -> None:
+def check_degree_divides_sizes(regions: list[Region], degree: int) -> None:
     """Checks that a TP degree divides all heads and features of the regions.
 
     Raises:
@@ -135,7 +139,7 @@ def check_degree(regions: list[Region], degree: int) -> None:
                 )
 
 
-def check_loss_parallel(config: PreTrainedConfig) -> None:
+def check_no_l2warp(config: PreTrainedConfig) -> None:
     """Checks that a model's loss is a sum over the vocabulary, as loss parallelism needs.
 
     Raises:

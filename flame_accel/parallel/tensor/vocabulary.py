@@ -13,17 +13,17 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from flame_accel.parallel.tensor.differentiable_collectives import reduce_from_tp_region
-from flame_accel.parallel.tensor.dtensor_parameters import local_tp_shard, tp_shard_range
-from flame_accel.parallel.tensor.instance_patching import subclass_instance
+from flame_accel.parallel.tensor.dtensor_parameters import local_tp_shard, tp_shard_start_and_length
+from flame_accel.parallel.tensor.instance_patching import subclass_instance_in_place
 from flame_accel.parallel.tensor.loss import VocabParallelLoss
 
 
-def shard_embedding(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
+def replace_embedding_forward(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
     """Makes an embedding with a sharded weight look up all ids, in place.
 
     Each rank looks up the ids of its own rows, and the results are summed over the TP group.
     """
-    first_id, num_ids = tp_shard_range(embedding.num_embeddings, mesh)
+    first_id, num_ids = tp_shard_start_and_length(embedding.num_embeddings, mesh)
     padding = embedding.padding_idx
     if padding is not None:
         padding = padding - first_id if first_id <= padding < first_id + num_ids else None
@@ -39,7 +39,7 @@ def shard_embedding(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
         found = functional.embedding(local_ids.masked_fill(foreign, 0), weight, padding)
         return reduce_from_tp_region(found.masked_fill(foreign[..., None], 0), mesh.get_group())
 
-    subclass_instance(embedding, {"forward": forward})
+    subclass_instance_in_place(embedding, {"forward": forward})
 
 
 def gather_full_weight(weight: Tensor) -> Tensor:
@@ -48,7 +48,9 @@ def gather_full_weight(weight: Tensor) -> Tensor:
     return weight.redistribute(placements=[Replicate()]).to_local()
 
 
-def shard_lm_head(model: PreTrainedModel, mesh: DeviceMesh, *, loss_parallel: bool) -> None:
+def replace_head_forward_and_loss(
+    model: PreTrainedModel, mesh: DeviceMesh, *, loss_parallel: bool
+) -> None:
     """Makes a model compute its loss from a head with a sharded weight, in place.
 
     Logits, where a caller wants them, are those of the whole vocabulary on every rank.
@@ -68,7 +70,7 @@ def shard_lm_head(model: PreTrainedModel, mesh: DeviceMesh, *, loss_parallel: bo
     def compute_from_hidden(*args: Any, **kwargs: Any) -> Any:
         return compute(*args, **kwargs | {"fuse_linear_cross_entropy": True})
 
-    subclass_instance(owner.lm_head, {"forward": forward})
+    subclass_instance_in_place(owner.lm_head, {"forward": forward})
     # whatever the config says: the criterion gets hidden states and the head's weight, not logits
     owner._compute_logits_and_loss = compute_from_hidden
     if loss_parallel:

@@ -8,7 +8,7 @@ import yaml
 from transformers import GPT2Config
 
 from flame_accel import __version__
-from flame_accel.checkpoint.model_card import describe_training, write_model_card
+from flame_accel.checkpoint.model_card import training_table_rows, write_model_card
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import OptimizerConfig, TrainingConfig
 from tests.helpers.runs import SHORT_RUN
@@ -45,7 +45,7 @@ def test_the_example_is_valid_python(card: str):
 
 
 def test_the_facts_of_a_run_are_those_of_its_options_and_counters():
-    facts = describe_training(
+    facts = training_table_rows(
         TrainingConfig(dataset="org/data"),
         OptimizerConfig(lr=3e-4, scheduler="cosine"),
         TrainState(step=1200, tokens=9_830_400),

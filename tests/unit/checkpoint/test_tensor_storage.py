@@ -17,7 +17,7 @@ from flame_accel.checkpoint import tensor_storage
 from flame_accel.checkpoint.tensor_storage import (
     load_optimizer_state,
     load_weights,
-    optimizer_tensors,
+    named_optimizer_state,
     save_optimizer_state,
 )
 from flame_accel.config import UserError
@@ -117,9 +117,9 @@ def test_the_state_of_an_optimizer_survives_saving_and_loading(accelerator, tmp_
     load_optimizer_state(accelerator, model, loaded, tmp_path)
     assert equal_tensors(untouched, dict(model.state_dict()))
     assert [group["lr"] for group in loaded.optimizer.param_groups] == [0.1]
-    expected = optimizer_tensors(trained, optimizer)
+    expected = named_optimizer_state(trained, optimizer)
     assert {"first.weight.exp_avg", "norm.exp_avg_sq", "norm.step"} <= expected.keys()
-    assert equal_tensors(expected, optimizer_tensors(model, loaded))
+    assert equal_tensors(expected, named_optimizer_state(model, loaded))
     model.load_state_dict(trained.state_dict())
     for pair in ((trained, optimizer), (model, loaded)):
         step(*pair)
@@ -133,7 +133,7 @@ def test_full_tensors_are_read_in_batches_of_a_limited_size(tmp_path, monkeypatc
     shapes = {name: tensor.to("meta") for name, tensor in stored.items()}
     batches: list[dict[str, torch.Tensor]] = []
     needed = set(SIZES) - {"d"}
-    tensor_storage._load_full_in_batches(shapes, folder, batches.append, needed=needed)
+    tensor_storage._load_full_tensors_in_batches(shapes, folder, batches.append, needed=needed)
     assert [list(batch) for batch in batches] == [["a", "b"], ["c"], ["e"]]
     merged = {name: tensor for batch in batches for name, tensor in batch.items()}
     assert equal_tensors(merged, {name: stored[name] for name in needed})

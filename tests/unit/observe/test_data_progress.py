@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flame_accel.config import UserError
-from flame_accel.observe import data_progress, reduce_data_metrics
+from flame_accel.observe import data_progress, reduce_and_check_data_metrics
 
 ACCELERATOR: Any = SimpleNamespace(device=torch.device("cpu"))
 
@@ -27,17 +27,17 @@ def batches(**changes: float) -> Any:
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Two ranks that are in the same place."""
-    monkeypatch.setattr(data_progress, "all_reduce_sum", lambda _, local: 2 * local)
+    monkeypatch.setattr(data_progress, "all_reduce_sum_over_dp", lambda _, local: 2 * local)
     monkeypatch.setattr(data_progress, "dp_size", lambda _: 2)
     return 2
 
 
 def test_without_skipped_documents_and_padding_there_is_only_the_epoch(ranks):
-    assert reduce_data_metrics(ACCELERATOR, batches(), None) == {"epoch": 1.5}
+    assert reduce_and_check_data_metrics(ACCELERATOR, batches(), None) == {"epoch": 1.5}
 
 
 def test_counts_are_summed_and_fractions_averaged_over_ranks(ranks):
-    record = reduce_data_metrics(
+    record = reduce_and_check_data_metrics(
         ACCELERATOR, batches(skipped_documents=3, packing_efficiency=0.75), None
     )
     assert record == {
@@ -50,6 +50,6 @@ def test_counts_are_summed_and_fractions_averaged_over_ranks(ranks):
 
 def test_bad_records_of_all_ranks_together_end_a_run(ranks):
     bad = batches(bad_documents=3, skipped_documents=3)
-    assert reduce_data_metrics(ACCELERATOR, bad, 6)["data/skipped_documents"] == 6
+    assert reduce_and_check_data_metrics(ACCELERATOR, bad, 6)["data/skipped_documents"] == 6
     with pytest.raises(UserError, match="6"):
-        reduce_data_metrics(ACCELERATOR, bad, 5)
+        reduce_and_check_data_metrics(ACCELERATOR, bad, 5)

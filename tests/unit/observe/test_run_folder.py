@@ -8,8 +8,12 @@ import pytest
 
 from flame_accel.config import Config, UserError, load_run_file, parse
 from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
-from flame_accel.observe import prepare_run_folder, run_folder
-from flame_accel.observe.run_folder import changed_options, git_revision, package_versions
+from flame_accel.observe import prepare_run_folder_and_list_changes, run_folder
+from flame_accel.observe.run_folder import (
+    describe_changed_options,
+    git_commit_and_dirty,
+    package_versions,
+)
 from tests.helpers.runs import ROOT, read_losses
 
 
@@ -27,17 +31,22 @@ def test_a_second_start_says_which_options_changed(train_here, flags, tmp_path):
 def test_only_options_that_differ_are_listed_and_not_the_run_file(configured):
     before = configured(**{"optimizer.lr": 0.5})
     after = configured(**{"optimizer.lr": 0.25, "model.tokenizer_path": "other"})
-    changes = changed_options(before, after)
+    changes = describe_changed_options(before, after)
     assert changes == [
         "model.tokenizer_path: byte -> other",
         "optimizer.lr: 0.5 -> 0.25",
     ]
-    assert changed_options(after, after) == []
+    assert describe_changed_options(after, after) == []
 
 
 def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):
     config = configured()
-    assert prepare_run_folder(tmp_path / "a/b", config=config, environment={"python": "3"}) == []
+    assert (
+        prepare_run_folder_and_list_changes(
+            tmp_path / "a/b", config=config, environment={"python": "3"}
+        )
+        == []
+    )
     assert load_run_file(tmp_path / "a/b/config.toml") == config
     assert json.loads((tmp_path / "a/b/environment.json").read_text()) == {"python": "3"}
 
@@ -45,7 +54,9 @@ def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(configured, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"job\.dump_folder = .*file/run: .*cannot be written to"):
-        prepare_run_folder(tmp_path / "file/run", config=configured(), environment={})
+        prepare_run_folder_and_list_changes(
+            tmp_path / "file/run", config=configured(), environment={}
+        )
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
@@ -57,11 +68,11 @@ def test_packages_that_are_not_installed_have_no_version(monkeypatch):
 
 
 def test_the_revision_is_that_of_the_checkout_and_none_outside(monkeypatch, tmp_path):
-    revision = git_revision()
+    revision = git_commit_and_dirty()
     if (ROOT / ".git").exists():
         assert revision and len(revision["commit"]) == 40 and isinstance(revision["dirty"], bool)
     monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "a/b/c.py"))
-    assert git_revision() is None
+    assert git_commit_and_dirty() is None
 
 
 def build_config(
@@ -72,7 +83,9 @@ def build_config(
 
 
 def prepare(folder: Path, *flags: str, **names: str) -> list[str]:
-    return prepare_run_folder(folder, config=build_config(folder, *flags, **names), environment={})
+    return prepare_run_folder_and_list_changes(
+        folder, config=build_config(folder, *flags, **names), environment={}
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from flame_accel.config import UserError
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
-from flame_accel.parallel.blocks import find_blocks, replace_forward
+from flame_accel.parallel.blocks import find_blocks, replace_training_forward
 
 
 def llama() -> PreTrainedModel:
@@ -22,7 +22,7 @@ def llama() -> PreTrainedModel:
 
 def test_blocks_are_the_layers_in_order():
     for model in (llama(), instantiate(tiny_config("gla", num_hidden_layers=3))):
-        assert find_blocks(model, where="") == list(model.get_decoder().layers)
+        assert find_blocks(model, needed_by_option="") == list(model.get_decoder().layers)
 
 
 def test_a_subclass_of_a_block_is_a_block():
@@ -30,7 +30,7 @@ def test_a_subclass_of_a_block_is_a_block():
     model = instantiate(tiny_config("gla"))
     block: Any = model.get_decoder().layers[0]
     block.__class__ = type("Sharded", (type(block),), {})
-    assert find_blocks(model, where="")[0] is block
+    assert find_blocks(model, needed_by_option="")[0] is block
 
 
 def test_a_model_without_blocks_is_refused_with_the_option_that_needs_them():
@@ -40,7 +40,7 @@ def test_a_model_without_blocks_is_refused_with_the_option_that_needs_them():
     with pytest.raises(
         UserError, match="does not declare which of its modules are blocks"
     ) as raised:
-        find_blocks(model, where="training.compile")
+        find_blocks(model, needed_by_option="training.compile")
     assert raised.value.where == "training.compile"
     assert raised.value.exit_code == 2
 
@@ -58,7 +58,7 @@ def called_in_training(hidden: Tensor, **kwargs: Any) -> tuple[str, dict[str, An
 
 def test_only_training_runs_the_replaced_forward_and_without_caches():
     block, hidden, cache = Block(), torch.ones(1), DynamicCache()
-    replace_forward(block, called_in_training)
+    replace_training_forward(block, called_in_training)
     options = {"past_key_values": cache, "use_cache": True}
     assert block(hidden, **options) == ("training", {"past_key_values": None, "use_cache": False})
     with torch.no_grad():
@@ -69,6 +69,6 @@ def test_only_training_runs_the_replaced_forward_and_without_caches():
 def test_names_of_parameters_do_not_change():
     model = instantiate(tiny_config("gla"))
     names = list(model.state_dict())
-    for block in find_blocks(model, where=""):
-        replace_forward(block, block.forward)
+    for block in find_blocks(model, needed_by_option=""):
+        replace_training_forward(block, block.forward)
     assert list(model.state_dict()) == names

@@ -12,7 +12,11 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from flame_accel.config import TrainingConfig, UserError
-from flame_accel.parallel.checks import check_initial_weights, check_launch, check_prepared
+from flame_accel.parallel.checks import (
+    check_accelerator_matches_topology,
+    check_initial_weights_equal,
+    check_prepared_parameters,
+)
 from flame_accel.parallel.topology import resolve_topology
 from tests.helpers.launches import FSDP2, launch_variables
 
@@ -29,8 +33,8 @@ SHARDED = resolve_topology(TrainingConfig(), launch_variables(4, FSDP2), devices
 
 
 def test_a_launch_that_gave_what_was_asked_for_passes():
-    check_launch(accelerator(DistributedType.MULTI_CPU, 4), DDP)
-    check_launch(accelerator(DistributedType.FSDP, 4, is_fsdp2=True), SHARDED)
+    check_accelerator_matches_topology(accelerator(DistributedType.MULTI_CPU, 4), DDP)
+    check_accelerator_matches_topology(accelerator(DistributedType.FSDP, 4, is_fsdp2=True), SHARDED)
 
 
 @pytest.mark.parametrize(
@@ -44,27 +48,31 @@ def test_a_launch_that_gave_what_was_asked_for_passes():
 )
 def test_a_launch_that_gave_something_else_is_refused(found, topology, message):
     with pytest.raises(UserError, match=message) as raised:
-        check_launch(found, topology)
+        check_accelerator_matches_topology(found, topology)
     assert "accelerate_configs/" in str(raised.value)
 
 
 def test_weights_on_the_meta_device_are_refused():
     with pytest.raises(RuntimeError, match="the model has no weights yet"):
-        check_initial_weights(accelerator(DistributedType.NO, 1), nn.Linear(2, 2, device="meta"))
+        check_initial_weights_equal(
+            accelerator(DistributedType.NO, 1), nn.Linear(2, 2, device="meta")
+        )
 
 
 def test_an_optimizer_that_lacks_a_parameter_is_noticed():
     model = nn.Linear(2, 2)
     run = accelerator(DistributedType.NO, 1)
-    check_prepared(run, model, optimizer_over(*model.parameters()))
+    check_prepared_parameters(run, model, optimizer_over(*model.parameters()))
     with pytest.raises(RuntimeError, match="the optimizer holds 1 parameters, the model 2, 1 of"):
-        check_prepared(run, model, optimizer_over(model.weight))
+        check_prepared_parameters(run, model, optimizer_over(model.weight))
 
 
 def test_frozen_parameters_need_no_optimizer():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    check_prepared(accelerator(DistributedType.NO, 1), model, optimizer_over(model.weight))
+    check_prepared_parameters(
+        accelerator(DistributedType.NO, 1), model, optimizer_over(model.weight)
+    )
 
 
 def test_fsdp2_that_has_sharded_nothing_is_noticed():
@@ -73,7 +81,7 @@ def test_fsdp2_that_has_sharded_nothing_is_noticed():
     state = SimpleNamespace(device_mesh=None, fsdp_plugin=plugin)
     run = accelerator(DistributedType.FSDP, 1, is_fsdp2=True, state=state)
     with pytest.raises(RuntimeError, match="no parameter is sharded"):
-        check_prepared(run, model, optimizer_over(*model.parameters()))
+        check_prepared_parameters(run, model, optimizer_over(*model.parameters()))
 
 
 def optimizer_over(*parameters: nn.Parameter) -> Any:

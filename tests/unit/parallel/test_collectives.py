@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from flame_accel.parallel import all_gather, all_reduce_sum, sum_dtype
+from flame_accel.parallel import all_gather, all_reduce_sum_over_dp, widest_float_dtype
 from flame_accel.parallel.collectives import all_gather_stacked
 from tests.helpers.process_groups import fake_process_group
 
@@ -22,13 +22,13 @@ def accelerator(num_processes: int, tp: int = 1) -> Any:
 
 def test_one_rank_exchanges_nothing():
     tensor = torch.ones(3)
-    assert all_reduce_sum(accelerator(1), tensor) is tensor
+    assert all_reduce_sum_over_dp(accelerator(1), tensor) is tensor
     assert all_gather(accelerator(1), tensor) is tensor
 
 
 def test_a_sum_counts_the_tensor_of_a_tp_group_once():
     for tensor in (torch.tensor([1.5, 2.0]), torch.tensor([3, 4])):
-        total = all_reduce_sum(accelerator(6, tp=2), tensor)
+        total = all_reduce_sum_over_dp(accelerator(6, tp=2), tensor)
         assert torch.equal(total, 3 * tensor)
         assert total.dtype is tensor.dtype
 
@@ -43,5 +43,5 @@ def test_stacked_gathering_has_one_row_per_rank_of_the_group():
 
 
 def test_sums_use_the_widest_type_of_a_device():
-    assert sum_dtype(torch.device("cpu")) is torch.float64
-    assert sum_dtype(torch.device("mps")) is torch.float32
+    assert widest_float_dtype(torch.device("cpu")) is torch.float64
+    assert widest_float_dtype(torch.device("mps")) is torch.float32

@@ -18,7 +18,7 @@ from flame_accel.models import build_model
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.parallel import compilation
 from flame_accel.parallel.activations import checkpoint_activations
-from flame_accel.parallel.compilation import check_compiler, compile_blocks
+from flame_accel.parallel.compilation import check_compiler_available, compile_blocks
 from tests.helpers.runs import launch, read_records
 
 OP = ActivationCheckpointConfig(mode="selective", selective_ac_option="op")
@@ -148,9 +148,9 @@ def test_a_missing_compiler_is_noticed_before_the_first_step(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler; there is no no-such-compiler"):
-        check_compiler(torch.device("cpu"))
+        check_compiler_available(torch.device("cpu"))
     with pytest.raises(UserError, match="compiling for cuda needs Triton"):
-        check_compiler(torch.device("cuda"))
+        check_compiler_available(torch.device("cuda"))
 
 
 PACKED = {"training.varlen": True, "training.context_len": 24, "training.steps": 3}

@@ -8,8 +8,8 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from flame_accel.parallel import is_deepspeed, read_deepspeed_step
-from flame_accel.parallel.deepspeed import describe_zero, zero_parameters
+from flame_accel.parallel import is_deepspeed, read_deepspeed_update_result
+from flame_accel.parallel.deepspeed import describe_zero_stage_and_offload, iterate_zero_parameters
 
 
 def test_only_deepspeed_is_deepspeed():
@@ -25,7 +25,7 @@ def test_the_step_inside_backward_tells_its_norm_and_whether_it_was_skipped(norm
     engine: Any = SimpleNamespace(
         get_global_grad_norm=lambda: norm, optimizer=SimpleNamespace(overflow=overflow)
     )
-    result = read_deepspeed_step(accelerator, engine)
+    result = read_deepspeed_update_result(accelerator, engine)
     assert (result.grad_norm.item(), result.skipped.item()) == (3.0, float(overflow))
     assert result.grad_norm.dtype is torch.float32
 
@@ -35,13 +35,16 @@ def test_parameters_are_found_under_every_stage(groups):
     parameters = [nn.Parameter(torch.ones(1)) for _ in range(3)]
     zero = SimpleNamespace(**{groups: [parameters[:1], parameters[1:]]})
     optimizer: Any = SimpleNamespace(optimizer=zero)
-    assert list(zero_parameters(optimizer)) == parameters
+    assert list(iterate_zero_parameters(optimizer)) == parameters
 
 
 def test_stage_and_offloading_are_described():
     zero: dict[str, Any] = {"stage": 2}
     plugin = SimpleNamespace(deepspeed_config={"zero_optimization": zero})
     accelerator: Any = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
-    assert describe_zero(accelerator) == "ZeRO-2"
+    assert describe_zero_stage_and_offload(accelerator) == "ZeRO-2"
     zero |= {"stage": 3, "offload_optimizer": {}, "offload_param": {}}
-    assert describe_zero(accelerator) == "ZeRO-3 with optimizer and weights in CPU memory"
+    assert (
+        describe_zero_stage_and_offload(accelerator)
+        == "ZeRO-3 with optimizer and weights in CPU memory"
+    )

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from flame_accel.config import Float8Config, UserError
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
-from flame_accel.parallel.float8 import check_float8, convert_to_float8
+from flame_accel.parallel.float8 import check_float8_support, convert_to_float8
 from tests.helpers.runs import ROOT, launch, read_records
 
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
@@ -142,13 +142,13 @@ def test_gathering_in_8_bits_changes_nothing():
 @pytest.mark.covers_option("float8.emulate")
 def test_missing_hardware_is_refused():
     with pytest.raises(UserError, match=r"capability 8.9 .*\n.*--float8.emulate"):
-        check_float8(ONE_PROCESS, Float8Config(recipe_name="tensorwise"))
+        check_float8_support(ONE_PROCESS, Float8Config(recipe_name="tensorwise"))
 
 
 def test_missing_torchao_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(UserError, match="pip install torchao"):
-        check_float8(ONE_PROCESS, Float8Config(recipe_name="tensorwise", emulate=True))
+        check_float8_support(ONE_PROCESS, Float8Config(recipe_name="tensorwise", emulate=True))
 
 
 def test_a_model_without_a_suitable_layer_is_refused():
@@ -158,7 +158,7 @@ def test_a_model_without_a_suitable_layer_is_refused():
 
 def test_8_bit_gathering_needs_sharding():
     with pytest.raises(UserError, match="no weights are gathered"):
-        check_float8(
+        check_float8_support(
             ONE_PROCESS,
             Float8Config(
                 recipe_name="tensorwise", emulate=True, enable_fsdp_float8_all_gather=True

@@ -11,9 +11,9 @@ from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.parameter_groups import fp32_parameter_names
 from flame_accel.parallel.fp32_parameters import (
-    average_ignored_gradients,
-    ignore_fp32_params,
+    average_fsdp2_ignored_gradients,
     ignored_fp32_parameters,
+    make_fsdp2_ignore_fp32_parameters,
 )
 from tests.helpers.runs import ROOT, launch
 
@@ -50,7 +50,7 @@ def fake_accelerator(*, is_fsdp2: bool) -> Any:
 
 def test_fsdp2_ignores_the_parameters_of_decays():
     accelerator, model = fake_accelerator(is_fsdp2=True), instantiate(tiny_config("kda"))
-    ignore_fp32_params(accelerator, model)
+    make_fsdp2_ignore_fp32_parameters(accelerator, model)
     expected = [model.get_parameter(name) for name in fp32_parameter_names(model)]
     ignored = ignored_fp32_parameters(accelerator)
     assert expected and set(ignored) == set(expected)
@@ -58,16 +58,16 @@ def test_fsdp2_ignores_the_parameters_of_decays():
 
 def test_other_engines_ignore_nothing():
     accelerator = fake_accelerator(is_fsdp2=False)
-    ignore_fp32_params(accelerator, instantiate(tiny_config("kda")))
-    average_ignored_gradients(accelerator)
+    make_fsdp2_ignore_fp32_parameters(accelerator, instantiate(tiny_config("kda")))
+    average_fsdp2_ignored_gradients(accelerator)
     assert accelerator.state.fsdp_plugin.ignored_modules is None
     assert ignored_fp32_parameters(accelerator) == []
 
 
 def test_a_missing_gradient_counts_as_zeros():
     accelerator, model = fake_accelerator(is_fsdp2=True), instantiate(tiny_config("kda"))
-    ignore_fp32_params(accelerator, model)
-    average_ignored_gradients(accelerator)
+    make_fsdp2_ignore_fp32_parameters(accelerator, model)
+    average_fsdp2_ignored_gradients(accelerator)
     for parameter in ignored_fp32_parameters(accelerator):
         assert parameter.grad is not None and not parameter.grad.any()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from flame_accel.config import UserError
-from flame_accel.parallel.launch import is_enabled, read_launch
+from flame_accel.parallel.launch import is_variable_true, read_launch
 from tests.helpers.launches import DEEPSPEED, FSDP2, launch_variables
 
 
@@ -100,5 +100,5 @@ def test_precision_offloading_and_stage_are_read(variables, precision, offload, 
 
 @pytest.mark.parametrize(("value", "enabled"), [("1", True), ("TRUE", True), ("no", False)])
 def test_variables_are_true_in_the_ways_of_accelerate(value, enabled):
-    assert is_enabled({"X": value}, "X") is enabled
-    assert not is_enabled({}, "X")
+    assert is_variable_true({"X": value}, "X") is enabled
+    assert not is_variable_true({}, "X")

@@ -13,9 +13,9 @@ from flame_accel.parallel.sharded_tensors import (
     full_shape,
     local_gradient,
     local_tensor,
-    num_copies,
+    num_ranks_with_copy,
     reduce_partial,
-    shard_range,
+    shard_start_and_length,
     sharded_mesh_dims,
 )
 from tests.helpers.process_groups import fake_mesh
@@ -32,7 +32,7 @@ def test_shards_are_cut_as_by_torch_chunk(size, num_shards):
     elements = torch.arange(size)
     chunks = [chunk.tolist() for chunk in elements.chunk(num_shards)]
     chunks += [[]] * (num_shards - len(chunks))
-    ranges = [shard_range(size, num_shards, index) for index in range(num_shards)]
+    ranges = [shard_start_and_length(size, num_shards, index) for index in range(num_shards)]
     assert [elements.narrow(0, *part).tolist() for part in ranges] == chunks
 
 
@@ -41,7 +41,7 @@ def test_a_plain_tensor_is_its_own_local_tensor():
     assert local_tensor(tensor) is tensor
     assert sharded_mesh_dims(tensor) == []
     assert reduce_partial(tensor) is tensor
-    assert num_copies(tensor) == 1
+    assert num_ranks_with_copy(tensor) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_a_plain_tensor_is_its_own_local_tensor():
 def test_sharded_dimensions_and_copies_of_a_dtensor(mesh, placements, dims, copies):
     tensor = DTensor.from_local(torch.ones(2, 2), mesh, placements, run_check=False)
     assert sharded_mesh_dims(tensor) == dims
-    assert num_copies(tensor) == copies
+    assert num_ranks_with_copy(tensor) == copies
 
 
 def test_a_plain_tensor_of_a_run_is_copied_on_every_rank(mesh):
-    assert num_copies(torch.ones(2)) == 6
+    assert num_ranks_with_copy(torch.ones(2)) == 6
 
 
 def test_the_local_tensor_shares_memory_and_has_no_history(mesh):

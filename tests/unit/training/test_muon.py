@@ -75,7 +75,9 @@ def test_muon_follows_its_formulas_on_hidden_matrices_and_adamw_on_the_rest():
 
 
 def test_muon_equals_torchs_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(muon, "_to_iteration_dtype", lambda shard, parameter: shard.bfloat16())
+    monkeypatch.setattr(
+        muon, "_to_iteration_device_and_dtype", lambda shard, parameter: shard.bfloat16()
+    )
     model, reference = build_gla(), build_gla()
     optimizer = build_optimizer(
         SINGLE_PROCESS, model, OptimizerConfig(name="Muon", **HYPERPARAMETERS)

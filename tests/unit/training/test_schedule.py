@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flame_accel.config import OptimizerConfig
 from flame_accel.training import is_due, learning_rate
-from flame_accel.training.schedule import decay_steps
+from flame_accel.training.schedule import num_decay_steps
 from tests.helpers.runs import SHORT_RUN, read_records
 
 
@@ -100,4 +100,4 @@ def test_work_is_due_at_its_interval_and_after_the_last_step():
     [({"scheduler": "wsd", "decay_ratio": 0.25}, 5), ({"scheduler": "cosine"}, 17)],
 )
 def test_wsd_decays_in_its_tail_and_the_others_after_the_warm_up(options, expected):
-    assert decay_steps(OptimizerConfig(**options), steps=20, warmup_steps=3) == expected
+    assert num_decay_steps(OptimizerConfig(**options), steps=20, warmup_steps=3) == expected

@@ -13,10 +13,10 @@ from flame_accel import kernels
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.training.step import (
     accepts_num_items_in_batch,
-    compute_loss,
+    batch_to_device,
+    compute_micro_batch_loss,
     count_global_targets,
-    step_unless_found_inf,
-    to_device,
+    step_unless_found_inf_and_zero_grad,
 )
 from tests.helpers.runs import SHORT_RUN, read_records
 
@@ -40,7 +40,7 @@ def test_a_micro_batch_without_targets_adds_nothing(kind: str):
     accelerator, model = Accelerator(cpu=True), build(kind)
     ids = torch.arange(12).view(1, 12)
     batch = {"input_ids": ids, "labels": torch.full_like(ids, -100), "num_targets": 0}
-    loss = compute_loss(accelerator, model, batch, 7)
+    loss = compute_micro_batch_loss(accelerator, model, batch, 7)
     loss.backward()
     assert loss.item() == 0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -155,12 +155,14 @@ def test_an_update_that_found_inf_changes_nothing_and_clears_the_gradients(fused
     for found_inf, changes in ((1.0, False), (0.0, True)):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        step_unless_found_inf(optimizer, torch.tensor(found_inf))
+        step_unless_found_inf_and_zero_grad(optimizer, torch.tensor(found_inf))
         assert torch.equal(model.weight, before) is not changes
         assert model.weight.grad is None
 
 
 def test_only_tensors_of_a_batch_move_to_the_device():
-    batch = to_device({"input_ids": torch.zeros(1, 2), "num_targets": 2}, torch.device("meta"))
+    batch = batch_to_device(
+        {"input_ids": torch.zeros(1, 2), "num_targets": 2}, torch.device("meta")
+    )
     assert batch["input_ids"].is_meta
     assert batch["num_targets"] == 2

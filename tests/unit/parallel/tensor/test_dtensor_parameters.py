@@ -8,10 +8,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from flame_accel.parallel.tensor.dtensor_parameters import (
-    expose_local_tensor,
     local_tp_shard,
+    make_attribute_local_tensor,
     shard_parameter,
-    tp_shard_range,
+    tp_shard_start_and_length,
 )
 from tests.helpers.process_groups import fake_mesh
 
@@ -30,7 +30,7 @@ def numbered_parameter() -> nn.Parameter:
 
 
 def test_a_shard_has_the_rows_of_its_rank_and_the_full_shape(mesh):
-    assert tp_shard_range(5, mesh) == (4, 1)
+    assert tp_shard_start_and_length(5, mesh) == (4, 1)
     sharded = shard_parameter(numbered_parameter(), mesh, 0, CPU)
     assert isinstance(sharded, DTensor)
     assert sharded.shape == (5, 2)
@@ -57,7 +57,7 @@ def test_attributes_of_a_parameter_are_kept(mesh):
 def test_a_layer_reads_the_transformed_local_tensor_and_tables_have_the_dtensor(mesh):
     layer = nn.Linear(2, 5, bias=False)
     layer._parameters["weight"] = shard_parameter(layer.weight, mesh, 0, CPU)
-    expose_local_tensor(layer, "weight", lambda local: 2 * local)
+    make_attribute_local_tensor(layer, "weight", lambda local: 2 * local)
     table = dict(layer.named_parameters())["weight"]
     assert isinstance(table, DTensor)
     assert not isinstance(layer.weight, DTensor)
@@ -74,5 +74,5 @@ def test_a_parameter_that_fsdp2_has_sharded_as_well_is_not_read():
             local_tp_shard(weight)
         layer = nn.Linear(2, 4, bias=False)
         layer._parameters["weight"] = nn.Parameter(weight)
-        expose_local_tensor(layer, "weight", lambda local: local)
+        make_attribute_local_tensor(layer, "weight", lambda local: local)
         assert isinstance(layer.weight, DTensor)

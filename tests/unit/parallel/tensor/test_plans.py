@@ -9,7 +9,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES
-from flame_accel.parallel.tensor.regions import find_regions, shard_dim
+from flame_accel.parallel.tensor.regions import match_regions_with_plans, shard_dim
 from tests.helpers.process_groups import fake_mesh
 
 
@@ -30,7 +30,7 @@ def test_colwise_and_rowwise_shard_as_those_of_torch(style):
 def test_sizes_and_parameters_of_a_plan_exist_in_fla(model_type):
     with torch.device("meta"):
         model = instantiate(tiny_config(model_type))
-    regions = find_regions(model)
+    regions = match_regions_with_plans(model)
     assert regions
     for region in regions:
         for name in (*region.plan.divisible_sizes, *region.plan.derived_sizes):

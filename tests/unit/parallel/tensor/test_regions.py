@@ -10,11 +10,11 @@ from flame_accel.config import UserError
 from flame_accel.models.instantiate import instantiate
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES
 from flame_accel.parallel.tensor.regions import (
-    check_degree,
-    check_loss_parallel,
+    check_degree_divides_sizes,
+    check_no_l2warp,
     check_tensor_parallel_support,
     covers_parameter,
-    find_regions,
+    match_regions_with_plans,
     shard_dim,
     valid_degrees,
 )
@@ -36,7 +36,7 @@ def build():
 
 def test_a_model_without_a_plan_is_refused_and_those_with_one_are_named(build):
     with pytest.raises(UserError, match="does not support gsa") as refused:
-        find_regions(build("gsa", num_heads=2))
+        match_regions_with_plans(build("gsa", num_heads=2))
     assert all(model_type in str(refused.value) for model_type in SUPPORTED_MODEL_TYPES)
 
 
@@ -75,13 +75,13 @@ def test_a_model_without_a_plan_is_refused_and_those_with_one_are_named(build):
 def test_an_indivisible_size_is_named_with_the_degrees_that_work(
     build, model_type, sizes, degree, blamed, working
 ):
-    regions = find_regions(build(model_type, **sizes))
+    regions = match_regions_with_plans(build(model_type, **sizes))
     assert valid_degrees(regions) == working
     with pytest.raises(UserError, match=blamed) as refused:
-        check_degree(regions, degree)
+        check_degree_divides_sizes(regions, degree)
     assert f"these degrees work: {', '.join(map(str, working))}" in str(refused.value)
     for other in working:
-        check_degree(regions, other)
+        check_degree_divides_sizes(regions, other)
 
 
 def test_a_layer_with_a_parameter_outside_of_its_plan_is_refused(build):
@@ -89,18 +89,18 @@ def test_a_layer_with_a_parameter_outside_of_its_plan_is_refused(build):
     model = build("gla", num_heads=2)
     model.model.layers[0].attn.o_proj.bias = torch.nn.Parameter(torch.zeros(32))
     with pytest.raises(UserError, match="GatedLinearAttention") as refused:
-        find_regions(model)
+        match_regions_with_plans(model)
     assert "model.layers.0.attn" in str(refused.value)
 
 
 def test_a_penalty_of_logits_is_refused_with_loss_parallel(build):
     with pytest.raises(UserError, match="disable_loss_parallel"):
-        check_loss_parallel(build("gla", num_heads=2, use_l2warp=True).config)
-    check_loss_parallel(build("gla", num_heads=2).config)
+        check_no_l2warp(build("gla", num_heads=2, use_l2warp=True).config)
+    check_no_l2warp(build("gla", num_heads=2).config)
 
 
 def test_regions_are_the_mixers_and_mlps_in_order(build):
-    regions = find_regions(build("gla", num_heads=2, num_hidden_layers=2))
+    regions = match_regions_with_plans(build("gla", num_heads=2, num_hidden_layers=2))
     names = [f"model.layers.{index}.{part}" for index in (0, 1) for part in ("attn", "mlp")]
     assert [region.name for region in regions] == names
 

@@ -10,8 +10,8 @@ from flame_accel.parallel.tensor.loss import VocabParallelLoss
 from flame_accel.parallel.tensor.vocabulary import (
     GatheredHeadLoss,
     gather_full_weight,
-    shard_embedding,
-    shard_lm_head,
+    replace_embedding_forward,
+    replace_head_forward_and_loss,
 )
 from tests.helpers.process_groups import fake_mesh
 
@@ -27,7 +27,7 @@ def test_the_lookups_of_all_ranks_add_up_to_the_full_one():
         with fake_mesh(4, rank=rank) as mesh, torch.no_grad():
             embedding = nn.Embedding(5, 3, padding_idx=4)
             embedding._parameters["weight"] = shard_parameter(full.weight, mesh, 0, CPU)
-            shard_embedding(embedding, mesh)
+            replace_embedding_forward(embedding, mesh)
             # torch's fake backend sums nothing
             found.append(embedding(ids))
     torch.testing.assert_close(sum(found), full(ids))
@@ -45,5 +45,5 @@ def test_the_criterion_of_a_model_follows_the_option():
         with fake_mesh(1) as mesh:
             head = model.get_output_embeddings()
             head._parameters["weight"] = shard_parameter(head.weight, mesh, 0, CPU)
-            shard_lm_head(model, mesh, loss_parallel=loss_parallel)
+            replace_head_forward_and_loss(model, mesh, loss_parallel=loss_parallel)
             assert type(model.criterion) is criterion
