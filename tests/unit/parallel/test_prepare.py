@@ -20,7 +20,7 @@ class HookedSGD(torch.optim.SGD):
 
     hooked_for: torch.device | None = None
 
-    def register_hooks(self, device: torch.device) -> None:
+    def register_backward_hooks(self, device: torch.device) -> None:
         self.hooked_for = device
 
 
