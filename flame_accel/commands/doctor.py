@@ -83,17 +83,17 @@ def run(arguments: argparse.Namespace) -> None:
     machine = collect_machine_facts(arguments.kernels, folders, query_free_memory=True)
     findings = detect_problems(machine)
     report = Report(as_json=arguments.json)
-    report.show("machine", describe_machine(machine), facts=asdict(machine))
-    report.show("known problems", map(build_problem_line, findings))
+    report.add_section("machine", describe_machine(machine), json_facts=asdict(machine))
+    report.add_section("known problems", map(build_problem_line, findings))
     # where something is that wrong, fla may not even import
     if not report.stopped:
         kernels.install(arguments.kernels)
         silence_fla_and_transformers()
         if arguments.config is None:
-            report.show("models", summarize_models(machine))
+            report.add_section("models", summarize_models(machine))
         else:
             report_model_and_small_trial(machine, arguments, findings, report)
-    report.close()
+    report.print_json_if_asked()
     if report.stopped:
         raise SystemExit(1)
 
@@ -116,19 +116,19 @@ class Report:
         self.stopped = False
         self.colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
-    def show(self, title: str, lines: Iterable[ReportLine], facts: Any = None) -> None:
-        """Shows a section; JSON has `facts` in place of its lines, where there are any."""
+    def add_section(self, title: str, lines: Iterable[ReportLine], json_facts: Any = None) -> None:
+        """Shows a section; JSON has `json_facts` in place of its lines, where there are any."""
         shown = []
-        self.print(title)
+        self.print_unless_json(title)
         for line in lines:
             shown.append(line)
-            self.print(self.format(line))
+            self.print_unless_json(self.format_line(line))
         if not shown:
-            self.print(self.format(ReportLine("ok", "none")))
+            self.print_unless_json(self.format_line(ReportLine("ok", "none")))
         self.stopped |= any(line.mark == "problem" for line in shown)
-        self.document[title] = facts or [line._asdict() for line in shown]
+        self.document[title] = json_facts or [line._asdict() for line in shown]
 
-    def format(self, line: ReportLine) -> str:
+    def format_line(self, line: ReportLine) -> str:
         """The line, wrapped, its mark in color on a terminal, and the remedy below it."""
         mark = f"  {line.mark:<11}"
         if self.colored and line.mark in MARK_COLORS:
@@ -137,12 +137,12 @@ class Report:
         rows = [row for text in (line.text, remedy) for row in ROWS.wrap(text)]
         return mark + f"\n{'':13}".join(rows)
 
-    def print(self, text: str) -> None:
+    def print_unless_json(self, text: str) -> None:
         """Prints at once, unless JSON was asked for."""
         if not self.as_json:
             print(text, flush=True)
 
-    def close(self) -> None:
+    def print_json_if_asked(self) -> None:
         """Prints the document, where JSON was asked for."""
         if self.as_json:
             print(json.dumps({**self.document, "trains": not self.stopped}, indent=2))
@@ -217,7 +217,7 @@ def summarize_models(machine: "Machine") -> Iterator[ReportLine]:
 def report_model_and_small_trial(
     machine: "Machine",
     arguments: argparse.Namespace,
-    reported: Sequence["DetectedProblem"],
+    already_reported: Sequence["DetectedProblem"],
     report: Report,
 ) -> None:
     """Reports what is known about one model and, unless that rules it out, tries a small one.
@@ -225,7 +225,7 @@ def report_model_and_small_trial(
     Args:
         machine: Facts about it.
         arguments: Arguments of the command.
-        reported: Problems already shown.
+        already_reported: Problems already shown.
         report: To print to.
     """
     from flame_accel.diagnosis.small_model_trial import count_config_parameters
@@ -238,11 +238,11 @@ def report_model_and_small_trial(
     findings = find_training_problems(machine, config, parameters)
     lines = [
         ReportLine("type", f"{config.model_type}, {parameters:,} parameters"),
-        *(build_problem_line(finding) for finding in findings if finding not in reported),
+        *(build_problem_line(finding) for finding in findings if finding not in already_reported),
     ]
-    report.show(f"model {arguments.config}", lines)
+    report.add_section(f"model {arguments.config}", lines)
     if not report.stopped:
-        report.show("trial of a small one", try_small_model(config, machine))
+        report.add_section("trial of a small one", try_small_model(config, machine))
 
 
 def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[ReportLine]:

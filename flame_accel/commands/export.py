@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
 
 
-def find_checkpoint_or_newest(source: Path) -> Path:
+def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
     """The checkpoint itself, or the newest one of a run folder.
 
     Raises:
@@ -74,15 +74,15 @@ def find_checkpoint_or_newest(source: Path) -> Path:
     """
     from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, find_checkpoint_damage
 
-    folders = [source] if (source / MANIFEST).is_file() else []
+    folders = [checkpoint_or_run_folder] if (checkpoint_or_run_folder / MANIFEST).is_file() else []
     if not folders:
-        found = source.glob(f"*/{STEP_PREFIX}*/{MANIFEST}")
+        found = checkpoint_or_run_folder.glob(f"*/{STEP_PREFIX}*/{MANIFEST}")
         complete = [m.parent for m in found if m.parent.name.removeprefix(STEP_PREFIX).isdecimal()]
         folders = sorted(complete, key=lambda f: int(f.name.removeprefix(STEP_PREFIX)))
     if not folders:
         raise UserError(
             "contains no complete checkpoint",
-            where=str(source),
+            where=str(checkpoint_or_run_folder),
             remedy="choose a run folder, or a step-N folder of a run",
         )
     damage = find_checkpoint_damage(folders[-1])

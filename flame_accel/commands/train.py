@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         os.environ, num_gpus=count_visible_gpus(os.environ), num_cores=count_usable_cores()
     )
     os.environ.update(plan.environment)
-    raise SystemExit(launch(plan, options))
+    raise SystemExit(run_accelerate_launch(plan, options))
 
 
 def prepend_quickstart_if_needed(options: Sequence[str]) -> list[str]:
@@ -123,7 +123,7 @@ def plan_launch(environment: Mapping[str, str], *, num_gpus: int, num_cores: int
     return LaunchPlan(flags, variables | given)
 
 
-def launch(plan: LaunchPlan, options: Sequence[str]) -> int:
+def run_accelerate_launch(plan: LaunchPlan, options: Sequence[str]) -> int:
     """Runs `accelerate launch` within this process until the run ends; returns its exit code.
 
     A process that a signal ended counts as 128 + the number of the signal, as in a shell.
@@ -228,9 +228,9 @@ def _rendezvous_flags(environment: Mapping[str, str], machines: int) -> list[str
     return ["--main_process_ip", address, "--main_process_port", port or DEFAULT_PORT]
 
 
-def _print_signal_and_get_exit_code(process: str, code: int) -> int:
+def _print_signal_and_get_exit_code(process_name: str, return_code: int) -> int:
     """An exit code as a shell gives it; a process that a signal ended had no last words."""
-    if code >= 0:
-        return code
-    print(f"{process} was ended by {signal.Signals(-code).name}", file=sys.stderr)
-    return 128 - code
+    if return_code >= 0:
+        return return_code
+    print(f"{process_name} was ended by {signal.Signals(-return_code).name}", file=sys.stderr)
+    return 128 - return_code

@@ -84,13 +84,13 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _tune_model_if_it_fits(name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
+def _tune_model_if_it_fits(model_name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
     """Lets one model meet its kernels; False where it does not fit, the others still may."""
     import torch
 
     from flame_accel.models import build_model, load_model_config
 
-    config = load_model_config(name)
+    config = load_model_config(model_name)
     model: Any = build_model(
         config,
         vocabulary_size=config.vocab_size,
@@ -105,10 +105,10 @@ def _tune_model_if_it_fits(name: str, arguments: argparse.Namespace, tuner: Any)
         for meet in _training_and_sampling_steps(model, batch, arguments.precision):
             meet()
     except torch.OutOfMemoryError as error:
-        print(f"{name}: {error}")
+        print(f"{model_name}: {error}")
         return False
     print(
-        f"{name}: {time.perf_counter() - begin:.0f} s, of which "
+        f"{model_name}: {time.perf_counter() - begin:.0f} s, of which "
         + ", ".join(f"{s - before[what]:.0f} s {what}" for what, s in tuner.seconds.items())
     )
     return True

@@ -56,7 +56,7 @@ class _Identity:
     def __init__(self, num_documents: int) -> None:
         self.num_documents = num_documents
 
-    def documents_at(self, epoch: int, positions: Sequence[int]) -> list[int]:
+    def document_indices_at(self, epoch: int, positions: Sequence[int]) -> list[int]:
         return list(positions)
 
 

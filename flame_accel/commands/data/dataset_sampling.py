@@ -57,7 +57,7 @@ def sample_dataset(dataset: EncodedDataset, max_records: int) -> DatasetSample:
         max_records: number of records to read; 0 reads all.
     """
     num_records = dataset.num_documents
-    documents = dataset.sample(max_records)
+    documents = dataset.read_spread_or_in_order(max_records)
     counts = count_records(islice(documents, max_records or None))
     # a stream whose end was reached has no further records
     if num_records is None and next(documents, None) is None:
@@ -120,14 +120,14 @@ def estimate_total_tokens(lengths: np.ndarray, num_read: int, num_records: int) 
 
 
 def format_dataset(
-    dataset: EncodedDataset, sample: DatasetSample, limits: Mapping[str, int]
+    dataset: EncodedDataset, sample: DatasetSample, limits_by_name: Mapping[str, int]
 ) -> Iterator[str]:
     """Lines that describe a dataset.
 
     Args:
         dataset: the dataset.
         sample: what was read of it.
-        limits: by name, lengths in tokens; the lines say how many documents are longer.
+        limits_by_name: by name, lengths in tokens; the lines say how many documents are longer.
     """
     counts = sample.counts
     yield f"{dataset.form}, of conversations" if dataset.conversations else dataset.form
@@ -147,7 +147,7 @@ def format_dataset(
         yield "           there is no document among the records that were read"
         return
     yield f"bytes      {counts.num_bytes / counts.lengths.sum():.2f} per token"
-    yield from format_lengths(counts.lengths, limits)
+    yield from format_lengths(counts.lengths, limits_by_name)
 
 
 def _describe_number_read(sample: DatasetSample) -> str:

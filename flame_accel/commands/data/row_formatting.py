@@ -68,9 +68,11 @@ def _format_piece_heading(piece: Piece, vocabulary: RowVocabulary) -> str:
     if len(piece.tokens) == piece.document_length:
         which = "a whole document"
     else:
-        which = f"tokens {piece.offset:,}-{piece.stop - 1:,} of {piece.document_length:,}"
+        which = (
+            f"tokens {piece.offset:,}-{piece.stop_in_document - 1:,} of {piece.document_length:,}"
+        )
         which += "; started before" if piece.offset else ""
-        which += "; continues" if piece.stop < piece.document_length else ""
+        which += "; continues" if piece.stop_in_document < piece.document_length else ""
     names = vocabulary.source_names
     source = f" of {names[piece.source]}" if len(names) > 1 else ""
     return f"{at}{source}, {which}"

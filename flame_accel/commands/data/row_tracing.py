@@ -43,7 +43,7 @@ class Piece(NamedTuple):
     """Tokens of the whole document."""
 
     @property
-    def stop(self) -> int:
+    def stop_in_document(self) -> int:
         """Position in the document after the last token."""
         return self.offset + len(self.tokens)
 

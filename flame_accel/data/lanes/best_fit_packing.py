@@ -115,7 +115,7 @@ class BestFitPacker:
         """The start of the window, and the next row in it."""
         return LaneCursor(row=self._row, sources=self._start)
 
-    def read_ahead(self) -> bool:
+    def read_ahead_has_more(self) -> bool:
         """Read a row's worth of documents for the next window, if the next row needs them.
 
         Returns:

@@ -47,7 +47,7 @@ class Lane:
         """Where the next row starts."""
         return self._packer.cursor
 
-    def read_ahead(self) -> bool:
+    def read_ahead_has_more(self) -> bool:
         """Read some of the documents that the next row needs.
 
         Lanes that read ahead in turns read a stream together; one after the other, each would come
@@ -56,7 +56,7 @@ class Lane:
         Returns:
             Whether there are more to read.
         """
-        return self._packer.read_ahead()
+        return self._packer.read_ahead_has_more()
 
     def next_row(self) -> Row:
         """Pack the next row and move the cursor behind it.

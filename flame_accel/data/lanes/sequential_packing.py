@@ -33,7 +33,7 @@ class SequentialPacker:
         source = self._mixture.source if self._offset else 0
         return LaneCursor(source, self._offset, sources=self._mixture.cursors)
 
-    def read_ahead(self) -> bool:
+    def read_ahead_has_more(self) -> bool:
         """Whether more documents are to be read before the next row can be packed: never."""
         return False
 

@@ -47,7 +47,7 @@ class StepLayout:
         return self.micro_batch_size * self.accumulation * self.world_size
 
     @property
-    def lanes(self) -> range:
+    def lanes_of_rank(self) -> range:
         """The lanes of this rank."""
         count = self.micro_batch_size * self.accumulation
         return range(self.rank * count, (self.rank + 1) * count)
@@ -84,7 +84,7 @@ class StepBatches:
         self._loader = loader
         self._identity = identity
         self._steps = 0
-        self._cursors = [lanes.start_cursor] * len(layout.lanes)
+        self._cursors = [lanes.start_cursor] * len(layout.lanes_of_rank)
         self._kept_workers: Iterator[WorkerStep | UserError] | None = None
         self._bad = BadRecordCounter(lanes.policy.max_bad)
         self._num_slots = self._num_padding = 0
@@ -93,7 +93,7 @@ class StepBatches:
         if state is not None:
             check_stream_identity(state, identity)
             _check_rows_per_step(state["rows_per_step"], layout)
-            self._cursors = read_lane_cursors(state, layout.lanes)
+            self._cursors = read_lane_cursors(state, layout.lanes_of_rank)
             self._steps = state["steps"]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
@@ -106,13 +106,15 @@ class StepBatches:
         layout = self._layout
         workers = self._kept_workers
         if workers is None:
-            workers = start_packing_workers(self._lanes, layout.lanes, self._cursors, self._loader)
+            workers = start_packing_workers(
+                self._lanes, layout.lanes_of_rank, self._cursors, self._loader
+            )
             # readers report again what is behind the cursors
             self._bad.total = self.bad_documents
         if self._loader.persistent_workers:
             self._kept_workers = workers
         size = layout.micro_batch_size
-        num_workers = max(1, self._loader.num_workers_for(layout.lanes))
+        num_workers = max(1, self._loader.num_workers_for(layout.lanes_of_rank))
         pinned = self._loader.pin_memory and torch.cuda.is_available()
         try:
             while True:
@@ -145,7 +147,7 @@ class StepBatches:
             self._identity,
             rows_per_step=self._lanes.num_lanes,
             steps=self._steps,
-            first_lane=self._layout.lanes.start,
+            first_lane=self._layout.lanes_of_rank.start,
             cursors=self._cursors,
         )
 
@@ -154,7 +156,7 @@ class StepBatches:
         """Passes of this rank's lanes over the data so far; the most over any source."""
         opened = [
             self._lanes.open_readers(lane, cursor, lambda record: None)
-            for lane, cursor in zip(self._layout.lanes, self._cursors, strict=True)
+            for lane, cursor in zip(self._layout.lanes_of_rank, self._cursors, strict=True)
         ]
         return max(
             sum(reader.epoch for reader in readers) / len(opened)

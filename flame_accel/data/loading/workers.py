@@ -61,9 +61,9 @@ class WorkerStep(NamedTuple):
 class _LaneRows(IterableDataset):
     """The steps of some lanes; in a worker process, of the lanes of this worker."""
 
-    def __init__(self, lanes: Lanes, numbers: range, cursors: Sequence[LaneCursor]) -> None:
+    def __init__(self, lanes: Lanes, lane_numbers: range, cursors: Sequence[LaneCursor]) -> None:
         self._lanes = lanes
-        self._numbers = numbers
+        self._lane_numbers = lane_numbers
         self._cursors = cursors
 
     def __iter__(self) -> Iterator[WorkerStep | UserError]:
@@ -79,10 +79,10 @@ class _LaneRows(IterableDataset):
 
         try:
             lanes = [
-                self._lanes.open_lane(self._numbers[i], self._cursors[i], report)
-                for i in _lane_indices_of_this_worker(len(self._numbers))
+                self._lanes.open_lane(self._lane_numbers[i], self._cursors[i], report)
+                for i in _lane_indices_of_this_worker(len(self._lane_numbers))
             ]
-            while sum(lane.read_ahead() for lane in lanes):
+            while sum(lane.read_ahead_has_more() for lane in lanes):
                 pass
             while True:
                 rows = [lane.next_row() for lane in lanes]
@@ -94,23 +94,23 @@ class _LaneRows(IterableDataset):
 
 
 def start_packing_workers(
-    lanes: Lanes, numbers: range, cursors: Sequence[LaneCursor], options: LoaderOptions
+    lanes: Lanes, lane_numbers: range, cursors: Sequence[LaneCursor], options: LoaderOptions
 ) -> Iterator[WorkerStep | UserError]:
     """Start packing rows, in worker processes or in this one.
 
     Args:
         lanes: the lanes of the run.
-        numbers: those of this rank.
+        lane_numbers: those of this rank.
         cursors: where each of these starts.
         options: processes and memory.
 
     Returns:
         What the workers give, in turn and in the order of the lanes: one of each makes a step.
     """
-    workers = options.num_workers_for(numbers)
+    workers = options.num_workers_for(lane_numbers)
     ending = multiprocessing.RawValue("b", 0)
     loader = DataLoader(
-        _LaneRows(lanes, numbers, cursors),
+        _LaneRows(lanes, lane_numbers, cursors),
         batch_size=None,
         collate_fn=_return_unchanged,
         num_workers=workers,

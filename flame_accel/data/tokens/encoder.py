@@ -82,8 +82,7 @@ class Encoder:
     def encode_many(self, records: Sequence[Record | Skipped]) -> list[Document | Skipped]:
         """Encode records; all texts except long ones in one call of the tokenizers library."""
         checked = [
-            _check_text_or_skipped(record) if isinstance(record, str) else record
-            for record in records
+            _text_or_skipped(record) if isinstance(record, str) else record for record in records
         ]
         token_ids = self._tokenize([text for text in checked if isinstance(text, str)])
         return [
@@ -142,7 +141,7 @@ class Encoder:
         rendered = self._chat_template.render(conversation)
         if isinstance(rendered, Skipped):
             return rendered
-        text = _check_text_or_skipped(rendered.text)
+        text = _text_or_skipped(rendered.text)
         if isinstance(text, Skipped):
             return text
         encoding = self._backend.encode(text, add_special_tokens=False)
@@ -162,7 +161,7 @@ class Encoder:
         return Document(np.array(ids, dtype=np.int32), np.array(targets, dtype=bool))
 
 
-def _check_text_or_skipped(text: str) -> str | Skipped:
+def _text_or_skipped(text: str) -> str | Skipped:
     """The text if it can be encoded; otherwise why not."""
     if not text:
         return Skipped("empty", what="a text without characters")

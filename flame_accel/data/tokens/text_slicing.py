@@ -67,17 +67,17 @@ def slice_prefix_if_cuttable(backend: Tokenizer) -> str | None:
     return "" if not splits and normalizers == [prepend, replace] else None
 
 
-def slice_text(text: str, space: str) -> Iterator[str]:
+def slice_text(text: str, slice_prefix: str) -> Iterator[str]:
     """Cut a text at the first possible place after every `SLICE_CHARACTERS` characters.
 
     Args:
         text: any text.
-        space: what `slice_prefix_if_cuttable` returned.
+        slice_prefix: what `slice_prefix_if_cuttable` returned.
     """
     start = 0
     while found := CUT.search(text, start + SLICE_CHARACTERS):
         yield text[start : found.start()]
-        start = found.end() - len(space)
+        start = found.end() - len(slice_prefix)
     yield text[start:]
 
 

@@ -11,9 +11,9 @@ from flame_accel.commands import train
 from flame_accel.commands.train import (
     LaunchPlan,
     count_visible_gpus,
-    launch,
     plan_launch,
     prepend_quickstart_if_needed,
+    run_accelerate_launch,
 )
 from flame_accel.config import UserError
 from tests.helpers.accelerate_configs import NAMES, validate_launch
@@ -190,7 +190,7 @@ def test_the_exit_code_of_the_run_passes_through(
     monkeypatch.setattr(train, "SCRIPT", script)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     plan = plan_launch({"ACCELERATE_CONFIG": config, "NGPU": "1"}, num_gpus=0, num_cores=2)
-    assert launch(plan, []) == code
+    assert run_accelerate_launch(plan, []) == code
     error = capfd.readouterr().err
     assert "Traceback" not in error and said in error
 
@@ -202,7 +202,7 @@ def test_options_reach_the_launched_script_as_they_were_given(monkeypatch):
         launched.append((plan, options))
         return 3
 
-    monkeypatch.setattr(train, "launch", record_launch)
+    monkeypatch.setattr(train, "run_accelerate_launch", record_launch)
     monkeypatch.setattr("os.environ", dict(launch_environment()))
     options = ["--training.steps", "40", "--job.description", "two words", "--training.varlen=true"]
     with pytest.raises(SystemExit) as end:
