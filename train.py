@@ -10,7 +10,7 @@ is in flame_accel/train.py; `flame-accel train` launches it without this script.
 
 import sys
 
-from flame_accel.train_process import run
+from flame_accel.train_process import run_training
 
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    run_training(sys.argv[1:])

@@ -192,26 +192,26 @@ def describe_files(folder: Path) -> dict[str, FileDescription]:
 
 
 def describe_first_damage(
-    folder: Path, files: Mapping[str, FileDescription], *, content: bool = False
+    folder: Path, descriptions: Mapping[str, FileDescription], *, compare_checksums: bool = False
 ) -> str | None:
     """Compare files with their descriptions; says what is wrong with the first damaged one.
 
     Args:
         folder: folder of the files.
-        files: what `describe_files` returned when they were written.
-        content: whether to read them and compare checksums too; otherwise only their sizes.
+        descriptions: what `describe_files` returned when they were written.
+        compare_checksums: whether to read them and compare checksums too; else only sizes.
 
     Returns:
         A sentence that names the file; None if all are undamaged.
     """
-    for name, expected in files.items():
+    for name, expected in descriptions.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         size = path.stat().st_size
         if size != expected["size"]:
             return f"{name} has {size:,} bytes, not {expected['size']:,}"
-        if content and file_checksum(path) != expected["xxh3"]:
+        if compare_checksums and file_checksum(path) != expected["xxh3"]:
             return f"{name} has other contents than were written (XXH3-128)"
     return None
 

@@ -91,7 +91,9 @@ def main(config: Config) -> None:
         components = build_components(config, accelerator, model_config)
         loop = restore_loop_state(config, accelerator, components, run_folder)
         if config.checkpoint.create_seed_checkpoint:
-            log.info("initial weights: %s", save(config, accelerator, components, loop))
+            log.info(
+                "initial weights: %s", save_run_checkpoint(config, accelerator, components, loop)
+            )
             return
         log_run_summary(config, accelerator, components)
         tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
@@ -295,13 +297,15 @@ def train(
             meter.check_consecutive_skips(training.max_consecutive_skips)
         if saves.is_due(state.step, logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
-                save(config, accelerator, components, loop)
+                save_run_checkpoint(config, accelerator, components, loop)
         if training.gc_freq and state.step % training.gc_freq == 0:
             gc.collect()
     progress.close()
 
 
-def save(config: Config, accelerator: Accelerator, components: Components, loop: LoopState) -> Path:
+def save_run_checkpoint(
+    config: Config, accelerator: Accelerator, components: Components, loop: LoopState
+) -> Path:
     """Saves what the run needs to resume after this step, or only its weights if so configured."""
     return save_checkpoint(
         accelerator,

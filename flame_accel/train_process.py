@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def run(argv: Sequence[str]) -> None:
+def run_training(argv: Sequence[str]) -> None:
     """Runs the training that a command line asks for; wrong options end here, before torch.
 
     Args:
@@ -48,4 +48,4 @@ def remove_package_folder_from_search_path() -> None:
 
 if __name__ == "__main__":
     remove_package_folder_from_search_path()
-    run(sys.argv[1:])
+    run_training(sys.argv[1:])

@@ -145,7 +145,7 @@ def find_checkpoint_damage(folder: Path) -> str | None:
         descriptions = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError, TypeError):
         return f"its {MANIFEST} cannot be read"
-    return files.describe_first_damage(folder, descriptions, content=True)
+    return files.describe_first_damage(folder, descriptions, compare_checksums=True)
 
 
 def _rename_with_reason(folder: Path, reason: str) -> Path:

@@ -22,8 +22,8 @@ _MAX_WARMUP_STEPS = 200
 _MAX_NAME_LENGTH = 40
 
 
-def derive_defaults(
-    config: Config, given_options: Collection[str], *, run_file: str | None, file_config: Config
+def fill_derived_defaults(
+    config: Config, given_options: Collection[str], *, run_file: str | None, run_file_config: Config
 ) -> Config:
     """Fills in the derived defaults of options that the user did not set.
 
@@ -31,11 +31,11 @@ def derive_defaults(
         config: All sources together.
         given_options: Names of the options that the user set.
         run_file: Path or name of the run file, if there is one.
-        file_config: The run file without the flags.
+        run_file_config: The run file without the flags.
     """
     job, training = config.job, config.training
     if "job.dump_folder" not in given_options:
-        name = derive_run_name(config, run_file, file_config)
+        name = derive_run_name(config, run_file, run_file_config)
         job = replace(job, dump_folder=f"{_PARENT_FOLDER}/{name}" if name else _PARENT_FOLDER)
     if "training.warmup_steps" not in given_options:
         wsd = config.optimizer.scheduler == "wsd"
@@ -50,7 +50,7 @@ def default_warmup_steps(steps: int, decay_ratio: float) -> int:
     return max(0, min(_MAX_WARMUP_STEPS, steps // 5, steps - round(decay_ratio * steps)))
 
 
-def derive_run_name(config: Config, run_file: str | None, file_config: Config) -> str:
+def derive_run_name(config: Config, run_file: str | None, run_file_config: Config) -> str:
     """The name of a run: its run file, or its model and data.
 
     Flags that replace the model or the data of the run file are added to the name.
@@ -63,8 +63,8 @@ def derive_run_name(config: Config, run_file: str | None, file_config: Config) -
         parts = [model, data]
     else:
         parts = [_sanitize_for_folder_name(Path(run_file).stem)]
-        parts += [model] * (model != _model_name_from_config_path(file_config.model.config))
-        parts += [data] * (data != _joined_dataset_names(file_config.training))
+        parts += [model] * (model != _model_name_from_config_path(run_file_config.model.config))
+        parts += [data] * (data != _joined_dataset_names(run_file_config.training))
     return "-".join(filter(None, parts))
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from flame_accel.config.derived_defaults import derive_defaults
+from flame_accel.config.derived_defaults import fill_derived_defaults
 from flame_accel.config.errors import BrokenRule, ConfigError, Problem, print_error_and_exit
 from flame_accel.config.flags import read_flags
 from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
@@ -71,11 +71,11 @@ def _build_checked_config(
     merged = merge_sources(sources)
     settings = merged.settings
     flame_only = {name: setting.value for name, setting in settings.items() if name in FLAME_ONLY}
-    config = derive_defaults(
+    config = fill_derived_defaults(
         _config_from_settings(settings),
         settings.keys(),
         run_file=run_file,
-        file_config=_config_from_settings(merge_sources([file]).settings),
+        run_file_config=_config_from_settings(merge_sources([file]).settings),
     )
     broken = list(find_broken_rules(config, settings.keys(), flame_only))
     if check_inputs:
@@ -113,11 +113,16 @@ def _misread_option_names(sources: Sequence[OptionSource]) -> set[str]:
 
 
 def _all_options_were_read(
-    rule: BrokenRule, misread: Collection[str], user_set: Collection[str], *, sources_complete: bool
+    rule: BrokenRule,
+    misread_options: Collection[str],
+    user_set: Collection[str],
+    *,
+    sources_complete: bool,
 ) -> bool:
     """Whether a rule is broken by what the user wrote, not by what could not be read."""
     return all(
-        name not in misread and (sources_complete or name in user_set) for name in rule.options
+        name not in misread_options and (sources_complete or name in user_set)
+        for name in rule.options
     )
 
 

@@ -41,7 +41,7 @@ def check_run_is_supported(
     check_optimizer_support(accelerator, config.optimizer)
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
-        check_packing_support(model_config, kernels=active_kernels)
+        check_packing_support(model_config, active_kernels=active_kernels)
         check_custom_model_keeps_documents_apart(model_config, accelerator.device.type)
     for warning in check_machine_and_list_warnings(
         model_config,

@@ -39,7 +39,8 @@ the way back multiply it.
 class KernelComparison(NamedTuple):
     """Logits or gradients of one precision under both kinds of kernels."""
 
-    what: str
+    quantity: str
+    """Logits or gradients, and the precision."""
     error: float
     """Relative; infinite where one of them is not finite."""
     tolerance: float
@@ -145,10 +146,10 @@ def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator
             continue
         finally:
             install_kernels_without_tuning("triton")
-        for what in expected:
-            error = relative_error(computed[what], expected[what])
+        for quantity in expected:
+            error = relative_error(computed[quantity], expected[quantity])
             finite = error if error < torch.inf else torch.inf
-            yield KernelComparison(f"{what} in {precision}", finite, tolerance, trains)
+            yield KernelComparison(f"{quantity} in {precision}", finite, tolerance, trains)
 
 
 def _compute_logits_and_gradients(

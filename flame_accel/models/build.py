@@ -152,9 +152,9 @@ def _increase_max_position_embeddings(model: PreTrainedModel, trained_length: in
         config.max_position_embeddings = trained_length
 
 
-def warn_about_unused_weights(name_or_path: str) -> None:
+def warn_about_unused_weights(model_config_path: str) -> None:
     """Logs that a model starts with random weights if the folder of its config holds others."""
-    folder = Path(name_or_path)
+    folder = Path(model_config_path)
     if folder.name == "config.json":
         folder = folder.parent
     if any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
@@ -196,9 +196,9 @@ def _read_model_config_json(file: Path) -> dict[str, Any]:
     return fields
 
 
-def _missing_config_file_remedy(file: Path) -> str:
-    known = [str(path) for path in sorted(file.parent.glob("*.json"))]
-    close = difflib.get_close_matches(str(file), known, n=3)
+def _missing_config_file_remedy(missing_file: Path) -> str:
+    known = [str(path) for path in sorted(missing_file.parent.glob("*.json"))]
+    close = difflib.get_close_matches(str(missing_file), known, n=3)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return (

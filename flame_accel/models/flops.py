@@ -83,24 +83,28 @@ def _forward_mixer_flops_per_token(config: PreTrainedConfig, seq_len: int) -> fl
     if formula is None or getattr(config, "attnres_block_size", None) is not None:
         return None
     attention = {
-        layer: _softmax_attention_flops_per_token(config.hidden_size, seq_len, spec["window_size"])
-        for spec in _hybrid_attention_specs(config)
-        for layer in spec["layers"]
+        layer: _softmax_attention_flops_per_token(
+            config.hidden_size, seq_len, softmax_layers["window_size"]
+        )
+        for softmax_layers in _softmax_layers_of_hybrid(config)
+        for layer in softmax_layers["layers"]
     }
     layers = range(config.num_hidden_layers)
     return sum(attention.get(layer) or formula(config, layer, seq_len) for layer in layers)
 
 
-def _hybrid_attention_specs(config: PreTrainedConfig) -> list[dict[str, Any]]:
-    specs = getattr(config, "attn", None) or []
-    return [specs] if isinstance(specs, dict) else specs
+def _softmax_layers_of_hybrid(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    attention_layers = getattr(config, "attn", None) or []
+    return [attention_layers] if isinstance(attention_layers, dict) else attention_layers
 
 
-def _softmax_attention_flops_per_token(width: int, seq_len: int, window: int | None) -> float:
-    """Operations of causal softmax attention per token; `width` is that of all heads together."""
+def _softmax_attention_flops_per_token(
+    width_of_all_heads: int, seq_len: int, window: int | None
+) -> float:
+    """Operations of causal softmax attention per token."""
     reach = min(window or seq_len, seq_len)
     keys = reach * (reach + 1) / 2 + (seq_len - reach) * reach
-    return 4 * width * keys / seq_len
+    return 4 * width_of_all_heads * keys / seq_len
 
 
 def _state_elements_from_expand_k(config: PreTrainedConfig) -> float:
@@ -114,34 +118,38 @@ def _state_elements_from_head_dim(config: PreTrainedConfig) -> float:
     return heads * config.head_dim**2 * config.expand_v
 
 
-def _hgrn2_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _hgrn2_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
     return DECAY_FLOPS * config.hidden_size * config.expand_ratio
 
 
-def _mamba2_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _mamba2_mixer_flops_per_token(
+    config: PreTrainedConfig, layer_index: int, seq_len: int
+) -> float:
     return DECAY_FLOPS * config.expand * config.hidden_size * config.state_size
 
 
-def _gsa_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _gsa_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
     slots = config.num_slots or config.hidden_size * config.expand_k / config.num_heads
     return DECAY_FLOPS * slots * config.hidden_size * (config.expand_k + config.expand_v)
 
 
 def _gated_deltaproduct_mixer_flops_per_token(
-    config: PreTrainedConfig, layer: int, seq_len: int
+    config: PreTrainedConfig, layer_index: int, seq_len: int
 ) -> float:
     return (4 * config.num_householder + 2) * _state_elements_from_head_dim(config)
 
 
-def _rwkv7_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
-    return GENERALIZED_DELTA_RULE_FLOPS * config.head_dim * config.value_dim[layer]
+def _rwkv7_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
+    return GENERALIZED_DELTA_RULE_FLOPS * config.head_dim * config.value_dim[layer_index]
 
 
-def _transformer_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _transformer_mixer_flops_per_token(
+    config: PreTrainedConfig, layer_index: int, seq_len: int
+) -> float:
     return _softmax_attention_flops_per_token(config.hidden_size, seq_len, config.window_size)
 
 
-def _llama_mixer_flops_per_token(config: PreTrainedConfig, layer: int, seq_len: int) -> float:
+def _llama_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
     return _softmax_attention_flops_per_token(
         config.num_attention_heads * config.head_dim, seq_len, None
     )
@@ -201,11 +209,11 @@ them. A part of a GPU (MIG) has another name, so it is not listed.
 """
 
 
-def device_peak_flops(name: str, dtype: torch.dtype = torch.bfloat16) -> float | None:
+def device_peak_flops(device_name: str, dtype: torch.dtype = torch.bfloat16) -> float | None:
     """Looks up the dense peak of a device in operations per second; None where it is not listed.
 
     Args:
-        name: as `torch.cuda.get_device_name` gives it.
+        device_name: as `torch.cuda.get_device_name` gives it.
         dtype: Dtype of the matrix products.
     """
-    return PEAK_FLOPS.get(name) if dtype in (torch.bfloat16, torch.float16) else None
+    return PEAK_FLOPS.get(device_name) if dtype in (torch.bfloat16, torch.float16) else None

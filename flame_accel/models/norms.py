@@ -141,13 +141,13 @@ def norm_type_of(norm: nn.Module) -> str | None:
 
 
 def replace_block_norms_in_place(
-    model: PreTrainedModel, kind: str, *, fused: bool | None = None
+    model: PreTrainedModel, norm_kind: str, *, fused: bool | None = None
 ) -> None:
     """Puts norms of a kind in the place of a model's, under the same names, with fresh weights.
 
     Args:
         model: any of a registered type.
-        kind: a key of `NORM_NAMES`.
+        norm_kind: a key of `NORM_NAMES`.
         fused: whether fla's fused modules take the places; None: where they are already.
     """
     for parent, name in [*find_block_norms(model)]:
@@ -157,14 +157,14 @@ def replace_block_norms_in_place(
             "dtype": old.weight.dtype,
         }
         rms, mean = (RMSNorm, LayerNorm) if fused or isinstance(old, FUSED_NORMS) else TORCH_NORMS
-        if kind != "rmsnorm":
-            options |= {"elementwise_affine": kind == "layernorm", "bias": False}
-        new = (rms if kind == "rmsnorm" else mean)(old.weight.shape[0], **options)
+        if norm_kind != "rmsnorm":
+            options |= {"elementwise_affine": norm_kind == "layernorm", "bias": False}
+        new = (rms if norm_kind == "rmsnorm" else mean)(old.weight.shape[0], **options)
         setattr(parent, name, new)
 
 
 def _register_norm_variant(
-    config_class: type[PreTrainedConfig], model_type: str, kind: str, name: str
+    config_class: type[PreTrainedConfig], model_type: str, norm_kind: str, class_prefix: str
 ) -> None:
     """Derives the config and model classes of a type, and makes them known to transformers."""
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
@@ -176,17 +176,20 @@ def _register_norm_variant(
     @functools.wraps(model_class.__init__)
     def init_model(self: PreTrainedModel, config: PreTrainedConfig, **options: Any) -> None:
         model_class.__init__(self, config, **options)
-        replace_block_norms_in_place(self, kind)
+        replace_block_norms_in_place(self, norm_kind)
 
-    place = {"__module__": __name__, "__doc__": f"{model_type}: {config_class.model_type}, {name}."}
+    place = {
+        "__module__": __name__,
+        "__doc__": f"{model_type}: {config_class.model_type}, {class_prefix}.",
+    }
     # transformers would make a dataclass's __init__ for a class without one
     derived_config: Any = type(
-        f"{name}{config_class.__name__}",
+        f"{class_prefix}{config_class.__name__}",
         (config_class,),
         {**place, "model_type": model_type, "__init__": init_config},
     )
     derived_model: Any = type(
-        f"{name}{model_class.__name__}",
+        f"{class_prefix}{model_class.__name__}",
         (model_class,),
         {**place, "config_class": derived_config, "__init__": init_model},
     )

@@ -101,23 +101,29 @@ def _load_source_file(module_name: str, source: Path) -> ModuleType:
     return module
 
 
-def _import_reporting_user_errors(name: str, folder: str, load: Callable[[], ModuleType]) -> None:
+def _import_reporting_user_errors(
+    name: str, user_folder: str, load_module: Callable[[], ModuleType]
+) -> None:
     """Runs the user's code; what it raises becomes a message with the line of theirs."""
     try:
-        load()
+        load_module()
     except Exception as error:
         raise _custom_model_error(
-            f"{name}: {_find_error_file_and_line(error, folder)}",
+            f"{name}: {_find_error_file_and_line(error, user_folder)}",
             f"importing it raised {type(error).__name__}: {error}",
             "correct that line; importing the module must be enough to register your models",
         ) from error
 
 
-def _find_error_file_and_line(error: Exception, folder: str) -> str:
+def _find_error_file_and_line(error: Exception, preferred_folder: str) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     # the last line of the user's own: deeper ones belong to a library that it called
-    own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
+    own = [
+        frame
+        for frame in frames
+        if preferred_folder and frame.filename.startswith(preferred_folder)
+    ]
     last = (own or frames)[-1]
     return f"{last.filename}:{last.lineno}"

@@ -401,8 +401,8 @@ def test_damage_is_found_and_named(tmp_path, damage):
     write_text_atomically(tmp_path / "b", OLD)
     described = describe_files(tmp_path)
     assert sorted(described) == ["b", "sub/a"]
-    assert describe_first_damage(tmp_path, described, content=True) is None
+    assert describe_first_damage(tmp_path, described, compare_checksums=True) is None
     break_file, message, only_in_content = DAMAGES[damage]
     break_file(tmp_path / "sub/a")
-    assert describe_first_damage(tmp_path, described, content=True) == message
+    assert describe_first_damage(tmp_path, described, compare_checksums=True) == message
     assert describe_first_damage(tmp_path, described) == (None if only_in_content else message)

@@ -159,7 +159,7 @@ class TokenCache:
             )
 
     def _verify_checksums(self, files: dict[str, Any]) -> None:
-        damage = describe_first_damage(self._folder, files, content=True)
+        damage = describe_first_damage(self._folder, files, compare_checksums=True)
         if damage is not None:
             raise damaged_cache_error(self._folder, damage)
 

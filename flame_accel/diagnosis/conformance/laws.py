@@ -127,16 +127,22 @@ def check_training_lowers_loss(model: PreTrainedModel) -> None:
 
 
 def _take_optimizer_step_and_get_loss(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor, without: set[str]
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    ids: torch.Tensor,
+    out_without_gradient: set[str],
 ) -> float:
-    """Returns the loss, and takes from `without` the parameters with a gradient that is not 0."""
+    """Steps, and returns the loss.
+
+    Takes from `out_without_gradient` the names of parameters with a gradient that is not 0.
+    """
     with _seeded_training_precision(model):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     _raise_law_broken_unless(not wrong, f"gradients are not finite: {', '.join(wrong)}")
-    without -= {name for name, gradient in gradients.items() if gradient.any()}
+    out_without_gradient -= {name for name, gradient in gradients.items() if gradient.any()}
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
@@ -233,9 +239,12 @@ LAWS: dict[str, Callable[[PreTrainedModel], None]] = {
 
 
 def _packed_logits_and_embedding_gradient(
-    model: PreTrainedModel, row: torch.Tensor, bounds: torch.Tensor, counted: torch.Tensor
+    model: PreTrainedModel,
+    row: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    counted_positions: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a packed row, and the gradient of those `counted` with respect to its embeddings.
+    """Logits of a packed row, and the gradient of those counted with respect to its embeddings.
 
     Returns:
         `[1, T, V]` and `[1, T, D]`.
@@ -249,11 +258,11 @@ def _packed_logits_and_embedding_gradient(
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:
         with _seeded_training_precision(model):
-            logits = model(input_ids=row, cu_seqlens=bounds, use_cache=False).logits.float()
+            logits = model(input_ids=row, cu_seqlens=cu_seqlens, use_cache=False).logits.float()
     finally:
         hook.remove()
     weight = torch.linspace(-1, 1, logits.shape[-1], device=logits.device)
-    (logits[counted] * weight).sum().backward()
+    (logits[counted_positions] * weight).sum().backward()
     model.zero_grad()
     gradient = embedded[0].grad
     if gradient is None:
@@ -307,6 +316,6 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return ((value - reference).norm() / reference.norm()).item()
 
 
-def _raise_law_broken_unless(holds: bool, otherwise: str) -> None:
+def _raise_law_broken_unless(holds: bool, broken_message: str) -> None:
     if not holds:
-        raise LawBroken(otherwise)
+        raise LawBroken(broken_message)

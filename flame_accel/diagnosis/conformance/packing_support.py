@@ -10,18 +10,18 @@ DOCUMENTS_APART = "keeps documents apart"
 """The law in `laws` that nothing of a document reaches another in the same row."""
 
 
-def check_packing_support(config: PreTrainedConfig, *, kernels: str) -> None:
+def check_packing_support(config: PreTrainedConfig, *, active_kernels: str) -> None:
     """Checks that a model keeps the documents of a row apart, for `training.varlen`.
 
     Args:
         config: Config of the model.
-        kernels: Active kernels, "torch" or "triton", as `kernels.install` returns them.
+        active_kernels: Active kernels, "torch" or "triton", as `kernels.install` returns them.
 
     Raises:
         UserError: The model type is known to break the law with these kernels.
     """
     reason = known_issue_reasons_by_law(
-        base_model_type(config), {"torch": "cpu", "triton": "cuda"}[kernels]
+        base_model_type(config), {"torch": "cpu", "triton": "cuda"}[active_kernels]
     ).get(DOCUMENTS_APART)
     if reason is not None:
         raise UserError(

@@ -7,11 +7,39 @@ Nothing here runs a model.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.diagnosis.conformance.laws import PRECISION, PROMPT_LENGTHS
 from flame_accel.models.catalogue import TINY_FIELDS, fla_config_classes, tiny_config
+
+
+class LawFinding(TypedDict):
+    """A `laws.LawResult` as JSON."""
+
+    law: str
+    holds: bool
+    reason: str
+    seconds: float
+
+
+class ModelResult(TypedDict):
+    """The results of one model on one kind of device."""
+
+    findings: list[LawFinding]
+    kernels: list[str]
+
+
+class DeviceResults(TypedDict):
+    """The results of all models on one kind of device."""
+
+    kind: str
+    """"cpu" or "cuda"."""
+    device: str
+    date: str
+    packages: dict[str, str]
+    models: dict[str, ModelResult]
+
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 RESULT_FILES = {"cpu": RESULTS / "models_cpu.json", "cuda": RESULTS / "models_h200.json"}
@@ -47,7 +75,7 @@ Relative errors of logits that count as the same are at most
 """
 
 
-def load_results_by_device() -> dict[str, dict[str, Any]]:
+def load_results_by_device() -> dict[str, DeviceResults]:
     """Loads the files of `RESULT_FILES`, by kind of device; a kind without a file is left out."""
     return {
         kind: json.loads(file.read_text(encoding="utf-8"))
@@ -56,26 +84,26 @@ def load_results_by_device() -> dict[str, dict[str, Any]]:
     }
 
 
-def broken_law_reasons(results: Mapping[str, Any], model_type: str) -> dict[str, str]:
+def broken_law_reasons(device_results: DeviceResults, model_type: str) -> dict[str, str]:
     """The laws that a model broke, each with the reason: the known one, or else what was raised."""
-    known = known_issue_reasons_by_law(model_type, results["kind"])
-    findings = results["models"][model_type]["findings"]
+    known = known_issue_reasons_by_law(model_type, device_results["kind"])
+    findings = device_results["models"][model_type]["findings"]
     broken = {finding["law"]: finding["reason"] for finding in findings if not finding["holds"]}
     return broken | {law: reason for law, reason in known.items() if law in broken}
 
 
-def render_models_page(results: Mapping[str, Mapping[str, Any]]) -> str:
+def render_models_page(results_by_device: Mapping[str, DeviceResults]) -> str:
     """The page: a row for each model, then the reason of every issue.
 
     Args:
-        results: by kind of device, as `load_results_by_device` gives them.
+        results_by_device: by kind of device, as `load_results_by_device` gives them.
     """
     models = sorted(fla_config_classes())
     measured = {
-        model_type: {k: v for k, v in results.items() if model_type in v["models"]}
+        model_type: {k: v for k, v in results_by_device.items() if model_type in v["models"]}
         for model_type in models
     }
-    machines = "\n".join(map(_render_machine_line, results.values()))
+    machines = "\n".join(map(_render_machine_line, results_by_device.values()))
     columns = ("model", *DEVICE_NAMES.values(), "varlen", "generates", "kernels without a GPU")
     lines = [
         HEAD.format(machines=machines),
@@ -89,13 +117,18 @@ def render_models_page(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _render_machine_line(results: Mapping[str, Any]) -> str:
-    packages = ", ".join(f"{name} {version}" for name, version in results["packages"].items())
-    return f"* {DEVICE_NAMES[results['kind']]}: {results['device']}, {results['date']}; {packages}"
+def _render_machine_line(device_results: DeviceResults) -> str:
+    packages = ", ".join(
+        f"{name} {version}" for name, version in device_results["packages"].items()
+    )
+    name = DEVICE_NAMES[device_results["kind"]]
+    return f"* {name}: {device_results['device']}, {device_results['date']}; {packages}"
 
 
-def _render_model_row(model_type: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    broken = {kind: broken_law_reasons(values, model_type) for kind, values in results.items()}
+def _render_model_row(model_type: str, results_by_device: Mapping[str, DeviceResults]) -> str:
+    broken = {
+        kind: broken_law_reasons(values, model_type) for kind, values in results_by_device.items()
+    }
     cells = [f"`{model_type}`"]
     for kind in DEVICE_NAMES:
         trains = kind in broken and not {"trains", "reloads"} & broken[kind].keys()
@@ -107,17 +140,17 @@ def _render_model_row(model_type: str, results: Mapping[str, Mapping[str, Any]])
         cells.append("yes" if len(working) == len(DEVICE_NAMES) else ", ".join(working) or "no")
     if cells[-1] != "no" and not tiny_config(model_type).use_cache:
         cells[-1] += ", without a cache"
-    kernels = results["cpu"]["models"][model_type]["kernels"]
+    kernels = results_by_device["cpu"]["models"][model_type]["kernels"]
     cells.append(", ".join(f"`{name}`" for name in kernels) or "fla's own PyTorch code")
     return "| " + " | ".join(cells) + " |"
 
 
 def _render_broken_law_lines(
-    model_type: str, results: Mapping[str, Mapping[str, Any]]
+    model_type: str, results_by_device: Mapping[str, DeviceResults]
 ) -> list[str]:
     """One line for each reason, with the laws and devices that it breaks."""
     places: dict[str, list[str]] = {}
-    for kind, values in results.items():
+    for kind, values in results_by_device.items():
         for law, reason in broken_law_reasons(values, model_type).items():
             places.setdefault(reason, []).append(f"{law} ({DEVICE_NAMES[kind]})")
     return [f"* `{model_type}`, {', '.join(where)}: {why}" for why, where in places.items()]

@@ -31,13 +31,13 @@ def test_packing_is_refused_by_name(kernels):
     assert MIXING[kernels]
     for model_type in MIXING[kernels]:
         with pytest.raises(UserError, match=f"^training.varlen: {model_type} does not keep packed"):
-            check_packing_support(tiny_config(model_type), kernels=kernels)
+            check_packing_support(tiny_config(model_type), active_kernels=kernels)
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 def test_packing_is_accepted_for_all_others(kernels):
     for model_type in fla_config_classes().keys() - MIXING[kernels]:
-        check_packing_support(tiny_config(model_type), kernels=kernels)
+        check_packing_support(tiny_config(model_type), active_kernels=kernels)
 
 
 def test_a_model_that_is_not_flas_is_tried_out():
