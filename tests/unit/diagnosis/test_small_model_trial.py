@@ -41,7 +41,7 @@ def test_kernels_that_agree_and_kernels_that_do_not(monkeypatch):
     monkeypatch.setattr(kernels, "install", kinds.append)
     config = tiny_config("gla")
     agreeing = list(small_model_trial.compare_triton_with_torch(config, "cpu"))
-    assert [c.what for c in agreeing] == [
+    assert [c.quantity for c in agreeing] == [
         f"{what} in {dtype}"
         for dtype in ("float32", "bfloat16")
         for what in ("logits", "gradients")
