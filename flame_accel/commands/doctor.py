@@ -272,8 +272,8 @@ def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[
         for comparison in compare_triton_with_torch(config, device):
             mark = "ok" if comparison.holds else "problem" if comparison.trains else "warning"
             text = (
-                f"{comparison.quantity}: Triton and PyTorch kernels differ by {comparison.error:.1e}, "
-                f"where {comparison.tolerance:.0e} is allowed"
+                f"{comparison.quantity}: Triton and PyTorch kernels differ by "
+                f"{comparison.error:.1e}, where {comparison.tolerance:.0e} is allowed"
             )
             yield ReportLine(
                 mark, f"{comparison.quantity}: {comparison.reason}" if comparison.reason else text
