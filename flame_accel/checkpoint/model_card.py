@@ -46,7 +46,7 @@ def write_model_card(
         "model = AutoModelForCausalLM.from_pretrained(path)",
         "tokenizer = AutoTokenizer.from_pretrained(path)",
         'inputs = tokenizer("def ", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0]))",
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, do_sample=True)[0]))",
         "```",
         "",
         "## Training",

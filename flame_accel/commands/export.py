@@ -38,6 +38,15 @@ def run(arguments: argparse.Namespace) -> None:
             where=str(arguments.output),
             remedy="choose a folder that does not exist",
         )
+    if not arguments.source.is_dir():
+        steps = sorted(path.name for path in arguments.source.parent.glob("step-*"))
+        raise UserError(
+            "no such folder",
+            where=str(arguments.source),
+            remedy=f"choose one of {', '.join(steps)} there"
+            if steps
+            else "choose a run folder, or a step-N folder of a run",
+        )
     checkpoint = find_checkpoint_or_newest(arguments.source)
 
     import torch

@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the page and prints its path."""
-    from flame_accel.observe.report import write_report
-
     folder: Path = arguments.run_folder
     if not (folder / "metrics.jsonl").is_file():
         raise UserError(
             "has no metrics.jsonl", where=str(folder), remedy="choose the job.dump_folder of a run"
         )
+    from flame_accel.observe.report import write_report
+
     print(write_report(folder, title=folder.resolve().name))

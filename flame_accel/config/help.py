@@ -174,7 +174,7 @@ def format_help(topic: str, *, width: int) -> str:
 
 def _common_options_help_lines(width: int) -> Iterator[str]:
     """An introduction, and the common options with a line each."""
-    yield "usage: bash train.sh [--section.option value ...]"
+    yield "usage: flame-accel train [--section.option value ...], or bash train.sh in a checkout"
     yield ""
     yield textwrap.fill(_INTRODUCTION, width)
     described = {option.name: option for option in describe_options()}

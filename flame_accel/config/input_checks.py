@@ -13,7 +13,7 @@ from pathlib import Path
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.schema import Config, option_value
 from flame_accel.config.training_options import PER_DATASET, dataset_names, values_per_dataset
-from flame_accel.presets import MODELS, find_preset, nearest_preset_names
+from flame_accel.presets import MODELS, find_preset, nearest_preset_names, resolve_preset
 
 _INPUTS = (
     "model.config",
@@ -29,6 +29,7 @@ def find_broken_dataset_and_path_rules(config: Config) -> Iterator[BrokenRule]:
     """Dataset options that do not match, missing inputs, and a run folder that cannot be made."""
     yield from _find_dataset_count_mismatches(config)
     yield from _find_missing_input_paths(config)
+    yield from _find_missing_tokenizer(config)
     yield from _find_unusable_run_folder(config.job.dump_folder)
     yield from _find_run_folder_that_is_data_folder(config)
 
@@ -81,6 +82,20 @@ def _find_missing_input_paths(config: Config) -> Iterator[BrokenRule]:
                 rule=f"{path} does not exist",
                 remedy=_missing_path_remedy(path, is_model=is_model),
             )
+
+
+def _find_missing_tokenizer(config: Config) -> Iterator[BrokenRule]:
+    """A model config that is a preset or a JSON file, which has no tokenizer next to it."""
+    name = config.model.config
+    if name is None or config.model.tokenizer_path is not None:
+        return
+    path = resolve_preset(MODELS, name)
+    if os.path.isfile(path):
+        yield BrokenRule(
+            options=("model.tokenizer_path",),
+            rule=f"is required: {name} has no tokenizer",
+            remedy="Name a tokenizer on the Hub, a folder with one, or byte (one token per byte).",
+        )
 
 
 def _missing_path_remedy(path: str, *, is_model: bool) -> str:

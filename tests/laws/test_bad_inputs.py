@@ -257,7 +257,7 @@ def test_an_engine_that_is_not_there_is_refused(refusal, train_here, monkeypatch
     ("argv", "expected"),
     [
         (["export", "{tmp}", "{tmp}/out"], "no complete checkpoint"),
-        (["export", "{tmp}/none", "{tmp}/out"], "no complete checkpoint"),
+        (["export", "{tmp}/none", "{tmp}/out"], "no such folder"),
         (["export", "{tmp}/none", "{tmp}"], "already exists"),
         (["report", "{tmp}"], r"metrics\.jsonl"),
     ],

@@ -59,8 +59,9 @@ class ShuffledTable:
                 f"{self._order.num_documents} documents are fewer than the {num_lanes} rows of a "
                 "step: each row of a step reads documents of its own",
                 where=self.name,
-                remedy="use fewer rows per step, or more documents: a plain text file is one "
-                "document, a line of a .jsonl file is one",
+                remedy="lower --training.batch_size (rows per step are training.batch_size x "
+                "data-parallel ranks x training.gradient_accumulation_steps), or give more "
+                "documents: a plain text file is one document, a line of a .jsonl file is one",
             )
 
 

@@ -53,3 +53,10 @@ def test_what_cannot_be_exported_is_refused(finished, tmp_path, capsys, fault, m
         main(["export", str(source), str(output)])
     assert ended.value.code == 1 and message in capsys.readouterr().err
     assert fault == "output exists" or not output.exists()
+
+
+def test_the_steps_that_exist_are_named(finished, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(finished / "checkpoint/step-7"), str(tmp_path / "out")])
+    printed = capsys.readouterr().err
+    assert "step-7: no such folder" in printed and "step-4, step-8" in printed

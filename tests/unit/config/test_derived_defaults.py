@@ -11,7 +11,7 @@ from tests.helpers.options import only_problem, parse_flags
 
 
 def run_folder(*flags: str) -> str:
-    return parse(list(flags)).job.dump_folder
+    return parse([*flags, "--model.tokenizer_path=byte"]).job.dump_folder
 
 
 def own_run(tmp_path: Path, name: str = "own.toml") -> str:

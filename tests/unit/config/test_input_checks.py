@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from flame_accel.config import ConfigError, parse
 from tests.helpers.options import only_problem, parse_flags
+from tests.helpers.runs import ROOT
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,8 @@ def test_a_model_that_can_only_be_a_missing_path_is_refused_at_once(name: str) -
 
 @pytest.mark.parametrize("name", ["org/model", "gla_340M", "configs/gla_340M.json"])
 def test_a_model_that_may_exist_is_accepted(name: str) -> None:
-    assert parse_flags(f"--model.config={name}").model.config == name
+    config = parse_flags(f"--model.config={name}", "--model.tokenizer_path=byte")
+    assert config.model.config == name
 
 
 def test_a_missing_path_gets_the_nearest_existing_names(tmp_path: Path) -> None:
@@ -86,3 +89,15 @@ def test_the_folder_of_the_data_is_not_a_run_folder(tmp_path: Path) -> None:
     data = f"--training.dataset={tmp_path}/data"
     assert "is the folder of the data" in only_problem(data, f"--job.dump_folder={tmp_path}/data/")
     parse_flags(data, f"--job.dump_folder={tmp_path}/data/run")
+
+
+@pytest.mark.parametrize("name", ["gla_1M", "configs/gla_1M.json"])
+def test_a_preset_or_a_file_without_a_tokenizer_is_refused_at_once(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=r"model.tokenizer_path: is required: .* no tokenizer"):
+        parse(["--model.config", name, "--training.dataset", "python-stdlib"])
+
+
+def test_a_folder_may_hold_the_tokenizer(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    parse(["--model.config", str(tmp_path), "--training.dataset", "python-stdlib"])

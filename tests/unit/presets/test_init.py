@@ -67,7 +67,8 @@ def test_a_model_config_is_named_by_its_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = load_model_config(str(ROOT / "configs/gla_1M.json")).to_dict()
     assert load_model_config("gla_1M").to_dict() == expected
-    given = ["--training.dataset", "python-stdlib", "--model.config"]
+    given = ["--training.dataset", "python-stdlib", "--model.tokenizer_path=byte"]
+    given.append("--model.config")
     assert parse([*given, "gla_1M.json"]).model.config == "gla_1M.json"
     with pytest.raises(ConfigError, match=r"gla_2M\.json does not exist"):
         parse([*given, "gla_2M.json"])
