@@ -113,13 +113,11 @@ class OursVariant(Variant):
             tensorboard_folder=str(run_folder / "tb"),
             trackers=observe.enabled_tracker_names(self.config.metrics),
         )
-        train.setup_run_and_install_kernels(self.config, self.accelerator, run_folder)
+        train.setup_run(self.config, self.accelerator, run_folder)
         kernels.apply_tune_kernels_option(self.config.model.tune_kernels, None, 0)
         model_config = load_model_config(case.config)
         self.components = train.build_components(self.config, self.accelerator, model_config)
-        self.loop = train.restore_loop_state(
-            self.config, self.accelerator, self.components, run_folder
-        )
+        self.loop = train.restore_run(self.config, self.accelerator, self.components, run_folder)
 
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Resumes the loop where it stopped."""

@@ -28,7 +28,7 @@ from flame_accel.checkpoint import (
     weights_only_dtype,
 )
 from flame_accel.config import Config, to_toml
-from flame_accel.diagnosis.run_checks import check_run_is_supported
+from flame_accel.diagnosis.run_checks import check_run
 from flame_accel.evaluation import sample_text_from_export, validate
 from flame_accel.training import (
     batch_to_device,
@@ -81,38 +81,31 @@ def main(config: Config) -> None:
         trackers=observe.enabled_tracker_names(config.metrics),
     )
     try:
-        active_kernels = setup_run_and_install_kernels(config, accelerator, run_folder)
+        active_kernels = setup_run(config, accelerator, run_folder)
         model_config = models.load_model_config(
             str(config.model.config),
             trust_remote_code=config.model.trust_remote_code,
             custom=config.model.custom,
         )
-        check_run_is_supported(config, accelerator, model_config, active_kernels)
+        check_run(config, accelerator, model_config, active_kernels)
         components = build_components(config, accelerator, model_config)
-        loop = restore_loop_state(config, accelerator, components, run_folder)
+        loop = restore_run(config, accelerator, components, run_folder)
         if config.checkpoint.create_seed_checkpoint:
-            log.info(
-                "initial weights: %s", save_run_checkpoint(config, accelerator, components, loop)
-            )
+            log.info("initial weights: %s", save(config, accelerator, components, loop))
             return
         log_run_summary(config, accelerator, components)
         tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
-        kernels.apply_tune_kernels_option(
-            config.model.tune_kernels, components.flops_per_token, tokens
-        )
+        tune_kernels = config.model.tune_kernels
+        kernels.apply_tune_kernels_option(tune_kernels, components.flops_per_token, tokens)
         step = loop.state.step
-        with observe.profile_steps(
-            accelerator, config.profiling, run_folder, step=step
-        ) as profiler:
+        with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
             train(config, accelerator, components, loop, profiler)
         export_and_report(config, accelerator, components, loop.state, run_folder)
     finally:
         accelerator.end_training()
 
 
-def setup_run_and_install_kernels(
-    config: Config, accelerator: Accelerator, run_folder: Path
-) -> str:
+def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str:
     """Sets up console, run folder, kernels, model types and random seeds.
 
     Returns:
@@ -176,7 +169,7 @@ def build_components(
     return Components(tokenizer, run_data, model, optimizer, num_parameters, flops_per_token)
 
 
-def restore_loop_state(
+def restore_run(
     config: Config, accelerator: Accelerator, components: Components, run_folder: Path
 ) -> LoopState:
     """Restores the run from where it starts, and builds its batches, meter and metric logger."""
@@ -297,16 +290,15 @@ def train(
             meter.check_consecutive_skips(training.max_consecutive_skips)
         if saves.is_due(state.step, logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
-                save_run_checkpoint(config, accelerator, components, loop)
+                save(config, accelerator, components, loop)
         if training.gc_freq and state.step % training.gc_freq == 0:
             gc.collect()
     progress.close()
 
 
-def save_run_checkpoint(
-    config: Config, accelerator: Accelerator, components: Components, loop: LoopState
-) -> Path:
+def save(config: Config, accelerator: Accelerator, components: Components, loop: LoopState) -> Path:
     """Saves what the run needs to resume after this step, or only its weights if so configured."""
+    last = loop.state.step == config.training.steps
     return save_checkpoint(
         accelerator,
         loop.checkpoints,
@@ -316,9 +308,7 @@ def save_run_checkpoint(
         tokenizer=components.tokenizer,
         data_state=loop.batches.state_dict(),
         rank_state={"meter": loop.meter.state_dict()},
-        weights_only_dtype=weights_only_dtype(
-            config.checkpoint, last=loop.state.step == config.training.steps
-        ),
+        weights_only_dtype=weights_only_dtype(config.checkpoint, last=last),
     )
 
 
@@ -338,14 +328,13 @@ def export_and_report(
         tokens_per_step=parallel.tokens_per_step(config.training, accelerator),
         num_parameters=components.num_parameters.total,
     )
-    dtype = getattr(torch, config.checkpoint.export_dtype)
     with parallel.extended_timeout(accelerator, config.comm):
         export_model(
             accelerator,
             components.model,
             components.tokenizer,
             exported,
-            dtype=dtype,
+            dtype=getattr(torch, config.checkpoint.export_dtype),
             training_table=training_table,
         )
     log.info("exported: %s", exported)

@@ -17,7 +17,7 @@ from flame_accel.parallel import check_parallel_options, compute_dtype
 from flame_accel.training import check_optimizer_support
 
 
-def check_run_is_supported(
+def check_run(
     config: Config, accelerator: Accelerator, model_config: PreTrainedConfig, active_kernels: str
 ) -> None:
     """Checks that the model can train on this machine as the options ask; logs warnings.

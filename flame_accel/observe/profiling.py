@@ -42,7 +42,7 @@ class StepProfiler:
 
 @contextmanager
 def profile_steps(
-    accelerator: Accelerator, config: ProfilingConfig, run_folder: Path, *, step: int
+    accelerator: Accelerator, config: ProfilingConfig, run_folder: Path, step: int
 ) -> Iterator[StepProfiler]:
     """Profiles the steps inside the block; out of memory also leaves a snapshot.
 
