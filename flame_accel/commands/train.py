@@ -110,8 +110,9 @@ def plan_launch(environment: Mapping[str, str], *, num_gpus: int, num_cores: int
         *("--config_file", str(config)),
         *("--num_processes", str(processes), "--num_machines", str(machines)),
         # NODE_RANK says who waits for the others; c10d would guess it from host names
-        *("--machine_rank", environment.get("NODE_RANK") or "0", "--rdzv_backend", "static"),
-        *_rendezvous_flags(environment, machines),
+        *("--machine_rank", str(_read_node_rank(environment, machines))),
+        *("--rdzv_backend", "static"),
+        *_main_process_address_flags(environment, machines),
     ]
     variables = {"TOKENIZERS_PARALLELISM": "false"}
     if num_gpus == 0:
@@ -141,6 +142,13 @@ def run_accelerate_launch(plan: LaunchPlan, options: Sequence[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         return _print_signal_and_get_exit_code(f"rank {rank}", failure.exitcode)
+    except ValueError as error:
+        raise UserError(
+            f"accelerate launch refuses it: {error}",
+            where=f"ACCELERATE_CONFIG = {plan.flags[1]}",
+            remedy="correct the launch file, or name a launch preset such as ddp",
+            exit_code=2,
+        ) from error
     except SignalException as error:
         return 128 + error.sigval
     except KeyboardInterrupt:
@@ -159,6 +167,32 @@ def _read_positive_integer(environment: Mapping[str, str], variable: str, *, def
             exit_code=2,
         )
     return int(text)
+
+
+def _read_node_rank(environment: Mapping[str, str], machines: int) -> int:
+    """The number of this machine, from 0."""
+    text = environment.get("NODE_RANK") or "0"
+    if not text.isdecimal() or int(text) >= machines:
+        raise UserError(
+            f'"{text}" is not the number of one of {machines} machines, counted from 0',
+            where="NODE_RANK",
+            remedy=f"give a number from 0 to {machines - 1}; NNODE is the number of machines",
+            exit_code=2,
+        )
+    return int(text)
+
+
+def _read_port(environment: Mapping[str, str]) -> str | None:
+    """MASTER_PORT, or None if it is not set."""
+    text = environment.get("MASTER_PORT") or None
+    if text is not None and (not text.isdecimal() or not 0 < int(text) < 2**16):
+        raise UserError(
+            f'"{text}" is not a port',
+            where="MASTER_PORT",
+            remedy="give a number from 1 to 65535, the same on all machines, or unset it",
+            exit_code=2,
+        )
+    return text
 
 
 def _resolve_launch_file(given: str | None, processes: int, num_gpus: int) -> Path:
@@ -212,9 +246,9 @@ def _read_launch_file(path: Path) -> dict[str, Any]:
     raise UserError(what, where="ACCELERATE_CONFIG", remedy=remedy, exit_code=2)
 
 
-def _rendezvous_flags(environment: Mapping[str, str], machines: int) -> list[str]:
+def _main_process_address_flags(environment: Mapping[str, str], machines: int) -> list[str]:
     """Where the processes of a run find each other."""
-    port = environment.get("MASTER_PORT")
+    port = _read_port(environment)
     if machines == 1:
         return ["--main_process_port", port] if port else []
     address = environment.get("MASTER_ADDR")

@@ -26,7 +26,7 @@ _CONFIG_FILE = "job.config_file"
 _CONFIG_FILE_NAMES = ("config", "config_file", "config_path", "cfg")
 
 
-def read_flags(argv: Sequence[str]) -> OptionSource:
+def collect_flag_settings_and_problems(argv: Sequence[str]) -> OptionSource:
     """The settings and problems of a command line."""
     source = OptionSource()
     position = 0

@@ -92,15 +92,15 @@ class IndexedDataset:
         """The documents in the order in which lanes read them; `block` is for streams only."""
         return ShuffledTable(self._documents, seed=seed)
 
-    def read_in_order(self) -> Iterator[EncodedRecord]:
+    def read_all_in_order(self) -> Iterator[EncodedRecord]:
         """What each record gives, in the order of the data."""
         return map(self._documents.read_with_num_bytes, range(self.num_documents))
 
-    def read_spread_or_in_order(self, max_spread: int) -> Iterator[EncodedRecord]:
-        """What evenly spread records give, at most `max_spread` of them; 0: all."""
+    def read_even_sample_or_all(self, max_sampled: int) -> Iterator[EncodedRecord]:
+        """What evenly spread records give, at most `max_sampled` of them; 0: all."""
         return map(
             self._documents.read_with_num_bytes,
-            evenly_spread_indices(self.num_documents, max_spread),
+            evenly_spread_indices(self.num_documents, max_sampled),
         )
 
     def __str__(self) -> str:
@@ -141,14 +141,14 @@ class SequentialDataset:
         """The documents in the order in which lanes read them, shuffled in blocks of records."""
         return ShuffledStream(self._shards, self._encode, seed=seed, block=block)
 
-    def read_in_order(self) -> Iterator[EncodedRecord]:
+    def read_all_in_order(self) -> Iterator[EncodedRecord]:
         """What each record gives, in the order of the data."""
         for record in _read_all_shards(self._shards):
             yield EncodedRecord(self._encode(record), count_utf8_bytes(record))
 
-    def read_spread_or_in_order(self, max_spread: int) -> Iterator[EncodedRecord]:
-        """What the records give from the start, even more than `max_spread`."""
-        return self.read_in_order()
+    def read_even_sample_or_all(self, max_sampled: int) -> Iterator[EncodedRecord]:
+        """What the records give from the start, even more than `max_sampled`."""
+        return self.read_all_in_order()
 
     def __str__(self) -> str:
         return _describe_dataset(self.name, len(self._shards), "shard", self.held_out)

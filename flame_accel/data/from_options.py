@@ -226,7 +226,7 @@ def _read_with_target_bytes(
 
     That is all of a text, and what the assistant says in a conversation.
     """
-    for document, size in dataset.read_in_order():
+    for document, size in dataset.read_all_in_order():
         if isinstance(document, Document) and document.targets is not None:
             text = tokenizer.decode(
                 document.tokens[document.targets].tolist(),

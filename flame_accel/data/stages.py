@@ -111,12 +111,12 @@ class EncodedDataset(Protocol):
         """
         ...
 
-    def read_in_order(self) -> Iterator[EncodedRecord]:
+    def read_all_in_order(self) -> Iterator[EncodedRecord]:
         """What each record gives, once, in the order of the data."""
         ...
 
-    def read_spread_or_in_order(self, max_spread: int) -> Iterator[EncodedRecord]:
-        """What evenly spread records give, at most `max_spread` of them (0: all).
+    def read_even_sample_or_all(self, max_sampled: int) -> Iterator[EncodedRecord]:
+        """What evenly spread records give, at most `max_sampled` of them (0: all).
 
         In sequence there are no others than the next ones: all of them then, from the start.
         """

@@ -17,7 +17,7 @@ for _theirs, _ours in REPLACEMENTS.items():
     FLA_NAMES_BY_REPLACEMENT.setdefault(f"flame_accel.kernels.{_ours}", []).append(_theirs)
 
 
-def find_fla_layers_and_operators(config: PreTrainedConfig) -> frozenset[str]:
+def find_reachable_fla_layers_and_operators(config: PreTrainedConfig) -> frozenset[str]:
     """Layers and operators that the model of a config may use, as dotted names below `fla.`.
 
     More than it does use: a layer imports what its other modes call, a model the layer of its

@@ -12,7 +12,7 @@ from flame_accel.diagnosis.conditions import uses_triton
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.diagnosis.known_problems import DetectedProblem, detect_problems
 from flame_accel.diagnosis.machine import Machine, cache_folders_by_purpose, collect_machine_facts
-from flame_accel.diagnosis.model_parts import find_fla_layers_and_operators
+from flame_accel.diagnosis.model_parts import find_reachable_fla_layers_and_operators
 
 STATE_BYTES = 16
 """Bytes per parameter in training: weight, gradient and AdamW's two moments in fp32."""
@@ -44,7 +44,7 @@ def find_training_problems(
         num_parameters: Number of its parameters, if known.
         precision: Precision of the computation, "bfloat16" or "float32".
     """
-    parts = find_fla_layers_and_operators(config)
+    parts = find_reachable_fla_layers_and_operators(config)
     findings = detect_problems(machine, parts=parts, config=config)
     if precision == "float32" and uses_triton(machine) and parts & TRITON_OPERATORS_WITHOUT_FP32:
         description = (

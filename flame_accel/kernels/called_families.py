@@ -11,7 +11,7 @@ from flame_accel.kernels.replacements import ATTENTION_REPLACEMENTS, FAMILIES, F
 
 
 @contextmanager
-def record_called_family_modules() -> Iterator[set[str]]:
+def record_entered_replacement_modules() -> Iterator[set[str]]:
     """Collects the modules of the families whose code is entered (`OperatorFamily.module`).
 
     Python code runs several times slower in the meantime, and other profilers are switched off.

@@ -86,14 +86,14 @@ def _forward_mixer_flops_per_token(config: PreTrainedConfig, seq_len: int) -> fl
         layer: _softmax_attention_flops_per_token(
             config.hidden_size, seq_len, softmax_layers["window_size"]
         )
-        for softmax_layers in _softmax_layers_of_hybrid(config)
+        for softmax_layers in _softmax_layer_groups_of_hybrid(config)
         for layer in softmax_layers["layers"]
     }
     layers = range(config.num_hidden_layers)
     return sum(attention.get(layer) or formula(config, layer, seq_len) for layer in layers)
 
 
-def _softmax_layers_of_hybrid(config: PreTrainedConfig) -> list[dict[str, Any]]:
+def _softmax_layer_groups_of_hybrid(config: PreTrainedConfig) -> list[dict[str, Any]]:
     attention_layers = getattr(config, "attn", None) or []
     return [attention_layers] if isinstance(attention_layers, dict) else attention_layers
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import flame_accel
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.called_families import record_called_family_modules
+from flame_accel.kernels.called_families import record_entered_replacement_modules
 from flame_accel.models.build import build_model
 from flame_accel.models.parameter_groups import parameter_groups
 
@@ -277,7 +277,7 @@ def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     nearly every model has, are left out.
     """
     model = _build_model_on_device(config, "cpu")
-    with record_called_family_modules() as families:
+    with record_entered_replacement_modules() as families:
         _compute_logits(model, _random_token_ids(model, (ROWS, ROW_LENGTH)))
     return sorted(module for module in families if not module.startswith("modules."))
 

@@ -10,6 +10,7 @@ from flame_accel.diagnosis.machine import (
     Device,
     collect_machine_facts,
     find_visible_devices,
+    nvidia_driver_version_and_gpu_count,
 )
 from tests.helpers.machines import GIB
 
@@ -43,3 +44,30 @@ def test_devices_are_described_as_torch_sees_them(hip, monkeypatch):
     )
     assert kind == ("hip" if hip else "cuda") and devices == (expected, expected)
     assert find_visible_devices(query_free_memory=True)[1][0].free_bytes == GIB
+
+
+def missing_library(name):
+    raise OSError(name)
+
+
+def test_the_driver_answers_with_its_version_and_number_of_gpus(monkeypatch):
+    def write_version(buffer, length):
+        buffer.value = b"570.86"
+
+    def write_count(reference):
+        reference._obj.value = 2
+
+    library = SimpleNamespace(
+        nvmlInit_v2=lambda: 0,
+        nvmlSystemGetDriverVersion=write_version,
+        nvmlDeviceGetCount_v2=write_count,
+        nvmlShutdown=lambda: 0,
+    )
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    assert nvidia_driver_version_and_gpu_count() == ("570.86", 2)
+    # a driver that does not start, and none at all
+    library.nvmlInit_v2 = lambda: 1
+    assert nvidia_driver_version_and_gpu_count() == (None, 0)
+    monkeypatch.undo()
+    monkeypatch.setattr("ctypes.CDLL", missing_library)
+    assert nvidia_driver_version_and_gpu_count() == (None, 0)

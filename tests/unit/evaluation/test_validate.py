@@ -1,10 +1,14 @@
 """Validation: sums over any split of the rows, against torch computed in one piece."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn import functional
 
-from flame_accel.evaluation.validate import CHUNK_TOKENS, sum_nats_correct_and_targets
+from flame_accel.evaluation.validate import CHUNK_TOKENS, sum_nats_correct_and_targets, validate
 
 
 def test_sums_are_those_of_the_shifted_targets_in_one_piece():
@@ -22,3 +26,25 @@ def test_sums_are_those_of_the_shifted_targets_in_one_piece():
 def test_rows_of_padding_count_for_nothing():
     sums = sum_nats_correct_and_targets(torch.randn(2, 8, 5), torch.full((2, 8), -100))
     assert sums.tolist() == [0, 0, 0]
+
+
+class Batches(list):
+    num_bytes = 100
+
+
+def test_the_sums_of_all_ranks_are_added_before_they_are_divided(monkeypatch):
+    table = torch.randn(11, 11, generator=torch.Generator().manual_seed(0))
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, use_cache):
+            return SimpleNamespace(logits=table[input_ids])
+
+    mine, others = (torch.randint(11, (rows, 9)) for rows in (1, 4))
+    accelerator = Accelerator(cpu=True)
+    batches = [{"input_ids": ids, "labels": ids} for ids in (mine, others)]
+    together = validate(accelerator, Model(), Batches(batches))
+    from_others = sum_nats_correct_and_targets(table[others], others)
+    # the name of the module is also that of a function of its package
+    module = sys.modules["flame_accel.evaluation.validate"]
+    monkeypatch.setattr(module, "all_reduce_sum_over_dp", lambda _, sums: sums + from_others)
+    assert validate(accelerator, Model(), Batches(batches[:1])) == pytest.approx(together)
