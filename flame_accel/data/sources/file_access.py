@@ -171,7 +171,7 @@ class RemoteFile(RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """Read at most `size` bytes; none only at the end."""
-        data = _call_with_retries(self._file, lambda: self._try_read(size))
+        data = _call_with_retries(self._file, lambda: self._try_read_at_position(size))
         self._position += len(data)
         return data
 
@@ -181,7 +181,7 @@ class RemoteFile(RawIOBase):
             self._stream.close()
         super().close()
 
-    def _try_read(self, size: int) -> bytes:
+    def _try_read_at_position(self, size: int) -> bytes:
         stream = self._open_stream_if_closed()
         try:
             if stream.tell() != self._position:

@@ -75,7 +75,10 @@ def chunk_cyfa(
     q_normed = _rms_norm(q, q_norm_weight, q_norm_eps)
     k_normed = _rms_norm(k, k_norm_weight, k_norm_eps)
     clock, final_clock = _accumulate_clock(delta, clock0, cu_seqlens)
-    z, size = _complex_clock_rotations(clock, period), _fourier_normalizers(period, q.device)
+    z, size = (
+        _complex_clock_harmonics(clock, period),
+        _fourier_normalizers(period, q.device),
+    )
     w = beta.float().unsqueeze(-1) * _complex_to_interleaved_real(size * z.conj())
     scores, x = linear_attention(
         q_normed,
@@ -154,7 +157,7 @@ def _accumulate_clock(
     return _ClockTimes(torch.cat(times, 1), final)
 
 
-def _complex_clock_rotations(clock: Tensor, period: int) -> Tensor:
+def _complex_clock_harmonics(clock: Tensor, period: int) -> Tensor:
     """exp(2 pi i clock m / period), complex [..., M / 2], from the clock [...]."""
     m = torch.arange((period + 1) // 2, device=clock.device)
     # whole steps are reduced modulo the period in integers: the phase stays exact at any time
@@ -176,7 +179,7 @@ def _real_fourier_basis(period: int, device: torch.device) -> Tensor:
     """The Fourier basis of the slots, real [P, M]."""
     slots = torch.arange(period, device=device, dtype=torch.double)
     return _complex_to_interleaved_real(
-        _fourier_normalizers(period, device) * _complex_clock_rotations(slots, period)
+        _fourier_normalizers(period, device) * _complex_clock_harmonics(slots, period)
     )
 
 

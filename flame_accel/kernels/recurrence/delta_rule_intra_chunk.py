@@ -77,12 +77,12 @@ def _stacked_sum_to_end_matrix(
     return torch.cat((ones.triu(), ones.triu(1 if erase_before_decay else 0)), 1)
 
 
-def _shift_to_next_token(x: Tensor) -> Tensor:
+def _value_of_previous_token(x: Tensor) -> Tensor:
     """y_t = x_{t-1}, 0 for the first token of the chunk; [..., C, K]."""
     return F.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 
-def _shift_to_previous_token(x: Tensor) -> Tensor:
+def _value_of_next_token(x: Tensor) -> Tensor:
     """y_t = x_{t+1}, 0 for the last token of the chunk; [..., C, K]."""
     return F.pad(x[..., 1:, :], (0, 0, 0, 1))
 
@@ -117,7 +117,7 @@ def _compute_with_head_decay(
     cumulative_g = g.double().clamp_min(-100.0).cumsum(1).unsqueeze(1)
     seen_by_q = cumulative_g
     if erase_before_decay:
-        seen_by_q = torch.cat((cumulative_g, _shift_to_next_token(cumulative_g)), 1)
+        seen_by_q = torch.cat((cumulative_g, _value_of_previous_token(cumulative_g)), 1)
     pair_decays = (seen_by_q - cumulative_g.mT).clamp_max_(0.0).float().exp_()
     scores = (q @ k.mT).mul_(_stacked_causal_mask(g.shape[1], k.shape[1], q.device))
     _unstack_scores_view(scores, g.shape[1]).mul_(pair_decays.unsqueeze(3))
@@ -223,7 +223,7 @@ def _compute_with_steep_decay(
     kinds = (num, 2, k.shape[2], size, width)
     first_a = q[:, 1, 0, :1]
     if erase_before_decay:
-        q = torch.stack((q[:, 0], _shift_to_previous_token(q[:, 1])), 1)
+        q = torch.stack((q[:, 0], _value_of_next_token(q[:, 1])), 1)
     g = g.view(num, 1, 1, size, width)
     # one chunk alone stays a view after flattening, of the same memory for every kind
     expanded = (x.expand(kinds).flatten(0, 2).contiguous() for x in (q, k, g))
@@ -233,7 +233,7 @@ def _compute_with_steep_decay(
     )
     scores, q_from_start = scores.transpose(2, 3).flatten(3), q_from_start[:, :, 0]
     if erase_before_decay:
-        scores = torch.stack((scores[:, 0], _shift_to_next_token(scores[:, 1])), 1)
+        scores = torch.stack((scores[:, 0], _value_of_previous_token(scores[:, 1])), 1)
         a_from_start = torch.cat((first_a, q_from_start[:, 1, :-1]), 1)
         q_from_start = torch.stack((q_from_start[:, 0], a_from_start), 1)
     backward = partial(
@@ -266,7 +266,7 @@ def _backward_with_steep_decay_overwriting_grads(
     dfirst_a = dq_in[:, 1, :1]
     if erase_before_decay:
         dscores, dq_in = (
-            torch.stack((x[:, 0], _shift_to_previous_token(x[:, 1])), 1) for x in (dscores, dq_in)
+            torch.stack((x[:, 0], _value_of_next_token(x[:, 1])), 1) for x in (dscores, dq_in)
         )
     dscores = dscores.unflatten(3, (-1, size)).transpose(2, 3)
     kinds = dscores.shape[:3]

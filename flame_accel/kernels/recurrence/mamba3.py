@@ -34,7 +34,7 @@ from flame_accel.kernels.recurrence.sequences import (
     cumsum_per_sequence,
     first_tokens,
     last_tokens,
-    shift_to_previous_token,
+    value_of_next_token,
 )
 
 _mamba_ssm_forward: Any = Mamba3.forward
@@ -108,7 +108,7 @@ def _run_layer_on_unpadded_tokens(
         late_weight = first_tokens(previous_weight, cu_seqlens)[..., None, None]
         late_update = late_weight * past_x.unsqueeze(-1) * past_k.squeeze(1).unsqueeze(-2)
         initial_state = past_state + late_update
-    next_weight = shift_to_previous_token(previous_weight, cu_seqlens)
+    next_weight = value_of_next_token(previous_weight, cu_seqlens)
     angles = angles.float().tanh().unsqueeze(2) * math.pi * dt.unsqueeze(-1)
     angles = _cumulative_angles_mod_2_pi(angles, past_angles, cu_seqlens)
     q = _rotate_neighboring_channel_pairs(

@@ -18,8 +18,8 @@ from flame_accel.kernels.recurrence.gla import fused_recurrent_gla
 from flame_accel.kernels.recurrence.sequences import (
     first_tokens,
     last_tokens,
-    shift_to_next_token,
-    shift_to_previous_token,
+    value_of_next_token,
+    value_of_previous_token,
 )
 
 
@@ -70,7 +70,7 @@ def fused_recurrent_rwkv6(
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
     """
     factor = k.shape[-1] ** -0.5 if scale is None else scale
-    shift = shift_to_previous_token if reverse else shift_to_next_token
+    shift = value_of_next_token if reverse else value_of_previous_token
     r, k, w, u = (x.float() for x in (r, k, w, u))
     values = v.float()
     shifted_k, shifted_v, shifted_w = (shift(x, cu_seqlens) for x in (k, values, w))

@@ -36,13 +36,13 @@ def last_tokens(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return x[:, -1] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1]
 
 
-def shift_to_next_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def value_of_previous_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """y_t = x_{t-1} within each sequence, 0 at its first token; [B, T, ...]."""
     first = torch.tensor([0], device=x.device) if cu_seqlens is None else cu_seqlens[:-1]
     return x.roll(1, 1).index_fill(1, first.long(), 0)
 
 
-def shift_to_previous_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def value_of_next_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """y_t = x_{t+1} within each sequence, 0 at its last token; [B, T, ...]."""
     end = torch.tensor([x.shape[1]], device=x.device) if cu_seqlens is None else cu_seqlens[1:]
     return x.roll(-1, 1).index_fill(1, end.long() - 1, 0)

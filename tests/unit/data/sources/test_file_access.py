@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -271,5 +272,5 @@ def test_a_forked_worker_reads_remote_files(tmp_path: Path, serve: Callable[...,
     url = serve(ranges=True)
     (tmp_path / "a.jsonl").write_bytes(line({"text": "a"}) * 50)
     assert records(f"{url}/a.jsonl") == ["a"] * 50
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply_async(records, [f"{url}/a.jsonl"]).get(timeout=20) == ["a"] * 50
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(records, f"{url}/a.jsonl").result(timeout=20) == ["a"] * 50

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,10 @@ def _load_in_process(files: list[str]) -> list[Record | Skipped]:
 
 def test_processes_that_copy_at_once_agree(tmp_path):
     files = [write_lines(tmp_path / f"{i}.jsonl", [{"text": str(i)}] * 100) for i in range(3)]
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        found = pool.map(_load_in_process, [files] * 3, chunksize=1)
+    fork = multiprocessing.get_context("fork")
+    # a multiprocessing.Pool is terminated at the end, which hangs where a worker has just started
+    with ProcessPoolExecutor(3, mp_context=fork) as pool:
+        found = list(pool.map(_load_in_process, [files] * 3))
     assert found == [[str(i) for i in range(3) for _ in range(100)]] * 3
 
 

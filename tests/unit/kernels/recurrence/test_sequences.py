@@ -20,13 +20,13 @@ def test_shifts_stay_within_documents(dtype):
     x = torch.randn(1, 600, 3).to(dtype)
     lengths = (1, 4, 1, 290, 304)
     cu_seqlens = boundaries(lengths).int()
-    for shift in (sequences.shift_to_next_token, sequences.shift_to_previous_token):
+    for shift in (sequences.value_of_previous_token, sequences.value_of_next_token):
         separate = torch.cat([shift(part, None) for part in x.split(lengths, 1)], 1)
         assert torch.equal(shift(x, cu_seqlens), separate)
     zero = torch.zeros_like(x[:, :1])
     late, early = torch.cat((zero, x[:, :-1]), 1), torch.cat((x[:, 1:], zero), 1)
-    assert torch.equal(sequences.shift_to_next_token(x, None), late)
-    assert torch.equal(sequences.shift_to_previous_token(x, None), early)
+    assert torch.equal(sequences.value_of_previous_token(x, None), late)
+    assert torch.equal(sequences.value_of_next_token(x, None), early)
 
 
 def test_first_and_last_tokens_of_rows_and_documents():
