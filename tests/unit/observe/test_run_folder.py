@@ -126,10 +126,11 @@ def test_the_same_run_is_prepared_again_and_says_what_changed(used: Path) -> Non
 def test_files_that_moved_are_the_same_run(used: Path, tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "model.json").write_text("{}")
+        (tmp_path / folder / "model").mkdir()
+        (tmp_path / folder / "model" / "config.json").write_text("{}")
         (tmp_path / folder / "data").mkdir()
-    prepare(used, model=str(tmp_path / "one/model.json"), data=str(tmp_path / "one/data"))
-    changes = prepare(used, model=str(tmp_path / "two/model.json"), data=str(tmp_path / "two/data"))
+    prepare(used, model=str(tmp_path / "one/model"), data=str(tmp_path / "one/data"))
+    changes = prepare(used, model=str(tmp_path / "two/model"), data=str(tmp_path / "two/data"))
     assert [change.partition(":")[0] for change in changes] == ["model.config", "training.dataset"]
 
 
