@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flame_accel.commands.arguments import argparse_integer_at_least
+from flame_accel.commands.train import count_usable_cores
 from flame_accel.config import TrainingConfig, UserError, dataset_names
 from flame_accel.config.values import expand_path_option
 
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
         type=argparse_integer_at_least(1),
-        default=_count_available_cores(),
+        default=count_usable_cores(),
         help="processes that tokenize; the result does not depend on it (default: all cores)",
     )
     parser.add_argument(
@@ -215,10 +216,3 @@ def _format_summary(folder: Path, manifest: dict[str, Any], written: bool) -> st
         lines.append(f"  of the documents {counts}: they have no tokens")
     lines.append(f"  train from it with --training.dataset {folder}")
     return "\n".join(lines)
-
-
-def _count_available_cores() -> int:
-    """Number of cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
