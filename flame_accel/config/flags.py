@@ -7,17 +7,11 @@ as an underscore. All flags are read, however many of them are wrong.
 import os
 from collections.abc import Sequence
 
-from flame_accel.config.errors import Problem
 from flame_accel.config.file_formats import PARSERS
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.paths import PathKind
 from flame_accel.config.schema import Option, options
-from flame_accel.config.settings import (
-    OptionSource,
-    Setting,
-    find_option,
-    suggest_option_and_mark_misread,
-)
+from flame_accel.config.settings import OptionSource, find_option
 from flame_accel.config.values import InvalidValue, format_value, parse_text_value
 
 _UNKNOWN = "there is no such option"
@@ -52,18 +46,28 @@ def _read_flag_into_source(
     if not flag.startswith("--"):
         _add_stray_argument_problems(source, [flag, *arguments_until_next_flag])
     elif name in _CONFIG_FILE_NAMES:
-        _add_foreign_config_file_flag_problem(
-            source, written, value or " ".join(arguments_until_next_flag[:1])
+        # what the file would set is not known
+        source.complete = False
+        file = value or " ".join(arguments_until_next_flag[:1]) or "FILE"
+        remedy = (
+            f"Did you mean --{_CONFIG_FILE} {file} (a run file), or --model.config (the config of "
+            "the model)?"
         )
+        source.add_problem(written, _UNKNOWN, remedy)
     elif option is None or (negated and option.kind is not bool):
-        _add_unknown_flag_problem(source, written, name)
+        negations = tuple(
+            option.name.replace(".", ".no_", 1)
+            for option in (*options().values(), *FLAME_OPTIONS.values())
+            if option.kind is bool
+        )
+        remedy = source.suggest_option(name, prefix="--", other_names=negations)
+        source.add_problem(written, _UNKNOWN, remedy)
     elif negated:
         if equals:
             remedy = f"Write {written}, or --{option.name}={value}."
             _add_wrong_value_problem(source, option, written, value, "takes no value", remedy)
         else:
-            setting = Setting(name=option.name, value=False, where=written, shown="false")
-            source.settings.append(setting)
+            source.add_setting(option.name, False, written)
         _add_stray_argument_problems(source, arguments_until_next_flag)
     else:
         values = [value] if equals else _leading_option_values(option, arguments_until_next_flag)
@@ -80,12 +84,10 @@ def _leading_option_values(
     """The leading arguments that are values of the option."""
     if option.many:
         return arguments_until_next_flag
-    if option.kind is bool and (
-        not arguments_until_next_flag
-        or arguments_until_next_flag[0].lower() not in ("true", "false")
-    ):
+    first = arguments_until_next_flag[:1]
+    if option.kind is bool and not (first and first[0].lower() in ("true", "false")):
         return []
-    return arguments_until_next_flag[:1]
+    return first
 
 
 def _add_flag_setting_or_problem(
@@ -98,41 +100,16 @@ def _add_flag_setting_or_problem(
         return
     text = ",".join(values) if values else "true"
     try:
-        value = parse_text_value(option, text)
+        source.add_setting(option.name, parse_text_value(option, text), flag)
     except InvalidValue as error:
         _add_wrong_value_problem(source, option, flag, text, error.rule, error.remedy)
-    else:
-        setting = Setting(name=option.name, value=value, where=flag, shown=format_value(value))
-        source.settings.append(setting)
 
 
 def _add_wrong_value_problem(
     source: OptionSource, option: Option, flag: str, text: str | None, rule: str, remedy: str
 ) -> None:
     source.misread.add(option.name)
-    value = None if text is None else format_value(text)
-    source.problems.append(Problem(where=flag, value=value, rule=rule, remedy=remedy))
-
-
-def _add_unknown_flag_problem(source: OptionSource, flag: str, name: str) -> None:
-    negations = tuple(
-        option.name.replace(".", ".no_", 1)
-        for option in (*options().values(), *FLAME_OPTIONS.values())
-        if option.kind is bool
-    )
-    remedy = suggest_option_and_mark_misread(source, name, prefix="--", extra_names=negations)
-    problem = Problem(where=flag, value=None, rule=_UNKNOWN, remedy=remedy)
-    source.problems.append(problem)
-
-
-def _add_foreign_config_file_flag_problem(source: OptionSource, flag: str, value: str) -> None:
-    """Reports another program's flag for a run file; what the file would set is not known."""
-    source.complete = False
-    remedy = (
-        f"Did you mean --{_CONFIG_FILE} {value or 'FILE'} (a run file), or --model.config (the "
-        "config of the model)?"
-    )
-    source.problems.append(Problem(where=flag, value=None, rule=_UNKNOWN, remedy=remedy))
+    source.add_problem(flag, rule, remedy, value=None if text is None else format_value(text))
 
 
 def _add_stray_argument_problems(
@@ -144,11 +121,8 @@ def _add_stray_argument_problems(
             "Write options as --section.option value; quote a value that contains spaces or a "
             "pattern."
         )
-        if not may_be_data_files and (
-            text.lower().endswith(tuple(PARSERS)) or os.path.isfile(text)
-        ):
+        is_run_file = text.lower().endswith(tuple(PARSERS)) or os.path.isfile(text)
+        if is_run_file and not may_be_data_files:
             source.complete = False
             remedy = f"Did you mean --{_CONFIG_FILE} {text}? {remedy}"
-        where = format_value(text)
-        problem = Problem(where=where, value=None, rule="belongs to no option", remedy=remedy)
-        source.problems.append(problem)
+        source.add_problem(format_value(text), "belongs to no option", remedy)

@@ -12,12 +12,7 @@ from flame_accel.config.errors import ConfigError, Problem
 from flame_accel.config.file_formats import PARSERS, Entry, SyntaxProblem
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.schema import Config, option_value, options, sections
-from flame_accel.config.settings import (
-    OptionSource,
-    Setting,
-    find_option,
-    suggest_option_and_mark_misread,
-)
+from flame_accel.config.settings import OptionSource, find_option
 from flame_accel.config.suggestions import nearest_option_name
 from flame_accel.config.values import InvalidValue, convert_file_value, format_value
 from flame_accel.presets import RECIPES, resolve_preset, suggest_presets
@@ -44,10 +39,8 @@ def read_run_file(path: str, where: str) -> OptionSource:
         name = entry.name
         place_in_file = f"{path}:{entry.line}: {name if name.isprintable() else ascii(name)}"
         if name in lines:
-            rule, remedy = f"was already set in line {lines[name]}", "Keep one of the two."
-            source.problems.append(
-                Problem(where=place_in_file, value=None, rule=rule, remedy=remedy)
-            )
+            rule = f"was already set in line {lines[name]}"
+            source.add_problem(place_in_file, rule, "Keep one of the two.")
         elif entry.key is not None and (not entry.section or entry.section in known):
             _add_option_setting_or_problem(source, entry, place_in_file, known)
         elif entry.section not in known:
@@ -100,19 +93,15 @@ def _add_option_setting_or_problem(
         if name in known_sections:
             rule, remedy = "is a section, not an option", f"Write its options below it: [{name}]."
         else:
-            rule, remedy = "there is no such option", suggest_option_and_mark_misread(source, name)
-        source.problems.append(Problem(where=place_in_file, value=None, rule=rule, remedy=remedy))
+            rule, remedy = "there is no such option", source.suggest_option(name)
+        source.add_problem(place_in_file, rule, remedy)
         return
-    shown = format_value(entry.value)
     try:
-        value = convert_file_value(option, entry.value)
+        source.add_setting(name, convert_file_value(option, entry.value), place_in_file)
     except InvalidValue as error:
         source.misread.add(name)
-        problem = Problem(where=place_in_file, value=shown, rule=error.rule, remedy=error.remedy)
-        source.problems.append(problem)
-    else:
-        setting = Setting(name=name, value=value, where=place_in_file, shown=format_value(value))
-        source.settings.append(setting)
+        shown = format_value(entry.value)
+        source.add_problem(place_in_file, error.rule, error.remedy, value=shown)
 
 
 def _add_unknown_section_problem(
@@ -124,10 +113,7 @@ def _add_unknown_section_problem(
         source.misread.add(f"{best}.{entry.key}")
         return
     remedy = f"Did you mean {best}?" if best else f"The sections are {', '.join(sections())}."
-    problem = Problem(
-        where=place_in_file, value=None, rule="there is no such section", remedy=remedy
-    )
-    source.problems.append(problem)
+    source.add_problem(place_in_file, "there is no such section", remedy)
 
 
 def to_toml(config: Config) -> str:

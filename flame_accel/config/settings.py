@@ -18,6 +18,7 @@ from flame_accel.config.flame_aliases import (
 )
 from flame_accel.config.schema import Option, options
 from flame_accel.config.suggestions import nearest_option_name
+from flame_accel.config.values import format_value
 
 _DECAY = (DECAY_RATIO.name, DECAY_TYPE.name)
 _RECIPE = "float8.recipe_name"
@@ -46,6 +47,25 @@ class OptionSource:
     complete: bool = True
     """False if the user may have set more than could be read, such as in an unreadable file."""
 
+    def add_setting(self, name: str, value: Any, where: str) -> None:
+        """Adds the value of an option that was read at this flag or place in a file."""
+        setting = Setting(name=name, value=value, where=where, shown=format_value(value))
+        self.settings.append(setting)
+
+    def add_problem(self, where: str, rule: str, remedy: str, *, value: str | None = None) -> None:
+        """Adds a rule that is broken at this flag or place in a file, with the value shown."""
+        self.problems.append(Problem(where=where, value=value, rule=rule, remedy=remedy))
+
+    def suggest_option(
+        self, name: str, *, prefix: str = "", other_names: tuple[str, ...] = ()
+    ) -> str:
+        """The remedy for an unknown option; marks the one that was probably meant as misread."""
+        best = nearest_option_name(name, [*options(), *FLAME_OPTIONS, *other_names])
+        if best is None:
+            return "Run `bash train.sh -h all` for a list of all options."
+        self.misread.add(best)
+        return f"Did you mean {prefix}{best}?"
+
 
 @dataclass(kw_only=True, slots=True)
 class MergedSettings:
@@ -59,17 +79,6 @@ class MergedSettings:
 def find_option(name: str) -> Option | None:
     """The option of this name, ours or flame's; None if there is none."""
     return options().get(name) or FLAME_OPTIONS.get(name)
-
-
-def suggest_option_and_mark_misread(
-    source: OptionSource, name: str, *, prefix: str = "", extra_names: tuple[str, ...] = ()
-) -> str:
-    """The remedy for an unknown option; marks the option that was probably meant as misread."""
-    best = nearest_option_name(name, [*options(), *FLAME_OPTIONS, *extra_names])
-    if best is None:
-        return "Run `bash train.sh -h all` for a list of all options."
-    source.misread.add(best)
-    return f"Did you mean {prefix}{best}?"
 
 
 def merge_sources(sources: Sequence[OptionSource]) -> MergedSettings:

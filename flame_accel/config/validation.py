@@ -4,14 +4,13 @@ Ranges of single values, required options and folders are checked here; options 
 each other in `consistency`, paths on this machine in `input_checks`. Nothing is read from disk.
 """
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from flame_accel.config.consistency import CONSISTENCY_CHECKS
+from flame_accel.config.consistency import find_contradictions
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.flame_aliases import FLAME_ONLY
 from flame_accel.config.schema import Config, option_value, options
@@ -70,7 +69,7 @@ _RULES = {
     "training.max_document_bytes": _at_least(1),
     "training.shuffle_block": _at_least(1),
     "training.data_probs": _Rule(
-        holds=lambda value: all(share > 0 and math.isfinite(share) for share in value),
+        holds=lambda value: all(share > 0 for share in value),
         text="must be numbers above 0",
     ),
     "training.data_parallel_replicate_degree": _at_least(1),
@@ -125,11 +124,11 @@ def find_broken_rules(
     out_of_range: set[str] = set()
     for name, option in options().items():
         value = option_value(config, name)
-        rule = _range_violation(name, value)
-        if rule is not None:
+        rule = _RULES.get(name)
+        if rule is not None and value is not None and not rule.holds(value):
             out_of_range.add(name)
             remedy = f"Choose such a value; the default is {format_value(option.default)}."
-            yield BrokenRule(options=(name,), rule=rule, remedy=remedy)
+            yield BrokenRule(options=(name,), rule=rule.text, remedy=remedy)
         elif (entry := find_unsupported(option, value)) is not None:
             yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
     for name, value in flame_only_values.items():
@@ -137,21 +136,10 @@ def find_broken_rules(
             yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
     yield from _find_missing_required_options(config)
     # a value that is out of range is not compared with others
-    for names, check in CONSISTENCY_CHECKS:
-        if (
-            out_of_range.isdisjoint(names)
-            and (violation := check(config, given_options)) is not None
-        ):
-            yield BrokenRule(options=names, rule=violation.rule, remedy=violation.remedy)
+    for broken in find_contradictions(config, given_options):
+        if out_of_range.isdisjoint(broken.options):
+            yield broken
     yield from _find_shared_folders(config, out_of_range)
-
-
-def _range_violation(name: str, value: Any) -> str | None:
-    """The rule that a value breaks by itself, or None."""
-    rule = _RULES.get(name)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "must be finite"
-    return None if rule is None or value is None or rule.holds(value) else rule.text
 
 
 _QUICKSTART = "or start from --job.config_file quickstart"

@@ -5,6 +5,7 @@ checked in `validation`.
 """
 
 import json
+import math
 from typing import Any
 
 from flame_accel.config.errors import UserError
@@ -102,6 +103,8 @@ def _convert_single_value(option: Option, value: Any) -> Any:
         raise InvalidValue("must fit into 64 bits", _TYPE_REMEDIES[int])
     if option.kind is float and type(value) is int:
         return float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidValue("must be finite", _TYPE_REMEDIES[float])
     if type(value) is not option.kind or (option.choices and value not in option.choices):
         raise _wrong_type_or_choice_error(option, value)
     if isinstance(value, str):

@@ -22,6 +22,8 @@ from tests.helpers.options import config_error, only_problem
         ("--training.max_norm inf", "must be finite"),
         ("--training.seed -1", "must be from 0"),
         ("--optimizer.lr nan", "must be finite"),
+        ("--optimizer.decay_ratio nan", "must be finite"),
+        ("--optimizer.decay_ratio inf", "must be finite"),
         ("--optimizer.lr 0", "must be above 0"),
         ("--optimizer.beta2 1", "below 1"),
         ("--optimizer.min_lr_ratio 1.5", "must be from 0 to 1"),
