@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from flame_accel.config import OptionDescription, describe_options
 from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
-from flame_accel.config.schema import sections
+from flame_accel.config.help import format_default, help_texts
+from flame_accel.config.schema import Option, options, sections
+from flame_accel.config.unsupported import UNSUPPORTED
 
 PAGE = Path(__file__).with_name("options.md")
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -75,20 +76,21 @@ def _covered_options(function: ast.FunctionDef) -> Iterator[str]:
             yield from (ast.literal_eval(argument) for argument in decorator.args)
 
 
-def describe_option(option: OptionDescription, test: str) -> str:
+def describe_option(option: Option, test: str) -> str:
     """One row of a table."""
-    kind = " or ".join(f"`{choice}`" for choice in option.choices) or f"`{option.type}`"
-    default = option.shown_default
+    kind = " or ".join(f"`{choice}`" for choice in option.choices) or f"`{option.type_name}`"
+    default = format_default(option)
     default = default if default == "empty" else f"`{default}`"
-    limits = f" *Refused: {option.limits}.*" if option.limits else ""
-    cells = (f"`{option.name}`", kind, default, option.help + limits, f"`{test}`")
+    refused = UNSUPPORTED.get(option.name)
+    meaning = help_texts()[option.name] + (f" *Refused: {refused.reason}.*" if refused else "")
+    cells = (f"`{option.name}`", kind, default, meaning, f"`{test}`")
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def describe_all() -> str:
     """The whole page."""
     parts, tests = [HEAD], read_tests()
-    named = groupby(describe_options(), key=lambda option: option.name.partition(".")[0])
+    named = groupby(options().values(), key=lambda option: option.name.partition(".")[0])
     for section, members in named:
         rows = "\n".join(describe_option(option, tests[option.name]) for option in members)
         summary = inspect.cleandoc(sections()[section].__doc__ or "")

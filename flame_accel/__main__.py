@@ -38,16 +38,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = (module.__doc__ or "").splitlines()[0]
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(subparser)
-    if list(argv[:1]) == ["train"]:
-        # all arguments are options of a run, -h among them
-        arguments, others = argparse.Namespace(command="train"), list(argv[1:])
-    else:
-        arguments, others = parser.parse_known_args(argv)
-        if others and "run_options" not in arguments:
-            parser.error(f"unrecognized arguments: {' '.join(others)}")
-    # arguments that a command does not declare are options of a run
-    arguments.run_options = others
     with exit_on_user_error():
+        if list(argv[:1]) == ["train"]:
+            # all arguments are options of a run, -h among them
+            arguments, others = argparse.Namespace(command="train"), list(argv[1:])
+        else:
+            arguments, others = parser.parse_known_args(argv)
+            if others and "run_options" not in arguments:
+                parser.error(f"unrecognized arguments: {' '.join(others)}")
+        # arguments that a command does not declare are options of a run
+        arguments.run_options = others
         modules[arguments.command].run(arguments)
 
 

@@ -130,7 +130,7 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
     Raises:
         UserError: It does not exist, is damaged, or contains no safetensors.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = Path(name_or_path)
     if not folder.exists():
         with accelerator.local_main_process_first():
             folder = _download_weights(name_or_path)

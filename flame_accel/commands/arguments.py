@@ -1,7 +1,48 @@
-"""Types of command-line arguments that several commands share."""
+"""Arguments that several commands share: options of a run, and types of argparse."""
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from flame_accel.config import UserError
+from flame_accel.config.schema import options
+from flame_accel.config.values import InvalidValue, parse_text_value
+
+
+def add_run_options(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+    """Declares options of a run, with the values, choices and defaults that they have there.
+
+    The value is stored under the name of the option without its section.
+
+    Args:
+        parser: Parser of the command.
+        names: section.option.
+        settings: Arguments of `ArgumentParser.add_argument` that are others than in a run.
+    """
+    for name in names:
+        option = options()[name]
+        declared: dict[str, Any] = {"default": option.default, "help": "as of a run"}
+        if option.kind is bool:
+            declared |= {"action": "store_true"}
+        elif option.choices:
+            declared |= {"choices": option.choices}
+        else:
+            declared |= {"type": partial(parse_run_option, name)}
+        parser.add_argument(f"--{name}", **{"dest": name.partition(".")[2], **declared, **settings})
+
+
+def parse_run_option(name: str, text: str) -> Any:
+    """The value that a run would read from the text of an option, with paths expanded.
+
+    Raises:
+        UserError: The text is not of the option's type, or names a variable that is not set.
+    """
+    try:
+        return parse_text_value(options()[name], text)
+    except InvalidValue as error:
+        where = f"--{name} {text}"
+        raise UserError(error.rule, where=where, remedy=error.remedy, exit_code=2) from error
 
 
 def argparse_integer_at_least(minimum: int) -> Callable[[str], int]:

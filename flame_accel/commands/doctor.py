@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flame_accel.commands.arguments import add_run_options
+
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
@@ -48,27 +50,18 @@ class ReportLine(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments; those with a dot are the options of a run."""
-    parser.add_argument(
-        "--model.config", dest="config", metavar="NAME", help="the model to try out"
-    )
-    parser.add_argument(
-        "--model.custom",
-        dest="custom",
-        action="append",
+    add_run_options(parser, "model.config", metavar="NAME", help="the model to try out")
+    add_run_options(
+        parser,
+        "model.custom",
+        # may be repeated
+        action="extend",
         default=[],
         metavar="NAME",
         help="package or path that registers the architecture",
     )
-    parser.add_argument(
-        "--model.kernels",
-        dest="kernels",
-        choices=("auto", "torch", "triton"),
-        default="auto",
-        help="as of a run",
-    )
-    parser.add_argument(
-        "--job.dump_folder", dest="run_folder", default="exp", metavar="PATH", help="as of a run"
-    )
+    add_run_options(parser, "model.kernels")
+    add_run_options(parser, "job.dump_folder", metavar="PATH")
     parser.add_argument("--json", action="store_true", help="everything as JSON, for a bug report")
 
 
@@ -79,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flame_accel.diagnosis.known_problems import detect_problems
     from flame_accel.diagnosis.machine import cache_folders_by_purpose, collect_machine_facts
 
-    folders = {"the run": arguments.run_folder, **cache_folders_by_purpose()}
+    folders = {"the run": arguments.dump_folder, **cache_folders_by_purpose()}
     machine = collect_machine_facts(arguments.kernels, folders, query_free_memory=True)
     findings = detect_problems(machine)
     report = Report(as_json=arguments.json)

@@ -6,8 +6,10 @@ a restart needs in addition.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
+from flame_accel.commands.arguments import parse_run_option
 from flame_accel.config import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--custom",
-        action="append",
+        action="extend",
         default=[],
+        type=partial(parse_run_option, "model.custom"),
         help="package or file that registers the architecture; may be repeated",
     )
 

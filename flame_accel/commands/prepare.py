@@ -13,16 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flame_accel.commands.arguments import argparse_integer_at_least
-from flame_accel.commands.train import count_usable_cores
+from flame_accel.commands.arguments import add_run_options, argparse_integer_at_least
 from flame_accel.config import TrainingConfig, UserError, dataset_names
-from flame_accel.config.values import expand_path_option
+from flame_accel.cpu_cores import count_usable_cores
 
 if TYPE_CHECKING:
     from flame_accel.data.cache.cache_writer import CacheProgress
     from flame_accel.data.sources.table import Table
 
-AS_IN_TRAINING = "same as in training"
 DATASET_OPTIONS = ("dataset_name", "dataset_split", "data_dir", "data_files", "text_column")
 PROGRESS_SECONDS = {True: 0.5, False: 30.0}
 """How often progress is printed: on a terminal (True), and to a file (False)."""
@@ -30,35 +28,12 @@ PROGRESS_SECONDS = {True: 0.5, False: 30.0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser; those with a dot are options of a run."""
-    defaults = TrainingConfig()
-    parser.add_argument("--training.dataset", dest="dataset", required=True, help=AS_IN_TRAINING)
-    for name in DATASET_OPTIONS:
-        parser.add_argument(f"--training.{name}", dest=name, help=AS_IN_TRAINING)
-    parser.add_argument(
-        "--training.add_bos",
-        dest="add_bos",
-        choices=("auto", "always", "never"),
-        default=defaults.add_bos,
-        help=AS_IN_TRAINING,
-    )
+    add_run_options(parser, "training.dataset", required=True)
+    add_run_options(parser, *(f"training.{name}" for name in DATASET_OPTIONS), "training.add_bos")
     for name, minimum in (("max_bad_records", 0), ("max_document_bytes", 1)):
-        default = getattr(defaults, name)
-        parser.add_argument(
-            f"--training.{name}",
-            dest=name,
-            type=argparse_integer_at_least(minimum),
-            default=default,
-            help=AS_IN_TRAINING,
-        )
-    parser.add_argument(
-        "--model.tokenizer_path", dest="tokenizer_path", required=True, help=AS_IN_TRAINING
-    )
-    parser.add_argument(
-        "--model.trust_remote_code",
-        dest="trust_remote_code",
-        action="store_true",
-        help=AS_IN_TRAINING,
-    )
+        add_run_options(parser, f"training.{name}", type=argparse_integer_at_least(minimum))
+    add_run_options(parser, "model.tokenizer_path", required=True)
+    add_run_options(parser, "model.trust_remote_code")
     parser.add_argument("--output", type=Path, required=True, help="folder for the token cache")
     parser.add_argument(
         "--processes",
@@ -88,12 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         vocabulary_size,
     )
 
-    options = {
-        name: expand_path_option(f"training.{name}", getattr(arguments, name))
-        for name in ("dataset", *DATASET_OPTIONS)
-    }
-    tokenizer_path = expand_path_option("model.tokenizer_path", arguments.tokenizer_path)
-    tokenizer = load_tokenizer(str(tokenizer_path), arguments.trust_remote_code)
+    options = {name: getattr(arguments, name) for name in ("dataset", *DATASET_OPTIONS)}
+    tokenizer = load_tokenizer(str(arguments.tokenizer_path), arguments.trust_remote_code)
     add_bos = resolve_add_bos(tokenizer, arguments.add_bos)
     table = _open_single_table(options, arguments.max_document_bytes)
     records = map(table.__getitem__, range(len(table)))
@@ -127,7 +98,7 @@ def _open_single_table(options: Mapping[str, Any], max_document_bytes: int) -> "
     training = TrainingConfig(**options, max_document_bytes=max_document_bytes)
     where = f"training.dataset {options['dataset']!r}"
     count = len(dataset_names(training))
-    if count > 1:
+    if count != 1:
         raise UserError(
             f"names {count} datasets; a token cache holds one",
             where=where,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flame_accel.config import UserError, parse_or_exit
+from flame_accel.cpu_cores import count_usable_cores
 from flame_accel.presets import ACCELERATE, preset_names, resolve_preset, suggest_presets
 
 QUICKSTART = ("--job.config_file", "quickstart")
@@ -81,13 +82,6 @@ def count_visible_gpus(environment: Mapping[str, str]) -> int:
     except OSError:
         return 0
     return sum(line.startswith("GPU ") for line in listed.splitlines())
-
-
-def count_usable_cores() -> int:
-    """Number of CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def plan_launch(environment: Mapping[str, str], *, num_gpus: int, num_cores: int) -> LaunchPlan:

@@ -11,33 +11,23 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from flame_accel.config import TrainingConfig, UserError
+from flame_accel.commands.arguments import add_run_options
+from flame_accel.config import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments; those with a dot are the options of a run."""
-    parser.add_argument(
-        "--model.config", dest="configs", nargs="+", required=True, help="as of a run; also several"
+    add_run_options(
+        parser, "model.config", nargs="+", required=True, help="as of a run; also several"
     )
-    defaults = TrainingConfig()
-    for name in ("batch_size", "seq_len", "context_len"):
-        parser.add_argument(
-            f"--training.{name}",
-            dest=name,
-            type=int,
-            default=getattr(defaults, name),
-            help="as of a run: kernels are tuned for one micro-batch",
-        )
-    parser.add_argument(
-        "--training.varlen", dest="varlen", action="store_true", help="documents are packed"
+    add_run_options(
+        parser,
+        *("training.batch_size", "training.seq_len", "training.context_len"),
+        type=int,
+        help="as of a run: kernels are tuned for one micro-batch",
     )
-    parser.add_argument(
-        "--training.mixed_precision_param",
-        dest="precision",
-        choices=("bfloat16", "float32"),
-        default="bfloat16",
-        help="as of a run",
-    )
+    add_run_options(parser, "training.varlen", help="documents are packed")
+    add_run_options(parser, "training.mixed_precision_param", default="bfloat16")
     parser.add_argument(
         "--output",
         type=Path,
@@ -70,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.output / gpu.capability if arguments.output else None
     tuner = install_autotune_hook(Tuner(gpu, folder, fresh=arguments.fresh))
     failed = [
-        name for name in arguments.configs if not _tune_model_if_it_fits(name, arguments, tuner)
+        name for name in arguments.config if not _tune_model_if_it_fits(name, arguments, tuner)
     ]
     print(
         f"{len(tuner.tuned)} kernels tuned among {sum(tuner.tuned.values())} candidates; "
@@ -102,7 +92,7 @@ def _tune_model_if_it_fits(model_name: str, arguments: argparse.Namespace, tuner
     batch = _random_cuda_batch(arguments, config.vocab_size)
     begin, before = time.perf_counter(), dict(tuner.seconds)
     try:
-        for meet in _training_and_sampling_steps(model, batch, arguments.precision):
+        for meet in _training_and_sampling_steps(model, batch, arguments.mixed_precision_param):
             meet()
     except torch.OutOfMemoryError as error:
         print(f"{model_name}: {error}")

@@ -5,7 +5,6 @@ is never imported.
 """
 
 from flame_accel.config.errors import ConfigError, Problem, UserError
-from flame_accel.config.help import OptionDescription, describe_options
 from flame_accel.config.parsing import load_run_file, parse, parse_or_exit
 from flame_accel.config.run_file import to_toml
 from flame_accel.config.run_options import (
@@ -41,13 +40,11 @@ __all__ = [
     "MetricsConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "OptionDescription",
     "Problem",
     "ProfilingConfig",
     "TrainingConfig",
     "UserError",
     "dataset_names",
-    "describe_options",
     "load_run_file",
     "parse",
     "parse_or_exit",

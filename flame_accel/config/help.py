@@ -13,13 +13,11 @@ import inspect
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from flame_accel.config.derived_defaults import DERIVED_DEFAULTS
 from flame_accel.config.errors import ConfigError, Problem
-from flame_accel.config.schema import options, sections
+from flame_accel.config.schema import Option, options, sections
 from flame_accel.config.suggestions import nearest_option_name
 from flame_accel.config.unsupported import UNSUPPORTED
 from flame_accel.config.values import format_value
@@ -70,69 +68,33 @@ _INTRODUCTION = (
 _MIN_WIDTH, _MAX_WIDTH = 60, 120
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptionDescription:
-    """An option as people read about it."""
-
-    name: str
-    """section.option."""
-    type: str
-    """In words, such as `int`, `list[str]` or `float | None`."""
-    default: Any
-    choices: tuple[str, ...]
-    """The only allowed values; empty if any value is allowed."""
-    help: str
-    """The docstring under the field, on one line."""
-    limits: str
-    """What is refused and why; empty if nothing is."""
-
-    @property
-    def summary(self) -> str:
-        """The first clause of the help."""
-        ends = (self.help.find(mark) for mark in (". ", ": ", "; "))
-        return self.help[: min((end for end in ends if end >= 0), default=None)].removesuffix(".")
-
-    @property
-    def shown_default(self) -> str:
-        """The default as it would be written after a flag, or how it is derived."""
-        if self.name in DERIVED_DEFAULTS:
-            return DERIVED_DEFAULTS[self.name]
-        if self.default in ("", ()):
-            return "empty"
-        return self.default if isinstance(self.default, str) else format_value(self.default)
-
-
 @functools.cache
-def describe_options() -> tuple[OptionDescription, ...]:
-    """Every option, in the order of the dataclasses."""
-    helps = {
-        f"{section}.{member}": text
-        for section, section_class in sections().items()
-        for member, text in _docstrings_by_field(section_class).items()
-    }
-    return tuple(
-        OptionDescription(
-            name=name,
-            type=option.type_name,
-            default=option.default,
-            choices=option.choices,
-            help=helps[name],
-            limits=UNSUPPORTED[name].reason if name in UNSUPPORTED else "",
-        )
-        for name, option in options().items()
-    )
+def help_texts() -> dict[str, str]:
+    """The help of every option by name: the docstring under its field, on one line."""
+    texts = {}
+    for section, section_class in sections().items():
+        [definition] = ast.parse(inspect.getsource(section_class)).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, below in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+                text = " ".join(str(below.value.value).split())
+                texts[f"{section}.{statement.target.id}"] = text
+    return texts
 
 
-def _docstrings_by_field(section_class: type) -> dict[str, str]:
-    """The string under each field of a class, as one line."""
-    [definition] = ast.parse(textwrap.dedent(inspect.getsource(section_class))).body
-    assert isinstance(definition, ast.ClassDef)
-    docstrings = {}
-    for statement, below in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            docstrings[statement.target.id] = " ".join(str(below.value.value).split())
-    return docstrings
+def format_default(option: Option) -> str:
+    """The default as it would be written after a flag, or how it is derived."""
+    if option.name in DERIVED_DEFAULTS:
+        return DERIVED_DEFAULTS[option.name]
+    if option.default in ("", ()):
+        return "empty"
+    return option.default if isinstance(option.default, str) else format_value(option.default)
+
+
+def _first_clause(text: str) -> str:
+    ends = (text.find(mark) for mark in (". ", ": ", "; "))
+    return text[: min((end for end in ends if end >= 0), default=None)].removesuffix(".")
 
 
 def requested_help_topic(argv: Sequence[str]) -> str | None:
@@ -177,18 +139,17 @@ def _common_options_help_lines(width: int) -> Iterator[str]:
     yield "usage: flame-accel train [--section.option value ...], or bash train.sh in a checkout"
     yield ""
     yield textwrap.fill(_INTRODUCTION, width)
-    described = {option.name: option for option in describe_options()}
-    common = [described[name] for name in COMMON_OPTIONS]
+    common = [options()[name] for name in COMMON_OPTIONS]
     indent = max(len(option.name) for option in common) + 6
     for section, members in _group_by_section(common):
         yield ""
         yield section
         for option in members:
             choices = f" ({', '.join(option.choices)})" if option.choices else ""
-            required = option.summary.endswith("(required)")
-            default = "" if required else f" [{option.shown_default}]"
+            summary = _first_clause(help_texts()[option.name])
+            default = "" if summary.endswith("(required)") else f" [{format_default(option)}]"
             yield textwrap.fill(
-                f"{option.summary}{choices}{default}",
+                f"{summary}{choices}{default}",
                 width,
                 initial_indent=f"  --{option.name}".ljust(indent),
                 subsequent_indent=" " * indent,
@@ -210,7 +171,7 @@ def _topic_help_lines(topic: str, width: int) -> Iterator[str]:
     name = topic.removeprefix("--")
     chosen = [
         option
-        for option in describe_options()
+        for option in options().values()
         if name in (ALL, option.name, option.name.partition(".")[0])
     ]
     if not chosen:
@@ -225,12 +186,12 @@ def _topic_help_lines(topic: str, width: int) -> Iterator[str]:
         summary = " ".join((sections()[section].__doc__ or "").split())
         yield textwrap.fill(f"{section}: {summary}", width)
         for option in members:
-            values = "{" + ",".join(option.choices) + "}" if option.choices else option.type
-            limits = f" Refused: {option.limits}." if option.limits else ""
+            values = "{" + ",".join(option.choices) + "}" if option.choices else option.type_name
+            refused = UNSUPPORTED.get(option.name)
             yield ""
-            yield f"  --{option.name} {values} (default: {option.shown_default})"
+            yield f"  --{option.name} {values} (default: {format_default(option)})"
             yield textwrap.fill(
-                option.help + limits,
+                help_texts()[option.name] + (f" Refused: {refused.reason}." if refused else ""),
                 width,
                 initial_indent=" " * 6,
                 subsequent_indent=" " * 6,
@@ -239,7 +200,5 @@ def _topic_help_lines(topic: str, width: int) -> Iterator[str]:
         yield ""
 
 
-def _group_by_section(
-    described: Iterable[OptionDescription],
-) -> Iterator[tuple[str, Iterator[OptionDescription]]]:
-    return groupby(described, key=lambda option: option.name.partition(".")[0])
+def _group_by_section(chosen: Iterable[Option]) -> Iterator[tuple[str, Iterator[Option]]]:
+    return groupby(chosen, key=lambda option: option.name.partition(".")[0])

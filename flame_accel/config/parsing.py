@@ -1,7 +1,7 @@
 """From a command line or a run file to a checked `Config`, with all problems at once."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame_accel.config.derived_defaults import fill_derived_defaults
@@ -11,7 +11,7 @@ from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, F
 from flame_accel.config.help import print_help, requested_help_topic
 from flame_accel.config.input_checks import find_broken_dataset_and_path_rules
 from flame_accel.config.run_file import read_run_file
-from flame_accel.config.schema import Config, option_value, sections
+from flame_accel.config.schema import Config, option_value, options, sections
 from flame_accel.config.settings import OptionSource, Setting, merge_sources
 from flame_accel.config.validation import find_broken_rules
 from flame_accel.config.values import format_value
@@ -81,12 +81,12 @@ def _build_checked_config(
     if check_inputs:
         broken += find_broken_dataset_and_path_rules(config)
     problems = [problem for source in sources for problem in source.problems] + merged.problems
-    misread = _misread_option_names(sources)
-    complete = all(source.complete for source in sources)
+    unread = _unread_option_names(sources, settings)
     problems += [
         _problem_from_broken_rule(config, rule, settings)
         for rule in broken
-        if _all_options_were_read(rule, misread, settings, sources_complete=complete)
+        # not by what the user wrote, perhaps
+        if unread.isdisjoint(rule.options)
     ]
     if problems:
         raise ConfigError(problems)
@@ -103,27 +103,17 @@ def _config_from_settings(settings: Mapping[str, Setting]) -> Config:
     return Config(**{name: section(**values[name]) for name, section in sections().items()})
 
 
-def _misread_option_names(sources: Sequence[OptionSource]) -> set[str]:
-    """Our names of the options that a source sets wrongly."""
-    misread = {name for source in sources for name in source.misread}
-    misread |= {alias.target for name, alias in ALIASES.items() if name in misread}
-    if misread & {DECAY_RATIO.name, DECAY_TYPE.name}:
-        misread |= {"optimizer.scheduler", "optimizer.decay_ratio", "optimizer.decay_type"}
-    return misread
-
-
-def _all_options_were_read(
-    rule: BrokenRule,
-    misread_options: Collection[str],
-    user_set: Collection[str],
-    *,
-    sources_complete: bool,
-) -> bool:
-    """Whether a rule is broken by what the user wrote, not by what could not be read."""
-    return all(
-        name not in misread_options and (sources_complete or name in user_set)
-        for name in rule.options
-    )
+def _unread_option_names(
+    sources: Sequence[OptionSource], settings: Mapping[str, Setting]
+) -> set[str]:
+    """Our names of the options that are set wrongly, or perhaps in what could not be read."""
+    unread = {name for source in sources for name in source.misread}
+    unread |= {alias.target for name, alias in ALIASES.items() if name in unread}
+    if unread & {DECAY_RATIO.name, DECAY_TYPE.name}:
+        unread |= {"optimizer.scheduler", "optimizer.decay_ratio", "optimizer.decay_type"}
+    if not all(source.complete for source in sources):
+        unread |= options().keys() - settings.keys()
+    return unread
 
 
 def _problem_from_broken_rule(

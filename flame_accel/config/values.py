@@ -8,9 +8,8 @@ import json
 import math
 from typing import Any
 
-from flame_accel.config.errors import UserError
 from flame_accel.config.paths import PathKind, expand_comma_separated_paths, expand_path
-from flame_accel.config.schema import Option, options
+from flame_accel.config.schema import Option
 from flame_accel.config.suggestions import nearest_text
 
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -66,19 +65,6 @@ def convert_file_value(option: Option, value: Any) -> Any:
     if not isinstance(value, list):
         raise _wrong_type_or_choice_error(option, value)
     return tuple(_convert_single_value(option, member) for member in value)
-
-
-def expand_path_option(name: str, text: str | None) -> str | None:
-    """The text of a path option that a command declares itself, with `~` and variables expanded.
-
-    Raises:
-        UserError: A variable in it is not set, or there is no such user.
-    """
-    try:
-        return text and _expand_paths(options()[name], text)
-    except InvalidValue as error:
-        where = f"--{name} {text}"
-        raise UserError(error.rule, where=where, remedy=error.remedy, exit_code=2) from error
 
 
 def _means_none(text: str) -> bool:

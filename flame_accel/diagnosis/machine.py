@@ -10,7 +10,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from huggingface_hub.constants import HF_HOME
 from packaging.requirements import Requirement
 from torch.cuda import nccl
 
+from flame_accel.cpu_cores import count_usable_cores
 from flame_accel.kernels import triton_has_device
 from flame_accel.kernels.tuning import cache_folder
 
@@ -152,7 +152,7 @@ def collect_machine_facts(
         nvcc=has_nvcc(),
         interpreted=os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
         folders=tuple(
-            describe_output_folder(purpose, Path(path).expanduser())
+            describe_output_folder(purpose, Path(path))
             for purpose, path in folders_by_purpose.items()
         ),
     )
@@ -239,13 +239,6 @@ def processor_name() -> str:
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def count_usable_cores() -> int:
-    """CPU cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def free_shared_memory_bytes() -> int | None:

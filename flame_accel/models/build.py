@@ -56,7 +56,7 @@ def load_model_config(
             its config class refuses.
     """
     name_or_path = resolve_preset(MODELS, name_or_path)
-    path = Path(name_or_path).expanduser()
+    path = Path(name_or_path)
     if not path.exists() and path.suffix != ".json" and HUB_NAME.fullmatch(name_or_path):
         return _load_auto_config(name_or_path, trust_remote_code)
     file = path / "config.json" if path.is_dir() else path

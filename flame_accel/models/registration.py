@@ -30,7 +30,7 @@ def register_models(custom: Sequence[str] = ()) -> None:
     """
     importlib.import_module("fla")
     for name in custom:
-        path = Path(name).expanduser()
+        path = Path(name)
         if path.exists():
             _import_file_or_package_folder(name, path.resolve())
         elif path.suffix == ".py" or os.sep in name:

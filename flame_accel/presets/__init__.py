@@ -42,7 +42,7 @@ def resolve_preset(kind: PresetKind, name_or_path: str) -> str:
 
     A file, or a folder with a `config.json`, wins over a preset of the same name.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(name_or_path)
     if path.is_file() or (path / "config.json").is_file():
         return name_or_path
     return str(find_preset(kind, name_or_path) or name_or_path)

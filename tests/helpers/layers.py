@@ -2,7 +2,7 @@
 
 # a folder may import itself and the folders of earlier lines
 LAYERS = (
-    ("cache_folders", "files", "presets", "standard_streams", "suppressed_messages"),
+    ("cache_folders", "cpu_cores", "files", "presets", "standard_streams", "suppressed_messages"),
     ("config",),
     ("hub_lookup",),
     ("kernels",),

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from flame_accel.config import Config, describe_options
+from flame_accel.config import Config
 from flame_accel.config.paths import PathKind
 from flame_accel.config.schema import options
 
@@ -205,12 +205,20 @@ DEFAULTS = {
 
 def test_every_option_of_the_specification_exists() -> None:
     assert len(SPECIFICATION) == 53
-    assert set(SPECIFICATION) <= {option.name for option in describe_options()}
+    assert set(SPECIFICATION) <= options().keys()
 
 
 def test_defaults_are_the_agreed_ones() -> None:
     assert dataclasses.asdict(Config()) == DEFAULTS
     assert [f"{section}.{key}" for section in DEFAULTS for key in DEFAULTS[section]] == [*options()]
+
+
+def test_types_and_choices_follow_from_the_declarations() -> None:
+    assert options()["training.context_len"].type_name == "int | None"
+    assert options()["model.custom"].type_name == "list[str]"
+    assert options()["training.data_probs"].type_name == "list[float] | None"
+    assert options()["model.norm_type"].type_name == "str | None"
+    assert options()["optimizer.scheduler"].choices == ("wsd", "cosine", "linear")
 
 
 def test_a_configuration_cannot_be_changed() -> None:

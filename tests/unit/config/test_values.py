@@ -2,8 +2,7 @@
 
 import pytest
 
-from flame_accel.config import UserError, describe_options
-from flame_accel.config.values import expand_path_option
+from flame_accel.config.schema import options
 from tests.helpers.options import only_problem, parse_flags, refusal
 
 
@@ -32,15 +31,6 @@ def test_a_value_of_the_wrong_type_is_refused(flags: str, rule: str) -> None:
 
 def test_every_option_can_be_blamed() -> None:
     """A value of the wrong type is refused for every option that has a type to miss."""
-    for option in describe_options():
-        if option.type.startswith(("int", "float")) or option.choices:
+    for option in options().values():
+        if option.type_name.startswith(("int", "float")) or option.choices:
             assert f"--{option.name} = " in str(refusal(f"--{option.name}=~"))
-
-
-def test_paths_that_a_command_declares_itself_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    assert expand_path_option("training.dataset", "~/a,$HOME/b") == "/home/me/a,/home/me/b"
-    assert expand_path_option("training.text_column", "$HOME") == "$HOME"
-    assert expand_path_option("training.data_dir", None) is None
-    with pytest.raises(UserError, match="NOT_SET is not set"):
-        expand_path_option("training.dataset", "$NOT_SET/a")
