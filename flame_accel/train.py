@@ -216,6 +216,8 @@ def log_run_summary(config: Config, accelerator: Accelerator, components: Compon
     training = config.training
     model_type = parallel.unwrap(accelerator, components.model).config.model_type
     log.info("model: %s, %s", model_type, components.num_parameters)
+    if parallel.casts_residual_stream_to_bf16(accelerator, training):
+        log.info("residual stream: bfloat16; weights: float32")
     log.info("data: %s", components.run_data)
     log.info(
         "step: %d rows x %d ranks x %d micro-batches x %d tokens = %s tokens; %d steps",

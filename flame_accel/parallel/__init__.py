@@ -9,6 +9,7 @@ from flame_accel.parallel.gradients import UpdateResult, clip_gradients
 from flame_accel.parallel.option_checks import check_parallel_options
 from flame_accel.parallel.prepare import Prepared, autocast, prepare, unwrap
 from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
+from flame_accel.parallel.residual_stream import casts_residual_stream_to_bf16
 from flame_accel.parallel.timeouts import (
     explain_timeout_errors,
     extended_timeout,
@@ -24,6 +25,7 @@ __all__ = [
     "autocast",
     "average_fsdp2_ignored_gradients",
     "build_accelerator",
+    "casts_residual_stream_to_bf16",
     "check_parallel_options",
     "clip_gradients",
     "compute_dtype",

@@ -12,6 +12,10 @@ from flame_accel.parallel.compilation import compile_blocks
 from flame_accel.parallel.float8 import convert_to_float8
 from flame_accel.parallel.fp32_parameters import make_fsdp2_ignore_fp32_parameters
 from flame_accel.parallel.ranks import tp_size
+from flame_accel.parallel.residual_stream import (
+    cast_embeddings_under_autocast,
+    casts_residual_stream_to_bf16,
+)
 from flame_accel.parallel.tensor import apply_tensor_parallel
 
 
@@ -22,12 +26,12 @@ def transform_model(
     activation_checkpoint: ActivationCheckpointConfig,
     float8: Float8Config,
 ) -> None:
-    """Converts to float8, shards over TP ranks, compiles and checkpoints a model, in place.
+    """Converts to float8, shards over TP ranks, casts, compiles and checkpoints, in place.
 
     Args:
         accelerator: The run's Accelerator, which supports the options (`option_checks`).
         model: As built, on the CPU.
-        training: Tensor parallelism's loss, and compiling.
+        training: Tensor parallelism's loss, the residual stream's dtype, and compiling.
         activation_checkpoint: What is recomputed in the backward pass.
         float8: Which matrix products are computed in 8-bit floats.
 
@@ -40,6 +44,8 @@ def transform_model(
     # the degree may come from the launch
     if tp_size(accelerator) > 1:
         apply_tensor_parallel(accelerator, model, loss_parallel=not training.disable_loss_parallel)
+    if casts_residual_stream_to_bf16(accelerator, training):
+        cast_embeddings_under_autocast(model)
     if training.compile:
         compile_blocks(model)
     # around what is compiled: the checkpoint itself cannot be

@@ -139,6 +139,7 @@ DEFAULTS = {
         "disable_loss_parallel": False,
         "mixed_precision_param": None,
         "mixed_precision_reduce": "float32",
+        "residual_dtype": "bfloat16",
         "fsdp_reshard_after_forward": "default",
         "compile": False,
         "gc_freq": 50,

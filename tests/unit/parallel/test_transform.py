@@ -20,7 +20,11 @@ def transform(
     training: TrainingConfig, mode: Any = "none", float8: Float8Config | None = None
 ) -> PreTrainedModel:
     accelerator: Any = SimpleNamespace(
-        parallelism_config=None, is_fsdp2=False, device=torch.device("cpu")
+        parallelism_config=None,
+        is_fsdp2=False,
+        device=torch.device("cpu"),
+        mixed_precision="bf16",
+        distributed_type="NO",
     )
     model = instantiate(tiny_config("gla", hidden_size=128))
     names = list(model.state_dict())
