@@ -1,4 +1,4 @@
-"""The residual stream under bf16 autocast: its dtype in every model, and what it costs in accuracy."""
+"""The residual stream under bf16 autocast: its dtype in every model, and its accuracy."""
 
 from types import SimpleNamespace
 from typing import Any, NamedTuple
