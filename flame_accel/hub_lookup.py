@@ -4,7 +4,7 @@ The libraries that load from the Hub retry a failed connection for about half a 
 does not exist, or a machine without a network, is answered here instead. Loading is up to callers.
 """
 
-from flame_accel.config.errors import UserError
+from flame_accel.config.errors import UsageError
 
 TIMEOUT_SECONDS = 5.0
 
@@ -34,11 +34,10 @@ def check_model_exists_if_hub_reachable(name: str, *, where: str, remedy: str) -
         # loading it reports what access it takes, or why this cannot be a name
         return True
     except RepositoryNotFoundError as error:
-        raise UserError(
+        raise UsageError(
             f"{name!r} does not exist here, nor on the Hub (or is private there)",
             where=where,
             remedy=f"check the name and your access (HF_TOKEN); {remedy}",
-            exit_code=2,
         ) from error
     except HfHubHTTPError:
         # an answer of another kind: loading it reports what is wrong

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 from flame_accel.config.schema import options
 from flame_accel.config.values import InvalidValue, parse_text_value
 
@@ -42,7 +42,7 @@ def parse_run_option(name: str, text: str) -> Any:
         return parse_text_value(options()[name], text)
     except InvalidValue as error:
         where = f"--{name} {text}"
-        raise UserError(error.rule, where=where, remedy=error.remedy, exit_code=2) from error
+        raise UsageError(error.rule, where=where, remedy=error.remedy) from error
 
 
 def argparse_integer_at_least(minimum: int) -> Callable[[str], int]:

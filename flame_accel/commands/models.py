@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 from flame_accel.files import write_text_atomically
 
 PACKAGES = ("torch", "triton", "transformers", "fla")
@@ -43,10 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     registered = sorted(fla_config_classes())
     unknown = [name for name in arguments.model if name not in registered]
     if unknown:
-        raise UserError(
+        raise UsageError(
             f"fla registers no model type {', '.join(unknown)}",
             remedy=f"name one of {', '.join(registered)}",
-            exit_code=2,
         )
     results = new_results_header(arguments.device)
     started_at = time.monotonic()

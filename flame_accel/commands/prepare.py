@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flame_accel.commands.arguments import add_run_options, argparse_integer_at_least
-from flame_accel.config import TrainingConfig, UserError, dataset_names
+from flame_accel.config import TrainingConfig, UsageError, UserError, dataset_names
 from flame_accel.cpu_cores import count_usable_cores
 
 if TYPE_CHECKING:
@@ -99,11 +99,10 @@ def _open_single_table(options: Mapping[str, Any], max_document_bytes: int) -> "
     where = f"training.dataset {options['dataset']!r}"
     count = len(dataset_names(training))
     if count != 1:
-        raise UserError(
+        raise UsageError(
             f"names {count} datasets; a token cache holds one",
             where=where,
             remedy="prepare each into a folder of its own; a run can name several of them",
-            exit_code=2,
         )
     table = open_source(training_dataset_options(training)[0])
     if not isinstance(table, Table):

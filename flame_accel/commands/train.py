@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flame_accel.config import UserError, parse_or_exit
+from flame_accel.config import UsageError, parse_or_exit
 from flame_accel.cpu_cores import count_usable_cores
 from flame_accel.presets import ACCELERATE, preset_names, resolve_preset, suggest_presets
 
@@ -137,11 +137,10 @@ def run_accelerate_launch(plan: LaunchPlan, options: Sequence[str]) -> int:
         rank, failure = error.get_first_failure()
         return _print_signal_and_get_exit_code(f"rank {rank}", failure.exitcode)
     except ValueError as error:
-        raise UserError(
+        raise UsageError(
             f"accelerate launch refuses it: {error}",
             where=f"ACCELERATE_CONFIG = {plan.flags[1]}",
             remedy="correct the launch file, or name a launch preset such as ddp",
-            exit_code=2,
         ) from error
     except SignalException as error:
         return 128 + error.sigval
@@ -154,11 +153,10 @@ def _read_positive_integer(environment: Mapping[str, str], variable: str, *, def
     """A variable that counts something; an empty one is as one that is not set."""
     text = environment.get(variable) or str(default)
     if not text.isdecimal() or int(text) == 0:
-        raise UserError(
+        raise UsageError(
             f'"{text}" is not a positive integer',
             where=variable,
             remedy=f"give a number, such as {variable}=2, or unset it",
-            exit_code=2,
         )
     return int(text)
 
@@ -167,11 +165,10 @@ def _read_node_rank(environment: Mapping[str, str], machines: int) -> int:
     """The number of this machine, from 0."""
     text = environment.get("NODE_RANK") or "0"
     if not text.isdecimal() or int(text) >= machines:
-        raise UserError(
+        raise UsageError(
             f'"{text}" is not the number of one of {machines} machines, counted from 0',
             where="NODE_RANK",
             remedy=f"give a number from 0 to {machines - 1}; NNODE is the number of machines",
-            exit_code=2,
         )
     return int(text)
 
@@ -180,11 +177,10 @@ def _read_port(environment: Mapping[str, str]) -> str | None:
     """MASTER_PORT, or None if it is not set."""
     text = environment.get("MASTER_PORT") or None
     if text is not None and (not text.isdecimal() or not 0 < int(text) < 2**16):
-        raise UserError(
+        raise UsageError(
             f'"{text}" is not a port',
             where="MASTER_PORT",
             remedy="give a number from 1 to 65535, the same on all machines, or unset it",
-            exit_code=2,
         )
     return text
 
@@ -194,12 +190,11 @@ def _resolve_launch_file(given: str | None, processes: int, num_gpus: int) -> Pa
     fitting = "ddp" if processes > 1 else "single" if num_gpus else "cpu"
     path = Path(resolve_preset(ACCELERATE, given or fitting))
     if not path.is_file():
-        raise UserError(
+        raise UsageError(
             f'"{given}" is neither a file nor a launch preset',
             where="ACCELERATE_CONFIG",
             remedy=f"{suggest_presets(ACCELERATE, given or '')} "
             f"Launch presets are {', '.join(preset_names(ACCELERATE))}.",
-            exit_code=2,
         )
     return path
 
@@ -209,19 +204,17 @@ def _check_launch_file_processes_and_engine(path: Path, processes: int) -> None:
     engine = str(_read_launch_file(path).get("distributed_type"))
     # an unquoted NO is false in YAML
     if engine in ("NO", "False") and processes > 1:
-        raise UserError(
+        raise UsageError(
             f"{path} starts one process, NGPU and NNODE ask for {processes}",
             where="ACCELERATE_CONFIG",
             remedy="use ddp or fsdp2",
-            exit_code=2,
         )
     if engine == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         wanted = f"--requirement {ENGINE_PINS}" if ENGINE_PINS.is_file() else "deepspeed"
-        raise UserError(
+        raise UsageError(
             f"{path} asks for DeepSpeed, which is not installed",
             where="ACCELERATE_CONFIG",
             remedy=f"install it: {sys.executable} -m pip install --use-pep517 {wanted}",
-            exit_code=2,
         )
 
 
@@ -237,7 +230,7 @@ def _read_launch_file(path: Path) -> dict[str, Any]:
             return content
         what = f"{path} is not a mapping of keys to values"
     remedy = "name a YAML file for accelerate launch, such as those of `accelerate config`"
-    raise UserError(what, where="ACCELERATE_CONFIG", remedy=remedy, exit_code=2)
+    raise UsageError(what, where="ACCELERATE_CONFIG", remedy=remedy)
 
 
 def _main_process_address_flags(environment: Mapping[str, str], machines: int) -> list[str]:
@@ -247,11 +240,10 @@ def _main_process_address_flags(environment: Mapping[str, str], machines: int) -
         return ["--main_process_port", port] if port else []
     address = environment.get("MASTER_ADDR")
     if not address:
-        raise UserError(
+        raise UsageError(
             f"is not set, but NNODE = {machines} machines have to find each other",
             where="MASTER_ADDR",
             remedy="give the address of machine 0, the same on all of them",
-            exit_code=2,
         )
     return ["--main_process_ip", address, "--main_process_port", port or DEFAULT_PORT]
 

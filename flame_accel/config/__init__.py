@@ -4,7 +4,7 @@ Importing this needs the standard library only. PyYAML is imported when a YAML f
 is never imported.
 """
 
-from flame_accel.config.errors import ConfigError, Problem, UserError
+from flame_accel.config.errors import ConfigError, Problem, UsageError, UserError
 from flame_accel.config.parsing import load_run_file, parse, parse_or_exit
 from flame_accel.config.run_file import to_toml
 from flame_accel.config.run_options import (
@@ -43,6 +43,7 @@ __all__ = [
     "Problem",
     "ProfilingConfig",
     "TrainingConfig",
+    "UsageError",
     "UserError",
     "dataset_names",
     "load_run_file",

@@ -19,7 +19,7 @@ class UserError(Exception):
         what: The value and the rule that it breaks.
         where: The flag, file and line, or path concerned.
         remedy: What to do about it.
-        exit_code: Exit status of a process that ends with it: 2 for the configuration, else 1.
+        exit_code: Exit status of a process that ends with it.
     """
 
     def __init__(
@@ -31,6 +31,13 @@ class UserError(Exception):
         self.exit_code = exit_code
         message = f"{where}: {what}" if where else what
         super().__init__(f"{message}\n    {remedy}" if remedy else message)
+
+
+class UsageError(UserError):
+    """A wrong option, variable or launch, before anything was done; exit code 2."""
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, where=where, remedy=remedy, exit_code=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

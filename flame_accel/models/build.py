@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flame_accel.config.errors import UserError
+from flame_accel.config.errors import UsageError, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 from flame_accel.models.instantiate import describe_error, instantiate
 from flame_accel.models.norms import config_with_norm, fuse_llama_norms_and_check_norm_type
@@ -167,7 +167,7 @@ def warn_about_unused_weights(model_config_path: str) -> None:
 
 
 def _model_config_error(where: object, what: str, remedy: str) -> UserError:
-    return UserError(what, where=f"--model.config {where}", remedy=remedy, exit_code=2)
+    return UsageError(what, where=f"--model.config {where}", remedy=remedy)
 
 
 def _read_model_config_json(file: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flame_accel.config.errors import UserError
+from flame_accel.config.errors import UsageError, UserError
 
 TORCH_FOLDER = os.path.dirname(torch.__file__)
 
@@ -41,12 +41,11 @@ def instantiate(
     where = f"model_type '{config.model_type}'"
     has_code = trust_remote_code and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if not has_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
+        raise UsageError(
             f"no causal language model is registered for {type(config).__name__}",
             where=where,
             remedy="choose another model config, or call AutoModelForCausalLM.register in your own "
             "module (--model.custom)",
-            exit_code=2,
         )
     try:
         with _seeded_cpu_generator(seed), _nan_filled_allocations():
@@ -58,11 +57,10 @@ def instantiate(
             remedy="install it, or choose a model config without that layer",
         ) from error
     except Exception as error:
-        raise UserError(
+        raise UsageError(
             f"the values of the model config do not fit together: {describe_error(error)}",
             where=where,
             remedy="correct the sizes that the message names",
-            exit_code=2,
         ) from error
     _check_all_values_initialized(model, where)
     return model

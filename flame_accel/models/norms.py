@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flame_accel.config.errors import UserError
+from flame_accel.config.errors import UsageError, UserError
 from flame_accel.models.catalogue import fla_config_classes
 
 NORM_NAMES = {"layernorm": "LayerNorm", "np_layernorm": "NPLayerNorm", "rmsnorm": "RMSNorm"}
@@ -199,9 +199,8 @@ def _register_norm_variant(
 
 
 def _unsupported_norm_error(model: str, norm_type: str, remedy: str) -> UserError:
-    return UserError(
+    return UsageError(
         f"the norms of {model} cannot be {norm_type}",
         where="model.norm_type",
         remedy=f"{remedy}, or remove the option",
-        exit_code=2,
     )

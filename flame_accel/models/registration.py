@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from flame_accel.config.errors import UserError
+from flame_accel.config.errors import UsageError, UserError
 
 
 def register_models(custom: Sequence[str] = ()) -> None:
@@ -45,7 +45,7 @@ def register_models(custom: Sequence[str] = ()) -> None:
 
 
 def _custom_model_error(where: str, what: str, remedy: str) -> UserError:
-    return UserError(what, where=f"--model.custom {where}", remedy=remedy, exit_code=2)
+    return UsageError(what, where=f"--model.custom {where}", remedy=remedy)
 
 
 def _import_installed_package(name: str) -> None:

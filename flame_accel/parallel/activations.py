@@ -25,7 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from flame_accel.config import ActivationCheckpointConfig, UserError
+from flame_accel.config import ActivationCheckpointConfig, UsageError
 from flame_accel.kernels.wrapping import Operator, operator_paths, wrap_functions
 from flame_accel.parallel.blocks import find_blocks, replace_training_forward
 
@@ -51,11 +51,10 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
         _check_has_savable_operators(model)
         wrap_functions(operator_paths(), _wrap_to_save_outputs_in_blocks)
     if every > len(blocks):
-        raise UserError(
+        raise UsageError(
             f"the model has {len(blocks)} blocks, so that there is no block {every} to recompute",
             where="activation_checkpoint.selective_ac_option",
             remedy=f"give a number of at most {len(blocks)}",
-            exit_code=2,
         )
     contexts = {"context_fn": _make_checkpoint_contexts} if saves_operators else {}
     for block in blocks[every - 1 :: every]:
@@ -72,11 +71,10 @@ def _check_has_savable_operators(model: PreTrainedModel) -> None:
         if model.config.model_type not in SELF_CHECKPOINTING:
             return
         reason = f"the layers of {type(model).__name__} recompute their operator themselves"
-    raise UserError(
+    raise UsageError(
         reason,
         where="activation_checkpoint.selective_ac_option",
         remedy="give a number n for every n-th block, or activation_checkpoint.mode full",
-        exit_code=2,
     )
 
 

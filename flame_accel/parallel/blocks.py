@@ -13,7 +13,7 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 
 Forward = Callable[..., Any]
 
@@ -32,11 +32,10 @@ def find_blocks(model: PreTrainedModel, *, needed_by_option: str) -> list[nn.Mod
     """
     blocks = list(_find_outermost_blocks(model, frozenset(model._no_split_modules or ())))
     if not blocks:
-        raise UserError(
+        raise UsageError(
             f"{type(model).__name__} does not declare which of its modules are blocks",
             where=needed_by_option,
             remedy="name their classes in its _no_split_modules, or remove the option",
-            exit_code=2,
         )
     return blocks
 

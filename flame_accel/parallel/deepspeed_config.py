@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
 
-from flame_accel.config import TrainingConfig, UserError
+from flame_accel.config import TrainingConfig, UsageError
 from flame_accel.cpu_cores import count_usable_cores
 
 LAUNCH_FLAG = "ACCELERATE_USE_DEEPSPEED"
@@ -45,7 +45,7 @@ def build_deepspeed_plugin(
             launcher contradict each other.
     """
     if not is_deepspeed_available():
-        raise _usage_error(
+        raise UsageError(
             "the accelerate configuration asks for DeepSpeed, which is not installed",
             where=f"{LAUNCH_FLAG}={os.environ.get(LAUNCH_FLAG)}",
             remedy="pip install deepspeed --no-build-isolation",
@@ -155,7 +155,7 @@ def _read_launcher_settings_from_environ() -> dict[str, Any]:
         if value not in ("auto", "none"):
             launched[key] = float(value)
     if os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_INIT", "false") == "true":
-        raise _usage_error(
+        raise UsageError(
             "zero3_init_flag: true would shard the weights before they have their initial values",
             where=YAML,
             remedy="set zero3_init_flag: false there; DeepSpeed shards the model that is built",
@@ -168,20 +168,20 @@ def _read_and_check_json_config(path: Path) -> dict[str, Any]:
     try:
         launched = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _usage_error(
+        raise UsageError(
             f"DeepSpeed's configuration cannot be read: {error}",
             where=f"deepspeed_config_file: {path}",
             remedy="name a JSON file, or remove the key and use zero_stage",
         ) from error
     for key in ("optimizer", "scheduler"):
         if key in launched:
-            raise _usage_error(
+            raise UsageError(
                 f"the {key} is chosen by the options of section optimizer",
                 where=f"{key} in {path}",
                 remedy="remove it there",
             )
     if not isinstance(launched.get("zero_optimization"), dict):
-        raise _usage_error(
+        raise UsageError(
             "the ZeRO stage is missing",
             where=str(path),
             remedy='add "zero_optimization": {"stage": 2}',
@@ -200,21 +200,21 @@ def _check_zero_settings_supported(
     """
     stage = zero_settings.get("stage", 0)
     if stage not in (1, 2, 3):
-        raise _usage_error(
+        raise UsageError(
             f"ZeRO stage {stage} is not supported; stage 0, which shards nothing, would apply "
             "gradients that are not finite",
             where=f"zero_stage: {stage} in {YAML}",
             remedy="use stage 1, 2 or 3, or accelerate_configs/ddp.yaml",
         )
     if not training.skip_nan_inf:
-        raise _usage_error(
+        raise UsageError(
             "DeepSpeed skips every update whose gradients are not finite, which contradicts "
             "training.skip_nan_inf = false",
             where="training.skip_nan_inf",
             remedy="leave it true, or use accelerate_configs/fsdp2.yaml",
         )
     if training.compile and stage == 3:
-        raise _usage_error(
+        raise UsageError(
             "compiled code does not see that ZeRO-3 has to gather a weight that one module of a "
             "block takes from another, as fla's do",
             where=f"training.compile, and zero_stage: 3 in {YAML}",
@@ -223,13 +223,13 @@ def _check_zero_settings_supported(
     for name, stages in OFFLOAD_STAGES.items():
         device = (zero_settings.get(name) or {}).get("device", "none")
         if device not in ("none", "cpu"):
-            raise _usage_error(
+            raise UsageError(
                 f"{name} to {device} is not supported",
                 where=f"{name}_device: {device} in {YAML}",
                 remedy="use cpu or none",
             )
         if device != "none" and stage not in stages:
-            raise _usage_error(
+            raise UsageError(
                 f"ZeRO-{stage} keeps all weights on every device and cannot offload them",
                 where=f"{name}_device: {device} in {YAML}",
                 remedy="set it to none, or zero_stage: 3",
@@ -247,7 +247,7 @@ def _check_launched_value_agrees(
             _check_launched_value_agrees(f"{key}.{name}", launched.get(name), value, option=option)
         return
     needed = f"{required}, which is needed here" if option is None else f"{option} = {required}"
-    raise _usage_error(
+    raise UsageError(
         f"DeepSpeed's {key} = {launched} contradicts {needed}",
         where=YAML,
         remedy=f"set {key} to auto there, or remove it",
@@ -265,10 +265,6 @@ def _import_deepspeed_quietly(on_cpu: bool) -> None:
     warnings.filterwarnings("ignore", ".*all_gather_into_tensor", FutureWarning)
     # would be compiled when the process group starts; gloo does the same without a compiler
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _usage_error(problem: str, *, where: str, remedy: str) -> UserError:
-    return UserError(problem, where=where, remedy=remedy, exit_code=2)
 
 
 def _set_threads_to_share_of_cores() -> None:

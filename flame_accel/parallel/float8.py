@@ -19,7 +19,7 @@ from fla.modules import GatedMLP
 from torch import nn
 from transformers import PreTrainedModel
 
-from flame_accel.config import Float8Config, UserError
+from flame_accel.config import Float8Config, UsageError, UserError
 from flame_accel.parallel.deepspeed import is_deepspeed
 from flame_accel.parallel.ranks import tp_size
 
@@ -44,18 +44,16 @@ def check_float8_support(accelerator: Accelerator, config: Float8Config) -> None
     if not config.emulate:
         _check_gpu_supports_float8()
     if is_deepspeed(accelerator) or tp_size(accelerator) > 1:
-        raise UserError(
+        raise UsageError(
             "8-bit floats are not supported with DeepSpeed or tensor parallelism",
             where="float8.recipe_name",
             remedy="launch single.yaml, ddp.yaml or fsdp2.yaml, or remove the option",
-            exit_code=2,
         )
     if config.enable_fsdp_float8_all_gather and not accelerator.is_fsdp2:
-        raise UserError(
+        raise UsageError(
             "no weights are gathered: they are not sharded",
             where="float8.enable_fsdp_float8_all_gather",
             remedy="launch with fsdp2.yaml, or remove the option",
-            exit_code=2,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 
 LAUNCH_CONFIG = "the accelerate configuration"
 """Where the values of the launcher come from, in the words of messages."""
@@ -88,13 +88,12 @@ def _read_and_check_world_size(environment: Mapping[str, str], engine_name: str 
     if world_size > 1:
         missing = [name for name in ("RANK", "LOCAL_RANK") if name not in environment]
         if missing:
-            raise UserError(
+            raise UsageError(
                 f"WORLD_SIZE says {world_size} processes, but this one has no "
                 f"{' and no '.join(missing)}",
                 where=f"WORLD_SIZE={world_size} in the environment",
                 remedy="start with accelerate launch or torchrun, which give every process its "
                 "rank, or unset WORLD_SIZE for a run of one process",
-                exit_code=2,
             )
         return world_size
     if "WORLD_SIZE" not in environment:
@@ -108,31 +107,28 @@ def _check_single_process_is_intended(
     """Checks that a process without a rank is meant to train alone."""
     remedy = "start with accelerate launch --config_file accelerate_configs/NAME.yaml"
     if engine_name is not None:
-        raise UserError(
+        raise UsageError(
             f"{engine_name} is asked for, but no launcher gave this process a rank",
             where="the environment, which has no WORLD_SIZE",
             remedy=remedy,
-            exit_code=2,
         )
     for name, starter in SCHEDULER_VARIABLES.items():
         if environment.get(name, "1") not in ("", "1"):
-            raise UserError(
+            raise UsageError(
                 f"{starter} started {environment[name]} processes without ranks: each would train "
                 "the whole run by itself",
                 where=f"{name}={environment[name]} in the environment",
                 remedy=f"{remedy}, once per machine",
-                exit_code=2,
             )
     # the launcher exports an address where it wants several processes, and starts one of them
     launched = "ACCELERATE_USE_CPU" in environment and "ACCELERATE_MIXED_PRECISION" in environment
     if launched and "MASTER_ADDR" in environment and "MASTER_PORT" in environment:
-        raise UserError(
+        raise UsageError(
             "several processes were asked for, but the launcher started this one alone, as it does "
             "with distributed_type NO or MULTI_CPU, and with use_cpu: true",
             where=LAUNCH_CONFIG,
             remedy="for several processes launch ddp.yaml or fsdp2.yaml, which run on CPUs too; "
             "for one, --num_processes 1, with MASTER_ADDR unset",
-            exit_code=2,
         )
 
 
@@ -145,43 +141,39 @@ def _check_enough_devices(
     local_rank = int(environment["LOCAL_RANK"])
     processes = max(int(environment.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
     if processes > devices:
-        raise UserError(
+        raise UsageError(
             f"{processes} processes were launched on a machine with {devices} device(s)",
             where="num_processes of the accelerate configuration, or NGPU",
             remedy=f"launch at most {devices} process(es) on each machine",
-            exit_code=2,
         )
 
 
 def _check_no_megatron_context_or_sequence_parallelism(environment: Mapping[str, str]) -> None:
     if is_variable_true(environment, "ACCELERATE_USE_MEGATRON_LM"):
-        raise UserError(
+        raise UsageError(
             "Megatron-LM has its own layers and cannot train fla's",
             where=f"distributed_type: MEGATRON_LM of {LAUNCH_CONFIG}",
             remedy="launch ddp.yaml, fsdp2.yaml or hsdp.yaml of accelerate_configs/; tensor "
             "parallelism is training.tensor_parallel_degree",
-            exit_code=2,
         )
     for name, key in (("CP", "context"), ("SP", "sequence")):
         variable = f"PARALLELISM_CONFIG_{name}_SIZE"
         if int(environment.get(variable, "1")) > 1:
-            raise UserError(
+            raise UsageError(
                 f"{key} parallelism over {environment[variable]} devices would be silently wrong "
                 "for linear attention, whose state would not be passed from device to device",
                 where=f"parallelism_config_{name.lower()}_size of {LAUNCH_CONFIG}",
                 remedy="set it to 1; sharding the weights (fsdp2.yaml) makes room for long rows",
-                exit_code=2,
             )
 
 
 def _check_no_dynamo_backend(environment: Mapping[str, str]) -> None:
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() != "no":
-        raise UserError(
+        raise UsageError(
             f"dynamo_backend {backend} would compile the model as a whole, fla's kernels included",
             where=f"dynamo_config of {LAUNCH_CONFIG}",
             remedy="remove it and give --training.compile, which compiles block by block",
-            exit_code=2,
         )
 
 
@@ -190,38 +182,34 @@ def _check_fsdp_settings(environment: Mapping[str, str]) -> None:
     where = f"fsdp_config of {LAUNCH_CONFIG}"
     version = environment.get("FSDP_VERSION", "1")
     if version != "2":
-        raise UserError(
+        raise UsageError(
             f"fsdp_version {version} is not supported, only FSDP2 is",
             where=where,
             remedy="set fsdp_version: 2, as in accelerate_configs/fsdp2.yaml",
-            exit_code=2,
         )
     policy = environment.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
     if policy != "TRANSFORMER_BASED_WRAP":
-        raise UserError(
+        raise UsageError(
             f"fsdp_auto_wrap_policy {policy} does not shard by block: all weights would be "
             "gathered at once, which saves no memory",
             where=where,
             remedy="set fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
-            exit_code=2,
         )
     if is_variable_true(environment, "FSDP_ACTIVATION_CHECKPOINTING") or is_variable_true(
         environment, "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD"
     ):
-        raise UserError(
+        raise UsageError(
             "fsdp_activation_checkpointing would recompute in addition to "
             "activation_checkpoint.mode",
             where=where,
             remedy="remove it and give --activation_checkpoint.mode full",
-            exit_code=2,
         )
     if environment.get("FSDP_IGNORED_MODULES"):
-        raise UserError(
+        raise UsageError(
             f"fsdp_ignored_modules {environment['FSDP_IGNORED_MODULES']} would diverge between "
             "processes, since nothing sums their gradients",
             where=where,
             remedy="remove it",
-            exit_code=2,
         )
 
 
@@ -236,11 +224,10 @@ def _read_precision(environment: Mapping[str, str]) -> Literal["bfloat16", "floa
         return None
     if precision not in ("no", "bf16"):
         hint = "; 8-bit floats are float8.recipe_name" if precision == "fp8" else ""
-        raise UserError(
+        raise UsageError(
             f"mixed precision {precision} is not supported",
             where=f"mixed_precision of {LAUNCH_CONFIG}",
             remedy=f"use bf16 or no{hint}",
-            exit_code=2,
         )
     return "bfloat16" if precision == "bf16" else "float32"
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 from flame_accel.parallel.blocks import find_blocks
 
 ReshardAfterForward = Literal["default", "always", "never"]
@@ -26,20 +26,18 @@ def check_reshard_after_forward(accelerator: Accelerator, requested: ReshardAfte
     if requested == "default":
         return
     if not accelerator.is_fsdp2:
-        raise UserError(
+        raise UsageError(
             f"{requested}, but no weights are gathered: FSDP2 does not shard this run",
             where=OPTION,
             remedy="launch several processes with fsdp2.yaml, or remove the option",
-            exit_code=2,
         )
     # true is the launcher's default, so that it does not speak against never
     if requested == "always" and not _yaml_reshards_after_forward(accelerator):
-        raise UserError(
+        raise UsageError(
             "always contradicts fsdp_reshard_after_forward: false of the accelerate configuration",
             where=OPTION,
             remedy="set fsdp_reshard_after_forward: true there, or give "
             "--fsdp_reshard_after_forward true to accelerate launch",
-            exit_code=2,
         )
 
 

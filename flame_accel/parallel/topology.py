@@ -11,7 +11,7 @@ from itertools import product
 from math import prod
 from typing import Literal, NamedTuple
 
-from flame_accel.config import TrainingConfig, UserError
+from flame_accel.config import TrainingConfig, UsageError, UserError
 from flame_accel.parallel.launch import LAUNCH_CONFIG, Launch, read_launch
 
 Engine = Literal["single", "ddp", "fsdp2", "tensor", "deepspeed"]
@@ -154,13 +154,12 @@ def _check_degrees(degrees: Degrees, training: TrainingConfig, launch: Launch) -
     if prod(degrees) != world_size:
         raise _degree_product_error(degrees, world_size)
     if degrees.dp_replicate > 1 and degrees.dp_shard == 1 and degrees.tp > 1:
-        raise UserError(
+        raise UsageError(
             f"{degrees.dp_replicate} replicas of a tensor-parallel degree of {degrees.tp}: tensor "
             "parallelism is supported with FSDP2, not with DDP",
             where=f"training.tensor_parallel_degree, and {world_size} processes of {LAUNCH_CONFIG}",
             remedy="add --training.data_parallel_shard_degree -1, or launch fsdp2_tp.yaml, or "
             f"{degrees.tp} processes",
-            exit_code=2,
         )
 
 
@@ -179,11 +178,10 @@ def _resolve_degree(
 
 
 def _contradiction_error(option: str, setting: str, remedy: str) -> UserError:
-    return UserError(
+    return UsageError(
         f"{option} contradicts {setting} of {LAUNCH_CONFIG}",
         where="options and launch",
         remedy=remedy,
-        exit_code=2,
     )
 
 
@@ -197,13 +195,12 @@ def _degree_product_error(degrees: Degrees, world_size: int) -> UserError:
     # those first that keep most of what was asked for
     fitting.sort(key=lambda other: sum(a != b for a, b in zip(degrees, other, strict=True)))
     shown = ", ".join(map(str, fitting[:6]))
-    return UserError(
+    return UsageError(
         f"degrees replicate x shard x tensor of {degrees} make {prod(degrees)} processes, "
         f"{world_size} were launched",
         where="training.data_parallel_replicate_degree, training.data_parallel_shard_degree, "
         f"training.tensor_parallel_degree and parallelism_config of {LAUNCH_CONFIG}",
         remedy=f"launch {prod(degrees)} processes, or use one of {shown}",
-        exit_code=2,
     )
 
 
@@ -233,12 +230,11 @@ def _check_no_degrees_under_deepspeed(training: TrainingConfig, launch: Launch) 
 
 def _resolve_offload(training: TrainingConfig, launch: Launch, sharded: bool) -> bool:
     if training.enable_cpu_offload and not sharded:
-        raise UserError(
+        raise UsageError(
             "nothing is sharded, and only sharded weights can be kept in CPU memory",
             where="training.enable_cpu_offload",
             remedy="launch fsdp2_offload.yaml, or add --training.data_parallel_shard_degree -1 to "
             "a launch of several processes",
-            exit_code=2,
         )
     return sharded and (training.enable_cpu_offload or launch.offload)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from flame_accel.config import OptimizerConfig, UserError
+from flame_accel.config import OptimizerConfig, UsageError
 from flame_accel.models import parameter_groups
 from flame_accel.parallel import is_deepspeed, tp_size
 from flame_accel.training.adam import Adam, AdamW
@@ -31,11 +31,10 @@ def check_optimizer_support(accelerator: Accelerator, config: OptimizerConfig) -
         UserError: It does not; names engines that do.
     """
     if config.name == "Muon" and is_deepspeed(accelerator):
-        raise UserError(
+        raise UsageError(
             "Muon needs whole matrices, and DeepSpeed gives the optimizer flat slices of them",
             where="optimizer.name",
             remedy="launch with fsdp2.yaml, which shards as ZeRO does, or use AdamW",
-            exit_code=2,
         )
     if not config.early_step_in_backward:
         return
@@ -47,11 +46,10 @@ def check_optimizer_support(accelerator: Accelerator, config: OptimizerConfig) -
         reason = "DDP averages the gradients only after it"
     else:
         return
-    raise UserError(
+    raise UsageError(
         f"the optimizer cannot be applied within the backward pass: {reason}",
         where="optimizer.early_step_in_backward",
         remedy="launch with single.yaml or fsdp2.yaml, or remove the option",
-        exit_code=2,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flame_accel.commands.arguments import argparse_integer_at_least
-from flame_accel.config import Config, ConfigError, UserError, parse
+from flame_accel.config import Config, ConfigError, UsageError, parse
 
 NO_MODEL = "not/needed"
 """Value of model.config if none is given: the data does not depend on it."""
@@ -99,10 +99,9 @@ def parse_run_options(argv: Sequence[str]) -> Config:
 def _require_tokenizer_name(config: Config) -> str:
     name = config.model.tokenizer_path or str(config.model.config)
     if name == NO_MODEL:
-        raise UserError(
+        raise UsageError(
             "is required if no model is named",
             where="--model.tokenizer_path",
             remedy="name a tokenizer, or the model with --model.config",
-            exit_code=2,
         )
     return name

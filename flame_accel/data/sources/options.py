@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from flame_accel.config import EvaluationConfig, TrainingConfig, dataset_names, values_per_dataset
-from flame_accel.config.errors import UserError
+from flame_accel.config.errors import UsageError
 from flame_accel.config.training_options import PER_DATASET
 
 GLOB_CHARACTERS = frozenset("*?[")
@@ -65,11 +65,10 @@ class DatasetOptions:
         """
         given = [f"{self.section}.{name}" for name in names if getattr(self, name) is not None]
         if given:
-            raise UserError(
+            raise UsageError(
                 f"{', '.join(given)} cannot narrow this kind of dataset",
                 where=self.where,
                 remedy=f"leave {' and '.join(given)} out",
-                exit_code=2,
             )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES, Plan
@@ -60,12 +60,11 @@ def match_regions_with_plans(model: PreTrainedModel) -> list[Region]:
     # with another norm (model.norm_type) it is a type of its own
     model_type = base_model_type(model.config)
     if model_type not in SUPPORTED_MODEL_TYPES:
-        raise UserError(
+        raise UsageError(
             f"tensor parallelism does not support {model_type}",
             where=OPTION,
             remedy=f"it supports {', '.join(SUPPORTED_MODEL_TYPES)}; "
             "training.data_parallel_shard_degree shards the weights of any model",
-            exit_code=2,
         )
     decoder: Any = model.get_decoder()
     regions = []
@@ -75,12 +74,11 @@ def match_regions_with_plans(model: PreTrainedModel) -> list[Region]:
             plan = PLANS.get(type(module).__name__)
             names = [name for name, _ in module.named_parameters()]
             if plan is None or not all(covers_parameter(plan, name) for name in names):
-                raise UserError(
+                raise UsageError(
                     f"tensor parallelism does not support {type(module).__name__} as it is "
                     "configured here",
                     where=f"{name}, {OPTION}",
                     remedy=f"use layers of fla's {', '.join(SUPPORTED_MODEL_TYPES)}",
-                    exit_code=2,
                 )
             regions.append(Region(name, module, plan))
     return regions
@@ -130,12 +128,11 @@ def check_degree_divides_sizes(regions: list[Region], degree: int) -> None:
             size = getattr(region.module, name)
             if size % degree:
                 degrees = ", ".join(map(str, valid_degrees(regions)))
-                raise UserError(
+                raise UsageError(
                     f"{name} = {size} of {region.name} is not divisible by the tensor-parallel "
                     f"degree {degree}",
                     where=OPTION,
                     remedy=f"for this model these degrees work: {degrees}",
-                    exit_code=2,
                 )
 
 
@@ -147,9 +144,8 @@ def check_no_l2warp(config: PreTrainedConfig) -> None:
     """
     # not every config has the field
     if getattr(config, "use_l2warp", False):
-        raise UserError(
+        raise UsageError(
             "use_l2warp of the model config needs the logits of the whole vocabulary on each rank",
             where=OPTION,
             remedy="add --training.disable_loss_parallel",
-            exit_code=2,
         )
