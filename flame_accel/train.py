@@ -21,11 +21,11 @@ from flame_accel.checkpoint import (
     CheckpointFolder,
     SaveSchedule,
     TrainState,
+    dtype_if_weights_only,
     export_model,
     restore_starting_point,
     save_checkpoint,
     training_table_rows,
-    weights_only_dtype,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
@@ -177,16 +177,16 @@ def restore_run(
     checkpoints = CheckpointFolder(
         run_folder / config.checkpoint.folder, keep_latest_k=config.checkpoint.keep_latest_k
     )
-    state, data_state, rank_states = restore_starting_point(
+    state, stream_state, meter_states = restore_starting_point(
         accelerator,
         checkpoints,
         config.checkpoint,
         model=components.model,
         optimizer=components.optimizer,
-        steps=config.training.steps,
+        total_steps=config.training.steps,
     )
     batches = data.build_batches(
-        config.training, components.run_data, rank=rank, world_size=world_size, state=data_state
+        config.training, components.run_data, rank=rank, world_size=world_size, state=stream_state
     )
     eval_batches = data.build_evaluation_batches(
         config.training, config.evaluation, components.run_data, rank=rank, world_size=world_size
@@ -195,7 +195,7 @@ def restore_run(
         accelerator,
         flops_per_token=components.flops_per_token,
         device_peak_flops=models.device_peak_flops(observe.device_name(accelerator.device)),
-        states=[rank_state["meter"] for rank_state in rank_states],
+        states=meter_states,
     )
     metric_logger = observe.MetricLogger(
         accelerator,
@@ -290,7 +290,7 @@ def train(
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.write_record(record, steps=steps)
             meter.check_consecutive_skips(training.max_consecutive_skips)
-        if saves.is_due(state.step, logged=bool(record)):
+        if saves.is_due(state.step, step_was_logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
         if training.gc_freq and state.step % training.gc_freq == 0:
@@ -308,9 +308,9 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         model=components.model,
         optimizer=components.optimizer,
         tokenizer=components.tokenizer,
-        data_state=loop.batches.state_dict(),
-        rank_state={"meter": loop.meter.state_dict()},
-        weights_only_dtype=weights_only_dtype(config.checkpoint, last=last),
+        stream_state=loop.batches.state_dict(),
+        meter_state=loop.meter.state_dict(),
+        weights_only_dtype=dtype_if_weights_only(config.checkpoint, is_last_step=last),
     )
 
 

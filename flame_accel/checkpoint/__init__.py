@@ -1,6 +1,6 @@
 """What survives a restart: atomic checkpoint folders, their contents, and Hugging Face weights."""
 
-from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype
+from flame_accel.checkpoint.contents import dtype_if_weights_only, save_checkpoint
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf_model import export_model
 from flame_accel.checkpoint.model_card import training_table_rows
@@ -12,9 +12,9 @@ __all__ = [
     "CheckpointFolder",
     "SaveSchedule",
     "TrainState",
+    "dtype_if_weights_only",
     "export_model",
     "restore_starting_point",
     "save_checkpoint",
     "training_table_rows",
-    "weights_only_dtype",
 ]

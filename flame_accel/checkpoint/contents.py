@@ -13,7 +13,7 @@ A checkpoint with only the model's weights ends with state.json. Tensors are rea
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf_model
-from flame_accel.checkpoint.rng_state import get_rng_state, set_rng_state
+from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
 from flame_accel.checkpoint.tensor_storage import (
     load_optimizer_state,
     load_weights,
@@ -35,9 +35,10 @@ from flame_accel.checkpoint.tensor_storage import (
 )
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
-from flame_accel.data import merge_rank_states
+from flame_accel.data.loading.stream_state import StreamState, merge_rank_states
 from flame_accel.files import write_json_atomically
 from flame_accel.observe import get_logger
+from flame_accel.observe.meter import MeterState
 from flame_accel.observe.run_folder import package_versions
 from flame_accel.parallel import tp_size, unwrap
 
@@ -46,10 +47,10 @@ class RestoredState(NamedTuple):
     """What is restored in addition to model and optimizer; the defaults are a new run's."""
 
     state: TrainState
-    data_state: dict[str, Any] | None = None
+    stream_state: StreamState | None = None
     """Cursors of all lanes; None starts at the beginning of the data."""
-    rank_states: Sequence[Mapping[str, Any]] = ()
-    """`rank_state` of every data-parallel rank of the run that saved it, by rank."""
+    meter_states: Sequence[MeterState] = ()
+    """Of every data-parallel rank of the run that saved them, by rank."""
 
 
 def save_checkpoint(
@@ -60,8 +61,8 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     tokenizer: PreTrainedTokenizerBase,
-    data_state: dict[str, Any],
-    rank_state: dict[str, Any],
+    stream_state: StreamState,
+    meter_state: MeterState,
     weights_only_dtype: torch.dtype | None = None,
 ) -> Path:
     """Writes the checkpoint of `state.step`. Every rank must call it; returns when it is complete.
@@ -73,8 +74,8 @@ def save_checkpoint(
         model: The model as Accelerate prepared it.
         optimizer: The optimizer as Accelerate prepared it.
         tokenizer: Saved next to the weights.
-        data_state: Cursors of this rank's lanes.
-        rank_state: Other state of this data-parallel rank, JSON-able and small.
+        stream_state: Cursors of this rank's lanes.
+        meter_state: Of this rank's meter.
         weights_only_dtype: Saves only the weights, in this dtype; None saves everything.
 
     Returns:
@@ -82,7 +83,7 @@ def save_checkpoint(
     """
     weights = gather_full_weights_to_main(accelerator, model)
     if accelerator.is_main_process:
-        temporary = folder.create_temporary(state.step)
+        temporary = folder.create_temporary_folder(state.step)
         inner = unwrap(accelerator, model)
         save_hf_model(inner, weights, tokenizer, temporary, weights_only_dtype or torch.float32)
         write_json_atomically(temporary / "state.json", asdict(state))
@@ -90,10 +91,10 @@ def save_checkpoint(
     if weights_only_dtype is None:
         temporary = folder.temporary_path(state.step)
         save_optimizer_state(accelerator, temporary, model, optimizer)
-        _save_rank_states(accelerator, temporary, data_state, rank_state)
+        _save_stream_meter_and_rng_states(accelerator, temporary, stream_state, meter_state)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        folder.commit_temporary(
+        folder.rename_temporary_and_prune(
             state.step,
             {
                 "step": state.step,
@@ -106,36 +107,36 @@ def save_checkpoint(
     return folder.checkpoint_path(state.step)
 
 
-def weights_only_dtype(config: CheckpointConfig, *, last: bool) -> torch.dtype | None:
+def dtype_if_weights_only(config: CheckpointConfig, *, is_last_step: bool) -> torch.dtype | None:
     """The dtype of a checkpoint that contains only weights; None if it contains everything.
 
     Args:
         config: Options of section checkpoint.
-        last: Whether the checkpoint is of the last step.
+        is_last_step: Whether the checkpoint is of the last step.
     """
     if config.create_seed_checkpoint:
         # everything else is initialised by the run that loads it, for any number of ranks
         return torch.float32
-    if config.model_weights_only and last:
+    if config.model_weights_only and is_last_step:
         return getattr(torch, config.export_dtype)
     return None
 
 
-def _save_rank_states(
+def _save_stream_meter_and_rng_states(
     accelerator: Accelerator,
     checkpoint: Path,
-    data_state: dict[str, Any],
-    rank_state: dict[str, Any],
+    stream_state: StreamState,
+    meter_state: MeterState,
 ) -> None:
     """Writes what differs between ranks: data cursors, meters and random states."""
     # the ranks of a tensor-parallel group are consecutive and have equal states
-    states = gather_object([(data_state, rank_state)])[:: tp_size(accelerator)]
+    states = gather_object([(stream_state, meter_state)])[:: tp_size(accelerator)]
     if accelerator.is_main_process:
-        write_json_atomically(
-            checkpoint / "data.json", merge_rank_states([data for data, _ in states])
-        )
-        write_json_atomically(checkpoint / "ranks.json", [rank for _, rank in states])
-    write_json_atomically(checkpoint / f"rank-{accelerator.process_index}.json", get_rng_state())
+        merged = merge_rank_states([stream for stream, _ in states])
+        write_json_atomically(checkpoint / "data.json", merged)
+        write_json_atomically(checkpoint / "ranks.json", [{"meter": meter} for _, meter in states])
+    path = checkpoint / f"rank-{accelerator.process_index}.json"
+    write_json_atomically(path, get_all_rng_states_as_json())
 
 
 def has_training_state(checkpoint: Path) -> bool:
@@ -149,7 +150,7 @@ def load_checkpoint(
     *,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
-    exclude: Collection[str] = (),
+    excluded_parts: Collection[str] = (),
 ) -> RestoredState:
     """Loads a checkpoint, including random states. Every rank must call it.
 
@@ -158,7 +159,7 @@ def load_checkpoint(
         checkpoint: Path of an intact checkpoint, or of one with only weights and counters.
         model: The model as Accelerate prepared it; its weights are overwritten.
         optimizer: The optimizer as Accelerate prepared it; its state is overwritten.
-        exclude: Parts that are not loaded: `optimizer`, `dataloader`, `train_state`.
+        excluded_parts: Parts that are not loaded: `optimizer`, `dataloader`, `train_state`.
 
     Returns:
         The rest of the loaded state.
@@ -168,24 +169,25 @@ def load_checkpoint(
     """
     load_weights(accelerator, model, checkpoint)
     full = has_training_state(checkpoint)
-    if full and "optimizer" not in exclude:
+    if full and "optimizer" not in excluded_parts:
         load_optimizer_state(accelerator, model, optimizer, checkpoint)
-    data_state = None
-    if full and "dataloader" not in exclude:
-        data_state = read_json(checkpoint / "data.json")
-    if "train_state" in exclude:
-        return RestoredState(TrainState(), data_state)
+    stream_state = None
+    if full and "dataloader" not in excluded_parts:
+        stream_state = read_json(checkpoint / "data.json")
+    if "train_state" in excluded_parts:
+        return RestoredState(TrainState(), stream_state)
     state = TrainState(**read_json(checkpoint / "state.json"))
     if not full:
         return RestoredState(state)
     _restore_rng_state(accelerator, checkpoint)
-    return RestoredState(state, data_state, read_json(checkpoint / "ranks.json"))
+    meter_states = [rank["meter"] for rank in read_json(checkpoint / "ranks.json")]
+    return RestoredState(state, stream_state, meter_states)
 
 
 def _restore_rng_state(accelerator: Accelerator, checkpoint: Path) -> None:
     path = checkpoint / f"rank-{accelerator.process_index}.json"
     if path.exists():
-        set_rng_state(read_json(path))
+        set_all_rng_states(read_json(path))
         return
     get_logger().warning(
         "rank %d did not exist when %s was saved: its random number generators start afresh",

@@ -42,18 +42,20 @@ class ParameterState(NamedTuple):
     """By the optimizer's own keys, of the whole `fragment.flat`; scalars as they are."""
 
 
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a model's state dict contains, by name: not copies."""
+    stored = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
+
+
 def full_weights_on_meta(model: nn.Module) -> dict[str, Tensor]:
     """Every weight and persistent buffer of a model by name, full size, on the meta device."""
     weights = {
         name: torch.empty(full_shape(parameter), dtype=parameter.dtype, device="meta")
         for name, parameter in model.named_parameters()
     }
-    stored = model.state_dict().keys()
-    return weights | {
-        name: torch.empty_like(buffer, device="meta")
-        for name, buffer in model.named_buffers()
-        if name in stored
-    }
+    buffers = persistent_buffers(model)
+    return weights | {name: torch.empty_like(b, device="meta") for name, b in buffers.items()}
 
 
 def gather_zero_weights_to_main(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
@@ -73,11 +75,10 @@ def gather_zero_weights_to_main(accelerator: Accelerator, engine: nn.Module) -> 
         name: gathered[parameter]
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
-    stored = model.state_dict().keys()
-    return weights | {name: b.cpu() for name, b in model.named_buffers() if name in stored}
+    return weights | {name: buffer.cpu() for name, buffer in persistent_buffers(model).items()}
 
 
-def copy_into_zero_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def copy_into_zero_weights(model: nn.Module, full_weights: Mapping[str, Tensor]) -> None:
     """Overwrites weights and buffers by full tensors of the same names.
 
     Every rank must call it with the same tensors; `refresh_fp32_copies` completes it.
@@ -85,7 +86,7 @@ def copy_into_zero_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> N
     from deepspeed.runtime.zero import GatheredParameters
 
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    for name, full in weights.items():
+    for name, full in full_weights.items():
         if name in buffers:
             buffers[name].copy_(full)
             continue
@@ -139,19 +140,19 @@ def local_optimizer_state_names(model: nn.Module, engine: nn.Module) -> set[str]
 
 
 def copy_into_local_optimizer_state(
-    model: nn.Module, engine: nn.Module, tensors: Mapping[str, Tensor]
+    model: nn.Module, engine: nn.Module, full_tensors: Mapping[str, Tensor]
 ) -> None:
     """Overwrites this rank's elements of the optimizer's state from full tensors.
 
     Args:
         model: The unwrapped model, for the names of its parameters.
         engine: DeepSpeed's engine.
-        tensors: Full tensors named as in `full_optimizer_state_on_meta`; state without one is
+        full_tensors: Full tensors named as in `full_optimizer_state_on_meta`; state without one is
             kept.
     """
     for name, _, fragment, state in _iterate_optimizer_states(model, engine):
         for key, value in state.items():
-            full = tensors.get(f"{name}.{key}")
+            full = full_tensors.get(f"{name}.{key}")
             if full is None:
                 continue
             if value.dim() == 0:
@@ -189,54 +190,62 @@ def gather_zero_optimizer_state_per_owner(
 
 
 def _assemble_full_state_on_owner(
-    accelerator: Accelerator, fragment: Fragment, value: Tensor, shape: torch.Size, owner: int
+    accelerator: Accelerator,
+    fragment: Fragment,
+    local_values: Tensor,
+    full_shape: torch.Size,
+    owner_rank: int,
 ) -> Tensor:
-    """Assembles one full state tensor on rank `owner` from the fragments of all ranks.
+    """Assembles one full state tensor on rank `owner_rank` from the fragments of all ranks.
 
     Returns:
-        [*shape]; complete on `owner` only.
+        [*full_shape]; complete on `owner_rank` only.
     """
-    full = torch.zeros(shape.numel(), dtype=value.dtype, device=accelerator.device)
+    full = torch.zeros(full_shape.numel(), dtype=local_values.dtype, device=accelerator.device)
     _, start, offset, length = fragment
-    full.narrow(0, offset, length).copy_(value.narrow(0, start, length))
+    full.narrow(0, offset, length).copy_(local_values.narrow(0, start, length))
     if accelerator.num_processes > 1:
         # the fragments do not overlap, so that their sum is their concatenation
-        torch.distributed.reduce(full, dst=owner)
-    return full.view(shape)
+        torch.distributed.reduce(full, dst=owner_rank)
+    return full.view(full_shape)
 
 
 def _iterate_optimizer_states(model: nn.Module, engine: nn.Module) -> Iterator[ParameterState]:
     """All parameters that the optimizer updates, in the model's order."""
     zero: Any = engine.optimizer
-    fragments = dict(_iterate_parameter_fragments(zero))
+    fragments = dict(_iterate_local_fragments(zero))
     for name, parameter in model.named_parameters():
         if parameter in fragments:
             fragment = fragments[parameter]
             yield ParameterState(name, parameter, fragment, zero.state.get(fragment.flat, {}))
 
 
-def _flat_fp32_partitions(zero: Any) -> list[Tensor]:
-    is_stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
-    return zero.fp32_partitioned_groups_flat if is_stage_3 else zero.single_partition_of_fp32_groups
+def _flat_fp32_partitions(zero_optimizer: Any) -> list[Tensor]:
+    """The flat tensors of this rank's partition, one or more per parameter group."""
+    if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
+        return zero_optimizer.fp32_partitioned_groups_flat
+    return zero_optimizer.single_partition_of_fp32_groups
 
 
-def _iterate_parameter_fragments(zero: Any) -> Iterator[tuple[nn.Parameter, Fragment]]:
+def _iterate_local_fragments(zero_optimizer: Any) -> Iterator[tuple[nn.Parameter, Fragment]]:
     """Every optimized parameter with this rank's elements of it.
 
     DeepSpeed's own functions for single parameters know the state of the first group only before
     the second step, and refuse parameters whose size is not divisible by the number of ranks.
     """
-    flats = _flat_fp32_partitions(zero)
-    if hasattr(zero, "fp32_partitioned_groups_flat"):
+    flats = _flat_fp32_partitions(zero_optimizer)
+    if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
         rank = torch.distributed.get_rank()
-        for parameter in (p for group in zero.fp16_groups for p in group):
-            index, start, length = zero.grad_position[zero.get_param_id(parameter)]
+        for parameter in (p for group in zero_optimizer.fp16_groups for p in group):
+            index, start, length = zero_optimizer.grad_position[
+                zero_optimizer.get_param_id(parameter)
+            ]
             offset = min(rank * length, parameter.ds_numel)
             # the last partition is padded
             length = min(length, parameter.ds_numel - offset)
             yield parameter, Fragment(flats[index], start, offset, length)
         return
-    for flat, group in zip(flats, zero.bit16_groups, strict=True):
+    for flat, group in zip(flats, zero_optimizer.bit16_groups, strict=True):
         for parameter in group:
             mapping = parameter._hp_mapping
             if mapping is None:

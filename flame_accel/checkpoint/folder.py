@@ -6,11 +6,11 @@ A folder whose manifest is missing or does not match its files is never loaded: 
 the next older one is used. What a checkpoint contains is defined in `contents`.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flame_accel import files
 from flame_accel.config import UserError
@@ -49,7 +49,7 @@ class CheckpointFolder:
         numbers = [name.removeprefix(STEP_PREFIX) for name in names]
         return sorted(int(number) for number in numbers if number.isdecimal())
 
-    def create_temporary(self, step: int) -> Path:
+    def create_temporary_folder(self, step: int) -> Path:
         """Creates a step's empty temporary folder. Called by one process, before any writes."""
         temporary = self.temporary_path(step)
         if temporary.exists():
@@ -57,35 +57,35 @@ class CheckpointFolder:
         temporary.mkdir(parents=True)
         return temporary
 
-    def commit_temporary(self, step: int, manifest_entries: Mapping[str, Any]) -> Path:
+    def rename_temporary_and_prune(self, step: int, run_facts: Mapping[str, object]) -> Path:
         """Turns the temporary folder of a step into its checkpoint, and deletes old checkpoints.
 
         Called by one process, after every rank has written.
 
         Args:
             step: Number of completed updates.
-            manifest_entries: Further entries of the manifest, JSON-able.
+            run_facts: What the manifest says besides the files, JSON-able.
 
         Returns:
             The checkpoint's final path.
         """
         temporary = self.temporary_path(step)
-        content = {**manifest_entries, "files": files.describe_files(temporary)}
+        content = {**run_facts, "files": files.describe_files(temporary)}
         files.write_json_atomically(temporary / MANIFEST, content)
         final = self.checkpoint_path(step)
         replaced = final.exists()
         files.sync_and_rename_or_swap_folder(temporary, final)
         if replaced:
-            files.rename_and_sync(temporary, _unused_path(final, SUPERSEDED))
-        self._delete_old_checkpoints()
+            files.rename_and_sync(temporary, _first_unused_name(final, SUPERSEDED))
+        self._delete_all_but_latest_k()
         return final
 
-    def _delete_old_checkpoints(self) -> None:
+    def _delete_all_but_latest_k(self) -> None:
         if self.keep_latest_k:
             for step in self.list_steps()[: -self.keep_latest_k]:
                 shutil.rmtree(self.checkpoint_path(step))
 
-    def find_checkpoint_and_clean_up(self, load_step: int) -> Path | None:
+    def find_intact_checkpoint_and_clean_up(self, load_step: int) -> Path | None:
         """Finds the checkpoint to load, and cleans up. Called by one process.
 
         Leftovers of interrupted saves are deleted. Damaged folders, and those newer than a
@@ -100,38 +100,36 @@ class CheckpointFolder:
         Raises:
             UserError: `load_step` names a checkpoint that does not exist or is damaged.
         """
-        if not self.path.is_dir():
-            candidates = []
-        else:
-            for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
-                get_logger().info("deleting %s: saving it was interrupted", leftover)
-                shutil.rmtree(leftover)
-            candidates = self.list_steps()
+        for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
+            get_logger().info("deleting %s: saving it was interrupted", leftover)
+            shutil.rmtree(leftover)
+        saved_steps = self.list_steps()
         if load_step >= 0:
-            return self._select_step_and_rename_newer(load_step, candidates)
-        for step in reversed(candidates):
+            return self._check_step_and_rename_newer(load_step, saved_steps)
+        for step in reversed(saved_steps):
             folder = self.checkpoint_path(step)
             damage = find_checkpoint_damage(folder)
             if damage is None:
                 return folder
-            aside = _rename_with_reason(folder, DAMAGED)
+            aside = _rename_with_suffix(folder, DAMAGED)
             get_logger().warning("%s is damaged (%s): renamed to %s", folder, damage, aside.name)
         return None
 
-    def _select_step_and_rename_newer(self, step: int, candidates: list[int]) -> Path:
+    def _check_step_and_rename_newer(self, step: int, saved_steps: list[int]) -> Path:
         """The intact checkpoint of a requested step; newer ones are renamed."""
         folder = self.checkpoint_path(step)
-        damage = find_checkpoint_damage(folder) if step in candidates else "there is no such folder"
+        exists = step in saved_steps
+        damage = find_checkpoint_damage(folder) if exists else "there is no such folder"
         if damage is not None:
-            there = ", ".join(map(str, candidates)) or "none"
+            there = ", ".join(map(str, saved_steps)) or "none"
             raise UserError(
                 f"the checkpoint of step {step} cannot be loaded: {damage}",
                 where=f"checkpoint.load_step = {step}, {folder}",
                 remedy=f"choose one of the saved steps ({there}), or -1 for the newest intact one",
             )
-        for newer in candidates[candidates.index(step) + 1 :]:
+        for newer in saved_steps[saved_steps.index(step) + 1 :]:
             # the run continues from the older one: a later start must not return to these
-            aside = _rename_with_reason(self.checkpoint_path(newer), SUPERSEDED)
+            aside = _rename_with_suffix(self.checkpoint_path(newer), SUPERSEDED)
             get_logger().info("step %d is requested: a newer one is now %s", step, aside.name)
         return folder
 
@@ -148,15 +146,13 @@ def find_checkpoint_damage(folder: Path) -> str | None:
     return files.describe_first_damage(folder, descriptions, compare_checksums=True)
 
 
-def _rename_with_reason(folder: Path, reason: str) -> Path:
-    """Renames `step-N` to the first free `step-N.reason-I`, which is never loaded."""
-    aside = _unused_path(folder, reason)
+def _rename_with_suffix(folder: Path, suffix: str) -> Path:
+    """Renames `step-N` to the first free `step-N.suffix-I`, which is never loaded."""
+    aside = _first_unused_name(folder, suffix)
     files.rename_and_sync(folder, aside)
     return aside
 
 
-def _unused_path(folder: Path, reason: str) -> Path:
-    number = 0
-    while (name := folder.with_name(f"{folder.name}.{reason}-{number}")).exists():
-        number += 1
-    return name
+def _first_unused_name(folder: Path, suffix: str) -> Path:
+    names = (folder.with_name(f"{folder.name}.{suffix}-{number}") for number in itertools.count())
+    return next(name for name in names if not name.exists())

@@ -38,7 +38,7 @@ def restore_starting_point(
     *,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
-    steps: int,
+    total_steps: int,
 ) -> RestoredState:
     """Loads model and optimizer from where the run starts. Every rank must call it.
 
@@ -48,7 +48,7 @@ def restore_starting_point(
         config: Options of section checkpoint.
         model: The model as Accelerate prepared it.
         optimizer: The optimizer as Accelerate prepared it.
-        steps: Total number of training steps.
+        total_steps: Total number of training steps.
 
     Returns:
         The rest of the loaded state; that of a new run if nothing was loaded.
@@ -58,13 +58,13 @@ def restore_starting_point(
             resumed.
     """
     own = _run_on_main_and_broadcast(
-        accelerator, lambda: _find_own_checkpoint(checkpoints, config, steps)
+        accelerator, lambda: _find_checkpoint_to_resume(checkpoints, config, total_steps)
     )
     if own is not None:
         # a run that is started again resumes everything from its newest checkpoint
-        exclude = config.exclude_from_loading if config.load_step >= 0 else ()
+        excluded = config.exclude_from_loading if config.load_step >= 0 else ()
         restored = load_checkpoint(
-            accelerator, own, model=model, optimizer=optimizer, exclude=exclude
+            accelerator, own, model=model, optimizer=optimizer, excluded_parts=excluded
         )
         get_logger().info("continuing after step %d, from %s", restored.state.step, own)
         return restored
@@ -76,7 +76,7 @@ def restore_starting_point(
         config,
         model=model,
         optimizer=optimizer,
-        steps=steps,
+        total_steps=total_steps,
     )
 
 
@@ -87,7 +87,7 @@ def _start_from_initial_load_path(
     *,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
-    steps: int,
+    total_steps: int,
 ) -> RestoredState:
     """Starts from `initial_load_path`: with its weights, or with everything of another run."""
     if config.initial_load_model_weights_only:
@@ -106,12 +106,13 @@ def _start_from_initial_load_path(
         source,
         model=model,
         optimizer=optimizer,
-        exclude=config.exclude_from_loading,
+        excluded_parts=config.exclude_from_loading,
     )
-    if restored.state.step >= steps:
+    if restored.state.step >= total_steps:
         raise _initial_load_error(
             source,
-            f"is from step {restored.state.step}: nothing is left of training.steps = {steps}",
+            f"is from step {restored.state.step}: "
+            f"nothing is left of training.steps = {total_steps}",
             "raise training.steps, or add train_state to checkpoint.exclude_from_loading",
         )
     # the trackers must not append to the other run
@@ -139,13 +140,13 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
 
 
 def _run_on_main_and_broadcast(
-    accelerator: Accelerator, function: Callable[[], Path | None]
+    accelerator: Accelerator, find_path: Callable[[], Path | None]
 ) -> Path | None:
-    """Calls a function on the main process; every rank gets its result, or its `UserError`."""
+    """Calls `find_path` on the main process; every rank gets its result, or its `UserError`."""
     outcome: list[Path | UserError | None] = [None]
     if accelerator.is_main_process:
         try:
-            outcome = [function()]
+            outcome = [find_path()]
         except UserError as error:
             outcome = [error]
     [found] = broadcast_object_list(outcome)
@@ -154,13 +155,13 @@ def _run_on_main_and_broadcast(
     return found
 
 
-def _find_own_checkpoint(
-    checkpoints: CheckpointFolder, config: CheckpointConfig, steps: int
+def _find_checkpoint_to_resume(
+    checkpoints: CheckpointFolder, config: CheckpointConfig, total_steps: int
 ) -> Path | None:
     """The run's own checkpoint to resume; None if it has none."""
     if not config.enable_checkpoint:
         return None
-    found = checkpoints.find_checkpoint_and_clean_up(config.load_step)
+    found = checkpoints.find_intact_checkpoint_and_clean_up(config.load_step)
     if found is None:
         return None
     step = int(found.name.removeprefix(STEP_PREFIX))
@@ -170,7 +171,7 @@ def _find_own_checkpoint(
             where=f"checkpoint.create_seed_checkpoint, {checkpoints.path}",
             remedy="remove the option to resume it, or use another job.dump_folder",
         )
-    if step == 0 or step >= steps or has_training_state(found):
+    if step == 0 or step >= total_steps or has_training_state(found):
         return found
     full = [
         older
@@ -180,7 +181,7 @@ def _find_own_checkpoint(
     from_full = f"resume step {full[-1]} with checkpoint.load_step, or " if full else ""
     raise UserError(
         f"step {step} contains only the model's weights (checkpoint.model_weights_only was set): "
-        f"it cannot be resumed to reach training.steps = {steps}",
+        f"it cannot be resumed to reach training.steps = {total_steps}",
         where=str(found),
         remedy=f"{from_full}start a new run, with another job.dump_folder, from "
         f"checkpoint.initial_load_path {found}",
@@ -213,5 +214,5 @@ def _check_weights_folder(folder: Path) -> None:
         raise _initial_load_error(folder, f"is damaged: {damage}", "choose another checkpoint")
 
 
-def _initial_load_error(source: object, problem: str, remedy: str) -> UserError:
+def _initial_load_error(source: str | Path, problem: str, remedy: str) -> UserError:
     return UserError(problem, where=f"checkpoint.initial_load_path {source}", remedy=remedy)

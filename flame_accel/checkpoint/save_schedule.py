@@ -37,20 +37,20 @@ class SaveSchedule:
         self.clock = clock
         self.saved_at = clock()
 
-    def is_due(self, step: int, *, logged: bool) -> bool:
+    def is_due(self, completed_steps: int, *, step_was_logged: bool) -> bool:
         """Whether to save after a step. Every rank must call it with the same arguments.
 
         Args:
-            step: Number of completed steps.
-            logged: Whether the step was logged, so that the ranks have just synchronised.
+            completed_steps: Number of completed steps, this one included.
+            step_was_logged: Whether the step was logged, so that the ranks have just synchronised.
         """
         if not self.config.enable_checkpoint:
             return False
-        if step == self.steps:
+        if completed_steps == self.steps:
             return True
         if self.config.interval_type == "step":
-            return step % self.config.interval == 0
-        if not logged:
+            return completed_steps % self.config.interval == 0
+        if not step_was_logged:
             return False
         now = self.clock()
         due = now - self.saved_at >= self.config.interval

@@ -42,18 +42,17 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
     """
     inner = unwrap(accelerator, model)
     if is_deepspeed(accelerator):
-        copy_batch, shapes = (
-            partial(zero.copy_into_zero_weights, inner),
-            zero.full_weights_on_meta(inner),
-        )
         _load_full_tensors_in_batches(
-            shapes, folder, copy_batch, allowed_extra_names=inner.state_dict().keys()
+            zero.full_weights_on_meta(inner),
+            folder,
+            partial(zero.copy_into_zero_weights, inner),
+            allowed_extra_names=inner.state_dict().keys(),
         )
         zero.refresh_fp32_copies(model)
         return
     # tied weights are stored once, and loading them once fills all
     weights: dict[str, Tensor] = {name: p.detach() for name, p in inner.named_parameters()}
-    weights |= {name: b for name, b in inner.named_buffers() if name in inner.state_dict()}
+    weights |= zero.persistent_buffers(inner)
     _load_tensors_in_place(
         accelerator, weights, folder, allowed_extra_names=inner.state_dict().keys()
     )
@@ -73,12 +72,12 @@ def load_optimizer_state(
     inner = unwrap(accelerator, model)
     if is_deepspeed(accelerator):
         zero.initialize_zero_optimizer_state(model)
-        copy_batch, shapes = (
-            partial(zero.copy_into_local_optimizer_state, inner, model),
+        _load_full_tensors_in_batches(
             zero.full_optimizer_state_on_meta(inner, model),
+            checkpoint / "optimizer",
+            partial(zero.copy_into_local_optimizer_state, inner, model),
+            names_to_read=zero.local_optimizer_state_names(inner, model),
         )
-        needed = zero.local_optimizer_state_names(inner, model)
-        _load_full_tensors_in_batches(shapes, checkpoint / "optimizer", copy_batch, needed=needed)
         return
     initialize_optimizer_state(optimizer)
     tensors = named_optimizer_state(inner, optimizer)
@@ -100,24 +99,28 @@ def _load_tensors_in_place(
 
 
 def _load_full_tensors_in_batches(
-    shapes: dict[str, Tensor],
+    meta_tensors: dict[str, Tensor],
     path: Path,
     copy_batch: Callable[[dict[str, Tensor]], None],
     *,
-    needed: Collection[str] | None = None,
+    names_to_read: Collection[str] | None = None,
     allowed_extra_names: Collection[str] = (),
 ) -> None:
     """Reads full tensors on this rank alone, in batches of at most `BATCH_BYTES`.
 
     Args:
-        shapes: Tensors that must be stored, on the meta device.
+        meta_tensors: Names and shapes that must be stored, on the meta device.
         path: Folder with safetensors.
         copy_batch: Called with each batch: full tensors by name, on the CPU.
-        needed: Names of the tensors to read; None reads all.
+        names_to_read: Names of the tensors to read; None reads all.
         allowed_extra_names: Names that may be stored as well.
     """
-    _check_stored_names_and_shapes(shapes, path, allowed_extra_names)
-    wanted = {name: shape for name, shape in shapes.items() if needed is None or name in needed}
+    _check_stored_names_and_shapes(meta_tensors, path, allowed_extra_names)
+    wanted = {
+        name: tensor
+        for name, tensor in meta_tensors.items()
+        if names_to_read is None or name in names_to_read
+    }
     for names in _batch_names_by_bytes(wanted):
         batch = {name: torch.empty_like(wanted[name], device="cpu") for name in names}
         reader = HuggingFaceStorageReader(str(path))
@@ -139,7 +142,7 @@ def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _check_stored_names_and_shapes(
-    tensors: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
+    expected: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
 ) -> None:
     """Compares names and shapes with those stored, before anything is overwritten."""
     stored = {
@@ -149,11 +152,11 @@ def _check_stored_names_and_shapes(
         .state_dict_metadata.items()
         if isinstance(metadata, TensorStorageMetadata)
     }
-    missing = sorted(set(tensors) - set(stored))
-    extra = sorted(set(stored) - set(tensors) - set(allowed_extra_names))
+    missing = sorted(set(expected) - set(stored))
+    extra = sorted(set(stored) - set(expected) - set(allowed_extra_names))
     other = [
         f"{name}, {list(stored[name])} there and {list(tensor.shape)} here"
-        for name, tensor in tensors.items()
+        for name, tensor in expected.items()
         if name in stored and stored[name] != tuple(tensor.shape)
     ]
     if missing or extra or other:

@@ -17,7 +17,6 @@ from flame_accel.data.from_options import (
 )
 from flame_accel.data.loading.evaluation_batches import EvaluationBatches
 from flame_accel.data.loading.step_batches import StepBatches
-from flame_accel.data.loading.stream_state import merge_rank_states
 from flame_accel.data.tokens.tokenizer import load_tokenizer, vocabulary_size
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "build_batches",
     "build_evaluation_batches",
     "load_tokenizer",
-    "merge_rank_states",
     "open_data",
     "special_token_ids",
     "too_many_bad_records_error",

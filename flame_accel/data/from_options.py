@@ -3,9 +3,8 @@
 Calls the stages of `stages` in their order; the work is done in `sources`, `lanes` and `loading`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +15,7 @@ from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.lanes.rows import Packing
 from flame_accel.data.loading.evaluation_batches import EvaluationBatches, pack_evaluation_batches
 from flame_accel.data.loading.step_batches import StepBatches, StepLayout
+from flame_accel.data.loading.stream_state import Identity, StreamState
 from flame_accel.data.loading.workers import LoaderOptions
 from flame_accel.data.sources.opening import open_training_and_evaluation
 from flame_accel.data.sources.options import (
@@ -128,7 +128,7 @@ def build_batches(
     rank: int,
     world_size: int,
     accumulation: int | None = None,
-    state: Mapping[str, Any] | None = None,
+    state: StreamState | None = None,
 ) -> StepBatches:
     """The training batches of one data-parallel rank.
 
@@ -190,11 +190,11 @@ def build_evaluation_batches(
     )
 
 
-def stream_identity(training: TrainingConfig, data: RunData) -> dict[str, Any]:
+def stream_identity(training: TrainingConfig, data: RunData) -> Identity:
     """Everything that must stay the same for cursors to mean the same tokens; no paths."""
     conversations = any(dataset.conversations for dataset in data.training)
     packing = build_packing(training, data.tokenizer)
-    identity: dict[str, Any] = {
+    identity: dict[str, int | float | str | list[float] | None] = {
         "training.seed": training.seed,
         "training.seq_len": packing.seq_len,
         "training.varlen": packing.varlen,

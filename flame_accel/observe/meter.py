@@ -7,9 +7,9 @@ Records are written by `metric_logger` and `console`.
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,15 @@ from flame_accel.parallel import (
 from flame_accel.training import StepResult
 
 LOSS_SUM, TARGETS, SKIPPED, SKIPPED_IN_A_ROW = range(4)
+
+
+class MeterState(TypedDict):
+    """The unfinished window and the counters of one rank, or the sum of several; JSON-able."""
+
+    sums: list[float]
+    """Indexed by LOSS_SUM, TARGETS, SKIPPED and SKIPPED_IN_A_ROW."""
+    max_loss: float | None
+    """None before the first step of a window."""
 
 
 class ReducedWindow(NamedTuple):
@@ -57,7 +66,7 @@ class Meter:
         *,
         flops_per_token: float | None,
         device_peak_flops: float | None,
-        states: Sequence[Mapping[str, Any]] = (),
+        states: Sequence[MeterState] = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.accelerator = accelerator
@@ -77,9 +86,8 @@ class Meter:
         self.local: dict[str, float] = {}
         """Values of the last record that this rank measured alone."""
         if states:
-            self._load_state_dict(
-                window_state_for_rank(states, rank=dp_rank(accelerator), ranks=dp_size(accelerator))
-            )
+            rank, size = dp_rank(accelerator), dp_size(accelerator)
+            self._load_state_dict(window_state_for_rank(states, dp_rank=rank, dp_size=size))
 
     def start(self) -> None:
         """Starts the clock of the first window; called right before the first step."""
@@ -194,11 +202,11 @@ class Meter:
         self.data_seconds = self.paused_seconds = 0.0
         self.started_at = now
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> MeterState:
         """This rank's unfinished window and counters, JSON-able."""
         return {"sums": self.sums.tolist(), "max_loss": none_if_infinite(self.max_loss)}
 
-    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def _load_state_dict(self, state: MeterState) -> None:
         """Continues the window of a `state_dict`: its losses count, its time does not."""
         self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
         if state["max_loss"] is not None:
@@ -206,8 +214,8 @@ class Meter:
 
 
 def window_state_for_rank(
-    states: Sequence[Mapping[str, Any]], *, rank: int, ranks: int
-) -> Mapping[str, Any]:
+    states: Sequence[MeterState], *, dp_rank: int, dp_size: int
+) -> MeterState:
     """The state with which a data-parallel rank resumes, from the `Meter.state_dict`s of all ranks.
 
     With as many ranks as before each resumes its own, so that sums are bit-identical. Otherwise
@@ -215,13 +223,13 @@ def window_state_for_rank(
 
     Args:
         states: Saved states by rank.
-        rank: This data-parallel rank.
-        ranks: Number of data-parallel ranks now.
+        dp_rank: This data-parallel rank.
+        dp_size: Number of data-parallel ranks now.
     """
-    if len(states) == ranks:
-        return states[rank]
+    if len(states) == dp_size:
+        return states[dp_rank]
     columns = zip(*(state["sums"][:SKIPPED] for state in states), strict=True)
-    window = [sum(column) if rank == 0 else 0.0 for column in columns]
+    window = [sum(column) if dp_rank == 0 else 0.0 for column in columns]
     losses = [state["max_loss"] for state in states if state["max_loss"] is not None]
     # every rank counts the same skipped updates
     counters = states[0]["sums"][SKIPPED:]

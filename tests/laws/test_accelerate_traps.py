@@ -145,10 +145,10 @@ def test_6_every_rank_has_its_own_state_in_a_checkpoint(runs):
 def test_7_a_save_that_is_interrupted_costs_nothing(tmp_path):
     """Accelerate deletes the old checkpoint first, and takes the biggest number for the newest."""
     folder = CheckpointFolder(tmp_path, keep_latest_k=1)
-    (folder.create_temporary(1) / "model.safetensors").write_bytes(b"whole")
-    folder.commit_temporary(1, {})
-    (folder.create_temporary(2) / "model.safetensors").write_bytes(b"half")
-    assert folder.find_checkpoint_and_clean_up(-1) == folder.checkpoint_path(1)
+    (folder.create_temporary_folder(1) / "model.safetensors").write_bytes(b"whole")
+    folder.rename_temporary_and_prune(1, {})
+    (folder.create_temporary_folder(2) / "model.safetensors").write_bytes(b"half")
+    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(1)
 
 
 def test_8_defaults_that_cost_precision_or_memory_are_not_taken():

@@ -7,9 +7,8 @@ with the rows, so that the state is that of the last step yielded, however far t
 ahead. The caller moves batches to a device.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin_memory
 from flame_accel.data.loading.stream_state import (
     Identity,
+    StreamState,
     accumulation_for_rows,
     build_rank_state,
     check_stream_identity,
@@ -76,7 +76,7 @@ class StepBatches:
         loader: LoaderOptions,
         *,
         identity: Identity,
-        state: Mapping[str, Any] | None = None,
+        state: StreamState | None = None,
     ) -> None:
         assert lanes.num_lanes == layout.rows_per_step
         self._lanes = lanes
@@ -141,7 +141,7 @@ class StepBatches:
             # a traceback may keep this frame, which would keep the workers
             del workers
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StreamState:
         """State of this rank's lanes behind the last step yielded; see `merge_rank_states`."""
         return build_rank_state(
             self._identity,

@@ -5,7 +5,7 @@ any number of ranks, workers and micro-batches can resume from. Nothing here rea
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.cursors import LaneCursor, SourceCursor
@@ -13,8 +13,24 @@ from flame_accel.data.cursors import LaneCursor, SourceCursor
 FORMAT = 2
 """Version of the layout below."""
 
-Identity = Mapping[str, int | float | str | bool | list[float] | None]
+Identity = Mapping[str, int | float | str | list[float] | None]
 """Everything that must stay the same for cursors to mean the same tokens, by name."""
+
+
+class StreamState(TypedDict):
+    """Where the lanes of one rank, or of all, stand in the data; plain JSON values."""
+
+    format: int
+    rows_per_step: int
+    steps: int
+    """Steps yielded so far."""
+    identity: Identity
+    first_lane: int
+    """Lane of the first cursor; 0 in the state of all lanes."""
+    cursors: list[list[Any]]
+    """[source, offset, row, *sources] of each lane, where each of `sources` is
+    [*position, consumed, skipped, bad, tokens]; all of them integers."""
+
 
 WHERE = "the checkpoint's data position"
 
@@ -26,12 +42,8 @@ def build_rank_state(
     steps: int,
     first_lane: int,
     cursors: Sequence[LaneCursor],
-) -> dict[str, Any]:
-    """The state of one rank after `steps` steps, as plain JSON values.
-
-    The cursor of a lane is [source, offset, row, *sources], and that of a source
-    [*position, consumed, skipped, bad, tokens]: all of them integers.
-    """
+) -> StreamState:
+    """The state of the lanes of one rank after `steps` steps."""
     return {
         "format": FORMAT,
         "rows_per_step": rows_per_step,
@@ -45,7 +57,7 @@ def build_rank_state(
     }
 
 
-def merge_rank_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_rank_states(states: Sequence[StreamState]) -> StreamState:
     """Join the states of all data-parallel ranks, in any order, into the state of all lanes.
 
     Raises:
@@ -58,17 +70,18 @@ def merge_rank_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     if any(other != shared[0] for other in shared):
         raise ValueError(f"the ranks disagree about the data stream: {shared}")
-    cursors: list[list[Any]] = []
+    merged: StreamState = {**ordered[0], "first_lane": 0, "cursors": []}
+    cursors = merged["cursors"]
     for state in ordered:
         if state["first_lane"] != len(cursors):
             raise ValueError(f"lane {len(cursors)} is missing or given twice")
         cursors += state["cursors"]
-    if len(cursors) != shared[0]["rows_per_step"]:
-        raise ValueError(f"{len(cursors)} lanes for {shared[0]['rows_per_step']} rows per step")
-    return {**shared[0], "first_lane": 0, "cursors": cursors}
+    if len(cursors) != merged["rows_per_step"]:
+        raise ValueError(f"{len(cursors)} lanes for {merged['rows_per_step']} rows per step")
+    return merged
 
 
-def check_stream_identity(state: Mapping[str, Any], identity: Identity) -> None:
+def check_stream_identity(state: StreamState, identity: Identity) -> None:
     """Check that a state means the same tokens in this run.
 
     Raises:
@@ -95,7 +108,7 @@ def check_stream_identity(state: Mapping[str, Any], identity: Identity) -> None:
         )
 
 
-def read_lane_cursors(state: Mapping[str, Any], lanes: range) -> list[LaneCursor]:
+def read_lane_cursors(state: StreamState, lanes: range) -> list[LaneCursor]:
     """The cursors of some lanes from a merged state.
 
     Raises:

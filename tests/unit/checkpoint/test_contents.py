@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from flame_accel.checkpoint import CheckpointFolder, TrainState, save_checkpoint
 from flame_accel.checkpoint.contents import load_checkpoint
-from flame_accel.checkpoint.rng_state import get_rng_state, set_rng_state
+from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
 from flame_accel.checkpoint.tensor_storage import initialize_optimizer_state
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import load_tokenizer
@@ -62,9 +62,9 @@ def test_a_seed_checkpoint_contains_the_first_weights_and_starts_the_same_run(
 @pytest.fixture
 def accelerator() -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
-    before = get_rng_state()
+    before = get_all_rng_states_as_json()
     yield Accelerator(cpu=True)
-    set_rng_state(before)
+    set_all_rng_states(before)
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -93,13 +93,13 @@ def test_every_rank_draws_the_numbers_again_that_it_drew_after_the_save(
         model=model,
         optimizer=optimizer,
         tokenizer=load_tokenizer("byte", False),
-        data_state={"first_lane": 0, "rows_per_step": 1, "cursors": [[0]]},
-        rank_state={},
+        stream_state={"first_lane": 0, "rows_per_step": 1, "cursors": [[0]]},
+        meter_state={"sums": [], "max_loss": None},
     )
     numbers_of_rank_0 = draw_numbers()
     # what a second rank would have written
     seed_generators(2)
-    (checkpoint / "rank-1.json").write_text(json.dumps(get_rng_state()))
+    (checkpoint / "rank-1.json").write_text(json.dumps(get_all_rng_states_as_json()))
     numbers_of_rank_1 = draw_numbers()
     assert not set(numbers_of_rank_0) & set(numbers_of_rank_1)
     for rank, expected in enumerate((numbers_of_rank_0, numbers_of_rank_1)):
@@ -110,6 +110,6 @@ def test_every_rank_draws_the_numbers_again_that_it_drew_after_the_save(
     # without the run's state the generators stay as they are
     seed_generators(1)
     load_checkpoint(
-        accelerator, checkpoint, model=model, optimizer=optimizer, exclude=["train_state"]
+        accelerator, checkpoint, model=model, optimizer=optimizer, excluded_parts=["train_state"]
     )
     assert draw_numbers() == numbers_of_rank_0

@@ -11,11 +11,11 @@ from tests.helpers.runs import SHORT_RUN
 
 
 def save(folder: CheckpointFolder, step: int) -> Path:
-    draft = folder.create_temporary(step)
+    draft = folder.create_temporary_folder(step)
     (draft / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (draft / "optimizer").mkdir()
     (draft / "optimizer/shard.safetensors").write_bytes(b"state of step %d" % step)
-    return folder.commit_temporary(step, {"step": step})
+    return folder.rename_temporary_and_prune(step, {"step": step})
 
 
 def names(path: Path) -> list[str]:
@@ -51,10 +51,10 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_never_found(folder, damage):
     older, newer = save(folder, 5), save(folder, 9)
-    assert folder.find_checkpoint_and_clean_up(-1) == newer
+    assert folder.find_intact_checkpoint_and_clean_up(-1) == newer
     DAMAGES[damage](newer)
     assert find_checkpoint_damage(newer) is not None
-    assert folder.find_checkpoint_and_clean_up(-1) == older
+    assert folder.find_intact_checkpoint_and_clean_up(-1) == older
     assert names(folder.path) == ["step-5", "step-9.damaged-0"]
 
 
@@ -63,15 +63,15 @@ def test_a_requested_checkpoint_that_is_damaged_is_an_error_and_is_kept(folder, 
     save(folder, 5)
     DAMAGES[damage](save(folder, 9))
     with pytest.raises(UserError, match="step 9"):
-        folder.find_checkpoint_and_clean_up(9)
+        folder.find_intact_checkpoint_and_clean_up(9)
     assert names(folder.path) == ["step-5", "step-9"]
 
 
 def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(folder):
     save(folder, 5)
-    (folder.create_temporary(9) / "model.safetensors").write_bytes(b"half")
+    (folder.create_temporary_folder(9) / "model.safetensors").write_bytes(b"half")
     assert folder.list_steps() == [5]
-    assert folder.find_checkpoint_and_clean_up(-1) == folder.checkpoint_path(5)
+    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(5)
     assert names(folder.path) == ["step-5"]
 
 
@@ -79,7 +79,7 @@ def test_the_newest_is_by_number_and_not_by_name(folder):
     for step in (9, 10, 100):
         save(folder, step)
     assert folder.list_steps() == [9, 10, 100]
-    assert folder.find_checkpoint_and_clean_up(-1) == folder.checkpoint_path(100)
+    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(100)
 
 
 def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_path):
@@ -87,7 +87,7 @@ def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_
     for step in (2, 4, 6):
         save(folder, step)
     assert folder.list_steps() == [4, 6]
-    folder.create_temporary(8)
+    folder.create_temporary_folder(8)
     assert folder.list_steps() == [4, 6]
 
 
@@ -107,15 +107,15 @@ def test_saving_a_step_again_keeps_the_former_folder_under_another_name(folder):
 def test_requesting_an_older_step_supersedes_the_newer_ones(folder):
     for step in (2, 4, 6):
         save(folder, step)
-    assert folder.find_checkpoint_and_clean_up(4) == folder.checkpoint_path(4)
-    assert folder.find_checkpoint_and_clean_up(-1) == folder.checkpoint_path(4)
+    assert folder.find_intact_checkpoint_and_clean_up(4) == folder.checkpoint_path(4)
+    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(4)
     assert names(folder.path) == ["step-2", "step-4", "step-6.superseded-0"]
 
 
 def test_there_is_nothing_to_find_in_a_new_run(folder):
-    assert folder.find_checkpoint_and_clean_up(-1) is None
+    assert folder.find_intact_checkpoint_and_clean_up(-1) is None
     with pytest.raises(UserError, match="none"):
-        folder.find_checkpoint_and_clean_up(3)
+        folder.find_intact_checkpoint_and_clean_up(3)
 
 
 @pytest.mark.covers_option("checkpoint.interval", "checkpoint.keep_latest_k")

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from flame_accel.checkpoint.rng_state import get_rng_state, set_rng_state
+from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
 
 
 @pytest.fixture(autouse=True)
 def restored_generators():
-    before = get_rng_state()
+    before = get_all_rng_states_as_json()
     yield
-    set_rng_state(before)
+    set_all_rng_states(before)
 
 
 def draw() -> list[float]:
@@ -35,19 +35,19 @@ def test_a_state_that_went_through_json_draws_the_same_numbers():
         np.random.seed(seed)
         torch.manual_seed(seed)
         draw()
-        state = json.loads(json.dumps(get_rng_state()))
+        state = json.loads(json.dumps(get_all_rng_states_as_json()))
         expected = [draw() for _ in range(3)]
         assert [draw() for _ in range(3)] != expected
-        set_rng_state(state)
+        set_all_rng_states(state)
         assert [draw() for _ in range(3)] == expected
 
 
 def test_reading_the_state_draws_nothing():
-    assert get_rng_state() == get_rng_state()
+    assert get_all_rng_states_as_json() == get_all_rng_states_as_json()
 
 
 def test_a_state_with_a_generator_of_cuda_restores_the_others_without_it():
-    state = get_rng_state()
+    state = get_all_rng_states_as_json()
     expected = draw()
-    set_rng_state({**state, "cuda": state["torch"]})
+    set_all_rng_states({**state, "cuda": state["torch"]})
     assert draw() == expected

@@ -133,7 +133,9 @@ def test_full_tensors_are_read_in_batches_of_a_limited_size(tmp_path, monkeypatc
     shapes = {name: tensor.to("meta") for name, tensor in stored.items()}
     batches: list[dict[str, torch.Tensor]] = []
     needed = set(SIZES) - {"d"}
-    tensor_storage._load_full_tensors_in_batches(shapes, folder, batches.append, needed=needed)
+    tensor_storage._load_full_tensors_in_batches(
+        shapes, folder, batches.append, names_to_read=needed
+    )
     assert [list(batch) for batch in batches] == [["a", "b"], ["c"], ["e"]]
     merged = {name: tensor for batch in batches for name, tensor in batch.items()}
     assert equal_tensors(merged, {name: stored[name] for name in needed})

@@ -113,7 +113,7 @@ def test_an_open_window_is_whole_among_any_number_of_ranks(ranks):
         {"sums": [2.5, 4.0, 3.0, 1.0], "max_loss": None},
         {"sums": [4.0, 8.0, 3.0, 1.0], "max_loss": 7.0},
     ]
-    shares = [window_state_for_rank(saved, rank=rank, ranks=ranks) for rank in range(ranks)]
+    shares = [window_state_for_rank(saved, dp_rank=rank, dp_size=ranks) for rank in range(ranks)]
     nats, targets, skipped, in_a_row = zip(*(share["sums"] for share in shares), strict=True)
     assert (sum(nats), sum(targets)) == (8.0, 14.0)
     assert {*skipped, *in_a_row} == {3.0, 1.0}
