@@ -85,7 +85,7 @@ def main(config: Config) -> None:
         model_config = models.load_model_config(
             str(config.model.config),
             trust_remote_code=config.model.trust_remote_code,
-            custom=config.model.custom,
+            custom_modules=config.model.custom,
         )
         check_run(config, accelerator, model_config, active_kernels)
         components = build_components(config, accelerator, model_config)

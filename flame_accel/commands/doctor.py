@@ -76,14 +76,16 @@ def run(arguments: argparse.Namespace) -> None:
     machine = collect_machine_facts(arguments.kernels, folders, query_free_memory=True)
     findings = detect_problems(machine)
     report = Report(as_json=arguments.json)
-    report.add_section("machine", describe_machine(machine), json_facts=asdict(machine))
-    report.add_section("known problems", map(build_problem_line, findings))
+    report.print_and_record_section(
+        "machine", describe_machine(machine), json_facts=asdict(machine)
+    )
+    report.print_and_record_section("known problems", map(format_problem, findings))
     # where something is that wrong, fla may not even import
     if not report.stopped:
         kernels.install(arguments.kernels)
         silence_fla_and_transformers()
         if arguments.config is None:
-            report.add_section("models", summarize_models(machine))
+            report.print_and_record_section("models", summarize_models(machine))
         else:
             report_model_and_small_trial(machine, arguments, findings, report)
     report.print_json_if_asked()
@@ -109,7 +111,9 @@ class Report:
         self.stopped = False
         self.colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
-    def add_section(self, title: str, lines: Iterable[ReportLine], json_facts: Any = None) -> None:
+    def print_and_record_section(
+        self, title: str, lines: Iterable[ReportLine], json_facts: Any = None
+    ) -> None:
         """Shows a section; JSON has `json_facts` in place of its lines, where there are any."""
         shown = []
         self.print_unless_json(title)
@@ -171,7 +175,7 @@ def describe_machine(machine: "Machine") -> Iterator[ReportLine]:
         yield ReportLine("disk", text)
 
 
-def build_problem_line(finding: "DetectedProblem") -> ReportLine:
+def format_problem(finding: "DetectedProblem") -> ReportLine:
     """A finding as a line."""
     return ReportLine(
         "problem" if finding.blocks_training else "warning", finding.description, finding.remedy
@@ -226,16 +230,16 @@ def report_model_and_small_trial(
     from flame_accel.models import load_model_config, register_models
 
     register_models(arguments.custom)
-    config = load_model_config(arguments.config, custom=arguments.custom)
+    config = load_model_config(arguments.config, custom_modules=arguments.custom)
     parameters = count_config_parameters(config)
     findings = find_training_problems(machine, config, parameters)
     lines = [
         ReportLine("type", f"{config.model_type}, {parameters:,} parameters"),
-        *(build_problem_line(finding) for finding in findings if finding not in already_reported),
+        *(format_problem(finding) for finding in findings if finding not in already_reported),
     ]
-    report.add_section(f"model {arguments.config}", lines)
+    report.print_and_record_section(f"model {arguments.config}", lines)
     if not report.stopped:
-        report.add_section("trial of a small one", try_small_model(config, machine))
+        report.print_and_record_section("trial of a small one", try_small_model(config, machine))
 
 
 def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[ReportLine]:

@@ -13,10 +13,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from flame_accel.config import UsageError
 from flame_accel.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from flame_accel.diagnosis.conformance.support_table import DeviceResults, ModelResult
 
 PACKAGES = ("torch", "triton", "transformers", "fla")
 
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"fla registers no model type {', '.join(unknown)}",
             remedy=f"name one of {', '.join(registered)}",
         )
-    results = new_results_header(arguments.device)
+    results = start_device_results(arguments.device)
     started_at = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         names = arguments.model or registered
@@ -59,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
             results["models"][jobs[job]] = job.result()
             elapsed_seconds = time.monotonic() - started_at
             progress = f"{done}/{len(jobs)} {elapsed_seconds:4.0f} s"
-            print(f"{progress}  {summarize_model(jobs[job], results)}", flush=True)
+            print(f"{progress}  {format_model_result(jobs[job], results)}", flush=True)
             if arguments.json is not None:
                 text = json.dumps(results, indent=1, sort_keys=True)
                 write_text_atomically(arguments.json, text + "\n")
@@ -76,7 +79,7 @@ def write_support_page_and_print_path(page: Path) -> None:
     print(page)
 
 
-def new_results_header(kind: str | None) -> dict[str, Any]:
+def start_device_results(kind: str | None) -> "DeviceResults":
     """The head of a file of results: device, date and versions; no models yet."""
     import platform
 
@@ -93,7 +96,7 @@ def new_results_header(kind: str | None) -> dict[str, Any]:
     }
 
 
-def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) -> dict[str, Any]:
+def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) -> "ModelResult":
     """Checks one model in a process of its own.
 
     Returns:
@@ -114,18 +117,18 @@ def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) 
         output = done.stdout
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         reason = f"the process died with exit code {done.returncode}: {last}"
-    record: dict[str, Any] = {"findings": [], "kernels": []}
+    record: ModelResult = {"findings": [], "kernels": []}
     for text in output.decode(errors="replace").splitlines():
         if text.startswith('{"finding": '):
             record["findings"].append(json.loads(text)["finding"])
         elif text.startswith('{"kernels": '):
-            record.update(json.loads(text))
+            record["kernels"] = json.loads(text)["kernels"]
     for law in list(LAWS)[len(record["findings"]) :]:
         record["findings"].append({"law": law, "holds": False, "reason": reason, "seconds": 0.0})
     return record
 
 
-def summarize_model(model_type: str, results: dict[str, Any]) -> str:
+def format_model_result(model_type: str, results: "DeviceResults") -> str:
     """What became of one model, for the screen."""
     from flame_accel.diagnosis.conformance.support_table import broken_law_reasons
 

@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace) -> None:
         tokenizer_identity=tokenizer_identity(tokenizer, conversations=not isinstance(first, str)),
         vocabulary_size=vocabulary_size(tokenizer),
         add_bos=add_bos,
-        source=_source_options(options, arguments.max_document_bytes),
+        source=_options_that_decide_records(options, arguments.max_document_bytes),
     )
-    with _print_progress_until_signal(arguments.output) as report:
+    with _print_progress_until_signal(arguments.output) as print_progress_or_stop:
         written = write_cache_unless_finished(
             table,
             Encoder(tokenizer, add_bos=add_bos),
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
             num_processes=arguments.processes,
             policy=SkipPolicy(arguments.max_bad_records),
             overwrite=arguments.overwrite,
-            report=report,
+            report=print_progress_or_stop,
         )
     print(_format_summary(arguments.output, read_manifest(arguments.output), written))
 
@@ -114,7 +114,9 @@ def _open_single_table(options: Mapping[str, Any], max_document_bytes: int) -> "
     return table
 
 
-def _source_options(options: Mapping[str, Any], max_document_bytes: int) -> dict[str, Any]:
+def _options_that_decide_records(
+    options: Mapping[str, Any], max_document_bytes: int
+) -> dict[str, Any]:
     """Options that the records depend on, with an absolute path for a path."""
     path = Path(options["dataset"])
     if path.exists():
@@ -134,7 +136,7 @@ def _print_progress_until_signal(folder: Path) -> Iterator[Callable[["CacheProgr
         caught.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    def report(progress: "CacheProgress") -> None:
+    def print_progress_or_stop(progress: "CacheProgress") -> None:
         nonlocal printed_at
         if caught:
             raise UserError(
@@ -154,7 +156,7 @@ def _print_progress_until_signal(folder: Path) -> Iterator[Callable[["CacheProgr
         number: signal.signal(number, remember_signal) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
-        yield report
+        yield print_progress_or_stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -36,7 +36,7 @@ DEFAULT_PORT = "29500"
 SHORT_SPIN = "1000"
 
 
-class LaunchPlan(NamedTuple):
+class AccelerateLaunch(NamedTuple):
     """How a run is launched."""
 
     flags: list[str]
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = prepend_quickstart_if_needed(arguments.run_options)
     # wrong options end here, with exit code 2 and before torch is imported
     parse_or_exit(options)
-    plan = plan_launch(
+    plan = resolve_accelerate_launch(
         os.environ, num_gpus=count_visible_gpus(os.environ), num_cores=count_usable_cores()
     )
     os.environ.update(plan.environment)
@@ -84,7 +84,9 @@ def count_visible_gpus(environment: Mapping[str, str]) -> int:
     return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
-def plan_launch(environment: Mapping[str, str], *, num_gpus: int, num_cores: int) -> LaunchPlan:
+def resolve_accelerate_launch(
+    environment: Mapping[str, str], *, num_gpus: int, num_cores: int
+) -> AccelerateLaunch:
     """Decides how to launch a run.
 
     Args:
@@ -115,10 +117,10 @@ def plan_launch(environment: Mapping[str, str], *, num_gpus: int, num_cores: int
         variables["OMP_NUM_THREADS"] = str(max(num_cores // local_processes, 1))
         variables["GOMP_SPINCOUNT"] = SHORT_SPIN
     given = {name: environment[name] for name in variables if environment.get(name)}
-    return LaunchPlan(flags, variables | given)
+    return AccelerateLaunch(flags, variables | given)
 
 
-def run_accelerate_launch(plan: LaunchPlan, options: Sequence[str]) -> int:
+def run_accelerate_launch(plan: AccelerateLaunch, options: Sequence[str]) -> int:
     """Runs `accelerate launch` within this process until the run ends; returns its exit code.
 
     A process that a signal ended counts as 128 + the number of the signal, as in a shell.

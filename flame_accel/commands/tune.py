@@ -7,12 +7,17 @@ for generation. The work is in `kernels.tuning`.
 import argparse
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flame_accel.commands.arguments import add_run_options
 from flame_accel.config import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flame_accel.kernels.tuning import Tuner
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _tune_model_if_it_fits(model_name: str, arguments: argparse.Namespace, tuner: Any) -> bool:
+def _tune_model_if_it_fits(model_name: str, arguments: argparse.Namespace, tuner: "Tuner") -> bool:
     """Lets one model meet its kernels; False where it does not fit, the others still may."""
     import torch
 
@@ -92,8 +97,10 @@ def _tune_model_if_it_fits(model_name: str, arguments: argparse.Namespace, tuner
     batch = _random_cuda_batch(arguments, config.vocab_size)
     begin, before = time.perf_counter(), dict(tuner.seconds)
     try:
-        for meet in _training_and_sampling_steps(model, batch, arguments.mixed_precision_param):
-            meet()
+        for run_step in _steps_that_call_every_kernel(
+            model, batch, arguments.mixed_precision_param
+        ):
+            run_step()
     except torch.OutOfMemoryError as error:
         print(f"{model_name}: {error}")
         return False
@@ -104,7 +111,7 @@ def _tune_model_if_it_fits(model_name: str, arguments: argparse.Namespace, tuner
     return True
 
 
-def _random_cuda_batch(arguments: argparse.Namespace, vocabulary_size: int) -> dict[str, Any]:
+def _random_cuda_batch(arguments: argparse.Namespace, vocabulary_size: int) -> dict[str, "Tensor"]:
     """A micro-batch as `data` makes them, of random tokens."""
     import torch
 
@@ -122,13 +129,13 @@ def _random_cuda_batch(arguments: argparse.Namespace, vocabulary_size: int) -> d
     return {"input_ids": ids, "labels": ids, "cu_seqlens": bounds}
 
 
-def _training_and_sampling_steps(
-    model: Any, batch: dict[str, Any], precision: str
+def _steps_that_call_every_kernel(
+    model: Any, batch: dict[str, "Tensor"], precision: str
 ) -> list[Callable[[], None]]:
     """Where a run meets kernels: validation and training as each engine computes, and a sample."""
     import torch
 
-    def step(dtype: torch.dtype, context: Any) -> None:
+    def train_and_validate(dtype: torch.dtype, context: AbstractContextManager[object]) -> None:
         model.train().to(dtype)
         with context:
             model(**batch).loss.backward()
@@ -136,7 +143,7 @@ def _training_and_sampling_steps(
         with torch.no_grad(), context:
             model.eval()(**batch)
 
-    def sample() -> None:
+    def generate_sample() -> None:
         model.eval().to(torch.float32)
         # the lengths on both sides of what a chunked kernel leaves to a recurrent one
         for length in (1, 100):
@@ -146,10 +153,10 @@ def _training_and_sampling_steps(
                 model.generate(inputs, attention_mask=mask, max_new_tokens=4, do_sample=False)
 
     if precision == "float32":
-        return [lambda: step(torch.float32, nullcontext()), sample]
+        return [lambda: train_and_validate(torch.float32, nullcontext()), generate_sample]
     autocast = torch.autocast("cuda", torch.bfloat16)
     return [
-        lambda: step(torch.float32, autocast),
-        lambda: step(torch.bfloat16, nullcontext()),
-        sample,
+        lambda: train_and_validate(torch.float32, autocast),
+        lambda: train_and_validate(torch.bfloat16, nullcontext()),
+        generate_sample,
     ]

@@ -4,7 +4,7 @@ Importing this needs the standard library only. PyYAML is imported when a YAML f
 is never imported.
 """
 
-from flame_accel.config.errors import ConfigError, Problem, UsageError, UserError
+from flame_accel.config.errors import ConfigError, UsageError, UserError
 from flame_accel.config.parsing import load_run_file, parse, parse_or_exit
 from flame_accel.config.run_file import to_toml
 from flame_accel.config.run_options import (
@@ -40,7 +40,6 @@ __all__ = [
     "MetricsConfig",
     "ModelConfig",
     "OptimizerConfig",
-    "Problem",
     "ProfilingConfig",
     "TrainingConfig",
     "UsageError",

@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class FileEntry:
     """A section (without a key), or an option (outside any section if `section` is empty)."""
 
     section: str
@@ -40,20 +40,20 @@ class Table(list[tuple[str, int, Any]]):
     """A mapping as a list of (key, line, value), which keeps a key that is given twice."""
 
 
-def _list_sections_and_options(root: Table) -> Iterator[Entry]:
+def _list_sections_and_options(root: Table) -> Iterator[FileEntry]:
     for name, line, body in root:
         if isinstance(body, Table):
-            yield Entry(section=name, line=line)
+            yield FileEntry(section=name, line=line)
             for key, key_line, value in body:
-                yield Entry(section=name, key=key, value=value, line=key_line)
+                yield FileEntry(section=name, key=key, value=value, line=key_line)
         elif body is None and "." not in name:
             # a section whose options are all commented out
-            yield Entry(section=name, line=line)
+            yield FileEntry(section=name, line=line)
         else:
-            yield Entry(section="", key=name, value=body, line=line)
+            yield FileEntry(section="", key=name, value=body, line=line)
 
 
-def parse_toml(text: str) -> list[Entry]:
+def parse_toml(text: str) -> list[FileEntry]:
     """The entries of a TOML document.
 
     Raises:
@@ -141,7 +141,7 @@ def _json_section_and_option_line_numbers(text: str) -> Iterator[int]:
             yield text.count("\n", 0, token.start()) + 1
 
 
-def parse_json(text: str) -> list[Entry]:
+def parse_json(text: str) -> list[FileEntry]:
     """The entries of a JSON document.
 
     Raises:
@@ -168,7 +168,7 @@ def parse_json(text: str) -> list[Entry]:
 _YAML_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 
 
-def parse_yaml(text: str) -> list[Entry]:
+def parse_yaml(text: str) -> list[FileEntry]:
     """The entries of a YAML document; a tag that would build an object is refused.
 
     Raises:

@@ -11,7 +11,7 @@ from flame_accel.config.file_formats import PARSERS
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.paths import PathKind
 from flame_accel.config.schema import Option, options
-from flame_accel.config.settings import OptionSource, find_option
+from flame_accel.config.settings import OptionSource, find_own_or_flame_option
 from flame_accel.config.values import InvalidValue, format_value, parse_text_value
 
 _UNKNOWN = "there is no such option"
@@ -20,7 +20,7 @@ _CONFIG_FILE = "job.config_file"
 _CONFIG_FILE_NAMES = ("config", "config_file", "config_path", "cfg")
 
 
-def collect_flag_settings_and_problems(argv: Sequence[str]) -> OptionSource:
+def read_flags_and_problems(argv: Sequence[str]) -> OptionSource:
     """The settings and problems of a command line."""
     source = OptionSource()
     position = 0
@@ -39,9 +39,9 @@ def _read_flag_into_source(
     """Reads one flag and the arguments up to the next one."""
     written, equals, value = flag.partition("=")
     name = written.removeprefix("--").replace("-", "_")
-    option, negated = find_option(name), False
+    option, negated = find_own_or_flame_option(name), False
     if option is None:
-        option = find_option(name.replace(".no_", ".", 1))
+        option = find_own_or_flame_option(name.replace(".no_", ".", 1))
         negated = option is not None
     if not flag.startswith("--"):
         _add_stray_argument_problems(source, [flag, *arguments_until_next_flag])

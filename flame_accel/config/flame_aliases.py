@@ -5,11 +5,11 @@ them with a reason. Values are checked like those of our own options.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flame_accel.config.paths import PathKind
-from flame_accel.config.schema import Option
+from flame_accel.config.schema import Option, options
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +19,13 @@ class Alias:
     option: Option
     target: str
     """The name of our option."""
-    convert: Callable[[Any], Any]
+    convert: Callable[[Any], Any] = lambda value: value
     """From the value of the alias to the value of our option."""
 
 
-def _return_unchanged(value: Any) -> Any:
-    return value
+def _alias_of_same_type(name: str, target: str) -> Alias:
+    """Another name for an option of ours, with the same values."""
+    return Alias(option=replace(options()[target], name=name), target=target)
 
 
 DECAY_RATIO = Option(name="lr_scheduler.decay_ratio", kind=float, optional=True)
@@ -34,16 +35,9 @@ DECAY_TYPE = Option(
 CONVERTERS = Option(name="model.converters", kind=str, many=True, default=(), choices=("float8",))
 
 _ALIASES = (
-    Alias(
-        option=Option(name="lr_scheduler.warmup_steps", kind=int),
-        target="training.warmup_steps",
-        convert=_return_unchanged,
-    ),
-    Alias(
-        option=Option(name="lr_scheduler.lr_min", kind=float),
-        target="optimizer.min_lr_ratio",
-        convert=_return_unchanged,
-    ),
+    _alias_of_same_type("lr_scheduler.warmup_steps", "training.warmup_steps"),
+    _alias_of_same_type("lr_scheduler.lr_min", "optimizer.min_lr_ratio"),
+    _alias_of_same_type("checkpoint.last_save_model_weights_only", "checkpoint.model_weights_only"),
     Alias(
         option=Option(
             name="optimizer.implementation", kind=str, choices=("fused", "foreach", "for-loop")
@@ -55,11 +49,6 @@ _ALIASES = (
         option=Option(name="metrics.save_for_all_ranks", kind=bool),
         target="metrics.rank_0_only",
         convert=lambda all_ranks: not all_ranks,
-    ),
-    Alias(
-        option=Option(name="checkpoint.last_save_model_weights_only", kind=bool),
-        target="checkpoint.model_weights_only",
-        convert=_return_unchanged,
     ),
     Alias(
         option=Option(name="experimental.custom_model_path", kind=str, path=PathKind.ONE),

@@ -6,7 +6,7 @@ from typing import Any
 
 from flame_accel.config.derived_defaults import fill_derived_defaults
 from flame_accel.config.errors import BrokenRule, ConfigError, Problem, print_error_and_exit
-from flame_accel.config.flags import collect_flag_settings_and_problems
+from flame_accel.config.flags import read_flags_and_problems
 from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
 from flame_accel.config.help import print_help, requested_help_topic
 from flame_accel.config.input_checks import find_broken_dataset_and_path_rules
@@ -31,10 +31,10 @@ def parse(argv: Sequence[str]) -> Config:
     if topic is not None:
         print_help(topic)
         raise SystemExit(0)
-    flags = collect_flag_settings_and_problems(argv)
+    flags = read_flags_and_problems(argv)
     # the last one counts, as for every flag
     path = {setting.name: setting.value for setting in flags.settings}.get(_CONFIG_FILE)
-    file = read_run_file(path, f"--{_CONFIG_FILE}") if path else OptionSource()
+    file = read_run_file(path, named_by=f"--{_CONFIG_FILE}") if path else OptionSource()
     return _build_checked_config(file, flags, run_file=path or None, check_inputs=True)
 
 
@@ -55,7 +55,7 @@ def load_run_file(path: str | os.PathLike[str]) -> Config:
         ConfigError: With all problems.
     """
     run_file = os.fspath(path)
-    file = read_run_file(run_file, "run file")
+    file = read_run_file(run_file, named_by="run file")
     return _build_checked_config(file, OptionSource(), run_file=run_file, check_inputs=False)
 
 

@@ -36,7 +36,7 @@ def expand_path(text: str) -> str:
     if not (text.startswith("~") or "$" in text) or os.path.exists(text):
         return text
 
-    def look_up(match: re.Match[str]) -> str:
+    def variable_value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in os.environ:
             raise ValueError(f"the environment variable {name} is not set")
@@ -45,7 +45,7 @@ def expand_path(text: str) -> str:
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise ValueError(f"the home folder of {expanded.partition('/')[0]} is not known")
-    return _VARIABLE.sub(look_up, expanded)
+    return _VARIABLE.sub(variable_value, expanded)
 
 
 def expand_comma_separated_paths(text: str) -> str:

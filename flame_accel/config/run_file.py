@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from flame_accel.config.errors import ConfigError, Problem
-from flame_accel.config.file_formats import PARSERS, Entry, SyntaxProblem
+from flame_accel.config.file_formats import PARSERS, FileEntry, SyntaxProblem
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.schema import Config, option_value, options, sections
-from flame_accel.config.settings import OptionSource, find_option
+from flame_accel.config.settings import OptionSource, find_own_or_flame_option
 from flame_accel.config.suggestions import nearest_option_name
 from flame_accel.config.values import InvalidValue, convert_file_value, format_value
 from flame_accel.presets import RECIPES, resolve_preset, suggest_presets
 
 
-def read_run_file(path: str, where: str) -> OptionSource:
+def read_run_file(path: str, *, named_by: str) -> OptionSource:
     """The settings and problems of a run file.
 
     Args:
         path: The file, or the name of a recipe in the package.
-        where: What names the file in the message if it cannot be read.
+        named_by: Flag or words that name the file in the message if it cannot be read.
     """
     source = OptionSource()
     path = resolve_preset(RECIPES, path)
     try:
-        entries = _parse_run_file(path, where)
+        entries = _parse_run_file(path, named_by)
     except ConfigError as error:
         source.problems.extend(error.problems)
         source.complete = False
@@ -49,7 +49,7 @@ def read_run_file(path: str, where: str) -> OptionSource:
     return source
 
 
-def _parse_run_file(path: str, where: str) -> list[Entry]:
+def _parse_run_file(path: str, named_by: str) -> list[FileEntry]:
     """The entries of a run file.
 
     Raises:
@@ -59,14 +59,14 @@ def _parse_run_file(path: str, where: str) -> list[Entry]:
     try:
         if parser is None and not Path(path).suffix and not Path(path).exists():
             rule = "is neither a file nor a recipe in the package"
-            raise _unusable_file_error(where, path, rule, suggest_presets(RECIPES, path))
+            raise _unusable_file_error(named_by, path, rule, suggest_presets(RECIPES, path))
         if parser is None:
             remedy = f"Name a file that ends in {', '.join(PARSERS)}."
-            raise _unusable_file_error(where, path, "is not a run file", remedy)
+            raise _unusable_file_error(named_by, path, "is not a run file", remedy)
         return parser(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         rule = f"cannot be read: {error.strerror}"
-        raise _unusable_file_error(where, path, rule, "Name an existing file.") from None
+        raise _unusable_file_error(named_by, path, rule, "Name an existing file.") from None
     except UnicodeDecodeError:
         rule, remedy = "is not text in UTF-8", "Save the file as UTF-8."
         raise _unusable_file_error(path, None, rule, remedy) from None
@@ -84,11 +84,11 @@ def _unusable_file_error(where: str, path: str | None, rule: str, remedy: str) -
 
 
 def _add_option_setting_or_problem(
-    source: OptionSource, entry: Entry, place_in_file: str, known_sections: Collection[str]
+    source: OptionSource, entry: FileEntry, place_in_file: str, known_sections: Collection[str]
 ) -> None:
     """Adds the setting of an entry, or the problem with it, to the source."""
     name = entry.name
-    option = find_option(name)
+    option = find_own_or_flame_option(name)
     if option is None:
         if name in known_sections:
             rule, remedy = "is a section, not an option", f"Write its options below it: [{name}]."
@@ -105,7 +105,7 @@ def _add_option_setting_or_problem(
 
 
 def _add_unknown_section_problem(
-    source: OptionSource, entry: Entry, place_in_file: str, known_sections: Collection[str]
+    source: OptionSource, entry: FileEntry, place_in_file: str, known_sections: Collection[str]
 ) -> None:
     """Reports an unknown section once; the options probably meant in it are marked as misread."""
     best = nearest_option_name(entry.section, known_sections)

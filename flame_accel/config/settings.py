@@ -76,7 +76,7 @@ class MergedSettings:
     problems: list[Problem] = field(default_factory=list)
 
 
-def find_option(name: str) -> Option | None:
+def find_own_or_flame_option(name: str) -> Option | None:
     """The option of this name, ours or flame's; None if there is none."""
     return options().get(name) or FLAME_OPTIONS.get(name)
 

@@ -201,7 +201,7 @@ def device_problems() -> Iterator[KnownProblem]:
 
 
 def system_problems() -> Iterator[KnownProblem]:
-    """Memory between processes, disks, versions."""
+    """Memory between processes, and disks."""
     yield KnownProblem(
         "small shared memory",
         False,
@@ -234,34 +234,37 @@ def system_problems() -> Iterator[KnownProblem]:
         ),
         "name another place: --job.dump_folder, TRITON_CACHE_DIR, FLAME_ACCEL_CACHE, HF_HOME",
     )
-    for package, (lowest, newest) in SUPPORTED.items():
-        yield KnownProblem(
-            f"old {package}",
-            True,
-            lambda machine, package=package, lowest=lowest: is_package_older(
-                machine, package, lowest
-            ),
-            lambda machine, package=package, lowest=lowest: (
-                f"{package} "
-                f"{machine.versions[package]} is older than {lowest}, the oldest that works"
-            ),
-            f"pip install '{package}>={lowest}'",
-        )
-        yield KnownProblem(
-            f"new {package}",
-            False,
-            lambda machine, package=package, newest=newest: is_package_newer_than_minor(
-                machine, package, newest
-            ),
-            lambda machine, package=package, newest=newest: (
-                f"{package} "
-                f"{machine.versions[package]} is newer than {newest}, the newest that was tried"
-            ),
-            "where something breaks: pip install -r requirements.txt has the tested versions",
-        )
 
 
-PROBLEMS = (*kernel_problems(), *device_problems(), *system_problems())
+def version_problems(package: str, lowest: str, newest_minor: str) -> Iterator[KnownProblem]:
+    """An installed package that is older than the lowest version, or newer than what was tried."""
+    yield KnownProblem(
+        f"old {package}",
+        True,
+        lambda machine: is_package_older(machine, package, lowest),
+        lambda machine: (
+            f"{package} {machine.versions[package]} is older than {lowest}, the oldest that works"
+        ),
+        f"pip install '{package}>={lowest}'",
+    )
+    yield KnownProblem(
+        f"new {package}",
+        False,
+        lambda machine: is_package_newer_than_minor(machine, package, newest_minor),
+        lambda machine: (
+            f"{package} {machine.versions[package]} is newer than {newest_minor}, the newest that "
+            "was tried"
+        ),
+        "where something breaks: pip install -r requirements.txt has the tested versions",
+    )
+
+
+PROBLEMS = (
+    *kernel_problems(),
+    *device_problems(),
+    *system_problems(),
+    *(row for name, limits in SUPPORTED.items() for row in version_problems(name, *limits)),
+)
 """The whole table."""
 
 

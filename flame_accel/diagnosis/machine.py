@@ -126,8 +126,8 @@ def collect_machine_facts(
         query_free_memory: whether to ask each GPU how much of its memory is free. It opens a
             context there, which takes a second and some hundred MiB until this process ends.
     """
-    driver, driver_devices = nvidia_driver_version_and_gpu_count()
-    platform_name, devices = find_visible_devices(query_free_memory)
+    driver, driver_devices = query_nvidia_driver()
+    platform_name, devices = find_torch_devices(query_free_memory)
     return Machine(
         system=operating_system(),
         python=platform.python_version(),
@@ -158,22 +158,30 @@ def collect_machine_facts(
     )
 
 
-def nvidia_driver_version_and_gpu_count() -> tuple[str | None, int]:
+class NvidiaDriver(NamedTuple):
+    """What NVIDIA's driver says of itself."""
+
+    version: str | None
+    """None where it does not answer."""
+    num_gpus: int
+
+
+def query_nvidia_driver() -> NvidiaDriver:
     """Version of NVIDIA's driver and number of its GPUs; (None, 0) where it does not answer."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return None, 0
+        return NvidiaDriver(None, 0)
     if library.nvmlInit_v2():
-        return None, 0
+        return NvidiaDriver(None, 0)
     version, count = ctypes.create_string_buffer(80), ctypes.c_uint()
     library.nvmlSystemGetDriverVersion(version, len(version))
     library.nvmlDeviceGetCount_v2(ctypes.byref(count))
     library.nvmlShutdown()
-    return version.value.decode(), count.value
+    return NvidiaDriver(version.value.decode(), count.value)
 
 
-class VisibleDevices(NamedTuple):
+class TorchDevices(NamedTuple):
     """The devices that torch sees."""
 
     platform: str
@@ -181,12 +189,12 @@ class VisibleDevices(NamedTuple):
     devices: tuple[Device, ...]
 
 
-def find_visible_devices(query_free_memory: bool) -> VisibleDevices:
+def find_torch_devices(query_free_memory: bool) -> TorchDevices:
     """What torch calls its devices, and each of them; ("cpu", ()) where there is none."""
     found = torch.accelerator.current_accelerator(check_available=True)
     kind = "cpu" if found is None else found.type
     if kind not in ("cuda", "xpu"):
-        return VisibleDevices(kind, ())
+        return TorchDevices(kind, ())
     module = torch.get_device_module(kind)
     nvidia = kind == "cuda" and torch.version.hip is None
     devices = []
@@ -200,7 +208,7 @@ def find_visible_devices(query_free_memory: bool) -> VisibleDevices:
                 capability=(properties.major, properties.minor) if nvidia else None,
             )
         )
-    return VisibleDevices("hip" if kind == "cuda" and not nvidia else kind, tuple(devices))
+    return TorchDevices("hip" if kind == "cuda" and not nvidia else kind, tuple(devices))
 
 
 def nccl_version() -> str | None:

@@ -38,7 +38,7 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
 def load_model_config(
-    name_or_path: str, *, trust_remote_code: bool = False, custom: Sequence[str] = ()
+    name_or_path: str, *, trust_remote_code: bool = False, custom_modules: Sequence[str] = ()
 ) -> PreTrainedConfig:
     """Reads a model config: a JSON file, a folder with one, a preset, or a name on the Hub.
 
@@ -49,7 +49,7 @@ def load_model_config(
         name_or_path: a file in the Hugging Face format, a folder with a config.json, the name of
             a preset, or a name on the Hub.
         trust_remote_code: whether code next to the config (its `auto_map`) may run.
-        custom: What `register_models` imported, for the error about an unknown model type.
+        custom_modules: What `register_models` imported, for the error about an unknown model type.
 
     Raises:
         UserError: it is missing, not a JSON object, of an unknown `model_type`, or has values that
@@ -65,7 +65,7 @@ def load_model_config(
         return _load_auto_config(str(file.parent), trust_remote_code)
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise _unknown_model_type_error(file, fields, custom)
+        raise _unknown_model_type_error(file, fields, custom_modules)
     config_class = CONFIG_MAPPING[model_type]
     try:
         config = config_class.from_dict(fields)
@@ -227,7 +227,7 @@ def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def _unknown_model_type_error(
-    file: Path, fields: Mapping[str, Any], custom: Sequence[str]
+    file: Path, fields: Mapping[str, Any], custom_modules: Sequence[str]
 ) -> UserError:
     model_type = fields.get("model_type")
     close = difflib.get_close_matches(str(model_type), list(CONFIG_MAPPING.keys()), n=3)
@@ -235,13 +235,13 @@ def _unknown_model_type_error(
         remedy = "it comes with code of its own: --model.trust_remote_code, if you trust its author"
     elif close:
         remedy = f"did you mean {' or '.join(close)}?"
-    elif custom:
+    elif custom_modules:
         remedy = "call AutoConfig.register and AutoModelForCausalLM.register for it there"
     else:
         remedy = "name the module that registers your own architecture: --model.custom path/to/it"
     what = f"model_type {model_type!r} is not known to fla or transformers"
-    if custom:
-        what += f", and {', '.join(custom)} (--model.custom) did not register it"
+    if custom_modules:
+        what += f", and {', '.join(custom_modules)} (--model.custom) did not register it"
     return _model_config_error(
         file, what if "model_type" in fields else "has no model_type", remedy
     )

@@ -16,20 +16,20 @@ from types import ModuleType
 from flame_accel.config.errors import UsageError, UserError
 
 
-def register_models(custom: Sequence[str] = ()) -> None:
+def register_models(custom_modules: Sequence[str] = ()) -> None:
     """Registers fla's architectures and the user's own with transformers' auto classes.
 
     Args:
-        custom: importable packages, `.py` files or package folders, imported in this order. They
-            call `AutoConfig.register` and `AutoModelForCausalLM.register`. The folder that holds
-            a file or package joins the end of `sys.path`, so that it may import its neighbours.
-            Naming one again does nothing.
+        custom_modules: importable packages, `.py` files or package folders, imported in this
+            order. They call `AutoConfig.register` and `AutoModelForCausalLM.register`. The folder
+            that holds a file or package joins the end of `sys.path`, so that it may import its
+            neighbours. Naming one again does nothing.
 
     Raises:
         UserError: one is missing, raises, or has the name of a module that is already loaded.
     """
     importlib.import_module("fla")
-    for name in custom:
+    for name in custom_modules:
         path = Path(name)
         if path.exists():
             _import_file_or_package_folder(name, path.resolve())

@@ -7,7 +7,7 @@ from flame_accel.parallel.describe import compute_dtype, describe_topology
 from flame_accel.parallel.fp32_parameters import average_fsdp2_ignored_gradients
 from flame_accel.parallel.gradients import UpdateResult, clip_gradients
 from flame_accel.parallel.option_checks import check_parallel_options
-from flame_accel.parallel.prepare import Prepared, autocast, prepare, unwrap
+from flame_accel.parallel.prepare import autocast, prepare, unwrap
 from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
 from flame_accel.parallel.residual_stream import casts_residual_stream_to_bf16
 from flame_accel.parallel.timeouts import (
@@ -18,7 +18,6 @@ from flame_accel.parallel.timeouts import (
 from flame_accel.parallel.transform import transform_model
 
 __all__ = [
-    "Prepared",
     "UpdateResult",
     "all_gather",
     "all_reduce_sum_over_dp",

@@ -33,7 +33,7 @@ from flame_accel.parallel.deepspeed_config import (
     build_deepspeed_plugin,
     unset_transformers_deepspeed_config,
 )
-from flame_accel.parallel.launch import is_variable_true
+from flame_accel.parallel.launch_settings import is_variable_true
 from flame_accel.parallel.timeouts import enable_flight_recorder
 from flame_accel.parallel.topology import Topology, resolve_topology
 
@@ -62,9 +62,9 @@ def build_accelerator(
     on_cpu = not torch.accelerator.is_available() or is_variable_true(
         os.environ, "ACCELERATE_USE_CPU"
     )
-    devices = None if on_cpu else torch.accelerator.device_count()
-    topology = resolve_topology(training, os.environ, devices=devices)
-    _override_launch_environment(topology, on_cpu)
+    num_devices = None if on_cpu else torch.accelerator.device_count()
+    topology = resolve_topology(training, os.environ, num_devices=num_devices)
+    _overwrite_launch_variables_in_environ(topology, on_cpu)
     bf16 = topology.param_dtype == "bfloat16"
     # deepspeed looks for its device when it is imported
     zero = None
@@ -99,7 +99,7 @@ def build_accelerator(
     return accelerator
 
 
-def _override_launch_environment(topology: Topology, on_cpu: bool) -> None:
+def _overwrite_launch_variables_in_environ(topology: Topology, on_cpu: bool) -> None:
     """Removes what the launcher exported and the resolved topology contradicts, in os.environ.
 
     Accelerate and transformers read these variables themselves, whatever arguments they get.
@@ -171,15 +171,16 @@ def _build_fsdp_plugin(topology: Topology, on_cpu: bool) -> FullyShardedDataPara
 
 def _build_parallelism_config(topology: Topology) -> ParallelismConfig | None:
     """Sizes of a mesh of several dimensions; None where a single one is enough."""
-    hybrid = topology.dp_replicate > 1 and topology.dp_shard > 1
-    if not hybrid and topology.tp == 1:
+    degrees = topology.degrees
+    hybrid = degrees.dp_replicate > 1 and degrees.dp_shard > 1
+    if not hybrid and degrees.tp == 1:
         return None
     # accelerate's way to name joined dimensions; the run could not do anything about it
     warnings.filterwarnings("ignore", message="Slicing a flattened dim")
     return ParallelismConfig(
-        dp_replicate_size=topology.dp_replicate,
-        dp_shard_size=topology.dp_shard,
-        tp_size=topology.tp,
+        dp_replicate_size=degrees.dp_replicate,
+        dp_shard_size=degrees.dp_shard,
+        tp_size=degrees.tp,
         # from the environment otherwise
         cp_size=1,
         sp_size=1,

@@ -102,7 +102,9 @@ class _BlockPass:
     def __exit__(self, *exception: object) -> None:
         _thread.block_pass = self.outer
 
-    def call(self, operator: Operator, args: Any, kwargs: Any) -> Any:
+    def call_or_restore(
+        self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Calls an operator, or returns what it has returned in the first pass."""
         if self.first:
             return self._call_and_save(operator, args, kwargs)
@@ -114,7 +116,9 @@ class _BlockPass:
             )
         return _map_tensors(outputs, _restore_output)
 
-    def _call_and_save(self, operator: Operator, args: Any, kwargs: Any) -> Any:
+    def _call_and_save(
+        self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         # operators that this one calls are part of it
         _thread.block_pass = None
         try:
@@ -147,12 +151,12 @@ def _wrap_to_save_outputs_in_blocks(operator: Operator) -> Operator:
     # a graph break in compiled blocks
     @torch.compiler.disable
     @functools.wraps(operator)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call_and_save_within_block(*args: Any, **kwargs: Any) -> Any:
         if _thread.block_pass is None:
             return operator(*args, **kwargs)
-        return _thread.block_pass.call(operator, args, kwargs)
+        return _thread.block_pass.call_or_restore(operator, args, kwargs)
 
-    return call
+    return call_and_save_within_block
 
 
 def _identity(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ trains well enough to be noticed late. Options that an engine does not support a
 refused in `option_checks`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup, get_world_size
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
@@ -84,13 +86,11 @@ def check_initial_weights_equal(accelerator: Accelerator, model: nn.Module) -> N
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     # TP ranks are neighbors; once sharded, they hold different parts
     num_parts = tp_size(accelerator) if sharded else 1
-    checksums = torch.stack([_bit_checksum(local_tensor(p)) for p in model.parameters()])
-    # [copies, parts, parameters]
-    gathered = all_gather_stacked(checksums.to(accelerator.device), None)
-    gathered = gathered.unflatten(0, (-1, num_parts))
-    differs = (gathered != gathered[:1]).any(dim=(0, 1)).tolist()
-    names = [name for name, _ in model.named_parameters()]
-    different = [name for name, differ in zip(names, differs, strict=True) if differ]
+    checksums = {
+        name: _bit_checksum(local_tensor(parameter)).to(accelerator.device)
+        for name, parameter in model.named_parameters()
+    }
+    different = _names_that_differ_over_ranks(checksums, None, num_parts)
     if different:
         raise RuntimeError(
             f"ranks have built different initial weights of {len(different)} parameters, such as "
@@ -164,14 +164,23 @@ def _check_replicated_weights_equal(model: nn.Module) -> None:
                 by_name[name] = _bit_checksum(local_tensor(parameter))
     for key, by_name in checksums.items():
         group = None if key is None else key[0].get_group(key[1])
-        gathered = all_gather_stacked(torch.stack(list(by_name.values())), group)
-        differs = (gathered != gathered[0]).any(dim=0).tolist()
-        different = [name for name, differ in zip(by_name, differs, strict=True) if differ]
+        different = _names_that_differ_over_ranks(by_name, group)
         if different:
             raise RuntimeError(
-                f"the {len(gathered)} copies of {len(different)} parameters differ, such as "
-                f"{different[0]}"
+                f"the {get_world_size(group)} copies of {len(different)} parameters differ, such "
+                f"as {different[0]}"
             )
+
+
+def _names_that_differ_over_ranks(
+    checksums: Mapping[str, Tensor], group: ProcessGroup | None, num_parts: int = 1
+) -> list[str]:
+    """Names whose checksum is not the same on all ranks of a group, every `num_parts`-th rank."""
+    gathered = all_gather_stacked(torch.stack(list(checksums.values())), group)
+    # [copies, parts, parameters]
+    gathered = gathered.unflatten(0, (-1, num_parts))
+    differs = (gathered != gathered[:1]).any(dim=(0, 1)).tolist()
+    return [name for name, differ in zip(checksums, differs, strict=True) if differ]
 
 
 def _bit_checksum(weights: Tensor) -> Tensor:

@@ -139,18 +139,18 @@ def register_float8_scale_hooks(model: nn.Module, optimizer: AcceleratedOptimize
     torchao = _import_torchao_float8()
     stale = True
 
-    def compute(*_: object) -> None:
+    def compute_scales_if_stale(*_: object) -> None:
         nonlocal stale
         if stale:
             torchao.precompute_float8_dynamic_scale_for_fsdp(model)
         stale = False
 
-    def expire(*_: object) -> None:
+    def mark_scales_stale(*_: object) -> None:
         nonlocal stale
         stale = True
 
-    model.register_forward_pre_hook(compute)
-    optimizer.optimizer.register_step_post_hook(expire)
+    model.register_forward_pre_hook(compute_scales_if_stale)
+    optimizer.optimizer.register_step_post_hook(mark_scales_stale)
 
 
 def _import_torchao_float8() -> ModuleType:

@@ -52,7 +52,7 @@ def average_fsdp2_ignored_gradients(accelerator: Accelerator) -> None:
     One all-reduce for all of them; to be called by all ranks once per step, after the last backward
     pass. A gradient that is missing on a rank counts as zeros.
     """
-    gradients = [_ensure_local_gradient(p) for p in ignored_fp32_parameters(accelerator)]
+    gradients = [_local_reduced_gradient_or_zeros(p) for p in ignored_fp32_parameters(accelerator)]
     if not gradients or accelerator.num_processes == 1:
         return
     group = dp_group(accelerator)
@@ -64,7 +64,7 @@ def average_fsdp2_ignored_gradients(accelerator: Accelerator) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def _ensure_local_gradient(parameter: nn.Parameter) -> Tensor:
+def _local_reduced_gradient_or_zeros(parameter: nn.Parameter) -> Tensor:
     """This rank's part of a gradient, which is created, and reduced over TP ranks, in place."""
     if parameter.grad is None:
         # this rank's batches did not reach the parameter

@@ -1,7 +1,7 @@
 """Checks that the devices and the engine of a run support its options, before anything is built.
 
 Contradictions between options and launch are found earlier, while the Accelerator is built
-(`topology`, `launch`, `deepspeed_config`).
+(`topology`, `launch_settings`, `deepspeed_config`).
 """
 
 from accelerate import Accelerator

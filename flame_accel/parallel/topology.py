@@ -12,28 +12,27 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from flame_accel.config import TrainingConfig, UsageError, UserError
-from flame_accel.parallel.launch import LAUNCH_CONFIG, Launch, read_launch
+from flame_accel.parallel.launch_settings import LAUNCH_CONFIG, LaunchSettings, read_launch_settings
 
 Engine = Literal["single", "ddp", "fsdp2", "tensor", "deepspeed"]
 Precision = Literal["bfloat16", "float32"]
+DEGREE_NAMES = (
+    ("training.data_parallel_replicate_degree", "parallelism_config_dp_replicate_size"),
+    ("training.data_parallel_shard_degree", "parallelism_config_dp_shard_size"),
+    ("training.tensor_parallel_degree", "parallelism_config_tp_size"),
+)
+"""The option, and the key of the launch, for each of the `Degrees`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """A resolved topology; `dp_replicate * dp_shard * tp` is the number of processes."""
+    """A resolved topology."""
 
     engine: Engine
     """What connects the processes; tensor is tensor parallelism and nothing else."""
     world_size: int
-    """Number of processes."""
-    dp_replicate: int
-    """Number of replicas of the weights."""
-    dp_shard: int
-    """Number of ranks that shard a replica and read rows of their own; all under DeepSpeed."""
-    tp: int
-    """Number of ranks that share each matrix and read the same rows."""
-    zero_stage: int | None
-    """ZeRO stage; None without DeepSpeed, or where a JSON file of its own has it."""
+    """Number of processes; the product of the degrees."""
+    degrees: "Degrees"
     offload: bool
     """Whether parameters, gradients and optimizer states are kept in CPU memory."""
     param_dtype: Precision
@@ -41,37 +40,35 @@ class Topology:
     reduce_dtype: Precision
     """Dtype in which gradients are summed over ranks."""
 
-    @property
-    def degrees(self) -> "Degrees":
-        """The sizes of the mesh."""
-        return Degrees(self.dp_replicate, self.dp_shard, self.tp)
-
 
 class Degrees(NamedTuple):
     """Sizes of the dimensions of a mesh, from the outermost to that of neighboring ranks."""
 
     dp_replicate: int
+    """Number of replicas of the weights."""
     dp_shard: int
+    """Number of ranks that shard a replica and read rows of their own; all under DeepSpeed."""
     tp: int
+    """Number of ranks that share each matrix and read the same rows."""
 
     def __str__(self) -> str:
         return " x ".join(map(str, self))
 
 
 def resolve_topology(
-    training: TrainingConfig, environment: Mapping[str, str], *, devices: int | None
+    training: TrainingConfig, environment: Mapping[str, str], *, num_devices: int | None
 ) -> Topology:
     """Resolves how a run is distributed over the processes that were launched.
 
     Args:
         training: Degrees, precision, offloading and accumulation.
         environment: Environment variables of this process, set by `accelerate launch` or torchrun.
-        devices: Number of devices on this machine; None trains on the CPU.
+        num_devices: Number of devices on this machine; None trains on the CPU.
 
     Raises:
         UserError: The launch is incomplete or not supported, or an option contradicts it.
     """
-    launch = read_launch(environment, devices=devices)
+    launch = read_launch_settings(environment, num_devices=num_devices)
     _check_accumulation_steps_agree(training, environment)
     if launch.engine == "deepspeed":
         _check_no_degrees_under_deepspeed(training, launch)
@@ -83,17 +80,16 @@ def resolve_topology(
     return Topology(
         engine=engine,
         world_size=launch.world_size,
-        dp_replicate=degrees.dp_replicate,
-        dp_shard=degrees.dp_shard,
-        tp=degrees.tp,
-        zero_stage=launch.zero_stage,
+        degrees=degrees,
         offload=_resolve_offload(training, launch, sharded),
         param_dtype=_resolve_param_dtype(training, launch, sharded),
         reduce_dtype=training.mixed_precision_reduce,
     )
 
 
-def _choose_torch_engine(degrees: Degrees, training: TrainingConfig, launch: Launch) -> Engine:
+def _choose_torch_engine(
+    degrees: Degrees, training: TrainingConfig, launch: LaunchSettings
+) -> Engine:
     """The engine of torch, not DeepSpeed, that realizes a mesh."""
     if degrees.dp_shard > 1:
         return "fsdp2"
@@ -106,41 +102,22 @@ def _choose_torch_engine(degrees: Degrees, training: TrainingConfig, launch: Lau
     return "fsdp2" if launch.engine == "fsdp2" and offloads else "single"
 
 
-def _resolve_degrees(training: TrainingConfig, launch: Launch) -> Degrees:
+def _resolve_degrees(training: TrainingConfig, launch: LaunchSettings) -> Degrees:
     """The sizes of the mesh; those that neither side gives are derived from the others."""
-    world_size = launch.world_size
-    asked = training.data_parallel_shard_degree
-    tp = _resolve_degree(
-        "training.tensor_parallel_degree",
-        # 1, the default, leaves it to the launch
-        training.tensor_parallel_degree if training.tensor_parallel_degree > 1 else None,
-        "parallelism_config_tp_size",
-        launch.tp,
-    )
-    dp_replicate = _resolve_degree(
-        "training.data_parallel_replicate_degree",
-        training.data_parallel_replicate_degree,
-        "parallelism_config_dp_replicate_size",
-        launch.dp_replicate,
-    )
-    dp_shard = _resolve_degree(
-        "training.data_parallel_shard_degree",
-        None if asked == -1 else asked,
-        "parallelism_config_dp_shard_size",
-        None if launch.dp_shard == -1 else launch.dp_shard,
-    )
-    shards = launch.engine == "fsdp2" or -1 in (asked, launch.dp_shard) or (dp_shard or 1) > 1
-    known = Degrees(dp_replicate or 1, dp_shard or 1, tp or 1)
-    rest = world_size // prod(known) if world_size % prod(known) == 0 else 1
-    if shards:
-        degrees = known._replace(dp_shard=dp_shard or rest)
+    requested = _requested_degrees_by_name(training, launch)
+    agreed = [_agreed_degree(requested, *names) for names in DEGREE_NAMES]
+    known = Degrees(*(degree or 1 for degree in agreed))
+    rest = launch.world_size // prod(known) if launch.world_size % prod(known) == 0 else 1
+    shards_rest = -1 in (training.data_parallel_shard_degree, launch.dp_shard)
+    if launch.engine == "fsdp2" or shards_rest or known.dp_shard > 1:
+        degrees = known._replace(dp_shard=agreed[1] or rest)
     else:
-        degrees = known._replace(dp_replicate=dp_replicate or rest)
+        degrees = known._replace(dp_replicate=agreed[0] or rest)
     _check_degrees(degrees, training, launch)
     return degrees
 
 
-def _check_degrees(degrees: Degrees, training: TrainingConfig, launch: Launch) -> None:
+def _check_degrees(degrees: Degrees, training: TrainingConfig, launch: LaunchSettings) -> None:
     """Checks that the sizes of a mesh fit the launch, and each other."""
     world_size = launch.world_size
     if launch.engine == "fsdp2" and degrees.dp_shard == 1 and world_size > degrees.tp:
@@ -163,18 +140,34 @@ def _check_degrees(degrees: Degrees, training: TrainingConfig, launch: Launch) -
         )
 
 
-def _resolve_degree(
-    option: str, option_value: int | None, launch_key: str, launch_value: int | None
-) -> int | None:
+def _requested_degrees_by_name(
+    training: TrainingConfig, launch: LaunchSettings
+) -> dict[str, int | None]:
+    """The degree that each option and key of the launch gives; None where it leaves it open."""
+    tp = training.tensor_parallel_degree
+    return {
+        "training.data_parallel_replicate_degree": training.data_parallel_replicate_degree,
+        "training.data_parallel_shard_degree": training.data_parallel_shard_degree,
+        # 1, the default, leaves it to the launch
+        "training.tensor_parallel_degree": tp if tp > 1 else None,
+        "parallelism_config_dp_replicate_size": launch.dp_replicate,
+        "parallelism_config_dp_shard_size": launch.dp_shard,
+        "parallelism_config_tp_size": launch.tp,
+    }
+
+
+def _agreed_degree(requested: Mapping[str, int | None], option: str, launch_key: str) -> int | None:
     """The degree that option or launch gives; None where neither does, an error if they differ."""
-    if option_value is not None and launch_value is not None and option_value != launch_value:
+    unset = (None, -1) if "shard" in option else (None,)
+    given = [requested[name] for name in (option, launch_key) if requested[name] not in unset]
+    if len(set(given)) > 1:
         raise _contradiction_error(
-            f"{option} = {option_value}",
-            f"{launch_key}: {launch_value}",
+            f"{option} = {requested[option]}",
+            f"{launch_key}: {requested[launch_key]}",
             "give one of them, or both the same (accelerate_configs/fsdp2.yaml leaves "
             f"{launch_key} open)",
         )
-    return launch_value if option_value is None else option_value
+    return given[0] if given else None
 
 
 def _contradiction_error(option: str, setting: str, remedy: str) -> UserError:
@@ -208,18 +201,8 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def _check_no_degrees_under_deepspeed(training: TrainingConfig, launch: Launch) -> None:
-    asked = {
-        "training.data_parallel_replicate_degree": training.data_parallel_replicate_degree,
-        "training.data_parallel_shard_degree": training.data_parallel_shard_degree,
-        "training.tensor_parallel_degree": (
-            training.tensor_parallel_degree if training.tensor_parallel_degree > 1 else None
-        ),
-        "parallelism_config_dp_replicate_size": launch.dp_replicate,
-        "parallelism_config_dp_shard_size": launch.dp_shard,
-        "parallelism_config_tp_size": launch.tp,
-    }
-    for name, degree in asked.items():
+def _check_no_degrees_under_deepspeed(training: TrainingConfig, launch: LaunchSettings) -> None:
+    for name, degree in _requested_degrees_by_name(training, launch).items():
         if degree is not None:
             raise _contradiction_error(
                 f"{name} = {degree}",
@@ -228,7 +211,7 @@ def _check_no_degrees_under_deepspeed(training: TrainingConfig, launch: Launch) 
             )
 
 
-def _resolve_offload(training: TrainingConfig, launch: Launch, sharded: bool) -> bool:
+def _resolve_offload(training: TrainingConfig, launch: LaunchSettings, sharded: bool) -> bool:
     if training.enable_cpu_offload and not sharded:
         raise UsageError(
             "nothing is sharded, and only sharded weights can be kept in CPU memory",
@@ -239,7 +222,9 @@ def _resolve_offload(training: TrainingConfig, launch: Launch, sharded: bool) ->
     return sharded and (training.enable_cpu_offload or launch.offload)
 
 
-def _resolve_param_dtype(training: TrainingConfig, launch: Launch, sharded: bool) -> Precision:
+def _resolve_param_dtype(
+    training: TrainingConfig, launch: LaunchSettings, sharded: bool
+) -> Precision:
     asked = training.mixed_precision_param
     if not sharded:
         return launch.precision or "float32"

@@ -115,12 +115,12 @@ def evaluate(model: Any) -> tuple[Tensor, float]:
 
 def build_sharded(name: str, mesh: DeviceMesh, *, loss_parallel: bool) -> Any:
     """The model of a case, sharded over a TP mesh."""
-    from flame_accel.parallel.tensor.apply import parallelize_over_mesh
+    from flame_accel.parallel.tensor.apply import shard_model_over_mesh
     from flame_accel.parallel.tensor.regions import match_regions_with_plans
 
     model = build(name)
     device = torch.device("cpu")
-    parallelize_over_mesh(
+    shard_model_over_mesh(
         mesh, model, match_regions_with_plans(model), device=device, loss_parallel=loss_parallel
     )
     return model

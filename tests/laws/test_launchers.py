@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands import launch
 
-from flame_accel.commands.train import plan_launch
+from flame_accel.commands.train import resolve_accelerate_launch
 from flame_accel.config import parse
 from flame_accel.config.schema import options
 from tests.helpers.accelerate_configs import NAMES
@@ -201,7 +201,9 @@ def test_the_commands_of_the_page_are_accepted(line, sbatch, tmp_path, monkeypat
         assert launch._validate_launch_command(arguments)[0].num_processes >= 4
         options = arguments.training_script_args
     else:
-        flags = dict(itertools.pairwise(plan_launch(given, num_gpus=0, num_cores=2).flags))
+        flags = dict(
+            itertools.pairwise(resolve_accelerate_launch(given, num_gpus=0, num_cores=2).flags)
+        )
         assert flags["--num_processes"] == str(int(given["NGPU"]) * int(given.get("NNODE", "1")))
         options = options_of(words, "train.sh")
     run_file = {"model": {"config": "org/model"}, "training": {"dataset": "python-stdlib"}}

@@ -251,11 +251,11 @@ def _packed_logits_and_embedding_gradient(
     """
     embedded: list[torch.Tensor] = []
 
-    def keep(module: Any, inputs: Any, output: torch.Tensor) -> None:
+    def retain_embedding_gradient(module: object, inputs: object, output: torch.Tensor) -> None:
         output.retain_grad()
         embedded.append(output)
 
-    hook = model.get_input_embeddings().register_forward_hook(keep)
+    hook = model.get_input_embeddings().register_forward_hook(retain_embedding_gradient)
     try:
         with _seeded_training_precision(model):
             logits = model(input_ids=row, cu_seqlens=cu_seqlens, use_cache=False).logits.float()

@@ -7,7 +7,7 @@ Nothing here runs a model.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.diagnosis.conformance.laws import PRECISION, PROMPT_LENGTHS
@@ -84,7 +84,7 @@ def load_results_by_device() -> dict[str, DeviceResults]:
     }
 
 
-def broken_law_reasons(device_results: Mapping[str, Any], model_type: str) -> dict[str, str]:
+def broken_law_reasons(device_results: DeviceResults, model_type: str) -> dict[str, str]:
     """The laws that a model broke, each with the reason: the known one, or else what was raised."""
     known = known_issue_reasons_by_law(model_type, device_results["kind"])
     findings = device_results["models"][model_type]["findings"]

@@ -20,12 +20,12 @@ from flame_accel.parallel.tensor.differentiable_collectives import (
 )
 from flame_accel.parallel.tensor.dtensor_parameters import (
     LocalTransform,
-    make_attribute_local_tensor,
+    make_attribute_read_local_tensor,
     shard_parameter,
 )
 from flame_accel.parallel.tensor.instance_patching import replace_forward_globals
 from flame_accel.parallel.tensor.plans import SHARDED_OUTSIDE_REGIONS
-from flame_accel.parallel.tensor.regions import Region, match_regions_with_plans, shard_dim
+from flame_accel.parallel.tensor.regions import Region, match_regions_with_plans, planned_shard_dim
 from flame_accel.parallel.tensor.vocabulary import (
     replace_embedding_forward,
     replace_head_forward_and_loss,
@@ -53,7 +53,7 @@ def apply_tensor_parallel(
     regions = match_regions_with_plans(model)
     # each rank keeps a shard of its own copy
     check_initial_weights_equal(accelerator, model)
-    parallelize_over_mesh(
+    shard_model_over_mesh(
         tp_mesh(accelerator),
         model,
         regions,
@@ -62,7 +62,7 @@ def apply_tensor_parallel(
     )
 
 
-def parallelize_over_mesh(
+def shard_model_over_mesh(
     mesh: DeviceMesh,
     model: PreTrainedModel,
     regions: list[Region],
@@ -101,7 +101,9 @@ def _replace_parameters_by_dtensors(
             module._parameters[name] = sharded[parameter]
             if module not in ends:
                 replicated = transforms.get(module, outside)
-                make_attribute_local_tensor(module, name, replicated if dim is None else _identity)
+                make_attribute_read_local_tensor(
+                    module, name, replicated if dim is None else _identity
+                )
 
 
 def _find_shard_dims(
@@ -115,7 +117,7 @@ def _find_shard_dims(
             dims[parameter] = SHARDED_OUTSIDE_REGIONS[name]
     for region in regions:
         for name, parameter in region.module.named_parameters():
-            dims[parameter] = shard_dim(region.plan, name)
+            dims[parameter] = planned_shard_dim(region.plan, name)
     return dims
 
 

@@ -68,7 +68,7 @@ def local_tp_shard(parameter: Tensor) -> Tensor:
     return parameter.to_local()
 
 
-def make_attribute_local_tensor(
+def make_attribute_read_local_tensor(
     module: nn.Module, parameter_name: str, transform: LocalTransform
 ) -> None:
     """Makes a parameter's attribute read as `transform` of its local tensor, in place."""

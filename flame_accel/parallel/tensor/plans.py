@@ -22,7 +22,7 @@ SUPPORTED_MODEL_TYPES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class ShardingPlan:
     """How a region is sharded. Names of parameters and attributes are relative to its module."""
 
     divisible_sizes: tuple[str, ...]
@@ -44,34 +44,34 @@ class Plan:
 
 _CONVOLUTIONS = ("q_conv1d", "k_conv1d", "v_conv1d")
 
-PLANS: dict[str, Plan] = {
-    "GatedMLP": Plan(
+PLANS: dict[str, ShardingPlan] = {
+    "GatedMLP": ShardingPlan(
         divisible_sizes=("intermediate_size",),
         colwise=("gate_proj", "up_proj"),
         rowwise=("down_proj",),
     ),
-    "Attention": Plan(
+    "Attention": ShardingPlan(
         divisible_sizes=("num_heads", "num_kv_heads"),
         derived_sizes=("kv_dim",),
         colwise=("q_proj", "k_proj", "v_proj"),
         rowwise=("o_proj",),
         replicated=("q_norm", "k_norm"),
     ),
-    "GatedLinearAttention": Plan(
+    "GatedLinearAttention": ShardingPlan(
         divisible_sizes=("num_heads", "num_kv_heads"),
         derived_sizes=("key_dim", "value_dim", "key_dim_per_group", "value_dim_per_group"),
         colwise=("q_proj", "k_proj", "v_proj", "g_proj", "gk_proj.1", *_CONVOLUTIONS),
         rowwise=("o_proj",),
         replicated=("gk_proj.0", "g_norm_swish_gate", "g_norm"),
     ),
-    "DeltaNet": Plan(
+    "DeltaNet": ShardingPlan(
         divisible_sizes=("num_heads",),
         derived_sizes=("key_dim", "value_dim"),
         colwise=("q_proj", "k_proj", "v_proj", "b_proj", "g_proj", *_CONVOLUTIONS),
         rowwise=("o_proj",),
         replicated=("o_norm",),
     ),
-    "GatedDeltaNet": Plan(
+    "GatedDeltaNet": ShardingPlan(
         divisible_sizes=("num_heads", "num_v_heads"),
         derived_sizes=("key_dim", "value_dim"),
         colwise=(
@@ -81,7 +81,7 @@ PLANS: dict[str, Plan] = {
         rowwise=("o_proj",),
         replicated=("o_norm",),
     ),
-    "KimiDeltaAttention": Plan(
+    "KimiDeltaAttention": ShardingPlan(
         divisible_sizes=("num_heads", "num_v_heads"),
         derived_sizes=("key_dim", "value_dim", "gate_dim"),
         colwise=(
@@ -91,7 +91,7 @@ PLANS: dict[str, Plan] = {
         rowwise=("o_proj",),
         replicated=("f_proj.0", "g_proj.0", "o_norm"),
     ),
-    "MultiScaleRetention": Plan(
+    "MultiScaleRetention": ShardingPlan(
         divisible_sizes=("num_heads", "num_kv_heads"),
         derived_sizes=("key_dim", "value_dim", "key_dim_per_group", "value_dim_per_group"),
         colwise=("q_proj", "k_proj", "v_proj", "g_proj", *_CONVOLUTIONS),
@@ -105,7 +105,7 @@ PLANS: dict[str, Plan] = {
             "fused_recurrent_retention": "ShardedRetention",
         },
     ),
-    "HGRN2Attention": Plan(
+    "HGRN2Attention": ShardingPlan(
         divisible_sizes=("num_heads",),
         derived_sizes=("forget_dim", "input_dim"),
         colwise=("q_proj", "f_proj", "i_proj", "q_conv1d", "f_conv1d", "i_conv1d", "g_norm"),

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flame_accel.config import UsageError
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
-from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES, Plan
+from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES, ShardingPlan
 
 OPTION = "training.tensor_parallel_degree"
 
@@ -24,7 +24,7 @@ class Region(NamedTuple):
     name: str
     """Its name in the model, such as model.layers.0.attn."""
     module: nn.Module
-    plan: Plan
+    plan: ShardingPlan
 
 
 def check_tensor_parallel_support(
@@ -46,7 +46,7 @@ def check_tensor_parallel_support(
         return
     with torch.device("meta"):
         model = instantiate(config, trust_remote_code=trust_remote_code)
-    check_degree_divides_sizes(match_regions_with_plans(model), degree)
+    check_tp_degree_divides_sizes(match_regions_with_plans(model), degree)
     if loss_parallel:
         check_no_l2warp(config)
 
@@ -73,7 +73,7 @@ def match_regions_with_plans(model: PreTrainedModel) -> list[Region]:
             module, name = getattr(block, part), f"{model.base_model_prefix}.layers.{index}.{part}"
             plan = PLANS.get(type(module).__name__)
             names = [name for name, _ in module.named_parameters()]
-            if plan is None or not all(covers_parameter(plan, name) for name in names):
+            if plan is None or not all(plan_covers_parameter(plan, name) for name in names):
                 raise UsageError(
                     f"tensor parallelism does not support {type(module).__name__} as it is "
                     "configured here",
@@ -84,7 +84,7 @@ def match_regions_with_plans(model: PreTrainedModel) -> list[Region]:
     return regions
 
 
-def covers_parameter(plan: Plan, parameter_name: str) -> bool:
+def plan_covers_parameter(plan: ShardingPlan, parameter_name: str) -> bool:
     """Whether a plan says how a parameter is held; it does not for biases of rowwise layers."""
     if any(_is_parameter_within(parameter_name, owner_name) for owner_name in plan.rowwise):
         # each rank would add the bias once
@@ -95,7 +95,7 @@ def covers_parameter(plan: Plan, parameter_name: str) -> bool:
     )
 
 
-def shard_dim(plan: Plan, parameter_name: str) -> int | None:
+def planned_shard_dim(plan: ShardingPlan, parameter_name: str) -> int | None:
     """The dimension along which a parameter of a region is sharded; None if it is replicated."""
     if any(_is_parameter_within(parameter_name, owner_name) for owner_name in plan.colwise):
         return 0
@@ -108,7 +108,7 @@ def _is_parameter_within(parameter_name: str, owner_name: str) -> bool:
     return parameter_name == owner_name or parameter_name.startswith(f"{owner_name}.")
 
 
-def valid_degrees(regions: list[Region]) -> list[int]:
+def valid_tp_degrees(regions: list[Region]) -> list[int]:
     """The TP degrees that divide all heads and features of the regions, ascending, 1 included."""
     sizes = (
         getattr(region.module, name) for region in regions for name in region.plan.divisible_sizes
@@ -117,7 +117,7 @@ def valid_degrees(regions: list[Region]) -> list[int]:
     return [degree for degree in range(1, common + 1) if common % degree == 0]
 
 
-def check_degree_divides_sizes(regions: list[Region], degree: int) -> None:
+def check_tp_degree_divides_sizes(regions: list[Region], degree: int) -> None:
     """Checks that a TP degree divides all heads and features of the regions.
 
     Raises:
@@ -127,7 +127,7 @@ def check_degree_divides_sizes(regions: list[Region], degree: int) -> None:
         for name in region.plan.divisible_sizes:
             size = getattr(region.module, name)
             if size % degree:
-                degrees = ", ".join(map(str, valid_degrees(regions)))
+                degrees = ", ".join(map(str, valid_tp_degrees(regions)))
                 raise UsageError(
                     f"{name} = {size} of {region.name} is not divisible by the tensor-parallel "
                     f"degree {degree}",

@@ -9,10 +9,10 @@ import pytest
 from flame_accel.__main__ import main
 from flame_accel.commands import train
 from flame_accel.commands.train import (
-    LaunchPlan,
+    AccelerateLaunch,
     count_visible_gpus,
-    plan_launch,
     prepend_quickstart_if_needed,
+    resolve_accelerate_launch,
     run_accelerate_launch,
 )
 from flame_accel.config import UserError
@@ -20,7 +20,7 @@ from tests.helpers.accelerate_configs import NAMES, validate_launch
 from tests.helpers.runs import ROOT, launch_environment
 
 
-def read_flags(plan: LaunchPlan) -> dict[str, str]:
+def read_flags(plan: AccelerateLaunch) -> dict[str, str]:
     """The launcher's flags with their values."""
     assert all(flag.startswith("--") for flag in plan.flags[::2])
     return dict(zip(plan.flags[::2], plan.flags[1::2], strict=True))
@@ -29,7 +29,9 @@ def read_flags(plan: LaunchPlan) -> dict[str, str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_launch_preset_is_taken_by_its_name(name):
     processes = 1 if name in ("cpu", "single") else 4
-    plan = plan_launch({"ACCELERATE_CONFIG": name, "NGPU": str(processes)}, num_gpus=0, num_cores=8)
+    plan = resolve_accelerate_launch(
+        {"ACCELERATE_CONFIG": name, "NGPU": str(processes)}, num_gpus=0, num_cores=8
+    )
     flags = read_flags(plan)
     assert Path(flags["--config_file"]).resolve() == ROOT / f"accelerate_configs/{name}.yaml"
     assert flags["--num_processes"] == str(processes)
@@ -54,7 +56,7 @@ def test_a_launch_preset_is_taken_by_its_name(name):
 )
 def test_the_launch_fits_the_machine(environment, name, processes):
     num_gpus = count_visible_gpus({"CUDA_VISIBLE_DEVICES": "", **environment})
-    flags = read_flags(plan_launch(environment, num_gpus=num_gpus, num_cores=8))
+    flags = read_flags(resolve_accelerate_launch(environment, num_gpus=num_gpus, num_cores=8))
     assert Path(flags["--config_file"]).stem == name
     assert flags["--num_processes"] == str(processes)
     assert ("--mixed_precision" in flags) == ("CUDA_VISIBLE_DEVICES" not in environment)
@@ -62,38 +64,42 @@ def test_the_launch_fits_the_machine(environment, name, processes):
 
 def test_several_machines_find_each_other_where_the_environment_says():
     given = {"NNODE": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.1", "NGPU": "8"}
-    plan = plan_launch({"ACCELERATE_CONFIG": "multi_node", **given}, num_gpus=8, num_cores=8)
+    plan = resolve_accelerate_launch(
+        {"ACCELERATE_CONFIG": "multi_node", **given}, num_gpus=8, num_cores=8
+    )
     flags = read_flags(plan)
     assert flags["--num_machines"] == "3" and flags["--machine_rank"] == "2"
     assert flags["--num_processes"] == "24" and flags["--rdzv_backend"] == "static"
     assert flags["--main_process_ip"] == "10.0.0.1" and flags["--main_process_port"] == "29500"
     environment = {"ACCELERATE_CONFIG": "zero3", "MASTER_PORT": "12345", **given}
-    flags = read_flags(plan_launch(environment, num_gpus=8, num_cores=8))
+    flags = read_flags(resolve_accelerate_launch(environment, num_gpus=8, num_cores=8))
     assert flags["--main_process_port"] == "12345"
 
 
 def test_one_machine_uses_the_given_port_and_no_other():
-    plan = plan_launch({"NGPU": "2"}, num_gpus=2, num_cores=8)
+    plan = resolve_accelerate_launch({"NGPU": "2"}, num_gpus=2, num_cores=8)
     assert "--main_process_port" not in plan.flags and "--main_process_ip" not in plan.flags
-    plan = plan_launch({"NGPU": "2", "MASTER_PORT": "12345"}, num_gpus=2, num_cores=8)
+    plan = resolve_accelerate_launch({"NGPU": "2", "MASTER_PORT": "12345"}, num_gpus=2, num_cores=8)
     assert read_flags(plan)["--main_process_port"] == "12345"
 
 
 def test_processes_on_a_cpu_share_its_cores():
-    plan = plan_launch({"NGPU": "2"}, num_gpus=0, num_cores=9)
+    plan = resolve_accelerate_launch({"NGPU": "2"}, num_gpus=0, num_cores=9)
     assert plan.environment["OMP_NUM_THREADS"] == "4"
     assert plan.environment["GOMP_SPINCOUNT"] == "1000"
-    assert plan_launch({}, num_gpus=0, num_cores=9).environment["OMP_NUM_THREADS"] == "9"
-    many = plan_launch({"NGPU": "4"}, num_gpus=0, num_cores=2)
+    assert (
+        resolve_accelerate_launch({}, num_gpus=0, num_cores=9).environment["OMP_NUM_THREADS"] == "9"
+    )
+    many = resolve_accelerate_launch({"NGPU": "4"}, num_gpus=0, num_cores=2)
     assert many.environment["OMP_NUM_THREADS"] == "1"
-    assert plan_launch({}, num_gpus=1, num_cores=9).environment == {
+    assert resolve_accelerate_launch({}, num_gpus=1, num_cores=9).environment == {
         "TOKENIZERS_PARALLELISM": "false"
     }
 
 
 def test_variables_that_the_user_has_set_are_kept():
     given = {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "5", "TOKENIZERS_PARALLELISM": "true"}
-    assert plan_launch(given, num_gpus=0, num_cores=8).environment == given
+    assert resolve_accelerate_launch(given, num_gpus=0, num_cores=8).environment == given
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_what_cannot_be_launched_is_refused(environment, said, tmp_path):
         name: value.replace("{tmp}", str(tmp_path)) for name, value in environment.items()
     }
     with pytest.raises(UserError) as caught:
-        plan_launch(environment, num_gpus=0, num_cores=8)
+        resolve_accelerate_launch(environment, num_gpus=0, num_cores=8)
     assert caught.value.exit_code == 2
     for words in said:
         assert words in str(caught.value)
@@ -132,14 +138,16 @@ def test_zero_without_deepspeed_is_refused_with_the_command_that_installs_it(mon
     with pytest.raises(
         UserError, match=r"(?s)DeepSpeed.*not installed.*pip install .*engines\.txt"
     ):
-        plan_launch({"ACCELERATE_CONFIG": "zero2", "NGPU": "2"}, num_gpus=0, num_cores=8)
+        resolve_accelerate_launch(
+            {"ACCELERATE_CONFIG": "zero2", "NGPU": "2"}, num_gpus=0, num_cores=8
+        )
 
 
 def test_a_file_of_the_users_own_is_taken_as_it_is(tmp_path):
     own = tmp_path / "fsdp2"
     own.write_text("distributed_type: FSDP\n")
     environment = {"ACCELERATE_CONFIG": str(own), "NGPU": "2"}
-    flags = read_flags(plan_launch(environment, num_gpus=0, num_cores=8))
+    flags = read_flags(resolve_accelerate_launch(environment, num_gpus=0, num_cores=8))
     assert flags["--config_file"] == str(own)
 
 
@@ -193,16 +201,18 @@ def test_the_exit_code_of_the_run_passes_through(
     script.write_text(program)
     monkeypatch.setattr(train, "SCRIPT", script)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    plan = plan_launch({"ACCELERATE_CONFIG": config, "NGPU": "1"}, num_gpus=0, num_cores=2)
+    plan = resolve_accelerate_launch(
+        {"ACCELERATE_CONFIG": config, "NGPU": "1"}, num_gpus=0, num_cores=2
+    )
     assert run_accelerate_launch(plan, []) == code
     error = capfd.readouterr().err
     assert "Traceback" not in error and said in error
 
 
 def test_options_reach_the_launched_script_as_they_were_given(monkeypatch):
-    launched: list[tuple[LaunchPlan, list[str]]] = []
+    launched: list[tuple[AccelerateLaunch, list[str]]] = []
 
-    def record_launch(plan: LaunchPlan, options: list[str]) -> int:
+    def record_launch(plan: AccelerateLaunch, options: list[str]) -> int:
         launched.append((plan, options))
         return 3
 

@@ -80,4 +80,4 @@ def test_a_module_that_registers_something_else_is_named(tmp_path):
     register_models([module])
     file = write(tmp_path / "c.json", {"model_type": "zzz"})
     with pytest.raises(UserError, match=r"ownother\.py \(--model.custom\) did not register it"):
-        load_model_config(str(file), custom=[module])
+        load_model_config(str(file), custom_modules=[module])

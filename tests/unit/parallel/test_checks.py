@@ -28,8 +28,8 @@ def accelerator(distributed_type: DistributedType, num_processes: int, **changes
     )
 
 
-DDP = resolve_topology(TrainingConfig(), launch_variables(4), devices=None)
-SHARDED = resolve_topology(TrainingConfig(), launch_variables(4, FSDP2), devices=None)
+DDP = resolve_topology(TrainingConfig(), launch_variables(4), num_devices=None)
+SHARDED = resolve_topology(TrainingConfig(), launch_variables(4, FSDP2), num_devices=None)
 
 
 def test_a_launch_that_gave_what_was_asked_for_passes():

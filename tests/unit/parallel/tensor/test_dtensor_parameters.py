@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from flame_accel.parallel.tensor.dtensor_parameters import (
     local_tp_shard,
-    make_attribute_local_tensor,
+    make_attribute_read_local_tensor,
     shard_parameter,
     tp_shard_start_and_length,
 )
@@ -57,7 +57,7 @@ def test_attributes_of_a_parameter_are_kept(mesh):
 def test_a_layer_reads_the_transformed_local_tensor_and_tables_have_the_dtensor(mesh):
     layer = nn.Linear(2, 5, bias=False)
     layer._parameters["weight"] = shard_parameter(layer.weight, mesh, 0, CPU)
-    make_attribute_local_tensor(layer, "weight", lambda local: 2 * local)
+    make_attribute_read_local_tensor(layer, "weight", lambda local: 2 * local)
     table = dict(layer.named_parameters())["weight"]
     assert isinstance(table, DTensor)
     assert not isinstance(layer.weight, DTensor)
@@ -74,5 +74,5 @@ def test_a_parameter_that_fsdp2_has_sharded_as_well_is_not_read():
             local_tp_shard(weight)
         layer = nn.Linear(2, 4, bias=False)
         layer._parameters["weight"] = nn.Parameter(weight)
-        make_attribute_local_tensor(layer, "weight", lambda local: local)
+        make_attribute_read_local_tensor(layer, "weight", lambda local: local)
         assert isinstance(layer.weight, DTensor)

@@ -9,7 +9,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES
-from flame_accel.parallel.tensor.regions import match_regions_with_plans, shard_dim
+from flame_accel.parallel.tensor.regions import match_regions_with_plans, planned_shard_dim
 from tests.helpers.process_groups import fake_mesh
 
 
@@ -23,7 +23,7 @@ def test_colwise_and_rowwise_shard_as_those_of_torch(style):
         parallelize_module(module, mesh, {name: styles[style]})
         weight = module[name].weight
         assert isinstance(weight, DTensor)
-        assert weight.placements[0].is_shard(shard_dim(plan, f"{name}.weight"))
+        assert weight.placements[0].is_shard(planned_shard_dim(plan, f"{name}.weight"))
 
 
 @pytest.mark.parametrize("model_type", SUPPORTED_MODEL_TYPES)
@@ -35,7 +35,9 @@ def test_sizes_and_parameters_of_a_plan_exist_in_fla(model_type):
     for region in regions:
         for name in (*region.plan.divisible_sizes, *region.plan.derived_sizes):
             assert isinstance(getattr(region.module, name), int), name
-        sharded = {shard_dim(region.plan, name) for name, _ in region.module.named_parameters()}
+        sharded = {
+            planned_shard_dim(region.plan, name) for name, _ in region.module.named_parameters()
+        }
         assert {0, 1} <= sharded
 
 

@@ -10,13 +10,13 @@ from flame_accel.config import UserError
 from flame_accel.models.instantiate import instantiate
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES
 from flame_accel.parallel.tensor.regions import (
-    check_degree_divides_sizes,
     check_no_l2warp,
     check_tensor_parallel_support,
-    covers_parameter,
+    check_tp_degree_divides_sizes,
     match_regions_with_plans,
-    shard_dim,
-    valid_degrees,
+    plan_covers_parameter,
+    planned_shard_dim,
+    valid_tp_degrees,
 )
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
@@ -76,12 +76,12 @@ def test_an_indivisible_size_is_named_with_the_degrees_that_work(
     build, model_type, sizes, degree, blamed, working
 ):
     regions = match_regions_with_plans(build(model_type, **sizes))
-    assert valid_degrees(regions) == working
+    assert valid_tp_degrees(regions) == working
     with pytest.raises(UserError, match=blamed) as refused:
-        check_degree_divides_sizes(regions, degree)
+        check_tp_degree_divides_sizes(regions, degree)
     assert f"these degrees work: {', '.join(map(str, working))}" in str(refused.value)
     for other in working:
-        check_degree_divides_sizes(regions, other)
+        check_tp_degree_divides_sizes(regions, other)
 
 
 def test_a_layer_with_a_parameter_outside_of_its_plan_is_refused(build):
@@ -107,13 +107,15 @@ def test_regions_are_the_mixers_and_mlps_in_order(build):
 
 def test_parameters_are_matched_by_the_name_of_their_module():
     plan = PLANS["GatedLinearAttention"]
-    assert shard_dim(plan, "q_proj.weight") == 0
-    assert shard_dim(plan, "o_proj.weight") == 1
-    assert shard_dim(plan, "g_norm.weight") is None
+    assert planned_shard_dim(plan, "q_proj.weight") == 0
+    assert planned_shard_dim(plan, "o_proj.weight") == 1
+    assert planned_shard_dim(plan, "g_norm.weight") is None
     # a module whose name only begins alike
-    assert not covers_parameter(plan, "q_projection.weight")
+    assert not plan_covers_parameter(plan, "q_projection.weight")
     # the bias of a rowwise layer
-    assert covers_parameter(plan, "o_proj.weight") and not covers_parameter(plan, "o_proj.bias")
+    assert plan_covers_parameter(plan, "o_proj.weight") and not plan_covers_parameter(
+        plan, "o_proj.bias"
+    )
 
 
 @pytest.mark.parametrize(("degree", "fields"), [(1, {"use_l2warp": True}), (2, {})])

@@ -24,7 +24,7 @@ SCHEDULER_VARIABLES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
+class LaunchSettings:
     """What the launcher asked for; None where it leaves a value open."""
 
     engine: Literal["plain", "fsdp2", "deepspeed"]
@@ -41,16 +41,16 @@ class Launch:
     """Dtype of forward and backward, from mixed_precision."""
     offload: bool
     """Whether parameters, or what DeepSpeed may offload, are kept in CPU memory."""
-    zero_stage: int | None
-    """ZeRO stage; None without DeepSpeed, or where a JSON file of its own has it."""
 
 
-def read_launch(environment: Mapping[str, str], *, devices: int | None) -> Launch:
+def read_launch_settings(
+    environment: Mapping[str, str], *, num_devices: int | None
+) -> LaunchSettings:
     """Reads and checks what the launcher asked for.
 
     Args:
         environment: Environment variables of the process.
-        devices: Number of devices on this machine; None trains on the CPU.
+        num_devices: Number of devices on this machine; None trains on the CPU.
 
     Raises:
         UserError: The launch is incomplete, does not fit the machine, or is not supported.
@@ -59,13 +59,13 @@ def read_launch(environment: Mapping[str, str], *, devices: int | None) -> Launc
     deepspeed = is_variable_true(environment, "ACCELERATE_USE_DEEPSPEED")
     engine_name = "FSDP" if fsdp else "DeepSpeed" if deepspeed else None
     world_size = _read_and_check_world_size(environment, engine_name)
-    _check_enough_devices(environment, world_size, devices)
+    _check_enough_devices(environment, world_size, num_devices)
     _check_no_megatron_context_or_sequence_parallelism(environment)
     _check_no_dynamo_backend(environment)
     if fsdp:
         _check_fsdp_settings(environment)
     has_mesh = is_variable_true(environment, "ACCELERATE_USE_PARALLELISM_CONFIG")
-    return Launch(
+    return LaunchSettings(
         engine="fsdp2" if fsdp else "deepspeed" if deepspeed else "plain",
         world_size=world_size,
         dp_replicate=_read_mesh_size(environment, "DP_REPLICATE") if has_mesh else None,
@@ -73,7 +73,6 @@ def read_launch(environment: Mapping[str, str], *, devices: int | None) -> Launc
         tp=_read_mesh_size(environment, "TP") if has_mesh else None,
         precision=_read_precision(environment),
         offload=_is_cpu_offload_requested(environment, fsdp=fsdp, deepspeed=deepspeed),
-        zero_stage=_read_zero_stage(environment) if deepspeed else None,
     )
 
 
@@ -133,18 +132,18 @@ def _check_single_process_is_intended(
 
 
 def _check_enough_devices(
-    environment: Mapping[str, str], world_size: int, devices: int | None
+    environment: Mapping[str, str], world_size: int, num_devices: int | None
 ) -> None:
     """Checks that every process of this machine has a device of its own."""
-    if devices is None or world_size == 1:
+    if num_devices is None or world_size == 1:
         return
     local_rank = int(environment["LOCAL_RANK"])
     processes = max(int(environment.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
-    if processes > devices:
+    if processes > num_devices:
         raise UsageError(
-            f"{processes} processes were launched on a machine with {devices} device(s)",
+            f"{processes} processes were launched on a machine with {num_devices} device(s)",
             where="num_processes of the accelerate configuration, or NGPU",
-            remedy=f"launch at most {devices} process(es) on each machine",
+            remedy=f"launch at most {num_devices} process(es) on each machine",
         )
 
 
@@ -241,10 +240,3 @@ def _is_cpu_offload_requested(
     return any(
         environment.get(name) == "cpu" or is_variable_true(environment, name) for name in names
     )
-
-
-def _read_zero_stage(environment: Mapping[str, str]) -> int | None:
-    if environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
-        return None
-    # accelerate's own default is 2; `deepspeed_config` checks which stages are supported
-    return int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))

@@ -3,14 +3,14 @@
 import pytest
 
 from flame_accel.config import UserError
-from flame_accel.parallel.launch import is_variable_true, read_launch
+from flame_accel.parallel.launch_settings import is_variable_true, read_launch_settings
 from tests.helpers.launches import DEEPSPEED, FSDP2, launch_variables
 
 
 def refusal(environment: dict[str, str]) -> str:
     """The message of the error about a launch on the CPU."""
     with pytest.raises(UserError) as caught:
-        read_launch(environment, devices=None)
+        read_launch_settings(environment, num_devices=None)
     assert caught.value.exit_code == 2
     assert caught.value.where and caught.value.remedy
     return str(caught.value)
@@ -64,38 +64,39 @@ def test_a_process_that_would_train_by_itself_is_refused(environment, said):
 
 def test_one_process_of_a_scheduler_is_fine():
     environment = {"SLURM_STEP_NUM_TASKS": "1", "OMPI_COMM_WORLD_SIZE": "1"}
-    launch = read_launch(environment, devices=None)
+    launch = read_launch_settings(environment, num_devices=None)
     assert (launch.engine, launch.world_size) == ("plain", 1)
 
 
 def test_more_processes_than_devices_are_refused():
-    assert read_launch(launch_variables(4), devices=4).world_size == 4
+    assert read_launch_settings(launch_variables(4), num_devices=4).world_size == 4
     with pytest.raises(UserError, match="4 processes were launched on a machine with 3 device"):
-        read_launch(launch_variables(4), devices=3)
+        read_launch_settings(launch_variables(4), num_devices=3)
     two_machines = launch_variables(4) | {"LOCAL_WORLD_SIZE": "2"}
-    assert read_launch(two_machines, devices=2).world_size == 4
+    assert read_launch_settings(two_machines, num_devices=2).world_size == 4
 
 
 def test_a_size_of_1_and_a_missing_mesh_leave_the_value_open():
-    assert read_launch(launch_variables(4, FSDP2), devices=None).tp is None
-    launch = read_launch(launch_variables(4, FSDP2, replicate=2, shard=-1), devices=None)
+    assert read_launch_settings(launch_variables(4, FSDP2), num_devices=None).tp is None
+    launch = read_launch_settings(
+        launch_variables(4, FSDP2, replicate=2, shard=-1), num_devices=None
+    )
     assert (launch.dp_replicate, launch.dp_shard, launch.tp) == (2, -1, None)
 
 
 @pytest.mark.parametrize(
-    ("variables", "precision", "offload", "zero_stage"),
+    ("variables", "precision", "offload"),
     [
-        ({}, "float32", False, None),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bfloat16", False, None),
-        (FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}, "float32", True, None),
-        (DEEPSPEED, "float32", False, 3),
-        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "float32", True, 3),
-        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "own.json"}, "float32", False, None),
+        ({}, "float32", False),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bfloat16", False),
+        (FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}, "float32", True),
+        (DEEPSPEED, "float32", False),
+        (DEEPSPEED | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "float32", True),
     ],
 )
-def test_precision_offloading_and_stage_are_read(variables, precision, offload, zero_stage):
-    launch = read_launch(launch_variables(2, variables), devices=None)
-    assert (launch.precision, launch.offload, launch.zero_stage) == (precision, offload, zero_stage)
+def test_precision_and_offloading_are_read(variables, precision, offload):
+    launch = read_launch_settings(launch_variables(2, variables), num_devices=None)
+    assert (launch.precision, launch.offload) == (precision, offload)
 
 
 @pytest.mark.parametrize(("value", "enabled"), [("1", True), ("TRUE", True), ("no", False)])
