@@ -1,11 +1,11 @@
-"""Fixtures of tests that run training: a corpus, a tiny model, the options of a tiny run."""
+"""Fixtures: a corpus, a tiny model, the options of a tiny run; a local Hub and its client."""
 
 import gc
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from flame_accel.config import Config, parse
 from tests.helpers.runs import TINY_GLA, TINY_RUN, WITHOUT_SAMPLE
+
+if TYPE_CHECKING:
+    from tests.helpers.hub_server import HubServer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -100,3 +103,27 @@ def finished(
     folder = tmp_path / "finished"
     train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": folder}))
     return folder
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["HubServer"]:
+    """A local Hub that the client of this process uses, and others with its `environment`."""
+    from huggingface_hub import close_session
+
+    from tests.helpers.hub_client import point_client_at
+    from tests.helpers.hub_server import HubServer
+
+    server = HubServer(tmp_path / "local_hub")
+    server.start()
+    point_client_at(server, tmp_path / "hf_home", monkeypatch)
+    yield server
+    close_session()
+    server.stop()
+
+
+@pytest.fixture
+def retry_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that the Hub's client would have waited before each retry; it retries at once."""
+    from tests.helpers.hub_client import skip_retry_waits
+
+    return skip_retry_waits(monkeypatch)
