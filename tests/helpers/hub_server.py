@@ -13,6 +13,7 @@ The fixture `local_hub` starts one for a test and points the client of the proce
 """
 
 import argparse
+import random
 import socket
 import tempfile
 import time
@@ -112,15 +113,8 @@ class HubServer:
         message: str = "",
     ) -> None:
         """The next `times` matching requests, after `skip` of them, are answered with a status."""
-        fault = Fault(
-            method,
-            path_contains,
-            times,
-            skip,
-            with_status,
-            retry_after=retry_after,
-            message=message,
-        )
+        fault = Fault(method, path_contains, times, skip, with_status)
+        fault.retry_after, fault.message = retry_after, message
         self.faults.add(fault)
 
     def break_next(
@@ -158,7 +152,9 @@ class HubServer:
     def record(self, request: RecordedRequest) -> None:
         self._requests.append(request)
         if self.prints_requests:
-            print(request.method, request.path, request.status or "broken", flush=True)
+            # in one write: several threads print
+            line = f"{request.method} {request.path} {request.status or 'broken'}\n"
+            print(line, end="", flush=True)
 
     # ------------------------------------------------------------------------ what it holds
 
@@ -190,9 +186,15 @@ class HubServer:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port where nobody listens, of those that no connection that goes out is given.
+
+    So it can be listened at again after the server was down.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise OSError("no free port")
 
 
 def main() -> None:

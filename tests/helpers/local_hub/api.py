@@ -80,16 +80,16 @@ class HubApi:
                 return self._answer_about_repository(
                     request, account, cast(RepositoryKind, kind), f"{namespace}/{name}", rest
                 )
-        kind: RepositoryKind = "models"
-        if parts[0] in KINDS:
-            kind, parts = cast(RepositoryKind, parts[0]), parts[1:]
+        named_kind, parts = (parts[0], parts[1:]) if parts[0] in KINDS else ("models", parts)
+        kind_of_file = cast(RepositoryKind, named_kind)
         match parts:
             case [namespace, name, "resolve", revision, *path] if request.method in ("GET", "HEAD"):
-                repository = self.repositories.readable(kind, f"{namespace}/{name}", account)
+                id = f"{namespace}/{name}"
+                repository = self.repositories.readable(kind_of_file, id, account)
                 return resolve_file(repository, revision, "/".join(path), self.storage)
             case [namespace, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
                 id = f"{namespace}/{name.removesuffix('.git')}"
-                self.repositories.writable(kind, id, account)
+                self.repositories.writable(kind_of_file, id, account)
                 return self.storage.plan_uploads(request)
         raise HubError(404, "Not found")
 

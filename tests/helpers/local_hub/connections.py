@@ -9,8 +9,9 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 from tests.helpers.local_hub.api import HubApi
@@ -159,7 +160,7 @@ class _Connection(BaseHTTPRequestHandler):
 class _Body:
     """The body of a request, read as it comes: of a known length, or in HTTP's chunks."""
 
-    def __init__(self, stream: BinaryIO, headers: Mapping[str, str]) -> None:
+    def __init__(self, stream: BufferedIOBase, headers: Mapping[str, str]) -> None:
         self._stream = stream
         chunked = "chunked" in headers.get("transfer-encoding", "")
         self.expected_bytes = None if chunked else int(headers.get("content-length", 0))

@@ -183,6 +183,20 @@ def test_a_commit_of_lfs_contents_that_were_not_sent_is_refused(uploaded: HfApi)
         uploaded.create_commit(REPO, [operation], commit_message="without its contents")
 
 
+def test_a_dataset_is_loaded_and_streamed(local_hub: HubServer) -> None:
+    import datasets
+
+    api, repo = HfApi(), f"{USER}/data"
+    api.create_repo(repo, repo_type="dataset", private=True)
+    lines = b'{"text": "a"}\n{"text": "b"}\n'
+    api.upload_file(
+        path_or_fileobj=lines, path_in_repo="train.jsonl", repo_id=repo, repo_type="dataset"
+    )
+    for streaming in (False, True):
+        records = datasets.load_dataset(repo, split="train", streaming=streaming)
+        assert list(records) == [{"text": "a"}, {"text": "b"}]
+
+
 # --------------------------------------------------------------- accounts and permissions
 
 
