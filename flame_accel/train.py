@@ -78,7 +78,7 @@ def main(config: Config) -> None:
         config.comm,
         run_folder=str(run_folder),
         tensorboard_folder=str(run_folder / config.metrics.save_tb_folder),
-        trackers=observe.enabled_tracker_names(config.metrics),
+        tracker_names=observe.enabled_tracker_names(config.metrics),
     )
     try:
         active_kernels = setup_run(config, accelerator, run_folder)

@@ -41,7 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
     from flame_accel.models.catalogue import fla_config_classes
 
     if arguments.write is not None:
-        write_support_page_and_print_path(arguments.write)
+        from flame_accel.diagnosis.conformance.support_table import (
+            load_results_by_device,
+            render_models_page,
+        )
+
+        write_text_atomically(arguments.write, render_models_page(load_results_by_device()))
+        print(arguments.write)
         return
     registered = sorted(fla_config_classes())
     unknown = [name for name in arguments.model if name not in registered]
@@ -66,17 +72,6 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.json is not None:
                 text = json.dumps(results, indent=1, sort_keys=True)
                 write_text_atomically(arguments.json, text + "\n")
-
-
-def write_support_page_and_print_path(page: Path) -> None:
-    """Writes the page from the results that are kept with the source."""
-    from flame_accel.diagnosis.conformance.support_table import (
-        load_results_by_device,
-        render_models_page,
-    )
-
-    write_text_atomically(page, render_models_page(load_results_by_device()))
-    print(page)
 
 
 def start_device_results(kind: str | None) -> "DeviceResults":

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
 
 
 class UserError(Exception):
@@ -83,16 +82,11 @@ class ConfigError(UserError):
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Ends the process, without a traceback, if a `UserError` leaves the block."""
+    """Prints a `UserError` that leaves the block and ends the process with its exit code."""
     try:
         yield
     except UserError as error:
-        print_error_and_exit(error)
-
-
-def print_error_and_exit(error: UserError) -> NoReturn:
-    """Prints the message on standard error and ends the process with the error's exit code."""
-    rank = os.environ.get("RANK", "0")
-    # every rank of a launch runs into the same error: one of them explains it
-    print(f"\n{error}" if rank == "0" else f"rank {rank}: {error.what}", file=sys.stderr)
-    raise SystemExit(error.exit_code) from error
+        rank = os.environ.get("RANK", "0")
+        # every rank of a launch runs into the same error: one of them explains it
+        print(f"\n{error}" if rank == "0" else f"rank {rank}: {error.what}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error

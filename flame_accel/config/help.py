@@ -10,7 +10,6 @@ Everything is drawn from the declarations; the docstring under a field is the op
 import ast
 import functools
 import inspect
-import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -110,20 +109,12 @@ def requested_help_topic(argv: Sequence[str]) -> str | None:
     return None
 
 
-def print_help(topic: str = "") -> None:
-    """Prints the help on a topic on stdout.
+def format_help(topic: str, *, width: int) -> str:
+    """The text of the help on a topic.
 
     Args:
         topic: A section, an option, "all", or empty for the common options.
-
-    Raises:
-        ConfigError: There is no such topic.
-    """
-    print(format_help(topic, width=shutil.get_terminal_size().columns))
-
-
-def format_help(topic: str, *, width: int) -> str:
-    """The text of the help on a topic, in lines of at most `width` characters where possible.
+        width: Characters in a line, where possible; 60 and 120 are the limits.
 
     Raises:
         ConfigError: There is no such topic.

@@ -1,14 +1,15 @@
 """From a command line or a run file to a checked `Config`, with all problems at once."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flame_accel.config.derived_defaults import fill_derived_defaults
-from flame_accel.config.errors import BrokenRule, ConfigError, Problem, print_error_and_exit
+from flame_accel.config.errors import BrokenRule, ConfigError, Problem, exit_on_user_error
 from flame_accel.config.flags import read_flags_and_problems
 from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
-from flame_accel.config.help import print_help, requested_help_topic
+from flame_accel.config.help import format_help, requested_help_topic
 from flame_accel.config.input_checks import find_broken_dataset_and_path_rules
 from flame_accel.config.run_file import read_run_file
 from flame_accel.config.schema import Config, option_value, options, sections
@@ -29,7 +30,7 @@ def parse(argv: Sequence[str]) -> Config:
     """
     topic = requested_help_topic(argv)
     if topic is not None:
-        print_help(topic)
+        print(format_help(topic, width=shutil.get_terminal_size().columns))
         raise SystemExit(0)
     flags = read_flags_and_problems(argv)
     # the last one counts, as for every flag
@@ -40,10 +41,8 @@ def parse(argv: Sequence[str]) -> Config:
 
 def parse_or_exit(argv: Sequence[str]) -> Config:
     """`parse`, but prints the problems on stderr and exits with status 2 if there are any."""
-    try:
+    with exit_on_user_error():
         return parse(argv)
-    except ConfigError as error:
-        print_error_and_exit(error)
 
 
 def load_run_file(path: str | os.PathLike[str]) -> Config:

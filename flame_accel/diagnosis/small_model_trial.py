@@ -7,7 +7,7 @@ it has two layers and a small vocabulary. Laws of models that need no second kin
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,17 @@ from transformers import PreTrainedConfig
 
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
-from flame_accel.diagnosis.conformance.laws import explain_exception, relative_error, run_law_checks
+from flame_accel.diagnosis.conformance.laws import (
+    build_model_on_device,
+    explain_exception,
+    random_token_ids,
+    relative_error,
+    run_law_checks,
+)
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import Kind
 from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook, tuning_disabled
-from flame_accel.models import build_model, count_parameters
+from flame_accel.models import count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
@@ -157,12 +163,8 @@ def _compute_logits_and_gradients(
 ) -> dict[str, Tensor]:
     """Logits `[B, T, V]` and the gradient of the loss, flattened; with one kind of kernels."""
     install_kernels_without_tuning(kind)
-    model: Any = build_model(
-        config, vocabulary_size=config.vocab_size, bos_token_id=None, eos_token_id=None, seed=0
-    )
-    model = model.to(device).train()
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(config.vocab_size, (ROWS, ROW_LENGTH), generator=generator).to(device)
+    model = build_model_on_device(config, device).train()
+    ids = random_token_ids(model, (ROWS, ROW_LENGTH))
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         logits = model(input_ids=ids, use_cache=False).logits.float()
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()

@@ -44,7 +44,7 @@ def build_accelerator(
     *,
     run_folder: str,
     tensorboard_folder: str,
-    trackers: Sequence[str],
+    tracker_names: Sequence[str],
 ) -> Accelerator:
     """Builds the run's Accelerator for the devices and processes that the launcher provided.
 
@@ -53,7 +53,7 @@ def build_accelerator(
         comm: Timeouts and the flight recorder of collectives.
         run_folder: Folder in which the run writes.
         tensorboard_folder: Folder of TensorBoard's files.
-        trackers: Names of Accelerate's trackers.
+        tracker_names: Names of Accelerate's trackers.
 
     Raises:
         UserError: Devices are missing, the launch is not supported, or options contradict its
@@ -82,7 +82,13 @@ def build_accelerator(
         deepspeed_plugin=zero,
         fsdp_plugin=_build_fsdp_plugin(topology, on_cpu) if topology.engine == "fsdp2" else None,
         parallelism_config=_build_parallelism_config(topology),
-        gradient_accumulation_plugin=_build_accumulation_plugin(training, topology),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=training.gradient_accumulation_steps,
+            adjust_scheduler=False,
+            sync_with_dataloader=False,
+            # FSDP2 without synchronization keeps full fp32 gradients on every rank
+            sync_each_batch=topology.engine == "fsdp2",
+        ),
         kwargs_handlers=[
             InitProcessGroupKwargs(
                 backend=_process_group_backend_override(topology, on_cpu), timeout=timeout
@@ -90,7 +96,7 @@ def build_accelerator(
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=100),
         ],
         project_config=ProjectConfiguration(project_dir=run_folder, logging_dir=tensorboard_folder),
-        log_with=list(trackers) or None,
+        log_with=list(tracker_names) or None,
         step_scheduler_with_optimizer=False,
     )
     if zero is not None:
@@ -138,18 +144,6 @@ def _process_group_backend_override(topology: Topology, on_cpu: bool) -> str | N
         return None
     # norms of offloaded gradients are summed over ranks in CPU memory
     return "cuda:nccl,cpu:gloo"
-
-
-def _build_accumulation_plugin(
-    training: TrainingConfig, topology: Topology
-) -> GradientAccumulationPlugin:
-    return GradientAccumulationPlugin(
-        num_steps=training.gradient_accumulation_steps,
-        adjust_scheduler=False,
-        sync_with_dataloader=False,
-        # FSDP2 without synchronization keeps full fp32 gradients on every rank
-        sync_each_batch=topology.engine == "fsdp2",
-    )
 
 
 def _build_fsdp_plugin(topology: Topology, on_cpu: bool) -> FullyShardedDataParallelPlugin:

@@ -43,7 +43,7 @@ def build(training: TrainingConfig, precision: str = "no") -> Accelerator:
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     kernels.install()
     return build_accelerator(
-        training, CommConfig(), run_folder=".", tensorboard_folder=".", trackers=[]
+        training, CommConfig(), run_folder=".", tensorboard_folder=".", tracker_names=[]
     )
 
 

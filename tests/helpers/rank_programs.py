@@ -44,7 +44,7 @@ def build(**training: Any) -> Accelerator:
         CommConfig(train_timeout_seconds=SECONDS),
         run_folder=".",
         tensorboard_folder=".",
-        trackers=[],
+        tracker_names=[],
     )
 
 

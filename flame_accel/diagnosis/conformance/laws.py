@@ -78,7 +78,7 @@ def run_law_checks(
         started_at = time.monotonic()
         reason = ""
         try:
-            model = model or _build_model_on_device(config, device)
+            model = model or build_model_on_device(config, device)
             LAWS[name](model)
         except Exception as error:
             reason = explain_exception(error)
@@ -110,7 +110,7 @@ def check_training_lowers_loss(model: PreTrainedModel) -> None:
     Where weights start at 0 so that a layer starts as the identity, the gradients of others do too:
     they get some more steps.
     """
-    ids = _random_token_ids(model, (ROWS, ROW_LENGTH))
+    ids = random_token_ids(model, (ROWS, ROW_LENGTH))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.train()
@@ -150,7 +150,7 @@ def _take_optimizer_step_and_get_loss(
 
 def check_reload_keeps_logits(model: PreTrainedModel) -> None:
     """A model that is saved and loaded through the auto class gives the same logits, bit by bit."""
-    ids = _random_token_ids(model, (ROWS, ROW_LENGTH))
+    ids = random_token_ids(model, (ROWS, ROW_LENGTH))
     model.eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -171,7 +171,7 @@ def check_generation_matches_one_pass(model: PreTrainedModel) -> None:
     generate: Any = model.generate
     tolerance = PRECISION[model.device.type].step
     for length in PROMPT_LENGTHS:
-        prompt = _random_token_ids(model, (1, length))
+        prompt = random_token_ids(model, (1, length))
         with torch.no_grad(), _seeded_training_precision(model):
             generated = generate(
                 prompt,
@@ -198,7 +198,7 @@ def check_generation_matches_one_pass(model: PreTrainedModel) -> None:
 
 def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     """Nothing of a packed document reaches another one, neither forward nor backward."""
-    row = _random_token_ids(model, (1, sum(DOCUMENT_LENGTHS)))
+    row = random_token_ids(model, (1, sum(DOCUMENT_LENGTHS)))
     bounds = torch.tensor((0, *DOCUMENT_LENGTHS), device=row.device).cumsum(0, dtype=torch.int32)
     edges = bounds.tolist()
     others = torch.ones_like(row, dtype=torch.bool)
@@ -276,13 +276,14 @@ def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     Empty for a model that fla's own PyTorch code serves. Norms, convolutions and losses, which
     nearly every model has, are left out.
     """
-    model = _build_model_on_device(config, "cpu")
+    model = build_model_on_device(config, "cpu")
     with record_entered_replacement_modules() as families:
-        _compute_logits(model, _random_token_ids(model, (ROWS, ROW_LENGTH)))
+        _compute_logits(model, random_token_ids(model, (ROWS, ROW_LENGTH)))
     return sorted(module for module in families if not module.startswith("modules."))
 
 
-def _build_model_on_device(config: PreTrainedConfig, device: str) -> PreTrainedModel:
+def build_model_on_device(config: PreTrainedConfig, device: str) -> PreTrainedModel:
+    """The model of a config with random weights, the same every time."""
     size: int = config.vocab_size
     model = build_model(config, vocabulary_size=size, bos_token_id=None, eos_token_id=None, seed=0)
     return _move_to_device(model, device)
@@ -292,7 +293,8 @@ def _move_to_device(model: Any, device: str | torch.device) -> PreTrainedModel:
     return model.to(device)
 
 
-def _random_token_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
+def random_token_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
+    """Token ids of this shape on the model's device, the same every time."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 

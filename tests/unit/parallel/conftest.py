@@ -37,7 +37,7 @@ def build_on_cpu(tmp_path: Path) -> Iterator[Callable[..., Accelerator]]:
             comm or CommConfig(),
             run_folder=str(tmp_path),
             tensorboard_folder=str(tmp_path),
-            trackers=[],
+            tracker_names=[],
         )
 
     yield build
