@@ -10,43 +10,34 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from flame_accel.config import run_options, training_options
 from flame_accel.config.paths import PathKind
-from flame_accel.config.run_options import (
-    CheckpointConfig,
-    CommConfig,
-    EvaluationConfig,
-    JobConfig,
-    MetricsConfig,
-    ProfilingConfig,
-)
-from flame_accel.config.training_options import (
-    ActivationCheckpointConfig,
-    ExperimentalConfig,
-    Float8Config,
-    ModelConfig,
-    OptimizerConfig,
-    TrainingConfig,
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """All options of a run, by section. A component takes its own section, never the whole."""
 
-    job: JobConfig = field(default_factory=JobConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    activation_checkpoint: ActivationCheckpointConfig = field(
-        default_factory=ActivationCheckpointConfig
+    job: run_options.JobConfig = field(default_factory=run_options.JobConfig)
+    model: training_options.ModelConfig = field(default_factory=training_options.ModelConfig)
+    profiling: run_options.ProfilingConfig = field(default_factory=run_options.ProfilingConfig)
+    optimizer: training_options.OptimizerConfig = field(
+        default_factory=training_options.OptimizerConfig
     )
-    float8: Float8Config = field(default_factory=Float8Config)
-    comm: CommConfig = field(default_factory=CommConfig)
-    experimental: ExperimentalConfig = field(default_factory=ExperimentalConfig)
+    training: training_options.TrainingConfig = field(
+        default_factory=training_options.TrainingConfig
+    )
+    metrics: run_options.MetricsConfig = field(default_factory=run_options.MetricsConfig)
+    checkpoint: run_options.CheckpointConfig = field(default_factory=run_options.CheckpointConfig)
+    evaluation: run_options.EvaluationConfig = field(default_factory=run_options.EvaluationConfig)
+    activation_checkpoint: training_options.ActivationCheckpointConfig = field(
+        default_factory=training_options.ActivationCheckpointConfig
+    )
+    float8: training_options.Float8Config = field(default_factory=training_options.Float8Config)
+    comm: run_options.CommConfig = field(default_factory=run_options.CommConfig)
+    experimental: training_options.ExperimentalConfig = field(
+        default_factory=training_options.ExperimentalConfig
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
