@@ -28,21 +28,26 @@ def add_run_options(parser: argparse.ArgumentParser, *names: str, **settings: An
         elif option.choices:
             declared |= {"choices": option.choices}
         else:
-            declared |= {"type": partial(parse_run_option, name)}
+            required = bool(settings.get("required"))
+            declared |= {"type": partial(parse_run_option, name, required=required)}
         parser.add_argument(f"--{name}", **{"dest": name.partition(".")[2], **declared, **settings})
 
 
-def parse_run_option(name: str, text: str) -> Any:
+def parse_run_option(name: str, text: str, *, required: bool = False) -> Any:
     """The value that a run would read from the text of an option, with paths expanded.
 
     Raises:
-        UserError: The text is not of the option's type, or names a variable that is not set.
+        UsageError: The text is not of the option's type, names a variable that is not set, or
+            stands for no value where one is required.
     """
+    where = f"--{name} {text}"
     try:
-        return parse_text_value(options()[name], text)
+        value = parse_text_value(options()[name], text)
     except InvalidValue as error:
-        where = f"--{name} {text}"
         raise UsageError(error.rule, where=where, remedy=error.remedy) from error
+    if required and value is None:
+        raise UsageError("is required", where=where, remedy="Give it a value.")
+    return value
 
 
 def argparse_integer_at_least(minimum: int) -> Callable[[str], int]:

@@ -58,3 +58,18 @@ def test_a_variable_that_is_not_set_is_named(command, capsys) -> None:
         main(command)
     assert stopped.value.code == 2
     assert "the environment variable NOT_SET is not set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prepare", "--output=x", "--training.dataset=x", "--model.tokenizer_path=none"],
+        ["tune", "--model.config", "gla_1M", "none"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_no_value_is_refused_where_one_is_required(command, capsys) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 2
+    assert "none: is required" in capsys.readouterr().err
