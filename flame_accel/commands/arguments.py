@@ -22,7 +22,7 @@ def add_run_options(parser: argparse.ArgumentParser, *names: str, **settings: An
     """
     for name in names:
         option = options()[name]
-        declared: dict[str, Any] = {"default": option.default, "help": "as of a run"}
+        declared: dict[str, Any] = {"default": option.default, "help": "same as in training"}
         if option.kind is bool:
             declared |= {"action": "store_true"}
         elif option.choices:
