@@ -26,7 +26,10 @@ PACKAGES = ("torch", "triton", "transformers", "fla")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("model", nargs="*", help="model types to check; all of them if none")
+    parser.add_argument("model", nargs="*", help="model types to check; all of fla if none")
+    parser.add_argument(
+        "--transformers", action="store_true", help="check all models of transformers itself"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
     parser.add_argument("--jobs", type=int, default=2, help="models at a time (2)")
     parser.add_argument("--limit", type=float, default=300, help="seconds for a model (300)")
@@ -39,27 +42,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Checks and prints, or writes the page."""
     from flame_accel.models.catalogue import fla_config_classes
+    from flame_accel.models.transformers_catalogue import transformers_config_classes
 
     if arguments.write is not None:
         from flame_accel.diagnosis.conformance.support_table import (
             load_results_by_device,
             render_models_page,
         )
+        from flame_accel.diagnosis.conformance.transformers_table import (
+            load_transformers_results_by_device,
+            render_transformers_section,
+        )
 
-        write_text_atomically(arguments.write, render_models_page(load_results_by_device()))
+        of_fla = render_models_page(load_results_by_device())
+        of_transformers = render_transformers_section(load_transformers_results_by_device())
+        write_text_atomically(arguments.write, of_fla + of_transformers)
         print(arguments.write)
         return
     registered = sorted(fla_config_classes())
-    unknown = [name for name in arguments.model if name not in registered]
+    of_transformers = sorted(transformers_config_classes())
+    unknown = [name for name in arguments.model if name not in (*registered, *of_transformers)]
     if unknown:
         raise UsageError(
-            f"fla registers no model type {', '.join(unknown)}",
-            remedy=f"name one of {', '.join(registered)}",
+            f"neither fla nor transformers has a model type {', '.join(unknown)}",
+            remedy=f"name one of {', '.join((*registered, *of_transformers))}",
         )
     results = start_device_results(arguments.device)
     started_at = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        names = arguments.model or registered
+        names = arguments.model or (of_transformers if arguments.transformers else registered)
         jobs = {
             pool.submit(check_model_in_subprocess, name, results["kind"], arguments.limit): name
             for name in names

@@ -6,12 +6,13 @@ it has two layers and a small vocabulary. Laws of models that need no second kin
 """
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
@@ -29,6 +30,10 @@ from flame_accel.models import count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
+from flame_accel.models.transformers_catalogue import (
+    tiny_transformers_config,
+    transformers_config_classes,
+)
 
 MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
 """A small version that has more is replaced by the tiny model of the same type."""
@@ -79,28 +84,40 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     fields = config.to_dict()
     # an architecture of the user's own may call it otherwise
     layers = fields.get("num_hidden_layers")
+    kept = _one_layer_of_each_kind(fields)
     for name, value in fields.items():
         if isinstance(value, list) and len(value) == layers:
-            fields[name] = value[:2]
+            fields[name] = [value[layer] for layer in kept]
         elif isinstance(value, dict) and value.get("layers"):
             fields[name] = {**value, "layers": [1]}
         elif re.fullmatch(r"num_\w+_layers", name):
             fields[name] = 1
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    sizes = {"num_hidden_layers": 2, "vocab_size": VOCABULARY_SIZE}
+    sizes = {"num_hidden_layers": len(kept), "vocab_size": VOCABULARY_SIZE}
     small = type(config).from_dict({**fields, **special, **sizes})
-    if (
-        count_config_parameters(small) > MAX_PARAMETERS[device]
-        and config.model_type in fla_config_classes()
-    ):
-        return tiny_config(config.model_type)
+    if count_config_parameters(small) > MAX_PARAMETERS[device]:
+        if config.model_type in fla_config_classes():
+            return tiny_config(config.model_type)
+        if config.model_type in transformers_config_classes():
+            return tiny_transformers_config(config.model_type)
     return small
+
+
+def _one_layer_of_each_kind(fields: Mapping[str, Any]) -> list[int]:
+    """Indices of the layers to keep: the first of each of `layer_types`, at least two layers."""
+    kinds = fields.get("layer_types")
+    if not isinstance(kinds, list) or len(kinds) != fields.get("num_hidden_layers"):
+        return [0, 1]
+    first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    return first if len(first) > 1 else [0, 1]
 
 
 def check_custom_model_keeps_documents_apart(config: PreTrainedConfig, device: str) -> None:
     """Checks by running it that a model that is not fla's keeps packed documents apart.
 
-    For fla's models it is known (`conformance/packing_support`). Random states are left alone.
+    For fla's models it is known (`conformance/packing_support`). Random states are left alone. The
+    model is trained for some steps first: weights that start at 0 would hide what flows through
+    them.
 
     Args:
         config: Config of the model to train with packed documents.
@@ -113,12 +130,15 @@ def check_custom_model_keeps_documents_apart(config: PreTrainedConfig, device: s
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), tuning_disabled():
-        (finding,) = run_law_checks(shrink_config(config, device), device, [DOCUMENTS_APART])
+        small = shrink_config(config, device)
+        *_, finding = run_law_checks(small, device, ["trains", DOCUMENTS_APART])
     if not finding.holds:
         raise UserError(
             f"{config.model_type} does not keep packed documents apart: {finding.reason}",
             where="training.varlen",
-            remedy="train it without --training.varlen, or let its layers start afresh at the "
+            remedy="train it without --training.varlen; docs/models.md lists the models that can"
+            if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            else "train it without --training.varlen, or let its layers start afresh at the "
             "boundaries in cu_seqlens",
         )
 

@@ -27,6 +27,7 @@ from flame_accel.config.errors import UsageError, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 from flame_accel.models.instantiate import describe_error, instantiate
 from flame_accel.models.norms import config_with_norm, fuse_llama_norms_and_check_norm_type
+from flame_accel.models.packed_inputs import accept_cu_seqlens
 from flame_accel.presets import MODELS, resolve_preset
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ def build_model(
         model.generation_config.bos_token_id = bos_token_id
         model.generation_config.eos_token_id = eos_token_id
         model.generation_config.pad_token_id = pad_token_id
+    accept_cu_seqlens(model)
     if trained_length is not None:
         _increase_max_position_embeddings(model, trained_length)
     return model

@@ -9,10 +9,16 @@ from flame_accel.diagnosis.conformance.support_table import (
     load_results_by_device,
     render_models_page,
 )
+from flame_accel.diagnosis.conformance.transformers_table import (
+    load_transformers_results_by_device,
+    render_transformers_section,
+)
 from flame_accel.models.catalogue import fla_config_classes
+from flame_accel.models.transformers_catalogue import transformers_config_classes
 from tests.helpers.runs import ROOT
 
 RESULTS = load_results_by_device()
+OF_TRANSFORMERS = load_transformers_results_by_device()
 
 
 PAGE = ROOT / "docs" / "models.md"
@@ -20,7 +26,7 @@ PAGE = ROOT / "docs" / "models.md"
 
 def test_the_page_is_up_to_date():
     said = PAGE.read_text(encoding="utf-8")
-    assert said == render_models_page(RESULTS), (
+    assert said == render_models_page(RESULTS) + render_transformers_section(OF_TRANSFORMERS), (
         "python -m flame_accel models --write docs/models.md"
     )
 
@@ -29,6 +35,11 @@ def test_the_page_has_every_model():
     text = PAGE.read_text(encoding="utf-8")
     for model_type in fla_config_classes():
         assert f"| `{model_type}` |" in text
+
+
+@pytest.mark.parametrize("kind", OF_TRANSFORMERS)
+def test_the_results_have_every_model_of_transformers(kind):
+    assert OF_TRANSFORMERS[kind]["models"].keys() == transformers_config_classes().keys()
 
 
 @pytest.mark.parametrize("kind", RESULTS)

@@ -11,12 +11,12 @@ from transformers.utils import logging
 
 from flame_accel.diagnosis.conformance.laws import find_cpu_mixer_kernel_modules, run_law_checks
 from flame_accel.kernels.tuning import tuning_disabled
-from flame_accel.models.catalogue import tiny_config
+from flame_accel.models.transformers_catalogue import tiny_config_of_any_model
 
 
 def print_law_results(model_type: str, device: str) -> None:
     """Checks and prints."""
-    config = tiny_config(model_type)
+    config = tiny_config_of_any_model(model_type)
     computes = False
     # what kernels compute is asked here, not how fast: tuning all of them would take an hour
     with tuning_disabled():

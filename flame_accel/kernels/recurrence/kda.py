@@ -84,11 +84,21 @@ def fused_recurrent_kda(
     beta: Tensor,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
     *rest: Any,
     **options: Any,
 ) -> OutputAndState:
-    """As `chunk_kda`, with the arguments in another order."""
-    return chunk_kda(q, k, v, g, beta, *rest, A_log=A_log, dt_bias=dt_bias, **options)
+    """As `chunk_kda`, with the arguments in another order.
+
+    transformers passes only arguments whose names are in the signature.
+    """
+    return chunk_kda(
+        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, *rest,
+        A_log=A_log, dt_bias=dt_bias, **options,
+    )  # fmt: skip
 
 
 def fused_kda_gate(

@@ -1,0 +1,83 @@
+"""Packed rows for transformers' own models: `cu_seqlens`, as fla's models take them.
+
+A model of transformers is told where documents begin by position ids that start again at 0
+(`transformers.masking_utils` forms its masks from them, if there is neither an attention mask nor a
+cache), and its layers with a state by `cu_seq_lens_q`. A hook on the model translates, so that
+data, training and evaluation know one way only. Which models then do keep documents apart is
+measured in `diagnosis/conformance`.
+"""
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.transformers_layers import serve_packed_documents
+
+TRANSFORMERS_MODELS = "transformers.models."
+
+
+def is_transformers_model(model_class: type[nn.Module]) -> bool:
+    """Whether a model class is transformers' own, or derived from one; fla's are neither."""
+    return any(base.__module__.startswith(TRANSFORMERS_MODELS) for base in model_class.__mro__)
+
+
+def accept_cu_seqlens(model: PreTrainedModel) -> None:
+    """Makes a model of transformers take `cu_seqlens`, in place; leaves all other models alone.
+
+    The model may then be called with packed documents, `input_ids` [1, T] and `cu_seqlens` [N + 1].
+    """
+    parameters = inspect.signature(type(model).forward).parameters
+    if not is_transformers_model(type(model)) or "cu_seqlens" in parameters:
+        return
+    modules = {type(module).__module__ for module in model.modules()}
+    has_state = [
+        serve_packed_documents(sys.modules[name])
+        for name in sorted(modules)
+        if name.startswith(TRANSFORMERS_MODELS)
+    ]
+    hook = _translate_cu_seqlens_for_states if any(has_state) else _translate_cu_seqlens
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _translate_cu_seqlens(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook: puts position ids in the place of `cu_seqlens`."""
+    if kwargs.get("cu_seqlens") is None:
+        return args, kwargs
+    inputs = dict(kwargs)
+    cu_seqlens = inputs.pop("cu_seqlens")
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        raise UserError(
+            f"{type(model).__name__} takes no position_ids, so it cannot know where documents begin"
+        )
+    inputs["position_ids"] = positions_in_documents(cu_seqlens, inputs["input_ids"].shape[1])
+    # with a cache, position ids mean no documents
+    inputs["use_cache"] = False
+    return args, inputs
+
+
+def _translate_cu_seqlens_for_states(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """As `_translate_cu_seqlens`, for models with layers that carry a state over time."""
+    cu_seqlens = kwargs.get("cu_seqlens")
+    args, inputs = _translate_cu_seqlens(model, args, kwargs)
+    return args, inputs if cu_seqlens is None else inputs | {"cu_seq_lens_q": cu_seqlens}
+
+
+def positions_in_documents(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Position of each token in its document, int64 [1, T]; no host synchronisation.
+
+    Args:
+        cu_seqlens: [N + 1] boundaries of the documents.
+        num_tokens: Number of tokens T of all documents.
+    """
+    tokens = torch.arange(num_tokens, device=cu_seqlens.device)
+    document = torch.searchsorted(cu_seqlens[1:], tokens, right=True)
+    return (tokens - cu_seqlens[document]).unsqueeze(0)
