@@ -91,9 +91,7 @@ def _render_row(model_type: str, results_by_device: Mapping[str, DeviceResults])
     return "| " + " | ".join(cells) + " |"
 
 
-def _render_reasons(
-    models: list[str], results_by_device: Mapping[str, DeviceResults]
-) -> list[str]:
+def _render_reasons(models: list[str], results_by_device: Mapping[str, DeviceResults]) -> list[str]:
     """One line for each model and reason, with the laws and devices that it breaks."""
     lines = []
     for name in models:
