@@ -22,14 +22,13 @@ from flame_accel.checkpoint import (
     SaveSchedule,
     TrainState,
     dtype_if_weights_only,
-    export_model,
     restore_starting_point,
     save_checkpoint,
-    training_table_rows,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
 from flame_accel.evaluation import sample_text_from_export, validate
+from flame_accel.hub import export_model, training_table_rows
 from flame_accel.training import (
     batch_to_device,
     build_optimizer,

@@ -2,8 +2,6 @@
 
 from flame_accel.checkpoint.contents import dtype_if_weights_only, save_checkpoint
 from flame_accel.checkpoint.folder import CheckpointFolder
-from flame_accel.checkpoint.hf_model import export_model
-from flame_accel.checkpoint.model_card import training_table_rows
 from flame_accel.checkpoint.restore import restore_starting_point
 from flame_accel.checkpoint.save_schedule import SaveSchedule
 from flame_accel.checkpoint.train_state import TrainState
@@ -13,8 +11,6 @@ __all__ = [
     "SaveSchedule",
     "TrainState",
     "dtype_if_weights_only",
-    "export_model",
     "restore_starting_point",
     "save_checkpoint",
-    "training_table_rows",
 ]

@@ -1,11 +1,10 @@
 """Weights in the Hugging Face format: what `from_pretrained` reads, written from any engine.
 
 Used for the weights of every checkpoint and for the final export. The rest of a checkpoint is
-written in `contents`.
+written in `contents`, the rest of an export in `hub/export`.
 """
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.deepspeed_zero import gather_zero_weights_to_main
-from flame_accel.checkpoint.model_card import write_model_card
-from flame_accel.files import replace_folder
 from flame_accel.parallel import is_deepspeed, unwrap
 
 
@@ -60,31 +57,3 @@ def save_hf_model(
     config.dtype = dtype
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def export_model(
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    training_table: Mapping[str, str],
-) -> None:
-    """Exports a trained model with its model card. Every rank must call it.
-
-    Args:
-        accelerator: The run's accelerator.
-        model: The model as Accelerate prepared it.
-        tokenizer: Saved next to the weights.
-        folder: Folder of the export; it is replaced atomically if it exists.
-        dtype: Dtype in which floating-point weights are stored.
-        training_table: Rows of the model card's training table.
-    """
-    weights = gather_full_weights_to_main(accelerator, model)
-    if accelerator.is_main_process:
-        inner = unwrap(accelerator, model)
-        with replace_folder(folder) as temporary:
-            save_hf_model(inner, weights, tokenizer, temporary, dtype)
-            write_model_card(temporary, inner.config, training_table)
-    accelerator.wait_for_everyone()

@@ -11,7 +11,7 @@ LAYERS = (
     ("training",),
     ("observe",),
     ("checkpoint", "evaluation"),
-    ("diagnosis",),
+    ("diagnosis", "hub"),
     ("train",),
     ("train_process",),
     ("commands",),

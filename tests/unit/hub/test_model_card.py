@@ -8,7 +8,7 @@ import yaml
 from transformers import GPT2Config
 
 from flame_accel import __version__
-from flame_accel.checkpoint.model_card import training_table_rows, write_model_card
+from flame_accel.hub.model_card import training_table_rows, write_model_card
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import OptimizerConfig, TrainingConfig
 from tests.helpers.runs import SHORT_RUN
