@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from flame_accel.checkpoint.hf_model import save_hf_model
-    from flame_accel.hub.model_card import write_model_card
     from flame_accel.files import replace_folder
+    from flame_accel.hub.model_card import write_model_card
     from flame_accel.models import register_models
 
     logging.disable_progress_bar()

@@ -8,9 +8,9 @@ import yaml
 from transformers import GPT2Config
 
 from flame_accel import __version__
-from flame_accel.hub.model_card import training_table_rows, write_model_card
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import OptimizerConfig, TrainingConfig
+from flame_accel.hub.model_card import training_table_rows, write_model_card
 from tests.helpers.runs import SHORT_RUN
 
 FACTS = {"data": "a/b", "tokens": "1,024"}
