@@ -22,6 +22,7 @@ import xxhash
 
 TEMPORARY_PREFIX = ".tmp-"
 """Start of every temporary name: hidden, so that nothing that lists a folder takes it for real."""
+GIT_LFS_FIRST_BYTES = b"version https://git-lfs.github.com/spec/"
 READ_BLOCK_BYTES = 1 << 22
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """From Linux's fcntl.h and fs.h, for renameat2."""
@@ -163,6 +164,15 @@ class ChecksummedWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         return {"size": self._size, "xxh3": self._digest.hexdigest()}
+
+
+def is_git_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git LFS leaves in a clone where the file itself was not downloaded.
+
+    Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+    """
+    with path.open("rb") as file:
+        return file.read(len(GIT_LFS_FIRST_BYTES)) == GIT_LFS_FIRST_BYTES
 
 
 def bytes_checksum(content: bytes) -> str:

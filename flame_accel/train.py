@@ -5,7 +5,6 @@ parsed before torch is imported, in `train_process`; processes are launched in `
 """
 
 import gc
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +19,13 @@ from flame_accel import data, kernels, models, observe, parallel
 from flame_accel.checkpoint import (
     CheckpointFolder,
     SaveSchedule,
+    StartingPoint,
     TrainState,
     dtype_if_weights_only,
+    find_starting_point,
     restore_starting_point,
     save_checkpoint,
+    set_aside_unused_checkpoints,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
@@ -81,14 +83,19 @@ def main(config: Config) -> None:
     )
     try:
         active_kernels = setup_run(config, accelerator, run_folder)
+        if observe.has_finished(accelerator, run_folder, config):
+            return
+        start = find_starting_point(
+            accelerator, run_folder, config.checkpoint, total_steps=config.training.steps
+        )
         model_config = models.load_model_config(
             str(config.model.config),
             trust_remote_code=config.model.trust_remote_code,
             custom_modules=config.model.custom,
         )
         check_run(config, accelerator, model_config, active_kernels)
-        components = build_components(config, accelerator, model_config)
-        loop = restore_run(config, accelerator, components, run_folder)
+        components = build_components(config, accelerator, model_config, start)
+        loop = restore_run(config, accelerator, components, start, run_folder)
         if config.checkpoint.create_seed_checkpoint:
             log.info("initial weights: %s", save(config, accelerator, components, loop))
             return
@@ -105,7 +112,7 @@ def main(config: Config) -> None:
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str:
-    """Sets up console, run folder, kernels, model types and random seeds.
+    """Sets up console, kernels, model types and random seeds; only reads the run folder.
 
     Returns:
         The active kernels, "triton" or "torch".
@@ -114,14 +121,10 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str
         main_process=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
-    if accelerator.is_main_process:
-        environment = observe.describe_environment(accelerator, sys.argv)
-        changes = observe.prepare_run_folder_and_list_changes(
-            run_folder, config=config, environment=environment
-        )
-        observe.add_log_file(run_folder / "log.txt")
-        for change in changes:
-            log.info("changed since the last start: %s", change)
+    for change in parallel.run_on_main_and_broadcast(
+        accelerator, lambda: observe.check_run_folder_and_list_changes(run_folder, config)
+    ):
+        log.info("changed since the last start: %s", change)
     if config.job.print_args:
         log.info("%s", to_toml(config))
     log.info("devices: %s", parallel.describe_topology(accelerator))
@@ -138,7 +141,7 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str
 
 
 def build_components(
-    config: Config, accelerator: Accelerator, model_config: PreTrainedConfig
+    config: Config, accelerator: Accelerator, model_config: PreTrainedConfig, start: StartingPoint
 ) -> Components:
     """Builds tokenizer, data, model and optimizer, and has Accelerate prepare the last two."""
     model_options, training = config.model, config.training
@@ -149,7 +152,11 @@ def build_components(
         run_data = data.open_data(training, config.evaluation, tokenizer)
     model = models.build_model(
         model_config,
-        vocabulary_size=data.vocabulary_size(tokenizer),
+        vocabulary_size=models.embedding_rows(
+            data.vocabulary_size(tokenizer),
+            multiple=training.vocab_multiple,
+            stored_rows=start.stored_config().get("vocab_size"),
+        ),
         **data.special_token_ids(tokenizer),
         norm_type=model_options.norm_type,
         seed=training.seed,
@@ -169,19 +176,21 @@ def build_components(
 
 
 def restore_run(
-    config: Config, accelerator: Accelerator, components: Components, run_folder: Path
+    config: Config,
+    accelerator: Accelerator,
+    components: Components,
+    start: StartingPoint,
+    run_folder: Path,
 ) -> LoopState:
     """Restores the run from where it starts, and builds its batches, meter and metric logger."""
     rank, world_size = parallel.dp_rank(accelerator), parallel.dp_size(accelerator)
-    checkpoints = CheckpointFolder(
-        run_folder / config.checkpoint.folder, keep_latest_k=config.checkpoint.keep_latest_k
-    )
     state, stream_state, meter_states = restore_starting_point(
         accelerator,
-        checkpoints,
+        start,
         config.checkpoint,
         model=components.model,
         optimizer=components.optimizer,
+        tokenizer=components.tokenizer,
         total_steps=config.training.steps,
     )
     batches = data.build_batches(
@@ -190,6 +199,9 @@ def restore_run(
     eval_batches = data.build_evaluation_batches(
         config.training, config.evaluation, components.run_data, rank=rank, world_size=world_size
     )
+    # nothing refuses the start any more: until here the run folder was only read
+    set_aside_unused_checkpoints(accelerator, start, config.checkpoint)
+    observe.open_run_folder(accelerator, run_folder, config)
     meter = observe.Meter(
         accelerator,
         flops_per_token=components.flops_per_token,
@@ -207,7 +219,7 @@ def restore_run(
     state.tracker_ids = metric_logger.tracker_ids
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))
-    return LoopState(state, checkpoints, batches, eval_batches, meter, metric_logger)
+    return LoopState(state, start.checkpoints, batches, eval_batches, meter, metric_logger)
 
 
 def log_run_summary(config: Config, accelerator: Accelerator, components: Components) -> None:
@@ -349,3 +361,4 @@ def export_and_report(
         log.info("sample of the exported model:\n%s", sample)
     title = config.job.description or run_folder.name
     log.info("report: %s", observe.write_report(run_folder, title=title, sample=sample))
+    observe.write_ended(run_folder, reason="finished", step=state.step)

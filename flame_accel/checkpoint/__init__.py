@@ -2,15 +2,23 @@
 
 from flame_accel.checkpoint.contents import dtype_if_weights_only, save_checkpoint
 from flame_accel.checkpoint.folder import CheckpointFolder
-from flame_accel.checkpoint.restore import restore_starting_point
+from flame_accel.checkpoint.restore import (
+    StartingPoint,
+    find_starting_point,
+    restore_starting_point,
+    set_aside_unused_checkpoints,
+)
 from flame_accel.checkpoint.save_schedule import SaveSchedule
 from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
     "CheckpointFolder",
     "SaveSchedule",
+    "StartingPoint",
     "TrainState",
     "dtype_if_weights_only",
+    "find_starting_point",
     "restore_starting_point",
     "save_checkpoint",
+    "set_aside_unused_checkpoints",
 ]

@@ -85,11 +85,8 @@ class CheckpointFolder:
             for step in self.list_steps()[: -self.keep_latest_k]:
                 shutil.rmtree(self.checkpoint_path(step))
 
-    def find_intact_checkpoint_and_clean_up(self, load_step: int) -> Path | None:
-        """Finds the checkpoint to load, and cleans up. Called by one process.
-
-        Leftovers of interrupted saves are deleted. Damaged folders, and those newer than a
-        requested step, are renamed.
+    def find_intact_checkpoint(self, load_step: int) -> Path | None:
+        """Finds the checkpoint to load. Changes nothing.
 
         Args:
             load_step: Step to load; -1 loads the newest intact checkpoint.
@@ -100,23 +97,18 @@ class CheckpointFolder:
         Raises:
             UserError: `load_step` names a checkpoint that does not exist or is damaged.
         """
-        for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
-            get_logger().info("deleting %s: saving it was interrupted", leftover)
-            shutil.rmtree(leftover)
         saved_steps = self.list_steps()
         if load_step >= 0:
-            return self._check_step_and_rename_newer(load_step, saved_steps)
+            return self._check_requested_step(load_step, saved_steps)
         for step in reversed(saved_steps):
             folder = self.checkpoint_path(step)
             damage = find_checkpoint_damage(folder)
             if damage is None:
                 return folder
-            aside = _rename_with_suffix(folder, DAMAGED)
-            get_logger().warning("%s is damaged (%s): renamed to %s", folder, damage, aside.name)
+            get_logger().warning("%s is damaged (%s): it is not used", folder, damage)
         return None
 
-    def _check_step_and_rename_newer(self, step: int, saved_steps: list[int]) -> Path:
-        """The intact checkpoint of a requested step; newer ones are renamed."""
+    def _check_requested_step(self, step: int, saved_steps: list[int]) -> Path:
         folder = self.checkpoint_path(step)
         exists = step in saved_steps
         damage = find_checkpoint_damage(folder) if exists else "there is no such folder"
@@ -127,11 +119,31 @@ class CheckpointFolder:
                 where=f"checkpoint.load_step = {step}, {folder}",
                 remedy=f"choose one of the saved steps ({there}), or -1 for the newest intact one",
             )
-        for newer in saved_steps[saved_steps.index(step) + 1 :]:
-            # the run continues from the older one: a later start must not return to these
-            aside = _rename_with_suffix(self.checkpoint_path(newer), SUPERSEDED)
-            get_logger().info("step %d is requested: a newer one is now %s", step, aside.name)
         return folder
+
+    def clean_up(self, loaded: Path | None, *, requested: bool) -> None:
+        """Sets aside what must not be loaded later. Called by one process, once a run has loaded.
+
+        Leftovers of interrupted saves are deleted. Folders newer than the loaded one are renamed.
+
+        Args:
+            loaded: The checkpoint that the run continues from; None if it starts anew.
+            requested: Whether the user asked for that step; if not, newer ones are damaged.
+        """
+        for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
+            get_logger().info("deleting %s: saving it was interrupted", leftover)
+            shutil.rmtree(leftover)
+        for step in self.list_steps():
+            if loaded is None or step > step_of_checkpoint(loaded):
+                # the run continues from the older one: a later start must not return to these
+                suffix = SUPERSEDED if requested else DAMAGED
+                aside = _rename_with_suffix(self.checkpoint_path(step), suffix)
+                get_logger().info("the checkpoint of step %d is now %s", step, aside)
+
+
+def step_of_checkpoint(folder: Path) -> int:
+    """The step of a `step-N` folder, from its name."""
+    return int(folder.name.removeprefix(STEP_PREFIX))
 
 
 def find_checkpoint_damage(folder: Path) -> str | None:

@@ -8,75 +8,162 @@
 What a checkpoint contains is defined in `contents`.
 """
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import snapshot_download
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.contents import RestoredState, has_training_state, load_checkpoint
 from flame_accel.checkpoint.folder import (
     MANIFEST,
-    STEP_PREFIX,
     CheckpointFolder,
     find_checkpoint_damage,
+    step_of_checkpoint,
+)
+from flame_accel.checkpoint.identity import (
+    TOKENIZER_PATTERNS,
+    check_identity,
+    read_stored_config,
 )
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
+from flame_accel.checkpoint.weight_files import describe_unreadable_weights
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 from flame_accel.observe import get_logger
+from flame_accel.parallel import run_on_main_and_broadcast, unwrap
+
+
+class StartingPoint(NamedTuple):
+    """Where a run starts, before anything is built."""
+
+    checkpoints: CheckpointFolder
+    """The run's own checkpoints."""
+    folder: Path | None = None
+    """Folder with weights to load; None starts with the weights that the model is built with."""
+    own: bool = False
+    """Whether it is one of the run's own checkpoints, which is resumed."""
+
+    def stored_config(self) -> dict[str, Any]:
+        """The model config stored next to the weights; empty if there is none."""
+        return read_stored_config(self.folder) if self.folder else {}
+
+
+def find_starting_point(
+    accelerator: Accelerator, run_folder: Path, config: CheckpointConfig, *, total_steps: int
+) -> StartingPoint:
+    """Finds, and if necessary downloads, what the run starts from. Every rank must call it.
+
+    Args:
+        accelerator: The run's accelerator.
+        run_folder: The run folder; nothing in it is changed.
+        config: Options of section checkpoint.
+        total_steps: Total number of training steps.
+
+    Raises:
+        UserError: The requested checkpoint or model does not exist, is damaged, or cannot be
+            resumed.
+    """
+    checkpoints = CheckpointFolder(run_folder / config.folder, keep_latest_k=config.keep_latest_k)
+    own = run_on_main_and_broadcast(
+        accelerator, lambda: _find_checkpoint_to_resume(checkpoints, config, total_steps)
+    )
+    if own is not None:
+        return StartingPoint(checkpoints, own, own=True)
+    if config.initial_load_path is None:
+        return StartingPoint(checkpoints)
+    weights = find_or_download_weights(accelerator, config.initial_load_path)
+    return StartingPoint(checkpoints, weights)
 
 
 def restore_starting_point(
     accelerator: Accelerator,
-    checkpoints: CheckpointFolder,
+    start: StartingPoint,
     config: CheckpointConfig,
     *,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
+    tokenizer: PreTrainedTokenizerBase,
     total_steps: int,
 ) -> RestoredState:
     """Loads model and optimizer from where the run starts. Every rank must call it.
 
     Args:
         accelerator: The run's accelerator.
-        checkpoints: The run's own checkpoints.
+        start: What `find_starting_point` found.
         config: Options of section checkpoint.
         model: The model as Accelerate prepared it.
         optimizer: The optimizer as Accelerate prepared it.
+        tokenizer: The run's tokenizer.
         total_steps: Total number of training steps.
 
     Returns:
         The rest of the loaded state; that of a new run if nothing was loaded.
 
     Raises:
-        UserError: The requested checkpoint or model does not exist, is damaged, or cannot be
-            resumed.
+        UserError: The weights belong to another model, or the checkpoint cannot be resumed.
     """
-    own = _run_on_main_and_broadcast(
-        accelerator, lambda: _find_checkpoint_to_resume(checkpoints, config, total_steps)
-    )
-    if own is not None:
+    if start.folder is not None:
+        _check_start_identity(accelerator, start, start.folder, config, model, tokenizer)
+    if start.folder is None:
+        restored = RestoredState(TrainState())
+    elif start.own:
         # a run that is started again resumes everything from its newest checkpoint
         excluded = config.exclude_from_loading if config.load_step >= 0 else ()
         restored = load_checkpoint(
-            accelerator, own, model=model, optimizer=optimizer, excluded_parts=excluded
+            accelerator, start.folder, model=model, optimizer=optimizer, excluded_parts=excluded
         )
-        get_logger().info("continuing after step %d, from %s", restored.state.step, own)
-        return restored
-    if config.initial_load_path is None:
-        return RestoredState(TrainState())
-    return _start_from_initial_load_path(
-        accelerator,
-        find_or_download_weights(accelerator, config.initial_load_path),
-        config,
-        model=model,
-        optimizer=optimizer,
-        total_steps=total_steps,
+        get_logger().info("continuing after step %d, from %s", restored.state.step, start.folder)
+    else:
+        restored = _start_from_initial_load_path(
+            accelerator,
+            start.folder,
+            config,
+            model=model,
+            optimizer=optimizer,
+            total_steps=total_steps,
+        )
+    return restored
+
+
+def set_aside_unused_checkpoints(
+    accelerator: Accelerator, start: StartingPoint, config: CheckpointConfig
+) -> None:
+    """Once a run continues: renames its checkpoints that no later start may load."""
+    if accelerator.is_main_process and config.enable_checkpoint:
+        loaded = start.folder if start.own else None
+        start.checkpoints.clean_up(loaded, requested=config.load_step >= 0)
+
+
+def _check_start_identity(
+    accelerator: Accelerator,
+    start: StartingPoint,
+    folder: Path,
+    config: CheckpointConfig,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Checks that the weights to start from are this model's."""
+    if start.own:
+        where = str(folder)
+        remedy = "repeat the model and the tokenizer of that run, or use another job.dump_folder"
+    else:
+        where = f"checkpoint.initial_load_path {config.initial_load_path}"
+        remedy = (
+            "remove model.config to take theirs; a difference that you intend is accepted by name: "
+            "checkpoint.accept_differences"
+        )
+    check_identity(
+        folder,
+        unwrap(accelerator, model).config,
+        tokenizer,
+        accepted=config.accept_differences,
+        where=where,
+        remedy=remedy,
     )
 
 
@@ -135,24 +222,8 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
     if not folder.exists():
         with accelerator.local_main_process_first():
             folder = _download_weights(name_or_path)
-    _run_on_main_and_broadcast(accelerator, lambda: _check_weights_folder(folder))
+    run_on_main_and_broadcast(accelerator, lambda: _check_weights_folder(folder))
     return folder
-
-
-def _run_on_main_and_broadcast(
-    accelerator: Accelerator, find_path: Callable[[], Path | None]
-) -> Path | None:
-    """Calls `find_path` on the main process; every rank gets its result, or its `UserError`."""
-    outcome: list[Path | UserError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            outcome = [find_path()]
-        except UserError as error:
-            outcome = [error]
-    [found] = broadcast_object_list(outcome)
-    if isinstance(found, UserError):
-        raise found
-    return found
 
 
 def _find_checkpoint_to_resume(
@@ -161,10 +232,10 @@ def _find_checkpoint_to_resume(
     """The run's own checkpoint to resume; None if it has none."""
     if not config.enable_checkpoint:
         return None
-    found = checkpoints.find_intact_checkpoint_and_clean_up(config.load_step)
+    found = checkpoints.find_intact_checkpoint(config.load_step)
     if found is None:
         return None
-    step = int(found.name.removeprefix(STEP_PREFIX))
+    step = step_of_checkpoint(found)
     if config.create_seed_checkpoint:
         raise UserError(
             f"the run already has a checkpoint, of step {step}",
@@ -195,7 +266,7 @@ def _download_weights(name: str) -> Path:
         remedy="a path must name an existing folder",
     )
     try:
-        patterns = ["*.safetensors*", "config.json"]
+        patterns = ["*.safetensors*", "config.json", *TOKENIZER_PATTERNS]
         return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not online))
     except (OSError, ValueError) as error:
         raise _initial_load_error(
@@ -212,6 +283,9 @@ def _check_weights_folder(folder: Path) -> None:
     damage = find_checkpoint_damage(folder) if (folder / MANIFEST).is_file() else None
     if damage is not None:
         raise _initial_load_error(folder, f"is damaged: {damage}", "choose another checkpoint")
+    unreadable = describe_unreadable_weights(folder)
+    if unreadable is not None:
+        raise _initial_load_error(folder, *unreadable)
 
 
 def _initial_load_error(source: str | Path, problem: str, remedy: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Defaults that depend on other options: the run folder, and the length of the warm-up.
+"""Defaults that depend on other options: the model, the run folder, and the length of the warm-up.
 
 They only apply where the user set nothing, and the resolved configuration holds the results. The
 same options always give the same defaults, so that the same command resumes its run.
@@ -14,6 +14,7 @@ from flame_accel.config.training_options import TrainingConfig, dataset_names
 
 DERIVED_DEFAULTS = {
     "job.dump_folder": "exp/NAME",
+    "model.config": "checkpoint.initial_load_path",
     "training.warmup_steps": "200 or less",
 }
 """What the help shows as the default of these options."""
@@ -33,6 +34,9 @@ def fill_derived_defaults(
         run_file: Path or name of the run file, if there is one.
         run_file_config: The run file without the flags.
     """
+    if config.model.config is None:
+        model = replace(config.model, config=config.checkpoint.initial_load_path)
+        config = replace(config, model=model)
     job, training = config.job, config.training
     if "job.dump_folder" not in given_options:
         name = derive_run_name(config, run_file, run_file_config)

@@ -101,6 +101,10 @@ class CheckpointConfig:
     initial_load_model_weights_only: bool = True
     """Load only the weights from checkpoint.initial_load_path. If false, everything in that
     checkpoint is loaded except for checkpoint.exclude_from_loading."""
+    accept_differences: tuple[str, ...] = ()
+    """Fields of the model config, separated by commas, that may differ between this run and the
+    weights that it loads, such as rope_theta for a longer context. `tokenizer` accepts another
+    tokenizer. Any other difference is an error."""
     create_seed_checkpoint: bool = False
     """Save the initial weights as a checkpoint of step 0 and exit."""
     exclude_from_loading: tuple[str, ...] = ()

@@ -15,9 +15,9 @@ class ModelConfig:
     """The model and its tokenizer."""
 
     config: PathText | None = None
-    """Model config (required): a JSON file in the Hugging Face format, a folder with a config.json,
-    the name of a preset (such as gla_340M), or a name on the Hub. The model starts with random
-    weights; checkpoint.initial_load_path names weights to load."""
+    """Model config: a JSON file in the Hugging Face format, a folder with a config.json, the name
+    of a preset (such as gla_340M), or a name on the Hub. The model starts with random weights
+    unless checkpoint.initial_load_path names weights to load; their config is the default."""
     tokenizer_path: PathText | None = None
     """Tokenizer: a folder, a tokenizer.json, a name on the Hub, or "byte" for the byte-level
     tokenizer in flame_accel. None takes the tokenizer in the folder or Hub repository of
@@ -192,6 +192,10 @@ class TrainingConfig:
     gc_freq: int = 50
     """Interval between runs of Python's garbage collector, in steps, on all ranks at once. 0 leaves
     collection to Python."""
+    vocab_multiple: int = 1
+    """Round the vocabulary of a new model, which is the tokenizer's, up to a multiple of this
+    number: some GPUs multiply matrices faster with 64 or 128. Weights that a run starts from keep
+    their number of rows."""
     seed: int = 42
     """Random seed: for the initial weights, the order of the data, and dropout."""
     deterministic: bool = False

@@ -57,6 +57,7 @@ _RULES = {
     "optimizer.min_lr_ratio": _FRACTION,
     "training.batch_size": _at_least(1),
     "training.seq_len": _at_least(2),
+    "training.vocab_multiple": _at_least(1),
     "training.context_len": _at_least(2),
     "training.warmup_steps": _at_least(0),
     "training.gradient_accumulation_steps": _at_least(1),

@@ -4,7 +4,12 @@ Nothing here trains, reads data or touches an Accelerator; what runs the operato
 `kernels/`.
 """
 
-from flame_accel.models.build import build_model, load_model_config, warn_about_unused_weights
+from flame_accel.models.build import (
+    build_model,
+    embedding_rows,
+    load_model_config,
+    warn_about_unused_weights,
+)
 from flame_accel.models.flops import device_peak_flops, train_flops_per_token
 from flame_accel.models.parameter_groups import (
     ParameterCount,
@@ -19,6 +24,7 @@ __all__ = [
     "build_model",
     "count_parameters",
     "device_peak_flops",
+    "embedding_rows",
     "fp32_parameter_names",
     "load_model_config",
     "parameter_groups",

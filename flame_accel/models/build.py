@@ -154,6 +154,30 @@ def _increase_max_position_embeddings(model: PreTrainedModel, trained_length: in
         config.max_position_embeddings = trained_length
 
 
+def embedding_rows(vocabulary_size: int, *, multiple: int, stored_rows: int | None) -> int:
+    """Number of rows of the embedding, and of the head.
+
+    Args:
+        vocabulary_size: Number of the tokenizer's ids.
+        multiple: Fresh weights have the next multiple of it.
+        stored_rows: Rows of the weights to start from, which are kept; None for fresh weights.
+
+    Raises:
+        UserError: The stored weights have fewer rows than the tokenizer has ids.
+    """
+    if stored_rows is None:
+        return -(-vocabulary_size // multiple) * multiple
+    if stored_rows < vocabulary_size:
+        raise UserError(
+            f"the weights to start from have {stored_rows} rows (vocab_size), and the tokenizer "
+            f"has {vocabulary_size} ids",
+            where="model.tokenizer_path",
+            remedy="use the tokenizer of these weights: omit model.tokenizer_path if it is next to "
+            "them",
+        )
+    return stored_rows
+
+
 def warn_about_unused_weights(model_config_path: str) -> None:
     """Logs that a model starts with random weights if the folder of its config holds others."""
     folder = Path(model_config_path)

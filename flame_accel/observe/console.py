@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from tqdm import tqdm
@@ -58,13 +59,20 @@ class _ColoredStartFormatter(logging.Formatter):
         return f"{CYAN}{found[0]}{PLAIN}{text[found.end() :]}" if found else text
 
 
+KEPT_LOG_RECORDS = 10_000
+"""Most records that are kept before the log file is opened."""
+
+
 def should_use_colors(enabled: bool) -> bool:
     """Whether standard output gets colours: it is a terminal, and NO_COLOR is not set."""
     return enabled and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
-    """Sends the run's log to standard output; ranks other than the main one log only warnings."""
+    """Sends the run's log to standard output; ranks other than the main one log only warnings.
+
+    The main process also keeps it in memory until `add_log_file`.
+    """
     logger = get_logger()
     logger.handlers.clear()
     logger.propagate = False
@@ -73,16 +81,24 @@ def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
+    if main_process:
+        never = logging.CRITICAL + 1
+        logger.addHandler(MemoryHandler(KEPT_LOG_RECORDS, flushLevel=never, flushOnClose=False))
     # progress bars of loading and saving models do not belong into a log
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def add_log_file(path: Path) -> None:
-    """Appends everything that is logged to a file, with date and time."""
+    """Appends all that is and has been logged to a file, with date and time."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    get_logger().addHandler(handler)
+    logger = get_logger()
+    for kept in [each for each in logger.handlers if isinstance(each, MemoryHandler)]:
+        kept.setTarget(handler)
+        kept.flush()
+        logger.removeHandler(kept)
+    logger.addHandler(handler)
 
 
 def format_record(record: Mapping[str, float], steps: int) -> str:

@@ -1,15 +1,17 @@
-"""The files of a run folder that describe the run: config.toml and environment.json.
+"""The files of a run folder that describe the run: config.toml, environment.json, ended.json.
 
 Measurements are written in `metric_logger`.
 """
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from accelerate import Accelerator
 
 from flame_accel.config import Config, UserError, load_run_file, to_toml
 from flame_accel.files import write_json_atomically, write_text_atomically
+from flame_accel.observe.console import add_log_file, get_logger
 from flame_accel.observe.metric_logger import flatten_options
 from flame_accel.observe.metrics_file import METRICS_FILE
+from flame_accel.parallel import run_on_main_and_broadcast
 
+ENDED_FILE = "ended.json"
 PACKAGES = (
     "torch",
     "triton",
@@ -34,29 +39,64 @@ PACKAGES = (
 )
 
 
-def prepare_run_folder_and_list_changes(
-    path: Path, *, config: Config, environment: dict[str, Any]
-) -> list[str]:
-    """Creates the run folder, and config.toml and environment.json in it, on the main process.
+def check_run_folder_and_list_changes(path: Path, config: Config) -> list[str]:
+    """Checks that a folder can be this run's; reads only.
 
     Returns:
-        A line for each option that differs from those of the folder's last run.
+        A line for each option that differs from those of the folder's last start.
 
     Raises:
-        UserError: The folder cannot be written to, or holds a run of another model or other data;
-            then nothing in it has changed.
+        UserError: The folder holds a run of another model or other data.
     """
     resolved = path / "config.toml"
+    if not resolved.exists():
+        return []
+    before = load_run_file(resolved)
+    if _has_progress(path, before):
+        check_same_model_and_data(before, config)
+    return describe_changed_options(before, config)
+
+
+def has_finished(accelerator: Accelerator, path: Path, config: Config) -> bool:
+    """Whether the run in a folder has nothing left to do; it then keeps every byte.
+
+    Every rank must call it.
+    """
+    step = run_on_main_and_broadcast(accelerator, lambda: read_finished_step(path))
+    if step is None or step < config.training.steps or config.checkpoint.load_step >= 0:
+        return False
+    get_logger().info(
+        "%s: this run has finished, after step %d; nothing in it is changed. To train on, raise "
+        "training.steps; to train anew, choose another job.dump_folder",
+        path,
+        step,
+    )
+    return True
+
+
+def open_run_folder(accelerator: Accelerator, path: Path, config: Config) -> None:
+    """Starts to write to a run folder, once nothing can refuse the start any more.
+
+    Only the main process writes, also the log from here on.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    if accelerator.is_main_process:
+        write_run_files(path, config, describe_environment(accelerator, sys.argv))
+        add_log_file(path / "log.txt")
+
+
+def write_run_files(path: Path, config: Config, environment: dict[str, Any]) -> None:
+    """Creates the run folder with config.toml and environment.json; the run has not ended.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        changes: list[str] = []
-        if resolved.exists():
-            before = load_run_file(resolved)
-            if _has_progress(path, before):
-                check_same_model_and_data(before, config)
-            changes = describe_changed_options(before, config)
-        # a run that is killed here must be able to start again
-        write_text_atomically(resolved, to_toml(config))
+        (path / ENDED_FILE).unlink(missing_ok=True)
+        write_text_atomically(path / "config.toml", to_toml(config))
         write_json_atomically(path / "environment.json", environment, indent=2)
     except OSError as error:
         raise UserError(
@@ -64,7 +104,27 @@ def prepare_run_folder_and_list_changes(
             where=f"job.dump_folder = {path}",
             remedy="choose a folder that you can write to",
         ) from error
-    return changes
+
+
+def write_ended(path: Path, *, reason: str, step: int) -> None:
+    """Records why, when and after which step a run ended. Called by the main process.
+
+    Args:
+        path: The run folder.
+        reason: `finished`: all steps are done, and the model is exported.
+        step: Number of completed updates.
+    """
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json_atomically(path / ENDED_FILE, {"reason": reason, "step": step, "time": time})
+
+
+def read_finished_step(path: Path) -> int | None:
+    """The step at which the run in a folder finished; None if it has not."""
+    try:
+        ended = json.loads((path / ENDED_FILE).read_text(encoding="utf-8"))
+        return int(ended["step"]) if ended["reason"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _has_progress(path: Path, config: Config) -> bool:

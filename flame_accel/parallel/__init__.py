@@ -1,7 +1,12 @@
 """The one place that builds an Accelerator, transforms and prepares a model, and checks both."""
 
 from flame_accel.parallel.accelerator import build_accelerator
-from flame_accel.parallel.collectives import all_gather, all_reduce_sum_over_dp, widest_float_dtype
+from flame_accel.parallel.collectives import (
+    all_gather,
+    all_reduce_sum_over_dp,
+    run_on_main_and_broadcast,
+    widest_float_dtype,
+)
 from flame_accel.parallel.deepspeed import is_deepspeed, read_deepspeed_update_result
 from flame_accel.parallel.describe import compute_dtype, describe_topology
 from flame_accel.parallel.fp32_parameters import average_fsdp2_ignored_gradients
@@ -36,6 +41,7 @@ __all__ = [
     "is_deepspeed",
     "prepare",
     "read_deepspeed_update_result",
+    "run_on_main_and_broadcast",
     "set_train_timeout",
     "tokens_per_step",
     "tp_size",

@@ -1,17 +1,40 @@
-"""Collectives over the ranks of a run that return tensors; with one rank nothing is exchanged.
+"""Collectives over the ranks of a run, outside of its model; with one rank nothing is exchanged.
 
-Those inside of a model, with gradients, are in `tensor/differentiable_collectives`.
+Those inside a model, with gradients, are in `tensor/differentiable_collectives`.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from flame_accel.config import UserError
 from flame_accel.parallel.ranks import tp_size
+
+Result = TypeVar("Result")
+
+
+def run_on_main_and_broadcast(accelerator: Accelerator, compute: Callable[[], Result]) -> Result:
+    """Calls `compute` on the main process; every rank gets its result, which must be picklable.
+
+    Raises:
+        UserError: On every rank, where `compute` raised it.
+    """
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [compute()]
+        except UserError as error:
+            outcome = [error]
+    [result] = broadcast_object_list(outcome)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def widest_float_dtype(device: torch.device) -> torch.dtype:

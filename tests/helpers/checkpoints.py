@@ -1,5 +1,6 @@
 """Reads checkpoints: which there are, and the weights and optimizer state in them."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -26,3 +27,9 @@ def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
 def equal_tensors(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     """Whether names and values are the same, bit for bit."""
     return some.keys() == others.keys() and all(torch.equal(some[n], others[n]) for n in some)
+
+
+def undo_checkpoint(checkpoint: Path) -> None:
+    """Leaves a run as if it had been killed before it saved this checkpoint, its last."""
+    shutil.rmtree(checkpoint)
+    (checkpoint.parents[1] / "ended.json").unlink(missing_ok=True)

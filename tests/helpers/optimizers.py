@@ -1,6 +1,5 @@
 """Tiny models, random gradients and runs for tests of optimizers."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from flame_accel.models import register_models
 from flame_accel.models.build import build_model
+from tests.helpers.checkpoints import undo_checkpoint
 from tests.helpers.runs import TINY_GLA, read_records
 
 OPTIMIZER_NAMES = ("AdamW", "Adam", "Muon")
@@ -82,7 +82,7 @@ def resume_from_step_4(run_folder: Path, train_again: Callable[[], None]) -> Non
     """Starts a finished run again from its checkpoint of step 4, whose last one is removed."""
     last = max((run_folder / "checkpoint").iterdir())
     assert last.name != "step-4"
-    shutil.rmtree(last)
+    undo_checkpoint(last)
     (run_folder / "hf/model.safetensors").unlink()
     train_again()
     assert "continuing after step 4" in (run_folder / "log.txt").read_text()

@@ -148,7 +148,7 @@ def test_7_a_save_that_is_interrupted_costs_nothing(tmp_path):
     (folder.create_temporary_folder(1) / "model.safetensors").write_bytes(b"whole")
     folder.rename_temporary_and_prune(1, {})
     (folder.create_temporary_folder(2) / "model.safetensors").write_bytes(b"half")
-    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(1)
+    assert folder.find_intact_checkpoint(-1) == folder.checkpoint_path(1)
 
 
 def test_8_defaults_that_cost_precision_or_memory_are_not_taken():

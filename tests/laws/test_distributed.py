@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.checkpoints import undo_checkpoint
 from tests.helpers.runs import ROOT, launch, launch_environment, read_records
 
 pytestmark = pytest.mark.distributed
@@ -86,7 +87,7 @@ def test_a_checkpoint_with_ignored_parameters_resumes_under_another_engine(corpu
 
     expected = train("hsdp", 4, tmp_path / "sharded")
     shutil.copytree(tmp_path / "sharded", tmp_path / "moved")
-    shutil.rmtree(tmp_path / "moved/checkpoint/step-4")
+    undo_checkpoint(tmp_path / "moved/checkpoint/step-4")
     assert train("cpu", 1, tmp_path / "moved") == pytest.approx(expected, rel=1e-5)
 
 
@@ -130,7 +131,7 @@ def test_checkpoints_move_between_tensor_parallel_meshes_and_one_process(train_h
     whole = train_hybrid("cpu", 1, one, 8)
     assert train_hybrid("fsdp2_tp", 4, mesh, 4, degree) == pytest.approx(whole, rel=1e-5)
     for folder in (one, mesh):
-        shutil.rmtree(folder / "checkpoint/step-4")
+        undo_checkpoint(folder / "checkpoint/step-4")
     moved = {
         mesh: train_hybrid("cpu", 1, mesh, 8),
         # the launch decides the degree

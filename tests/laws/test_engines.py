@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.helpers.checkpoints import undo_checkpoint
 from tests.helpers.runs import ROOT, launch, read_records
 
 pytestmark = pytest.mark.distributed
@@ -166,7 +167,7 @@ class Runs:
         """The curve of a run that is saved by one engine and resumed by another."""
         self.curve(*saved_by)
         shutil.copytree(self.folder(*saved_by), folder)
-        shutil.rmtree(folder / f"checkpoint/step-{STEPS}")
+        undo_checkpoint(folder / f"checkpoint/step-{STEPS}")
         self.launch(*loaded_by, folder)
         assert f"continuing after step {SAVED}" in (folder / "log.txt").read_text()
         return read_curve(folder)

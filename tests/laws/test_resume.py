@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from flame_accel.config import UserError
+from tests.helpers.checkpoints import undo_checkpoint
 from tests.helpers.runs import (
     WITHOUT_SAMPLE,
     file_digests,
@@ -57,8 +58,9 @@ def test_a_killed_run_started_again_equals_one_left_alone(flags, tmp_path, corpu
     assert file_digests(tmp_path / "killed/hf") == file_digests(tmp_path / "alone/hf")
 
 
-def test_a_finished_run_started_again_exports_the_same(train_here, flags, tmp_path):
+def test_a_run_killed_during_its_export_exports_the_same(train_here, flags, tmp_path):
     train_here(flags())
+    (tmp_path / "run/ended.json").unlink()
     before = file_digests(tmp_path / "run/hf"), read_records(tmp_path / "run")
     train_here(flags())
     assert (file_digests(tmp_path / "run/hf"), read_records(tmp_path / "run")) == before
@@ -71,6 +73,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_resumed(train_her
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
+    (tmp_path / "run/ended.json").unlink()
     train_here(flags())
     names = sorted(path.name for path in (tmp_path / "run/checkpoint").iterdir())
     assert names == ["step-4", "step-8", "step-8.damaged-0"]
@@ -81,7 +84,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_resumed(train_her
 def test_another_stream_does_not_resume(train_here, flags):
     train_here(flags())
     with pytest.raises(UserError, match=r"training\.seed"):
-        train_here(flags(**{"training.seed": 7}))
+        train_here(flags(**{"training.seed": 7, "training.steps": 10}))
 
 
 def test_tied_weights_survive_a_restart_and_the_export(train_here, flags, tmp_path, tiny_model):
@@ -91,7 +94,7 @@ def test_tied_weights_survive_a_restart_and_the_export(train_here, flags, tmp_pa
     path.write_text(json.dumps(json.loads(tiny_model.read_text()) | {"tie_word_embeddings": True}))
     train_here(flags(**{"model.config": path}))
     expected = file_digests(tmp_path / "run/hf")
-    shutil.rmtree(tmp_path / "run/checkpoint/step-8")
+    undo_checkpoint(tmp_path / "run/checkpoint/step-8")
     train_here(flags(**{"model.config": path}))
     assert file_digests(tmp_path / "run/hf") == expected
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/hf")
@@ -115,7 +118,7 @@ def test_a_seed_checkpoint_and_an_open_window_resume_on_other_numbers_of_ranks(
     halves = {**rows, "training.gradient_accumulation_steps": 1, "checkpoint.load_step": 0}
     launch(flags(**halves), config="ddp", processes=2)
     assert read_losses(two) == pytest.approx(read_losses(one), rel=1e-5)
-    shutil.rmtree(two / "checkpoint/step-8")
+    undo_checkpoint(two / "checkpoint/step-8")
     train_here(flags(**rows))
     assert "continuing after step 4" in read_log(two)
     assert read_losses(two) == pytest.approx(read_losses(one), rel=1e-5)

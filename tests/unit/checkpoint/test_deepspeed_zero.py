@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.helpers.checkpoints import equal_tensors, read_tensors, read_weights
+from tests.helpers.checkpoints import equal_tensors, read_tensors, read_weights, undo_checkpoint
 from tests.helpers.runs import ROOT, launch, read_records
 
 # three heads: two ranks cannot divide the decays
@@ -169,7 +169,7 @@ def test_the_export_has_the_weights_of_the_last_checkpoint_and_loads(runs, confi
 @pytest.mark.distributed
 def test_an_interrupted_run_resumes_with_the_same_bits(runs, tmp_path):
     shutil.copytree(runs.folder("divided"), tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoint/step-5")
+    undo_checkpoint(tmp_path / "run/checkpoint/step-5")
     runs.launch("divided", tmp_path / "run")
     assert values(tmp_path / "run") == values(runs.folder("divided"))
     ends = [folder / "checkpoint/step-5" for folder in (tmp_path / "run", runs.folder("divided"))]
@@ -179,7 +179,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(runs, tmp_path):
 @pytest.mark.distributed
 def test_other_stages_and_numbers_of_ranks_resume(runs, tmp_path):
     shutil.copytree(runs.folder("divided"), tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoint/step-5")
+    undo_checkpoint(tmp_path / "run/checkpoint/step-5")
     runs.launch("zero2", tmp_path / "run", processes=4)
     assert "continuing after step 4" in (tmp_path / "run/log.txt").read_text()
     assert values(tmp_path / "run") == pytest.approx(values(runs.folder("divided")), rel=1e-5)

@@ -18,6 +18,15 @@ def save(folder: CheckpointFolder, step: int) -> Path:
     return folder.rename_temporary_and_prune(step, {"step": step})
 
 
+def find_and_clean_up(folder: CheckpointFolder, load_step: int) -> Path | None:
+    """As a run does that starts: it looks, and cleans up once it has loaded."""
+    before = names(folder.path) if folder.path.exists() else []
+    found = folder.find_intact_checkpoint(load_step)
+    assert before == (names(folder.path) if folder.path.exists() else []), "it only looks"
+    folder.clean_up(found, requested=load_step >= 0)
+    return found
+
+
 def names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
@@ -51,10 +60,10 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_never_found(folder, damage):
     older, newer = save(folder, 5), save(folder, 9)
-    assert folder.find_intact_checkpoint_and_clean_up(-1) == newer
+    assert find_and_clean_up(folder, -1) == newer
     DAMAGES[damage](newer)
     assert find_checkpoint_damage(newer) is not None
-    assert folder.find_intact_checkpoint_and_clean_up(-1) == older
+    assert find_and_clean_up(folder, -1) == older
     assert names(folder.path) == ["step-5", "step-9.damaged-0"]
 
 
@@ -63,7 +72,7 @@ def test_a_requested_checkpoint_that_is_damaged_is_an_error_and_is_kept(folder, 
     save(folder, 5)
     DAMAGES[damage](save(folder, 9))
     with pytest.raises(UserError, match="step 9"):
-        folder.find_intact_checkpoint_and_clean_up(9)
+        find_and_clean_up(folder, 9)
     assert names(folder.path) == ["step-5", "step-9"]
 
 
@@ -71,7 +80,7 @@ def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(fold
     save(folder, 5)
     (folder.create_temporary_folder(9) / "model.safetensors").write_bytes(b"half")
     assert folder.list_steps() == [5]
-    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(5)
+    assert find_and_clean_up(folder, -1) == folder.checkpoint_path(5)
     assert names(folder.path) == ["step-5"]
 
 
@@ -79,7 +88,7 @@ def test_the_newest_is_by_number_and_not_by_name(folder):
     for step in (9, 10, 100):
         save(folder, step)
     assert folder.list_steps() == [9, 10, 100]
-    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(100)
+    assert find_and_clean_up(folder, -1) == folder.checkpoint_path(100)
 
 
 def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_path):
@@ -107,15 +116,15 @@ def test_saving_a_step_again_keeps_the_former_folder_under_another_name(folder):
 def test_requesting_an_older_step_supersedes_the_newer_ones(folder):
     for step in (2, 4, 6):
         save(folder, step)
-    assert folder.find_intact_checkpoint_and_clean_up(4) == folder.checkpoint_path(4)
-    assert folder.find_intact_checkpoint_and_clean_up(-1) == folder.checkpoint_path(4)
+    assert find_and_clean_up(folder, 4) == folder.checkpoint_path(4)
+    assert find_and_clean_up(folder, -1) == folder.checkpoint_path(4)
     assert names(folder.path) == ["step-2", "step-4", "step-6.superseded-0"]
 
 
 def test_there_is_nothing_to_find_in_a_new_run(folder):
-    assert folder.find_intact_checkpoint_and_clean_up(-1) is None
+    assert find_and_clean_up(folder, -1) is None
     with pytest.raises(UserError, match="none"):
-        folder.find_intact_checkpoint_and_clean_up(3)
+        find_and_clean_up(folder, 3)
 
 
 @pytest.mark.covers_option("checkpoint.interval", "checkpoint.keep_latest_k")

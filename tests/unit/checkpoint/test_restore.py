@@ -10,7 +10,7 @@ import torch
 
 from flame_accel.config import ConfigError, UserError
 from tests.helpers.checkpoints import equal_tensors, list_checkpoints, read_weights
-from tests.helpers.runs import WITHOUT_SAMPLE, read_log, read_losses, read_records
+from tests.helpers.runs import WITHOUT_SAMPLE, read_log, read_losses
 
 # what
 
@@ -92,9 +92,9 @@ def test_only_a_run_without_checkpoints_uses_the_initial_path(
     # of a trained model, at the first step of a new run
     assert read_losses(run)[1] < read_losses(finished)[1]
     assert list(read_losses(run)) == [1, 2, 3, 4]
-    again = read_records(run)
-    train_here(flags(**WITHOUT_SAMPLE, **options))
-    assert "continuing after step 4" in read_log(run) and read_records(run) == again
+    train_here(flags(**WITHOUT_SAMPLE, **options | {"training.steps": 6}))
+    assert "continuing after step 4" in read_log(run)
+    assert list(read_losses(run)) == [1, 2, 3, 4, 5, 6]
 
 
 EVERYTHING = {"checkpoint.initial_load_model_weights_only": False}
@@ -154,11 +154,11 @@ def test_what_a_run_cannot_start_from_is_refused(train_here, flags, tmp_path, fi
     wider = tmp_path / "wider.json"
     wider.write_text(json.dumps(json.loads(tiny_model.read_text()) | {"intermediate_size": 96}))
     message = refused(finished / "hf", **{"model.config": wider})
-    assert "gate_proj.weight, [256, 32] there and [96, 32] here" in message
+    assert "intermediate_size" in message and "96" in message
     deeper = tmp_path / "deeper.json"
     deeper.write_text(json.dumps(json.loads(tiny_model.read_text()) | {"num_hidden_layers": 3}))
     message = refused(finished / "hf", **{"model.config": deeper})
-    assert "tensors missing" in message and "model.layers.2." in message
+    assert "num_hidden_layers" in message
     (tmp_path / "empty").mkdir()
     assert "contains no safetensors" in refused(tmp_path / "empty")
     assert "cannot be loaded from the Hub" in refused("nobody/nothing")

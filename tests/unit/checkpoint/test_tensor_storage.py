@@ -1,6 +1,7 @@
 """Weights and optimizer state on disk: names and shapes, batches, any optimizer."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,20 @@ from tests.helpers.checkpoints import equal_tensors
 @pytest.mark.covers_option("model.config")
 def test_another_model_does_not_resume(train_here, flags, tmp_path, tiny_model):
     train_here(flags())
-    other = json.loads(tiny_model.read_text()) | {"hidden_size": 64}
-    # the same name as before, so that only the checkpoint can tell
-    path = tmp_path / "other" / tiny_model.name
-    path.parent.mkdir()
-    path.write_text(json.dumps(other))
-    with pytest.raises(UserError, match="another model or optimizer"):
-        train_here(flags(**{"model.config": path}))
+    weights = tmp_path / "weights"
+    shutil.copytree(tmp_path / "run/hf", weights)
+    # weights without a config are told by their names and shapes
+    (weights / "config.json").unlink()
+    other = tmp_path / "other.json"
+    for changes, difference in (
+        ({"intermediate_size": 96}, "gate_proj.weight, [256, 32] there and [96, 32] here"),
+        ({"num_hidden_layers": 3}, "tensors missing"),
+    ):
+        other.write_text(json.dumps(json.loads(tiny_model.read_text()) | changes))
+        start = {"checkpoint.initial_load_path": weights, "job.dump_folder": tmp_path / "new"}
+        with pytest.raises(UserError, match="another model or optimizer") as raised:
+            train_here(flags(**start, **{"model.config": other}))
+        assert difference in str(raised.value)
 
 
 class Network(nn.Module):

@@ -1,7 +1,6 @@
 """Laws of model.norm_type: what is replaced, what stays, and what an export says."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from flame_accel.models.norms import (
     find_block_norms,
     norm_type_of,
 )
+from tests.helpers.checkpoints import undo_checkpoint
 from tests.helpers.runs import read_records
 
 NORM_TYPES = ("layernorm", "np_layernorm", "rmsnorm", "fused_rmsnorm")
@@ -192,7 +192,7 @@ def test_a_run_keeps_its_norm_over_a_restart_and_in_its_export(flags, train_here
     changes = {"model.norm_type": "np_layernorm", "training.steps": 4, "checkpoint.interval": 2}
     train_here(flags(**changes))
     whole = [record["train/loss"] for record in read_records(tmp_path / "run")]
-    shutil.rmtree(tmp_path / "run/checkpoint/step-4")
+    undo_checkpoint(tmp_path / "run/checkpoint/step-4")
     train_here(flags(**changes))
     assert [record["train/loss"] for record in read_records(tmp_path / "run")] == whole
     exported = Path(tmp_path / "run/hf")

@@ -8,11 +8,15 @@ import pytest
 
 from flame_accel.config import Config, UserError, load_run_file, parse
 from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
-from flame_accel.observe import prepare_run_folder_and_list_changes, run_folder
+from flame_accel.observe import run_folder
 from flame_accel.observe.run_folder import (
+    check_run_folder_and_list_changes,
     describe_changed_options,
     git_commit_and_dirty,
     package_versions,
+    read_finished_step,
+    write_ended,
+    write_run_files,
 )
 from tests.helpers.runs import ROOT, read_losses
 
@@ -41,12 +45,7 @@ def test_only_options_that_differ_are_listed_and_not_the_run_file(configured):
 
 def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):
     config = configured()
-    assert (
-        prepare_run_folder_and_list_changes(
-            tmp_path / "a/b", config=config, environment={"python": "3"}
-        )
-        == []
-    )
+    write_run_files(tmp_path / "a/b", config, {"python": "3"})
     assert load_run_file(tmp_path / "a/b/config.toml") == config
     assert json.loads((tmp_path / "a/b/environment.json").read_text()) == {"python": "3"}
 
@@ -54,9 +53,7 @@ def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(configured, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"job\.dump_folder = .*file/run: .*cannot be written to"):
-        prepare_run_folder_and_list_changes(
-            tmp_path / "file/run", config=configured(), environment={}
-        )
+        write_run_files(tmp_path / "file/run", configured(), {})
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
@@ -83,9 +80,10 @@ def build_config(
 
 
 def prepare(folder: Path, *flags: str, **names: str) -> list[str]:
-    return prepare_run_folder_and_list_changes(
-        folder, config=build_config(folder, *flags, **names), environment={}
-    )
+    config = build_config(folder, *flags, **names)
+    changes = check_run_folder_and_list_changes(folder, config)
+    write_run_files(folder, config, {})
+    return changes
 
 
 @pytest.fixture
@@ -150,3 +148,17 @@ def test_a_checkpoint_alone_keeps_the_folder_for_its_run(tmp_path: Path) -> None
 def test_a_run_folder_is_known_by_its_files(tmp_path: Path) -> None:
     prepare(tmp_path / "run")
     assert all((tmp_path / "run" / name).is_file() for name in RUN_FOLDER_FILES)
+
+
+def test_a_run_has_finished_from_its_end_to_its_next_start(tmp_path: Path) -> None:
+    assert read_finished_step(tmp_path) is None
+    write_ended(tmp_path, reason="finished", step=8)
+    assert read_finished_step(tmp_path) == 8
+    prepare(tmp_path)
+    assert read_finished_step(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"reason": "signal", "step": 3}', '{"step": 3}'])
+def test_a_record_that_does_not_say_finished_is_not_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ended.json").write_text(content)
+    assert read_finished_step(tmp_path) is None

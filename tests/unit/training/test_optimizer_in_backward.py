@@ -57,6 +57,7 @@ def test_stepping_in_backward_changes_no_bit_of_a_run(train_here, flags, tmp_pat
     assert read_curve(tmp_path / "run") == pytest.approx(read_curve(tmp_path / "late"), rel=1e-6)
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
     shutil.rmtree(tmp_path / "run/checkpoint")
+    (tmp_path / "run/ended.json").unlink()
     shutil.copytree(tmp_path / "late/checkpoint", tmp_path / "run/checkpoint")
     resume_from_step_4(tmp_path / "run", lambda: train_here(in_backward))
     again = load_file(tmp_path / "run/hf/model.safetensors")

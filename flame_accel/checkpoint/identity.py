@@ -1,0 +1,124 @@
+"""Whether stored weights belong to the model and the tokenizer in memory.
+
+Names and shapes of weights say little: models with other heads, rotary bases or norms have the
+same. So the config and the tokenizer that a checkpoint or an export stores next to its weights are
+compared. Which config fields matter is in `models/config_fields`; the position in the data is
+compared by `data`.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from flame_accel.config import UserError
+from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
+from flame_accel.models.config_fields import FieldDifference, find_decisive_differences
+from flame_accel.observe import get_logger
+
+TOKENIZER = "tokenizer"
+"""Stands for the tokenizer among the names of accepted differences."""
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.jinja",
+)
+"""Patterns of the files that a tokenizer consists of."""
+
+
+def check_identity(
+    folder: Path,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    accepted: Collection[str] = (),
+    where: str,
+    remedy: str,
+) -> None:
+    """Checks that a folder's weights are those of this model and this tokenizer.
+
+    A folder without config.json or tokenizer is taken by the names and shapes of its weights.
+
+    Args:
+        folder: A checkpoint, an export, or a downloaded model.
+        config: Config of the model in memory.
+        tokenizer: The run's tokenizer.
+        accepted: Names of config fields that may differ, and `tokenizer`; each such difference is
+            logged.
+        where: The option and path that the error names.
+        remedy: What to do about a difference.
+
+    Raises:
+        UserError: They are another model's; names every field that differs, with both values.
+    """
+    differences = _find_differences(folder, config, tokenizer)
+    refused = [each for each in differences if each.name not in accepted]
+    if refused:
+        raise UserError(
+            f"the weights are those of another model:\n{_format_table(refused)}",
+            where=where,
+            remedy=remedy,
+        )
+    for each in differences:
+        get_logger().warning(
+            "%s: %s is %s there and %s in this run (checkpoint.accept_differences)",
+            where,
+            each.name,
+            each.stored,
+            each.built,
+        )
+
+
+def _find_differences(
+    folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> list[FieldDifference]:
+    """Decisive config fields that differ, and the tokenizer if it does."""
+    stored = read_stored_config(folder)
+    differences = find_decisive_differences(stored, config) if stored else []
+    if not any(folder.glob("tokenizer*")):
+        return differences
+    try:
+        stored_tokenizer = load_tokenizer(str(folder), trust_remote_code=False)
+    except UserError as error:
+        get_logger().warning("the tokenizer of %s is not compared: %s", folder, error.what)
+        return differences
+    there, here = tokenizer_identity(stored_tokenizer), tokenizer_identity(tokenizer)
+    if there != here:
+        differences.append(FieldDifference(TOKENIZER, there, here))
+    return differences
+
+
+def read_stored_config(folder: Path) -> dict[str, Any]:
+    """The config.json next to stored weights; empty if there is none.
+
+    Raises:
+        UserError: It is not a JSON object.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        stored = error
+    if not isinstance(stored, dict):
+        raise UserError(
+            "is not the config of a model in the Hugging Face format",
+            where=str(file),
+            remedy="copy or download the folder again",
+        )
+    return stored
+
+
+def _format_table(differences: Collection[FieldDifference]) -> str:
+    rows = [("field", "of the weights", "of this run")]
+    rows += [(each.name, str(each.stored), str(each.built)) for each in differences]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(
+        f"    {row[0]:<{widths[0]}}   {row[1]:<{widths[1]}}   {row[2]}" for row in rows
+    )
