@@ -3,8 +3,10 @@
 `import flame_accel` has to be enough for fla's models to load and to run anywhere, and has to be
 instant for the command line. So nothing heavy is imported here: when transformers' auto classes are
 imported, fla is too (which registers its models), and when fla is imported, the kernels for this
-machine are installed and the model types with another norm are registered. The kernels live in
-`kernels/`, the norms in `models/norms`, messages of other packages in `suppressed_messages`.
+machine are installed, its Mamba configs read transformers' field names, and the model types with
+another norm are registered. The kernels live in `kernels/`, the field names in
+`models/mamba_fields`, the norms in `models/norms`, messages of other packages in
+`suppressed_messages`.
 """
 
 import importlib
@@ -29,6 +31,7 @@ def _import_fla_or_install_kernels(name: str) -> None:
         importlib.import_module(FLA)
     else:
         importlib.import_module("flame_accel.kernels").install()
+        importlib.import_module("flame_accel.models.mamba_fields").accept_transformers_field_names()
         importlib.import_module("flame_accel.models.norms").register_norm_variants()
 
 

@@ -3,7 +3,8 @@
 Shards are read and written by torch.distributed.checkpoint's Hugging Face storage, so that a
 checkpoint loads into any engine and world size, and nothing is unpickled. Weights are written in
 `hf_model`, in the layout that `from_pretrained` reads; DeepSpeed's partitions are assembled and
-split in `deepspeed_zero`.
+split in `deepspeed_zero`. Weights under other names than the model's are read in
+`weight_conversion`.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flame_accel.checkpoint import deepspeed_zero as zero
+from flame_accel.checkpoint.weight_conversion import load_converted_weights, needs_conversion
 from flame_accel.config import UserError
 from flame_accel.parallel import is_deepspeed, unwrap
 
@@ -41,6 +43,11 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
         UserError: The folder contains another model.
     """
     inner = unwrap(accelerator, model)
+    if needs_conversion(inner, _stored_shapes(folder)):
+        load_converted_weights(accelerator, inner, folder)
+        if is_deepspeed(accelerator):
+            zero.refresh_fp32_copies(model)
+        return
     if is_deepspeed(accelerator):
         _load_full_tensors_in_batches(
             zero.full_weights_on_meta(inner),
@@ -141,17 +148,22 @@ def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
         yield names
 
 
-def _check_stored_names_and_shapes(
-    expected: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
-) -> None:
-    """Compares names and shapes with those stored, before anything is overwritten."""
-    stored = {
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every stored tensor."""
+    return {
         name: tuple(metadata.size)
         for name, metadata in HuggingFaceStorageReader(str(path))
         .read_metadata()
         .state_dict_metadata.items()
         if isinstance(metadata, TensorStorageMetadata)
     }
+
+
+def _check_stored_names_and_shapes(
+    expected: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
+) -> None:
+    """Compares names and shapes with those stored, before anything is overwritten."""
+    stored = _stored_shapes(path)
     missing = sorted(set(expected) - set(stored))
     extra = sorted(set(stored) - set(expected) - set(allowed_extra_names))
     other = [

@@ -31,12 +31,15 @@ from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, ti
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
 from flame_accel.models.transformers_catalogue import (
+    MAX_POSITIONS,
     tiny_transformers_config,
     transformers_config_classes,
 )
 
 MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
 """A small version that has more is replaced by the tiny model of the same type."""
+POSITION_FIELDS = frozenset({"max_position_embeddings", "n_positions"})
+"""Fields with the number of learned positions, in which the texts of the trial have to fit."""
 ROWS, ROW_LENGTH = 2, 200
 
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 5e-2}
@@ -94,6 +97,7 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
             fields[name] = 1
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     sizes = {"num_hidden_layers": len(kept), "vocab_size": VOCABULARY_SIZE}
+    sizes |= {name: max(fields[name], MAX_POSITIONS) for name in POSITION_FIELDS & fields.keys()}
     small = type(config).from_dict({**fields, **special, **sizes})
     if count_config_parameters(small) > MAX_PARAMETERS[device]:
         if config.model_type in fla_config_classes():

@@ -219,7 +219,8 @@ def _read_model_config_json(file: Path) -> dict[str, Any]:
             f"holds a JSON {type(fields).__name__}, not an object",
             'a model config looks like {"model_type": "gla", "hidden_size": 1024, ...}',
         )
-    return fields
+    # transformers writes infinity, which JSON has not, as an object
+    return PreTrainedConfig._decode_special_floats(fields)
 
 
 def _missing_config_file_remedy(missing_file: Path) -> str:

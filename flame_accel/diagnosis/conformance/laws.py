@@ -45,6 +45,12 @@ class Precision(NamedTuple):
 
 
 PRECISION = {"cpu": Precision(step=1e-4, packing=1e-5), "cuda": Precision(step=3e-2, packing=3e-2)}
+EXPERTS_ROUNDING = {"cpu": 1e-6, "cuda": 4e-3}
+"""How much a document may change another's logits through experts.
+
+An expert multiplies the tokens of all documents at once, and how many there are decides in which
+order a product is summed up. Gradients have to be 0 all the same.
+"""
 
 
 class LawResult(NamedTuple):
@@ -213,7 +219,8 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     after, _ = _packed_logits_and_embedding_gradient(model, changed, bounds, others)
     change = relative_error(after[others], before[others])
     _raise_law_broken_unless(
-        torch.equal(before[others], after[others]),
+        torch.equal(before[others], after[others])
+        or (_has_experts(model) and change <= EXPERTS_ROUNDING[model.device.type]),
         f"one document changes another's logits by {change:.0e}",
     )
     _raise_law_broken_unless(
@@ -241,6 +248,10 @@ LAWS: dict[str, Callable[[PreTrainedModel], None]] = {
     "keeps documents apart": check_keeps_documents_apart,
 }
 """The name of each law, and the function that raises where a model breaks it."""
+
+
+def _has_experts(model: PreTrainedModel) -> bool:
+    return any("Expert" in type(module).__name__ for module in model.modules())
 
 
 def _packed_logits_and_embedding_gradient(
