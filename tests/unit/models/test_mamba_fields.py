@@ -31,7 +31,7 @@ def test_limits_of_time_steps_come_back_infinite(tmp_path):
 def test_a_field_with_two_values_is_refused(tmp_path):
     fields = {"model_type": "mamba2", "norm_eps": 1e-5, "layer_norm_epsilon": 1e-3}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match="norm_eps = 1e-05 and layer_norm_epsilon = 0.001 name"):
+    with pytest.raises(UserError, match=r"norm_eps = 1e-05 and layer_norm_epsilon = 0\.001 name"):
         load_model_config(str(tmp_path))
 
 
