@@ -40,8 +40,8 @@ def needs_conversion(model: PreTrainedModel, stored_names: Collection[str]) -> b
 def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, folder: Path) -> None:
     """Overwrites a prepared model's weights with those that `from_pretrained` reads.
 
-    Every rank must call it. The main process holds the whole model on the CPU for it, with DeepSpeed
-    every rank.
+    Every rank must call it. The main process holds the whole model on the CPU for it; with
+    DeepSpeed every rank does.
 
     Args:
         accelerator: The run's accelerator.
