@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -52,7 +51,7 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
         UserError: The folder contains another model.
     """
     deepspeed = is_deepspeed(accelerator)
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, Any] = {}
     problem: str | None = None
     if accelerator.is_main_process or deepspeed:
         loaded, report = _load_on_cpu(model, folder)
