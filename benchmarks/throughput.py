@@ -7,7 +7,8 @@ slows down slows all of them. Variants:
 * plain: what a user of fla writes: eager, bf16 autocast over fp32 weights, fused AdamW, clipping;
   its batches are on the device before the clock starts;
 * trainer: `transformers.Trainer` with the same precision, optimizer and clipping;
-* bf16_residual: the plain loop with the output of the embedding cast to bf16, a prototype.
+* bf16_residual: the plain loop with the output of the embedding cast to bf16;
+* ours_fla_kernels, ours_graphs: ours without our fused kernels, and with passes as CUDA graphs.
 
     python benchmarks/train_tokenizer.py TOKENIZER
     python benchmarks/throughput.py --tokenizer TOKENIZER --models gla transformer --sizes 340M \
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = ("ours", "plain", "trainer", "bf16_residual")
+VARIANTS = ("ours", "plain", "trainer", "bf16_residual", "ours_fla_kernels", "ours_graphs")
 PACKAGES = ("torch", "triton", "flash-linear-attention", "transformers", "accelerate")
 
 
@@ -84,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["gla", "transformer", "gated_deltanet"])
     parser.add_argument("--sizes", nargs="+", default=["340M"], help="as in configs/MODEL_SIZE")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["ragged-32768"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS[:3])
     parser.add_argument("--rounds", type=int, default=3, help="turns of each variant")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of a turn")
     parser.add_argument("--warmup", type=int, default=2, help="steps of a turn before the clock")

@@ -6,7 +6,8 @@ A variant keeps its model, optimizer and data between turns, so that a turn pays
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,10 +22,17 @@ from transformers import TrainingArguments as TrainerArguments
 from flame_accel import kernels, observe, parallel, train
 from flame_accel.config import parse
 from flame_accel.data import build_batches
+from flame_accel.kernels.fused.replace import only_kernels_of_fla
 from flame_accel.models import load_model_config
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 """The defaults of this project; every variant has them."""
+OUR_OPTIONS: dict[str, dict[str, object]] = {
+    "ours": {},
+    "ours_fla_kernels": {"model.fused_kernels": False},
+    "ours_graphs": {"training.cuda_graphs": True},
+}
+"""Variants of our loop, and their options."""
 DISTINCT_BATCHES = 24
 """Batches that the plain loop and the Trainer repeat."""
 
@@ -101,11 +109,11 @@ class Variant(ABC):
 
 
 class OursVariant(Variant):
-    """The loop of `flame_accel.train`."""
+    """The loop of `flame_accel.train`, with options of its own."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, **options: object) -> None:
         run_folder = Path(mkdtemp())
-        self.config = parse_options(case, run_folder)
+        self.config = parse_options(case, run_folder, options)
         self.accelerator = parallel.build_accelerator(
             self.config.training,
             self.config.comm,
@@ -125,7 +133,10 @@ class OursVariant(Variant):
         profiler.recorders.append(after_step)
         last_step = self.loop.state.step + steps
         config = replace(self.config, training=replace(self.config.training, steps=last_step))
-        train.train(config, self.accelerator, self.components, self.loop, profiler)
+        # what another variant has installed does not go away
+        fused = self.config.model.fused_kernels
+        with nullcontext() if fused else only_kernels_of_fla():
+            train.train(config, self.accelerator, self.components, self.loop, profiler)
 
 
 class PlainVariant(Variant):
@@ -152,6 +163,10 @@ class PlainVariant(Variant):
 
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Forward, backward, clip, update."""
+        with only_kernels_of_fla():
+            self._run_steps(steps, after_step)
+
+    def _run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         for batch in islice(self.batches, steps):
             with torch.autocast(self.device, torch.bfloat16):
                 loss = self.model(**batch).loss
@@ -200,11 +215,12 @@ class TrainerVariant(Variant):
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Lets the thread make some steps."""
         self.steps_left, self.after_step = steps, after_step
-        if self.thread.ident is None:
-            self.thread.start()
-        else:
-            self.turn_begins.release()
-        self.turn_ends.acquire()
+        with only_kernels_of_fla():
+            if self.thread.ident is None:
+                self.thread.start()
+            else:
+                self.turn_begins.release()
+            self.turn_ends.acquire()
         if self.error:
             raise self.error
 
@@ -242,8 +258,8 @@ class _PauseBetweenTurns(TrainerCallback):
 def build_variant(name: str, case: Case) -> Variant:
     """Builds a variant and makes its first two steps, which compile and allocate."""
     before = allocated_bytes()
-    if name == "ours":
-        variant = OursVariant(case)
+    if name in OUR_OPTIONS:
+        variant = OursVariant(case, **OUR_OPTIONS[name])
     elif name == "trainer":
         variant = TrainerVariant(case)
     else:
@@ -254,8 +270,8 @@ def build_variant(name: str, case: Case) -> Variant:
     return variant
 
 
-def parse_options(case: Case, run_folder: Path) -> Any:
-    """The configuration of this project's run."""
+def parse_options(case: Case, run_folder: Path, changes: Mapping[str, object] = {}) -> Any:
+    """The configuration of this project's run, with changed options."""
     options = {
         "job.dump_folder": run_folder,
         "model.config": case.config,
@@ -270,6 +286,7 @@ def parse_options(case: Case, run_folder: Path) -> Any:
         "training.steps": 10**6,
         "training.warmup_steps": 10,
         "metrics.log_freq": case.log_freq,
+        **changes,
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     flags += ["--training.varlen"] if case.varlen else []

@@ -4,7 +4,6 @@
 parsed before torch is imported, in `train_process`; processes are launched in `commands/train`.
 """
 
-import gc
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +31,11 @@ from flame_accel.diagnosis.run_checks import check_run
 from flame_accel.evaluation import sample_text_from_export, validate
 from flame_accel.hub import export_model, training_table_rows
 from flame_accel.training import (
+    GarbageCollection,
+    PassGraphs,
     batch_to_device,
     build_optimizer,
+    build_pass_graphs,
     is_due,
     learning_rate,
     seed_process,
@@ -53,6 +55,8 @@ class Components(NamedTuple):
     num_parameters: models.ParameterCount
     flops_per_token: float | None
     """Training FLOPs, forward and backward; None if the model's mixer is unknown."""
+    graphs: PassGraphs | None = None
+    """Runs passes as CUDA graphs, if so configured."""
 
 
 class LoopState(NamedTuple):
@@ -129,14 +133,14 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str
         log.info("%s", to_toml(config))
     log.info("devices: %s", parallel.describe_topology(accelerator))
     active_kernels = kernels.install(config.model.kernels)
-    log.info("kernels: %s", active_kernels)
+    fused = active_kernels == "triton" and config.model.fused_kernels
+    if fused:
+        kernels.install_fused_kernels()
+    log.info("kernels: %s%s", active_kernels, ", fused norms and SwiGLU" * fused)
     # a restart is bit-identical only with the same kernel configurations
     kernels.keep_configs_in_run_folder(run_folder / "tuning")
     models.register_models(config.model.custom)
     seed_process(config.training)
-    if config.training.gc_freq:
-        # garbage collection at the same steps on all ranks: none waits for another's pause
-        gc.disable()
     return active_kernels
 
 
@@ -172,7 +176,15 @@ def build_components(
     optimizer = build_optimizer(accelerator, model, config.optimizer)
     # batches are already this rank's, and the learning rate is a function of the step
     model, optimizer = parallel.prepare(accelerator, model, optimizer, training, config.float8)
-    return Components(tokenizer, run_data, model, optimizer, num_parameters, flops_per_token)
+    graphs = build_pass_graphs(
+        accelerator,
+        model,
+        training,
+        recomputes_activations=config.activation_checkpoint.mode != "none",
+    )
+    return Components(
+        tokenizer, run_data, model, optimizer, num_parameters, flops_per_token, graphs
+    )
 
 
 def restore_run(
@@ -259,6 +271,7 @@ def train(
         colored=not config.metrics.disable_color_printing,
     )
     saves = SaveSchedule(accelerator, config.checkpoint, steps=steps)
+    garbage = GarbageCollection(training.gc_freq)
     stream = iter(batches)
     first_step = state.step + 1
     meter.start()
@@ -277,6 +290,7 @@ def train(
             max_norm=training.max_norm,
             skip_non_finite=training.skip_nan_inf,
             constant_targets=batches.constant_targets,
+            graphs=components.graphs,
         )
         state.step += 1
         state.tokens += step_tokens
@@ -304,8 +318,8 @@ def train(
         if saves.is_due(state.step, step_was_logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
-        if training.gc_freq and state.step % training.gc_freq == 0:
-            gc.collect()
+        garbage.after_step(state.step)
+    garbage.close()
     progress.close()
 
 

@@ -32,6 +32,9 @@ class ModelConfig:
     kernels: Literal["auto", "torch", "triton"] = "auto"
     """Implementation of fla's operators. triton needs a GPU, torch runs anywhere; auto takes triton
     if there is a device for it."""
+    fused_kernels: bool = True
+    """Use this project's Triton kernels for RMS norms (plain and gated) and SwiGLU instead of
+    fla's. Without effect where fla runs on PyTorch."""
     tune_kernels: Literal["auto", "always", "never"] = "auto"
     """Tune Triton kernels that have no configuration for their shape: one to two minutes at the
     first step. never uses the configuration of the nearest shape instead; auto tunes if the run is
@@ -189,6 +192,10 @@ class TrainingConfig:
     compile: bool = False
     """Compile the model: each block with torch.compile, around fla's kernels. The first step takes
     longer."""
+    cuda_graphs: bool = False
+    """Replay the forward and backward pass of a micro-batch as a CUDA graph, which spares the host
+    nearly all launches: for small models and batches. On one GPU, without activation
+    checkpointing. Packed documents are padded with empty ones to a power of two."""
     gc_freq: int = 50
     """Interval between runs of Python's garbage collector, in steps, on all ranks at once. 0 leaves
     collection to Python."""

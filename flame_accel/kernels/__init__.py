@@ -6,6 +6,7 @@ function replaces which; `tuning` finds the configurations that Triton's kernels
 neither torch nor fla.
 """
 
+from flame_accel.kernels.fused.replace import install_fused_kernels
 from flame_accel.kernels.install import install, triton_has_device, uninstall
 from flame_accel.kernels.tuning import (
     apply_tune_kernels_option,
@@ -16,6 +17,7 @@ from flame_accel.kernels.tuning import (
 __all__ = [
     "apply_tune_kernels_option",
     "install",
+    "install_fused_kernels",
     "keep_configs_in_run_folder",
     "triton_has_device",
     "tuning_disabled",

@@ -122,6 +122,40 @@ def _install_triton_hooks() -> None:
         for path in MISCOMPILED:
             owner, name, kernel = _resolve_attribute(f"fla.{path}")
             _set_attribute_with_undo(owner, name, wrap_with_few_warps(kernel))
+    _count_chunks_on_host()
+
+
+def _count_chunks_on_host() -> None:
+    """Spares fla's operators from asking the device how long the documents of a batch are."""
+    from fla import backends
+
+    from flame_accel.kernels import document_boundaries
+
+    class HostCountBackend(backends.BaseBackend):
+        backend_type = "flame_accel_host_count"
+        # after those that have other kernels
+        priority = 100
+        active = True
+        chunk_fwd_h = staticmethod(document_boundaries.chunk_fwd_h)
+        chunk_bwd_dh = staticmethod(document_boundaries.chunk_bwd_dh)
+
+        @classmethod
+        def is_available(cls) -> bool:
+            return cls.active
+
+        def verify(self, function_name: str, *args: Any, **kwargs: Any) -> tuple[bool, str | None]:
+            return document_boundaries.has_known_boundaries(*args, **kwargs), "unknown boundaries"
+
+    index = importlib.import_module("fla.ops.utils.index")
+    replacements: dict[int, Replacement] = {}
+    for name in ("prepare_chunk_indices", "prepare_position_ids", "get_max_num_splits"):
+        original = getattr(index, name)
+        ours = getattr(document_boundaries, f"wrap_{name}")(original)
+        replacements[id(original)] = Replacement(original, ours)
+    _replace_in_loaded_modules(replacements)
+    importlib.import_module("fla.ops.common.backends")
+    backends.register("common")(HostCountBackend)
+    _undo_actions.append(lambda: setattr(HostCountBackend, "active", False))
 
 
 def _replace_fla_functions(our_paths_by_fla_path: Mapping[str, str]) -> None:

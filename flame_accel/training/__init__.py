@@ -1,14 +1,19 @@
 """One optimizer update: schedule, optimizer, and the step with its guard against NaN and inf."""
 
+from flame_accel.training.garbage_collection import GarbageCollection
 from flame_accel.training.optimizer import build_optimizer, check_optimizer_support
+from flame_accel.training.pass_graphs import PassGraphs
 from flame_accel.training.randomness import seed_process
 from flame_accel.training.schedule import is_due, learning_rate
-from flame_accel.training.step import StepResult, batch_to_device, train_step
+from flame_accel.training.step import StepResult, batch_to_device, build_pass_graphs, train_step
 
 __all__ = [
+    "GarbageCollection",
+    "PassGraphs",
     "StepResult",
     "batch_to_device",
     "build_optimizer",
+    "build_pass_graphs",
     "check_optimizer_support",
     "is_due",
     "learning_rate",

@@ -15,6 +15,9 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
+from flame_accel.config import TrainingConfig, UserError
+from flame_accel.kernels import triton_has_device
+from flame_accel.kernels.document_boundaries import remember_boundaries
 from flame_accel.parallel import (
     UpdateResult,
     all_reduce_sum_over_dp,
@@ -27,6 +30,7 @@ from flame_accel.parallel import (
     unwrap,
 )
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
+from flame_accel.training.pass_graphs import PassGraphs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +85,7 @@ def train_step(
     max_norm: float,
     skip_non_finite: bool,
     constant_targets: bool,
+    graphs: PassGraphs | None = None,
 ) -> StepResult:
     """Takes one optimizer step on this rank's micro-batches; all ranks must call it.
 
@@ -97,6 +102,7 @@ def train_step(
         max_norm: Gradients are clipped to this L2 norm; 0 leaves them alone.
         skip_non_finite: Leave the weights bit-identical if the gradient's norm is not finite.
         constant_targets: Whether every rank has the same number of targets in every step.
+        graphs: Runs the passes as CUDA graphs; None runs them without.
     """
     targets = sum(batch["num_targets"] for batch in micro_batches)
     global_targets = count_global_targets(accelerator, targets, same_on_all_ranks=constant_targets)
@@ -106,11 +112,19 @@ def train_step(
         group["lr"] = lr
     for batch in micro_batches:
         with accelerator.accumulate(model):
-            loss = compute_micro_batch_loss(accelerator, model, batch, global_targets)
-            accelerator.backward(loss * scale)
+            if graphs is not None:
+                loss = graphs.run(batch, global_targets)
+            else:
+                loss = compute_micro_batch_loss(accelerator, model, batch, global_targets)
+                accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
     result = clip_and_update(
-        accelerator, model, optimizer, max_norm=max_norm, skip_non_finite=skip_non_finite
+        accelerator,
+        model,
+        optimizer,
+        max_norm=max_norm,
+        skip_non_finite=skip_non_finite,
+        keep_gradients=graphs is not None,
     )
     return StepResult(
         loss_sum=loss_sum,
@@ -127,10 +141,11 @@ def clip_and_update(
     *,
     max_norm: float,
     skip_non_finite: bool,
+    keep_gradients: bool = False,
 ) -> UpdateResult:
     """Clips and steps after the last backward pass, unless the pass itself has taken the step.
 
-    Arguments as those of `train_step`.
+    Arguments as those of `train_step`; `keep_gradients` leaves their memory allocated, for graphs.
     """
     if is_deepspeed(accelerator):
         return read_deepspeed_update_result(accelerator, model)
@@ -140,7 +155,7 @@ def clip_and_update(
         return inner.finish_step()
     grad_norm = clip_gradients(accelerator, model, max_norm)
     found_inf = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
-    step_unless_found_inf_and_zero_grad(optimizer, found_inf)
+    step_unless_found_inf_and_zero_grad(optimizer, found_inf, set_to_none=not keep_gradients)
     return UpdateResult(grad_norm, found_inf)
 
 
@@ -170,7 +185,9 @@ def compute_micro_batch_loss(
     return mean * batch["num_targets"] / global_targets
 
 
-def step_unless_found_inf_and_zero_grad(optimizer: AcceleratedOptimizer, found_inf: Tensor) -> None:
+def step_unless_found_inf_and_zero_grad(
+    optimizer: AcceleratedOptimizer, found_inf: Tensor, *, set_to_none: bool = True
+) -> None:
     """Steps unless `found_inf` is 1.0, and clears the gradients in any case.
 
     torch's fused optimizers decide by the tensor on the device, as they do for a gradient scaler;
@@ -179,6 +196,7 @@ def step_unless_found_inf_and_zero_grad(optimizer: AcceleratedOptimizer, found_i
     Args:
         optimizer: The prepared optimizer.
         found_inf: 0-dimensional, 1.0 or 0.0.
+        set_to_none: Free the gradients instead of setting them to zero.
     """
     inner = optimizer.optimizer
     if inner.defaults.get("fused"):
@@ -186,12 +204,58 @@ def step_unless_found_inf_and_zero_grad(optimizer: AcceleratedOptimizer, found_i
         optimizer.step()
     elif not found_inf.item():
         optimizer.step()
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=set_to_none)
 
 
 def batch_to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """A micro-batch with its tensors on a device; copies from pinned memory are asynchronous."""
-    return {
+    """A micro-batch with its tensors on a device; copies from pinned memory are asynchronous.
+
+    The boundaries of its documents stay known on the host, for kernels that need them there.
+    """
+    on_device = {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
+    if "cu_seqlens" in batch:
+        remember_boundaries(on_device["cu_seqlens"], batch["cu_seqlens"].tolist())
+    return on_device
+
+
+def build_pass_graphs(
+    accelerator: Accelerator,
+    model: nn.Module,
+    training: TrainingConfig,
+    *,
+    recomputes_activations: bool,
+) -> PassGraphs | None:
+    """What runs passes as CUDA graphs; None if it is not asked for.
+
+    Args:
+        accelerator: The run's Accelerator.
+        model: The prepared model.
+        training: Whether it is asked for, and how a step is made up.
+        recomputes_activations: Whether activations are computed again in the backward pass.
+
+    Raises:
+        UserError: It is asked for, and this run cannot have it.
+    """
+    if not training.cuda_graphs:
+        return None
+    reason = None
+    if accelerator.device.type != "cuda" or not triton_has_device():
+        reason = "graphs need a CUDA device and Triton"
+    elif accelerator.num_processes > 1 or accelerator.is_fsdp2 or is_deepspeed(accelerator):
+        reason = "passes are graphs on one GPU only"
+    elif recomputes_activations:
+        reason = "activation checkpointing reads the state of random numbers, which a graph cannot"
+    elif not accepts_num_items_in_batch(type(model)):
+        reason = f"{type(model).__name__} does not divide its loss by num_items_in_batch"
+    if reason is not None:
+        raise UserError(reason, where="training.cuda_graphs", remedy="remove the option")
+    return PassGraphs(
+        accelerator,
+        model,
+        functools.partial(compute_micro_batch_loss, accelerator, model),
+        longest_document=training.context_len or training.seq_len,
+        scale=training.gradient_accumulation_steps,
+    )

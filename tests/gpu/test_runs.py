@@ -86,6 +86,8 @@ def test_the_export_loads_with_fla_alone_and_gives_the_trained_logits(
                 "training.seq_len": 4096,
                 "training.varlen": True,
                 "evaluation.sample_tokens": 0,
+                # fla alone keeps the residual stream in fp32 under autocast
+                "training.residual_dtype": "float32",
             }
         )
     )

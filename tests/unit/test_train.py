@@ -1,5 +1,6 @@
 """The story of a run: what it leaves behind, and options that act in the loop itself."""
 
+import functools
 import gc
 import importlib.metadata
 import json
@@ -64,13 +65,13 @@ def test_print_args_shows_all_options(train_here, flags, tmp_path, asked):
 def test_gc_freq_collects_at_its_steps_and_0_leaves_it_to_python(
     train_here, flags, monkeypatch, frequency, collections
 ):
-    from flame_accel import train
+    from flame_accel.training import garbage_collection
 
     called: list[str] = []
-    spy = SimpleNamespace(
-        disable=lambda: called.append("disable"), collect=lambda: called.append("collect")
-    )
-    monkeypatch.setattr(train, "gc", spy)
+    names = ("disable", "collect", "freeze", "unfreeze")
+    spy = SimpleNamespace(**{name: functools.partial(called.append, name) for name in names})
+    monkeypatch.setattr(garbage_collection, "gc", spy)
     train_here(flags(**SHORT_RUN | {"training.gc_freq": frequency, "training.steps": 6}))
-    assert called == (["disable"] if frequency else []) + ["collect"] * collections
+    before = ["disable", "collect", "freeze"] if frequency else []
+    assert called == before + ["collect"] * collections + ["unfreeze"] * bool(frequency)
     assert gc.isenabled()

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fla.utils import tensor_cache
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.per_document import map_padded_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
+from flame_accel.kernels.document_boundaries import longest_document
 
 # torch 2.12 wants to be told of shared heads, torch 2.11 finds out
 _SHARED_HEADS: dict[str, Any] = (
@@ -91,8 +91,7 @@ def flash_attn_varlen_func(
     if _supports_flash_kernel(q):
         return _varlen_flash_attention(
             q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(),
-            int(_max_document_length_on_cpu(cu_seqlens_q)),
-            int(_max_document_length_on_cpu(cu_seqlens_k)),
+            longest_document(cu_seqlens_q), longest_document(cu_seqlens_k),
             softmax_scale, (left_window, right_window),
         )  # fmt: skip
 
@@ -136,12 +135,6 @@ def _supports_flash_kernel(q: Tensor) -> bool:
         and q.shape[-1] <= 256
         and torch.cuda.get_device_capability(q.device) >= (8, 0)
     )
-
-
-@tensor_cache
-def _max_document_length_on_cpu(cu_seqlens: Tensor) -> Tensor:
-    """Length of the longest document, on the host: the layers of a model share one copy."""
-    return cu_seqlens.diff().max().cpu()
 
 
 def _varlen_flash_attention(

@@ -1,0 +1,298 @@
+"""Boundaries of packed documents that the host knows, so that no operator asks the device for them.
+
+fla's operators cut documents into chunks and need the number of chunks on the host, for the size of
+a grid or of a tensor. They read it from `cu_seqlens` on the device, once per layer or per step, and
+the host waits until the device has caught up. A loader has the boundaries on the host anyway: it
+leaves them here (`remember_boundaries`), under the tensor on the device.
+
+The functions that replace fla's compute what they compute, to the bit. They fall back on fla's own
+where the boundaries were not left.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBoundaries:
+    """What the host knows of a tensor of boundaries."""
+
+    numbers: tuple[int, ...]
+    computed: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """What was computed from them, on the device, for all layers: by function and chunk size."""
+
+    def count_chunks(self, chunk_size: int) -> int:
+        """Number of chunks if each document is cut into chunks of its own."""
+        lengths = (end - begin for begin, end in pairwise(self.numbers))
+        return sum(-(-length // chunk_size) for length in lengths)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max((end - begin for begin, end in pairwise(self.numbers)), default=0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents."""
+        return self.numbers[-1] - self.numbers[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedBoundaries:
+    """What holds for every batch whose boundaries a tensor may get; some documents are empty.
+
+    A CUDA graph works on the same tensors at each replay, so that nothing may have a size that
+    depends on the boundaries.
+    """
+
+    tokens: int
+    """The last boundary."""
+    documents: int
+    """Number of documents; the last one is empty, and chunks that no document has are its own."""
+    longest: int
+    """At least the tokens of the longest document."""
+    computed: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def count_chunks(self, chunk_size: int) -> int:
+        """The largest number of chunks: each document but the last may have an incomplete one."""
+        return self.tokens // chunk_size + self.documents
+
+
+_KNOWN: Any = WeakTensorKeyDictionary()
+
+
+def remember_boundaries(cu_seqlens: Tensor, boundaries: Sequence[int]) -> None:
+    """Leaves on the host what a tensor on a device holds, for as long as the tensor lives.
+
+    Args:
+        cu_seqlens: Boundaries of documents [N + 1]; must not change afterwards.
+        boundaries: The same numbers.
+    """
+    _KNOWN[cu_seqlens] = KnownBoundaries(tuple(boundaries))
+
+
+def view_padded_boundaries(cu_seqlens: Tensor, *, tokens: int, longest: int) -> Tensor:
+    """A view of boundaries that are going to change, of which only the sizes are known.
+
+    Each view has indices of its own, computed from what the tensor holds at the time.
+
+    Args:
+        cu_seqlens: [N + 1] on the device; the last two are equal.
+        tokens: The last boundary.
+        longest: No document will have more tokens.
+    """
+    view = cu_seqlens.view_as(cu_seqlens)
+    _KNOWN[view] = PaddedBoundaries(tokens, len(cu_seqlens) - 1, longest)
+    return view
+
+
+def find_known_boundaries(cu_seqlens: Tensor) -> KnownBoundaries | PaddedBoundaries | None:
+    """What the host knows of a tensor of boundaries; None if nothing was left."""
+    return _KNOWN.get(cu_seqlens)
+
+
+def longest_document(cu_seqlens: Tensor) -> int:
+    """Tokens of the longest document; waits for the device if the host does not know."""
+    known = find_known_boundaries(cu_seqlens)
+    if known is None:
+        known = KnownBoundaries(tuple(cu_seqlens.tolist()))
+        _KNOWN[cu_seqlens] = known
+    return known.longest
+
+
+def wrap_prepare_chunk_indices(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Never waits, unlike fla's `prepare_chunk_indices`: document and chunk [chunks, 2]."""
+
+    def prepare_chunk_indices(
+        cu_seqlens: Tensor, chunk_size: int, cu_seqlens_cpu: Tensor | None = None
+    ) -> Tensor:
+        known = find_known_boundaries(cu_seqlens)
+        if known is None:
+            return original(cu_seqlens, chunk_size, cu_seqlens_cpu=cu_seqlens_cpu)
+        key = ("chunk_indices", chunk_size)
+        if key not in known.computed:
+            counts = (cu_seqlens.diff() + (chunk_size - 1)).div(chunk_size, rounding_mode="floor")
+            padded = isinstance(known, PaddedBoundaries)
+            number = _number_within_padded_segments if padded else _number_within_segments
+            known.computed[key] = number(counts, known.count_chunks(chunk_size))
+        return known.computed[key]
+
+    return prepare_chunk_indices
+
+
+def wrap_prepare_position_ids(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Never waits, unlike fla's `prepare_position_ids`: positions of tokens in their documents."""
+
+    def prepare_position_ids(cu_seqlens: Tensor, cu_seqlens_cpu: Tensor | None = None) -> Tensor:
+        known = find_known_boundaries(cu_seqlens)
+        if known is None:
+            return original(cu_seqlens, cu_seqlens_cpu)
+        key = ("position_ids", 1)
+        if key not in known.computed:
+            numbered = _number_within_segments(cu_seqlens.diff(), known.tokens)
+            known.computed[key] = numbered[:, 1].contiguous()
+        return known.computed[key]
+
+    return prepare_position_ids
+
+
+def wrap_get_max_num_splits(original: Callable[..., int]) -> Callable[..., int]:
+    """Never waits, unlike fla's `get_max_num_splits`: the chunks of the longest document."""
+
+    def get_max_num_splits(
+        cu_seqlens: Tensor, chunk_size: int, cu_seqlens_cpu: Tensor | None = None
+    ) -> int:
+        known = find_known_boundaries(cu_seqlens)
+        if known is None:
+            return original(cu_seqlens, chunk_size, cu_seqlens_cpu)
+        return -(-known.longest // chunk_size)
+
+    return get_max_num_splits
+
+
+def _number_within_segments(counts: Tensor, total: int) -> Tensor:
+    """Segment, and number within the segment, of each of `total` items: [total, 2].
+
+    Args:
+        counts: Items of each segment.
+        total: Their sum, which the device would have to be asked for.
+    """
+    segments = torch.arange(counts.numel(), device=counts.device, dtype=counts.dtype)
+    segment = torch.repeat_interleave(segments, counts, output_size=total)
+    starts = F.pad(counts.cumsum(0), (1, 0))[:-1]
+    items = torch.arange(total, device=counts.device, dtype=counts.dtype)
+    return torch.stack([segment, items - starts[segment]], 1).to(counts.dtype)
+
+
+def _number_within_padded_segments(counts: Tensor, total: int) -> Tensor:
+    """As `_number_within_segments` of up to `total` items; the rest is item 0 of the last segment.
+
+    That segment has no items: kernels find nothing in its chunk to load or to store.
+    """
+    ends = counts.cumsum(0)
+    items = torch.arange(total, device=counts.device, dtype=ends.dtype)
+    segment = torch.searchsorted(ends, items, right=True)
+    inside = segment < counts.numel()
+    segment = segment.clamp(max=counts.numel() - 1)
+    item = (items - (ends - counts)[segment]) * inside
+    return torch.stack([segment, item], 1).to(counts.dtype)
+
+
+def chunk_fwd_h(
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    g_gamma: Tensor | None = None,
+    gk: Tensor | None = None,
+    gv: Tensor | None = None,
+    h0: Tensor | None = None,
+    output_final_state: bool = False,
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int = 64,
+    split_size: int | None = None,
+    states_in_fp32: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Launches fla's `chunk_fwd_kernel_h`, with the number of states counted on the host.
+
+    Returns:
+        The state before each split [B, splits, H, K, V], and the final ones if asked for.
+    """
+    from fla.ops.common import chunk_h
+    from fla.ops.utils import prepare_chunk_offsets
+
+    assert cu_seqlens is not None
+    split_size = chunk_size if split_size is None else split_size
+    heads, channels, values = k.shape[2], k.shape[3], v.shape[3]
+    documents = len(cu_seqlens) - 1
+    state = (values, channels) if state_v_first else (channels, values)
+    dtype = torch.float32 if states_in_fp32 else k.dtype
+    splits = _count_known_chunks(cu_seqlens, split_size)
+    h = k.new_empty(k.shape[0], splits, heads, *state, dtype=dtype)
+    final = None
+    if output_final_state:
+        final = k.new_empty(documents, heads, *state, dtype=torch.float32)
+    arguments = {
+        "k": k, "v": v, "h": h, "g": g, "g_gamma": g_gamma, "gk": gk, "gv": gv,
+        "h0": h0, "ht": final, "cu_seqlens": cu_seqlens,
+        "split_offsets": prepare_chunk_offsets(cu_seqlens, split_size),
+        "T": k.shape[1], "H": heads, "K": channels, "V": values,
+        "BT": chunk_size, "BS": split_size, "STATE_V_FIRST": state_v_first,
+        "USE_G": g is not None, "USE_G_GAMMA": g_gamma is not None,
+        "USE_GK": gk is not None, "USE_GV": gv is not None,
+    }  # fmt: skip
+    chunk_h.chunk_fwd_kernel_h[_grid_over_states(channels, values, documents * heads)](**arguments)
+    return h, final
+
+
+def chunk_bwd_dh(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    h0: Tensor | None,
+    dht: Tensor | None,
+    scale: float,
+    g: Tensor | None = None,
+    g_gamma: Tensor | None = None,
+    gk: Tensor | None = None,
+    gv: Tensor | None = None,
+    state_v_first: bool = False,
+    cu_seqlens: Tensor | None = None,
+    chunk_size: int = 64,
+    split_size: int | None = None,
+    states_in_fp32: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Launches fla's `chunk_bwd_kernel_dh`, as `chunk_fwd_h` does the forward one.
+
+    Returns:
+        Gradients of the states [B, splits, query heads, K, V], and of the initial ones if given.
+    """
+    from fla.ops.common import chunk_h
+    from fla.ops.utils import prepare_chunk_offsets
+
+    assert cu_seqlens is not None
+    split_size = chunk_size if split_size is None else split_size
+    heads, channels, values = k.shape[2], k.shape[3], v.shape[3]
+    query_heads = q.shape[2]
+    state = (values, channels) if state_v_first else (channels, values)
+    dtype = torch.float32 if states_in_fp32 else k.dtype
+    splits = _count_known_chunks(cu_seqlens, split_size)
+    dh = k.new_empty(k.shape[0], splits, query_heads, *state, dtype=dtype)
+    dh0 = None if h0 is None else torch.empty_like(h0, dtype=torch.float32)
+    arguments = {
+        "q": q, "g": g, "g_gamma": g_gamma, "gk": gk, "gv": gv,
+        "do": do, "dh": dh, "dht": dht, "dh0": dh0, "cu_seqlens": cu_seqlens,
+        "split_offsets": prepare_chunk_offsets(cu_seqlens, split_size), "scale": scale,
+        "T": k.shape[1], "HQ": query_heads, "H": heads, "K": channels, "V": values,
+        "BT": chunk_size, "BS": split_size, "NG": query_heads // heads,
+        "STATE_V_FIRST": state_v_first,
+        "USE_G": g is not None, "USE_G_GAMMA": g_gamma is not None,
+        "USE_GK": gk is not None, "USE_GV": gv is not None,
+    }  # fmt: skip
+    documents = len(cu_seqlens) - 1
+    chunk_h.chunk_bwd_kernel_dh[_grid_over_states(channels, values, documents * heads)](**arguments)
+    return dh, dh0
+
+
+def _count_known_chunks(cu_seqlens: Tensor, chunk_size: int) -> int:
+    known = find_known_boundaries(cu_seqlens)
+    assert known is not None
+    return known.count_chunks(chunk_size)
+
+
+def _grid_over_states(channels: int, values: int, states: int) -> Callable[..., tuple[int]]:
+    """A program for each block of each document's and head's state."""
+    return lambda meta: (-(-channels // meta["BK"]) * -(-values // meta["BV"]) * states,)
+
+
+def has_known_boundaries(*args: Any, cu_seqlens: Tensor | None = None, **kwargs: Any) -> bool:
+    """Whether a call of one of fla's functions names documents that the host knows."""
+    return cu_seqlens is not None and find_known_boundaries(cu_seqlens) is not None

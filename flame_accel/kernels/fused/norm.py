@@ -1,0 +1,271 @@
+"""RMS norm, with the residual sum before it or a gate after it: one pass forward, one backward.
+
+y = x / sqrt(mean(x^2) + eps) * weight, times act(gate) where there is a gate (1910.07467). Sums and
+statistics are in fp32. Shapes: M rows of N channels.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LARGEST_WIDTH = 8192
+"""Channels of the widest rows; a program holds whole rows in its registers."""
+TILE = 2048
+"""Elements that a program works on at a time, where rows are narrower."""
+BACKWARD_PROGRAMS = 1024
+"""Programs of a backward pass, each with a part of the weight's gradient. The same on every GPU."""
+
+
+@triton.jit(do_not_specialize=["M"])
+def _forward_kernel(
+    x,
+    residual,
+    gate,
+    weight,
+    y,
+    total,
+    rstd,
+    eps,
+    M,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    KEEPS_TOTAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    GATE: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, WIDTH)
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    places = rows[:, None] * N + columns[None, :]
+    b_x = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        b_x += tl.load(residual + places, mask=inside, other=0.0).to(tl.float32)
+    if KEEPS_TOTAL:
+        tl.store(total + places, b_x.to(total.dtype.element_ty), mask=inside)
+    b_rstd = 1 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / N + eps)
+    tl.store(rstd + rows, b_rstd, mask=rows < M)
+    b_y = b_x * b_rstd[:, None]
+    if HAS_WEIGHT:
+        b_y *= tl.load(weight + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    if GATE != "none":
+        b_gate = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
+        b_sigmoid = 1 / (1 + tl.exp(-b_gate))
+        b_y *= b_sigmoid if GATE == "sigmoid" else b_gate * b_sigmoid
+    tl.store(y + places, b_y.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["M", "tiles"])
+def _backward_kernel(
+    x,
+    gate,
+    weight,
+    rstd,
+    dy,
+    dtotal,
+    dx,
+    dresidual,
+    dgate,
+    dweight,
+    M,
+    tiles,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_DTOTAL: tl.constexpr,
+    HAS_DRESIDUAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    GATE: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    b_dweight = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    b_weight = tl.full((1, WIDTH), 1.0, dtype=tl.float32)
+    if HAS_WEIGHT:
+        b_weight = tl.load(weight + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    for tile in range(tiles):
+        rows = (program * tiles + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        places = rows[:, None] * N + columns[None, :]
+        b_dy = tl.load(dy + places, mask=inside, other=0.0).to(tl.float32)
+        b_x = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        b_rstd = tl.load(rstd + rows, mask=rows < M, other=0.0)[:, None]
+        b_normed = b_x * b_rstd
+        if GATE != "none":
+            b_gate = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
+            b_sigmoid = 1 / (1 + tl.exp(-b_gate))
+            b_y = b_normed * b_weight
+            if GATE == "sigmoid":
+                b_dgate = b_dy * b_y * b_sigmoid * (1 - b_sigmoid)
+                b_dy *= b_sigmoid
+            else:
+                b_dgate = b_dy * b_y * b_sigmoid * (1 + b_gate * (1 - b_sigmoid))
+                b_dy *= b_gate * b_sigmoid
+            tl.store(dgate + places, b_dgate.to(dgate.dtype.element_ty), mask=inside)
+        if HAS_WEIGHT:
+            b_dweight += b_dy * b_normed
+            b_dy *= b_weight
+        b_mean = tl.sum(b_dy * b_normed, axis=1) / N
+        b_dx = (b_dy - b_normed * b_mean[:, None]) * b_rstd
+        if HAS_DTOTAL:
+            b_dx += tl.load(dtotal + places, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + places, b_dx.to(dx.dtype.element_ty), mask=inside)
+        if HAS_DRESIDUAL:
+            tl.store(dresidual + places, b_dx.to(dresidual.dtype.element_ty), mask=inside)
+    if HAS_WEIGHT:
+        b_sum = tl.sum(b_dweight, axis=0)
+        tl.store(dweight + program * N + columns, b_sum, mask=columns < N)
+
+
+# launches have options that are no parameters
+_FORWARD: Any = _forward_kernel
+_BACKWARD: Any = _backward_kernel
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Tensors [M, N], contiguous; returns y and, with `keeps_total`, x + residual."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        gate: Tensor | None,
+        weight: Tensor | None,
+        eps: float,
+        activation: str,
+        total_dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        (m, n), y = x.shape, torch.empty_like(x)
+        # what the backward pass needs is the sum, which is x itself without a residual
+        keeps_total = residual is not None or total_dtype not in (None, x.dtype)
+        total = torch.empty_like(x, dtype=total_dtype or x.dtype) if keeps_total else x
+        rstd = torch.empty(m, dtype=torch.float32, device=x.device)
+        width, rows = _tile_shape(n)
+        _FORWARD[(-(-m // rows),)](
+            x, residual, gate, weight, y, total, rstd, eps, m, n, width, rows,
+            HAS_RESIDUAL=residual is not None, KEEPS_TOTAL=keeps_total,
+            HAS_WEIGHT=weight is not None, GATE=activation, num_warps=_num_warps(width * rows),
+        )  # fmt: skip
+        ctx.save_for_backward(total, gate, weight, rstd)
+        ctx.activation, ctx.x_dtype = activation, x.dtype
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        if total_dtype is None:
+            return y, None
+        # an input must not be returned as it is
+        return y, total if keeps_total else total.view_as(total)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, gate, weight, rstd = ctx.saved_tensors
+        dy, dtotal = grads
+        assert dy is not None
+        m, n = total.shape
+        dx = torch.empty_like(total, dtype=ctx.x_dtype)
+        dresidual = None
+        if ctx.residual_dtype not in (None, ctx.x_dtype):
+            dresidual = torch.empty_like(total, dtype=ctx.residual_dtype)
+        dgate = None if gate is None else torch.empty_like(gate)
+        width, rows = _tile_shape(n)
+        num_tiles = -(-m // rows)
+        tiles = -(-num_tiles // BACKWARD_PROGRAMS)
+        programs = -(-num_tiles // tiles)
+        dweight = None
+        if weight is not None:
+            dweight = torch.empty(programs, n, dtype=torch.float32, device=total.device)
+        _BACKWARD[(programs,)](
+            total, gate, weight, rstd, dy.contiguous(),
+            None if dtotal is None else dtotal.contiguous(),
+            dx, dresidual, dgate, dweight, m, tiles, n, width, rows,
+            HAS_DTOTAL=dtotal is not None, HAS_DRESIDUAL=dresidual is not None,
+            HAS_WEIGHT=weight is not None, GATE=ctx.activation,
+            num_warps=_num_warps(width * rows),
+        )  # fmt: skip
+        if weight is not None and dweight is not None:
+            dweight = dweight.sum(0).to(weight.dtype)
+        if ctx.residual_dtype == ctx.x_dtype:
+            dresidual = dx
+        return dx, dresidual, dgate, dweight, None, None, None
+
+
+def _tile_shape(n: int) -> tuple[int, int]:
+    """Columns and rows of a tile, powers of two."""
+    width = 1 << (n - 1).bit_length()
+    return width, max(1, TILE // width)
+
+
+def _num_warps(elements: int) -> int:
+    """16 elements for each thread."""
+    return min(16, max(4, elements // 512))
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `kernels.modules.norm.rms_norm`, for tensors that `supports_rms_norm`."""
+    if residual is not None:
+        total_dtype = residual.dtype
+    else:
+        total_dtype = torch.float32 if residual_in_fp32 else x.dtype
+    y, total = _RMSNorm.apply(
+        _rows(x), None if residual is None else _rows(residual), None, weight, eps, "none",
+        total_dtype if prenorm or residual is not None else None,
+    )  # fmt: skip
+    y = y.view(x.shape)
+    return (y, total.view(x.shape)) if prenorm else y
+
+
+def rms_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Tensor:
+    """As `kernels.modules.norm.rms_norm_gated`, for calls that `supports_rms_norm_gated`."""
+    name = "sigmoid" if activation == "sigmoid" else "swish"
+    y, _ = _RMSNorm.apply(_rows(x), None, _rows(g), weight, eps, name, None)
+    return y.view(x.shape)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1, x.shape[-1])
+
+
+def supports_rms_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **kwargs: Any
+) -> bool:
+    """Whether a call is for our kernel: no bias, and rows that fit into registers."""
+    return bias is None and x.shape[-1] <= LARGEST_WIDTH and x.numel() > 0
+
+
+def supports_rms_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    **kwargs: Any,
+) -> bool:
+    """Whether a call is for our kernel: as `supports_rms_norm`, without a residual."""
+    plain = residual is None and not prenorm and g.shape == x.shape
+    return (
+        plain and activation in ("swish", "silu", "sigmoid") and supports_rms_norm(x, weight, bias)
+    )

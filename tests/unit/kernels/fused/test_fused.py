@@ -1,0 +1,244 @@
+"""Our Triton kernels compute what the PyTorch ones do: outputs and all gradients.
+
+On a GPU they run as compiled; elsewhere Triton's interpreter runs them, in fp32 and in a process of
+its own, since it has to be chosen before Triton is imported.
+"""
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flame_accel.kernels import install, install_fused_kernels, uninstall
+from flame_accel.kernels.modules import activation as torch_activation
+from flame_accel.kernels.modules import norm as torch_norm
+from tests.helpers.runs import ROOT
+
+ON_GPU = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def load(name: str) -> ModuleType:
+    """A module of the fused kernels, whose kernels are interpreted if there is no GPU."""
+    spec = importlib.util.find_spec(f"flame_accel.kernels.fused.{name}")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fused() -> Iterator[Callable[[str], Any]]:
+    if not (ON_GPU or INTERPRETED):
+        pytest.skip("runs in the process of the interpreter")
+    # which would refuse to launch kernels
+    uninstall()
+    yield load
+    install()
+
+
+@pytest.mark.skipif(ON_GPU or INTERPRETED, reason="this process runs the kernels itself")
+def test_the_kernels_are_right_under_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-rs", __file__]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "process of the interpreter" not in done.stdout, done.stdout
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+    return x.requires_grad_()
+
+
+def compare(
+    ours: Callable[..., Any],
+    reference: Callable[..., Any],
+    inputs: list[Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Outputs and gradients of both; the reference in fp32."""
+    wide = [x.detach().float().requires_grad_() for x in inputs]
+    found, expected = ours(*inputs), reference(*wide)
+    found = found if isinstance(found, tuple) else (found,)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    assert all(x.dtype == dtype for x in found)
+    cotangents = [draw(*x.shape, dtype=dtype, seed=9 + i).detach() for i, x in enumerate(expected)]
+    torch.autograd.backward(found, cotangents)
+    torch.autograd.backward(expected, [x.float() for x in cotangents])
+    pairs = [*zip(found, expected, strict=True)]
+    pairs += [(x.grad, y.grad) for x, y in zip(inputs, wide, strict=True)]
+    for number, (a, b) in enumerate(pairs):
+        assert a is not None and b is not None and a.shape == b.shape
+        error = ((a.float() - b).norm() / b.norm()).item()
+        assert error < TOLERANCE[dtype], f"tensor {number}: {error}"
+
+
+@each_dtype
+@pytest.mark.parametrize("width", [32, 96, 1024])
+@pytest.mark.parametrize("prenorm", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_rms_norm(fused, dtype, width, prenorm, residual):
+    ours = fused("norm").rms_norm
+    inputs = [draw(3, 11, width, dtype=dtype, seed=0), draw(width, dtype=dtype, seed=1)]
+    if residual:
+        inputs.append(draw(3, 11, width, dtype=dtype, seed=2))
+
+    def call(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Tensor, weight: Tensor, other: Tensor | None = None) -> Any:
+            return function(x, weight, None, other, 1e-5, prenorm)
+
+        return run
+
+    compare(call(ours), call(torch_norm.rms_norm), inputs, dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("activation", ["swish", "sigmoid"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rms_norm_gated(fused, dtype, activation, weighted):
+    ours = fused("norm").rms_norm_gated
+    inputs = [draw(2, 7, 3, 64, dtype=dtype, seed=seed) for seed in (0, 1)]
+    if weighted:
+        inputs.append(draw(64, dtype=dtype, seed=2))
+
+    def call(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Tensor, gate: Tensor, weight: Tensor | None = None) -> Any:
+            return function(x, gate, weight, None, activation)
+
+        return run
+
+    compare(call(ours), call(torch_norm.rms_norm_gated), inputs, dtype)
+
+
+@pytest.mark.parametrize("prenorm", [False, True])
+def test_a_residual_of_another_dtype_keeps_its_dtype(fused, prenorm):
+    x = draw(4, 32, dtype=torch.float32, seed=0)
+    residual = draw(4, 32, dtype=torch.float64, seed=1)
+    weight = draw(32, dtype=torch.float32, seed=2)
+    found = fused("norm").rms_norm(x, weight, None, residual, prenorm=prenorm)
+    y, total = found if prenorm else (found, residual)
+    assert y.dtype is torch.float32 and total.dtype is torch.float64
+    y.sum().backward()
+    assert residual.grad is not None and residual.grad.dtype is torch.float64
+    assert x.grad is not None and torch.allclose(residual.grad.float(), x.grad)
+
+
+def test_many_rows_share_programs(fused):
+    module = fused("norm")
+    module.BACKWARD_PROGRAMS = 3
+    inputs = [draw(50, 2048, dtype=torch.float32, seed=0), draw(2048, dtype=torch.float32, seed=1)]
+    compare(
+        lambda x, weight: module.rms_norm(x, weight, None),
+        lambda x, weight: torch_norm.rms_norm(x, weight, None),
+        inputs,
+        torch.float32,
+    )
+
+
+@each_dtype
+def test_swiglu(fused, dtype):
+    inputs = [draw(5, 700, dtype=dtype, seed=seed) for seed in (0, 1)]
+    compare(fused("swiglu").swiglu, torch_activation.swiglu, inputs, dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("biased", [False, True])
+def test_swiglu_linear(fused, dtype, biased):
+    inputs = [draw(2, 5, 96, dtype=dtype, seed=seed) for seed in (0, 1)]
+    inputs += [draw(40, 96, dtype=dtype, seed=2), *[draw(40, dtype=dtype, seed=3)] * biased]
+
+    def call(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda x, y, weight, bias=None: function(x, y, weight, bias)
+
+    ours = call(fused("swiglu").swiglu_linear)
+    compare(ours, call(torch_activation.swiglu_linear), inputs, dtype)
+
+
+def test_swiglu_linear_follows_autocast_and_keeps_the_dtype_of_the_weights_gradient(fused):
+    x, y = (draw(4, 32, dtype=torch.float32, seed=seed) for seed in (0, 1))
+    weight = draw(8, 32, dtype=torch.float32, seed=2)
+    with torch.autocast(DEVICE, torch.float16):
+        found = fused("swiglu").swiglu_linear(x, y, weight, None)
+    assert found.dtype is torch.float16
+    found.sum().backward()
+    assert weight.grad is not None and weight.grad.dtype is torch.float32
+
+
+def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
+    module = fused("norm")
+    x, weight = torch.zeros(2, 8), torch.ones(8)
+    assert module.supports_rms_norm(x, weight, None)
+    assert not module.supports_rms_norm(x, weight, weight)
+    assert not module.supports_rms_norm(torch.zeros(2, 9000), None, None)
+    assert module.supports_rms_norm_gated(x, x, weight, None, "silu")
+    assert not module.supports_rms_norm_gated(x, x, weight, None, "gelu")
+    assert not module.supports_rms_norm_gated(x, x, weight, None, residual=x)
+    assert not fused("swiglu").supports_swiglu(x, x.double(), None)
+
+
+@pytest.mark.covers_option("model.fused_kernels")
+@pytest.mark.parametrize(
+    ("active", "fused_kernels"), [("triton", True), ("triton", False), ("torch", True)]
+)
+def test_model_fused_kernels_replaces_those_of_fla_where_triton_runs(
+    monkeypatch, train_here, flags, active, fused_kernels
+):
+    from flame_accel import kernels, train
+
+    asked: list[bool] = []
+    monkeypatch.setattr(kernels, "install", lambda kind: active)
+    monkeypatch.setattr(kernels, "install_fused_kernels", lambda: asked.append(True))
+    monkeypatch.setattr(train, "check_run", stop)
+    with pytest.raises(StopIteration):
+        train_here(flags(**{"model.fused_kernels": fused_kernels}))
+    assert bool(asked) == (active == "triton" and fused_kernels)
+
+
+def stop(*args: object) -> None:
+    raise StopIteration
+
+
+def test_ours_are_used_where_supported_and_fla_comes_back(monkeypatch):
+    mlp: Any = importlib.import_module("fla.modules.mlp")
+    layernorm: Any = importlib.import_module("fla.modules.norm.layernorm")
+
+    from flame_accel.kernels.fused import replace
+
+    kind = install()
+    before = layernorm.rms_norm, mlp.swiglu_linear
+    monkeypatch.setattr(replace, "importlib", SimpleNamespace(import_module=fake_module))
+    install_fused_kernels()
+    monkeypatch.undo()
+    installed = layernorm.rms_norm
+    install_fused_kernels()
+    assert layernorm.rms_norm is installed and mlp.swiglu_linear is not before[1]
+    x = torch.zeros(2, 8)
+    assert layernorm.rms_norm(x, None, None) == "ours"
+    with replace.only_kernels_of_fla():
+        assert layernorm.rms_norm.replaces is before[0]
+    uninstall()
+    install(kind)
+    assert (layernorm.rms_norm, mlp.swiglu_linear) == before
+
+
+def fake_module(name: str) -> Any:
+    """Stands in for a module of kernels, which this machine may not have a device for."""
+    if not name.startswith("flame_accel.kernels.fused."):
+        return importlib.import_module(name)
+    names = ("rms_norm", "rms_norm_gated", "swiglu", "swiglu_linear")
+    functions = {function: lambda *args, **kwargs: "ours" for function in names}
+    supports = {f"supports_{function}": lambda *args, **kwargs: True for function in names}
+    return SimpleNamespace(**functions, **supports)
