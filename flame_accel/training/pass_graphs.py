@@ -11,6 +11,7 @@ compiled and a resumed run computes the same bits as one that went on.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -31,12 +32,28 @@ class _Kind(NamedTuple):
     """Padded; 0 for rows without boundaries."""
 
 
-class _GraphedPass(NamedTuple):
-    """A captured pass, its inputs and its result."""
+class CapturedPass(NamedTuple):
+    """A captured computation."""
 
-    graph: torch.cuda.CUDAGraph
-    inputs: dict[str, Tensor]
-    loss: Tensor
+    replay: Callable[[], None]
+    """Does it again, on the same tensors."""
+    result: Tensor
+    """Written by each replay."""
+    pool: Any
+    """The memory of what lies between, which other graphs may share."""
+
+
+def capture_cuda_graph(compute: Callable[[], Tensor], pool: Any) -> CapturedPass:
+    """Captures a computation without doing it.
+
+    Args:
+        compute: Has run before, so that nothing is compiled or tuned now.
+        pool: Of another graph; None for a new one.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        result = compute()
+    return CapturedPass(graph.replay, result, graph.pool())
 
 
 LossFunction = Callable[[Mapping[str, Any], Tensor], Tensor]
@@ -52,6 +69,7 @@ class PassGraphs:
         compute_loss: Of a micro-batch on the device.
         longest_document: No document has more tokens.
         scale: Losses are multiplied by it to be differentiated.
+        capture: As `capture_cuda_graph`.
     """
 
     def __init__(
@@ -62,13 +80,15 @@ class PassGraphs:
         *,
         longest_document: int,
         scale: int,
+        capture: Callable[[Callable[[], Tensor], Any], CapturedPass] = capture_cuda_graph,
     ) -> None:
+        self.capture = capture
         self.accelerator = accelerator
         self.compute_loss = compute_loss
         self.scale = scale
         self.longest_document = longest_document
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._graphs: dict[_Kind, _GraphedPass] = {}
+        self._graphs: dict[_Kind, CapturedPass] = {}
         self._inputs: dict[_Kind, dict[str, Tensor]] = {}
 
     def run(self, batch: Mapping[str, Any], global_targets: int | Tensor) -> Tensor:
@@ -90,10 +110,11 @@ class PassGraphs:
             self._allocate_gradients()
             return self._differentiate(inputs)
         if kind not in self._graphs:
-            self._graphs[kind] = self._capture(inputs)
-        graphed = self._graphs[kind]
-        graphed.graph.replay()
-        return graphed.loss
+            pool = next((captured.pool for captured in self._graphs.values()), None)
+            compute = partial(self._differentiate, inputs)
+            self._graphs[kind] = self.capture(compute, pool)
+        self._graphs[kind].replay()
+        return self._graphs[kind].result
 
     def _allocate(self, kind: _Kind, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         inputs = {
@@ -113,13 +134,6 @@ class PassGraphs:
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-
-    def _capture(self, inputs: dict[str, Tensor]) -> _GraphedPass:
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._graphs.values())).graph.pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool=pool):
-            loss = self._differentiate(inputs)
-        return _GraphedPass(graph, inputs, loss)
 
     def _differentiate(self, inputs: dict[str, Tensor]) -> Tensor:
         batch = {name: value for name, value in inputs.items() if name != "targets"}

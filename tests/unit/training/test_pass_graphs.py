@@ -1,0 +1,82 @@
+"""Passes as graphs: they compute what passes without graphs do, whatever documents they get.
+
+Without a GPU a graph is played by a function that is called again at each replay, on the same
+tensors.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from flame_accel.config import TrainingConfig, UserError
+from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
+from flame_accel.models.instantiate import instantiate
+from flame_accel.training import PassGraphs, build_pass_graphs
+from flame_accel.training.pass_graphs import CapturedPass
+from flame_accel.training.step import compute_micro_batch_loss
+
+TARGETS = 50
+
+
+def play_graph(compute: Callable[[], Tensor], pool: Any) -> CapturedPass:
+    result = torch.zeros(())
+    return CapturedPass(lambda: result.copy_(compute()) and None, result, pool or object())
+
+
+def draw_batch(seed: int, boundaries: list[int] | None) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(VOCABULARY_SIZE, (1, 96), generator=generator)
+    batch: dict[str, Any] = {"input_ids": ids, "labels": ids.clone(), "num_targets": TARGETS}
+    if boundaries is not None:
+        batch["cu_seqlens"] = torch.tensor(boundaries, dtype=torch.int32)
+    return batch
+
+
+PACKED = [[0, 96], [0, 10, 96], [0, 40, 41, 96], [0, 96], list(range(0, 97, 4))]
+ROWS = [None] * 4
+
+
+@pytest.mark.parametrize("model_type", ["gla", "transformer", "gated_deltanet", "kda"])
+@pytest.mark.parametrize("documents", [PACKED, ROWS], ids=["packed", "rows"])
+def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, documents):
+    accelerator = Accelerator(cpu=True)
+    model, same = (instantiate(tiny_config(model_type), seed=0) for _ in range(2))
+    captured: list[Any] = []
+
+    def capture(compute: Callable[[], Tensor], pool: Any) -> CapturedPass:
+        captured.append(pool)
+        return play_graph(compute, pool)
+
+    def compute_loss(batch: Any, targets: Any) -> Tensor:
+        return compute_micro_batch_loss(accelerator, model, batch, targets)
+
+    graphs = PassGraphs(
+        accelerator, model, compute_loss, longest_document=96, scale=2, capture=capture
+    )
+    for seed, boundaries in enumerate(documents):
+        batch = draw_batch(seed, boundaries)
+        found = graphs.run(batch, TARGETS)
+        expected = compute_micro_batch_loss(accelerator, same, batch, TARGETS)
+        (2 * expected).backward()
+        torch.testing.assert_close(found, expected.detach())
+        for (name, a), b in zip(model.named_parameters(), same.parameters(), strict=True):
+            if b.grad is not None:
+                torch.testing.assert_close(a.grad, b.grad, msg=name, rtol=1e-4, atol=1e-5)
+    # twenty-four documents came once, in a pass without a graph
+    assert captured == [None]
+
+
+@pytest.mark.covers_option("training.cuda_graphs")
+def test_cuda_graphs_of_training_are_for_one_gpu():
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+    model = instantiate(tiny_config("gla"))
+    build: Any = build_pass_graphs
+    off = TrainingConfig(cuda_graphs=False)
+    assert build(accelerator, model, off, recomputes_activations=False) is None
+    with pytest.raises(UserError, match="CUDA device"):
+        build(accelerator, model, TrainingConfig(cuda_graphs=True), recomputes_activations=False)
