@@ -23,6 +23,7 @@ import xxhash
 TEMPORARY_PREFIX = ".tmp-"
 """Start of every temporary name: hidden, so that nothing that lists a folder takes it for real."""
 GIT_LFS_FIRST_BYTES = b"version https://git-lfs.github.com/spec/"
+GIT_LFS_LARGEST_POINTER = 1024
 READ_BLOCK_BYTES = 1 << 22
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """From Linux's fcntl.h and fs.h, for renameat2."""
@@ -171,6 +172,8 @@ def is_git_lfs_pointer(path: Path) -> bool:
 
     Source: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
     """
+    if path.stat().st_size > GIT_LFS_LARGEST_POINTER:
+        return False
     with path.open("rb") as file:
         return file.read(len(GIT_LFS_FIRST_BYTES)) == GIT_LFS_FIRST_BYTES
 

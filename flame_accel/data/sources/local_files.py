@@ -17,6 +17,7 @@ from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.file_table import copy_files_to_table
 from flame_accel.data.sources.options import GLOB_CHARACTERS, DatasetOptions
 from flame_accel.data.sources.table import Table, check_has_text
+from flame_accel.files import is_git_lfs_pointer
 
 SPLIT_WORDS = {
     "train": "train",
@@ -68,6 +69,7 @@ class LocalFiles:
             UserError: no records, no text, or no such column.
         """
         options, files = self._options, self._groups[split]
+        _check_no_git_lfs_pointers(files, options.where)
         _check_single_text_file_size(files, options.max_document_bytes)
         names = [str(file) for file in files]
         column, max_bytes = options.text_column, options.max_document_bytes
@@ -161,6 +163,17 @@ def _split_from_file_or_folder_name(file: Path) -> str | None:
     """The split that the file's name starts with, or that its folder is named after."""
     word = re.match("[a-z]*", file.name.lower())
     return SPLIT_WORDS.get(word[0] if word else "") or SPLIT_WORDS.get(file.parent.name.lower())
+
+
+def _check_no_git_lfs_pointers(files: Sequence[Path], where: str) -> None:
+    pointers = [file for file in files if is_git_lfs_pointer(file)]
+    if pointers:
+        raise UserError(
+            f"{len(pointers)} of {len(files)} files are Git LFS pointers, not the data, such as "
+            f"{pointers[0]}",
+            where=where,
+            remedy="run `git lfs pull` in that repository",
+        )
 
 
 def _check_single_text_file_size(files: Sequence[Path], max_document_bytes: int) -> None:

@@ -107,3 +107,15 @@ def test_files_in_a_run_folder_can_still_be_named(folder: Path) -> None:
 def test_a_folder_with_only_one_of_the_files_of_a_run_is_data(folder: Path) -> None:
     (folder / "run" / RUN_FOLDER_FILES[1]).unlink()
     assert "run/log.txt" in names(find_data_files(str(folder), None, ["**/*.txt"]), folder)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_a_git_lfs_pointer_is_not_data(tmp_path, name, streaming):
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+    )
+    for source in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=rf"Git LFS pointers.*{name}") as raised:
+            opened(str(source), streaming=streaming)
+        assert "git lfs pull" in str(raised.value)
