@@ -13,9 +13,9 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypedDict
 
 import xxhash
@@ -81,13 +81,17 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replace_folder(folder: Path) -> Iterator[Path]:
+def replace_folder(
+    folder: Path, *, is_kept: Callable[[PurePath], bool] | None = None
+) -> Iterator[Path]:
     """Write a folder atomically: it takes its name when the block ends without an error.
 
     Only one process may replace a folder at a time.
 
     Args:
-        folder: the folder; created with its parents, or replaced with everything in it.
+        folder: the folder; created with its parents, or replaced.
+        is_kept: whether a file of the folder that is replaced, by its relative path, stays in it; a
+            file that the block writes under the same path wins. None keeps nothing.
 
     Yields:
         Where the block must write: an empty temporary folder next to it.
@@ -99,9 +103,36 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        sync_and_rename_or_swap_folder(temporary, folder)
+        _sync_tree_to_disk(temporary)
+        if is_kept is not None and folder.is_dir():
+            _link_kept_files(folder, temporary, is_kept)
+        _rename_or_swap_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _link_kept_files(source: Path, target: Path, is_kept: Callable[[PurePath], bool]) -> None:
+    """Puts files of one folder into another as well, unless something has their place there."""
+    folders = {target}
+    for path in source.rglob("*"):
+        relative = path.relative_to(source)
+        place = target / relative
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_folder or not is_kept(relative) or os.path.lexists(place):
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folders.add(place.parent)
+        if path.is_symlink():
+            place.symlink_to(os.readlink(path))
+            continue
+        try:
+            os.link(path, place)
+        except OSError:
+            # another owner's file, or a filesystem without hard links
+            shutil.copy2(path, place)
+            sync_to_disk(place)
+    for folder in folders:
+        sync_to_disk(folder)
 
 
 def sync_and_rename_or_swap_folder(temporary: Path, folder: Path) -> None:
@@ -109,8 +140,16 @@ def sync_and_rename_or_swap_folder(temporary: Path, folder: Path) -> None:
 
     If `folder` exists the two are swapped: what it held is then in `temporary`.
     """
-    for path in [*temporary.rglob("*"), temporary]:
+    _sync_tree_to_disk(temporary)
+    _rename_or_swap_folder(temporary, folder)
+
+
+def _sync_tree_to_disk(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
         sync_to_disk(path)
+
+
+def _rename_or_swap_folder(temporary: Path, folder: Path) -> None:
     if folder.exists():
         _swap_folders(temporary, folder)
     else:

@@ -81,11 +81,12 @@ def save_checkpoint(
     Returns:
         Path of the checkpoint.
     """
-    weights = gather_full_weights_to_main(accelerator, model)
+    weights_dtype = weights_only_dtype or torch.float32
+    weights = gather_full_weights_to_main(accelerator, model, weights_dtype)
     if accelerator.is_main_process:
         temporary = folder.create_temporary_folder(state.step)
         inner = unwrap(accelerator, model)
-        save_hf_model(inner, weights, tokenizer, temporary, weights_only_dtype or torch.float32)
+        save_hf_model(inner, weights, tokenizer, temporary, weights_dtype)
         write_json_atomically(temporary / "state.json", asdict(state))
     accelerator.wait_for_everyone()
     if weights_only_dtype is None:

@@ -58,8 +58,13 @@ def full_weights_on_meta(model: nn.Module) -> dict[str, Tensor]:
     return weights | {name: torch.empty_like(b, device="meta") for name, b in buffers.items()}
 
 
-def gather_zero_weights_to_main(accelerator: Accelerator, engine: nn.Module) -> dict[str, Tensor]:
-    """All weights on the main process's CPU; empty elsewhere. Every rank must call it."""
+def gather_zero_weights_to_main(
+    accelerator: Accelerator, engine: nn.Module, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """All weights on the main process's CPU, floating-point ones in `dtype`; empty elsewhere.
+
+    Every rank must call it. One weight is gathered at a time.
+    """
     from deepspeed.runtime.zero import GatheredParameters
 
     model = unwrap(accelerator, engine)
@@ -67,7 +72,8 @@ def gather_zero_weights_to_main(accelerator: Accelerator, engine: nn.Module) -> 
     for parameter in model.parameters():
         with GatheredParameters(parameter):
             if accelerator.is_main_process:
-                gathered[parameter] = parameter.detach().cpu().clone()
+                # a copy, since what was gathered is freed when the block ends
+                gathered[parameter] = parameter.detach().to(dtype, copy=True).cpu()
     if not accelerator.is_main_process:
         return {}
     # tied weights are listed under all their names
@@ -75,7 +81,11 @@ def gather_zero_weights_to_main(accelerator: Accelerator, engine: nn.Module) -> 
         name: gathered[parameter]
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
-    return weights | {name: buffer.cpu() for name, buffer in persistent_buffers(model).items()}
+    buffers = persistent_buffers(model)
+    return weights | {
+        name: (buffer.to(dtype) if buffer.is_floating_point() else buffer).cpu()
+        for name, buffer in buffers.items()
+    }
 
 
 def copy_into_zero_weights(model: nn.Module, full_weights: Mapping[str, Tensor]) -> None:

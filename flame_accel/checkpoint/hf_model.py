@@ -4,31 +4,70 @@ Used for the weights of every checkpoint and for the final export. The rest of a
 written in `contents`, the rest of an export in `hub/export`.
 """
 
-import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.deepspeed_zero import gather_zero_weights_to_main
+from flame_accel.files import write_json_atomically
+from flame_accel.models.catalogue import fla_config_classes
+from flame_accel.models.config_fields import INITIALIZATION_FIELDS
+from flame_accel.models.norms import base_model_type
 from flame_accel.parallel import is_deepspeed, unwrap
 
+MAX_SHARD_SIZE = "5GB"
+"""Larger models are written as several files, so that a broken transfer repeats a part."""
 
-def gather_full_weights_to_main(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """All weights on the main process's CPU, in the training dtype; empty on other ranks.
+REFUSED_BY_TRANSFORMERS = {
+    "bitnet": {
+        "attention_dropout": "fla's BitNet, not that of transformers: import fla before it is "
+        "loaded, or pass trust_remote_code=True"
+    }
+}
+"""By model type of fla: a field that makes transformers' config class of that name raise.
 
-    Every rank must call it.
+transformers has another model under the name. Without fla it would load what fits of the weights
+and draw the rest. fla's class keeps the field and ignores it; the error shows its value.
+"""
+
+
+def gather_full_weights_to_main(
+    accelerator: Accelerator, model: nn.Module, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """All weights on the main process's CPU, floating-point ones in `dtype`; empty on other ranks.
+
+    Every rank must call it. Weights are gathered and cast one at a time; one that is on the CPU in
+    `dtype` already shares its memory with the model.
     """
     if is_deepspeed(accelerator):
-        return gather_zero_weights_to_main(accelerator, model)
+        return gather_zero_weights_to_main(accelerator, model, dtype)
     inner = unwrap(accelerator, model)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(inner, options=options)
-    return weights if accelerator.is_main_process else {}
+    # tied weights have several names; under FSDP each name would be gathered into its own memory
+    first_names: dict[Tensor, str] = {}
+    for name, parameter in inner.named_parameters(remove_duplicate=False):
+        first_names.setdefault(parameter, name)
+    tied_to = {
+        name: first_names[parameter]
+        for name, parameter in inner.named_parameters(remove_duplicate=False)
+    }
+    stored: dict[str, Any] = get_model_state_dict(inner)
+    weights: dict[str, Tensor] = {}
+    for name, sharded in stored.items():
+        first = tied_to.get(name, name)
+        if first in weights:
+            weights[name] = weights[first]
+            continue
+        full = sharded.full_tensor() if isinstance(sharded, DTensor) else sharded
+        if accelerator.is_main_process:
+            weights[name] = (full.to(dtype) if full.is_floating_point() else full).cpu()
+    return weights
 
 
 def save_hf_model(
@@ -42,18 +81,54 @@ def save_hf_model(
 
     Args:
         model: Provides the configuration and the names of tied weights; its weights are not read.
-        weights: All weights by name, on the CPU.
+        weights: All weights by name, on the CPU, floating-point ones in `dtype`; it is emptied.
         tokenizer: Saved next to the weights.
         folder: Created if it does not exist.
-        dtype: Dtype in which floating-point weights are stored; `config.dtype` names it.
+        dtype: Dtype of the weights, which `config.dtype` names.
     """
-    cast = {
-        name: weight.to(dtype) if weight.is_floating_point() else weight
-        for name, weight in weights.items()
-    }
-    model.save_pretrained(folder, state_dict=cast)
-    # save_pretrained wrote the dtype of the model in memory; from_pretrained loads in the config's
-    config = copy.deepcopy(model.config)
-    config.dtype = dtype
-    config.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
+    _complete_config(model, folder / "config.json", dtype)
     tokenizer.save_pretrained(folder)
+    if tokenizer.pad_token is None:
+        _pad_with_eos(folder)
+    _apply_umask_to_weights(folder)
+
+
+def _complete_config(model: PreTrainedModel, file: Path, dtype: torch.dtype) -> None:
+    """Makes a config.json that of a trained model, stored in `dtype`.
+
+    What only says how weights are drawn is left out: transformers' Mamba2 would draw some anew.
+    """
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    # save_pretrained wrote the dtype of the model in memory; from_pretrained loads in the config's
+    fields["dtype"] = str(dtype).removeprefix("torch.")
+    if base_model_type(model.config) in fla_config_classes():
+        fields = {
+            name: value for name, value in fields.items() if name not in INITIALIZATION_FIELDS
+        }
+        fields |= REFUSED_BY_TRANSFORMERS.get(model.config.model_type, {})
+    if not model.is_remote_code():
+        # of the folder that the config was read from
+        fields.pop("auto_map", None)
+    write_json_atomically(file, fields, indent=2)
+
+
+def _pad_with_eos(folder: Path) -> None:
+    """Has a stored tokenizer and the generation pad with eos, without which batches are refused."""
+    for name, field, eos in (
+        ("tokenizer_config.json", "pad_token", "eos_token"),
+        ("generation_config.json", "pad_token_id", "eos_token_id"),
+    ):
+        file = folder / name
+        fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        token = fields.get(eos)
+        if token is not None and fields.get(field) is None:
+            fields[field] = token[0] if isinstance(token, list) else token
+            write_json_atomically(file, fields, indent=2)
+
+
+def _apply_umask_to_weights(folder: Path) -> None:
+    """Gives weights the permissions of any new file; safetensors closes them to other users."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)

@@ -56,25 +56,24 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from flame_accel.checkpoint.hf_model import save_hf_model
-    from flame_accel.files import replace_folder
-    from flame_accel.hub.model_card import write_model_card
+    from flame_accel.hub import write_export
     from flame_accel.models import register_models
 
     logging.disable_progress_bar()
     register_models(arguments.custom)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    dtype = getattr(torch, arguments.dtype)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, trust_remote_code=False)
+    # some models keep a part of their weights in fp32
+    weights = {
+        name: weight.to(dtype) if weight.is_floating_point() else weight
+        for name, weight in model.state_dict().items()
+    }
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    with replace_folder(arguments.output) as temporary:
-        save_hf_model(
-            model, model.state_dict(), tokenizer, temporary, getattr(torch, arguments.dtype)
-        )
-        write_model_card(
-            temporary,
-            model.config,
-            {"tokens": f"{state['tokens']:,}", "updates": f"{state['step']:,}"},
-        )
+    training_table = {"tokens": f"{state['tokens']:,}", "updates": f"{state['step']:,}"}
+    write_export(
+        arguments.output, model, weights, tokenizer, dtype=dtype, training_table=training_table
+    )
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
 
 

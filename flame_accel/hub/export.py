@@ -4,17 +4,20 @@ Weights, config and tokenizer are written in `checkpoint/hf_model`, the card in 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf_model
 from flame_accel.files import replace_folder
 from flame_accel.hub.model_card import write_model_card
 from flame_accel.parallel import unwrap
+
+STALE_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+"""Patterns of files that an earlier export may have written and the next one need not replace."""
 
 
 def export_model(
@@ -32,14 +35,41 @@ def export_model(
         accelerator: The run's accelerator.
         model: The model as Accelerate prepared it.
         tokenizer: Saved next to the weights.
-        folder: Folder of the export; it is replaced atomically if it exists.
+        folder: Folder of the export; replaced atomically if it exists, but for the user's files.
         dtype: Dtype in which floating-point weights are stored.
         training_table: Rows of the model card's training table.
     """
-    weights = gather_full_weights_to_main(accelerator, model)
+    weights = gather_full_weights_to_main(accelerator, model, dtype)
     if accelerator.is_main_process:
         inner = unwrap(accelerator, model)
-        with replace_folder(folder) as temporary:
-            save_hf_model(inner, weights, tokenizer, temporary, dtype)
-            write_model_card(temporary, inner.config, training_table)
+        write_export(folder, inner, weights, tokenizer, dtype=dtype, training_table=training_table)
     accelerator.wait_for_everyone()
+
+
+def write_export(
+    folder: Path,
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
+    training_table: Mapping[str, str],
+) -> None:
+    """Writes the folder of an export. Called by one process.
+
+    Args:
+        folder: As of `export_model`.
+        model: Provides the configuration and the names of tied weights; its weights are not read.
+        weights: All weights by name, on the CPU, floating-point ones in `dtype`; it is emptied.
+        tokenizer: Saved next to the weights.
+        dtype: Dtype of the weights.
+        training_table: Rows of the model card's training table.
+    """
+    with replace_folder(folder, is_kept=_is_users_file) as temporary:
+        save_hf_model(model, weights, tokenizer, temporary, dtype)
+        write_model_card(temporary, model.config, training_table)
+
+
+def _is_users_file(path: PurePath) -> bool:
+    """Whether a file of an earlier export that this one does not replace is the user's own."""
+    return not any(path.match(pattern) for pattern in STALE_FILES)

@@ -215,7 +215,7 @@ def float8_gathers_alike() -> None:
         if gathers:
             assert local._precomputed_scale is not None
         assert [name for name, _ in model.named_parameters()] == names
-        weights = gather_full_weights_to_main(accelerator, model)
+        weights = gather_full_weights_to_main(accelerator, model, torch.float32)
         assert all(type(weight) is Tensor for weight in weights.values())
         assert all(weight.dtype is torch.float32 for weight in weights.values())
         results.append((curve, {name: weight.sum().item() for name, weight in weights.items()}))

@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
@@ -201,6 +201,58 @@ def test_a_folder_is_old_or_new_whenever_the_power_fails(tmp_path, monkeypatch, 
     switch = contents.index(new)
     assert contents == [before] * switch + [new] * (len(contents) - switch)
     assert switch > 8
+
+
+def keep_own_files(relative: PurePath) -> bool:
+    return "own" in relative.as_posix()
+
+
+def write_folder_beside_own_files(path: Path) -> None:
+    with replace_folder(path, is_kept=keep_own_files) as temporary:
+        (temporary / "a").write_text(NEW)
+
+
+def test_kept_files_are_in_the_folder_whenever_the_power_fails(tmp_path, monkeypatch):
+    def prepare(path: Path) -> None:
+        (path / "own").mkdir(parents=True)
+        for name in ("a", "b", "own/c"):
+            (path / name).write_text(OLD)
+
+    contents = contents_after_each_power_failure(
+        tmp_path, monkeypatch, prepare, write_folder_beside_own_files, folder_content
+    )
+    before, new = {"a": OLD, "b": OLD, "own/c": OLD}, {"a": NEW, "own/c": OLD}
+    switch = contents.index(new)
+    assert contents == [before] * switch + [new] * (len(contents) - switch)
+    assert switch > 8
+
+
+def test_kept_links_stay_links_and_what_is_written_wins(tmp_path):
+    target = tmp_path / "target"
+    (target / "folder").mkdir(parents=True)
+    (target / "own-file").write_text(OLD)
+    (target / "own-link").symlink_to("gone")
+    (target / "own-folder").symlink_to("folder")
+    (target / "folder/own").write_text(OLD)
+    (target / "a").write_text(OLD)
+    with replace_folder(target, is_kept=lambda path: True) as temporary:
+        (temporary / "a").write_text(NEW)
+        (temporary / "own-file").write_text(NEW)
+    assert os.readlink(target / "own-link") == "gone"
+    assert os.readlink(target / "own-folder") == "folder"
+    (target / "own-link").unlink()
+    assert folder_content(target) == {"a": NEW, "own-file": NEW, "folder/own": OLD}
+
+
+def test_a_kept_file_that_cannot_be_linked_is_copied(tmp_path, monkeypatch):
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(f"{source} belongs to another")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/own").write_text(OLD)
+    write_folder_beside_own_files(tmp_path / "target")
+    assert folder_content(tmp_path / "target") == {"a": NEW, "own": OLD}
 
 
 def test_without_a_swap_a_folder_is_old_or_new_or_its_old_content_lies_next_to_it(
