@@ -326,7 +326,7 @@ FIXES = (
     OperatorFamily(
         "recurrence.mom",
         "tokens assigned to the memories they choose, in their order (2502.13685)",
-        {"layers.mom": "transform MomAttention.forward=forward_mom_with_convolution_per_memory"},
+        {"layers.mom": "transform MomAttention.forward=forward_mom"},
     ),
     OperatorFamily(
         "recurrence.log_linear",
@@ -350,6 +350,26 @@ FIXES = (
         {
             "models.linear_attn.modeling_linear_attn": "LinearAttentionModel.forward=forward_model "
             "LinearAttentionForCausalLM.forward=forward_causal_lm",
+            "models.cat.modeling_cat": "CATModel.forward=forward_cat_without_padding",
+            "models.yoco.modeling_yoco": "YOCOModel.forward=forward_yoco_without_trailing_padding",
+        },
+    ),
+    OperatorFamily(
+        "modules.unpadding",
+        "tokens gathered by a mask that is theirs",
+        {
+            "layers.utils": "get_unpad_indices_and_cu unpad_input",
+            "layers.cyfa": "CyclicFlowAttention.forward="
+            "forward_cyclic_flow_with_token_in_every_row",
+        },
+    ),
+    OperatorFamily(
+        "recurrence.equivalent_modes",
+        "layers in the one of their equivalent modes that has all of their features",
+        {
+            "layers.gla": "GatedLinearAttention.forward=forward_gla",
+            "layers.hgrn2": "HGRN2Attention.forward=forward_hgrn2",
+            "layers.multiscale_retention": "MultiScaleRetention.forward=forward_retention",
         },
     ),
     OperatorFamily(
@@ -357,8 +377,11 @@ FIXES = (
         "fla's own layers, called as they need to be for generation",
         {
             "layers.forgetting_attn": "ForgettingAttention.forward=forward_forgetting_with_mask",
+            "layers.mla": "MultiheadLatentAttention.forward=forward_mla_with_window_in_cache",
+            "layers.moba": "MoBA.forward=forward_moba_without_window_in_cache",
+            "layers.parallax": "Parallax.forward=forward_parallax_with_whole_window",
             "layers.path_attn": "PaTHAttention.forward=forward_path_with_mask_uncompiled",
-            "layers.wall_attn": "WallAttention.forward=forward_wall_without_all_ones_mask",
+            "layers.wall_attn": "WallAttention.forward=forward_wall_without_padding",
         },
     ),
 )

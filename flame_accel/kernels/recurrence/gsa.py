@@ -19,6 +19,7 @@ import torch
 from fla.ops.gsa import chunk, fused_recurrent, gate
 from torch import Tensor, nn
 
+from flame_accel.kernels.modules.padded_rows import forward_rows_without_padding, has_padding
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.gla import fused_recurrent_gla
 from flame_accel.kernels.recurrence.sequences import count_sequences, split_sequences
@@ -119,22 +120,39 @@ def chunk_abc(
 
 
 def call_abc_attention_per_document(
-    layer: nn.Module, *, hidden_states: Tensor, cu_seqlens: Tensor | None = None, **options: Any
+    layer: nn.Module,
+    *,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    cu_seqlens: Tensor | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Any, Any]:
-    """`ABCAttention.__call__`, which refuses packed documents; here the layer sees them one by one.
+    """`ABCAttention.__call__` on packed documents, which it refuses, or rows one by one.
+
+    fla's layer hides the values of padding, but lets it into the sums of the slots.
 
     Args:
         layer: fla's `ABCAttention`.
         hidden_states: [B, T, hidden size].
+        attention_mask: [B, at least T], 0 for padding; the last T count.
+        past_key_values: fla's cache, or None.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         options: for fla's forward pass.
     """
-    call = nn.Module.__call__
-    if cu_seqlens is None:
-        return call(layer, hidden_states=hidden_states, **options)
-    documents = split_sequences(hidden_states, cu_seqlens)
-    results = [call(layer, hidden_states=document, **options) for document in documents]
-    return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
+
+    def call(tokens: Tensor, cache: Any) -> tuple[Tensor, Any, Any]:
+        return nn.Module.__call__(layer, hidden_states=tokens, past_key_values=cache, **options)
+
+    if cu_seqlens is not None:
+        documents = split_sequences(hidden_states, cu_seqlens)
+        results = [call(document, past_key_values) for document in documents]
+        return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
+    if attention_mask is not None and has_padding(attention_mask, hidden_states.shape[1]):
+        return forward_rows_without_padding(
+            call, hidden_states, attention_mask, past_key_values, layer.layer_idx
+        )
+    return call(hidden_states, past_key_values)
 
 
 @without_autocast

@@ -23,6 +23,7 @@ from fla.ops.log_linear_attn import chunk as fla_chunk
 from fla.ops.log_linear_attn.chunk import LogLinearAttentionState
 from torch import Tensor
 
+from flame_accel.kernels.modules.padded_rows import forward_rows_without_padding, has_padding
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     build_chunk_layout,
@@ -110,15 +111,25 @@ def forward_log_linear_mamba2(
     """`LogLinearMamba2.forward`, also without CUDA, where fla's refuses to run.
 
     fla's layer ignores `cu_seqlens`; here documents are kept apart; their states are not cached.
+    It counts padding as tokens, and the positions of tokens decide their levels; here every row of a
+    batch with padding is computed alone.
     """
+    if cu_seqlens is None and attention_mask is not None and has_padding(attention_mask):
+        return forward_rows_without_padding(
+            lambda row, cache: forward_log_linear_mamba2(
+                layer, row, past_key_values=cache, use_cache=use_cache
+            ),
+            hidden_states,
+            attention_mask,
+            past_key_values,
+            layer.layer_idx,
+        )
     if cu_seqlens is not None:
         documents = split_sequences(hidden_states, cu_seqlens)
         o = torch.cat([layer.cuda_kernels_forward(x)[0] for x in documents], 1)
         return o, None, past_key_values
     last_state = get_layer_cache(layer, past_key_values)
-    o, conv_state, state = layer.cuda_kernels_forward(
-        hidden_states, last_state, use_cache, attention_mask
-    )
+    o, conv_state, state = layer.cuda_kernels_forward(hidden_states, last_state, use_cache)
     update_layer_cache(
         layer,
         past_key_values,

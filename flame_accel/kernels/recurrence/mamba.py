@@ -20,6 +20,7 @@ from fla.modules.causal_conv1d import ops as convolution
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from flame_accel.kernels.modules.padded_rows import refuse_padding_after_cached_tokens
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
@@ -56,6 +57,9 @@ def slow_forward(
         cu_seqlens: [S + 1] boundaries of the sequences of a packed batch (then B = 1).
         options: without effect.
     """
+    refuse_padding_after_cached_tokens(
+        layer, attention_mask, input_states.shape[1], has_past=last_state is not None
+    )
     past = last_state or {"conv_state": None, "recurrent_state": None}
     mask = None if attention_mask is None or last_state is not None else attention_mask[..., None]
     x, gate = layer.in_proj(input_states).chunk(2, -1)
@@ -89,6 +93,9 @@ def cuda_kernels_forward(
     **options: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`Mamba.cuda_kernels_forward`: fla's (package mamba_ssm), except for packed documents."""
+    refuse_padding_after_cached_tokens(
+        layer, attention_mask, hidden_states.shape[1], has_past=last_state is not None
+    )
     if cu_seqlens is None:
         return _mamba_ssm_forward(
             layer, hidden_states, last_state, use_cache, attention_mask, **options

@@ -1,29 +1,107 @@
-"""MoM's routing of tokens to memories (Du et al., arXiv 2502.13685): two fixes of fla's layer.
+"""MoM's routing of tokens to memories (Du et al., arXiv 2502.13685): fixes of fla's layer.
 
 Every memory is a gated delta rule over the tokens that are routed to it. fla's layer sorts tokens
 by memory with a sort that is not stable (on CPUs), and in training its short convolution continues
 from the last tokens of one memory or row to the first of the next; both let tokens see the future.
+It caches states memory by memory, so that a beam search would take those of other rows; here the
+batch is their first dimension. It would also continue a cache wrongly with several tokens at once.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from fla.layers.mom import MomAttention
+from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.models.cache_utils import Cache, FLALayer
 from torch import Tensor
+
+from flame_accel.config.errors import UserError
+from flame_accel.kernels.modules.padded_rows import refuse_padding_after_cached_tokens
 
 _fla_forward = MomAttention.forward
 
 
-def forward_mom_with_convolution_per_memory(layer: MomAttention, *args: Any, **options: Any) -> Any:
-    """`MomAttention.forward`, with the convolution per memory that fla has only in evaluation mode.
+def forward_mom(
+    layer: MomAttention,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    use_cache: bool | None = False,
+    output_attentions: bool | None = False,
+    **options: Any,
+) -> tuple[Tensor, None, Any, Tensor]:
+    """`MomAttention.forward`: outputs [B, T, hidden size], None, the cache, logits of the router.
 
-    The layer itself uses its `training` flag for nothing else; its submodules keep theirs.
+    Args:
+        layer: fla's `MomAttention`.
+        hidden_states: [B, T, hidden size]; T = 1 if the cache holds tokens.
+        attention_mask: [B, at least T], 0 for padding; the last T count.
+        past_key_values: fla's cache, whose states have the batch as their first dimension, or None.
+        use_cache: Whether to update the cache.
+        output_attentions: Without effect.
+        options: `cu_seqlens`.
+
+    Raises:
+        UserError: Several tokens, or padding, follow those of the cache.
     """
+    last_state = get_layer_cache(layer, past_key_values)
+    tokens = hidden_states.shape[1]
+    if last_state is not None and tokens > 1:
+        raise UserError(
+            f"MomAttention continues a cache token by token, not with {tokens} tokens at once",
+            remedy="give the whole prompt in one pass",
+        )
+    refuse_padding_after_cached_tokens(
+        layer, attention_mask, tokens, has_past=last_state is not None
+    )
+    cache = None
+    if past_key_values is not None:
+        cache = Cache()
+        cache.layers = [FLALayer() for _ in range(layer.layer_idx + 1)]
+        if last_state is not None:
+            cache.layers[layer.layer_idx].state = _map_memory_states(_to_memory_first, last_state)
+    # the layer itself uses this flag only to choose the convolution; its submodules keep theirs
     training, layer.training = layer.training, False
     try:
-        return _fla_forward(layer, *args, **options)
+        o, _, _, router_logits = _fla_forward(
+            layer, hidden_states, attention_mask, cache, use_cache, output_attentions, **options
+        )
     finally:
         layer.training = training
+    if cache is not None and use_cache:
+        state = _map_memory_states(
+            lambda x: x.unflatten(0, (layer.num_memories, -1)).transpose(0, 1),
+            cache[layer.layer_idx],
+        )
+        update_layer_cache(layer, past_key_values, **state, offset=tokens)
+    return o, None, past_key_values, router_logits
+
+
+def _to_memory_first(x: Tensor) -> Tensor:
+    """[B, E, ...] -> [E B, ...]."""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
+def _map_memory_states(
+    function: Callable[[Tensor], Tensor], state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The states of a layer, with those of the routed memories mapped; the shared memory's stay.
+
+    Both are lists [routed, shared] of states, or [routed] without a shared memory.
+    """
+
+    def apply(states: list[Tensor | None]) -> list[Tensor | None]:
+        routed, *shared = states
+        return [None if routed is None else function(routed), *shared]
+
+    recurrent, convolutions = state["recurrent_state"], state["conv_state"]
+    return {
+        "recurrent_state": apply(recurrent),
+        "conv_state": None if convolutions is None else tuple(map(apply, convolutions)),
+        "attn_state": None,
+        "ffn_state": None,
+    }
 
 
 class TokensByMemory(NamedTuple):

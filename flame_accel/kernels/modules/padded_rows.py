@@ -1,0 +1,168 @@
+"""Runs a layer of fla on each row of a padded batch without its padding, and gathers the caches.
+
+For layers that would let padding into their state, or refuse a batch with padding. A row keeps the
+positions that it has in the batch. Layers that leave padding out themselves do not need this.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fla.models.cache_utils import Cache, FLALayer
+from torch import Tensor
+
+from flame_accel.config.errors import UserError
+
+LayerOutput = tuple[Tensor, None, Any]
+"""Outputs [B, T, hidden size], None, and the cache, as fla's layers return them."""
+
+
+def has_padding(attention_mask: Tensor | None, last_tokens: int | None = None) -> bool:
+    """Whether a mask [B, T] hides any token, or any of the last ones."""
+    if attention_mask is None:
+        return False
+    seen = attention_mask if last_tokens is None else attention_mask[:, -last_tokens:]
+    return not bool(seen.all())
+
+
+def refuse_rows_without_token(attention_mask: Tensor) -> None:
+    """Raises a `UserError` if a row of a mask [B, T] is all padding."""
+    if not bool(attention_mask.any(1).all()):
+        raise UserError(
+            "a row of the batch has no token but padding",
+            where="attention_mask",
+            remedy="leave the row out; give a batch with padding in one pass, not in chunks",
+        )
+
+
+def refuse_padding_after_cached_tokens(
+    layer: Any, attention_mask: Tensor | None, new_tokens: int, *, has_past: bool
+) -> None:
+    """Raises a `UserError` if tokens that follow those of a cache contain padding.
+
+    Args:
+        layer: The layer that cannot leave it out.
+        attention_mask: [B, at least `new_tokens`] or None.
+        new_tokens: Number of tokens of this call.
+        has_past: Whether the cache holds tokens already.
+    """
+    if has_past and has_padding(attention_mask, new_tokens):
+        raise UserError(
+            f"{type(layer).__name__} cannot continue cached tokens with a batch that has padding",
+            where="attention_mask",
+            remedy="give the whole padded batch in one pass, or continue every sequence alone",
+        )
+
+
+def forward_rows_without_padding(
+    forward_row: Callable[[Tensor, Any], LayerOutput],
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    past_key_values: Any,
+    layer_index: int,
+) -> LayerOutput:
+    """Outputs [B, T, hidden size] with zeros for padding, and the cache with the states of all rows.
+
+    Args:
+        forward_row: Takes the tokens of a row [1, length, hidden size] and its cache, or None.
+        hidden_states: [B, T, hidden size].
+        attention_mask: [B, at least T], 0 for padding; the last T are those of `hidden_states`.
+        past_key_values: fla's cache, or None. It is updated.
+        layer_index: Index of the layer in the cache.
+
+    Raises:
+        UserError: A row is all padding.
+    """
+    batch, tokens, _ = hidden_states.shape
+    kept = attention_mask[:, -tokens:].bool()
+    refuse_rows_without_token(kept)
+    outputs = torch.zeros_like(hidden_states)
+    states = []
+    for row in range(batch):
+        cache = _cache_of_row(past_key_values, attention_mask, row, tokens, layer_index)
+        o, _, _ = forward_row(hidden_states[row : row + 1, kept[row]], cache)
+        outputs = outputs.index_put(
+            (torch.tensor(row, device=o.device), kept[row].nonzero().flatten()), o[0].to(outputs)
+        )
+        states.append(None if cache is None else cache[layer_index])
+    if past_key_values is not None and states[0] is not None:
+        _update_cache(past_key_values, _concatenate_states(states), layer_index, tokens)
+    return outputs, None, past_key_values
+
+
+def _cache_of_row(
+    past_key_values: Any, attention_mask: Tensor, row: int, new_tokens: int, layer_index: int
+) -> Cache | None:
+    """A cache with the state of one layer and row; keys and values of padding are left out."""
+    if past_key_values is None:
+        return None
+    cache = Cache()
+    cache.layers = [FLALayer() for _ in range(layer_index + 1)]
+    before = attention_mask[row, :-new_tokens].bool()
+    padding = int((~attention_mask[row, -new_tokens:].bool()).sum())
+    layer = cache.layers[layer_index]
+    layer._seen_tokens = past_key_values.get_seq_length(layer_index) + padding
+    past = past_key_values[layer_index] if len(past_key_values) > layer_index else None
+    if past is not None:
+        layer.state = {
+            name: _map_tensors(
+                lambda x, name=name: (
+                    x[row : row + 1, before[-x.shape[1] :]]
+                    if name == "attn_state"
+                    else x[row : row + 1]
+                ),
+                state,
+            )
+            for name, state in past.items()
+        }
+    return cache
+
+
+def _update_cache(cache: Any, state: dict[str, Any], layer_index: int, new_tokens: int) -> None:
+    """Replaces the state of a layer; its keys and values are not appended, but all there are."""
+    attn_state = state.pop("attn_state")
+    cache.update(**state, layer_idx=layer_index, offset=new_tokens)
+    cache[layer_index]["attn_state"] = attn_state
+
+
+def _concatenate_states(states: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: _map_tensors(
+            lambda *rows, name=name: _concatenate_rows(rows, before=name == "attn_state"),
+            *(state[name] for state in states),
+        )
+        for name in states[0]
+    }
+
+
+def _concatenate_rows(rows: tuple[Tensor, ...], *, before: bool) -> Tensor:
+    """[B, ...] of rows [1, ...]; a shorter second dimension is filled with zeros, where is told."""
+    if rows[0].dim() > 1:
+        longest = max(row.shape[1] for row in rows)
+        missing = [longest - row.shape[1] for row in rows]
+        rows = tuple(
+            F.pad(row, (0, 0) * (row.dim() - 2) + ((n, 0) if before else (0, n))) if n else row
+            for row, n in zip(rows, missing, strict=True)
+        )
+    return torch.cat(rows)
+
+
+def _map_tensors(function: Callable[..., Tensor], *values: Any) -> Any:
+    """Applies a function to the tensors at the same place of equally built states."""
+    first = values[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return function(*values)
+    if isinstance(first, tuple | list):
+        return type(first)(_map_tensors(function, *items) for items in zip(*values, strict=True))
+    if is_dataclass(first) and not isinstance(first, type):
+        return type(first)(
+            **{
+                field.name: _map_tensors(function, *(getattr(value, field.name) for value in values))
+                for field in fields(first)
+            }
+        )
+    raise TypeError(f"a cache with a {type(first).__name__} cannot be split into rows")
