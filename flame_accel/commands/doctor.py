@@ -244,7 +244,11 @@ def report_model_and_small_trial(
 
 def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[ReportLine]:
     """How a small version keeps the laws of models, and whether both kinds of kernels agree."""
-    from flame_accel.diagnosis.conformance.laws import find_cpu_mixer_kernel_modules, run_law_checks
+    from flame_accel.diagnosis.conformance.laws import (
+        TRIAL_LAWS,
+        find_cpu_mixer_kernel_modules,
+        run_law_checks,
+    )
     from flame_accel.diagnosis.small_model_trial import (
         compare_triton_with_torch,
         count_config_parameters,
@@ -258,7 +262,7 @@ def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[
     yield ReportLine("size", f"{size}, {count_config_parameters(config):,} parameters, on {device}")
     if machine.kernels == "triton":
         install_kernels_without_tuning("triton")
-    for law, holds, reason, seconds in run_law_checks(config, device):
+    for law, holds, reason, seconds in run_law_checks(config, device, TRIAL_LAWS):
         mark = "ok" if holds else "problem" if law == "trains" else "warning"
         text = f"{law} ({seconds:.1f} s)" if holds else f"{law}: no; {reason}"
         yield ReportLine(mark, text, "" if holds else REMEDIES[law])

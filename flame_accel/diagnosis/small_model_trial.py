@@ -19,10 +19,9 @@ from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import (
     build_model_on_device,
     explain_exception,
-    random_token_ids,
-    relative_error,
     run_law_checks,
 )
+from flame_accel.diagnosis.conformance.measures import random_token_ids, relative_error
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import Kind
 from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook, tuning_disabled

@@ -364,7 +364,7 @@ FIXES = (
         },
     ),
     OperatorFamily(
-        "recurrence.equivalent_modes",
+        "modules.equivalent_modes",
         "layers in the one of their equivalent modes that has all of their features",
         {
             "layers.gla": "GatedLinearAttention.forward=forward_gla",
@@ -373,14 +373,17 @@ FIXES = (
         },
     ),
     OperatorFamily(
-        "attention.generation_fixes",
+        "modules.generation_fixes",
         "fla's own layers, called as they need to be for generation",
         {
+            "layers.attn": "Attention.forward=forward_attention",
+            "layers.bitattn": "BitAttention.forward=forward_bit_attention",
             "layers.forgetting_attn": "ForgettingAttention.forward=forward_forgetting_with_mask",
             "layers.mla": "MultiheadLatentAttention.forward=forward_mla_with_window_in_cache",
             "layers.moba": "MoBA.forward=forward_moba_without_window_in_cache",
-            "layers.parallax": "Parallax.forward=forward_parallax_with_whole_window",
+            "layers.parallax": "Parallax.forward=forward_parallax",
             "layers.path_attn": "PaTHAttention.forward=forward_path_with_mask_uncompiled",
+            "layers.rodimus": "SlidingWindowSharedKeyAttention.forward=forward_rodimus_attention",
             "layers.wall_attn": "WallAttention.forward=forward_wall_without_padding",
         },
     ),

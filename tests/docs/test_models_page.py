@@ -46,12 +46,17 @@ def test_the_results_have_every_model_of_transformers(kind):
 def test_the_results_have_every_law_of_every_model(kind):
     assert RESULTS[kind]["models"].keys() == fla_config_classes().keys()
     for record in RESULTS[kind]["models"].values():
-        assert [finding["law"] for finding in record["findings"]] == list(LAWS)
+        laws = [finding["law"] for finding in record["findings"]]
+        # results of a GPU may be older than the newest laws, which the page does not claim then
+        assert laws == list(LAWS)[: len(laws)]
+        assert kind == "cuda" or len(laws) == len(LAWS)
 
 
 @pytest.mark.parametrize("kind", RESULTS)
 def test_every_broken_law_in_the_results_has_a_known_reason(kind):
-    for model_type in RESULTS[kind]["models"]:
-        assert broken_law_reasons(RESULTS[kind], model_type) == known_issue_reasons_by_law(
-            model_type, kind
-        ), model_type
+    for model_type, record in RESULTS[kind]["models"].items():
+        checked = {finding["law"] for finding in record["findings"]}
+        known = known_issue_reasons_by_law(model_type, kind)
+        assert broken_law_reasons(RESULTS[kind], model_type) == {
+            law: reason for law, reason in known.items() if law in checked
+        }, model_type

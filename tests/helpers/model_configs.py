@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from flame_accel.diagnosis.conformance.generation_laws import copy_with_noise_on_weights
 from flame_accel.models.build import build_model
+from flame_accel.models.catalogue import tiny_config
 
 TINY_GLA = {
     "model_type": "gla",
@@ -60,3 +63,12 @@ def custom_source(name: str, *, extra: str = "pass", register: str = REGISTER) -
 def build_small(config: PreTrainedConfig, **changes):
     arguments = {"vocabulary_size": 50, "bos_token_id": 1, "eos_token_id": 2, "seed": 7}
     return build_model(config, **{**arguments, **changes})
+
+
+def tiny_generator(model_type: str, **changes: Any) -> PreTrainedModel:
+    """A tiny model of fla whose layers all matter, in evaluation mode."""
+    config = tiny_config(model_type, **changes)
+    size: int = config.vocab_size
+    return copy_with_noise_on_weights(
+        build_model(config, vocabulary_size=size, bos_token_id=None, eos_token_id=None, seed=0)
+    )

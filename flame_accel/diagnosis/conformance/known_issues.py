@@ -27,6 +27,12 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "fla refuses cu_seqlens: its chunks are cut across the whole row "
         "(fla/models/cat/modeling_cat.py:547)",
     ),
+    KnownIssue(
+        "forgetting_transformer log_linear_mamba2 mom path_attn yoco",
+        "reads in pieces",
+        "cpu cuda",
+        "its layers continue a cache with one token at a time, and raise an error for several",
+    ),
 )
 
 

@@ -1,8 +1,8 @@
 """Laws that every causal language model should keep, checked on a tiny one.
 
-Trains, comes back from disk, generates with its cache what it computes in one pass, keeps packed
-documents apart. On a CPU in float32, on a GPU under bfloat16 autocast. Which models there are lives
-in `models/catalogue`, known failures in `known_issues`, the table of all models in
+Trains, comes back from disk, keeps packed documents apart; those of generation live in
+`generation_laws`. On a CPU in float32, on a GPU under bfloat16 autocast. Which models there are
+lives in `models/catalogue`, known failures in `known_issues`, the table of all models in
 `support_table`.
 """
 
@@ -13,7 +13,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import fla
@@ -22,29 +21,29 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import flame_accel
 from flame_accel.config.errors import UserError
+from flame_accel.diagnosis.conformance.generation_laws import (
+    GENERATION_LAWS,
+    copy_with_noise_on_weights,
+)
+from flame_accel.diagnosis.conformance.measures import (
+    PRECISION,
+    LawBroken,
+    compute_logits,
+    raise_law_broken_unless,
+    random_token_ids,
+    relative_error,
+    seeded_training_precision,
+)
 from flame_accel.kernels.called_families import record_entered_replacement_modules
 from flame_accel.models.build import build_model
+from flame_accel.models.catalogue import fla_config_classes
 from flame_accel.models.parameter_groups import parameter_groups
 
 DOCUMENT_LENGTHS = (3, 30, 70, 1, 26)
 """Tokens of the packed documents: one, several, and more than a chunk of 64."""
 CHANGED = 1
 """Index of the document that the leak test changes; its length is no multiple of a chunk."""
-PROMPT_LENGTHS = (1, 13, 66)
-NEW_TOKENS = 4
 ROWS, ROW_LENGTH = 2, 70
-
-
-class Precision(NamedTuple):
-    """How closely two ways to compute the same thing agree: norm of the difference over norm."""
-
-    step: float
-    """Between token by token and one pass."""
-    packing: float
-    """Between a packed document and the same one alone."""
-
-
-PRECISION = {"cpu": Precision(step=1e-4, packing=1e-5), "cuda": Precision(step=3e-2, packing=3e-2)}
 EXPERTS_ROUNDING = {"cpu": 1e-6, "cuda": 4e-3}
 """How much a document may change another's logits through experts.
 
@@ -63,10 +62,6 @@ class LawResult(NamedTuple):
     seconds: float
 
 
-class LawBroken(Exception):
-    """A law that does not hold; the message says in what way."""
-
-
 def run_law_checks(
     config: PreTrainedConfig, device: str = "cpu", laws: Iterable[str] | None = None
 ) -> Iterator[LawResult]:
@@ -79,13 +74,15 @@ def run_law_checks(
         device: "cpu" or "cuda".
         laws: names of some of them.
     """
-    model = None
+    model = noisy_model = None
     for name in LAWS if laws is None else laws:
         started_at = time.monotonic()
         reason = ""
         try:
             model = model or build_model_on_device(config, device)
-            LAWS[name](model)
+            if name in GENERATION_LAWS:
+                noisy_model = noisy_model or copy_with_noise_on_weights(model)
+            LAWS[name](noisy_model if name in GENERATION_LAWS and noisy_model else model)
         except Exception as error:
             reason = explain_exception(error)
         yield LawResult(name, not reason, reason, round(time.monotonic() - started_at, 1))
@@ -121,16 +118,16 @@ def check_training_lowers_loss(model: PreTrainedModel) -> None:
     without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.train()
     losses = [_take_optimizer_step_and_get_loss(model, optimizer, ids, without) for _ in range(2)]
-    with torch.no_grad(), _seeded_training_precision(model):
+    with torch.no_grad(), seeded_training_precision(model):
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     for _ in range(3 if without else 0):
         _take_optimizer_step_and_get_loss(model, optimizer, ids, without)
-    _raise_law_broken_unless(
+    raise_law_broken_unless(
         all(loss < float("inf") for loss in losses) and losses[-1] < losses[0],
         f"the loss does not fall: {', '.join(f'{loss:.4f}' for loss in losses)}",
     )
     more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-    _raise_law_broken_unless(
+    raise_law_broken_unless(
         not without, f"no gradient reaches {', '.join(sorted(without)[:3])}{more}"
     )
 
@@ -145,12 +142,12 @@ def _take_optimizer_step_and_get_loss(
 
     Takes from `out_without_gradient` the names of parameters with a gradient that is not 0.
     """
-    with _seeded_training_precision(model):
+    with seeded_training_precision(model):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    _raise_law_broken_unless(not wrong, f"gradients are not finite: {', '.join(wrong)}")
+    raise_law_broken_unless(not wrong, f"gradients are not finite: {', '.join(wrong)}")
     out_without_gradient -= {name for name, gradient in gradients.items() if gradient.any()}
     optimizer.step()
     optimizer.zero_grad()
@@ -164,45 +161,11 @@ def check_reload_keeps_logits(model: PreTrainedModel) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = _move_to_device(AutoModelForCausalLM.from_pretrained(folder), model.device).eval()
-    _raise_law_broken_unless(
+    raise_law_broken_unless(
         type(loaded) is type(model), f"it comes back as {type(loaded).__name__}"
     )
-    same = torch.equal(_compute_logits(loaded, ids), _compute_logits(model, ids))
-    _raise_law_broken_unless(same, "the loaded model gives other logits")
-
-
-def check_generation_matches_one_pass(model: PreTrainedModel) -> None:
-    """Greedy generation, token by token, is what one pass over the whole text computes.
-
-    With a cache, unless the architecture's own default is to have none.
-    """
-    model.eval()
-    generate: Any = model.generate
-    tolerance = PRECISION[model.device.type].step
-    for length in PROMPT_LENGTHS:
-        prompt = random_token_ids(model, (1, length))
-        with torch.no_grad(), _seeded_training_precision(model):
-            generated = generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        steps = torch.stack(generated.logits, dim=1).float()
-        whole = _compute_logits(model, generated.sequences)[:, length - 1 : -1]
-        error = relative_error(steps, whole)
-        _raise_law_broken_unless(
-            error <= tolerance,
-            f"token by token differs from one pass by {error:.1e} after {length} tokens",
-        )
-        chosen = whole.gather(-1, generated.sequences[:, length:, None]).squeeze(-1)
-        # two tokens may be as likely as each other within the tolerance
-        margin = tolerance * whole.abs().amax(-1)
-        _raise_law_broken_unless(
-            bool((chosen >= whole.amax(-1) - margin).all()), "other tokens than in one pass"
-        )
+    same = torch.equal(compute_logits(loaded, ids), compute_logits(model, ids))
+    raise_law_broken_unless(same, "the loaded model gives other logits")
 
 
 def check_keeps_documents_apart(model: PreTrainedModel) -> None:
@@ -218,24 +181,24 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     before, gradient = _packed_logits_and_embedding_gradient(model, row, bounds, others)
     after, _ = _packed_logits_and_embedding_gradient(model, changed, bounds, others)
     change = relative_error(after[others], before[others])
-    _raise_law_broken_unless(
+    raise_law_broken_unless(
         torch.equal(before[others], after[others])
         or (_has_experts(model) and change <= EXPERTS_ROUNDING[model.device.type]),
         f"one document changes another's logits by {change:.0e}",
     )
-    _raise_law_broken_unless(
+    raise_law_broken_unless(
         not gradient[~others].any(), "the loss of one document has a gradient in another"
     )
-    _raise_law_broken_unless(
+    raise_law_broken_unless(
         bool(gradient[others].any()), "the loss has no gradient in its own documents"
     )
 
     model.eval()
-    packed = _compute_logits(model, row, cu_seqlens=bounds)
+    packed = compute_logits(model, row, cu_seqlens=bounds)
     tolerance = PRECISION[model.device.type].packing
     for begin, end in itertools.pairwise(edges):
-        error = relative_error(packed[:, begin:end], _compute_logits(model, row[:, begin:end]))
-        _raise_law_broken_unless(
+        error = relative_error(packed[:, begin:end], compute_logits(model, row[:, begin:end]))
+        raise_law_broken_unless(
             error <= tolerance,
             f"a document of {end - begin} tokens differs by {error:.1e} from the same one alone",
         )
@@ -244,10 +207,19 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
 LAWS: dict[str, Callable[[PreTrainedModel], None]] = {
     "trains": check_training_lowers_loss,
     "reloads": check_reload_keeps_logits,
-    "generates": check_generation_matches_one_pass,
+    "generates": GENERATION_LAWS["generates"],
     "keeps documents apart": check_keeps_documents_apart,
+    **GENERATION_LAWS,
 }
 """The name of each law, and the function that raises where a model breaks it."""
+
+TRIAL_LAWS = ("trains", "reloads", "generates", "keeps documents apart")
+"""Those of `LAWS` that tell whether a model can be trained, exported and sampled from."""
+
+
+def laws_in_results(model_type: str) -> tuple[str, ...]:
+    """Names of the laws that results hold: all for fla's models, else `TRIAL_LAWS`."""
+    return tuple(LAWS) if model_type in fla_config_classes() else TRIAL_LAWS
 
 
 def _has_experts(model: PreTrainedModel) -> bool:
@@ -273,7 +245,7 @@ def _packed_logits_and_embedding_gradient(
 
     hook = model.get_input_embeddings().register_forward_hook(retain_embedding_gradient)
     try:
-        with _seeded_training_precision(model):
+        with seeded_training_precision(model):
             logits = model(input_ids=row, cu_seqlens=cu_seqlens, use_cache=False).logits.float()
     finally:
         hook.remove()
@@ -294,7 +266,7 @@ def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     """
     model = build_model_on_device(config, "cpu")
     with record_entered_replacement_modules() as families:
-        _compute_logits(model, random_token_ids(model, (ROWS, ROW_LENGTH)))
+        compute_logits(model, random_token_ids(model, (ROWS, ROW_LENGTH)))
     return sorted(module for module in families if not module.startswith("modules."))
 
 
@@ -307,33 +279,3 @@ def build_model_on_device(config: PreTrainedConfig, device: str) -> PreTrainedMo
 
 def _move_to_device(model: Any, device: str | torch.device) -> PreTrainedModel:
     return model.to(device)
-
-
-def random_token_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
-    """Token ids of this shape on the model's device, the same every time."""
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
-
-
-@contextmanager
-def _seeded_training_precision(model: PreTrainedModel) -> Iterator[None]:
-    """The precision of training on the model's device, and the same random numbers every time."""
-    torch.manual_seed(0)
-    device = model.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-        yield
-
-
-def _compute_logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
-    with torch.no_grad(), _seeded_training_precision(model):
-        return model(input_ids=ids, use_cache=False, **options).logits.float()
-
-
-def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Norm of the difference over the norm of the reference."""
-    return ((value - reference).norm() / reference.norm()).item()
-
-
-def _raise_law_broken_unless(holds: bool, broken_message: str) -> None:
-    if not holds:
-        raise LawBroken(broken_message)

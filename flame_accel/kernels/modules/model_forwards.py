@@ -1,4 +1,4 @@
-"""Forward passes of whole models: fla's own, which drop `cu_seqlens` or mistake padding for text."""
+"""Forward passes of whole models, where fla's own drop `cu_seqlens` or misread padding."""
 
 from typing import Any
 
@@ -73,9 +73,7 @@ def forward_cat_without_padding(
             whole.index_put((rows, columns), part)
             for whole, part in zip(hidden, parts, strict=True)
         )
-    output = BaseModelOutputWithPast(
-        last_hidden_state=hidden[0], hidden_states=hidden[1:] or None
-    )
+    output = BaseModelOutputWithPast(last_hidden_state=hidden[0], hidden_states=hidden[1:] or None)
     return output.to_tuple() if return_dict is False else output
 
 
@@ -88,7 +86,7 @@ def forward_yoco_without_trailing_padding(
     use_cache: bool | None = None,
     **options: Any,
 ) -> Any:
-    """`YOCOModel.forward`, which takes all padding for padding on the left when it counts positions.
+    """`YOCOModel.forward`, which counts positions as if all padding were on the left.
 
     Padding after the last token of a row is no token's past: as tokens it changes nothing.
 
@@ -101,7 +99,7 @@ def forward_yoco_without_trailing_padding(
             raise UserError(
                 "YOCO fills no cache from a batch that has padding after the tokens",
                 where="attention_mask",
-                remedy="pad on the left (tokenizer.padding_side = 'left'), or set use_cache to False",
+                remedy="pad on the left (tokenizer.padding_side 'left') or set use_cache to False",
             )
         after_last = attention_mask.flip(1).cumsum(1).flip(1) == 0
         attention_mask = torch.where(after_last, 1, attention_mask)

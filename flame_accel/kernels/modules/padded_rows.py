@@ -33,7 +33,7 @@ def refuse_rows_without_token(attention_mask: Tensor) -> None:
         raise UserError(
             "a row of the batch has no token but padding",
             where="attention_mask",
-            remedy="leave the row out; give a batch with padding in one pass, not in chunks",
+            remedy="leave the row out; give a batch with padding in one pass, not in pieces",
         )
 
 
@@ -63,7 +63,7 @@ def forward_rows_without_padding(
     past_key_values: Any,
     layer_index: int,
 ) -> LayerOutput:
-    """Outputs [B, T, hidden size] with zeros for padding, and the cache with the states of all rows.
+    """Outputs [B, T, hidden size] with zeros for padding, and the cache with all rows' states.
 
     Args:
         forward_row: Takes the tokens of a row [1, length, hidden size] and its cache, or None.
@@ -159,10 +159,8 @@ def _map_tensors(function: Callable[..., Tensor], *values: Any) -> Any:
     if isinstance(first, tuple | list):
         return type(first)(_map_tensors(function, *items) for items in zip(*values, strict=True))
     if is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in fields(first)]
         return type(first)(
-            **{
-                field.name: _map_tensors(function, *(getattr(value, field.name) for value in values))
-                for field in fields(first)
-            }
+            *(_map_tensors(function, *(getattr(value, name) for value in values)) for name in names)
         )
     raise TypeError(f"a cache with a {type(first).__name__} cannot be split into rows")

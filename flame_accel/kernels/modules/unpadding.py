@@ -1,7 +1,7 @@
 """fla's functions that take padding out of a batch, with checks of what they would compute wrongly.
 
 They gather by an index made of the mask. Where the mask is not that of the states, or a row has no
-token at all, they gather other tokens, or none, without a word; on a GPU they may read out of bounds.
+token at all, they gather other tokens, or none, without a word, or read out of bounds on a GPU.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def get_unpad_indices_and_cu(
 def unpad_input(
     q: Any, states: tuple[Tensor, ...], attention_mask: Tensor, q_len: int, keepdim: bool = False
 ) -> Any:
-    """fla's function of the name: `q` and `states` [B, S, ...] without padding, and their layout.
+    """As fla's function: `q` and `states` [B, S, ...] without padding, and their layout.
 
     Args:
         q: Queries [B, T, ...] or a tuple of them.
@@ -51,9 +51,9 @@ def unpad_input(
     """
     if attention_mask.shape[1] != states[0].shape[1]:
         raise UserError(
-            f"a mask of {attention_mask.shape[1]} tokens does not fit {states[0].shape[1]} cached ones",
+            f"a mask of {attention_mask.shape[1]} tokens for {states[0].shape[1]} cached ones",
             where="attention_mask",
-            remedy="give a batch with padding in one pass, not in chunks",
+            remedy="give a batch with padding in one pass, not in pieces",
         )
     refuse_rows_without_token(attention_mask)
     return _unpad_input(q, states, attention_mask, q_len, keepdim)

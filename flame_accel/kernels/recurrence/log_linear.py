@@ -111,8 +111,8 @@ def forward_log_linear_mamba2(
     """`LogLinearMamba2.forward`, also without CUDA, where fla's refuses to run.
 
     fla's layer ignores `cu_seqlens`; here documents are kept apart; their states are not cached.
-    It counts padding as tokens, and the positions of tokens decide their levels; here every row of a
-    batch with padding is computed alone.
+    It counts padding as tokens, whose positions decide the levels; here every row of a batch with
+    padding is computed alone.
     """
     if cu_seqlens is None and attention_mask is not None and has_padding(attention_mask):
         return forward_rows_without_padding(

@@ -3,9 +3,13 @@
 import pytest
 import torch
 from fla.layers.mom import MomAttention
+from fla.models.cache_utils import Cache
 from torch import nn
 
+from flame_accel.config.errors import UserError
+from flame_accel.diagnosis.conformance.generation_laws import GENERATION_LAWS
 from flame_accel.kernels.recurrence.mom import transform
+from tests.helpers.model_configs import tiny_generator
 from tests.helpers.recurrence import (
     assert_cached_tokens_equal_one_pass,
     assert_every_parameter_gets_a_gradient,
@@ -71,3 +75,19 @@ def test_every_memory_gets_its_tokens_in_order():
             assert x_by_memory[memory, row][mask_by_memory[memory, row]].tolist() == expected
     assert mask_of_slots.sum(-1).max() == longest
     assert torch.equal(order.sort().values, torch.arange(batch * tokens * chosen))
+
+
+@pytest.mark.parametrize("changes", [{}, {"shared_mem": False}, {"single_kv_proj": True}])
+def test_states_of_beams_are_those_of_their_texts(changes):
+    GENERATION_LAWS["searches with beams"](tiny_generator("mom", **changes))
+
+
+def test_a_cache_counts_tokens_and_is_continued_one_by_one():
+    layer, cache = build_layer().eval(), Cache()
+    with torch.no_grad():
+        layer(torch.randn(2, 5, 32), past_key_values=cache, use_cache=True)
+        layer(torch.randn(2, 1, 32), past_key_values=cache, use_cache=True)
+        assert cache.get_seq_length(0) == 6
+        assert cache[0]["recurrent_state"][0].shape[:2] == (2, 4)
+        with pytest.raises(UserError, match="not with 2 tokens at once"):
+            layer(torch.randn(2, 2, 32), past_key_values=cache, use_cache=True)

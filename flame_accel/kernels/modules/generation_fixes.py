@@ -3,17 +3,22 @@
 transformers, from some version on, drops an attention mask without padding before it generates.
 Two of the layers decode only with a mask, the third only without. PaTH also compiles a line of its
 decoding step anew in every process, with a compiler that the machine may not have, and takes no
-padding without a cache. Some layers treat a sliding window in their cache otherwise than in one pass.
+padding without a cache. Some layers treat a window in their cache otherwise than in one pass.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
+from fla.layers.attn import Attention
+from fla.layers.bitattn import BitAttention
 from fla.layers.forgetting_attn import ForgettingAttention
 from fla.layers.mla import MultiheadLatentAttention
 from fla.layers.moba import MoBA
 from fla.layers.parallax import Parallax
 from fla.layers.path_attn import PaTHAttention
+from fla.layers.rodimus import SlidingWindowSharedKeyAttention
 from fla.layers.wall_attn import WallAttention
 from fla.models.cache_utils import Cache
 from torch import Tensor
@@ -24,7 +29,6 @@ from flame_accel.kernels.modules.padded_rows import forward_rows_without_padding
 _forgetting_forward = ForgettingAttention.forward
 _mla_forward = MultiheadLatentAttention.forward
 _moba_forward = MoBA.forward
-_parallax_forward = Parallax.forward
 _path_forward = PaTHAttention.forward
 _wall_forward = WallAttention.forward
 
@@ -82,33 +86,49 @@ def forward_mla_with_window_in_cache(
 
 
 def forward_moba_without_window_in_cache(layer: MoBA, *args: Any, **options: Any) -> Any:
-    """`MoBA.forward`; its window is only one of the cache: in one pass tokens see all earlier ones."""
+    """`MoBA.forward`; its window is only one of the cache: in one pass tokens see all earlier."""
     layer.window_size = None
     return _moba_forward(layer, *args, **options)
 
 
-def forward_parallax_with_whole_window(
-    layer: Parallax,
-    hidden_states: Tensor,
-    attention_mask: Any = None,
-    past_key_values: Any = None,
-    **options: Any,
-) -> Any:
-    """`Parallax.forward`.
+def _continue_windows_without_padding(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass of an attention layer with a window, for several tokens after cached ones.
 
-    Raises:
-        UserError: Several tokens follow those of the cache, with a window and padding; fla's layer
-            would have dropped keys of the first of them.
+    With a mask these layers take the keys of the cut cache alone, where the first of the new tokens
+    miss some. Without padding no mask is needed, and with padding the call raises a `UserError`.
     """
-    windowed = layer.window_size is not None and hidden_states.shape[1] > 1
-    if windowed and past_key_values is not None and has_padding(attention_mask):
-        if past_key_values.get_seq_length(layer.layer_idx) > 0:
-            raise UserError(
-                "Parallax with a window cannot continue a padded batch with several tokens",
-                where="attention_mask",
-                remedy="give a batch with padding in one pass, not in chunks",
-            )
-    return _parallax_forward(layer, hidden_states, attention_mask, past_key_values, **options)
+
+    @wraps(forward)
+    def continue_without_padding(
+        layer: Any,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        past = 0 if past_key_values is None else past_key_values.get_seq_length(layer.layer_idx)
+        several = past > 0 and hidden_states.shape[1] > 1
+        if layer.window_size is not None and several and attention_mask is not None:
+            if has_padding(attention_mask):
+                raise UserError(
+                    f"{type(layer).__name__} with a window cannot continue a padded batch with "
+                    f"{hidden_states.shape[1]} tokens",
+                    where="attention_mask",
+                    remedy="give a batch with padding in one pass, not in pieces",
+                )
+            attention_mask = None
+        return forward(layer, hidden_states, attention_mask, past_key_values, *args, **options)
+
+    return continue_without_padding
+
+
+forward_attention = _continue_windows_without_padding(Attention.forward)
+forward_bit_attention = _continue_windows_without_padding(BitAttention.forward)
+forward_parallax = _continue_windows_without_padding(Parallax.forward)
+forward_rodimus_attention = _continue_windows_without_padding(
+    SlidingWindowSharedKeyAttention.forward
+)
 
 
 def forward_wall_without_padding(

@@ -1,0 +1,56 @@
+"""What the laws share: inputs, the precision of training, and how closely results must agree."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+
+class Precision(NamedTuple):
+    """How closely two ways to compute the same thing agree: norm of the difference over norm."""
+
+    step: float
+    """Between token by token and one pass."""
+    packing: float
+    """Between a packed document and the same one alone."""
+
+
+PRECISION = {"cpu": Precision(step=1e-4, packing=1e-5), "cuda": Precision(step=3e-2, packing=3e-2)}
+
+
+class LawBroken(Exception):
+    """A law that does not hold; the message says in what way."""
+
+
+def random_token_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
+    """The same tokens every time, on the device of the model."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
+
+
+@contextmanager
+def seeded_training_precision(model: PreTrainedModel) -> Iterator[None]:
+    """The precision of training on the model's device, and the same random numbers every time."""
+    torch.manual_seed(0)
+    device = model.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+        yield
+
+
+def compute_logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Logits of one pass in fp32, without a cache and with the precision of training."""
+    with torch.no_grad(), seeded_training_precision(model):
+        return model(input_ids=ids, use_cache=False, **options).logits.float()
+
+
+def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the reference."""
+    return ((value - reference).norm() / reference.norm()).item()
+
+
+def raise_law_broken_unless(holds: bool, broken_message: str) -> None:
+    """Raises a `LawBroken` unless it holds."""
+    if not holds:
+        raise LawBroken(broken_message)
