@@ -92,8 +92,9 @@ the CPU and under bfloat16 autocast on the H200:
 
 Relative errors of logits that count as the same are at most
 {PRECISION["cpu"].packing:.0e} (varlen) and {PRECISION["cpu"].step:.0e} (generation) on the CPU,
-and {PRECISION["cuda"].packing} and {PRECISION["cuda"].step} on the H200. For generation noise is added to all weights, so that no layer is the identity. By design fla's MoBA
-attends to all blocks when it generates (2502.13189, section 3.3); here it does so in one pass too.
+and {PRECISION["cuda"].packing} and {PRECISION["cuda"].step} on the H200. For generation noise is
+added to all weights, so that no layer is the identity. By design fla's MoBA attends to all blocks
+when it generates (2502.13189, section 3.3); here it does so in one pass too.
 """
 
 
