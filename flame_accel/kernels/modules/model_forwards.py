@@ -16,8 +16,8 @@ from flame_accel.kernels.modules.padded_rows import has_padding
 forward_model = FLAModel.forward
 forward_causal_lm = FLAForCausalLM.forward
 
-_cat_forward = CATModel.forward
-_yoco_forward = YOCOModel.forward
+_cat_forward: Any = CATModel.forward
+_yoco_forward: Any = YOCOModel.forward
 
 
 def forward_cat_without_padding(
@@ -54,7 +54,7 @@ def forward_cat_without_padding(
     lengths = kept.sum(1)
     # a schedule of training would take the next size for every batch
     chunk_size = model._resolve_chunk_size(chunk_size)
-    hidden: tuple[Tensor, ...] = ()
+    hidden: tuple[Tensor, ...] | None = None
     for length in filter(None, lengths.unique().tolist()):
         rows = (lengths == length).nonzero()
         columns = kept[rows.flatten()].nonzero()[:, 1].view(-1, length)
@@ -67,12 +67,13 @@ def forward_cat_without_padding(
             **options,
         )
         parts = (o.last_hidden_state, *(o.hidden_states or ()))
-        if not hidden:
+        if hidden is None:
             hidden = tuple(part.new_zeros(*input_ids.shape, part.shape[-1]) for part in parts)
         hidden = tuple(
             whole.index_put((rows, columns), part)
             for whole, part in zip(hidden, parts, strict=True)
         )
+    assert hidden is not None, "every row of the mask was padding"
     output = BaseModelOutputWithPast(last_hidden_state=hidden[0], hidden_states=hidden[1:] or None)
     return output.to_tuple() if return_dict is False else output
 

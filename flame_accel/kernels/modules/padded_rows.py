@@ -98,25 +98,41 @@ def _cache_of_row(
     """A cache with the state of one layer and row; keys and values of padding are left out."""
     if past_key_values is None:
         return None
-    cache = Cache()
-    cache.layers = [FLALayer() for _ in range(layer_index + 1)]
     before = attention_mask[row, :-new_tokens].bool()
     padding = int((~attention_mask[row, -new_tokens:].bool()).sum())
-    layer = cache.layers[layer_index]
-    layer._seen_tokens = past_key_values.get_seq_length(layer_index) + padding
     past = past_key_values[layer_index] if len(past_key_values) > layer_index else None
+    state = None
     if past is not None:
-        layer.state = {
+        state = {
             name: _map_tensors(
                 lambda x, name=name: (
                     x[row : row + 1, before[-x.shape[1] :]]
                     if name == "attn_state"
                     else x[row : row + 1]
                 ),
-                state,
+                value,
             )
-            for name, state in past.items()
+            for name, value in past.items()
         }
+    return new_cache_of_layer(
+        layer_index, state, seen_tokens=past_key_values.get_seq_length(layer_index) + padding
+    )
+
+
+def new_cache_of_layer(
+    layer_index: int, state: dict[str, Any] | None, *, seen_tokens: int = 0
+) -> Any:
+    """A cache of fla that holds the state of one layer, and none of those before it.
+
+    Args:
+        layer_index: Index of the layer.
+        state: What fla's caches hold for a layer, or None.
+        seen_tokens: Tokens that the layer has seen, padding included.
+    """
+    cache: Any = Cache()
+    cache.layers = [FLALayer() for _ in range(layer_index + 1)]
+    cache.layers[layer_index].state = state
+    cache.layers[layer_index]._seen_tokens = seen_tokens
     return cache
 
 

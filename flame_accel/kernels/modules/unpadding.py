@@ -15,7 +15,7 @@ from flame_accel.kernels.modules.padded_rows import refuse_rows_without_token
 
 _cyclic_flow_forward = CyclicFlowAttention.forward
 _get_unpad_indices_and_cu = utils.get_unpad_indices_and_cu
-_unpad_input = utils.unpad_input
+_unpad_input: Any = utils.unpad_input
 
 
 def get_unpad_indices_and_cu(

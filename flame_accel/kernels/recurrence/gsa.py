@@ -120,7 +120,7 @@ def chunk_abc(
 
 
 def call_abc_attention_per_document(
-    layer: nn.Module,
+    layer: Any,
     *,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,

@@ -13,17 +13,19 @@ from typing import Any, NamedTuple
 import torch
 from fla.layers.mom import MomAttention
 from fla.layers.utils import get_layer_cache, update_layer_cache
-from fla.models.cache_utils import Cache, FLALayer
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.modules.padded_rows import refuse_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import (
+    new_cache_of_layer,
+    refuse_padding_after_cached_tokens,
+)
 
-_fla_forward = MomAttention.forward
+_fla_forward: Any = MomAttention.forward
 
 
 def forward_mom(
-    layer: MomAttention,
+    layer: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     past_key_values: Any = None,
@@ -57,10 +59,10 @@ def forward_mom(
     )
     cache = None
     if past_key_values is not None:
-        cache = Cache()
-        cache.layers = [FLALayer() for _ in range(layer.layer_idx + 1)]
-        if last_state is not None:
-            cache.layers[layer.layer_idx].state = _map_memory_states(_to_memory_first, last_state)
+        cache = new_cache_of_layer(
+            layer.layer_idx,
+            None if last_state is None else _map_memory_states(_to_memory_first, last_state),
+        )
     # the layer itself uses this flag only to choose the convolution; its submodules keep theirs
     training, layer.training = layer.training, False
     try:
