@@ -1,14 +1,16 @@
 """Packed rows for transformers' own models: `cu_seqlens`, as fla's models take them.
 
-A model of transformers is told where documents begin by position ids that start again at 0
-(`transformers.masking_utils` forms its masks from them, if there is neither an attention mask nor a
-cache), and its layers with a state by `cu_seq_lens_q`. A hook on the model translates, so that
-data, training and evaluation know one way only. Which models then do keep documents apart is
-measured in `diagnosis/conformance`.
+A hook on the model tells its parts where documents begin, so that data, training and evaluation
+know one way only: the embeddings by position ids that start again at 0, softmax attention by the
+way of its mask (`kernels/attention/transformers_attention`; where that does not serve, transformers
+forms a mask from the position ids), layers with a state by `cu_seq_lens_q`
+(`kernels/transformers_layers`). Which models then do keep documents apart is measured in
+`diagnosis/conformance`.
 """
 
 import inspect
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flame_accel.config.errors import UserError
+from flame_accel.kernels.attention.transformers_attention import (
+    set_packed_boundaries,
+    supports_packed_attention,
+    use_packed_attention,
+)
 from flame_accel.kernels.transformers_layers import serve_packed_documents
 
 TRANSFORMERS_MODELS = "transformers.models."
@@ -40,14 +47,15 @@ def accept_cu_seqlens(model: PreTrainedModel) -> None:
         for name in sorted(modules)
         if name.startswith(TRANSFORMERS_MODELS)
     ]
-    hook = _translate_cu_seqlens_for_states if any(has_state) else _translate_cu_seqlens
-    model.register_forward_pre_hook(hook, with_kwargs=True)
+    tell = partial(_tell_where_documents_begin, tells_states=any(has_state))
+    model.register_forward_pre_hook(tell, with_kwargs=True)
+    model.register_forward_hook(_forget_where_documents_begin, always_call=True)
 
 
-def _translate_cu_seqlens(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _tell_where_documents_begin(
+    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, tells_states: bool
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook: puts position ids in the place of `cu_seqlens`."""
+    """Forward pre-hook: replaces `cu_seqlens` by what the parts of the model understand."""
     if kwargs.get("cu_seqlens") is None:
         return args, kwargs
     inputs = dict(kwargs)
@@ -59,16 +67,17 @@ def _translate_cu_seqlens(
     inputs["position_ids"] = positions_in_documents(cu_seqlens, inputs["input_ids"].shape[1])
     # with a cache, position ids mean no documents
     inputs["use_cache"] = False
+    if tells_states:
+        inputs["cu_seq_lens_q"] = cu_seqlens
+    if supports_packed_attention(model):
+        use_packed_attention(model)
+        set_packed_boundaries(cu_seqlens)
     return args, inputs
 
 
-def _translate_cu_seqlens_for_states(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """As `_translate_cu_seqlens`, for models with layers that carry a state over time."""
-    cu_seqlens = kwargs.get("cu_seqlens")
-    args, inputs = _translate_cu_seqlens(model, args, kwargs)
-    return args, inputs if cu_seqlens is None else inputs | {"cu_seq_lens_q": cu_seqlens}
+def _forget_where_documents_begin(model: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook, also after an error: what comes next is not packed."""
+    set_packed_boundaries(None)
 
 
 def positions_in_documents(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
