@@ -10,6 +10,7 @@ documents are packed, it is given their boundaries. Every layer hands that on to
 when it is recomputed in the backward pass.
 """
 
+import sys
 from contextvars import ContextVar
 from typing import Any
 
@@ -34,10 +35,14 @@ _boundaries: ContextVar[Tensor | None] = ContextVar("boundaries", default=None)
 def supports_packed_attention(model: PreTrainedModel) -> bool:
     """Whether a model's layers tell their attention all that a mask would.
 
-    Those do that may run on flash attention, which takes no mask, and now run on `sdpa`.
+    Those do that may run on flash attention, which takes no mask, and that now run on `sdpa`, chosen
+    by its name.
     """
-    return model.config._attn_implementation in (SDPA, PACKED_ATTENTION) and bool(
-        model._supports_flash_attn
+    modules = (sys.modules[base.__module__] for base in type(model).__mro__)
+    return (
+        model.config._attn_implementation in (SDPA, PACKED_ATTENTION)
+        and bool(model._supports_flash_attn)
+        and any(hasattr(module, "ALL_ATTENTION_FUNCTIONS") for module in modules)
     )
 
 
