@@ -35,14 +35,14 @@ _boundaries: ContextVar[Tensor | None] = ContextVar("boundaries", default=None)
 def supports_packed_attention(model: PreTrainedModel) -> bool:
     """Whether a model's layers tell their attention all that a mask would.
 
-    Those do that may run on flash attention, which takes no mask, and that now run on `sdpa`, chosen
-    by its name.
+    Those do that may run on flash attention, which takes no mask, and that now run on `sdpa`, which
+    their modeling module looks up by its name.
     """
-    modules = (sys.modules[base.__module__] for base in type(model).__mro__)
+    modules = (sys.modules[type(module).__module__] for module in model.modules())
     return (
         model.config._attn_implementation in (SDPA, PACKED_ATTENTION)
         and bool(model._supports_flash_attn)
-        and any(hasattr(module, "ALL_ATTENTION_FUNCTIONS") for module in modules)
+        and any("ALL_ATTENTION_FUNCTIONS" in vars(module) for module in modules)
     )
 
 
