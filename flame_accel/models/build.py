@@ -28,6 +28,7 @@ from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 from flame_accel.models.instantiate import describe_error, instantiate
 from flame_accel.models.norms import config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.models.packed_inputs import accept_cu_seqlens
+from flame_accel.models.training_checks import check_loss_is_of_targets, check_positions_suffice
 from flame_accel.presets import MODELS, resolve_preset
 
 logger = logging.getLogger(__name__)
@@ -113,8 +114,10 @@ def build_model(
             None leaves the config as it is.
 
     Raises:
-        UserError: as `instantiate`, or the model does not take such norms.
+        UserError: as `instantiate`, or the model does not take such norms, has fewer positions than
+            it is trained on, or a loss that is not of its targets alone.
     """
+    check_loss_is_of_targets(config)
     config = copy.deepcopy(config) if norm_type is None else config_with_norm(config, norm_type)
     config.vocab_size = vocabulary_size
     config.bos_token_id = bos_token_id
@@ -131,6 +134,7 @@ def build_model(
         model.generation_config.pad_token_id = pad_token_id
     accept_cu_seqlens(model)
     if trained_length is not None:
+        check_positions_suffice(model, trained_length)
         _increase_max_position_embeddings(model, trained_length)
     return model
 

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import base_model_type
@@ -70,6 +71,8 @@ def _count_matmul_weights(model: PreTrainedModel) -> int:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             weights += module.in_features * module.out_features
+        elif isinstance(module, Conv1D):
+            weights += module.nx * module.nf
         elif isinstance(module, nn.Conv1d):
             inputs = module.in_channels // module.groups
             weights += module.out_channels * inputs * module.kernel_size[0]
@@ -149,10 +152,22 @@ def _transformer_mixer_flops_per_token(
     return _softmax_attention_flops_per_token(config.hidden_size, seq_len, config.window_size)
 
 
-def _llama_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
-    return _softmax_attention_flops_per_token(
-        config.num_attention_heads * config.head_dim, seq_len, None
-    )
+def _transformers_mixer_flops_per_token(
+    config: PreTrainedConfig, layer_index: int, seq_len: int
+) -> float:
+    """Of a layer of transformers' own models: softmax attention or the gated delta rule."""
+    kinds = getattr(config, "layer_types", None)
+    kind = "full_attention" if kinds is None else kinds[layer_index]
+    if kind == "linear_attention":
+        heads = config.linear_num_value_heads
+        state = heads * config.linear_key_head_dim * config.linear_value_head_dim
+        return DELTA_RULE_FLOPS * state
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # a config without kinds of layers has one kind, with a window if it has the field
+    windowed = kind == "sliding_attention" or kinds is None
+    window = getattr(config, "sliding_window", None) if windowed else None
+    return _softmax_attention_flops_per_token(heads * head_dim, seq_len, window)
 
 
 MIXER_FLOPS: dict[str, Callable[[Any, int, int], float]] = {
@@ -164,13 +179,22 @@ MIXER_FLOPS: dict[str, Callable[[Any, int, int], float]] = {
     ),
     "gated_deltaproduct": _gated_deltaproduct_mixer_flops_per_token,
     "gla": lambda config, layer, seq_len: DECAY_FLOPS * _state_elements_from_expand_k(config),
+    "gpt2": _transformers_mixer_flops_per_token,
     "gsa": _gsa_mixer_flops_per_token,
     "hgrn2": _hgrn2_mixer_flops_per_token,
     "kda": lambda config, layer, seq_len: DELTA_RULE_FLOPS * _state_elements_from_head_dim(config),
-    "llama": _llama_mixer_flops_per_token,
+    "llama": _transformers_mixer_flops_per_token,
     "mamba2": _mamba2_mixer_flops_per_token,
+    "mistral": _transformers_mixer_flops_per_token,
+    "olmo2": _transformers_mixer_flops_per_token,
+    "olmo3": _transformers_mixer_flops_per_token,
+    "olmo_hybrid": _transformers_mixer_flops_per_token,
+    "qwen2": _transformers_mixer_flops_per_token,
+    "qwen3": _transformers_mixer_flops_per_token,
+    "qwen3_5_text": _transformers_mixer_flops_per_token,
     "retnet": lambda config, layer, seq_len: DECAY_FLOPS * _state_elements_from_expand_k(config),
     "rwkv7": _rwkv7_mixer_flops_per_token,
+    "smollm3": _transformers_mixer_flops_per_token,
     "transformer": _transformer_mixer_flops_per_token,
 }
 """Forward operations per token of an architecture's own mixer, by config, layer and row length."""

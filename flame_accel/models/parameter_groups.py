@@ -12,6 +12,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from flame_accel.models.packed_inputs import is_transformers_model
+
+DECAY_PARAMETERS = ("A_log", "dt_bias")
+"""Names that transformers gives to what goes through the exponentials of a decay."""
+
 
 class ParameterCount(NamedTuple):
     """Number of parameters of a model; a tied one counts once."""
@@ -101,7 +106,8 @@ def fp32_parameter_names(model: PreTrainedModel) -> list[str]:
     bfloat16, because their layer asks for it (A_log, ...), and those that it marks
     `_no_weight_decay` (dt_bias, ...): what goes through the exponentials of a decay. Left out are
     norms, whose weight multiplies once and sets the dtype of what Mamba2's blocks pass on, and the
-    skip connection `D`, which is no decay and sets the dtype of inputs of linear layers.
+    skip connection `D`, which is no decay and sets the dtype of inputs of linear layers. In
+    transformers' own models, which have no marks either, decays go by their names.
 
     Args:
         model: The model before it is wrapped or sharded.
@@ -112,6 +118,12 @@ def fp32_parameter_names(model: PreTrainedModel) -> list[str]:
     with torch.device("meta"), torch.random.fork_rng(devices=[]), _default_dtype(torch.bfloat16):
         reference = type(model)(copy.deepcopy(model.config))
     kept = {name for name, value in reference.named_parameters() if value.dtype == torch.float32}
+    if is_transformers_model(type(model)):
+        kept |= {
+            name
+            for name, _ in model.named_parameters()
+            if name.rpartition(".")[2] in DECAY_PARAMETERS
+        }
     norms = {
         parameter
         for module in model.modules()

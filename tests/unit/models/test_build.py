@@ -169,10 +169,6 @@ def test_a_longer_length_changes_neither_weights_nor_results():
 
 
 def test_a_length_that_means_more_than_a_length_stays():
-    learned = build_trained(
-        "gpt2", 4096, n_embd=16, n_layer=1, n_head=2, n_positions=128, n_inner=16
-    )
-    assert learned.config.max_position_embeddings == 128
     scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = build_trained("llama", 4096, **SMALL_LLAMA, rope_parameters=scaled)
     assert model.config.max_position_embeddings == 128

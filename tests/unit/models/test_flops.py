@@ -53,17 +53,41 @@ def mixer_flops(config: PreTrainedConfig, seq_len: int = T) -> float:
 # weights
 
 
-def test_a_transformer_takes_what_torch_counts():
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "olmo2", "qwen2", "qwen3"])
+def test_a_transformer_takes_what_torch_counts(model_type):
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
-    config = config_of("llama", **sizes, attn_implementation="eager")
+    if model_type == "gpt2":
+        sizes = {"num_attention_heads": 4, "n_inner": 48}
+    config = config_of(model_type, **sizes, attn_implementation="eager")
     model = build_model(config, vocabulary_size=40, bos_token_id=1, eos_token_id=2, seed=0)
     tokens = torch.randint(0, 40, (2, T))
     ops = counted(lambda: model(input_ids=tokens, labels=tokens).loss.backward())
-    positions = torch.arange(T)[None]
-    rotary = counted(lambda: model.model.rotary_emb(torch.empty(1, T, 64), positions))
+    rotary: Count = {}
+    if model_type != "gpt2":
+        positions = torch.arange(T)[None]
+        rotary = counted(lambda: model.model.rotary_emb(torch.empty(1, T, 64), positions))
     # torch computes the whole square of scores, of which (T + 1) / (2 T) are causal
     causal = (ops["aten.bmm"] - rotary.get("aten.bmm", 0)) * (T + 1) / (2 * T)
-    assert ops["aten.mm"] + causal == train_flops_per_token(model, T) * tokens.numel()
+    weights = ops["aten.mm"] + ops.get("aten.addmm", 0)
+    assert weights + causal == train_flops_per_token(model, T) * tokens.numel()
+
+
+def test_hybrids_and_windows_of_transformers_count_each_kind_of_layer():
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    linear = {
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": KEYS,
+        "linear_value_head_dim": VALUES,
+    }
+    kinds = {"layer_types": ["linear_attention", "full_attention"]}
+    softmax = mixer_flops(config_of("qwen3", **heads, num_hidden_layers=1))
+    hybrid = mixer_flops(config_of("qwen3_5_text", **heads, **linear, **kinds))
+    assert hybrid == softmax + 6 * 4 * KEYS * VALUES
+    window = mixer_flops(config_of("mistral", **heads, sliding_window=5, num_hidden_layers=1))
+    assert window == mixer_flops(
+        config_of("transformer", num_heads=2, window_size=5, num_hidden_layers=1)
+    )
 
 
 def test_the_weights_of_gla_take_what_torch_counts():
@@ -170,7 +194,7 @@ def test_a_linear_model_costs_the_same_at_any_length_and_a_transformer_more():
 
 @pytest.mark.parametrize(
     ("model_type", "fields"),
-    [("mesa_net", {}), ("gpt2", {}), ("gla", {"attnres_block_size": 2})],
+    [("mesa_net", {}), ("qwen3_next", {}), ("gla", {"attnres_block_size": 2})],
 )
 def test_an_unknown_formula_gives_no_number(model_type, fields):
     assert train_flops_per_token(AutoConfig.for_model(model_type, **fields), T) is None

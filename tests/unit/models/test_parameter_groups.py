@@ -6,12 +6,14 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from flame_accel.models.build import build_model
+from flame_accel.models.instantiate import instantiate
 from flame_accel.models.parameter_groups import (
     count_parameters,
     fp32_parameter_names,
     parameter_groups,
 )
 from flame_accel.models.registration import register_models
+from flame_accel.models.transformers_catalogue import tiny_transformers_config
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2}
 FAMILIES = {
@@ -127,3 +129,12 @@ def test_what_fla_computes_with_in_float32_is_found(model_type, kept):
     assert torch.get_default_dtype() is torch.float32
     assert torch.equal(torch.get_rng_state(), before)
     assert model.config.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [("qwen3_next", {"A_log", "dt_bias"}), ("bamba", {"A_log", "dt_bias"}), ("llama", set())],
+)
+def test_decays_of_transformers_own_models_stay_in_fp32(model_type, expected):
+    model = instantiate(tiny_transformers_config(model_type))
+    assert {name.rpartition(".")[2] for name in fp32_parameter_names(model)} == expected
