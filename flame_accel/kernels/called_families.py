@@ -5,30 +5,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from flame_accel.kernels.replacements import ATTENTION_REPLACEMENTS, FAMILIES, FIXES
 
 
 @contextmanager
 def record_entered_replacement_modules() -> Iterator[set[str]]:
-    """Collects the modules of the families whose code is entered (`OperatorFamily.module`).
+    """Collects the modules of our families whose code is entered, named as in `replacements`.
 
     Python code runs several times slower in the meantime, and other profilers are switched off.
     """
     folder = Path(__file__).parent
     modules = {
-        str(folder.joinpath(*family.module.split(".")).with_suffix(".py")): family.module
-        for family in (*FAMILIES, *ATTENTION_REPLACEMENTS, *FIXES)
+        str(folder.joinpath(*module.split(".")).with_suffix(".py")): module
+        for module in (*FAMILIES, *ATTENTION_REPLACEMENTS, *FIXES)
     }
     found: set[str] = set()
 
-    def look(frame: FrameType, event: str, argument: Any) -> None:
+    def record_module_of_frame(frame: FrameType, event: str, argument: object) -> None:
         module = modules.get(frame.f_code.co_filename)
         if module is not None:
             found.add(module)
 
-    sys.setprofile(look)
+    sys.setprofile(record_module_of_frame)
     try:
         yield found
     finally:

@@ -173,7 +173,7 @@ QKV: list[Callable[[int], Tensor]] = [queries, keys, keys]
 VARIANTS = {
     "forgetting": Variant(forgetting_attention.parallel_attn, naive_forgetting, [*QKV, gates]),
     "forgetting-window": Variant(
-        partial(forgetting_attention.parallel_forgetting_attn, window_size=9),
+        partial(forgetting_attention.parallel_attn, window_size=9),
         partial(naive_forgetting, window_size=9),
         [*QKV, gates],
     ),

@@ -119,3 +119,12 @@ def assert_dtypes_kept_under_autocast(operator: Operator) -> None:
     assert o.dtype == torch.bfloat16
     assert all(x.dtype == torch.float32 for x in states)
     assert_close([o.float(), *states], [expected, *finals], 1e-2)
+
+
+OPERATOR_LAWS = (
+    assert_packed_documents_equal_separate_ones,
+    assert_document_keeps_bits_whatever_its_neighbours,
+    assert_token_by_token_equals_one_call,
+    assert_dtypes_kept_under_autocast,
+)
+"""Those that need no more than the operator."""

@@ -12,12 +12,14 @@ Shape letters: B batch, T tokens, N sequences, H heads, G heads of keys and valu
 tokens of a block.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.precision import without_autocast
 
@@ -51,32 +53,29 @@ def deltaformer_attn(
     """
     beta = torch.ones_like(q[..., 0]) if beta is None else beta
 
-    def of_rows(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
-        return _deltaformer_attention(q, k, v, beta, C)
-
+    attend = partial(_deltaformer_attention, block_size=C)
     if attention_mask is not None:
         held = attention_mask.flatten().nonzero().flatten()
         edges = F.pad(attention_mask.sum(-1).cumsum(0), (1, 0))
-        inside = (x.flatten(0, 1).index_select(0, held) for x in (q, k, v, beta))
-        o = map_padded_documents(of_rows, edges, *inside)
+        unpadded = (x.flatten(0, 1).index_select(0, held)[None] for x in (q, k, v, beta))
+        o = map_rows_or_packed_documents(attend, edges, *unpadded).squeeze(0)
         o = o.new_zeros(q.shape[:2].numel(), *o.shape[1:]).index_copy(0, held, o)
         return o.unflatten(0, q.shape[:2])
-    if cu_seqlens is not None:
-        row = (x.squeeze(0) for x in (q, k, v, beta))
-        return map_padded_documents(of_rows, cu_seqlens, *row).unsqueeze(0)
-    return of_rows(q, k, v, beta)
+    return map_rows_or_packed_documents(attend, cu_seqlens, q, k, v, beta)
 
 
-def _deltaformer_attention(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block: int) -> Tensor:
+def _deltaformer_attention(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, block_size: int
+) -> Tensor:
     shared = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(shared, 2) if shared > 1 else x for x in (k, v))
     qf, kf, vf = (x.float().transpose(1, 2) for x in (q, k, v))
     beta_column = beta.float().transpose(1, 2).unsqueeze(-1)
     u = vf[..., :0, :]
-    for begin in range(0, q.shape[1], block):
-        here = slice(begin, begin + block)
+    for begin in range(0, q.shape[1], block_size):
+        here = slice(begin, begin + block_size)
         u_here = checkpoint(
-            _solve_corrected_values_block, qf[..., here, :], kf[..., : begin + block, :],
+            _solve_corrected_values_block, qf[..., here, :], kf[..., : begin + block_size, :],
             vf[..., here, :], u, beta_column[..., here, :],
             use_reentrant=False, preserve_rng_state=False,
         )  # fmt: skip

@@ -5,6 +5,7 @@ On GPUs with flash kernels packed rows and windows go to PyTorch's own flash att
 """
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.document_boundaries import longest_document
+from flame_accel.kernels.recurrence.sequences import split_sequences
 
 # torch 2.12 wants to be told of shared heads, torch 2.11 finds out
 _SHARED_HEADS: dict[str, Any] = (
@@ -51,7 +53,7 @@ def flash_attn_func(
     """
     _check_no_unsupported_flash_attn_option(dropout_p, options)
     q, k, v = _cast_to_autocast_dtype(q, k, v)
-    left_window, right_window = _split_window_size(window_size, causal)
+    left_window, right_window = window_size[0], 0 if causal else window_size[1]
     num_queries, num_keys = q.shape[1], k.shape[1]
     # rows that a kernel of `scaled_dot_product_attention` takes without a mask are left to it
     masked = 0 <= left_window < num_keys - 1 or (
@@ -87,7 +89,7 @@ def flash_attn_varlen_func(
     """
     _check_no_unsupported_flash_attn_option(dropout_p, options)
     q, k, v = _cast_to_autocast_dtype(q, k, v)
-    left_window, right_window = _split_window_size(window_size, causal)
+    left_window, right_window = window_size[0], 0 if causal else window_size[1]
     if _supports_flash_kernel(q):
         return _varlen_flash_attention(
             q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(),
@@ -95,16 +97,20 @@ def flash_attn_varlen_func(
             softmax_scale, (left_window, right_window),
         )  # fmt: skip
 
-    def of_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return softmax_attention(q, k, v, softmax_scale, left_window, right_window)
-
+    attend = partial(
+        softmax_attention,
+        scale=softmax_scale,
+        left_window=left_window,
+        right_window=right_window,
+    )
+    q, k, v = (x.unsqueeze(0) for x in (q, k, v))
     if right_window == 0 and (
         cu_seqlens_q is cu_seqlens_k or torch.equal(cu_seqlens_q, cu_seqlens_k)
     ):
-        return map_padded_documents(of_rows, cu_seqlens_q, q, k, v)
-    lengths = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
-    parts = zip(q.split(lengths[0]), k.split(lengths[1]), v.split(lengths[1]), strict=True)
-    return torch.cat([of_rows(*(x.unsqueeze(0) for x in part)).squeeze(0) for part in parts])
+        return map_rows_or_packed_documents(attend, cu_seqlens_q, q, k, v).squeeze(0)
+    edges = (cu_seqlens_q, cu_seqlens_k, cu_seqlens_k)
+    documents = zip(*map(split_sequences, (q, k, v), edges), strict=True)
+    return torch.cat([attend(*document).squeeze(0) for document in documents])
 
 
 def _check_no_unsupported_flash_attn_option(dropout_p: float, options: dict[str, Any]) -> None:
@@ -121,10 +127,6 @@ def _cast_to_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_autocast_enabled(device):
         return tensors
     return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
-
-
-def _split_window_size(window_size: tuple[int, int], causal: bool) -> tuple[int, int]:
-    return window_size[0], 0 if causal else window_size[1]
 
 
 def _supports_flash_kernel(q: Tensor) -> bool:
@@ -146,7 +148,7 @@ def _varlen_flash_attention(
     max_seqlen_q: int,
     max_seqlen_k: int,
     scale: float | None,
-    window: tuple[int, int],
+    window_size: tuple[int, int],
 ) -> Tensor:
     channels = q.shape[-1]
     if channels % 8:
@@ -154,7 +156,7 @@ def _varlen_flash_attention(
         q, k, v = (F.pad(x, (0, -channels % 8)) for x in (q, k, v))
     o = varlen_attn(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        scale=scale, window_size=window, **_SHARED_HEADS,
+        scale=scale, window_size=window_size, **_SHARED_HEADS,
     )  # fmt: skip
     assert isinstance(o, Tensor)
     return o[..., :channels]

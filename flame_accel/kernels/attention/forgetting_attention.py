@@ -2,7 +2,7 @@
 
 s_ij = scale q_i . k_j + sum_{l=j+1..i} g_l, o_i = sum_j exp(s_ij) v_j / (sum_j exp(s_ij) + exp(b))
 over j <= i, or over the last `window_size` keys; b is the head's sink (2503.02130, 1706.03762).
-Without gates and sinks the kernels of `rows` do it.
+Without gates and sinks `softmax_attention` does it.
 """
 
 from functools import partial
@@ -11,11 +11,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     causally_masked_dot_products,
     expand_sink_logits_to_optional_list,
     fold_groups_into_batch,
+    fold_key_heads_into_batch,
     map_query_blocks,
     scale_or_default,
     softmax_weighted_sum,
@@ -52,23 +53,7 @@ def parallel_attn(
         sink_bias: Logits of the heads' sinks [H].
     """
     function = partial(_forgetting_attention, sink=sink_bias, scale=scale, window_size=window_size)
-    if cu_seqlens is None:
-        return function(q, k, v, g)
-    rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g))
-    return map_padded_documents(function, cu_seqlens, *rows).unsqueeze(0)
-
-
-def parallel_forgetting_attn(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    scale: float | None = None,
-    window_size: int | None = None,
-    cu_seqlens: Tensor | None = None,
-) -> Tensor:
-    """`parallel_attn` with gates."""
-    return parallel_attn(q, k, v, g, scale, window_size, cu_seqlens)
+    return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, g)
 
 
 @without_autocast
@@ -125,7 +110,7 @@ def _forgetting_attention(
     o = map_query_blocks(
         partial(_forgetting_attention_block, left_window=left_window),
         [fold_groups_into_batch(q * scale, groups), sums[:, -q.shape[1] :]],
-        [*(fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)), sums],
+        [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v), sums],
         expand_sink_logits_to_optional_list(sink, q.shape[0], groups),
         left_window=left_window,
     )

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
     fold_groups_into_batch,
+    fold_key_heads_into_batch,
     hidden_key_mask,
     map_query_blocks,
     softmax_weighted_sum,
@@ -42,7 +43,7 @@ def parallel_moba(
         if topk == 1
         else partial(_moba_attention, chunk_size=chunk_size, num_earlier_chunks=topk - 1)
     )
-    return map_padded_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
+    return map_rows_or_packed_documents(function, cu_seqlens, q, k, v)
 
 
 def _moba_attention(
@@ -50,7 +51,7 @@ def _moba_attention(
 ) -> Tensor:
     groups = k.shape[2]
     rows = [fold_groups_into_batch(q, groups)]
-    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
+    columns = [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v)]
     chunk_mean_keys = zero_padded_chunk_means(columns[0].detach(), chunk_size)
     formula = partial(
         _moba_attention_block,

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.moba import zero_padded_chunk_means
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
     fold_groups_into_batch,
+    fold_key_heads_into_batch,
     hidden_key_mask,
     map_query_blocks,
     scale_or_default,
@@ -69,16 +70,14 @@ def parallel_nsa(
         _nsa_attention,
         block_counts=block_counts,
         block_size=block_size,
-        window=window_size,
+        window_size=window_size,
         scale=scale,
     )
     gates = (g_cmp, g_slc, g_swa if window_size else None)
-    if cu_seqlens is None:
-        return function(q, k, v, *gates)
-    if isinstance(cu_seqlens, Tensor) or torch.equal(*cu_seqlens):
-        edges = cu_seqlens if isinstance(cu_seqlens, Tensor) else cu_seqlens[0]
-        rows = (None if x is None else x.squeeze(0) for x in (q, k, v, *gates))
-        return map_padded_documents(function, edges, *rows).unsqueeze(0)
+    if isinstance(cu_seqlens, tuple) and torch.equal(*cu_seqlens):
+        cu_seqlens = cu_seqlens[0]
+    if not isinstance(cu_seqlens, tuple):
+        return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, *gates)
     edges_q, edges_k = (pairwise(x.tolist()) for x in cu_seqlens)
     outputs = []
     for (begin, end), (first, last) in zip(edges_q, edges_k, strict=True):
@@ -98,13 +97,13 @@ def _nsa_attention(
     g_swa: Tensor | None,
     block_counts: int,
     block_size: int,
-    window: int,
+    window_size: int,
     scale: float | None,
 ) -> Tensor:
     groups = k.shape[2]
     scale = scale_or_default(scale, q.shape[-1])
     rows = [fold_groups_into_batch(x, groups) for x in (q * scale, g_cmp, g_slc)]
-    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
+    columns = [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v)]
     means = [zero_padded_chunk_means(x, block_size) for x in columns]
     formula = partial(
         _nsa_attention_block,
@@ -115,7 +114,7 @@ def _nsa_attention(
         q.dtype
     )
     if g_swa is not None:
-        o = o + softmax_attention(q, k, v, scale, window - 1, 0) * g_swa.unsqueeze(-1)
+        o = o + softmax_attention(q, k, v, scale, window_size - 1, 0) * g_swa.unsqueeze(-1)
     return o
 
 

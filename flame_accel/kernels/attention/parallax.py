@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     causally_masked_dot_products,
     dot_products,
     fold_groups_into_batch,
+    fold_key_heads_into_batch,
     map_query_blocks,
     scale_or_default,
     unfold_groups_from_batch,
@@ -37,9 +38,7 @@ def parallel_parallax(
     None; `cu_seqlens` [N + 1] are the boundaries of packed documents, with B = 1.
     """
     function = partial(_parallax_attention, scale=scale, window_size=window_size)
-    if cu_seqlens is None:
-        return function(q, r, k, v)
-    return map_padded_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, r, k, v)))[None]
+    return map_rows_or_packed_documents(function, cu_seqlens, q, r, k, v)
 
 
 @without_autocast
@@ -59,9 +58,6 @@ def parallax_decode(
     return _parallax_attention(q, r, k, v, scale, window_size, cache_start)
 
 
-parallax_decode_one_step = parallax_decode
-
-
 def _parallax_attention(
     q: Tensor,
     r: Tensor,
@@ -73,7 +69,7 @@ def _parallax_attention(
 ) -> Tensor:
     groups, left_window = k.shape[2], -1 if window_size is None else window_size - 1
     scale = scale_or_default(scale, q.shape[-1])
-    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
+    columns = [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v)]
     if cache_start is not None:
         is_padding_key = torch.arange(k.shape[1], device=k.device) < cache_start[:, None]
         columns.append(is_padding_key.repeat_interleave(groups, 0))

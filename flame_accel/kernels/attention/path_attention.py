@@ -4,7 +4,7 @@ s_ij = scale (q_i^T H_i H_{i-1} ... H_{j+1} k_j + sum_{l=j+1..i} g_l), H_t = I -
 over j <= i (2505.16381). In chunks: queries are carried to the start of their chunk, keys to the
 end of theirs, and queries on through one matrix for every chunk between.
 
-Shape letters as in `blocks`; N chunks, C tokens of a chunk.
+Shape letters as in `query_blocks`; N chunks, C tokens of a chunk.
 """
 
 from functools import partial
@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     fold_groups_into_batch,
+    fold_key_heads_into_batch,
     hidden_key_mask,
     map_query_blocks,
     scale_or_default,
@@ -24,6 +25,7 @@ from flame_accel.kernels.attention.query_blocks import (
     unfold_groups_from_batch,
 )
 from flame_accel.kernels.precision import without_autocast
+from flame_accel.kernels.recurrence.sequences import split_sequences
 
 CHUNK = 64
 
@@ -55,17 +57,11 @@ def parallel_path_attn(
             D], for `attn_decoding_one_step`.
     """
     attend = partial(_path_attention, scale=scale_or_default(scale, k.shape[-1]))
-    if cu_seqlens is None:
-        return attend(q, k, v, w, beta, g), _transform_keys_to_sequence_end(
-            k, w, beta
-        ) if use_cache else None
-    rows = (None if x is None else x.squeeze(0) for x in (q, k, v, w, beta, g))
-    o = map_padded_documents(attend, cu_seqlens, *rows).unsqueeze(0)
+    o = map_rows_or_packed_documents(attend, cu_seqlens, q, k, v, w, beta, g)
     if not use_cache:
         return o, None
     # keys are carried over later tokens: no padding may follow a document
-    lengths = cu_seqlens.diff().tolist()
-    documents = zip(*(x.split(lengths, 1) for x in (k, w, beta)), strict=True)
+    documents = zip(*(split_sequences(x, cu_seqlens) for x in (k, w, beta)), strict=True)
     return o, torch.cat([_transform_keys_to_sequence_end(*x) for x in documents], 1)
 
 
@@ -86,7 +82,7 @@ class _ChunkTransitions(NamedTuple):
 
 def _compute_chunk_transitions(k: Tensor, w: Tensor, beta: Tensor) -> _ChunkTransitions:
     groups = k.shape[2]
-    k, w = (_pad_into_chunks(fold_groups_into_batch(x, groups).squeeze(2)) for x in (k, w))
+    k, w = (_pad_into_chunks(fold_key_heads_into_batch(x)) for x in (k, w))
     beta = _pad_into_chunks(fold_groups_into_batch(beta, groups))
     scaled = w * beta
     inner = torch.eye(CHUNK, device=w.device) + (scaled @ w.mT).tril(-1)
@@ -109,23 +105,21 @@ def _path_attention(
 ) -> Tensor:
     groups, length, dtype = k.shape[2], q.shape[1], q.dtype
     chunks = _compute_chunk_transitions(k, w, beta)
-    sums = (
-        None
-        if g is None
-        else _pad_into_chunks(fold_groups_into_batch((g * scale).double().cumsum(1), groups))
-    )
+    sums = []
+    if g is not None:
+        gates = fold_groups_into_batch((g * scale).double().cumsum(1), groups)
+        sums.append(_pad_into_chunks(gates))
     q = _pad_into_chunks(fold_groups_into_batch(q * scale, groups))
     flat = q.flatten(2, 3)
     along = (flat @ chunks.w.mT).unflatten(2, q.shape[2:4])
     later = hidden_key_mask(CHUNK, CHUNK, q.device)
     along = along.masked_fill(later, 0.0).flatten(2, 3)
-    keys = _pad_into_chunks(fold_groups_into_batch(k, groups).squeeze(2))
+    keys = _pad_into_chunks(fold_key_heads_into_batch(k))
     scores = (flat @ keys.mT - along @ chunks.own).unflatten(2, q.shape[2:4])
     o = map_query_blocks(
         _path_attention_block,
         [(flat - along @ chunks.solve).view_as(q), scores.masked_fill(later, -torch.inf)],
-        [chunks.k, _pad_into_chunks(fold_groups_into_batch(v, groups).squeeze(2)), chunks.through]
-        + ([] if sums is None else [sums]),
+        [chunks.k, _pad_into_chunks(fold_key_heads_into_batch(v)), chunks.through, *sums],
         block_size=1,
     )
     return unfold_groups_from_batch(o.flatten(1, 2)[:, :length], groups).to(dtype)

@@ -32,34 +32,44 @@ class _PaddedDocumentBatches:
     """Slots that hold no token."""
 
 
-def map_padded_documents(
-    causal_function: CausalBatchFunction, cu_seqlens: Tensor, *tensors: Tensor | None
+def map_rows_or_packed_documents(
+    causal_function: CausalBatchFunction, cu_seqlens: Tensor | None, *tensors: Tensor | None
 ) -> Tensor:
-    """Every document by itself, in batches of documents of similar length, padded at the end.
+    """The function of the rows, or of every document by itself if they are packed in one row.
+
+    Documents go through the function in batches of similar length, padded at the end.
 
     Args:
         causal_function: Takes the tensors as [N, L, ...], returns [N, L, ...]; no token may
             depend on later ones.
-        cu_seqlens: Boundaries of the documents [N + 1], the last one the number of tokens.
-        tensors: [tokens, ...], or None, which is passed on.
+        cu_seqlens: Boundaries of the documents [N + 1], the last one the number of tokens, with
+            B = 1; None if rows hold one document each.
+        tensors: [B, T, ...], or None, which is passed on.
+
+    Returns:
+        [B, T, ...].
     """
+    if cu_seqlens is None:
+        return causal_function(*tensors)
     layout = _batch_documents_by_padded_length(tuple(cu_seqlens.tolist()), cu_seqlens.device)
     sizes = [documents * slots for documents, slots in layout.batches]
-    parts = [
+    batches = [
         [None] * len(sizes)
         if x is None
-        else _GatherRows.apply(x, layout.token_of_slot, layout.slot_of_token, None).split(sizes)
+        else _GatherRows.apply(
+            x.squeeze(0), layout.token_of_slot, layout.slot_of_token, None
+        ).split(sizes)
         for x in tensors
     ]
     outputs = [
         causal_function(*(None if x is None else x.unflatten(0, shape) for x in batch)).flatten(
             0, 1
         )
-        for shape, *batch in zip(layout.batches, *parts, strict=True)
+        for shape, *batch in zip(layout.batches, *batches, strict=True)
     ]
     return _GatherRows.apply(
         torch.cat(outputs), layout.slot_of_token, layout.token_of_slot, layout.padding
-    )
+    ).unsqueeze(0)
 
 
 def _round_up_document_length(length: int) -> int:

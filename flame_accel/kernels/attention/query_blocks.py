@@ -122,6 +122,11 @@ def fold_groups_into_batch(x: Tensor, groups: int) -> Tensor:
     return x.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
+def fold_key_heads_into_batch(x: Tensor) -> Tensor:
+    """[B, S, G, ...] -> contiguous [P, S, ...] in fp32 (fp64 stays), each head a group."""
+    return fold_groups_into_batch(x, x.shape[2]).squeeze(2)
+
+
 def unfold_groups_from_batch(x: Tensor, groups: int) -> Tensor:
     """Inverse of `fold_groups_into_batch`."""
     return x.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)

@@ -13,10 +13,11 @@ from fla.layers.utils import repad_hidden_states, unpad_hidden_states
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
     fold_groups_into_batch,
+    fold_key_heads_into_batch,
     hidden_key_mask,
     map_query_blocks,
     scale_or_default,
@@ -45,10 +46,7 @@ def parallel_stickbreaking_attn(
     function = partial(
         _stickbreaking_outputs_and_remainders, scale=scale, attend_current=attend_current
     )
-    if cu_seqlens is None:
-        o = function(q, k, v)
-    else:
-        o = map_padded_documents(function, cu_seqlens, *(x.squeeze(0) for x in (q, k, v)))[None]
+    o = map_rows_or_packed_documents(function, cu_seqlens, q, k, v)
     return o[..., :-1].to(q.dtype), o[..., -1].to(q.dtype)
 
 
@@ -86,7 +84,7 @@ def _stickbreaking_outputs_and_remainders(
 ) -> Tensor:
     groups = k.shape[2]
     scale = scale_or_default(scale, q.shape[-1])
-    columns = [fold_groups_into_batch(x, groups).squeeze(2) for x in (k, v)]
+    columns = [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v)]
     formula = partial(_stickbreaking_outputs_and_remainders_block, attend_current=attend_current)
     o = map_query_blocks(formula, [fold_groups_into_batch(q * scale, groups)], columns)
     return unfold_groups_from_batch(o, groups)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.attention.per_document import map_padded_documents
+from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
     expand_sink_logits_to_optional_list,
     fold_groups_into_batch,
+    fold_key_heads_into_batch,
     hidden_key_mask,
     map_query_blocks,
     scale_or_default,
@@ -57,10 +58,7 @@ def parallel_wall_attn(
         cu_seqlens: Boundaries of packed documents [N + 1], with B = 1.
     """
     function = partial(_wall_attention, sink=sink_bias, scale=scale, window_size=window_size)
-    if cu_seqlens is None:
-        return function(q, k, v, g, g_scalar)
-    rows = (None if x is None else x.squeeze(0) for x in (q, k, v, g, g_scalar))
-    return map_padded_documents(function, cu_seqlens, *rows).unsqueeze(0)
+    return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, g, g_scalar)
 
 
 def decode_incremental(
@@ -106,11 +104,9 @@ def _wall_attention(
     scale = scale_or_default(scale, q.shape[-1])
     shares = heads // k.shape[2]
     # every head has decays of its own, hence keys of its own
-    k, v = (
-        fold_groups_into_batch(x.repeat_interleave(shares, 2), heads).squeeze(2) for x in (k, v)
-    )
+    k, v = (fold_key_heads_into_batch(x.repeat_interleave(shares, 2)) for x in (k, v))
     # double, since differences of large sums are what counts
-    channels = fold_groups_into_batch(g.double().cumsum(1), heads).squeeze(2)
+    channels = fold_key_heads_into_batch(g.double().cumsum(1))
     scalars = channels[..., :1] * 0 if g_scalar is None else g_scalar.double().cumsum(1)
     scalars = scalars if g_scalar is None else fold_groups_into_batch(scalars, heads)
     own = slice(k.shape[1] - q.shape[1], None)

@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.kernels.modules.norm import group_norm
-
-OutputOrOutputAndResidual = Tensor | tuple[Tensor, Tensor]
+from flame_accel.kernels.modules.norm import OutputOrOutputAndResidual, group_norm
 
 
 def layer_norm_linear_quant(

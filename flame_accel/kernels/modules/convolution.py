@@ -27,7 +27,7 @@ def causal_conv1d(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     chunk_indices: Tensor | None = None,
-    cp_context: Any = None,
+    cp_context: object = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs [B, T, D] and final states [N, D, W] or None, both in the dtype of `x`.
@@ -102,13 +102,13 @@ class PaddedInputs(NamedTuple):
 
 
 def _pad_with_initial_states(
-    x: Tensor, initial: Tensor | None, width: int, cu_seqlens: Tensor | None
+    x: Tensor, initial_states: Tensor | None, width: int, cu_seqlens: Tensor | None
 ) -> PaddedInputs:
-    """Puts the W inputs before each sequence in front of it; zeros if `initial` is None."""
+    """Puts the W inputs before each sequence in front of it; zeros if `initial_states` is None."""
     if cu_seqlens is None:
-        if initial is None:
+        if initial_states is None:
             return PaddedInputs(F.pad(x, (0, 0, width, 0)), None, None)
-        return PaddedInputs(torch.cat((initial.to(x.dtype).mT, x), 1), None, None)
+        return PaddedInputs(torch.cat((initial_states.to(x.dtype).mT, x), 1), None, None)
     num_tokens, num_sequences = x.shape[1], cu_seqlens.numel() - 1
     # a sequence moves by the width of its own state and of those before it
     shifts = torch.arange(1, num_sequences + 1, device=x.device) * width
@@ -116,9 +116,11 @@ def _pad_with_initial_states(
     slots = slots + torch.repeat_interleave(shifts, cu_seqlens.diff())
     padded = x.new_zeros(1, num_tokens + num_sequences * width, x.shape[-1])
     padded = padded.index_copy(1, slots, x)
-    if initial is not None:
+    if initial_states is not None:
         before = _window_positions_before(cu_seqlens[:-1] + shifts, width).flatten()
-        padded = padded.index_copy(1, before, initial.to(x.dtype).mT.reshape(1, -1, x.shape[-1]))
+        padded = padded.index_copy(
+            1, before, initial_states.to(x.dtype).mT.reshape(1, -1, x.shape[-1])
+        )
     return PaddedInputs(padded, slots - width + 1, cu_seqlens[1:] + shifts)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fla.modules.fused_cross_entropy import FusedCrossEntropyLoss
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from flame_accel.config.errors import UserError
 
@@ -26,7 +28,7 @@ def cross_entropy_loss(
     logit_softcapping: float | None = None,
     ignore_index: int = -100,
     inplace_backward: bool = False,
-    process_group: Any = None,
+    process_group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Losses of all tokens and the z-losses in them, fp32 [N]; 0 where the target does not count.
 
@@ -59,8 +61,10 @@ def cross_entropy_loss(
     return loss + z_loss, z_loss.detach()
 
 
-def forward_cross_entropy(module: Any, input: Tensor, target: Tensor) -> Any:
-    """`FusedCrossEntropyLoss.forward`, which refuses CPU tensors."""
+def forward_cross_entropy(
+    module: FusedCrossEntropyLoss, input: Tensor, target: Tensor
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`FusedCrossEntropyLoss.forward`, which refuses CPU tensors: the loss, maybe its z-loss."""
     loss, z_loss = cross_entropy_loss(
         input,
         target,
@@ -91,7 +95,7 @@ def fused_linear_cross_entropy_loss(
     use_l2warp: bool = False,
     l2_penalty_factor: float = 1e-4,
     accumulate_grad_in_fp32: bool = True,
-    process_group: Any = None,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Mean (over the targets that count) or sum of the cross-entropy of x @ weight^T + bias, fp32.
 
@@ -114,14 +118,16 @@ def fused_linear_cross_entropy_loss(
     _check_no_process_group(process_group)
     total = (target != ignore_index).sum().clamp_min(1) if reduction == "mean" else 1
     penalty = l2_penalty_factor / x.shape[0] if use_l2warp else 0.0
-    token_losses = partial(
+    losses_and_z_losses_of_logits = partial(
         cross_entropy_loss,
         label_smoothing=label_smoothing,
         logit_scale=logit_scale,
         logit_softcapping=logit_softcapping,
         ignore_index=ignore_index,
     )
-    return _ChunkedLinearCrossEntropy.apply(x, target, weight, bias, total, penalty, token_losses)
+    return _ChunkedLinearCrossEntropy.apply(
+        x, target, weight, bias, total, penalty, losses_and_z_losses_of_logits
+    )
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -136,7 +142,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         total: Tensor | int,
         penalty: float,
-        token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        losses_and_z_losses_of_logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
         learning = any(ctx.needs_input_grad)
         loss = x.new_zeros((), dtype=torch.float32)
@@ -148,7 +154,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             here = slice(first, first + num_rows)
             logits = F.linear(x[here], weight, bias).requires_grad_(learning)
             with torch.set_grad_enabled(learning):
-                part = token_losses(logits, target[here])[0].sum() / total
+                part = losses_and_z_losses_of_logits(logits, target[here])[0].sum() / total
             loss += part.detach()
             if not learning:
                 continue
@@ -173,7 +179,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         return dx, None, dweight, dbias, None, None, None
 
 
-def _check_no_process_group(process_group: Any) -> None:
+def _check_no_process_group(process_group: ProcessGroup | None) -> None:
     if process_group is not None:
         raise UserError(
             "a cross-entropy over a vocabulary that processes share needs a Triton device",

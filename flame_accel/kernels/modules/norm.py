@@ -12,37 +12,6 @@ from torch import Tensor
 OutputOrOutputAndResidual = Tensor | tuple[Tensor, Tensor]
 
 
-def layer_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-5,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    is_rms_norm: bool = False,
-) -> OutputOrOutputAndResidual:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension.
-
-    With a residual, x + residual is normalised; with `prenorm`, that sum is returned too, in the
-    dtype of the residual (or fp32 if `residual_in_fp32` and there is none).
-    """
-    return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
-
-
-def rms_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-5,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-) -> OutputOrOutputAndResidual:
-    """`layer_norm` without a mean: x / sqrt(mean(x^2) + eps) * weight + bias."""
-    return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, True)
-
-
 def group_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -54,10 +23,23 @@ def group_norm(
     is_rms_norm: bool = False,
     num_groups: int = 1,
 ) -> OutputOrOutputAndResidual:
-    """As `layer_norm` in each of `num_groups` equal shares of the last dimension."""
-    total, kept = _add_residual_in_fp32(x, residual, residual_in_fp32)
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension; fla's layer norm too.
+
+    With `is_rms_norm` there is no mean: x / sqrt(mean(x^2) + eps). Each of `num_groups` equal
+    shares of the last dimension has statistics of its own. With a residual, x + residual is
+    normalised; with `prenorm`, that sum is returned too, in the dtype of the residual (or fp32 if
+    `residual_in_fp32` and there is none).
+    """
+    total, next_residual = _add_residual_in_fp32(x, residual, residual_in_fp32)
     y = _normalize(total, weight, bias, eps, is_rms_norm, num_groups).to(x.dtype)
-    return (y, kept) if prenorm else y
+    return (y, next_residual) if prenorm else y
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **options: Any
+) -> OutputOrOutputAndResidual:
+    """`group_norm` with `is_rms_norm`, over the whole last dimension."""
+    return group_norm(x, weight, bias, *args, **options, is_rms_norm=True)
 
 
 def layer_norm_linear(
@@ -74,10 +56,11 @@ def layer_norm_linear(
     num_groups: int = 1,
 ) -> OutputOrOutputAndResidual:
     """`group_norm`, then a linear map."""
-    total, kept = _add_residual_in_fp32(x, residual, residual_in_fp32)
-    y = _normalize(total, norm_weight, norm_bias, eps, is_rms_norm, num_groups).to(x.dtype)
-    y = F.linear(y, linear_weight, linear_bias)
-    return (y, kept) if prenorm else y
+    y, next_residual = group_norm(
+        x, norm_weight, norm_bias, residual, eps, True, residual_in_fp32, is_rms_norm, num_groups
+    )
+    out = F.linear(y, linear_weight, linear_bias)
+    return (out, next_residual) if prenorm else out
 
 
 def layer_norm_gated(
@@ -90,28 +73,24 @@ def layer_norm_gated(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
+    *,
+    is_rms_norm: bool = False,
 ) -> OutputOrOutputAndResidual:
-    """`layer_norm` times the activation (swish, silu, sigmoid) of the gate `g`, shaped like `x`."""
-    return _gated_norm(
-        x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, False
-    )
+    """A layer or RMS norm times the activation (swish, silu, sigmoid) of `g`, shaped like `x`.
+
+    Residuals as in `group_norm`.
+    """
+    total, next_residual = _add_residual_in_fp32(x, residual, residual_in_fp32)
+    gate = torch.sigmoid(g.float()) if activation == "sigmoid" else F.silu(g.float())
+    y = (_normalize(total, weight, bias, eps, is_rms_norm, 1) * gate).to(x.dtype)
+    return (y, next_residual) if prenorm else y
 
 
 def rms_norm_gated(
-    x: Tensor,
-    g: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str = "swish",
-    residual: Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
+    x: Tensor, g: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **options: Any
 ) -> OutputOrOutputAndResidual:
-    """`rms_norm` times the activation of the gate `g`."""
-    return _gated_norm(
-        x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, True
-    )
+    """`layer_norm_gated` with `is_rms_norm`."""
+    return layer_norm_gated(x, g, weight, bias, *args, **options, is_rms_norm=True)
 
 
 def layer_norm_swish_gate_linear(
@@ -125,33 +104,23 @@ def layer_norm_swish_gate_linear(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
+    *,
+    is_rms_norm: bool = False,
 ) -> OutputOrOutputAndResidual:
-    """`layer_norm_gated`, then a linear map."""
-    y = _gated_norm(
-        x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, False
-    )
-    out = F.linear(y[0], linear_weight, linear_bias)
-    return (out, y[1]) if prenorm else out
+    """`layer_norm_gated` by swish, then a linear map."""
+    y, next_residual = layer_norm_gated(
+        x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps,
+        is_rms_norm=is_rms_norm,
+    )  # fmt: skip
+    out = F.linear(y, linear_weight, linear_bias)
+    return (out, next_residual) if prenorm else out
 
 
 def rms_norm_swish_gate_linear(
-    x: Tensor,
-    g: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    residual: Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
+    x: Tensor, g: Tensor, *args: Any, **options: Any
 ) -> OutputOrOutputAndResidual:
-    """`rms_norm_gated`, then a linear map."""
-    y = _gated_norm(
-        x, g, norm_weight, norm_bias, "swish", residual, True, residual_in_fp32, eps, True
-    )
-    out = F.linear(y[0], linear_weight, linear_bias)
-    return (out, y[1]) if prenorm else out
+    """`layer_norm_swish_gate_linear` with `is_rms_norm`."""
+    return layer_norm_swish_gate_linear(x, g, *args, **options, is_rms_norm=True)
 
 
 def layernorm_fn(
@@ -177,16 +146,10 @@ def layernorm_fn(
 
 
 def rmsnorm_fn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
+    x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **options: Any
 ) -> Tensor:
     """As `layernorm_fn` with an RMS norm."""
-    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
+    return layernorm_fn(x, weight, bias, *args, **options, is_rms_norm=True)
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
@@ -261,21 +224,3 @@ class _RMSNorm(torch.autograd.Function):
         # dx = rstd * (dy * w - x * rstd^2 * mean(dy * w * x))
         along = rstd.pow(3).mul_(products.sum(-1, keepdim=True)).div_(-width)
         return dx.addcmul_(x, along), dweight, None
-
-
-def _gated_norm(
-    x: Tensor,
-    g: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str,
-    residual: Tensor | None,
-    prenorm: bool,
-    residual_in_fp32: bool,
-    eps: float,
-    is_rms_norm: bool,
-) -> OutputOrOutputAndResidual:
-    total, kept = _add_residual_in_fp32(x, residual, residual_in_fp32)
-    gate = torch.sigmoid(g.float()) if activation == "sigmoid" else F.silu(g.float())
-    y = (_normalize(total, weight, bias, eps, is_rms_norm, 1) * gate).to(x.dtype)
-    return (y, kept) if prenorm else y

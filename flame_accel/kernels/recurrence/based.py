@@ -40,13 +40,6 @@ def parallel_based(
     return (o / (score_sums + 1e-6) if use_norm else o).to(q.dtype)
 
 
-def fused_chunk_based(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, use_norm: bool = True
-) -> Tensor:
-    """As `parallel_based`."""
-    return parallel_based(q, k, v, scale, use_norm)
-
-
 @without_autocast
 def parallel_rebased(
     q: Tensor,

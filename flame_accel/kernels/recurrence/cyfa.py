@@ -16,14 +16,13 @@ period of the clock), M = P + 1.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.linear_attention import linear_attention
-from flame_accel.kernels.recurrence.sequences import split_sequences
+from flame_accel.kernels.recurrence.sequences import cumsum_per_sequence, last_tokens
 
 CyfaState = tuple[Tensor, Tensor, Tensor]
 """X [N, H, K, M], Y [N, H, M, V] and the clock [N, H], all fp32."""
@@ -74,11 +73,8 @@ def chunk_cyfa(
     g, period = g.unsqueeze(-1), readout.shape[-1]
     q_normed = _rms_norm(q, q_norm_weight, q_norm_eps)
     k_normed = _rms_norm(k, k_norm_weight, k_norm_eps)
-    clock, final_clock = _accumulate_clock(delta, clock0, cu_seqlens)
-    z, size = (
-        _complex_clock_harmonics(clock, period),
-        _fourier_normalizers(period, q.device),
-    )
+    clock = cumsum_per_sequence(delta.double(), cu_seqlens, clock0)
+    z, size = _complex_clock_harmonics(clock, period), _fourier_normalizers(period, q.device)
     w = beta.float().unsqueeze(-1) * _complex_to_interleaved_real(size * z.conj())
     scores, x = linear_attention(
         q_normed,
@@ -102,59 +98,14 @@ def chunk_cyfa(
         initial_state=y0,
         cu_seqlens=cu_seqlens,
     )
-    return o.to(q.dtype), (x, y, final_clock) if output_final_state else None
-
-
-def fused_recurrent_cyfa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    delta: Tensor,
-    beta: Tensor,
-    readout: Tensor,
-    q_norm_weight: Tensor,
-    k_norm_weight: Tensor,
-    q_norm_eps: float,
-    k_norm_eps: float,
-    scale: float | None = None,
-    initial_state: CyfaState | None = None,
-    output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, CyfaState | None]:
-    """As `chunk_cyfa`."""
-    return chunk_cyfa(
-        q, k, v, g, delta, beta, readout, q_norm_weight, k_norm_weight, q_norm_eps, k_norm_eps,
-        scale, initial_state, output_final_state, cu_seqlens,
-    )  # fmt: skip
+    state = (x, y, last_tokens(clock, cu_seqlens).float()) if output_final_state else None
+    return o.to(q.dtype), state
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x_fp32 = x.float()
     normed = x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps) * weight.float()
     return normed.to(x.dtype)
-
-
-class _ClockTimes(NamedTuple):
-    at_tokens: Tensor
-    """[B, T, H] in double."""
-    final: Tensor
-    """[N, H] after each sequence, in fp32."""
-
-
-def _accumulate_clock(
-    delta: Tensor, initial_clock: Tensor | None, cu_seqlens: Tensor | None
-) -> _ClockTimes:
-    """The running sum of the steps `delta` [B, T, H].
-
-    It starts from `initial_clock` [N, H], or 0 if None.
-    """
-    times = [steps.cumsum(1) for steps in split_sequences(delta.double(), cu_seqlens)]
-    if initial_clock is not None:
-        starts = (initial_clock,) if cu_seqlens is None else initial_clock.split(1)
-        times = [time + x.double().unsqueeze(1) for time, x in zip(times, starts, strict=True)]
-    final = torch.cat([time[:, -1] for time in times]).float()
-    return _ClockTimes(torch.cat(times, 1), final)
 
 
 def _complex_clock_harmonics(clock: Tensor, period: int) -> Tensor:

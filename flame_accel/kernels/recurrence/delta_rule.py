@@ -6,6 +6,8 @@
 Comba, arXiv 2506.02475). Decays per channel are in `kda`, erase keys of their own in `dplr`.
 Arguments that choose among fla's kernels have no effect.
 
+Outputs are [B, T, HV, V], final states [N, HV, K, V] in fp32.
+
 Shape letters: B batch, T tokens, N sequences, H heads of keys, HV heads of values (a multiple of
 H), K key width, V value width.
 """
@@ -20,10 +22,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
-from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates
-
-OutputAndState = tuple[Tensor, Tensor | None]
-"""Outputs [B, T, HV, V], and final states [N, HV, K, V] in fp32, or None unless asked for."""
+from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates, OutputsAndOptionalStates
 
 
 def chunk_delta_rule(
@@ -38,7 +37,7 @@ def chunk_delta_rule(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, strengths `beta` [B, T, H], 1 if None."""
     o, state = run_delta_rule(
         q, k, v, beta,
@@ -46,23 +45,6 @@ def chunk_delta_rule(
         normalize_qk=use_qk_l2norm_in_kernel,
     )  # fmt: skip
     return o, state if output_final_state else None
-
-
-def fused_recurrent_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
-    """As `chunk_delta_rule`."""
-    return chunk_delta_rule(
-        q, k, v, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens
-    )
 
 
 @without_autocast
@@ -82,12 +64,12 @@ def chunk_gated_delta_rule(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     chunk_indices: Tensor | None = None,
-    cp_context: Any = None,
+    cp_context: object = None,
     use_gate_in_kernel: bool = False,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """Decay per head: the state decays by exp(g_t), `g` [B, T, HV], before keys read it.
 
     `v`, `g` and `beta` may have more heads (HV) than `q` and `k` (H), a multiple. With
@@ -99,7 +81,7 @@ def chunk_gated_delta_rule(
         rates = g.float() if dt_bias is None else g.float() + dt_bias.float()
         g = -A_log.float().exp() * F.softplus(rates)
     if use_beta_sigmoid_in_kernel and beta is not None:
-        beta = sigmoid_beta(beta, allow_neg_eigval)
+        beta = beta_from_logits(beta, allow_neg_eigval)
     o, state = run_delta_rule(
         q, k, v, beta, None if g is None else g.unsqueeze(-1),
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
@@ -121,7 +103,7 @@ def fused_recurrent_gated_delta_rule(
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_gated_delta_rule`; `options` are its other arguments."""
     if gk is not None or gv is not None:
         raise UserError(
@@ -148,8 +130,8 @@ def chunk_gated_delta_product(
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-    cp_context: Any = None,
-) -> OutputAndState:
+    cp_context: object = None,
+) -> OutputsAndOptionalStates:
     """Several delta rule steps per token: k, v, beta are [B, T * num_householder, H, ...].
 
     Of the `num_householder` steps of a token the first decays the state, and the last reads it.
@@ -178,7 +160,7 @@ def chunk_comba(
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - S_{t-1}^T p_t)^T, erase keys `p` [B, T, H, K].
 
     `p` reads the state before its decay, as in fla's kernels and its `naive_chunk_comba`; fla's
@@ -194,17 +176,17 @@ def chunk_comba(
 
 def fused_recurrent_comba(
     q: Tensor, k: Tensor, p: Tensor | None, v: Tensor, g: Tensor, *rest: Any, **options: Any
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_comba`, with the arguments in another order."""
     return chunk_comba(q, k, v, p, g, *rest, **options)
 
 
-def sigmoid_beta(beta: Tensor, allow_neg_eigval: bool) -> Tensor:
+def beta_from_logits(beta: Tensor, allow_neg_eigval: bool) -> Tensor:
     """Strengths in (0, 1); with `allow_neg_eigval` in (0, 2), where I - beta k k^T can reflect."""
     return beta.float().sigmoid() * (2.0 if allow_neg_eigval else 1.0)
 
 
-def check_no_context_parallelism(cp_context: Any) -> None:
+def check_no_context_parallelism(cp_context: object) -> None:
     """Raises a UserError if sequences are split over devices: PyTorch needs whole sequences."""
     if cp_context is not None:
         raise UserError(

@@ -15,9 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.delta_rule import OutputAndState, check_no_context_parallelism
+from flame_accel.kernels.recurrence.delta_rule import check_no_context_parallelism
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
-from flame_accel.kernels.recurrence.sequences import run_operator_from_last_token
+from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndOptionalStates,
+    run_operator_from_last_token,
+)
 
 
 @without_autocast
@@ -36,10 +39,10 @@ def chunk_dplr_delta_rule(
     safe_gate: bool = False,
     chunk_size: int | None = None,
     disable_recompute: bool = False,
-    cp_context: Any = None,
+    cp_context: object = None,
     lower_bound: float | None = None,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """The formula above; `gk` are log decays.
 
     Inputs are [B, T, H, K], but `v` is [B, T, H, V]; the scale is 1 / sqrt(K) if None.
@@ -65,7 +68,7 @@ def fused_recurrent_dplr_delta_rule(
     output_final_state: bool = False,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_dplr_delta_rule`; `reverse` runs from the last token to the first."""
     operator = partial(chunk_dplr_delta_rule, scale=scale, output_final_state=output_final_state)
     inputs = (q, k, v, a, b, gk)
@@ -86,25 +89,8 @@ def chunk_iplr_delta_rule(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_dplr_delta_rule` without a decay."""
     return chunk_dplr_delta_rule(
         q, k, v, a, b, None, scale, initial_state, output_final_state, cu_seqlens
-    )
-
-
-def fused_recurrent_iplr_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
-    """As `chunk_iplr_delta_rule`."""
-    return chunk_iplr_delta_rule(
-        q, k, v, a, b, scale, initial_state, output_final_state, cu_seqlens
     )

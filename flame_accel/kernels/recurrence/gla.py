@@ -7,23 +7,26 @@ and Rodimus call the functions with decays per channel; simple GLA, RetNet, ligh
 Mamba2 and linear attention those with decays per head. Arguments that choose among fla's kernels
 have no effect.
 
+Outputs are [B, T, H, V], final states [N, H, K, V] in fp32.
+
 Shape letters: B batch, T tokens, N sequences, H heads, K key width, V value width.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence.linear_attention import linear_attention
-from flame_accel.kernels.recurrence.sequences import run_operator_from_last_token, split_sequences
+from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndFinalStates,
+    OutputsAndOptionalStates,
+    run_operator_from_last_token,
+    split_sequences,
+)
 from flame_accel.kernels.recurrence.value_decay import linear_attention_with_value_decay
-
-OutputAndState = tuple[Tensor, Tensor | None]
-"""Outputs [B, T, H, V], and final states [N, H, K, V] in fp32, or None unless asked for."""
 
 
 def chunk_gla(
@@ -37,16 +40,11 @@ def chunk_gla(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """Decay per key channel, `g` [B, T, H, K]; see `linear_attention.linear_attention`."""
     return _linear_attention_with_fla_defaults(
         q, k, v, g, scale, initial_state, output_final_state, state_v_first, cu_seqlens
     )
-
-
-def fused_chunk_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **options: Any) -> OutputAndState:
-    """As `chunk_gla`; fla 0.6 only keeps the name, as a mode that its layers accept."""
-    return chunk_gla(q, k, v, g, **options)
 
 
 def fused_recurrent_gla(
@@ -61,7 +59,7 @@ def fused_recurrent_gla(
     reverse: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_gla`; `reverse` runs from the last token to the first.
 
     Log decays are per key channel, `gk` [B, T, H, K], or per value channel, `gv` [B, T, H, V].
@@ -91,7 +89,7 @@ def chunk_simple_gla(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     chunk_size: int | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none."""
     return _linear_attention_with_fla_defaults(
         q, k, v, _log_decay_per_token_and_head(q, g, g_gamma), scale, initial_state,
@@ -109,7 +107,7 @@ def fused_chunk_simple_gla(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_simple_gla`."""
     g = _log_decay_per_token_and_head(q, g, g_gamma)
     return _linear_attention_with_fla_defaults(
@@ -129,7 +127,7 @@ def fused_recurrent_simple_gla(
     reverse: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_simple_gla`; `reverse` runs from the last token to the first."""
     return _linear_attention_with_fla_defaults(
         q, k, v, _log_decay_per_token_and_head(q, g, g_gamma), scale, initial_state,
@@ -146,7 +144,7 @@ def parallel_simple_gla(
     output_attentions: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_simple_gla` without states; the second value, attention scores, is None."""
     if output_attentions:
         raise UserError(
@@ -178,8 +176,8 @@ def _linear_attention_with_fla_defaults(
     state_v_first: bool,
     cu_seqlens: Tensor | None,
     reverse: bool = False,
-    attention: Callable[..., tuple[Tensor, Tensor]] = linear_attention,
-) -> OutputAndState:
+    attention: Callable[..., OutputsAndFinalStates] = linear_attention,
+) -> OutputsAndOptionalStates:
     """`attention` with fla's defaults for scale, direction and returned state."""
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     attention = partial(attention, scale=scale, state_v_first=state_v_first)

@@ -24,20 +24,13 @@ from flame_accel.kernels.recurrence.chunking import (
     sort_states_longest_first,
     to_padded_fp32_chunks,
 )
-from flame_accel.kernels.recurrence.sequences import count_sequences
+from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndOptionalStates,
+    zeros_per_sequence,
+)
 
 CHUNK_SIZE = 32
 """Tokens of a chunk."""
-
-
-def chunk_hgrn(
-    x: Tensor,
-    g: Tensor,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """As `fused_recurrent_hgrn`; as in fla, without `cu_seqlens`."""
-    return fused_recurrent_hgrn(x, g, initial_state, output_final_state)
 
 
 @without_autocast
@@ -47,7 +40,7 @@ def fused_recurrent_hgrn(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> OutputsAndOptionalStates:
     """States h [B, T, D] in the dtype of `x`, and the last ones [N, D] in fp32, or None.
 
     Args:
@@ -59,8 +52,7 @@ def fused_recurrent_hgrn(
     """
     batch, tokens, width = x.shape
     if initial_state is None:
-        num_sequences = count_sequences(batch, cu_seqlens)
-        initial_state = x.new_zeros(num_sequences, width, dtype=torch.float32)
+        initial_state = zeros_per_sequence(x, cu_seqlens, width)
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
     xc, gc = (to_padded_fp32_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, g))
     h, final_state = gated_scan(xc, gc.exp(), initial_state.float(), layout)

@@ -20,12 +20,12 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.delta_rule import (
-    OutputAndState,
+    beta_from_logits,
     check_no_context_parallelism,
     run_delta_rule,
-    sigmoid_beta,
 )
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
+from flame_accel.kernels.recurrence.sequences import OutputsAndOptionalStates
 
 
 @without_autocast
@@ -49,13 +49,13 @@ def chunk_kda(
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-    cp_context: Any = None,
+    cp_context: object = None,
     use_graph: bool = False,
     max_num_seqs: int | None = None,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """Kimi Delta Attention, the formula above.
 
     `v`, `g` [B, T, HV, K] and `beta` [B, T, HV] may have more heads (HV) than `q` and `k` (H).
@@ -67,7 +67,7 @@ def chunk_kda(
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_beta_sigmoid_in_kernel:
-        beta = sigmoid_beta(beta, allow_neg_eigval)
+        beta = beta_from_logits(beta, allow_neg_eigval)
     o, state = run_delta_rule(
         q, k, v, beta, g,
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
@@ -90,7 +90,7 @@ def fused_recurrent_kda(
     use_qk_l2norm_in_kernel: bool = False,
     *rest: Any,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_kda`, with the arguments in another order.
 
     transformers passes only arguments whose names are in the signature.
@@ -151,11 +151,11 @@ def chunk_gdn2(
     disable_recompute: bool = False,
     return_intermediate_states: bool = False,
     state_v_first: bool = False,
-    cp_context: Any = None,
+    cp_context: object = None,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """S_t = D_t S_{t-1} + k_t (w_t v_t - (D_t S_{t-1})^T (b_t k_t))^T, gates per channel.
 
     `v`, `g`, `b` [B, T, HV, K] and `w` [B, T, HV, V] may have more heads (HV) than `q` and `k`
@@ -189,7 +189,7 @@ def fused_recurrent_gdn2(
     dt_bias: Tensor | None = None,
     *rest: Any,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_gdn2`, with the arguments in another order."""
     return chunk_gdn2(q, k, v, g, b, w, *rest, A_log=A_log, dt_bias=dt_bias, **options)
 

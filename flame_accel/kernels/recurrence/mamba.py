@@ -29,7 +29,7 @@ from flame_accel.kernels.recurrence.chunking import (
     to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.hgrn import CHUNK_SIZE, gated_scan
-from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates, count_sequences
+from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates, zeros_per_sequence
 
 _mamba_ssm_forward: Any = Mamba.cuda_kernels_forward
 
@@ -126,8 +126,7 @@ def selective_scan(
     """
     batch, tokens, _ = x.shape
     if initial_state is None:
-        num_sequences = count_sequences(batch, cu_seqlens)
-        initial_state = x.new_zeros(num_sequences, *a.shape, dtype=torch.float32)
+        initial_state = zeros_per_sequence(x, cu_seqlens, *a.shape)
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
     xc, dtc, bc, cc = (
         to_padded_fp32_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, dt, b, c)

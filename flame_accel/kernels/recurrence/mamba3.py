@@ -166,6 +166,5 @@ def _cumulative_angles_mod_2_pi(
     angles: Tensor, initial_angles: Tensor | None, cu_seqlens: Tensor | None
 ) -> Tensor:
     """Running sums over each sequence modulo 2 pi; in double, as they grow with its length."""
-    sums = cumsum_per_sequence(angles.double(), cu_seqlens)
-    sums = sums if initial_angles is None else sums + initial_angles.unsqueeze(1)
+    sums = cumsum_per_sequence(angles.double(), cu_seqlens, initial_angles)
     return sums.remainder(2 * math.pi).float()

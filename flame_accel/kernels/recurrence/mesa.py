@@ -30,7 +30,7 @@ from flame_accel.kernels.recurrence.chunking import (
 )
 from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
 from flame_accel.kernels.recurrence.linear_attention import inter_chunk_scan, linear_attention
-from flame_accel.kernels.recurrence.sequences import count_sequences
+from flame_accel.kernels.recurrence.sequences import zeros_per_sequence
 
 CHUNK_SIZE = 64
 """Tokens of a chunk."""
@@ -178,12 +178,11 @@ def _build_ridge_system(
     batch, tokens, num_heads, width = k.shape
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
     k = to_padded_fp32_chunks(k, layout)
-    g, beta = (to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
-    decays = compute_decay_factors(g)
+    gc, beta = (to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
+    decays = compute_decay_factors(gc)
     updates = (k * (decays.to_end * beta).unsqueeze(-1)).mT @ k
     if initial_h_kk is None:
-        num_sequences = count_sequences(batch, cu_seqlens)
-        initial_h_kk = k.new_zeros(num_sequences, num_heads, width, width)
+        initial_h_kk = zeros_per_sequence(g, cu_seqlens, num_heads, width, width)
     chunk_decay = decays.from_start[..., -1:, None].flatten(0, 1)
     states, _ = inter_chunk_scan(updates.flatten(0, 1), chunk_decay, initial_h_kk.float(), layout)
     return _RidgeSystem(

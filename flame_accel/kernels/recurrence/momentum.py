@@ -31,7 +31,7 @@ from flame_accel.kernels.recurrence.chunking import (
     to_padded_fp32_chunks,
 )
 from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
-from flame_accel.kernels.recurrence.sequences import count_sequences
+from flame_accel.kernels.recurrence.sequences import OutputsAndOptionalStates, count_sequences
 
 CHUNK_SIZE = 64
 """Tokens of a chunk."""
@@ -54,7 +54,7 @@ def chunk_momentum_delta_rule(
     use_qk_l2norm_in_kernel: bool = True,
     use_p_times_alpha: bool = True,
     chunk_size: int = CHUNK_SIZE,
-) -> tuple[Tensor, Tensor | None]:
+) -> OutputsAndOptionalStates:
     """Outputs [B, T, H, V] in the dtype of `q`, and final S and M [2, N, H, K, V] in fp32 or None.
 
     Unlike fla's function this one also takes fp32 inputs and packed batches.
@@ -94,29 +94,6 @@ def chunk_momentum_delta_rule(
     intra = _solve_intra_chunk_terms(*vectors, *scalars)
     o, states = _inter_chunk_scan(intra, initial_state.float(), layout)
     return from_padded_chunks(o, layout, dtype), states if output_final_state else None
-
-
-def fused_recurrent_momentum_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_alpha: Tensor,
-    log_mu: Tensor,
-    p: Tensor | None = None,
-    beta: Tensor | None = None,
-    eta: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None,
-    use_qk_l2norm_in_kernel: bool = True,
-    use_p_times_alpha: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """As `chunk_momentum_delta_rule`."""
-    return chunk_momentum_delta_rule(
-        q, k, v, log_alpha, log_mu, p, beta, eta, scale, initial_state, output_final_state,
-        cu_seqlens, use_qk_l2norm_in_kernel, use_p_times_alpha,
-    )  # fmt: skip
 
 
 class _IntraChunkTerms(NamedTuple):

@@ -16,6 +16,7 @@ K key width, V value width.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
+from flame_accel.kernels.recurrence.delta_rule import check_no_context_parallelism
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
 from flame_accel.kernels.recurrence.kda import fused_kda_gate
 from flame_accel.kernels.recurrence.linear_attention import linear_attention
@@ -49,17 +51,14 @@ def chunk_precond_gated_delta_rule(
     use_qk_l2norm_in_kernel: bool = True,
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
-    cp_context: None = None,
-    transpose_state_layout: bool = False,
-    x: float = 1.5,
-    eps: float = 1e-6,
-    log_atk_scale: Tensor | None = None,
+    cp_context: object = None,
+    **options: Any,
 ) -> OutputAndStates:
-    """Decay per head, `g` [B, T, G]; see `_preconditioned_delta_rule`."""
+    """Decay per head, `g` [B, T, G]; the others as of `_preconditioned_delta_rule`."""
+    check_no_context_parallelism(cp_context)
     return _preconditioned_delta_rule(
         q, k, v, g.unsqueeze(-1), beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
-        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
-        log_atk_scale,
+        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, **options,
     )  # fmt: skip
 
 
@@ -73,18 +72,13 @@ def fused_recurrent_precond_gated_delta_rule(
     beta: Tensor | None = None,
     g_atk: Tensor | None = None,
     beta_atk: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    initial_A_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = True,
-    cu_seqlens: Tensor | None = None,
-    transpose_state_layout: bool = False,
-    x: float = 1.5,
-    eps: float = 1e-6,
-    log_atk_scale: Tensor | None = None,
+    *args: Any,
+    **options: Any,
 ) -> OutputAndStates:
-    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K]."""
+    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K].
+
+    The others as of `_preconditioned_delta_rule`, in its order.
+    """
     if gv is not None or g_atk is None or beta_atk is None or (g is not None and gk is not None):
         raise UserError(
             "fused_recurrent_precond_gated_delta_rule has no PyTorch implementation with decays of "
@@ -93,11 +87,7 @@ def fused_recurrent_precond_gated_delta_rule(
         )
     decay = gk if g is None else g.unsqueeze(-1)
     beta = torch.ones_like(v[..., 0]) if beta is None else beta
-    return _preconditioned_delta_rule(
-        q, k, v, decay, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
-        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
-        log_atk_scale,
-    )  # fmt: skip
+    return _preconditioned_delta_rule(q, k, v, decay, beta, g_atk, beta_atk, *args, **options)
 
 
 def chunk_precond_kda(
@@ -115,24 +105,21 @@ def chunk_precond_kda(
     use_gate_in_kernel: bool = False,
     safe_gate: bool = False,
     lower_bound: float | None = None,
-    cu_seqlens: Tensor | None = None,
-    transpose_state_layout: bool = False,
-    x: float = 1.5,
-    eps: float = 1e-6,
-    log_atk_scale: Tensor | None = None,
+    *args: Any,
     use_qk_l2norm_in_kernel: bool = True,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
+    **options: Any,
 ) -> OutputAndStates:
     """Decay per channel `g` [B, T, H, K], or input of its gate; see `_preconditioned_delta_rule`.
 
     The gate is `fused_kda_gate`. As in fla, q and k are always normalised. `safe_gate` has no
-    effect.
+    effect. `args` and `options` are the arguments from `cu_seqlens` on.
     """
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
     return _preconditioned_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
-        output_final_state, True, cu_seqlens, transpose_state_layout, x, eps, log_atk_scale,
+        output_final_state, True, *args, **options,
     )  # fmt: skip
 
 
@@ -153,18 +140,14 @@ def fused_recurrent_precond_kda(
     use_qk_l2norm_in_kernel: bool = True,
     use_gate_in_kernel: bool = False,
     lower_bound: float | None = None,
-    cu_seqlens: Tensor | None = None,
-    transpose_state_layout: bool = False,
-    x: float = 1.5,
-    eps: float = 1e-6,
-    log_atk_scale: Tensor | None = None,
+    *args: Any,
+    **options: Any,
 ) -> OutputAndStates:
     """As `chunk_precond_kda`, with the arguments in another order and `g` [B, T, G, K]."""
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
     return _preconditioned_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
-        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
-        log_atk_scale,
+        output_final_state, use_qk_l2norm_in_kernel, *args, **options,
     )  # fmt: skip
 
 
@@ -177,16 +160,16 @@ def _preconditioned_delta_rule(
     beta: Tensor,
     g_atk: Tensor,
     beta_atk: Tensor,
-    scale: float | None,
-    initial_state: Tensor | None,
-    initial_a_state: Tensor | None,
-    output_final_state: bool,
-    normalize: bool,
-    cu_seqlens: Tensor | None,
-    state_v_first: bool,
-    max_key_factor: float,
-    eps: float,
-    center_of_log_a: Tensor | None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    initial_A_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = True,
+    cu_seqlens: Tensor | None = None,
+    transpose_state_layout: bool = False,
+    x: float = 1.5,
+    eps: float = 1e-6,
+    log_atk_scale: Tensor | None = None,
 ) -> OutputAndStates:
     """Outputs [B, T, G, V] in the dtype of `v`, final S [N, G, K, V] and A [N, H, K] or None.
 
@@ -200,17 +183,17 @@ def _preconditioned_delta_rule(
         beta_atk: strengths of A [B, T, H].
         scale: factor of the outputs; 1 / sqrt(K) if None.
         initial_state: like the final S; zeros if None.
-        initial_a_state: like the final A; zeros if None.
+        initial_A_state: like the final A; zeros if None.
         output_final_state: whether to return S and A.
-        normalize: whether to l2-normalise q and k here.
+        use_qk_l2norm_in_kernel: whether to l2-normalise q and k here.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        state_v_first: whether S is [N, G, V, K].
-        max_key_factor: x; keys are scaled by factors from 1 / x to x.
+        transpose_state_layout: whether S is [N, G, V, K].
+        x: keys are scaled by factors from 1 / x to x.
         eps: keeps the logarithm finite.
-        center_of_log_a: see the module [H], or `DEFAULT_CENTER` if None.
+        log_atk_scale: `center`, see the module [H], or `DEFAULT_CENTER` if None.
     """
     q, k, beta = q.float(), k.float(), beta.float().unsqueeze(-1)
-    if normalize:
+    if use_qk_l2norm_in_kernel:
         q, k = l2norm(q), l2norm(k)
     a_strength = beta_atk.float().unsqueeze(-1)
     a, a_state = linear_attention(
@@ -219,27 +202,19 @@ def _preconditioned_delta_rule(
         k.square(),
         g_atk.unsqueeze(-1),
         scale=1.0,
-        initial_state=None if initial_a_state is None else initial_a_state.unsqueeze(-2),
+        initial_state=None if initial_A_state is None else initial_A_state.unsqueeze(-2),
         cu_seqlens=cu_seqlens,
     )
-    log_center = (
-        DEFAULT_CENTER if center_of_log_a is None else center_of_log_a.float().unsqueeze(-1)
-    )
+    log_center = DEFAULT_CENTER if log_atk_scale is None else log_atk_scale.float().unsqueeze(-1)
     r = (a + eps).log() - log_center
-    p = k * (-math.log(max_key_factor) * r / (1 + r.abs())).exp()
+    p = k * (-math.log(x) * r / (1 + r.abs())).exp()
     shared = v.shape[2] // k.shape[2]
     if shared > 1:
         q, k, p = (y.repeat_interleave(shared, 2) for y in (q, k, p))
     o, state = generalized_delta_rule(
-        q,
-        p,
-        v.float() * beta,
-        k * beta,
-        g=g,
-        scale=k.shape[-1] ** -0.5 if scale is None else scale,
-        initial_state=initial_state,
-        state_v_first=state_v_first,
-        cu_seqlens=cu_seqlens,
-    )
+        q, p, v.float() * beta, k * beta, None, g,
+        scale=k.shape[-1] ** -0.5 if scale is None else scale, initial_state=initial_state,
+        state_v_first=transpose_state_layout, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
     o = o.to(v.dtype)
     return (o, state, a_state.squeeze(-2)) if output_final_state else (o, None, None)

@@ -16,6 +16,7 @@ from torch import Tensor
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.gla import fused_recurrent_gla
 from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndOptionalStates,
     first_tokens,
     last_tokens,
     value_of_next_token,
@@ -35,7 +36,7 @@ def chunk_rwkv6(
     cu_seqlens: Tensor | None = None,
     cu_seqlens_cpu: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> OutputsAndOptionalStates:
     """As `fused_recurrent_rwkv6`."""
     return fused_recurrent_rwkv6(
         r, k, v, w, u, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens
@@ -54,7 +55,7 @@ def fused_recurrent_rwkv6(
     output_final_state: bool = False,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> OutputsAndOptionalStates:
     """Outputs [B, T, H, V] in the dtype of `v`, and final states [N, H, K, V] in fp32, or None.
 
     Args:

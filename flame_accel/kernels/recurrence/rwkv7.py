@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.recurrence.delta_rule import OutputAndState
 from flame_accel.kernels.recurrence.dplr import (
     chunk_dplr_delta_rule,
     fused_recurrent_dplr_delta_rule,
 )
+from flame_accel.kernels.recurrence.sequences import OutputsAndOptionalStates
 
 
 def chunk_rwkv7(
@@ -33,7 +33,7 @@ def chunk_rwkv7(
     cu_seqlens: Tensor | None = None,
     *rest: Any,
     **options: Any,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """`dplr.chunk_dplr_delta_rule`: queries are receptances `r`, `w` log decays [B, T, H, K]."""
     return chunk_dplr_delta_rule(
         r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens, *rest, **options
@@ -51,7 +51,7 @@ def fused_recurrent_rwkv7(
     initial_state: Tensor | None = None,
     output_final_state: bool = True,
     cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_rwkv7`."""
     return chunk_rwkv7(r, w, k, v, a, b, scale, initial_state, output_final_state, cu_seqlens)
 
@@ -68,7 +68,7 @@ def fused_mul_recurrent_rwkv7(
     output_final_state: bool = False,
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> OutputAndState:
+) -> OutputsAndOptionalStates:
     """As `chunk_rwkv7` with a = -kk and b = kk * a, for `kk` and strengths `a` [B, T, H, K]."""
     return fused_recurrent_dplr_delta_rule(
         r, k, v, -kk, kk * a, w, scale, initial_state, output_final_state, reverse, cu_seqlens

@@ -15,6 +15,9 @@ from torch import Tensor
 OutputsAndFinalStates = tuple[Tensor, Tensor]
 """Outputs [B, T, ...] of all tokens, and states [N, ...] after the last one of each sequence."""
 
+OutputsAndOptionalStates = tuple[Tensor, Tensor | None]
+"""As `OutputsAndFinalStates`; None unless final states were asked for (`output_final_state`)."""
+
 
 def count_sequences(batch_size: int, cu_seqlens: Tensor | None) -> int:
     """N: the number of rows, or of the sequences between the boundaries `cu_seqlens` [N + 1]."""
@@ -48,9 +51,20 @@ def value_of_next_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return x.roll(-1, 1).index_fill(1, end.long() - 1, 0)
 
 
-def cumsum_per_sequence(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Running sums over the tokens of each sequence; [B, T, ...]."""
-    return torch.cat([part.cumsum(1) for part in split_sequences(x, cu_seqlens)], 1)
+def cumsum_per_sequence(
+    x: Tensor, cu_seqlens: Tensor | None, initial_sums: Tensor | None = None
+) -> Tensor:
+    """Running sums [B, T, ...] over the tokens of each sequence, from `initial_sums` [N, ...]."""
+    sums = [sequence.cumsum(1) for sequence in split_sequences(x, cu_seqlens)]
+    if initial_sums is not None:
+        starts = (initial_sums,) if cu_seqlens is None else initial_sums.split(1)
+        sums = [y + start.unsqueeze(1) for y, start in zip(sums, starts, strict=True)]
+    return torch.cat(sums, 1)
+
+
+def zeros_per_sequence(x: Tensor, cu_seqlens: Tensor | None, *shape: int) -> Tensor:
+    """fp32 zeros [N, *shape] for the sequences of `x` [B, T, ...], on its device."""
+    return x.new_zeros(count_sequences(x.shape[0], cu_seqlens), *shape, dtype=torch.float32)
 
 
 def every_sequence_has_one_token(num_tokens: int, cu_seqlens: Tensor | None) -> bool:
@@ -74,16 +88,15 @@ def fp32_key_first_state_or_zeros(
     """
     if initial_state is not None:
         return initial_state.float().mT if state_v_first else initial_state.float()
-    num_sequences = count_sequences(q.shape[0], cu_seqlens)
-    return q.new_zeros(num_sequences, *q.shape[2:], v.shape[-1], dtype=torch.float32)
+    return zeros_per_sequence(q, cu_seqlens, *q.shape[2:], v.shape[-1])
 
 
 def run_operator_from_last_token(
-    operator: Callable[..., tuple[Tensor, Tensor | None]],
+    operator: Callable[..., OutputsAndOptionalStates],
     inputs: Sequence[Tensor | None],
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
+) -> OutputsAndOptionalStates:
     """Runs `operator` over each sequence from its last token to its first.
 
     Args:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from inspect import Parameter, signature, unwrap
 from typing import Any
 
 import pytest
@@ -75,6 +76,21 @@ def test_every_row_of_the_table_exists_and_is_served(theirs):
     assert callable(
         _resolve_attribute(f"flame_accel.kernels.{(REPLACEMENTS | FIXES_EVERYWHERE)[theirs]}")[2]
     )
+
+
+def test_every_replacement_takes_the_arguments_of_fla():
+    kernels.uninstall()
+    theirs = {
+        path: signature(unwrap(_resolve_attribute(f"fla.{path}").value)) for path in REPLACEMENTS
+    }
+    kernels.install("torch")
+    for path, ours in REPLACEMENTS.items():
+        taken = signature(
+            _resolve_attribute(f"flame_accel.kernels.{ours}").value
+        ).parameters.values()
+        names = {parameter.name for parameter in taken}
+        if not any(parameter.kind == Parameter.VAR_KEYWORD for parameter in taken):
+            assert theirs[path].parameters.keys() <= names, path
 
 
 def test_every_name_missing_of_flash_attn_is_served():

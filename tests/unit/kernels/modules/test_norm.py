@@ -14,7 +14,7 @@ from tests.helpers.gradients import assert_same_results, randn_each
 
 def test_norms_equal_references():
     x, residual, weight, bias = randn_each((2, 7, 24), (2, 7, 24), (24,), (24,))
-    for ours, reference in ((norm.layer_norm, layer_norm_ref), (norm.rms_norm, rms_norm_ref)):
+    for ours, reference in ((norm.group_norm, layer_norm_ref), (norm.rms_norm, rms_norm_ref)):
         assert_same_results(
             lambda x, w, f=ours: f(x, w, None), lambda x, w, f=reference: f(x, w, None), [x, weight]
         )

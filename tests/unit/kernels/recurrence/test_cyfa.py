@@ -1,5 +1,7 @@
 """Cyclic flow attention equals fla's reference: outputs, states, and all gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from fla.ops.cyfa.naive import naive_recurrent_cyfa
@@ -8,6 +10,7 @@ from torch import Tensor
 from flame_accel.kernels.recurrence import cyfa
 from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
+    OPERATOR_LAWS,
     TOKENS,
     H,
     K,
@@ -15,11 +18,7 @@ from tests.helpers.operator_laws import (
     Result,
     Tensors,
     V,
-    assert_document_keeps_bits_whatever_its_neighbours,
-    assert_dtypes_kept_under_autocast,
     assert_equals_reference,
-    assert_packed_documents_equal_separate_ones,
-    assert_token_by_token_equals_one_call,
     log_decay,
 )
 
@@ -59,29 +58,9 @@ def test_operator_equals_recurrence(tokens: int):
     assert_equals_reference(OPERATOR, tokens)
 
 
-def test_packed_documents_equal_separate_ones():
-    assert_packed_documents_equal_separate_ones(OPERATOR)
-
-
-def test_a_document_does_not_depend_on_its_neighbours_bits():
-    assert_document_keeps_bits_whatever_its_neighbours(OPERATOR)
-
-
-def test_one_token_at_a_time_equals_one_call():
-    assert_token_by_token_equals_one_call(OPERATOR)
-
-
-def test_outputs_and_states_keep_dtypes_under_autocast():
-    assert_dtypes_kept_under_autocast(OPERATOR)
-
-
-def test_recurrent_name_equals_chunks():
-    torch.manual_seed(0)
-    x, p = draw_inputs(2, 20), draw_parameters()
-    results = [
-        function(*x, *p, 1e-5, 1e-5)[0] for function in (cyfa.chunk_cyfa, cyfa.fused_recurrent_cyfa)
-    ]
-    assert torch.equal(*results)
+@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
+def test_operator_keeps_the_law(assert_law: Callable[[Operator], None]):
+    assert_law(OPERATOR)
 
 
 def test_phase_stays_exact_late_in_a_sequence():

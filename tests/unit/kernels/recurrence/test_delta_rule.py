@@ -30,9 +30,8 @@ def qkv() -> list[Tensor]:
     return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
 
 
-@pytest.mark.parametrize("name", ["chunk_delta_rule", "fused_recurrent_delta_rule"])
-def test_delta_rule_equals_recurrence(qkv, name):
-    function = getattr(delta_rule, name)
+def test_delta_rule_equals_recurrence(qkv):
+    function = delta_rule.chunk_delta_rule
     q, k, *rest = qkv
     assert_same_results(
         lambda *x: function(*x[:-1], initial_state=x[-1], use_qk_l2norm_in_kernel=True, **FINAL),

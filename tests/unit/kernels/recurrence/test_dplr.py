@@ -63,12 +63,11 @@ def test_reversed_packed_documents_equal_separate_ones(qkv):
     torch.testing.assert_close(state, torch.cat([x[1] for x in outputs]), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["chunk_iplr_delta_rule", "fused_recurrent_iplr_delta_rule"])
-def test_iplr_equals_recurrence(qkv, name):
+def test_iplr_equals_recurrence(qkv):
     q, k, v, _, h = qkv
     a = unit(B, T, H, K)
     assert_same_results(
-        lambda *x: getattr(dplr, name)(*x[:-1], initial_state=x[-1], **FINAL),
+        lambda *x: dplr.chunk_iplr_delta_rule(*x[:-1], initial_state=x[-1], **FINAL),
         head_first(iplr_recurrence),
         [q, k, v, a, -a * torch.rand(B, T, H, K), h],
         tolerance=1e-4,

@@ -88,11 +88,6 @@ def test_constant_decay_and_parallel_form_equal_references():
     assert_close([gla.parallel_simple_gla(q, k, v, g)[0]], [expected])
 
 
-def test_name_that_fla_has_only_as_a_mode_equals_chunks():
-    q, k, v, g, _ = inputs(2, 45, 2, 16, 24, "mild")
-    assert torch.equal(gla.fused_chunk_gla(q, k, v, g)[0], gla.chunk_gla(q, k, v, g)[0])
-
-
 def test_state_layout_and_direction():
     q, k, v, g, h = inputs(2, 45, 2, 16, 24, "mild")
     o, state = gla.chunk_gla(q, k, v, g, initial_state=h, output_final_state=True)

@@ -1,5 +1,7 @@
 """MesaNet equals a least-squares fit solved exactly: outputs, states, all gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from flame_accel.kernels.recurrence import mesa
 from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
+    OPERATOR_LAWS,
     TOKENS,
     H,
     K,
@@ -14,16 +17,10 @@ from tests.helpers.operator_laws import (
     Result,
     Tensors,
     V,
-    assert_document_keeps_bits_whatever_its_neighbours,
-    assert_dtypes_kept_under_autocast,
     assert_equals_reference,
-    assert_packed_documents_equal_separate_ones,
-    assert_token_by_token_equals_one_call,
     log_decay,
 )
-from tests.helpers.recurrence import (
-    unit,
-)
+from tests.helpers.recurrence import unit
 
 
 def draw_inputs(n: int, t: int) -> Tensors:
@@ -67,20 +64,9 @@ def test_operator_equals_recurrence(tokens: int):
     assert_equals_reference(OPERATOR, tokens)
 
 
-def test_packed_documents_equal_separate_ones():
-    assert_packed_documents_equal_separate_ones(OPERATOR)
-
-
-def test_a_document_does_not_depend_on_its_neighbours_bits():
-    assert_document_keeps_bits_whatever_its_neighbours(OPERATOR)
-
-
-def test_one_token_at_a_time_equals_one_call():
-    assert_token_by_token_equals_one_call(OPERATOR)
-
-
-def test_outputs_and_states_keep_dtypes_under_autocast():
-    assert_dtypes_kept_under_autocast(OPERATOR)
+@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
+def test_operator_keeps_the_law(assert_law: Callable[[Operator], None]):
+    assert_law(OPERATOR)
 
 
 def test_mesa_step_equals_reference():

@@ -1,5 +1,7 @@
 """The delta rule with momentum equals fla's reference: outputs, states, gradients; its layer."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from fla.layers.momentum_deltanet import MomentumDeltaNet
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from flame_accel.kernels.recurrence import momentum
 from tests.helpers.operator_laws import (
+    OPERATOR_LAWS,
     TOKENS,
     H,
     K,
@@ -15,11 +18,7 @@ from tests.helpers.operator_laws import (
     Result,
     Tensors,
     V,
-    assert_document_keeps_bits_whatever_its_neighbours,
-    assert_dtypes_kept_under_autocast,
     assert_equals_reference,
-    assert_packed_documents_equal_separate_ones,
-    assert_token_by_token_equals_one_call,
     log_decay,
 )
 from tests.helpers.recurrence import (
@@ -68,20 +67,9 @@ def test_operator_equals_recurrence(tokens: int):
     assert_equals_reference(OPERATOR, tokens)
 
 
-def test_packed_documents_equal_separate_ones():
-    assert_packed_documents_equal_separate_ones(OPERATOR)
-
-
-def test_a_document_does_not_depend_on_its_neighbours_bits():
-    assert_document_keeps_bits_whatever_its_neighbours(OPERATOR)
-
-
-def test_one_token_at_a_time_equals_one_call():
-    assert_token_by_token_equals_one_call(OPERATOR)
-
-
-def test_outputs_and_states_keep_dtypes_under_autocast():
-    assert_dtypes_kept_under_autocast(OPERATOR)
+@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
+def test_operator_keeps_the_law(assert_law: Callable[[Operator], None]):
+    assert_law(OPERATOR)
 
 
 def build_layer() -> nn.Module:

@@ -1,5 +1,7 @@
 """Preconditioned delta rules equal fla's references: outputs, states, all gradients."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import preconditioned
 from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
+    OPERATOR_LAWS,
     TOKENS,
     H,
     K,
@@ -18,16 +21,10 @@ from tests.helpers.operator_laws import (
     Result,
     Tensors,
     V,
-    assert_document_keeps_bits_whatever_its_neighbours,
-    assert_dtypes_kept_under_autocast,
     assert_equals_reference,
-    assert_packed_documents_equal_separate_ones,
-    assert_token_by_token_equals_one_call,
     log_decay,
 )
-from tests.helpers.recurrence import (
-    unit,
-)
+from tests.helpers.recurrence import unit
 
 
 def gated_tokens(n: int, t: int) -> Tensors:
@@ -93,23 +90,9 @@ def test_operator_equals_recurrence(name: str, tokens: int):
 
 
 @every_operator
-def test_packed_documents_equal_separate_ones(name: str):
-    assert_packed_documents_equal_separate_ones(OPERATORS[name])
-
-
-@every_operator
-def test_a_document_does_not_depend_on_its_neighbours_bits(name: str):
-    assert_document_keeps_bits_whatever_its_neighbours(OPERATORS[name])
-
-
-@every_operator
-def test_one_token_at_a_time_equals_one_call(name: str):
-    assert_token_by_token_equals_one_call(OPERATORS[name])
-
-
-@every_operator
-def test_outputs_and_states_keep_dtypes_under_autocast(name: str):
-    assert_dtypes_kept_under_autocast(OPERATORS[name])
+@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
+def test_operator_keeps_the_law(name: str, assert_law: Callable[[Operator], None]):
+    assert_law(OPERATORS[name])
 
 
 def test_raw_gates_become_decays():
