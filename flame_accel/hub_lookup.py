@@ -1,24 +1,44 @@
-"""Asks the Hub once, for a few seconds, whether a repository exists, before anything is loaded.
+"""Names of models on the Hub; asks it once, for a few seconds, whether one exists.
 
 The libraries that load from the Hub retry a failed connection for about half a minute; a name that
 does not exist, or a machine without a network, is answered here instead. Loading is up to callers.
 """
+
+from pathlib import Path
+from typing import NamedTuple
 
 from flame_accel.config.errors import UsageError
 
 TIMEOUT_SECONDS = 5.0
 
 
+class HubName(NamedTuple):
+    """A model on the Hub, at one of its revisions; or a local path."""
+
+    repo_id: str
+    """`owner/name`, `name`, or the path."""
+    revision: str | None
+    """Branch, tag or commit; None is the main branch."""
+
+
+def split_hub_name(name_or_path: str) -> HubName:
+    """Splits `owner/name@revision`; what exists as a path is left whole."""
+    if Path(name_or_path).exists():
+        return HubName(name_or_path, None)
+    repo_id, _, revision = name_or_path.partition("@")
+    return HubName(repo_id, revision or None)
+
+
 def check_model_exists_if_hub_reachable(name: str, *, where: str, remedy: str) -> bool:
     """Whether a model repository can be loaded from the Hub; if not, only the local cache can help.
 
     Args:
-        name: Name on the Hub.
+        name: Name on the Hub, with `@revision` or without.
         where: The option that names it.
         remedy: What to do if it does not exist, besides checking the name.
 
     Raises:
-        UserError: The Hub answers that there is no such repository.
+        UserError: The Hub answers that there is no such repository or revision.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -26,18 +46,26 @@ def check_model_exists_if_hub_reachable(name: str, *, where: str, remedy: str) -
         HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
+    repo_id, revision = split_hub_name(name)
     try:
-        HfApi().model_info(name, timeout=TIMEOUT_SECONDS)
+        HfApi().model_info(repo_id, revision=revision, timeout=TIMEOUT_SECONDS)
     except (GatedRepoError, HFValidationError):
         # loading it reports what access it takes, or why this cannot be a name
         return True
     except RepositoryNotFoundError as error:
         raise UsageError(
-            f"{name!r} does not exist here, nor on the Hub (or is private there)",
+            f"{repo_id!r} does not exist here, nor on the Hub (or is private there)",
             where=where,
             remedy=f"check the name and your access (HF_TOKEN); {remedy}",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UsageError(
+            f"{repo_id!r} on the Hub has no revision {revision!r}",
+            where=where,
+            remedy=f"name a branch, a tag or a commit of it; {remedy}",
         ) from error
     except HfHubHTTPError:
         # an answer of another kind: loading it reports what is wrong

@@ -33,7 +33,7 @@ from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.checkpoint.weight_files import describe_unreadable_weights
 from flame_accel.config import CheckpointConfig, UserError
-from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 from flame_accel.observe import get_logger
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap
 
@@ -213,7 +213,8 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
 
     Args:
         accelerator: The run's accelerator.
-        name_or_path: A folder, or a model on the Hub, which one process of each machine downloads.
+        name_or_path: A folder, or a model on the Hub, with `@revision` or without, which one process
+            of each machine downloads.
 
     Raises:
         UserError: It does not exist, is damaged, or contains no safetensors.
@@ -267,7 +268,15 @@ def _download_weights(name: str) -> Path:
     )
     try:
         patterns = ["*.safetensors*", "config.json", *TOKENIZER_PATTERNS]
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not online))
+        repo_id, revision = split_hub_name(name)
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=patterns,
+                local_files_only=not online,
+            )
+        )
     except (OSError, ValueError) as error:
         raise _initial_load_error(
             name,

@@ -97,7 +97,8 @@ class CheckpointConfig:
     to pinned memory first."""
     initial_load_path: PathText | None = None
     """Weights to start from: a checkpoint of another run, or a Hugging Face model with safetensors
-    (a folder or a name on the Hub). Used if the run has no checkpoint yet."""
+    (a folder, or a name on the Hub such as owner/name or owner/name@revision). Used if the run has
+    no checkpoint yet."""
     initial_load_model_weights_only: bool = True
     """Load only the weights from checkpoint.initial_load_path. If false, everything in that
     checkpoint is loaded except for checkpoint.exclude_from_loading."""

@@ -16,8 +16,9 @@ class ModelConfig:
 
     config: PathText | None = None
     """Model config: a JSON file in the Hugging Face format, a folder with a config.json, the name
-    of a preset (such as gla_340M), or a name on the Hub. The model starts with random weights
-    unless checkpoint.initial_load_path names weights to load; their config is the default."""
+    of a preset (such as gla_340M), or a name on the Hub (owner/name or owner/name@revision). The
+    model starts with random weights unless checkpoint.initial_load_path names weights to load;
+    their config is the default."""
     tokenizer_path: PathText | None = None
     """Tokenizer: a folder, a tokenizer.json, a name on the Hub, or "byte" for the byte-level
     tokenizer in flame_accel. None takes the tokenizer in the folder or Hub repository of

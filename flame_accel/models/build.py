@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UsageError, UserError
-from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 from flame_accel.models.instantiate import describe_error, instantiate
 from flame_accel.models.norms import config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.models.packed_inputs import accept_cu_seqlens
@@ -33,8 +33,8 @@ from flame_accel.presets import MODELS, resolve_preset
 
 logger = logging.getLogger(__name__)
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-"""What can be a name on the Hub: `name` or `owner/name`."""
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+"""What can be a name on the Hub: `name` or `owner/name`, with `@revision` or without."""
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 """Patterns of the files of weights in a folder of a Hugging Face model."""
 
@@ -49,7 +49,7 @@ def load_model_config(
 
     Args:
         name_or_path: a file in the Hugging Face format, a folder with a config.json, the name of
-            a preset, or a name on the Hub.
+            a preset, or a name on the Hub, with `@revision` or without.
         trust_remote_code: whether code next to the config (its `auto_map`) may run.
         custom_modules: What `register_models` imported, for the error about an unknown model type.
 
@@ -242,9 +242,13 @@ def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     online = Path(name).exists() or check_model_exists_if_hub_reachable(
         name, where=f"--model.config {name}", remedy="a path must name an existing file or folder"
     )
+    repo_id, revision = split_hub_name(name)
     try:
         return AutoConfig.from_pretrained(
-            name, trust_remote_code=trust_remote_code, local_files_only=not online
+            repo_id,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            local_files_only=not online,
         )
     except (OSError, ValueError) as error:
         what = f"no model config can be loaded: {str(error).splitlines()[0]}"

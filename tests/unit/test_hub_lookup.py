@@ -1,6 +1,7 @@
 """One question to the Hub: a missing repository is an error, a missing network is not."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,17 @@ from huggingface_hub.errors import (
     HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from transformers import AutoConfig, AutoTokenizer
 
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub_lookup import TIMEOUT_SECONDS, check_model_exists_if_hub_reachable
+from flame_accel.hub_lookup import (
+    TIMEOUT_SECONDS,
+    check_model_exists_if_hub_reachable,
+    split_hub_name,
+)
 from flame_accel.models import load_model_config
 
 
@@ -32,8 +38,10 @@ def ask(monkeypatch: pytest.MonkeyPatch):
     """Has the Hub answer with an error, or with a repository, and asks for one."""
 
     def answer(error: Exception | None, name: str = "org/model") -> bool:
-        def model_info(api: HfApi, repo_id: str, *, timeout: float) -> None:
-            assert repo_id == name and timeout == TIMEOUT_SECONDS
+        def model_info(
+            api: HfApi, repo_id: str, *, revision: str | None, timeout: float
+        ) -> None:
+            assert (repo_id, revision) == split_hub_name(name) and timeout == TIMEOUT_SECONDS
             if error is not None:
                 raise error
 
@@ -48,6 +56,20 @@ def test_a_repository_that_exists_can_be_loaded(ask) -> None:
     assert ask(make_error(GatedRepoError))
     assert ask(make_error(HfHubHTTPError))
     assert ask(make_error(HFValidationError))
+
+
+def test_a_revision_is_told_from_a_path(ask, tmp_path: Path, monkeypatch) -> None:
+    assert split_hub_name("org/model@v1/beta") == ("org/model", "v1/beta")
+    assert split_hub_name("org/model") == ("org/model", None)
+    monkeypatch.chdir(tmp_path)
+    Path("run@2").mkdir()
+    assert split_hub_name("run@2") == ("run@2", None)
+    assert ask(None, "org/model@v1")
+
+
+def test_a_revision_that_does_not_exist_is_an_error(ask) -> None:
+    with pytest.raises(UserError, match="'org/model' on the Hub has no revision 'v2'"):
+        ask(make_error(RevisionNotFoundError), "org/model@v2")
 
 
 def test_a_repository_that_does_not_exist_is_an_error(ask) -> None:

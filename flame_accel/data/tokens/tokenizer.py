@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flame_accel.config.errors import UserError
 from flame_accel.files import write_json_atomically, write_text_atomically
-from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 
 BYTE_TOKENIZER = "byte"
 """Name of the tokenizer that ships with the package."""
@@ -34,7 +34,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
 
     Args:
         name: "byte", a folder, a tokenizer.json with a tokenizer_config.json next to it, or a name
-            on the Hub.
+            on the Hub, with `@revision` or without.
         trust_remote_code: whether to run code that comes with the tokenizer.
 
     Raises:
@@ -46,9 +46,13 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     online = Path(source).exists() or check_model_exists_if_hub_reachable(
         name, where=TOKENIZER_OPTION, remedy=f"else name {TOKENIZER_CHOICES}"
     )
+    repo_id, revision = split_hub_name(str(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust_remote_code, local_files_only=not online
+            repo_id,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            local_files_only=not online,
         )
     # transformers has no exception of its own for folders with no tokenizer, or half of one
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
