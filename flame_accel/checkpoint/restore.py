@@ -213,8 +213,8 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
 
     Args:
         accelerator: The run's accelerator.
-        name_or_path: A folder, or a model on the Hub, with `@revision` or without, which one process
-            of each machine downloads.
+        name_or_path: A folder, or a model on the Hub, with `@revision` or without, which one
+            process of each machine downloads.
 
     Raises:
         UserError: It does not exist, is damaged, or contains no safetensors.
