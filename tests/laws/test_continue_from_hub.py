@@ -15,7 +15,6 @@ from tests.helpers.runs import SHORT_RUN, read_log
 REPO = "tester/continued"
 
 
-@pytest.mark.covers_option("checkpoint.initial_load_path")
 def test_weights_config_and_tokenizer_are_those_of_the_revision(
     local_hub: HubServer, train_here: Any, flags: Any, tmp_path: Path
 ) -> None:

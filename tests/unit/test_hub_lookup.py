@@ -38,9 +38,7 @@ def ask(monkeypatch: pytest.MonkeyPatch):
     """Has the Hub answer with an error, or with a repository, and asks for one."""
 
     def answer(error: Exception | None, name: str = "org/model") -> bool:
-        def model_info(
-            api: HfApi, repo_id: str, *, revision: str | None, timeout: float
-        ) -> None:
+        def model_info(api: HfApi, repo_id: str, *, revision: str | None, timeout: float) -> None:
             assert (repo_id, revision) == split_hub_name(name) and timeout == TIMEOUT_SECONDS
             if error is not None:
                 raise error
