@@ -29,7 +29,7 @@ from flame_accel.checkpoint import (
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
 from flame_accel.evaluation import sample_text_from_export, validate
-from flame_accel.hub import export_model, training_table_rows
+from flame_accel.hub import ModelOrigin, describe_sources, export_model
 from flame_accel.training import (
     GarbageCollection,
     PassGraphs,
@@ -213,7 +213,8 @@ def restore_run(
     )
     # nothing refuses the start any more: until here the run folder was only read
     set_aside_unused_checkpoints(accelerator, start, config.checkpoint)
-    observe.open_run_folder(accelerator, run_folder, config)
+    sources = describe_sources(config, components.run_data)
+    observe.open_run_folder(accelerator, run_folder, config, step=state.step, sources=sources)
     meter = observe.Meter(
         accelerator,
         flops_per_token=components.flops_per_token,
@@ -348,13 +349,6 @@ def export_and_report(
 ) -> None:
     """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
     exported = run_folder / "hf"
-    training_table = training_table_rows(
-        config.training,
-        config.optimizer,
-        state,
-        tokens_per_step=parallel.tokens_per_step(config.training, accelerator),
-        num_parameters=components.num_parameters.total,
-    )
     with parallel.extended_timeout(accelerator, config.comm):
         export_model(
             accelerator,
@@ -362,7 +356,7 @@ def export_and_report(
             components.tokenizer,
             exported,
             dtype=getattr(torch, config.checkpoint.export_dtype),
-            training_table=training_table,
+            origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
         )
     log.info("exported: %s", exported)
     if not accelerator.is_main_process:

@@ -5,7 +5,6 @@ a restart needs in addition.
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from flame_accel.hub import write_export
+    from flame_accel.hub import origin_of_checkpoint, write_export
     from flame_accel.models import register_models
 
     logging.disable_progress_bar()
@@ -69,10 +68,13 @@ def run(arguments: argparse.Namespace) -> None:
         for name, weight in model.state_dict().items()
     }
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    training_table = {"tokens": f"{state['tokens']:,}", "updates": f"{state['step']:,}"}
     write_export(
-        arguments.output, model, weights, tokenizer, dtype=dtype, training_table=training_table
+        arguments.output,
+        model,
+        weights,
+        tokenizer,
+        dtype=dtype,
+        origin=origin_of_checkpoint(checkpoint),
     )
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
 

@@ -5,6 +5,7 @@ is never imported.
 """
 
 from flame_accel.config.errors import ConfigError, UsageError, UserError
+from flame_accel.config.hub_options import HubConfig
 from flame_accel.config.parsing import load_run_file, parse, parse_or_exit
 from flame_accel.config.run_file import to_toml
 from flame_accel.config.run_options import (
@@ -36,6 +37,7 @@ __all__ = [
     "EvaluationConfig",
     "ExperimentalConfig",
     "Float8Config",
+    "HubConfig",
     "JobConfig",
     "MetricsConfig",
     "ModelConfig",

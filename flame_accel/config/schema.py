@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from flame_accel.config import run_options, training_options
+from flame_accel.config import hub_options, run_options, training_options
 from flame_accel.config.paths import PathKind
 
 
@@ -30,6 +30,7 @@ class Config:
     metrics: run_options.MetricsConfig = field(default_factory=run_options.MetricsConfig)
     checkpoint: run_options.CheckpointConfig = field(default_factory=run_options.CheckpointConfig)
     evaluation: run_options.EvaluationConfig = field(default_factory=run_options.EvaluationConfig)
+    hub: hub_options.HubConfig = field(default_factory=hub_options.HubConfig)
     activation_checkpoint: training_options.ActivationCheckpointConfig = field(
         default_factory=training_options.ActivationCheckpointConfig
     )

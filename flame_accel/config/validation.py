@@ -13,6 +13,7 @@ from typing import Any
 from flame_accel.config.consistency import find_contradictions
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.flame_aliases import FLAME_ONLY
+from flame_accel.config.hub_options import LICENSES
 from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.unsupported import find_unsupported
 from flame_accel.config.values import format_value
@@ -38,6 +39,27 @@ _INSIDE_RUN_FOLDER = _Rule(
         and not PurePath(value).is_absolute()
     ),
     text="must be a folder inside the run folder, other than hf, which holds the exported model",
+)
+
+_LICENSE = _Rule(
+    holds=lambda value: value in LICENSES,
+    text="must be a license of the Hub, such as apache-2.0, mit, cc-by-4.0 or other "
+    "(https://huggingface.co/docs/hub/repositories-licenses)",
+)
+_LANGUAGES = _Rule(
+    holds=lambda codes: all(
+        re.fullmatch("[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual", code) for code in codes
+    ),
+    text="must be codes of two or three small letters (ISO 639), code or multilingual",
+)
+_MODEL_ON_HUB = _Rule(
+    holds=lambda value: (
+        re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", value, re.ASCII) is not None
+    ),
+    text="must be a model on the Hub, as NAMESPACE/NAME",
+)
+_ONE_LINE = _Rule(
+    holds=lambda value: value.isprintable() and bool(value.strip()), text="must be one line of text"
 )
 
 _CHECKPOINT_PARTS = ("optimizer", "lr_scheduler", "dataloader", "train_state")
@@ -100,6 +122,13 @@ _RULES = {
     ),
     "evaluation.max_tokens": _at_least(0),
     "evaluation.sample_tokens": _at_least(0),
+    "hub.model_name": _ONE_LINE,
+    "hub.license": _LICENSE,
+    "hub.language": _LANGUAGES,
+    "hub.tags": _Rule(
+        holds=lambda tags: all(_ONE_LINE.holds(tag) for tag in tags), text=_ONE_LINE.text
+    ),
+    "hub.base_model": _MODEL_ON_HUB,
     "activation_checkpoint.selective_ac_option": _Rule(
         holds=lambda value: re.fullmatch("op|[1-9][0-9]*", value) is not None,
         text="must be op or a whole number of at least 1",

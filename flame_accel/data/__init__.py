@@ -12,6 +12,8 @@ from flame_accel.data.from_options import (
     RunData,
     build_batches,
     build_evaluation_batches,
+    describe_evaluation_data,
+    describe_training_data,
     open_data,
     special_token_ids,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "StepBatches",
     "build_batches",
     "build_evaluation_batches",
+    "describe_evaluation_data",
+    "describe_training_data",
     "load_tokenizer",
     "open_data",
     "special_token_ids",

@@ -17,6 +17,7 @@ from flame_accel.data.loading.evaluation_batches import EvaluationBatches, pack_
 from flame_accel.data.loading.step_batches import StepBatches, StepLayout
 from flame_accel.data.loading.stream_state import Identity, StreamState
 from flame_accel.data.loading.workers import LoaderOptions
+from flame_accel.data.sources.dataset_descriptions import DatasetDescription, describe_dataset
 from flame_accel.data.sources.opening import open_training_and_evaluation
 from flame_accel.data.sources.options import (
     evaluation_dataset_options,
@@ -88,6 +89,22 @@ def open_data(
         tokenizer=tokenizer,
         add_bos=add_bos,
     )
+
+
+def describe_training_data(training: TrainingConfig, data: RunData) -> list[DatasetDescription]:
+    """The datasets of training, for the records of a run."""
+    columns = zip(training_dataset_options(training), data.training, data.shares, strict=True)
+    return [describe_dataset(options, opened, share=share) for options, opened, share in columns]
+
+
+def describe_evaluation_data(
+    training: TrainingConfig, evaluation: EvaluationConfig, data: RunData
+) -> DatasetDescription | None:
+    """The dataset of validation, for the records of a run; None: no validation."""
+    options = evaluation_dataset_options(evaluation, training)
+    if options is None or data.evaluation is None:
+        return None
+    return describe_dataset(options, data.evaluation, share=1.0)
 
 
 def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> Lanes:

@@ -4,10 +4,14 @@ Weights, config and tokenizer are written in `checkpoint/hf_model`, as for every
 """
 
 from flame_accel.hub.export import export_model, write_export
-from flame_accel.hub.model_card import training_table_rows
+from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
+from flame_accel.hub.sources import describe_sources
 
 __all__ = [
+    "ModelOrigin",
+    "describe_sources",
     "export_model",
-    "training_table_rows",
+    "origin_of_checkpoint",
     "write_export",
+    "write_model_card",
 ]

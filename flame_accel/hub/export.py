@@ -3,7 +3,6 @@
 Weights, config and tokenizer are written in `checkpoint/hf_model`, the card in `model_card`.
 """
 
-from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 import torch
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf_model
 from flame_accel.files import replace_folder
-from flame_accel.hub.model_card import write_model_card
+from flame_accel.hub.model_card import ModelOrigin, write_model_card
 from flame_accel.parallel import unwrap
 
 STALE_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -27,7 +26,7 @@ def export_model(
     folder: Path,
     *,
     dtype: torch.dtype,
-    training_table: Mapping[str, str],
+    origin: ModelOrigin,
 ) -> None:
     """Exports a trained model with its model card. Every rank must call it.
 
@@ -37,12 +36,12 @@ def export_model(
         tokenizer: Saved next to the weights.
         folder: Folder of the export; replaced atomically if it exists, but for the user's files.
         dtype: Dtype in which floating-point weights are stored.
-        training_table: Rows of the model card's training table.
+        origin: The run and the step, for the model card.
     """
     weights = gather_full_weights_to_main(accelerator, model, dtype)
     if accelerator.is_main_process:
         inner = unwrap(accelerator, model)
-        write_export(folder, inner, weights, tokenizer, dtype=dtype, training_table=training_table)
+        write_export(folder, inner, weights, tokenizer, dtype=dtype, origin=origin)
     accelerator.wait_for_everyone()
 
 
@@ -53,7 +52,7 @@ def write_export(
     tokenizer: PreTrainedTokenizerBase,
     *,
     dtype: torch.dtype,
-    training_table: Mapping[str, str],
+    origin: ModelOrigin,
 ) -> None:
     """Writes the folder of an export. Called by one process.
 
@@ -63,11 +62,11 @@ def write_export(
         weights: All weights by name, on the CPU, floating-point ones in `dtype`; it is emptied.
         tokenizer: Saved next to the weights.
         dtype: Dtype of the weights.
-        training_table: Rows of the model card's training table.
+        origin: The run and the step, for the model card.
     """
     with replace_folder(folder, is_kept=_is_users_file) as temporary:
         save_hf_model(model, weights, tokenizer, temporary, dtype)
-        write_model_card(temporary, model.config, training_table)
+        write_model_card(temporary, origin, earlier=folder)
 
 
 def _is_users_file(path: PurePath) -> bool:

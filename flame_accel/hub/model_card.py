@@ -1,77 +1,81 @@
-"""The model card of an export: README.md in the Hub's format.
+"""The model card of an export or a checkpoint: README.md in the Hub's format, and its picture.
 
-It holds the run's own figures and neither dates nor timings, so that equal runs export equal bytes.
+A card is a function of the files of the model and of its run folder, and of what a user wrote into
+the card before it. Facts are read in `run_facts`, the parts are written in `card_header`,
+`card_sections` and `loss_curve`, and edits are kept in `card_edits`.
 """
 
-from collections.abc import Mapping
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from flame_accel.files import write_bytes_atomically
+from flame_accel.hub.card_edits import CardParts, combine_with_edits
+from flame_accel.hub.card_header import name_model, write_header
+from flame_accel.hub.card_sections import LOSS_CURVE_FILE, write_sections
+from flame_accel.hub.loss_curve import draw_loss_curve
+from flame_accel.hub.run_facts import ModelFacts, read_model_facts
+from flame_accel.observe import get_logger
+from flame_accel.observe.starts import CONFIG_FILE, read_options
 
-from flame_accel import __version__
-from flame_accel.checkpoint.train_state import TrainState
-from flame_accel.config import OptimizerConfig, TrainingConfig
-from flame_accel.files import write_text_atomically
+CARD_FILE = "README.md"
+STATE_FILE = "state.json"
 
 
-def write_model_card(
-    folder: Path, config: PretrainedConfig, training_table: Mapping[str, str]
-) -> None:
-    """Writes `README.md` into the folder of an exported model.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOrigin:
+    """Which run made a model, and how far it was; None: not known, and the card is silent on it."""
+
+    run_folder: Path | None
+    step: int | None
+    """Number of completed steps."""
+    tokens: int | None
+    """Number of tokens of these steps."""
+
+
+def origin_of_checkpoint(checkpoint: Path) -> ModelOrigin:
+    """The run and step of a checkpoint; its run is known while it lies in the run folder."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    folder = next((p for p in checkpoint.resolve().parents if (p / CONFIG_FILE).is_file()), None)
+    if folder is not None:
+        checkpoints = folder / str(read_options(folder).get("checkpoint.folder"))
+        folder = folder if checkpoints.resolve() == checkpoint.resolve().parent else None
+    return ModelOrigin(run_folder=folder, step=state["step"], tokens=state["tokens"])
+
+
+def write_model_card(folder: Path, origin: ModelOrigin, *, earlier: Path | None = None) -> None:
+    """Writes `README.md` and the loss curve into the folder of a model.
 
     Args:
-        folder: Folder of the exported model; it must exist.
-        config: The model's configuration.
-        training_table: Rows of the training table, name to value.
+        folder: Of a model in the Hugging Face format.
+        origin: Its run and step.
+        earlier: Folder with the card that this one replaces; None: `folder`. What a user wrote into
+            it stays.
     """
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags:",
-        "- flash-linear-attention",
-        f"- {config.model_type}",
-        "- flame_accel",
-        "---",
-        "",
-        f"# A {config.model_type} language model",
-        "",
-        f"Trained with flame_accel {__version__}.",
-        "",
-        "```python",
-        "import fla  # registers the architecture; on a machine without a GPU: import flame_accel",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'path = "."  # this folder, or its name on the Hub',
-        "model = AutoModelForCausalLM.from_pretrained(path)",
-        "tokenizer = AutoTokenizer.from_pretrained(path)",
-        'inputs = tokenizer("def ", return_tensors="pt")',
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64, do_sample=True)[0]))",
-        "```",
-        "",
-        "## Training",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in training_table.items()),
-    ]
-    write_text_atomically(folder / "README.md", "\n".join(lines) + "\n")
+    facts = read_model_facts(
+        folder, origin.run_folder, step=origin.step, tokens=origin.tokens
+    )
+    picture = draw_loss_curve(facts.records)
+    parts = compose_card(facts, has_loss_curve=picture is not None)
+    before = (earlier or folder) / CARD_FILE
+    # neither line breaks nor a byte order mark are changed
+    text = before.read_bytes().decode("utf-8", "surrogateescape") if before.is_file() else None
+    card = combine_with_edits(parts, text)
+    if card.kept:
+        get_logger().info(
+            "%s: edited, and kept as it is: %s. Delete the file to have all of it written anew",
+            before,
+            ", ".join(card.kept),
+        )
+    if picture is not None:
+        write_bytes_atomically(folder / LOSS_CURVE_FILE, picture)
+    write_bytes_atomically(folder / CARD_FILE, card.text.encode("utf-8", "surrogateescape"))
 
 
-def training_table_rows(
-    training: TrainingConfig,
-    optimizer: OptimizerConfig,
-    state: TrainState,
-    *,
-    tokens_per_step: int,
-    num_parameters: int,
-) -> dict[str, str]:
-    """Rows of the card's training table: what the model was trained on, for how long and how."""
-    return {
-        "data": str(training.dataset),
-        "tokens": f"{state.tokens:,}",
-        "updates": f"{state.step:,}",
-        "tokens per update": f"{tokens_per_step:,}",
-        "parameters": f"{num_parameters:,}",
-        "learning rate": f"{optimizer.lr:g}, {optimizer.scheduler}",
-    }
+def compose_card(facts: ModelFacts, *, has_loss_curve: bool) -> CardParts:
+    """The card of a model without any edits."""
+    name = name_model(facts)
+    return CardParts(
+        header=write_header(facts, name=name),
+        sections=write_sections(facts, name=name, has_loss_curve=has_loss_curve),
+    )

@@ -1,6 +1,7 @@
 """The files of a run folder that describe the run: config.toml, environment.json, ended.json.
 
-Measurements are written in `metric_logger`.
+Measurements are written in `metric_logger`; the list of starts in environment.json is made in
+`starts`.
 """
 
 import importlib.metadata
@@ -9,7 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,11 +19,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from flame_accel import __version__
 from flame_accel.config import Config, UserError, load_run_file, to_toml
 from flame_accel.files import write_json_atomically, write_text_atomically
 from flame_accel.observe.console import add_log_file, get_logger
 from flame_accel.observe.metric_logger import flatten_options
 from flame_accel.observe.metrics_file import METRICS_FILE
+from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE, list_starts_with_this_one
 from flame_accel.parallel import run_on_main_and_broadcast
 
 ENDED_FILE = "ended.json"
@@ -37,6 +40,8 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
+DESCRIBE_START = ("packages", "git", "processes", "engine", "mixed_precision", "device", "cuda")
+"""Entries of `describe_environment` that may differ from one start of a run to the next."""
 
 
 def check_run_folder_and_list_changes(path: Path, config: Config) -> list[str]:
@@ -48,7 +53,7 @@ def check_run_folder_and_list_changes(path: Path, config: Config) -> list[str]:
     Raises:
         UserError: The folder holds a run of another model or other data.
     """
-    resolved = path / "config.toml"
+    resolved = path / CONFIG_FILE
     if not resolved.exists():
         return []
     before = load_run_file(resolved)
@@ -74,16 +79,35 @@ def has_finished(accelerator: Accelerator, path: Path, config: Config) -> bool:
     return True
 
 
-def open_run_folder(accelerator: Accelerator, path: Path, config: Config) -> None:
+def open_run_folder(
+    accelerator: Accelerator,
+    path: Path,
+    config: Config,
+    *,
+    step: int,
+    sources: Mapping[str, Any],
+) -> None:
     """Starts to write to a run folder, once nothing can refuse the start any more.
 
     Only the main process writes, also the log from here on.
+
+    Args:
+        accelerator: The run's accelerator.
+        path: The run folder.
+        config: The options.
+        step: Number of completed steps.
+        sources: What the model is made from: data and, if it has any, the weights of the start.
 
     Raises:
         UserError: The folder cannot be written to.
     """
     if accelerator.is_main_process:
-        write_run_files(path, config, describe_environment(accelerator, sys.argv))
+        environment = describe_environment(accelerator, sys.argv)
+        start = {name: environment[name] for name in DESCRIBE_START} | sources
+        environment["starts"] = list_starts_with_this_one(
+            path, config, step=step, description=start
+        )
+        write_run_files(path, config, environment)
         add_log_file(path / "log.txt")
 
 
@@ -96,8 +120,8 @@ def write_run_files(path: Path, config: Config, environment: dict[str, Any]) -> 
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / ENDED_FILE).unlink(missing_ok=True)
-        write_text_atomically(path / "config.toml", to_toml(config))
-        write_json_atomically(path / "environment.json", environment, indent=2)
+        write_text_atomically(path / CONFIG_FILE, to_toml(config))
+        write_json_atomically(path / ENVIRONMENT_FILE, environment, indent=2)
     except OSError as error:
         raise UserError(
             f"the run folder cannot be written to: {error.strerror}",
@@ -187,10 +211,11 @@ def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[
         "command": shlex.join([sys.executable, *argv]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": package_versions(),
+        "packages": {"flame_accel": __version__} | package_versions(),
         "git": git_commit_and_dirty(),
         "processes": accelerator.num_processes,
         "engine": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
         "device": device_name(accelerator.device),
         "cuda": torch.version.cuda,
     }

@@ -1,0 +1,41 @@
+"""Options of the Hub: what the model card says.
+
+Their patterns are in `validation`.
+"""
+
+from dataclasses import dataclass
+
+LICENSES = frozenset(
+    (
+        "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear"
+        " bsl-1.0 cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0"
+        " cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0"
+        " cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0"
+        " cdla-sharing-1.0 ecl-2.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 gemma gfdl gpl gpl-2.0 gpl-3.0"
+        " isc lgpl lgpl-2.1 lgpl-3.0 llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 mit mpl-2.0"
+        " ms-pl ncsa odbl odc-by openrail openrail++ osl-3.0 other pddl postgresql unknown"
+        " unlicense wtfpl zlib"
+    ).split()
+)
+"""Identifiers that the Hub accepts: https://huggingface.co/docs/hub/repositories-licenses"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubConfig:
+    """The model card of the exported model, as the Hugging Face Hub reads it."""
+
+    model_name: str | None = None
+    """Name of the model in its card. None takes the architecture and the number of parameters, such
+    as gla-340M."""
+    license: str | None = None
+    """License of the model in its card, by its identifier on the Hub, such as apache-2.0. None
+    states none."""
+    language: tuple[str, ...] = ()
+    """Languages of the training data in the card, by their ISO 639 codes, separated by commas, such
+    as en,de; `code` stands for source code."""
+    tags: tuple[str, ...] = ()
+    """Tags of the model in its card, separated by commas, in addition to those of the architecture.
+    """
+    base_model: str | None = None
+    """Model on the Hub that this one was made from, as NAMESPACE/NAME. None takes that of
+    checkpoint.initial_load_path, if it is one of the Hub."""

@@ -1,0 +1,212 @@
+"""What a user wrote into a model card stays when the card is written again.
+
+A card is a header of YAML entries and a body with sections; each generated section stands between
+two comments that a reader of the page does not see. The last comment records a checksum of every
+entry and section as it was generated. So the next card knows which of them are still as generated,
+and are replaced, and which a user has changed or deleted: these, and everything between the
+sections, stay byte by byte. What the parts say is decided in `card_header` and `card_sections`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flame_accel.files import bytes_checksum
+
+HEADER = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.M)
+ENTRY_LINE = re.compile(r"[^\s#-][^:\n]*:(?:\s|$)")
+RECORD = re.compile(r"^<!-- flame_accel wrote (\{.*\}) -->[ \t]*(?:\r?\n|\Z)", re.M)
+HEADER_KEY_PREFIX = "header: "
+"""In the record, where entries of the header stand next to sections of the body."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CardParts:
+    """A card as it is generated."""
+
+    header: Mapping[str, str]
+    """By name: the YAML of an entry, with its name and the line break at its end."""
+    sections: Mapping[str, str]
+    """By name, in their order: Markdown that ends with a line break."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenCard:
+    """A card with what a user wrote into the one before it."""
+
+    text: str
+    kept: list[str] = field(default_factory=list)
+    """Names of entries and sections that are the user's, where generated ones would differ."""
+
+
+def combine_with_edits(new: CardParts, earlier: str | None) -> WrittenCard:
+    """The text of a card, with the edits in an earlier one.
+
+    Args:
+        new: The card as it is generated.
+        earlier: Text of the card that it replaces; None if there is none. One without a record of
+            its generated parts is the user's own and stays as it is.
+    """
+    sections = {name: f"\n{text}\n" for name, text in new.sections.items()}
+    if earlier is None:
+        record = {_header_key(name): _checksum(entry) for name, entry in new.header.items()}
+        record |= {name: _checksum(text) for name, text in sections.items()}
+        header = "".join(new.header.values())
+        body = "".join(_wrap(name, text) for name, text in sections.items())
+        return WrittenCard(text=f"---\n{header}---\n{body}{_format_record(record)}")
+    header_match = HEADER.match(earlier)
+    written = _read_record(earlier[header_match.end() :]) if header_match else None
+    if header_match is None or written is None:
+        return WrittenCard(text=earlier, kept=["all of it"])
+    opening, entries, closing = header_match.groups()
+    # line breaks as the user's editor writes them
+    merge = _Merge(written, line_break="\r\n" if opening.endswith("\r\n") else "\n")
+    header = merge.header(entries, new.header)
+    body = merge.body(earlier[header_match.end() :], sections)
+    return WrittenCard(text=f"{opening}{header}{closing}{body}", kept=merge.kept)
+
+
+class _Merge:
+    """Puts new parts in the place of those that are as they were generated.
+
+    Args:
+        written: Checksums of the earlier card's parts as they were generated.
+        line_break: Of the earlier card.
+    """
+
+    def __init__(self, written: Mapping[str, str], *, line_break: str) -> None:
+        self.written, self.line_break = written, line_break
+        self.record: dict[str, str] = {}
+        self.kept: list[str] = []
+
+    def header(self, earlier: str, new: Mapping[str, str]) -> str:
+        """The entries of the new header."""
+        chunks = _split_header(earlier)
+        result = [
+            text if name is None else self._choose(_header_key(name), name, text, new.get(name))
+            for name, text in chunks
+        ]
+        present = {name for name, _ in chunks}
+        for name, entry in new.items():
+            if name not in present:
+                result.append(self._insert_or_leave_out(_header_key(name), name, entry))
+        return "".join(result)
+
+    def body(self, earlier: str, new: Mapping[str, str]) -> str:
+        """The new body, with the new record where the earlier one was."""
+        text, order = earlier, list(new)
+        for name in {**new, **self.written}:
+            if name.startswith(HEADER_KEY_PREFIX):
+                continue
+            match = _section_pattern(name).search(text)
+            if match is not None:
+                section = self._choose(name, name, match[1], new.get(name))
+                if section != match[1]:
+                    wrapped = self._break_lines(_wrap(name, section)) if section else ""
+                    text = text[: match.start()] + wrapped + text[match.end() :]
+            elif name in new:
+                section = self._insert_or_leave_out(name, name, new[name])
+                if section:
+                    place = self._place_for_section(text, order[: order.index(name)])
+                    # a file's last line may have no line break
+                    gap = "" if place == 0 or text[place - 1] == "\n" else self.line_break
+                    wrapped = self._break_lines(_wrap(name, section))
+                    text = text[:place] + gap + wrapped + text[place:]
+        *_, record = RECORD.finditer(text)
+        new_record = self._break_lines(_format_record(self.record))
+        return text[: record.start()] + new_record + text[record.end() :]
+
+    def _choose(self, key: str, name: str, earlier: str, new: str | None) -> str:
+        """The new text of a part, or the earlier one if it is the user's; empty if it is gone."""
+        was_written = self.written.get(key)
+        if was_written == _checksum(earlier):
+            if new is None:
+                return ""
+            self.record[key] = _checksum(new)
+            return self._break_lines(new)
+        if was_written is not None:
+            # it stays the user's at the next export, too
+            self.record[key] = was_written
+        if new is None or _checksum(new) != _checksum(earlier):
+            self.kept.append(name)
+        return earlier
+
+    def _insert_or_leave_out(self, key: str, name: str, new: str) -> str:
+        """A part that the earlier card does not have: new, unless the user has deleted it."""
+        if key in self.written:
+            self.record[key] = self.written[key]
+            self.kept.append(f"{name} (deleted)")
+            return ""
+        self.record[key] = _checksum(new)
+        return self._break_lines(new)
+
+    def _place_for_section(self, text: str, before: list[str]) -> int:
+        """Where a new section goes: after the nearest one that it follows, or to the top."""
+        for name in reversed(before):
+            match = _section_pattern(name).search(text)
+            if match is not None:
+                return match.end()
+        return 0
+
+    def _break_lines(self, text: str) -> str:
+        return text.replace("\r\n", "\n").replace("\n", self.line_break)
+
+
+class _HeaderChunk(NamedTuple):
+    """Lines of a header."""
+
+    name: str | None
+    """Of the entry; None: comments and empty lines, with whatever follows them."""
+    text: str
+
+
+def _split_header(text: str) -> list[_HeaderChunk]:
+    """The entries of a header, and what a user wrote between them."""
+    chunks: list[_HeaderChunk] = []
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        if ENTRY_LINE.match(line):
+            name = line.partition(":")[0].strip().strip("\"'")
+            chunks.append(_HeaderChunk(name, line))
+        elif not chunks or (chunks[-1].name is not None and (line[0] == "#" or not line.strip())):
+            chunks.append(_HeaderChunk(None, line))
+        else:
+            chunks[-1] = chunks[-1]._replace(text=chunks[-1].text + line)
+    return chunks
+
+
+def _header_key(name: str) -> str:
+    return HEADER_KEY_PREFIX + name
+
+
+def _section_pattern(name: str) -> re.Pattern[str]:
+    escaped = re.escape(name)
+    return re.compile(
+        rf"^<!-- flame_accel: {escaped} -->[ \t]*\r?\n(.*?)^<!-- end of {escaped} -->[ \t]*"
+        r"(?:\r?\n|\Z)",
+        re.DOTALL | re.M,
+    )
+
+
+def _wrap(name: str, section: str) -> str:
+    return f"<!-- flame_accel: {name} -->\n{section}<!-- end of {name} -->\n"
+
+
+def _checksum(text: str) -> str:
+    return bytes_checksum(text.replace("\r\n", "\n").encode())[:12]
+
+
+def _format_record(record: Mapping[str, str]) -> str:
+    return f"<!-- flame_accel wrote {json.dumps(dict(sorted(record.items())))} -->\n"
+
+
+def _read_record(body: str) -> dict[str, str] | None:
+    """The checksums that the body of a card records; None if there are none."""
+    found = RECORD.findall(body)
+    try:
+        record = json.loads(found[-1]) if found else None
+    except ValueError:
+        return None
+    valid = isinstance(record, dict) and all(isinstance(value, str) for value in record.values())
+    return record if valid else None
