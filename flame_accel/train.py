@@ -28,7 +28,8 @@ from flame_accel.checkpoint import (
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
-from flame_accel.evaluation import sample_text_from_export, validate
+from flame_accel.diagnosis.run_summary import log_run_summary
+from flame_accel.evaluation import sample_and_report, validate
 from flame_accel.hub import ModelOrigin, describe_sources, export_model
 from flame_accel.training import (
     GarbageCollection,
@@ -103,7 +104,8 @@ def main(config: Config) -> None:
         if config.checkpoint.create_seed_checkpoint:
             log.info("initial weights: %s", save(config, accelerator, components, loop))
             return
-        log_run_summary(config, accelerator, components)
+        num_parameters, run_data = components.num_parameters, components.run_data
+        log_run_summary(accelerator, config.training, components.model, num_parameters, run_data)
         tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
         tune_kernels = config.model.tune_kernels
         kernels.apply_tune_kernels_option(tune_kernels, components.flops_per_token, tokens)
@@ -125,10 +127,7 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str
         main_process=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
-    for change in parallel.run_on_main_and_broadcast(
-        accelerator, lambda: observe.check_run_folder_and_list_changes(run_folder, config)
-    ):
-        log.info("changed since the last start: %s", change)
+    observe.check_run_folder_and_log_changes(accelerator, run_folder, config)
     if config.job.print_args:
         log.info("%s", to_toml(config))
     log.info("devices: %s", parallel.describe_topology(accelerator))
@@ -235,25 +234,6 @@ def restore_run(
     return LoopState(state, start.checkpoints, batches, eval_batches, meter, metric_logger)
 
 
-def log_run_summary(config: Config, accelerator: Accelerator, components: Components) -> None:
-    """Logs the model's size, the data, and what a step consists of."""
-    training = config.training
-    model_type = parallel.unwrap(accelerator, components.model).config.model_type
-    log.info("model: %s, %s", model_type, components.num_parameters)
-    if parallel.casts_residual_stream_to_bf16(accelerator, training):
-        log.info("residual stream: bfloat16; weights: float32")
-    log.info("data: %s", components.run_data)
-    log.info(
-        "step: %d rows x %d ranks x %d micro-batches x %d tokens = %s tokens; %d steps",
-        training.batch_size,
-        parallel.dp_size(accelerator),
-        training.gradient_accumulation_steps,
-        training.seq_len,
-        f"{parallel.tokens_per_step(training, accelerator):,}",
-        training.steps,
-    )
-
-
 def train(
     config: Config,
     accelerator: Accelerator,
@@ -349,24 +329,22 @@ def export_and_report(
 ) -> None:
     """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
     exported = run_folder / "hf"
+    dtype = getattr(torch, config.checkpoint.export_dtype)
+    origin = ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens)
     with parallel.extended_timeout(accelerator, config.comm):
         export_model(
             accelerator,
             components.model,
             components.tokenizer,
             exported,
-            dtype=getattr(torch, config.checkpoint.export_dtype),
-            origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
+            dtype=dtype,
+            origin=origin,
         )
     log.info("exported: %s", exported)
     if not accelerator.is_main_process:
         return
-    sample = ""
-    if config.evaluation.sample_tokens:
-        sample = sample_text_from_export(
-            exported, accelerator.device, config.evaluation, seed=config.training.seed
-        )
-        log.info("sample of the exported model:\n%s", sample)
-    title = config.job.description or run_folder.name
-    log.info("report: %s", observe.write_report(run_folder, title=title, sample=sample))
+    title, seed = config.job.description or run_folder.name, config.training.seed
+    sample_and_report(
+        exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
+    )
     observe.write_ended(run_folder, reason="finished", step=state.step)

@@ -53,9 +53,7 @@ _LANGUAGES = _Rule(
     text="must be codes of two or three small letters (ISO 639), code or multilingual",
 )
 _MODEL_ON_HUB = _Rule(
-    holds=lambda value: (
-        re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", value, re.ASCII) is not None
-    ),
+    holds=lambda value: re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", value, re.ASCII) is not None,
     text="must be a model on the Hub, as NAMESPACE/NAME",
 )
 _ONE_LINE = _Rule(

@@ -1,6 +1,7 @@
 """How good a model is: validation loss and metrics, and a sample of generated text."""
 
-from flame_accel.evaluation.generate import sample_text, sample_text_from_export
+from flame_accel.evaluation.final_report import sample_and_report
+from flame_accel.evaluation.generate import sample_text
 from flame_accel.evaluation.validate import validate
 
-__all__ = ["sample_text", "sample_text_from_export", "validate"]
+__all__ = ["sample_and_report", "sample_text", "validate"]

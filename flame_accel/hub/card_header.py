@@ -40,7 +40,9 @@ def format_count(count: int) -> str:
     for unit, letter in UNITS:
         # what would be rounded to 1000 of a unit is 1 of the next
         if count >= 0.9995 * unit:
-            return f"{float(f'{count / unit:.2g}' if count < 10 * unit else count // unit):g}{letter}"
+            return (
+                f"{float(f'{count / unit:.2g}' if count < 10 * unit else count // unit):g}{letter}"
+            )
     return str(count)
 
 

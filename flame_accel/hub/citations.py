@@ -109,7 +109,7 @@ PAPERS: dict[str, Paper] = {
     "linear_attn": Paper(
         "Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention",
         "2006.16236",
-        'Katharopoulos, Angelos and Vyas, Apoorv and Pappas, Nikolaos and Fleuret, Fran{\\c{c}}ois',
+        "Katharopoulos, Angelos and Vyas, Apoorv and Pappas, Nikolaos and Fleuret, Fran{\\c{c}}ois",
     ),
     "log_linear_mamba2": Paper("Log-Linear Attention", "2506.04761"),
     "mamba": Paper(

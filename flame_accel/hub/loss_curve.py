@@ -32,6 +32,7 @@ def draw_loss_curve(records: Sequence[Mapping[str, float]]) -> bytes | None:
     # neither pyplot nor a display: another thread or notebook may use them
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="tight")
     FigureCanvasAgg(figure)
@@ -40,13 +41,15 @@ def draw_loss_curve(records: Sequence[Mapping[str, float]]) -> bytes | None:
         name, color = CURVES[key]
         steps, losses = zip(*points, strict=True)
         marker = "o" if len(points) <= FEW_POINTS else ""
-        axes.plot(steps, losses, color=color, label=name, linewidth=1.6, marker=marker, markersize=3)
+        axes.plot(
+            steps, losses, color=color, label=name, linewidth=1.6, marker=marker, markersize=3
+        )
     losses = [loss for points in series.values() for _, loss in points]
     if min(losses) > 0 and max(losses) / min(losses) > MAX_SPAN:
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -12,7 +12,8 @@ from pathlib import Path
 from flame_accel.files import write_bytes_atomically
 from flame_accel.hub.card_edits import CardParts, combine_with_edits
 from flame_accel.hub.card_header import name_model, write_header
-from flame_accel.hub.card_sections import LOSS_CURVE_FILE, write_sections
+from flame_accel.hub.card_sections import write_sections
+from flame_accel.hub.card_tables import LOSS_CURVE_FILE
 from flame_accel.hub.loss_curve import draw_loss_curve
 from flame_accel.hub.run_facts import ModelFacts, read_model_facts
 from flame_accel.observe import get_logger
@@ -26,10 +27,10 @@ STATE_FILE = "state.json"
 class ModelOrigin:
     """Which run made a model, and how far it was; None: not known, and the card is silent on it."""
 
-    run_folder: Path | None
-    step: int | None
+    run_folder: Path | None = None
+    step: int | None = None
     """Number of completed steps."""
-    tokens: int | None
+    tokens: int | None = None
     """Number of tokens of these steps."""
 
 
@@ -52,9 +53,7 @@ def write_model_card(folder: Path, origin: ModelOrigin, *, earlier: Path | None 
         earlier: Folder with the card that this one replaces; None: `folder`. What a user wrote into
             it stays.
     """
-    facts = read_model_facts(
-        folder, origin.run_folder, step=origin.step, tokens=origin.tokens
-    )
+    facts = read_model_facts(folder, origin.run_folder, step=origin.step, tokens=origin.tokens)
     picture = draw_loss_curve(facts.records)
     parts = compose_card(facts, has_loss_curve=picture is not None)
     before = (earlier or folder) / CARD_FILE

@@ -11,7 +11,7 @@ from flame_accel.observe.metric_logger import MetricLogger, enabled_tracker_name
 from flame_accel.observe.profiling import StepProfiler, profile_steps
 from flame_accel.observe.report import write_report
 from flame_accel.observe.run_folder import (
-    check_run_folder_and_list_changes,
+    check_run_folder_and_log_changes,
     describe_environment,
     device_name,
     has_finished,
@@ -24,7 +24,7 @@ __all__ = [
     "MetricLogger",
     "ProgressBar",
     "StepProfiler",
-    "check_run_folder_and_list_changes",
+    "check_run_folder_and_log_changes",
     "describe_environment",
     "device_name",
     "enabled_tracker_names",

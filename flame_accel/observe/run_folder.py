@@ -44,6 +44,20 @@ DESCRIBE_START = ("packages", "git", "processes", "engine", "mixed_precision", "
 """Entries of `describe_environment` that may differ from one start of a run to the next."""
 
 
+def check_run_folder_and_log_changes(accelerator: Accelerator, path: Path, config: Config) -> None:
+    """Checks that a folder can be this run's, and logs what changed; reads only.
+
+    Every rank must call it.
+
+    Raises:
+        UserError: The folder holds a run of another model or other data.
+    """
+    for change in run_on_main_and_broadcast(
+        accelerator, lambda: check_run_folder_and_list_changes(path, config)
+    ):
+        get_logger().info("changed since the last start: %s", change)
+
+
 def check_run_folder_and_list_changes(path: Path, config: Config) -> list[str]:
     """Checks that a folder can be this run's; reads only.
 
@@ -103,7 +117,7 @@ def open_run_folder(
     """
     if accelerator.is_main_process:
         environment = describe_environment(accelerator, sys.argv)
-        start = {name: environment[name] for name in DESCRIBE_START} | sources
+        start = {name: environment[name] for name in DESCRIBE_START} | dict(sources)
         environment["starts"] = list_starts_with_this_one(
             path, config, step=step, description=start
         )

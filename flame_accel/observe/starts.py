@@ -5,12 +5,12 @@ holds after some step follows from the starts before it. The rest of the file is
 """
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from flame_accel.config import Config, to_toml
+from flame_accel.config.file_formats import parse_toml
 
 ENVIRONMENT_FILE = "environment.json"
 CONFIG_FILE = "config.toml"
@@ -74,11 +74,7 @@ def list_starts_with_this_one(
 
 
 def _flatten(toml: str) -> dict[str, OptionValue]:
-    return {
-        f"{section}.{key}": value
-        for section, values in tomllib.loads(toml).items()
-        for key, value in values.items()
-    }
+    return {entry.name: entry.value for entry in parse_toml(toml) if entry.key is not None}
 
 
 def _undo_changes(

@@ -149,6 +149,15 @@ def read_log(run_folder: Path) -> str:
     return (run_folder / "log.txt").read_text(encoding="utf-8")
 
 
+def model_digests(export: Path) -> dict[str, str]:
+    """SHA-256 of every file of an exported model that equal runs have in common.
+
+    The card and its picture are not among them: they tell how long the run took.
+    """
+    digests = file_digests(export)
+    return {name: digests[name] for name in digests.keys() - {"README.md", "loss_curve.png"}}
+
+
 def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file in a folder, by name."""
     return {

@@ -12,6 +12,7 @@ from tests.helpers.runs import (
     file_digests,
     kill_after,
     launch,
+    model_digests,
     read_log,
     read_losses,
     read_records,
@@ -43,7 +44,7 @@ def test_a_crash_and_a_second_start_change_no_bit(train_here, flags, tmp_path, m
     train_here(broken)
     assert "continuing after step 4" in (tmp_path / "broken" / "log.txt").read_text()
     assert read_losses(tmp_path / "broken") == read_losses(tmp_path / "whole")
-    assert file_digests(tmp_path / "broken/hf") == file_digests(tmp_path / "whole/hf")
+    assert model_digests(tmp_path / "broken/hf") == model_digests(tmp_path / "whole/hf")
 
 
 def test_a_killed_run_started_again_equals_one_left_alone(flags, tmp_path, corpus):
@@ -55,7 +56,7 @@ def test_a_killed_run_started_again_equals_one_left_alone(flags, tmp_path, corpu
     assert not (tmp_path / "killed/hf").exists()
     launch(killed, config="cpu", processes=1)
     assert read_losses(tmp_path / "killed") == read_losses(tmp_path / "alone")
-    assert file_digests(tmp_path / "killed/hf") == file_digests(tmp_path / "alone/hf")
+    assert model_digests(tmp_path / "killed/hf") == model_digests(tmp_path / "alone/hf")
 
 
 def test_a_run_killed_during_its_export_exports_the_same(train_here, flags, tmp_path):
@@ -68,7 +69,7 @@ def test_a_run_killed_during_its_export_exports_the_same(train_here, flags, tmp_
 
 def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_resumed(train_here, flags, tmp_path):
     train_here(flags())
-    expected = file_digests(tmp_path / "run/hf")
+    expected = model_digests(tmp_path / "run/hf")
     weights = tmp_path / "run/checkpoint/step-8/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -78,7 +79,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_one_before_it_resumed(train_her
     names = sorted(path.name for path in (tmp_path / "run/checkpoint").iterdir())
     assert names == ["step-4", "step-8", "step-8.damaged-0"]
     assert "continuing after step 4" in (tmp_path / "run/log.txt").read_text()
-    assert file_digests(tmp_path / "run/hf") == expected
+    assert model_digests(tmp_path / "run/hf") == expected
 
 
 def test_another_stream_does_not_resume(train_here, flags):
@@ -93,10 +94,10 @@ def test_tied_weights_survive_a_restart_and_the_export(train_here, flags, tmp_pa
     path = tmp_path / "tied.json"
     path.write_text(json.dumps(json.loads(tiny_model.read_text()) | {"tie_word_embeddings": True}))
     train_here(flags(**{"model.config": path}))
-    expected = file_digests(tmp_path / "run/hf")
+    expected = model_digests(tmp_path / "run/hf")
     undo_checkpoint(tmp_path / "run/checkpoint/step-8")
     train_here(flags(**{"model.config": path}))
-    assert file_digests(tmp_path / "run/hf") == expected
+    assert model_digests(tmp_path / "run/hf") == expected
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run/hf")
     assert model.lm_head.weight is model.model.embeddings.weight
 

@@ -60,7 +60,7 @@ def describe_dataset(
 
 
 def is_hub_dataset(options: DatasetOptions) -> bool:
-    """Whether a dataset that opens is one of the Hub, rather than files or a format of `datasets`."""
+    """Whether a dataset that opens is one of the Hub, not files or a format of `datasets`."""
     kind = next(kind for kind in DATASET_KINDS if kind.recognizes(options))
     return (
         kind is NamedDataset

@@ -222,6 +222,11 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         "profiling.save_traces_folder": st.just("traces"),
         "profiling.save_memory_snapshot_folder": st.just("memory"),
         "job.dump_folder": EXPANDED.filter(bool),
+        "hub.model_name": st.sampled_from([None, 'A "name": #1']),
+        "hub.license": st.sampled_from([None, "mit"]),
+        "hub.language": st.sampled_from([(), ("en", "code")]),
+        "hub.tags": st.sampled_from([(), ("a, b", "c")]),
+        "hub.base_model": st.sampled_from([None, "org/model"]),
         "activation_checkpoint.selective_ac_option": st.sampled_from(["2", "op"]),
         "optimizer.early_step_in_backward": st.just(False),
     }

@@ -39,6 +39,11 @@ from tests.helpers.options import config_error, only_problem
         ("--training.data_probs 0.5,0 --training.dataset a,b", "must be numbers above 0"),
         ("--training.shuffle_block 0", "must be at least 1"),
         ("--evaluation.held_out_share 1", "must be between 0 and 1"),
+        ("--hub.license MIT", "must be a license of the Hub"),
+        ("--hub.language english", "must be codes of two or three small letters"),
+        ("--hub.base_model a/b/c", "must be a model on the Hub"),
+        ("--hub.tags a,\t", "must be one line of text"),
+        ("--hub.model_name=", "must be one line of text"),
     ],
 )
 def test_a_value_out_of_range_is_refused(flags: str, rule: str) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from flame_accel.checkpoint import hf_model
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import export_model
+from flame_accel.hub import ModelOrigin, export_model
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
 
@@ -36,7 +36,7 @@ def export(
     folder: Path,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    export_model(Accelerator(cpu=True), model, tokenizer, folder, dtype=dtype, training_table={})
+    export_model(Accelerator(cpu=True), model, tokenizer, folder, dtype=dtype, origin=ModelOrigin())
 
 
 def modes(folder: Path) -> set[int]:

@@ -1,0 +1,266 @@
+"""The tables of a model card: data, loss and evaluation, training, hardware and time.
+
+Rows whose facts were not recorded are left out. The other sections are written in `card_sections`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flame_accel.config.schema import options
+from flame_accel.data.sources.dataset_descriptions import DatasetDescription
+from flame_accel.hub.run_facts import Cost, ModelFacts
+
+LOSS_CURVE_FILE = "loss_curve.png"
+PRIVATE_CHANGES = ("job.", "metrics.", "profiling.", "comm.", "hub.")
+"""Sections whose options do not change the model."""
+EVALUATION_NAMES = {
+    "eval/loss": "loss (nats per token)",
+    "eval/perplexity": "perplexity",
+    "eval/bits_per_byte": "bits per byte of text",
+    "eval/accuracy": "accuracy of the next token",
+}
+
+
+def write_data_section(facts: ModelFacts) -> str:
+    """What the model was trained on."""
+    rows: list[tuple[str, str | None]] = []
+    datasets = facts.training_data
+    for dataset in datasets:
+        share = f", {dataset['share']:.1%} of the tokens" if len(datasets) > 1 else ""
+        rows.append(("data", describe_dataset(dataset) + share))
+    epoch = facts.last_record.get("epoch")
+    rows += [
+        ("tokens", None if facts.tokens is None else f"{facts.tokens:,}"),
+        ("passes over the data", None if epoch is None else f"{epoch:.3g}"),
+        ("tokenizer", _tokenizer(facts)),
+        ("tokens per row", _number(facts.option("training.seq_len"))),
+        ("rows", _rows(facts)),
+        ("documents left out", _left_out(facts)),
+    ]
+    return _titled_table("## Data", rows)
+
+
+def _left_out(facts: ModelFacts) -> str | None:
+    """How many documents were read and not trained on, and why."""
+    skipped = facts.last_record.get("data/skipped_documents")
+    if not skipped:
+        return None
+    total = f"{int(skipped):,} of the {int(facts.last_record['data/documents']):,} that were read"
+    held_out = any(dataset["held_out_share"] is not None for dataset in facts.training_data)
+    return f"{total} ({'held out for validation, ' * held_out}damaged or without text)"
+
+
+def describe_dataset(dataset: DatasetDescription) -> str:
+    """A dataset in a cell of a table."""
+    name = dataset["name"]
+    link = f"[{name}](https://huggingface.co/datasets/{name})"
+    text = link if dataset["on_hub"] else f"`{name}`"
+    for key in ("config", "split"):
+        if dataset[key] is not None:
+            text += f", {key} `{dataset[key]}`"
+    if dataset["documents"] is not None:
+        text += f", {dataset['documents']:,} documents"
+    if dataset["conversations"]:
+        text += " (conversations; the loss counts what the assistant says)"
+    return text
+
+
+def _tokenizer(facts: ModelFacts) -> str | None:
+    """Its name where it has one that means the same everywhere."""
+    name = facts.option("model.tokenizer_path")
+    return "UTF-8 bytes" if name == "byte" else None
+
+
+def _rows(facts: ModelFacts) -> str | None:
+    if not facts.options:
+        return None
+    if not facts.option("training.varlen"):
+        return "documents one after the other; state and attention cross their borders"
+    length = facts.option("training.context_len") or facts.option("training.seq_len")
+    packing = (
+        ", placed where they fit best" if facts.option("training.packing") == "best_fit" else ""
+    )
+    return f"documents kept apart, at most {length:,} tokens each{packing}"
+
+
+def write_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str:
+    """The loss curve, and the last validation."""
+    evaluation, dataset = facts.last_evaluation, facts.evaluation_data
+    if evaluation is None and not has_loss_curve:
+        return ""
+    lines = ["## Loss and evaluation", ""]
+    if has_loss_curve:
+        lines += [f"![Loss over the steps of training]({LOSS_CURVE_FILE})", ""]
+    loss = facts.last_record.get("train/loss")
+    rows = [("training loss, last reported (nats per token)", _figure(loss))]
+    if evaluation is not None:
+        rows += [
+            (f"validation: {EVALUATION_NAMES[key]}", _figure(value))
+            for key, value in evaluation.values.items()
+        ]
+        if dataset is not None:
+            rows.append(("validation data", describe_evaluation_dataset(dataset)))
+        rows.append(("validated after step", f"{evaluation.step:,}"))
+    return "\n".join(lines) + _table(rows)
+
+
+def describe_evaluation_dataset(dataset: DatasetDescription) -> str:
+    """The validation data; of documents that are held out, the total does not count."""
+    share = dataset["held_out_share"]
+    if share is None:
+        return describe_dataset(dataset)
+    held_out = f"{share:.1%} of its documents, chosen by a hash of their text, not trained on"
+    return f"{describe_dataset({**dataset, 'documents': None})}, {held_out}"
+
+
+def write_training_section(facts: ModelFacts) -> str:
+    """Start, optimizer, schedule and shape."""
+    option = facts.option
+    if not facts.options:
+        rows = [("updates", None if facts.step is None else f"{facts.step:,}")]
+        return _titled_table("## Training", rows)
+    skipped = facts.last_record.get("optimizer/skipped_steps")
+    weights = facts.starting_weights
+    source = None
+    if weights is not None:
+        source = f"[{weights['name']}](https://huggingface.co/{weights['name'].partition('@')[0]})"
+        source = source if weights["on_hub"] else f"weights of a local folder, `{weights['name']}`"
+    elif facts.starts and facts.starts[0]["step"] == 0:
+        source = f"random weights, seed {option('training.seed')}"
+    schedule = (
+        f"{option('optimizer.scheduler')}, warm-up of {option('training.warmup_steps'):,} steps"
+    )
+    if option("optimizer.scheduler") == "wsd":
+        share, shape = option("optimizer.decay_ratio"), option("optimizer.decay_type")
+        schedule += f", {shape} decay during the last {share:.0%}"
+    schedule += f", down to {option('optimizer.min_lr_ratio'):g} of the peak"
+    optimizer = (
+        f"{option('optimizer.name')}, betas {option('optimizer.beta1'):g} and "
+        f"{option('optimizer.beta2'):g}, weight decay {option('optimizer.weight_decay'):g}"
+    )
+    clipping = option("training.max_norm")
+    updates = f"{facts.step:,} of {option('training.steps'):,}"
+    rows = [
+        ("started from", source),
+        ("updates", updates if facts.step != option("training.steps") else f"{facts.step:,}"),
+        ("tokens per update", _number(facts.tokens_per_step)),
+        ("optimizer", optimizer),
+        ("peak learning rate", f"{option('optimizer.lr'):g}"),
+        ("learning rate schedule", schedule),
+        ("gradients clipped at norm", f"{clipping:g}" if clipping else None),
+        (
+            "updates skipped",
+            f"{int(skipped):,}, whose gradients were not finite" if skipped else None,
+        ),
+        ("seed", str(option("training.seed"))),
+        ("layers", _number(facts.model_config.get("num_hidden_layers"))),
+        ("width", _number(facts.model_config.get("hidden_size"))),
+        ("vocabulary", _number(facts.model_config.get("vocab_size"))),
+    ]
+    text = _titled_table("## Training", rows)
+    changes = [change for start in facts.starts for change in _changed_options(start)]
+    if changes:
+        text += "\nThe options changed on the way; the table has those of the last steps:\n\n"
+        text += "\n".join(f"* {change}" for change in changes) + "\n"
+    return text
+
+
+def _changed_options(start: Mapping[str, Any]) -> list[str]:
+    """What was different from a start on, without paths and what does not matter to the model."""
+    first = f"from step {start['step'] + 1:,}"
+    return [
+        f"{first}: `{change['option']}` {change['before']} → {change['after']}"
+        for change in start["changed_options"]
+        if _is_public(change["option"])
+    ]
+
+
+def _is_public(option: str) -> bool:
+    """Whether an option says something about the model, and holds no path of a machine."""
+    declared = options().get(option)
+    return declared is not None and declared.path is None and not option.startswith(PRIVATE_CHANGES)
+
+
+def write_environment_section(facts: ModelFacts) -> str:
+    """Devices, time and versions."""
+    if not facts.starts:
+        return ""
+    rows: list[tuple[str, str | None]] = []
+    described = ""
+    for start in facts.starts:
+        hardware = _hardware(start)
+        if hardware != described:
+            first = f"from step {start['step'] + 1:,}: " if described else ""
+            rows.append(("devices", first + hardware))
+        described = hardware
+    rows += [("starts", f"{len(facts.starts)}" if len(facts.starts) > 1 else None)]
+    if (cost := facts.cost) is not None:
+        rows += _cost_rows(cost)
+    versions = facts.starts[-1]["packages"]
+    named = [f"{name} {version}" for name, version in versions.items() if version]
+    git = facts.starts[-1]["git"]
+    commit = f" (commit {git['commit'][:12]}{', changed' * git['dirty']})" if git else ""
+    rows.append(("versions", ", ".join([named[0] + commit, *named[1:]])))
+    text = _titled_table("## Hardware, time and versions", rows)
+    if any(start["packages"] != versions for start in facts.starts):
+        text += "\nEarlier starts of the run had other versions; the table has those of the last.\n"
+    return text
+
+
+def _hardware(start: Mapping[str, Any]) -> str:
+    engine = start["engine"]
+    how = "" if engine in ("NO", "no") else f", {engine}"
+    device = start["device"] or "CPU"
+    precision = {"no": "fp32"}.get(start["mixed_precision"], start["mixed_precision"])
+    return f"{start['processes']} x {device}{how}, {precision}"
+
+
+def _cost_rows(cost: Cost) -> list[tuple[str, str | None]]:
+    return [
+        ("time, without validation and checkpoints", format_duration(cost.seconds)),
+        (
+            "device hours",
+            None if cost.device_seconds is None else f"{cost.device_seconds / 3600:,.4g}",
+        ),
+        ("tokens per second", f"{cost.tokens_per_second:,.0f}"),
+        ("model FLOPs utilization", None if cost.mfu is None else f"{cost.mfu:.1%}"),
+        (
+            "peak memory of a device",
+            None if cost.peak_memory_gib is None else f"{cost.peak_memory_gib:.3g} GiB",
+        ),
+    ]
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in the two largest units that it has."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+
+
+def _titled_table(title: str, rows: Sequence[tuple[str, str | None]]) -> str:
+    table = _table(rows)
+    return f"{title}\n{table}" if table else ""
+
+
+def _table(rows: Sequence[tuple[str, str | None]]) -> str:
+    """Two columns; rows without a value are left out."""
+    known = [(name, value.replace("|", "\\|")) for name, value in rows if value is not None]
+    if not known:
+        return ""
+    lines = ["", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in known)]
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _figure(value: float | None) -> str | None:
+    """Four digits; what is not finite is said as it is."""
+    if value is None:
+        return None
+    return f"{value:,.4g}" if math.isfinite(value) else str(value)

@@ -1,0 +1,69 @@
+"""The recorded starts: which steps ran on what, and with which options."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flame_accel.config import Config
+from flame_accel.observe.run_folder import write_run_files
+from flame_accel.observe.starts import (
+    list_starts_with_this_one,
+    read_options,
+    read_options_at,
+    read_starts,
+)
+
+
+@pytest.fixture
+def start(configured, tmp_path: Path):
+    """`start(step, lr)`: starts the run in `tmp_path` after a step, with a learning rate."""
+
+    def begin(step: int, lr: float) -> list[dict[str, Any]]:
+        config: Config = configured(**{"optimizer.lr": lr})
+        starts = list_starts_with_this_one(
+            tmp_path, config, step=step, description={"processes": step + 1}
+        )
+        write_run_files(tmp_path, config, {"starts": starts})
+        return starts
+
+    return begin
+
+
+def changes(start: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [tuple(change.values()) for change in start["changed_options"]]
+
+
+def test_a_run_that_never_stopped_has_one_start(start, tmp_path):
+    assert start(0, 0.5) == [{"step": 0, "processes": 1, "changed_options": []}]
+    assert read_starts(tmp_path) == start(0, 0.5)
+    assert read_options_at(tmp_path, 8)["optimizer.lr"] == 0.5
+
+
+def test_a_second_start_adds_what_changed_and_each_step_has_its_options(start, tmp_path):
+    start(0, 0.5)
+    _, second = start(4, 0.25)
+    assert second["processes"] == 5
+    assert changes(second) == [("optimizer.lr", 0.5, 0.25)]
+    # step 4 is the last one of the first start
+    lr = {step: read_options_at(tmp_path, step)["optimizer.lr"] for step in (1, 4, 5, 8)}
+    assert lr == {1: 0.5, 4: 0.5, 5: 0.25, 8: 0.25}
+    assert read_options(tmp_path)["optimizer.lr"] == 0.25
+
+
+def test_a_start_that_left_nothing_behind_is_forgotten_with_its_options(start, tmp_path):
+    start(0, 0.5)
+    start(4, 0.25)
+    start(6, 0.75)
+    *kept, last = start(4, 0.125)
+    assert [entry["step"] for entry in kept] == [0]
+    assert changes(last) == [("optimizer.lr", 0.5, 0.125)]
+    assert read_options_at(tmp_path, 4)["optimizer.lr"] == 0.5
+    # from the start again: what was before does not count
+    assert start(0, 0.75) == [{"step": 0, "processes": 1, "changed_options": []}]
+
+
+def test_a_folder_without_records_has_none(tmp_path: Path) -> None:
+    assert read_starts(tmp_path) == [] and read_options(tmp_path) == {}
+    (tmp_path / "environment.json").write_text("{}")
+    assert read_starts(tmp_path) == []
