@@ -186,6 +186,13 @@ DEFAULTS = {
         "prompt": "",
         "sample_tokens": 128,
     },
+    "hub": {
+        "model_name": None,
+        "license": None,
+        "language": (),
+        "tags": (),
+        "base_model": None,
+    },
     "activation_checkpoint": {"mode": "none", "selective_ac_option": "2"},
     "float8": {
         "enable_fsdp_float8_all_gather": False,

@@ -42,8 +42,8 @@ from tests.helpers.options import config_error, only_problem
         ("--hub.license MIT", "must be a license of the Hub"),
         ("--hub.language english", "must be codes of two or three small letters"),
         ("--hub.base_model a/b/c", "must be a model on the Hub"),
-        ("--hub.tags a,\t", "must be one line of text"),
-        ("--hub.model_name=", "must be one line of text"),
+        ("--hub.tags a,b\nc", "must be one line of text"),
+        ("--hub.model_name a\nb", "must be one line of text"),
     ],
 )
 def test_a_value_out_of_range_is_refused(flags: str, rule: str) -> None:
