@@ -130,7 +130,8 @@ def test_a_card_without_a_record_is_the_users(card: str) -> None:
 
 
 def test_a_byte_order_mark_and_bytes_that_are_no_text_stay():
-    edited = "\ufeff" + first(OLD).replace("<!-- flame_accel: data", "\udcff\n<!-- flame_accel: data")
+    mark = "<!-- flame_accel: data"
+    edited = "\ufeff" + first(OLD).replace(mark, f"\udcff\n{mark}")
     written = again(NEW, edited)
     assert written.startswith("\ufeff---") and "\udcff\n" in written
     assert "| a | c |" in written

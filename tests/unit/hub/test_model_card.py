@@ -231,7 +231,8 @@ def test_a_dataset_and_weights_of_the_hub_are_named(train_here, flags, tmp_path,
     assert first.data.datasets == second.data.datasets == ["tester/words"]
     assert first.data.get("base_model") is None
     assert second.data.base_model == "tester/first"
-    assert "[tester/first](https://huggingface.co/tester/first)" in rows(second.text)["started from"]
+    link = "[tester/first](https://huggingface.co/tester/first)"
+    assert rows(second.text)["started from"] == link
     link = "[tester/words](https://huggingface.co/datasets/tester/words)"
     assert rows(first.text)["data"].startswith(link)
     second.validate()
