@@ -1,13 +1,142 @@
-"""Generates text: the sample that a run logs at its end. Scoring is in `validate`."""
+"""Generates text: continuations of prompts, and the sample that a run logs at its end.
 
+The loop over tokens, sampling, beams and streaming are transformers' own. Prompts are read and
+encoded in `prompts`; scoring is in `validate`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from fla.models.cache_utils import Cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 from flame_accel import kernels
-from flame_accel.config import EvaluationConfig
+from flame_accel.config import UserError
+from flame_accel.config.run_options import EvaluationConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationSettings:
+    """How a continuation is chosen, token by token."""
+
+    max_new_tokens: int
+    """Largest number of tokens; an end token ends the text earlier."""
+    temperature: float
+    """Divisor of the logits; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Samples from the likeliest tokens that have this probability together."""
+    top_k: int = 0
+    """Samples from so many of the likeliest tokens; 0 from all."""
+    beams: int = 1
+    """Number of continuations that are followed at once; the likeliest is returned."""
+    seed: int = 0
+    """Seed of the sampling; the process's random state is not changed."""
+
+
+def continue_prompts(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    padding_token: int,
+    streamer: BaseStreamer | None = None,
+    tokens_at_once: int | None = None,
+) -> list[list[int]]:
+    """Continues a batch of prompts, padded on the left.
+
+    Args:
+        model: A transformers model with `generate`, in evaluation mode.
+        prompts: Tokens of each prompt, at least one.
+        settings: How tokens are chosen.
+        padding_token: Any token; padding is masked.
+        streamer: Gets every token of a single prompt at once; not with beams.
+        tokens_at_once: Number of tokens of a prompt that the model reads in one pass, to bound the
+            memory; only for fla's models with a cache, and only without padding. All if None.
+
+    Returns:
+        The tokens of each continuation, end token included.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor(
+        [[padding_token] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    )
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    options: dict[str, Any] = {"do_sample": settings.temperature > 0}
+    if settings.temperature > 0:
+        options |= {
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+        }
+    if tokens_at_once is not None and tokens_at_once < longest and bool(mask.all()):
+        options |= {"prefill_chunk_size": tokens_at_once, "past_key_values": Cache()}
+    with _seeded_inference(model.device, settings.seed):
+        output = model.generate(
+            ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=settings.max_new_tokens,
+            num_beams=settings.beams,
+            pad_token_id=padding_token,
+            streamer=streamer,
+            **options,
+        )
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    return [_cut_after_end_token(row, ends) for row in output[:, longest:].tolist()]
+
+
+def check_prompt_fits_context(model: Any, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Checks that a model with attention has positions for a prompt and its continuation.
+
+    A model whose whole past is a recurrent state has no such limit.
+
+    Raises:
+        UserError: It has not.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None or prompt_tokens + max_new_tokens <= limit or not _attends_to_tokens(model):
+        return
+    room = limit - prompt_tokens
+    raise UserError(
+        f"the prompt has {prompt_tokens:,} tokens and {max_new_tokens:,} are to follow, but the "
+        f"context of the model has {limit:,} (max_position_embeddings)",
+        remedy=f"--max_new_tokens {room} at most, or shorten the prompt"
+        if room > 0
+        else f"shorten the prompt to less than {limit:,} tokens",
+    )
+
+
+def _attends_to_tokens(model: Any) -> bool:
+    """Whether a model holds keys and values of earlier tokens, or has no cache at all."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    with _seeded_inference(model.device, 0):
+        cache = model(input_ids=token, use_cache=model.config.use_cache).get("past_key_values")
+    if not isinstance(cache, Cache):
+        return True
+    return any(state is not None and state["attn_state"] is not None for state in cache)
+
+
+def _cut_after_end_token(token_ids: list[int], ends: set[int | None]) -> list[int]:
+    length = next((i + 1 for i, token in enumerate(token_ids) if token in ends), len(token_ids))
+    return token_ids[:length]
+
+
+@contextmanager
+def _seeded_inference(device: torch.device, seed: int) -> Iterator[None]:
+    """No gradients, and random numbers of a seed that leave the process's own alone.
+
+    Under bf16 autocast on a GPU: fla's delta rule does not support fp32 there.
+    """
+    on_gpu = device.type == "cuda"
+    half = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu)
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad(), half:
+        torch.manual_seed(seed)
+        yield
 
 
 def sample_text_from_export(
@@ -57,11 +186,7 @@ def sample_text(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     inputs = torch.tensor([ids or [start]], device=model.device)
-    on_gpu = model.device.type == "cuda"
-    # fla's delta rule does not support fp32 on a GPU
-    half = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu)
-    with torch.random.fork_rng(devices=[model.device] if on_gpu else []), torch.no_grad(), half:
-        torch.manual_seed(seed)
+    with _seeded_inference(model.device, seed):
         output = model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),

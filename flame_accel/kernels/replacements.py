@@ -248,6 +248,7 @@ FIXES: dict[str, dict[str, str]] = {
         "layers.forgetting_attn": "ForgettingAttention.forward=forward_forgetting_with_mask",
         "layers.mla": "MultiheadLatentAttention.forward=forward_mla_with_window_in_cache",
         "layers.moba": "MoBA.forward=forward_moba_without_window_in_cache",
+        "layers.nsa": "NativeSparseAttention.forward=forward_nsa",
         "layers.parallax": "Parallax.forward=forward_parallax",
         "layers.path_attn": "PaTHAttention.forward=forward_path_with_mask_uncompiled",
         "layers.rodimus": "SlidingWindowSharedKeyAttention.forward=forward_rodimus_attention",

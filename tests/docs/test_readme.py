@@ -50,6 +50,7 @@ COMMANDS = (
     "python -m flame_accel data ",
     "python -m flame_accel doctor ",
     "python -m flame_accel export ",
+    "python -m flame_accel generate ",
     "python -m flame_accel prepare ",
     "python -m flame_accel report ",
 )
@@ -125,6 +126,7 @@ def checkout(tmp_path: Path, corpus: Path) -> Path:
     for name in ("train.jsonl", "validation.jsonl"):
         shutil.copy(corpus, tmp_path / "my_data" / name)
     (tmp_path / "bin").mkdir()
+    (tmp_path / "my_prompts.txt").write_text("def \nclass \n")
     for name, arguments in (
         ("python", ""),
         ("accelerate", "-m accelerate.commands.accelerate_cli"),

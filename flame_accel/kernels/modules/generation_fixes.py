@@ -16,6 +16,7 @@ from fla.layers.bitattn import BitAttention
 from fla.layers.forgetting_attn import ForgettingAttention
 from fla.layers.mla import MultiheadLatentAttention
 from fla.layers.moba import MoBA
+from fla.layers.nsa import NativeSparseAttention
 from fla.layers.parallax import Parallax
 from fla.layers.path_attn import PaTHAttention
 from fla.layers.rodimus import SlidingWindowSharedKeyAttention
@@ -82,24 +83,68 @@ def forward_mla_with_window_in_cache(
     if past_key_values is not None and len(past_key_values) > layer.layer_idx:
         several = hidden_states.shape[1] > 1
         past_key_values.layers[layer.layer_idx].window_size = None if several else layer.window_size
+    attention_mask = _mask_for_several_tokens(layer, hidden_states, attention_mask, past_key_values)
     return _mla_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def forward_moba_without_window_in_cache(layer: MoBA, *args: Any, **options: Any) -> Any:
+def forward_moba_without_window_in_cache(
+    layer: MoBA,
+    hidden_states: Tensor,
+    attention_mask: Any = None,
+    past_key_values: Any = None,
+    **options: Any,
+) -> Any:
     """`MoBA.forward`; its window is only one of the cache: in one pass tokens see all earlier."""
     layer.window_size = None
-    return _moba_forward(layer, *args, **options)
+    attention_mask = _mask_for_several_tokens(layer, hidden_states, attention_mask, past_key_values)
+    return _moba_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def _continue_windows_without_padding(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward pass of an attention layer with a window, for several tokens after cached ones.
+def _mask_for_several_tokens(
+    layer: Any,
+    hidden_states: Tensor,
+    attention_mask: Any,
+    past_key_values: Any,
+    *,
+    continues_padding: bool = False,
+) -> Any:
+    """The mask of an attention layer, or None if it is needless for tokens after cached ones.
 
-    With a mask these layers take the keys of the cut cache alone, where the first of the new tokens
-    miss some. Without padding no mask is needed, and with padding the call raises a `UserError`.
+    With a mask these layers refuse several tokens, or take the keys of a cache that is cut to a
+    window, where the first of the new tokens miss some.
+
+    Args:
+        layer: The attention layer; its `window_size` counts.
+        hidden_states: [B, T, hidden size].
+        attention_mask: [B, at least T], 0 for padding, or None.
+        past_key_values: fla's cache, or None.
+        continues_padding: Whether the layer can have padding without a window.
+
+    Raises:
+        UserError: There is padding, and the layer cannot have it.
     """
+    past = 0 if past_key_values is None else past_key_values.get_seq_length(layer.layer_idx)
+    if past == 0 or hidden_states.shape[1] == 1 or attention_mask is None:
+        return attention_mask
+    if not has_padding(attention_mask):
+        return None
+    if continues_padding and layer.window_size is None:
+        return attention_mask
+    raise UserError(
+        f"{type(layer).__name__} cannot continue a padded batch with {hidden_states.shape[1]} "
+        "tokens at once",
+        where="attention_mask",
+        remedy="give a batch with padding in one pass, not in pieces",
+    )
+
+
+def _without_needless_mask(
+    forward: Callable[..., Any], *, continues_padding: bool = False
+) -> Callable[..., Any]:
+    """The forward pass of an attention layer, with the mask of `_mask_for_several_tokens`."""
 
     @wraps(forward)
-    def continue_without_padding(
+    def forward_without_needless_mask(
         layer: Any,
         hidden_states: Tensor,
         attention_mask: Any = None,
@@ -107,28 +152,23 @@ def _continue_windows_without_padding(forward: Callable[..., Any]) -> Callable[.
         *args: Any,
         **options: Any,
     ) -> Any:
-        past = 0 if past_key_values is None else past_key_values.get_seq_length(layer.layer_idx)
-        several = past > 0 and hidden_states.shape[1] > 1
-        if layer.window_size is not None and several and attention_mask is not None:
-            if has_padding(attention_mask):
-                raise UserError(
-                    f"{type(layer).__name__} with a window cannot continue a padded batch with "
-                    f"{hidden_states.shape[1]} tokens",
-                    where="attention_mask",
-                    remedy="give a batch with padding in one pass, not in pieces",
-                )
-            attention_mask = None
+        attention_mask = _mask_for_several_tokens(
+            layer,
+            hidden_states,
+            attention_mask,
+            past_key_values,
+            continues_padding=continues_padding,
+        )
         return forward(layer, hidden_states, attention_mask, past_key_values, *args, **options)
 
-    return continue_without_padding
+    return forward_without_needless_mask
 
 
-forward_attention = _continue_windows_without_padding(Attention.forward)
-forward_bit_attention = _continue_windows_without_padding(BitAttention.forward)
-forward_parallax = _continue_windows_without_padding(Parallax.forward)
-forward_rodimus_attention = _continue_windows_without_padding(
-    SlidingWindowSharedKeyAttention.forward
-)
+forward_attention = _without_needless_mask(Attention.forward)
+forward_bit_attention = _without_needless_mask(BitAttention.forward)
+forward_nsa = _without_needless_mask(NativeSparseAttention.forward)
+forward_parallax = _without_needless_mask(Parallax.forward, continues_padding=True)
+forward_rodimus_attention = _without_needless_mask(SlidingWindowSharedKeyAttention.forward)
 
 
 def forward_wall_without_padding(

@@ -25,13 +25,19 @@ def test_path_attention_scores_padded_batches_without_a_cache():
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [
+        ("transformer", {}),
+        ("mla", {}),
+        ("mla", {"window_size": 8}),
+        ("moba", {}),
+        ("nsa", {}),
+        ("wall_transformer", {}),
         ("transformer", {"window_size": 8}),
         ("bitnet", {"window_size": 8}),
         ("parallax", {"window_size": 8}),
         ("rodimus", {"ska_attn": {"num_heads": 2, "window_size": 8}}),
     ],
 )
-def test_a_mask_without_padding_takes_no_key_from_a_window(model_type, changes):
+def test_tokens_continue_a_cache_with_a_mask_that_hides_none(model_type, changes):
     model, ids = tiny_generator(model_type, **changes), torch.randint(256, (2, 20))
     with torch.no_grad():
         whole = model(input_ids=ids).logits[:, 12:]

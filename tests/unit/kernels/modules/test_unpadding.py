@@ -36,6 +36,10 @@ def test_a_mask_of_another_length_than_the_keys_is_refused():
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [
+        ("transformer", {}),
+        ("mla", {}),
+        ("moba", {}),
+        ("nsa", {}),
         ("transformer", {"window_size": 8}),
         ("bitnet", {"window_size": 8}),
         ("parallax", {"window_size": 8}),

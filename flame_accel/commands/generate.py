@@ -1,0 +1,265 @@
+"""Generates text with a trained model or one of the Hub, streamed or for a file of prompts.
+
+What continues a prompt is in `evaluation/generate.py`, how prompts are read in
+`evaluation/prompts.py`, which model is meant in `loaded_model`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from flame_accel.commands.arguments import argparse_integer_at_least, parse_run_option
+from flame_accel.commands.export import DTYPES
+from flame_accel.commands.loaded_model import MODEL_KINDS, find_model, load_model_and_tokenizer
+from flame_accel.config.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from flame_accel.evaluation.generate import GenerationSettings
+    from flame_accel.evaluation.prompts import Prompt
+
+TEMPERATURE = 0.8
+TOKENS_AT_ONCE = 4096
+"""Tokens of a long prompt that fla's models read in one pass: memory does not grow with it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("model", help=MODEL_KINDS)
+    parser.add_argument("--prompt", metavar="TEXT", help="text to continue; without it, stdin")
+    parser.add_argument(
+        "--prompts_file",
+        "--prompts-file",
+        type=Path,
+        metavar="FILE",
+        help="one prompt per line, or .jsonl with prompt or messages; prints JSON lines",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file for these JSON lines")
+    parser.add_argument(
+        "--chat", action="store_true", help="prompts are messages, for the chat template"
+    )
+    at_least = argparse_integer_at_least
+    parser.add_argument("--max_new_tokens", type=at_least(1), default=256, help="(256)")
+    parser.add_argument(
+        "--temperature",
+        type=partial(_parse_number, minimum=0.0),
+        help=f"0 takes the likeliest token ({TEMPERATURE}, with beams 0)",
+    )
+    parser.add_argument(
+        "--top_p", type=partial(_parse_number, minimum=0.0, maximum=1.0), default=1.0, help="(1.0)"
+    )
+    parser.add_argument("--top_k", type=at_least(0), default=0, help="0 is all (0)")
+    parser.add_argument("--beams", type=at_least(1), default=1, help="beam search (1)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the sampling (0)")
+    parser.add_argument("--batch_size", type=at_least(1), default=8, help="of a file (8)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="dtype of the weights (bfloat16 on a GPU, else float32)"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU if there is one)")
+    parser.add_argument(
+        "--custom",
+        action="extend",
+        default=[],
+        type=partial(parse_run_option, "model.custom"),
+        help="package or file that registers the architecture; may be repeated",
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that comes with the model"
+    )
+
+
+def _parse_number(word: str, *, minimum: float, maximum: float = float("inf")) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = float("nan")
+    if not minimum <= number <= maximum or number == float("inf"):
+        limits = f">= {minimum:g}" if maximum == float("inf") else f"of {minimum:g} to {maximum:g}"
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number {limits}")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Generates and prints."""
+    _check_arguments(arguments)
+    source = find_model(arguments.model)
+    text = None if arguments.prompts_file else _read_prompt_text(arguments.prompt, sys.stdin)
+
+    from flame_accel import kernels
+    from flame_accel.evaluation.generate import GenerationSettings
+    from flame_accel.evaluation.prompts import Prompt, read_prompts_file
+
+    # before the model: a mistake in the file should not wait for it
+    prompts = (
+        list(read_prompts_file(arguments.prompts_file))
+        if text is None
+        else [Prompt(content=text, where="--prompt")]
+    )
+    temperature = arguments.temperature
+    if temperature is None:
+        temperature = TEMPERATURE if arguments.beams == 1 else 0.0
+    settings = GenerationSettings(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=temperature,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        beams=arguments.beams,
+        seed=arguments.seed,
+    )
+    # kernels of generation would take longer to tune than to run
+    with kernels.tuning_disabled():
+        model, tokenizer = load_model_and_tokenizer(
+            source,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            custom_modules=arguments.custom,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        if text is None:
+            results = generate_records(
+                model, tokenizer, prompts, settings, arguments.chat, arguments.batch_size
+            )
+            _write_json_lines(results, arguments.output)
+        else:
+            stream_continuation(model, tokenizer, prompts[0], settings, chat=arguments.chat)
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    if arguments.prompts_file and arguments.prompt is not None:
+        raise UsageError(
+            "are two sources of prompts", where="--prompt and --prompts_file", remedy="give one"
+        )
+    if arguments.output and not arguments.prompts_file:
+        raise UsageError(
+            "is the file of results of --prompts_file",
+            where=f"--output {arguments.output}",
+            remedy="give --prompts_file, or redirect the printed text",
+        )
+    if arguments.output and arguments.output.exists():
+        raise UsageError(
+            "already exists", where=f"--output {arguments.output}", remedy="choose another file"
+        )
+
+
+def _read_prompt_text(prompt: str | None, stdin: TextIO) -> str:
+    """The prompt, or what is piped into the command.
+
+    Raises:
+        UsageError: There is none, or it is empty.
+    """
+    if prompt is None:
+        if stdin.isatty():
+            raise UsageError(
+                "there is no prompt",
+                remedy="give --prompt TEXT or --prompts_file FILE, or pipe a text into the command",
+            )
+        prompt = stdin.read()
+    if not prompt:
+        raise UsageError(
+            "the prompt is empty", where="--prompt", remedy="give a text with at least one token"
+        )
+    return prompt
+
+
+def stream_continuation(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: "Prompt",
+    settings: "GenerationSettings",
+    *,
+    chat: bool,
+) -> None:
+    """Prints the continuation of one prompt as it comes; of a beam search, when it has ended."""
+    from transformers import TextStreamer
+
+    from flame_accel.evaluation.generate import check_prompt_fits_context, continue_prompts
+    from flame_accel.evaluation.prompts import encode_prompt
+
+    ids = encode_prompt(tokenizer, prompt, chat=chat)
+    check_prompt_fits_context(model, len(ids), settings.max_new_tokens)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    (continuation,) = continue_prompts(
+        model,
+        [ids],
+        settings,
+        padding_token=_padding_token(tokenizer),
+        streamer=streamer if settings.beams == 1 else None,
+        tokens_at_once=_tokens_at_once(model),
+    )
+    if settings.beams > 1:
+        print(tokenizer.decode(continuation, skip_special_tokens=True))
+
+
+def generate_records(
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence["Prompt"],
+    settings: "GenerationSettings",
+    chat: bool,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
+    """The continuation of every prompt in their order: `prompt` or `messages`, `text`, `tokens`.
+
+    Args:
+        model: As `load_model_and_tokenizer` returns it.
+        tokenizer: The model's tokenizer.
+        prompts: All of them; they are encoded before the first is continued.
+        settings: How tokens are chosen; every batch begins with the seed.
+        chat: Whether texts are messages for the chat template.
+        batch_size: Prompts that are continued at once, padded on the left.
+    """
+    from flame_accel.evaluation.generate import check_prompt_fits_context, continue_prompts
+    from flame_accel.evaluation.prompts import encode_prompt
+
+    encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
+    check_prompt_fits_context(model, max(map(len, encoded)), settings.max_new_tokens)
+    pairs = iter(zip(prompts, encoded, strict=True))
+    while batch := list(islice(pairs, batch_size)):
+        continuations = continue_prompts(
+            model,
+            [ids for _, ids in batch],
+            settings,
+            padding_token=_padding_token(tokenizer),
+            tokens_at_once=_tokens_at_once(model),
+        )
+        for (prompt, _), continuation in zip(batch, continuations, strict=True):
+            text = tokenizer.decode(continuation, skip_special_tokens=True)
+            yield {**prompt.record, "text": text, "tokens": len(continuation)}
+
+
+def _write_json_lines(records: Iterable[dict[str, Any]], output: Path | None) -> None:
+    """Writes a line as soon as a record is there, to the file or to stdout."""
+    file = sys.stdout if output is None else output.open("x", encoding="utf-8")
+    try:
+        for record in records:
+            print(json.dumps(record, ensure_ascii=False), file=file, flush=True)
+    finally:
+        if output is not None:
+            file.close()
+
+
+def _padding_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+def _tokens_at_once(model: Any) -> int | None:
+    """Tokens that the model can read in one pass of several; None if it reads a prompt in one."""
+    from fla.models.generation_utils import FLAGenerationMixin
+
+    from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
+    from flame_accel.models.norms import base_model_type
+
+    config, device = model.config, "cuda" if model.device.type == "cuda" else "cpu"
+    if not isinstance(model, FLAGenerationMixin) or not config.use_cache:
+        return None
+    broken = known_issue_reasons_by_law(base_model_type(config), device)
+    return None if "reads in pieces" in broken else TOKENS_AT_ONCE

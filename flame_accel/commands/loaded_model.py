@@ -1,0 +1,115 @@
+"""The model that a command is given: which one is meant, and how it is loaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flame_accel.commands.export import find_checkpoint_or_newest
+from flame_accel.config import UserError
+from flame_accel.config.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MODEL_KINDS = (
+    "a run folder, an export (hf/), a checkpoint (step-N) or a name on the Hub, with @REVISION"
+)
+
+
+class ModelSource(NamedTuple):
+    """What `from_pretrained` is given."""
+
+    name: str
+    revision: str | None
+
+
+class LoadedModel(NamedTuple):
+    """A model on its device, and its tokenizer."""
+
+    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+def find_model(name: str) -> ModelSource:
+    """The folder of a model, or its name and revision on the Hub.
+
+    Of a run folder it is the export if there is one, else the newest checkpoint.
+
+    Raises:
+        UserError: There is no such folder, the Hub has no such model, or a checkpoint is damaged.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if (path / "config.json").is_file() and not (path / "state.json").is_file():
+            return ModelSource(str(path), None)
+        if (path / "hf" / "config.json").is_file():
+            return ModelSource(str(path / "hf"), None)
+        return ModelSource(str(find_checkpoint_or_newest(path)), None)
+    repository, _, revision = name.partition("@")
+    looks_like_path = name.startswith((".", "/", "~")) or repository.count("/") != 1
+    if path.exists() or looks_like_path:
+        near = sorted(each.name for each in path.parent.glob("step-*"))
+        raise UsageError(
+            "no such model folder",
+            where=name,
+            remedy=f"choose one of {', '.join(near)} there" if near else f"give {MODEL_KINDS}",
+        )
+    from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
+
+    check_model_exists_if_hub_reachable(repository, where=name, remedy=f"give {MODEL_KINDS}")
+    return ModelSource(repository, revision or None)
+
+
+def load_model_and_tokenizer(
+    source: ModelSource,
+    *,
+    dtype: str | None,
+    device: str | None,
+    custom_modules: Sequence[str],
+    trust_remote_code: bool,
+) -> LoadedModel:
+    """Loads both, the model in evaluation mode.
+
+    Args:
+        source: As `find_model` returns it.
+        dtype: Dtype of the weights; None is bfloat16 on a GPU, else float32.
+        device: "cpu", "cuda" or "cuda:N"; None is a GPU if there is one.
+        custom_modules: Packages or files that register architectures.
+        trust_remote_code: Whether to run code that comes with the model.
+
+    Raises:
+        UserError: They cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from flame_accel.models import register_models
+
+    logging.disable_progress_bar()
+    register_models(custom_modules)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(
+            "there is no GPU here", where=f"--device {device}", remedy="leave the option out"
+        )
+    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source.name, dtype=getattr(torch, dtype), **options
+        )
+        return LoadedModel(model.to(device).eval(), tokenizer)
+    # transformers has no exception of its own for a folder or repository that is no model
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        remedy = f"give {MODEL_KINDS}"
+        if "trust_remote_code" in str(error):
+            remedy = "it needs code of its own: --trust_remote_code, if you trust its author"
+        elif isinstance(error, ValueError) and "model type" in str(error):
+            remedy = "name the module that registers the architecture: --custom path/to/it"
+        raise UserError(
+            f"cannot be loaded: {str(error).strip().splitlines()[0]}",
+            where=source.name,
+            remedy=remedy,
+        ) from error

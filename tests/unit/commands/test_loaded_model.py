@@ -1,0 +1,67 @@
+"""A model is found by folder or name, and one that is none is said to be none."""
+
+from pathlib import Path
+
+import pytest
+
+from flame_accel import hub_lookup
+from flame_accel.commands.loaded_model import (
+    ModelSource,
+    find_model,
+    load_model_and_tokenizer,
+)
+from flame_accel.config import UserError
+
+
+def test_a_run_folder_is_its_export_or_its_newest_checkpoint(finished):
+    assert find_model(str(finished)) == ModelSource(str(finished / "hf"), None)
+    assert find_model(str(finished / "hf")) == ModelSource(str(finished / "hf"), None)
+    step = finished / "checkpoint/step-4"
+    assert find_model(str(step)) == ModelSource(str(step), None)
+    (finished / "hf").rename(finished / "elsewhere")
+    newest = finished / "checkpoint/step-8"
+    assert find_model(str(finished)) == ModelSource(str(newest), None)
+    (newest / "data.json").write_text("{}")
+    with pytest.raises(UserError, match=r"step-8: is damaged: data\.json"):
+        find_model(str(newest))
+    with pytest.raises(UserError, match=r"no such model folder\n.*step-4, step-8"):
+        find_model(str(finished / "checkpoint/step-9"))
+
+
+def test_other_names_are_those_of_the_hub(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        hub_lookup, "check_model_exists_if_hub_reachable", lambda name, **_: asked.append(name)
+    )
+    assert find_model("owner/model") == ModelSource("owner/model", None)
+    assert find_model("owner/model@step-100") == ModelSource("owner/model", "step-100")
+    assert asked == ["owner/model", "owner/model"]
+
+
+@pytest.mark.parametrize("name", ["nothing", "./owner/model", "/no/model", "a/b/c"])
+def test_what_is_neither_a_folder_nor_a_name_is_refused(name):
+    with pytest.raises(UserError, match="no such model folder"):
+        find_model(name)
+
+
+def test_an_empty_folder_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="contains no complete checkpoint"):
+        find_model(str(tmp_path))
+
+
+def load(folder: Path, **options: object) -> object:
+    given = {"dtype": None, "device": "cpu", "custom_modules": [], "trust_remote_code": False}
+    return load_model_and_tokenizer(ModelSource(str(folder), None), **{**given, **options})
+
+
+def test_weights_that_are_missing_are_said_to_be(finished):
+    (finished / "hf/model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"hf: cannot be loaded: .*model\.safetensors"):
+        load(finished / "hf")
+
+
+def test_an_unknown_architecture_is_told_how_to_register(finished):
+    config = finished / "hf/config.json"
+    config.write_text(config.read_text().replace('"gla"', '"my_own"'))
+    with pytest.raises(UserError, match=r"cannot be loaded: .*my_own.*\n.*--custom"):
+        load(finished / "hf")
