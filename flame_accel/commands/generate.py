@@ -127,7 +127,12 @@ def run(arguments: argparse.Namespace) -> None:
             )
             _write_json_lines(results, arguments.output)
         else:
-            stream_continuation(model, tokenizer, prompts[0], settings, chat=arguments.chat)
+            try:
+                stream_continuation(model, tokenizer, prompts[0], settings, chat=arguments.chat)
+            except KeyboardInterrupt:
+                # what was printed so far is what was asked for
+                print()
+                raise SystemExit(130) from None
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

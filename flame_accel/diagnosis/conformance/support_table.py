@@ -145,7 +145,14 @@ def _render_machine_line(device_results: DeviceResults) -> str:
         f"{name} {version}" for name, version in device_results["packages"].items()
     )
     name = DEVICE_NAMES[device_results["kind"]]
-    return f"* {name}: {device_results['device']}, {device_results['date']}; {packages}"
+    missing = [
+        column
+        for law, column in LAW_COLUMNS.items()
+        if not any(_was_checked(device_results, each, law) for each in device_results["models"])
+    ]
+    # the noise on the weights came with the laws that these results lack
+    older = f"; without {', '.join(missing)}, and greedy without noise" if missing else ""
+    return f"* {name}: {device_results['device']}, {device_results['date']}; {packages}{older}"
 
 
 def _render_model_row(model_type: str, results_by_device: Mapping[str, DeviceResults]) -> str:

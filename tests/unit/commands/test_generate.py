@@ -67,6 +67,16 @@ def test_tokens_are_printed_as_they_come(monkeypatch):
     assert len(set(steps_at_write)) > 1 and steps_at_write[0] < 100 < len(steps)
 
 
+def test_an_interrupt_ends_the_text_without_a_traceback(export, capsys, monkeypatch):
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flame_accel.commands.generate.stream_continuation", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        generate(capsys, export, "--prompt", "abc")
+    assert ended.value.code == 130 and capsys.readouterr().out == "\n"
+
+
 def test_a_prompt_is_read_from_stdin(export, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("abc"))
     assert generate(capsys, export, "--temperature=0") == expected_text("abc") + "\n"

@@ -3,14 +3,18 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from flame_accel import hub_lookup
+from flame_accel.__main__ import main
 from flame_accel.commands.loaded_model import (
     ModelSource,
     find_model,
     load_model_and_tokenizer,
 )
 from flame_accel.config import UserError
+from flame_accel.data import load_tokenizer
+from tests.helpers.model_configs import tiny_generator
 
 
 def test_a_run_folder_is_its_export_or_its_newest_checkpoint(finished):
@@ -54,14 +58,50 @@ def load(folder: Path, **options: object) -> object:
     return load_model_and_tokenizer(ModelSource(str(folder), None), **{**given, **options})
 
 
-def test_weights_that_are_missing_are_said_to_be(finished):
-    (finished / "hf/model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"hf: cannot be loaded: .*model\.safetensors"):
-        load(finished / "hf")
+def write_model(folder: Path) -> None:
+    load_tokenizer("byte", False).save_pretrained(folder)
+    tiny_generator("gla", vocab_size=258).save_pretrained(folder)
 
 
-def test_an_unknown_architecture_is_told_how_to_register(finished):
-    config = finished / "hf/config.json"
+def test_weights_that_are_missing_are_said_to_be(tmp_path):
+    write_model(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded: .*model\.safetensors"):
+        load(tmp_path)
+
+
+def test_an_unknown_architecture_is_told_how_to_register(tmp_path):
+    write_model(tmp_path)
+    config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"gla"', '"my_own"'))
     with pytest.raises(UserError, match=r"cannot be loaded: .*my_own.*\n.*--custom"):
-        load(finished / "hf")
+        load(tmp_path)
+
+
+def test_a_revision_of_the_hub_is_the_one_that_generates(finished, local_hub, capsys):
+    repository, hub = "tester/gla", HfApi()
+    hub.create_repo(repository)
+    hub.upload_folder(repo_id=repository, folder_path=finished / "checkpoint/step-4")
+    hub.create_branch(repository, branch="end")
+    hub.upload_folder(repo_id=repository, folder_path=finished / "hf", revision="end")
+    options = ["--prompt=abc", "--temperature=0", "--max_new_tokens=8", "--device=cpu"]
+    texts = {}
+    for name in (finished / "checkpoint/step-4", repository, finished / "hf", f"{repository}@end"):
+        main(["generate", str(name), *options])
+        texts[str(name)] = capsys.readouterr().out
+    first, main_branch, last, branch = texts.values()
+    assert first == main_branch and last == branch and first != last
+
+
+def test_a_name_or_revision_that_the_hub_lacks_is_refused(local_hub):
+    with pytest.raises(UserError, match="does not exist here, nor on the Hub"):
+        find_model("tester/nothing")
+    HfApi().create_repo("tester/gla")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model_and_tokenizer(
+            find_model("tester/gla@nothing"),
+            dtype=None,
+            device="cpu",
+            custom_modules=[],
+            trust_remote_code=False,
+        )

@@ -1,6 +1,6 @@
 """The table of all models says where each law holds."""
 
-from flame_accel.diagnosis.conformance.laws import LAWS
+from flame_accel.diagnosis.conformance.laws import LAWS, TRIAL_LAWS
 from flame_accel.diagnosis.conformance.support_table import (
     render_models_page,
 )
@@ -38,3 +38,16 @@ def test_a_row_tells_where_a_law_holds():
     page = render_models_page({"cpu": results_of("cpu", {}), "cuda": without})
     assert "| `hgrn` | yes | not run | CPU | CPU |" in page
     assert "| `gla` | yes | yes | yes | yes |" in page
+
+
+def test_results_older_than_a_law_do_not_claim_it():
+    old = results_of("cuda", {})
+    for record in old["models"].values():
+        record["findings"] = [f for f in record["findings"] if f["law"] in TRIAL_LAWS]
+    page = render_models_page({"cpu": results_of("cpu", {}), "cuda": old})
+    assert "| `gla` | yes | yes | yes | CPU | yes | CPU | CPU | CPU |" in page
+    assert "| `cat` | yes | yes | yes | CPU | yes | CPU | no cache | no cache |" in page
+    assert "without left-padded batch, beam 3, cached = uncached, prompt in pieces" in page
+    new = render_models_page({"cpu": results_of("cpu", {}), "cuda": results_of("cuda", {})})
+    assert "| `gla` | yes | yes | yes | yes | yes | yes | yes | yes |" in new
+    assert "without noise" not in new
