@@ -4,6 +4,10 @@ No sentence says what the facts do not; where they are None, it is left out. The
 is made in `card_header`, the sections that are tables in `card_tables`.
 """
 
+from transformers.models.auto.configuration_auto import (
+    CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+)
+
 from flame_accel.hub.card_tables import (
     write_data_section,
     write_environment_section,
@@ -56,48 +60,38 @@ def _usage(facts: ModelFacts) -> str:
     where = facts.option("hub.repo_id")
     place = "its name on the Hub, or a folder with its files" if where else "this folder"
     path = f'path = "{where or "."}"  # {place}'
-    text = [
-        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
-        "tokens = model.generate(**inputs, max_new_tokens=64, do_sample=True)",
-        "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
-    ]
-    remote = "auto_map" in facts.model_config
-    ours = architecture(facts.model_type) != facts.model_type
-    lines = ["## How to load it", ""]
-    if is_fla_model(facts.model_type):
+    carries_code = "auto_map" in facts.model_config
+    lines = ["## How to load it"]
+    if architecture(facts.model_type) != facts.model_type:
         lines += [
+            "",
+            "With flame_accel, which registers the architecture with this kind of norm:",
+            *_loading_example(path, "import flame_accel"),
+        ]
+    elif is_fla_model(facts.model_type):
+        lines += [
+            "",
             "With [flash-linear-attention](https://github.com/fla-org/flash-linear-attention), "
             "which has the architecture:",
-            "",
-            "```python",
-            "import flame_accel" if ours else "import fla  # without a GPU: import flame_accel",
+            *_loading_example(path, "import fla  # without a GPU: import flame_accel"),
         ]
-    else:
-        lines += ["```python"]
-    lines += [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        path,
-        "model = AutoModelForCausalLM.from_pretrained(path)",
-        "tokenizer = AutoTokenizer.from_pretrained(path)",
-        *text,
-        "```",
-    ]
-    if remote:
+    elif facts.model_type in CONFIG_MAPPING_NAMES:
+        lines += ["", "With transformers, which has the architecture:", *_loading_example(path)]
+    elif not carries_code:
         lines += [
             "",
-            "Without these imports, with the code that comes with the model:",
-            "",
-            "```python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            path,
-            "model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)",
-            "tokenizer = AutoTokenizer.from_pretrained(path)",
-            *text,
-            "```",
+            "The architecture is not one of a library: first import the module that registers it "
+            "with transformers.",
+            *_loading_example(path),
         ]
-    if remote or not is_fla_model(facts.model_type):
+    if carries_code:
+        lines += [
+            "",
+            "With the code that comes with the model:",
+            *_loading_example(path, trusts_code=True),
+        ]
+    if carries_code or facts.model_type in CONFIG_MAPPING_NAMES.keys() - fla_config_classes():
+        trust = ", trust_remote_code=True" if carries_code else ""
         lines += [
             "",
             "As a pipeline:",
@@ -106,11 +100,36 @@ def _usage(facts: ModelFacts) -> str:
             "from transformers import pipeline",
             "",
             path,
-            f'generate = pipeline("text-generation", path{", trust_remote_code=True" * remote})',
+            f'generate = pipeline("text-generation", path{trust})',
             'print(generate("Once upon a time", max_new_tokens=64)[0]["generated_text"])',
             "```",
         ]
     return "\n".join(lines)
+
+
+def _loading_example(path: str, *imports: str, trusts_code: bool = False) -> list[str]:
+    """Lines of code that load the model and generate text.
+
+    Args:
+        path: The line that says where the model is.
+        imports: What registers the architecture.
+        trusts_code: Whether the code that comes with the model is run.
+    """
+    trust = ", trust_remote_code=True" if trusts_code else ""
+    return [
+        "",
+        "```python",
+        *imports,
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        path,
+        f"model = AutoModelForCausalLM.from_pretrained(path{trust})",
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        'inputs = tokenizer("Once upon a time", return_tensors="pt")',
+        "tokens = model.generate(**inputs, max_new_tokens=64, do_sample=True)",
+        "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
+        "```",
+    ]
 
 
 def _limits(facts: ModelFacts) -> str:

@@ -73,11 +73,12 @@ def _tokenizer(facts: ModelFacts) -> str | None:
 
 
 def _rows(facts: ModelFacts) -> str | None:
-    if not facts.options:
+    varlen = facts.option("training.varlen")
+    if varlen is None:
         return None
-    if not facts.option("training.varlen"):
-        return "documents one after the other; state and attention cross their borders"
     length = facts.option("training.context_len") or facts.option("training.seq_len")
+    if not varlen or length is None:
+        return "documents one after the other; state and attention cross their borders"
     packing = (
         ", placed where they fit best" if facts.option("training.packing") == "best_fit" else ""
     )
@@ -127,36 +128,52 @@ def write_training_section(facts: ModelFacts) -> str:
         source = f"[{weights['name']}](https://huggingface.co/{weights['name'].partition('@')[0]})"
         source = source if weights["on_hub"] else f"weights of a local folder, `{weights['name']}`"
     elif facts.starts and facts.starts[0]["step"] == 0:
-        source = f"random weights, seed {option('training.seed')}"
-    schedule = (
-        f"{option('optimizer.scheduler')}, warm-up of {option('training.warmup_steps'):,} steps"
+        source = _fill(facts, "random weights, seed {seed}", seed="training.seed")
+    schedule = _fill(
+        facts,
+        "{scheduler}, warm-up of {warmup:,} steps",
+        scheduler="optimizer.scheduler",
+        warmup="training.warmup_steps",
     )
-    if option("optimizer.scheduler") == "wsd":
-        share, shape = option("optimizer.decay_ratio"), option("optimizer.decay_type")
-        schedule += f", {shape} decay during the last {share:.0%}"
-    schedule += f", down to {option('optimizer.min_lr_ratio'):g} of the peak"
-    optimizer = (
-        f"{option('optimizer.name')}, betas {option('optimizer.beta1'):g} and "
-        f"{option('optimizer.beta2'):g}, weight decay {option('optimizer.weight_decay'):g}"
+    decay = _fill(
+        facts,
+        ", {shape} decay during the last {share:.0%}",
+        shape="optimizer.decay_type",
+        share="optimizer.decay_ratio",
+    )
+    end = _fill(facts, ", down to {ratio:g} of the peak", ratio="optimizer.min_lr_ratio")
+    if schedule is not None:
+        only_wsd = decay if option("optimizer.scheduler") == "wsd" else None
+        schedule += (only_wsd or "") + (end or "")
+    optimizer = _fill(
+        facts,
+        "{name}, betas {beta1:g} and {beta2:g}, weight decay {decay:g}",
+        name="optimizer.name",
+        beta1="optimizer.beta1",
+        beta2="optimizer.beta2",
+        decay="optimizer.weight_decay",
     )
     clipping = option("training.max_norm")
-    updates = f"{facts.step:,} of {option('training.steps'):,}"
+    total = option("training.steps")
+    of_total = "" if total in (None, facts.step) else f" of {total:,}"
     rows = [
         ("started from", source),
-        ("updates", updates if facts.step != option("training.steps") else f"{facts.step:,}"),
+        ("updates", None if facts.step is None else f"{facts.step:,}{of_total}"),
         ("tokens per update", _number(facts.tokens_per_step)),
         ("optimizer", optimizer),
-        ("peak learning rate", f"{option('optimizer.lr'):g}"),
+        ("peak learning rate", _fill(facts, "{lr:g}", lr="optimizer.lr")),
         ("learning rate schedule", schedule),
         ("gradients clipped at norm", f"{clipping:g}" if clipping else None),
         (
             "updates skipped",
             f"{int(skipped):,}, whose gradients were not finite" if skipped else None,
         ),
-        ("seed", str(option("training.seed"))),
+        ("seed", _fill(facts, "{seed}", seed="training.seed")),
         ("layers", _number(facts.model_config.get("num_hidden_layers"))),
         ("width", _number(facts.model_config.get("hidden_size"))),
+        ("layers with softmax attention", _softmax_layers(facts)),
         ("vocabulary", _number(facts.model_config.get("vocab_size"))),
+        ("stored weights", facts.model_config.get("dtype")),
     ]
     text = _titled_table("## Training", rows)
     changes = [change for start in facts.starts for change in _changed_options(start)]
@@ -164,6 +181,19 @@ def write_training_section(facts: ModelFacts) -> str:
         text += "\nThe options changed on the way; the table has those of the last steps:\n\n"
         text += "\n".join(f"* {change}" for change in changes) + "\n"
     return text
+
+
+def _fill(facts: ModelFacts, template: str, **option_names: str) -> str | None:
+    """A template with the values of options; None if one of them was not recorded."""
+    values = {field: facts.option(name) for field, name in option_names.items()}
+    return None if None in values.values() else template.format(**values)
+
+
+def _softmax_layers(facts: ModelFacts) -> str | None:
+    """The layers of a hybrid of fla that are not those of its architecture, from 0 on."""
+    attention = facts.model_config.get("attn")
+    layers = attention.get("layers") if isinstance(attention, dict) else None
+    return ", ".join(map(str, layers)) if layers else None
 
 
 def _changed_options(start: Mapping[str, Any]) -> list[str]:
@@ -212,7 +242,8 @@ def _hardware(start: Mapping[str, Any]) -> str:
     engine = start["engine"]
     how = "" if engine in ("NO", "no") else f", {engine}"
     device = start["device"] or "CPU"
-    precision = {"no": "fp32"}.get(start["mixed_precision"], start["mixed_precision"])
+    kind = start["mixed_precision"]
+    precision = "fp32" if kind == "no" else f"{kind} mixed precision"
     return f"{start['processes']} x {device}{how}, {precision}"
 
 

@@ -1,6 +1,7 @@
 """The paper of each architecture, and its BibTeX entry for a model card.
 
-Titles and identifiers are those of fla's list of models and of its sources. Where they name no
+Titles and identifiers are those of fla's list of models and of its sources; authors are those of
+fla's own entries, and of the entries in the repositories of the papers. Where these name no
 authors, the entry has none; where they name no paper, the architecture has no entry.
 """
 
@@ -76,7 +77,9 @@ PAPERS: dict[str, Paper] = {
         "Understanding Transformer from the Perspective of Associative Memory", "2505.19488"
     ),
     "forgetting_transformer": Paper(
-        "Forgetting Transformer: Softmax Attention with a Forget Gate", "2503.02130"
+        "Forgetting Transformer: Softmax Attention with a Forget Gate",
+        "2503.02130",
+        "Lin, Zhixuan and Nikishin, Evgenii and He, Xu and Courville, Aaron",
     ),
     "gated_deltanet": _GATED_DELTANET,
     "gated_deltaproduct": _DELTA_PRODUCT,
@@ -111,7 +114,12 @@ PAPERS: dict[str, Paper] = {
         "2006.16236",
         "Katharopoulos, Angelos and Vyas, Apoorv and Pappas, Nikolaos and Fleuret, Fran{\\c{c}}ois",
     ),
-    "log_linear_mamba2": Paper("Log-Linear Attention", "2506.04761"),
+    "log_linear_mamba2": Paper(
+        "Log-Linear Attention",
+        "2506.04761",
+        "Guo, Han and Yang, Songlin and Goel, Tarushii and Xing, Eric P. and Dao, Tri and "
+        "Kim, Yoon",
+    ),
     "mamba": Paper(
         "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
         "2312.00752",
@@ -133,6 +141,9 @@ PAPERS: dict[str, Paper] = {
     "nsa": Paper(
         "Native Sparse Attention: Hardware-Aligned and Natively Trainable Sparse Attention",
         "2502.11089",
+        "Yuan, Jingyang and Gao, Huazuo and Dai, Damai and Luo, Junyu and Zhao, Liang and "
+        "Zhang, Zhengyan and Xie, Zhenda and Wei, Y. X. and Wang, Lean and Xiao, Zhiping and "
+        "Wang, Yuqing and Ruan, Chong and Zhang, Ming and Liang, Wenfeng and Zeng, Wangding",
     ),
     "parallax": Paper(
         "Parallax: Parameterized Local Linear Attention for Language Modeling", "2605.29157"
@@ -151,7 +162,10 @@ PAPERS: dict[str, Paper] = {
         year=2026,
     ),
     "retnet": Paper(
-        "Retentive Network: A Successor to Transformer for Large Language Models", "2307.08621"
+        "Retentive Network: A Successor to Transformer for Large Language Models",
+        "2307.08621",
+        "Sun, Yutao and Dong, Li and Huang, Shaohan and Ma, Shuming and Xia, Yuqing and "
+        "Xue, Jilong and Wang, Jianyong and Wei, Furu",
     ),
     "rodimus": Paper(
         "Rodimus*: Breaking the Accuracy-Efficiency Trade-Off with Efficient Attentions",
@@ -164,6 +178,8 @@ PAPERS: dict[str, Paper] = {
     "samba": Paper(
         "Samba: Simple Hybrid State Space Models for Efficient Unlimited Context Language Modeling",
         "2406.07522",
+        "Ren, Liliang and Liu, Yang and Lu, Yadong and Shen, Yelong and Liang, Chen and "
+        "Chen, Weizhu",
     ),
     "stickbreaking_attn": Paper(
         "Scaling Stick-Breaking Attention: An Efficient Implementation and In-depth Study",

@@ -32,7 +32,7 @@ def draw_loss_curve(records: Sequence[Mapping[str, float]]) -> bytes | None:
     # neither pyplot nor a display: another thread or notebook may use them
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="tight")
     FigureCanvasAgg(figure)
@@ -47,6 +47,9 @@ def draw_loss_curve(records: Sequence[Mapping[str, float]]) -> bytes | None:
     losses = [loss for points in series.values() for _, loss in points]
     if min(losses) > 0 and max(losses) / min(losses) > MAX_SPAN:
         axes.set_yscale("log")
+        # 4 rather than 4 x 10^0
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
