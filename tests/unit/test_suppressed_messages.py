@@ -22,8 +22,16 @@ FOREIGN = [
         "torch.utils._pytree",
         "<enum 'KernelPreference'> is an Enum subclass and is now natively supported by ...",
     ),
+    (
+        "transformers.integrations.hub_kernels",
+        "`causal_conv1d_fn` is falling back to its reference PyTorch implementation because ...",
+    ),
 ]
 SHOWN = [
+    (
+        "transformers.integrations.hub_kernels",
+        "`mamba_chunk_scan_combined` is falling back to its reference PyTorch implementation",
+    ),
     ("torchao", "Failed to load the checkpoint"),
     ("torchao", "this version of torchao is too old"),
     ("torch.utils._pytree", "<enum 'Colour'> is an Enum subclass and is now ..."),
