@@ -124,8 +124,15 @@ class OursVariant(Variant):
         train.setup_run(self.config, self.accelerator, run_folder)
         kernels.apply_tune_kernels_option(self.config.model.tune_kernels, None, 0)
         model_config = load_model_config(case.config)
-        self.components = train.build_components(self.config, self.accelerator, model_config)
-        self.loop = train.restore_run(self.config, self.accelerator, self.components, run_folder)
+        start = train.find_starting_point(
+            self.accelerator, run_folder, self.config.checkpoint, total_steps=10**6
+        )
+        self.components = train.build_components(
+            self.config, self.accelerator, model_config, start
+        )
+        self.loop = train.restore_run(
+            self.config, self.accelerator, self.components, start, run_folder
+        )
 
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Resumes the loop where it stopped."""
