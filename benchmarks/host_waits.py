@@ -12,7 +12,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -71,20 +70,18 @@ def measure_model(arguments: argparse.Namespace) -> None:
     ours = OursVariant(case, **OUR_OPTIONS[arguments.variant])
     steps = arguments.steps
 
-    def run() -> float:
-        torch.cuda.synchronize()
-        started_at = time.perf_counter()
+    def run() -> None:
         ours.run_steps(steps, lambda: None)
         torch.cuda.synchronize()
-        return (time.perf_counter() - started_at) / steps
 
+    ours.own_bytes = 0
     run()
     waits = count_waits(run)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
     kernels = [e for e in profile.key_averages() if e.device_type.name == "CUDA"]
     busy = sum(event.self_device_time_total for event in kernels) / steps / 1e6
-    seconds = min(run() for _ in range(3))
+    seconds = min(ours.measure_turn(warmup=2, steps=steps).step_seconds for _ in range(2))
     gpu = torch.cuda.get_device_name()
     print(
         f"{model} {size} {arguments.shape} {gpu}: step {seconds * 1e3:.1f} ms, GPU busy "
@@ -100,7 +97,7 @@ def measure_model(arguments: argparse.Namespace) -> None:
         print(f"    {milliseconds:8.2f} ms {event.count / steps:6g} x {event.key[:90]}", flush=True)
 
 
-def count_waits(run: Callable[[], float]) -> Counter[str]:
+def count_waits(run: Callable[[], None]) -> Counter[str]:
     """How often each place waits while `run` runs; those of the first step are among them."""
     import torch
 

@@ -28,9 +28,9 @@ from flame_accel.models import load_model_config
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 """The defaults of this project; every variant has them."""
 OUR_OPTIONS: dict[str, dict[str, object]] = {
-    "ours": {},
-    "ours_fla_kernels": {"model.fused_kernels": False},
-    "ours_graphs": {"training.cuda_graphs": True},
+    "ours": {"training.cuda_graphs": "never"},
+    "ours_fla_kernels": {"training.cuda_graphs": "never", "model.fused_kernels": False},
+    "ours_graphs": {"training.cuda_graphs": "always"},
 }
 """Variants of our loop, and their options."""
 DISTINCT_BATCHES = 24
@@ -127,9 +127,7 @@ class OursVariant(Variant):
         start = train.find_starting_point(
             self.accelerator, run_folder, self.config.checkpoint, total_steps=10**6
         )
-        self.components = train.build_components(
-            self.config, self.accelerator, model_config, start
-        )
+        self.components = train.build_components(self.config, self.accelerator, model_config, start)
         self.loop = train.restore_run(
             self.config, self.accelerator, self.components, start, run_folder
         )

@@ -106,6 +106,8 @@ def main(config: Config) -> None:
             return
         num_parameters, run_data = components.num_parameters, components.run_data
         log_run_summary(accelerator, config.training, components.model, num_parameters, run_data)
+        if components.graphs is not None:
+            log.info("forward and backward passes: CUDA graphs")
         tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
         tune_kernels = config.model.tune_kernels
         kernels.apply_tune_kernels_option(tune_kernels, components.flops_per_token, tokens)
@@ -175,12 +177,7 @@ def build_components(
     optimizer = build_optimizer(accelerator, model, config.optimizer)
     # batches are already this rank's, and the learning rate is a function of the step
     model, optimizer = parallel.prepare(accelerator, model, optimizer, training, config.float8)
-    graphs = build_pass_graphs(
-        accelerator,
-        model,
-        training,
-        recomputes_activations=config.activation_checkpoint.mode != "none",
-    )
+    graphs = build_pass_graphs(accelerator, model, optimizer, config)
     return Components(
         tokenizer, run_data, model, optimizer, num_parameters, flops_per_token, graphs
     )

@@ -193,10 +193,11 @@ class TrainingConfig:
     compile: bool = False
     """Compile the model: each block with torch.compile, around fla's kernels. The first step takes
     longer."""
-    cuda_graphs: bool = False
+    cuda_graphs: Literal["auto", "always", "never"] = "auto"
     """Replay the forward and backward pass of a micro-batch as a CUDA graph, which spares the host
-    nearly all launches: for small models and batches. On one GPU, without activation
-    checkpointing. Packed documents are padded with empty ones to a power of two."""
+    nearly all launches; on one GPU, without activation checkpointing. Packed documents are padded
+    with empty ones to a power of two. auto does so for the model types that were measured (GLA,
+    Transformer, DeltaNet, Gated DeltaNet, KDA)."""
     gc_freq: int = 50
     """Interval between runs of Python's garbage collector, in steps, on all ranks at once. 0 leaves
     collection to Python."""

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from flame_accel.config import TrainingConfig, UserError
+from flame_accel.config import Config, UserError
 from flame_accel.kernels import triton_has_device
 from flame_accel.kernels.document_boundaries import remember_boundaries
 from flame_accel.parallel import (
@@ -31,6 +31,9 @@ from flame_accel.parallel import (
 )
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 from flame_accel.training.pass_graphs import PassGraphs
+
+GRAPHED_MODELS = ("delta_net", "gated_deltanet", "gla", "kda", "transformer")
+"""Model types whose passes are graphs unless switched off: those that were measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,34 +227,30 @@ def batch_to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str,
 def build_pass_graphs(
     accelerator: Accelerator,
     model: nn.Module,
-    training: TrainingConfig,
-    *,
-    recomputes_activations: bool,
+    optimizer: AcceleratedOptimizer,
+    config: Config,
 ) -> PassGraphs | None:
-    """What runs passes as CUDA graphs; None if it is not asked for.
+    """What runs the passes of a run as CUDA graphs; None if it runs them without.
 
     Args:
         accelerator: The run's Accelerator.
         model: The prepared model.
-        training: Whether it is asked for, and how a step is made up.
-        recomputes_activations: Whether activations are computed again in the backward pass.
+        optimizer: The prepared optimizer.
+        config: Whether graphs are asked for, and what may be in their way.
 
     Raises:
-        UserError: It is asked for, and this run cannot have it.
+        UserError: They are asked for, and this run cannot have them.
     """
-    if not training.cuda_graphs:
+    training, asked = config.training, config.training.cuda_graphs
+    if asked == "never":
         return None
-    reason = None
-    if accelerator.device.type != "cuda" or not triton_has_device():
-        reason = "graphs need a CUDA device and Triton"
-    elif accelerator.num_processes > 1 or accelerator.is_fsdp2 or is_deepspeed(accelerator):
-        reason = "passes are graphs on one GPU only"
-    elif recomputes_activations:
-        reason = "activation checkpointing reads the state of random numbers, which a graph cannot"
-    elif not accepts_num_items_in_batch(type(model)):
-        reason = f"{type(model).__name__} does not divide its loss by num_items_in_batch"
-    if reason is not None:
+    reason = _find_reason_against_graphs(accelerator, model, optimizer, config)
+    if reason is not None and asked == "always":
         raise UserError(reason, where="training.cuda_graphs", remedy="remove the option")
+    untried = training.compile or config.float8.recipe_name is not None
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if reason is not None or (asked == "auto" and (untried or model_type not in GRAPHED_MODELS)):
+        return None
     return PassGraphs(
         accelerator,
         model,
@@ -259,3 +258,19 @@ def build_pass_graphs(
         longest_document=training.context_len or training.seq_len,
         scale=training.gradient_accumulation_steps,
     )
+
+
+def _find_reason_against_graphs(
+    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer, config: Config
+) -> str | None:
+    if accelerator.device.type != "cuda" or not triton_has_device():
+        return "graphs need a CUDA device and Triton"
+    if accelerator.num_processes > 1 or accelerator.is_fsdp2 or is_deepspeed(accelerator):
+        return "passes are graphs on one GPU only"
+    if config.activation_checkpoint.mode != "none":
+        return "activation checkpointing reads the state of random numbers, which a graph cannot"
+    if isinstance(optimizer.optimizer, OptimizerInBackward):
+        return "the optimizer steps within the backward pass, with another learning rate each time"
+    if not accepts_num_items_in_batch(type(model)):
+        return f"{type(model).__name__} does not divide its loss by num_items_in_batch"
+    return None

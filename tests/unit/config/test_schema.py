@@ -143,7 +143,7 @@ DEFAULTS = {
         "residual_dtype": "bfloat16",
         "fsdp_reshard_after_forward": "default",
         "compile": False,
-        "cuda_graphs": False,
+        "cuda_graphs": "auto",
         "gc_freq": 50,
         "vocab_multiple": 1,
         "seed": 42,

@@ -13,12 +13,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flame_accel.config import TrainingConfig, UserError
+from flame_accel.config import UserError, parse
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 from flame_accel.models.instantiate import instantiate
-from flame_accel.training import PassGraphs, build_pass_graphs
+from flame_accel.training import PassGraphs, step
 from flame_accel.training.pass_graphs import CapturedPass
-from flame_accel.training.step import compute_micro_batch_loss
+from flame_accel.training.step import build_pass_graphs, compute_micro_batch_loss
 
 TARGETS = 50
 
@@ -71,12 +71,52 @@ def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, doc
     assert captured == [None]
 
 
+class OneGpu:
+    """What is asked of an Accelerator of one process on a GPU."""
+
+    device = torch.device("cuda")
+    num_processes = 1
+    is_fsdp2 = False
+    distributed_type = "NO"
+
+
+def build(monkeypatch: pytest.MonkeyPatch, model_type: str = "gla", **changes: Any) -> Any:
+    """The graphs of a run on a GPU with other fields of the Accelerator, or options."""
+    monkeypatch.setattr(step, "triton_has_device", lambda: True)
+    accelerator: Any = OneGpu()
+    options = {"model.config": "gla_1M", "model.tokenizer_path": "byte"}
+    options["training.dataset"] = "python-stdlib"
+    for name, value in changes.items():
+        if hasattr(OneGpu, name):
+            setattr(accelerator, name, value)
+        else:
+            options[name.replace("__", ".")] = value
+    config = parse([f"--{name}={value}" for name, value in options.items()])
+    optimizer: Any = SimpleNamespace(optimizer=None)
+    return build_pass_graphs(accelerator, instantiate(tiny_config(model_type)), optimizer, config)
+
+
 @pytest.mark.covers_option("training.cuda_graphs")
-def test_cuda_graphs_of_training_are_for_one_gpu():
-    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
-    model = instantiate(tiny_config("gla"))
-    build: Any = build_pass_graphs
-    off = TrainingConfig(cuda_graphs=False)
-    assert build(accelerator, model, off, recomputes_activations=False) is None
-    with pytest.raises(UserError, match="CUDA device"):
-        build(accelerator, model, TrainingConfig(cuda_graphs=True), recomputes_activations=False)
+def test_cuda_graphs_of_training_are_the_default_for_measured_models_on_one_gpu(monkeypatch):
+    assert isinstance(build(monkeypatch), PassGraphs)
+    assert build(monkeypatch, training__cuda_graphs="never") is None
+    assert build(monkeypatch, "mom") is None
+    assert isinstance(build(monkeypatch, "mom", training__cuda_graphs="always"), PassGraphs)
+    assert build(monkeypatch, training__compile=True) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": torch.device("cpu")}, "CUDA device"),
+        ({"num_processes": 2}, "one GPU"),
+        ({"is_fsdp2": True}, "one GPU"),
+        ({"activation_checkpoint__mode": "full"}, "activation checkpointing"),
+    ],
+)
+def test_a_run_that_cannot_have_graphs_says_why_if_they_were_asked_for(
+    monkeypatch, changes, reason
+):
+    assert build(monkeypatch, **changes) is None
+    with pytest.raises(UserError, match=reason):
+        build(monkeypatch, training__cuda_graphs="always", **changes)
