@@ -10,6 +10,7 @@ The first pass of a kind runs without a graph, on the same padded tensors, so th
 compiled and a resumed run computes the same bits as one that went on.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flame_accel.kernels.document_boundaries import view_padded_boundaries
+
+logger = logging.getLogger(__name__)
 
 FEWEST_DOCUMENTS = 16
 """Documents to which smaller numbers are padded."""
@@ -90,6 +93,7 @@ class PassGraphs:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._graphs: dict[_Kind, CapturedPass] = {}
         self._inputs: dict[_Kind, dict[str, Tensor]] = {}
+        self._refused = False
 
     def run(self, batch: Mapping[str, Any], global_targets: int | Tensor) -> Tensor:
         """Adds the gradients of a micro-batch to the parameters', and returns its loss, detached.
@@ -109,12 +113,27 @@ class PassGraphs:
         if first:
             self._allocate_gradients()
             return self._differentiate(inputs)
+        if kind not in self._graphs and not self._refused:
+            self._capture_if_possible(kind)
         if kind not in self._graphs:
-            pool = next((captured.pool for captured in self._graphs.values()), None)
-            compute = partial(self._differentiate, inputs)
-            self._graphs[kind] = self.capture(compute, pool)
+            return self._differentiate(inputs)
         self._graphs[kind].replay()
         return self._graphs[kind].result
+
+    def _capture_if_possible(self, kind: _Kind) -> None:
+        """Captures the pass of a kind; where that fails, no other is tried."""
+        pool = next((captured.pool for captured in self._graphs.values()), None)
+        try:
+            self._graphs[kind] = self.capture(
+                partial(self._differentiate, self._inputs[kind]), pool
+            )
+        # capturing does nothing to the gradients; too little memory is one of these
+        except RuntimeError as error:
+            self._refused = True
+            logger.warning(
+                "passes run without CUDA graphs (training.cuda_graphs): %s",
+                str(error).splitlines()[0],
+            )
 
     def _allocate(self, kind: _Kind, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         inputs = {

@@ -71,6 +71,27 @@ def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, doc
     assert captured == [None]
 
 
+def test_passes_that_cannot_be_captured_run_without_graphs_and_say_so(caplog):
+    accelerator, model = Accelerator(cpu=True), instantiate(tiny_config("gla"), seed=0)
+    tried: list[Any] = []
+
+    def refuse(compute: Callable[[], Tensor], pool: Any) -> CapturedPass:
+        tried.append(pool)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    def compute_loss(batch: Any, targets: Any) -> Tensor:
+        return compute_micro_batch_loss(accelerator, model, batch, targets)
+
+    graphs = PassGraphs(
+        accelerator, model, compute_loss, longest_document=96, scale=1, capture=refuse
+    )
+    losses = [graphs.run(draw_batch(0, [0, 96]), TARGETS) for _ in range(3)]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
+    assert tried == [None]
+    [record] = caplog.records
+    assert "operation not permitted" in record.message and "cuda_graphs" in record.message
+
+
 class OneGpu:
     """What is asked of an Accelerator of one process on a GPU."""
 
