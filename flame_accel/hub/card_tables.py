@@ -14,6 +14,8 @@ from flame_accel.hub.run_facts import Cost, ModelFacts
 LOSS_CURVE_FILE = "loss_curve.png"
 PRIVATE_CHANGES = ("job.", "metrics.", "profiling.", "comm.", "hub.")
 """Sections whose options do not change the model."""
+ENGINES = {"NO": "", "MULTI_GPU": "DDP", "MULTI_CPU": "DDP"}
+"""What Accelerate calls by another name than everyone else."""
 EVALUATION_NAMES = {
     "eval/loss": "loss (nats per token)",
     "eval/perplexity": "perplexity",
@@ -230,7 +232,7 @@ def write_environment_section(facts: ModelFacts) -> str:
     versions = facts.starts[-1]["packages"]
     named = [f"{name} {version}" for name, version in versions.items() if version]
     git = facts.starts[-1]["git"]
-    commit = f" (commit {git['commit'][:12]}{', changed' * git['dirty']})" if git else ""
+    commit = f" (commit {git['commit'][:12]}{' with changes' * git['dirty']})" if git else ""
     rows.append(("versions", ", ".join([named[0] + commit, *named[1:]])))
     text = _titled_table("## Hardware, time and versions", rows)
     if any(start["packages"] != versions for start in facts.starts):
@@ -239,8 +241,8 @@ def write_environment_section(facts: ModelFacts) -> str:
 
 
 def _hardware(start: Mapping[str, Any]) -> str:
-    engine = start["engine"]
-    how = "" if engine in ("NO", "no") else f", {engine}"
+    engine = ENGINES.get(start["engine"], start["engine"])
+    how = f", {engine}" if engine else ""
     device = start["device"] or "CPU"
     kind = start["mixed_precision"]
     precision = "fp32" if kind == "no" else f"{kind} mixed precision"

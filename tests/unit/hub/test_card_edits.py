@@ -135,3 +135,23 @@ def test_a_byte_order_mark_and_bytes_that_are_no_text_stay():
     written = again(NEW, edited)
     assert written.startswith("\ufeff---") and "\udcff\n" in written
     assert "| a | c |" in written
+
+
+@pytest.mark.parametrize("where", range(first(OLD).count("\n") + 1))
+def test_a_line_survives_wherever_it_is_written(where: int) -> None:
+    lines = first(OLD).splitlines(keepends=True)
+    lines.insert(where, "my line\n")
+    written = again(NEW, "".join(lines))
+    assert written.count("my line\n") == 1
+    # what is around it is as new as can be, and stays so
+    assert again(NEW, written) == written
+    assert again(NEW, again(OLD, written)) == written
+
+
+@pytest.mark.parametrize("where", range(first(OLD).count("\n")))
+def test_a_deleted_line_does_not_come_back_into_what_is_the_users(where: int) -> None:
+    lines = first(OLD).splitlines(keepends=True)
+    deleted = lines.pop(where)
+    written = again(OLD, "".join(lines))
+    assert written.count(deleted) == "".join(lines).count(deleted)
+    assert again(OLD, written) == written

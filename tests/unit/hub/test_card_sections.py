@@ -106,7 +106,7 @@ def test_every_recorded_fact_is_a_row():
         "tokens per update": "1,000",
         "model FLOPs utilization": "40.0%",
         "peak memory of a device": "12 GiB",
-        "versions": "flame_accel 1.2 (commit 0123456789ab, changed), torch 2.9",
+        "versions": "flame_accel 1.2 (commit 0123456789ab with changes), torch 2.9",
         "validated after step": "8",
     }
     assert expected.items() <= dict(table).items()
