@@ -44,11 +44,13 @@ def find_reachable_fla_layers_and_operators(config: PreTrainedConfig) -> frozens
         seen.add(module)
         if module.startswith("fla.layers."):
             parts.add(module.removeprefix("fla."))
-        for value in vars(sys.modules[module]).values():
+        for imported_as, value in vars(sys.modules[module]).items():
             if inspect.isclass(value) and value.__module__.startswith(tuple(rooms)):
                 waiting.append(value.__module__)
             elif inspect.isfunction(value):
                 name = f"{value.__module__}.{value.__name__}"
                 names = FLA_NAMES_BY_REPLACEMENT.get(name, [name.removeprefix("fla.")])
+                # one of ours may stand for several of fla
+                names = [each for each in names if each.endswith(f".{imported_as}")] or names
                 parts.update(name for name in names if name.startswith("ops."))
     return frozenset(parts)
