@@ -1,0 +1,12 @@
+"""What a run logs about itself before its first step."""
+
+from tests.helpers.runs import SHORT_RUN, read_log
+
+
+def test_the_log_says_what_a_step_consists_of(train_here, flags, tmp_path, corpus):
+    train_here(flags(**SHORT_RUN, **{"training.gradient_accumulation_steps": 2}))
+    log = read_log(tmp_path / "run")
+    assert "model: gla, " in log and " parameters" in log
+    assert f"data: {corpus}, 40 documents" in log
+    assert "4 rows x 1 ranks x 2 micro-batches x 64 tokens = 512 tokens; 2 steps" in log
+    assert "residual stream" not in log

@@ -1,0 +1,15 @@
+"""What a finished run shows: the sample is in its log and on its report, or in neither."""
+
+import pytest
+
+from tests.helpers.runs import SHORT_RUN, read_log
+
+
+@pytest.mark.parametrize("length", [0, 4])
+def test_the_sample_is_logged_and_reported_if_there_is_one(train_here, flags, tmp_path, length):
+    options = {"evaluation.sample_tokens": length, "job.description": "A title"}
+    train_here(flags(**{**SHORT_RUN, **options}))
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<h1>A title</h1>" in page
+    assert ("A sample of the exported model" in page) == bool(length)
+    assert ("sample of the exported model" in read_log(tmp_path / "run")) == bool(length)
