@@ -124,7 +124,7 @@ def _loading_example(path: str, *imports: str, trusts_code: bool = False) -> lis
         "",
         path,
         f"model = AutoModelForCausalLM.from_pretrained(path{trust})",
-        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        f"tokenizer = AutoTokenizer.from_pretrained(path{trust})",
         'inputs = tokenizer("Once upon a time", return_tensors="pt")',
         "tokens = model.generate(**inputs, max_new_tokens=64, do_sample=True)",
         "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
