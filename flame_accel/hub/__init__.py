@@ -5,6 +5,7 @@ Weights, config and tokenizer are written in `checkpoint/hf_model`, as for every
 
 from flame_accel.hub.export import export_model, write_export
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
+from flame_accel.hub.remote_code import write_remote_code
 from flame_accel.hub.sources import describe_sources
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "origin_of_checkpoint",
     "write_export",
     "write_model_card",
+    "write_remote_code",
 ]

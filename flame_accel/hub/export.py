@@ -13,9 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf_model
 from flame_accel.files import replace_folder
 from flame_accel.hub.model_card import ModelOrigin, write_model_card
+from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
+from flame_accel.hub.remote_code import CODE_FILE, write_remote_code
 from flame_accel.parallel import unwrap
 
-STALE_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+STALE_FILES = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    CODE_FILE,
+)
 """Patterns of files that an earlier export may have written and the next one need not replace."""
 
 
@@ -66,9 +73,12 @@ def write_export(
     """
     with replace_folder(folder, is_kept=_is_users_file) as temporary:
         save_hf_model(model, weights, tokenizer, temporary, dtype)
+        write_remote_code(temporary, model.config)
         write_model_card(temporary, origin, earlier=folder)
 
 
 def _is_users_file(path: PurePath) -> bool:
     """Whether a file of an earlier export that this one does not replace is the user's own."""
+    if len(path.parts) > 1:
+        return path.parts[0] != CUSTOM_FOLDER
     return not any(path.match(pattern) for pattern in STALE_FILES)

@@ -4,15 +4,12 @@ Norms inside mixers stay as they are. RMSNorm, fused or not, is what fla's model
 have, and their configs say which (`fuse_norm`). For another kind a model becomes one of a type of
 its own, such as gla_layernorm, whose classes are derived here and registered with transformers'
 auto classes whenever flame_accel is imported. So config.json says what the weights belong to: an
-exported model loads with flame_accel, and fla alone says that it does not know the type.
+exported model loads with flame_accel or with the code in the export, and fla alone says that it
+does not know the type. The norms themselves are exchanged in `block_norms`.
 """
 
-import functools
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from fla.modules import LayerNorm, RMSNorm
-from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -23,18 +20,21 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UsageError, UserError
+from flame_accel.models.block_norms import (
+    NORM_NAMES,
+    derive_norm_variant,
+    find_block_norms,
+    norm_type_of,
+    replace_block_norms_in_place,
+)
 from flame_accel.models.catalogue import fla_config_classes
 
-NORM_NAMES = {"layernorm": "LayerNorm", "np_layernorm": "NPLayerNorm", "rmsnorm": "RMSNorm"}
 NATIVE_NORMS = {"rwkv6": "layernorm", "rwkv7": "layernorm"}
 """What a type has by itself, where that is not rmsnorm."""
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 """Types of transformers itself; each has RMSNorm of its own, which computes what fla's does."""
 WEIGHT_NEEDED = ("mamba", "mamba2", "mamba3", "rodimus")
 """Types whose blocks take the dtype of what they hand on from the weight of a norm."""
-
-FUSED_NORMS = (RMSNorm, LayerNorm)
-TORCH_NORMS = (nn.RMSNorm, nn.LayerNorm)
 
 _base_types: dict[str, str] = {}
 
@@ -45,9 +45,9 @@ def register_norm_variants() -> None:
         return
     llama_like = {name: CONFIG_MAPPING[name] for name in LLAMA_LIKE}
     for base_type, config_class in {**fla_config_classes(), **llama_like}.items():
-        for kind, name in NORM_NAMES.items():
+        for kind in NORM_NAMES:
             if kind != NATIVE_NORMS.get(base_type, "rmsnorm"):
-                _register_norm_variant(config_class, f"{base_type}_{kind}", kind, name)
+                _register_norm_variant(config_class, kind)
         _base_types[base_type] = base_type
 
 
@@ -106,96 +106,15 @@ def fuse_llama_norms_and_check_norm_type(model: PreTrainedModel, norm_type: str)
             )
 
 
-class NormPlace(NamedTuple):
-    """The attribute of a module that holds a norm."""
-
-    parent: nn.Module
-    attribute_name: str
-
-
-def find_block_norms(model: PreTrainedModel) -> Iterator[NormPlace]:
-    """Yields the places of the norms of blocks and of the final norm.
-
-    Norms inside a block's mixer or MLP are not included.
-    """
-    blocks = set(model._no_split_modules or ())
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if type(module).__name__ in blocks:
-            inside.update(part for child in module.children() for part in child.modules())
-    for module in model.modules():
-        if module not in inside:
-            for name, child in module.named_children():
-                # those of attention residuals are read by a kernel that knows RMSNorm only
-                if norm_type_of(child) is not None and not name.endswith("res_norm"):
-                    yield NormPlace(module, name)
-
-
-def norm_type_of(norm: nn.Module) -> str | None:
-    """The `model.norm_type` of a module; None if it is not a norm of one of these types."""
-    if isinstance(norm, (LayerNorm, nn.LayerNorm)):
-        return "layernorm" if norm.elementwise_affine else "np_layernorm"
-    if isinstance(norm, RMSNorm):
-        return "fused_rmsnorm"
-    return "rmsnorm" if type(norm).__name__.endswith("RMSNorm") else None
-
-
-def replace_block_norms_in_place(
-    model: PreTrainedModel, norm_kind: str, *, fused: bool | None = None
-) -> None:
-    """Puts norms of a kind in the place of a model's, under the same names, with fresh weights.
-
-    Args:
-        model: any of a registered type.
-        norm_kind: a key of `NORM_NAMES`.
-        fused: whether fla's fused modules take the places; None: where they are already.
-    """
-    for parent, name in [*find_block_norms(model)]:
-        old: Any = getattr(parent, name)
-        options: dict[str, Any] = {
-            "eps": old.variance_epsilon if hasattr(old, "variance_epsilon") else old.eps,
-            "dtype": old.weight.dtype,
-        }
-        rms, mean = (RMSNorm, LayerNorm) if fused or isinstance(old, FUSED_NORMS) else TORCH_NORMS
-        if norm_kind != "rmsnorm":
-            options |= {"elementwise_affine": norm_kind == "layernorm", "bias": False}
-        new = (rms if norm_kind == "rmsnorm" else mean)(old.weight.shape[0], **options)
-        setattr(parent, name, new)
-
-
-def _register_norm_variant(
-    config_class: type[PreTrainedConfig], model_type: str, norm_kind: str, class_prefix: str
-) -> None:
-    """Derives the config and model classes of a type, and makes them known to transformers."""
+def _register_norm_variant(config_class: type[PreTrainedConfig], norm_kind: str) -> None:
+    """Derives the classes of a type with another norm, and makes them known to transformers."""
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-
-    @functools.wraps(config_class.__init__)
-    def init_config(self: PreTrainedConfig, **fields: Any) -> None:
-        config_class.__init__(self, **fields)
-
-    @functools.wraps(model_class.__init__)
-    def init_model(self: PreTrainedModel, config: PreTrainedConfig, **options: Any) -> None:
-        model_class.__init__(self, config, **options)
-        replace_block_norms_in_place(self, norm_kind)
-
-    place = {
-        "__module__": __name__,
-        "__doc__": f"{model_type}: {config_class.model_type}, {class_prefix}.",
-    }
-    # transformers would make a dataclass's __init__ for a class without one
-    derived_config: Any = type(
-        f"{class_prefix}{config_class.__name__}",
-        (config_class,),
-        {**place, "model_type": model_type, "__init__": init_config},
+    derived_config, derived_model = derive_norm_variant(
+        config_class, model_class, norm_kind, module_name=__name__
     )
-    derived_model: Any = type(
-        f"{class_prefix}{model_class.__name__}",
-        (model_class,),
-        {**place, "config_class": derived_config, "__init__": init_model},
-    )
-    AutoConfig.register(model_type, derived_config)
+    AutoConfig.register(derived_config.model_type, derived_config)
     AutoModelForCausalLM.register(derived_config, derived_model)
-    _base_types[model_type] = config_class.model_type
+    _base_types[derived_config.model_type] = config_class.model_type
 
 
 def _unsupported_norm_error(model: str, norm_type: str, remedy: str) -> UserError:

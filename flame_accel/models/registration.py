@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flame_accel.config.errors import UsageError, UserError
+from flame_accel.models.custom_code import custom_code, is_installed
 
 
 def register_models(custom_modules: Sequence[str] = ()) -> None:
@@ -56,9 +57,16 @@ def _import_installed_package(name: str) -> None:
             "no such package can be imported, and no such path exists",
             "install the package, or give the path of its folder or .py file",
         )
+    modules_before = set(sys.modules)
     _import_reporting_user_errors(
         name, os.path.dirname(spec.origin or ""), lambda: importlib.import_module(name)
     )
+    origin = Path(spec.origin) if spec.has_location and spec.origin else None
+    if origin is None or is_installed(origin):
+        custom_code.record_package(name)
+    else:
+        source = origin.parent if origin.name == "__init__.py" else origin
+        custom_code.record_files(name, source, modules_before)
 
 
 def _import_file_or_package_folder(name: str, path: Path) -> None:
@@ -80,9 +88,11 @@ def _import_file_or_package_folder(name: str, path: Path) -> None:
         )
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
+    modules_before = set(sys.modules)
     _import_reporting_user_errors(
         name, str(path.parent), lambda: _load_source_file(path.stem, source)
     )
+    custom_code.record_files(path.stem, path, modules_before)
 
 
 def _load_source_file(module_name: str, source: Path) -> ModuleType:

@@ -1,0 +1,244 @@
+"""Lets transformers load this model with `trust_remote_code=True`, without any import before.
+
+The architecture itself is in the package flash-linear-attention (fla) or, if the author of the
+model wrote it, in the folder custom_code next to this file. This file imports it, says which
+package is missing, and provides the classes that `auto_map` in config.json names. flame_accel puts
+it into the models that it exports.
+"""
+
+import functools
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationMixin, PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+FLA_COMMAND = "pip install flash-linear-attention"
+FLAME_ACCEL_COMMAND = "pip install flame_accel"
+CUSTOM_FOLDER = "custom_code"
+CUSTOM_CLASSES: dict[str, str] = {}
+"""Classes that are not fla's: name of the class to name of the module that has it."""
+CUSTOM_FILES: tuple[str, ...] = ()
+"""Files in `CUSTOM_FOLDER` that hold these modules; without one they are installed packages."""
+CUSTOM_IMPORTS: tuple[str, ...] = ()
+"""Modules to import, in this order: they register the model's classes with transformers."""
+CUSTOM_REQUIREMENTS: tuple[str, ...] = ()
+"""Packages that hold these modules, as `pip install` takes them."""
+_imported_from: list[Path] = []
+DOWNLOAD_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "token",
+)
+"""Arguments of `from_pretrained` that say how files of a repository are fetched."""
+
+
+def import_packages() -> None:
+    """Imports fla, and flame_accel where it is installed: it runs fla on any device.
+
+    Raises:
+        ImportError: fla is not installed.
+    """
+    # not import statements: transformers looks for those in this file, and names other packages
+    if importlib.util.find_spec("flame_accel") is not None:
+        importlib.import_module("flame_accel")
+    try:
+        importlib.import_module("fla.models")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "fla":
+            raise
+        raise ImportError(
+            "this model needs the package flash-linear-attention (fla), which is not installed: "
+            f"{FLA_COMMAND}"
+        ) from error
+
+
+def check_kernels() -> None:
+    """Checks that fla's operators can run on this machine.
+
+    Raises:
+        ImportError: Triton has no device, and flame_accel is not installed.
+    """
+    if importlib.util.find_spec("flame_accel") is None and not triton_has_device():
+        raise ImportError(
+            "Triton, in which flash-linear-attention is written, has no device on this machine. "
+            "The package flame_accel runs it on PyTorch instead, and is not installed: "
+            f"{FLAME_ACCEL_COMMAND} (from a checkout of it: pip install .)"
+        )
+
+
+def triton_has_device() -> bool:
+    """Whether Triton is installed and has a driver for a device of this machine."""
+    try:
+        backends = importlib.import_module("triton.backends").backends
+    except ImportError:
+        return False
+    return any(backend.driver.is_active() for backend in backends.values())
+
+
+def __getattr__(name: str) -> Any:
+    """The class of a name in `auto_map`, derived from fla's or the author's of that name.
+
+    A derived class belongs to this module, which is how `save_pretrained` knows that this file has
+    to be saved again.
+    """
+    if name.startswith("__"):
+        raise AttributeError(name)
+    import_packages()
+    if not name.endswith("Config"):
+        check_kernels()
+    base = find_class(name)
+    if base is None:
+        return config_of_custom_files(name)
+    derived = derive_class(base)
+    globals()[name] = derived
+    return derived
+
+
+def find_class(name: str) -> Any:
+    """The class to derive from; None if its code is in files that have not been imported yet."""
+    if name in CUSTOM_CLASSES:
+        if CUSTOM_REQUIREMENTS:
+            import_requirements()
+        return getattr(sys.modules.get(CUSTOM_CLASSES[name]), name, None)
+    for kind, prefix in globals().get("NORM_NAMES", {}).items():
+        if name.startswith(prefix):
+            return find_norm_variant(kind, name.removeprefix(prefix))
+    models = sys.modules["fla.models"]
+    if not hasattr(models, name):
+        version = getattr(sys.modules["fla"], "__version__", "of unknown version")
+        raise ImportError(
+            f"flash-linear-attention {version} has no class {name}, which this model needs: "
+            f"{FLA_COMMAND} --upgrade"
+        )
+    return getattr(models, name)
+
+
+def find_norm_variant(norm_kind: str, name: str) -> Any:
+    """A class of fla or transformers with norms of another kind.
+
+    For models that have them, their code follows in this file.
+    """
+    library = (
+        sys.modules["fla.models"] if hasattr(sys.modules["fla.models"], name) else transformers
+    )
+    base = getattr(library, name)
+    is_config = issubclass(base, PreTrainedConfig)
+    config_class = base if is_config else base.config_class
+    variant = globals()["derive_norm_variant"](
+        config_class, MODEL_FOR_CAUSAL_LM_MAPPING[config_class], norm_kind, module_name=__name__
+    )
+    return variant.config_class if is_config else variant.model_class
+
+
+def derive_class(base: Any) -> Any:
+    """The same config or model class as a member of this module."""
+
+    # a config class without an __init__ would get that of a dataclass from transformers
+    @functools.wraps(base.__init__)
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        base.__init__(self, *arguments, **options)
+
+    members = {"__module__": __name__, "__doc__": base.__doc__, "__init__": init}
+    if issubclass(base, PreTrainedConfig):
+        if CUSTOM_FILES:
+
+            def save_pretrained(self: Any, save_directory: Any, **options: Any) -> None:
+                base.save_pretrained(self, save_directory, **options)
+                copy_custom_files(Path(save_directory))
+
+            members |= {"save_pretrained": save_pretrained}
+        return type(base.__name__, (base,), members)
+    config_class = getattr(sys.modules[__name__], base.config_class.__name__)
+    # transformers looks for the mixin among the direct bases
+    bases = (base, GenerationMixin) if issubclass(base, GenerationMixin) else (base,)
+    return type(base.__name__, bases, members | {"config_class": config_class})
+
+
+def config_of_custom_files(name: str) -> Any:
+    """Stands for a config class until `from_pretrained` says where its code is."""
+
+    class ConfigOfCustomFiles:
+        @classmethod
+        def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+            """Called by transformers before the code is known."""
+
+        @classmethod
+        def from_pretrained(cls, folder_or_repository: Any, **options: Any) -> Any:
+            import_custom_files(fetch_custom_files(folder_or_repository, **options))
+            config_class = getattr(sys.modules[__name__], name)
+            config_class.register_for_auto_class()
+            return config_class.from_pretrained(folder_or_repository, **options)
+
+    return ConfigOfCustomFiles
+
+
+def fetch_custom_files(folder_or_repository: Any, **options: Any) -> Path:
+    """The folder with the author's files, downloaded if it is in a repository."""
+    download = {name: options[name] for name in DOWNLOAD_OPTIONS if name in options}
+    files = [
+        cached_file(folder_or_repository, f"{CUSTOM_FOLDER}/{name}", **download)
+        for name in CUSTOM_FILES
+    ]
+    # links are not followed: the files of the cache lie in another folder, under another name
+    return Path(str(files[0])).absolute().parents[len(Path(CUSTOM_FILES[0]).parts) - 1]
+
+
+def import_custom_files(folder: Path) -> None:
+    """Imports the author's modules under their own names.
+
+    Raises:
+        ImportError: A different module of the same name is loaded already.
+    """
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    importlib.invalidate_caches()
+    # the folder of a model is no place for compiled files
+    writes_no_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        for name in CUSTOM_IMPORTS:
+            importlib.import_module(name)
+    finally:
+        sys.dont_write_bytecode = writes_no_bytecode
+    for file in CUSTOM_FILES:
+        module = ".".join(Path(file).with_suffix("").parts).removesuffix(".__init__")
+        loaded = getattr(sys.modules.get(module), "__file__", None)
+        if loaded and Path(loaded).read_bytes() != (folder / file).read_bytes():
+            raise ImportError(
+                f"this model needs {folder / file}, but another module '{module}' is loaded from "
+                f"{loaded}: load the model in a process of its own"
+            )
+    _imported_from.append(folder)
+
+
+def import_requirements() -> None:
+    """Imports the packages that hold the architecture.
+
+    Raises:
+        ImportError: One is not installed.
+    """
+    for name in CUSTOM_IMPORTS:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != name.partition(".")[0]:
+                raise
+            raise ImportError(
+                f"this model needs the package {name}, which is not installed: "
+                f"pip install {' '.join(CUSTOM_REQUIREMENTS)}"
+            ) from error
+
+
+def copy_custom_files(folder: Path) -> None:
+    """Copies the author's files into the folder of a model that is saved again."""
+    for name in CUSTOM_FILES:
+        target = folder / CUSTOM_FOLDER / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((_imported_from[-1] / name).read_bytes())

@@ -1,0 +1,87 @@
+"""The code that travels with a model, and `auto_map`: loading with `trust_remote_code=True`.
+
+An export loads where nobody imports fla or flame_accel: config.json names classes of
+`modeling_fla.py`, which is copied into it. Norms of another kind and the user's own architectures
+travel as well; a model of transformers itself needs no code.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+from flame_accel.files import write_json_atomically, write_text_atomically
+from flame_accel.hub import modeling_fla
+from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
+from flame_accel.models import block_norms, norms
+from flame_accel.models.custom_code import CustomCode, custom_code
+
+CODE_FILE = "modeling_fla.py"
+
+
+def write_remote_code(folder: Path, config: PreTrainedConfig) -> None:
+    """Writes the code that a model needs into its folder, and `auto_map` into its config.json.
+
+    Nothing is written for a model of transformers itself, or for one whose folder has its own code
+    already.
+
+    Args:
+        folder: A model in the Hugging Face format.
+        config: Its configuration.
+    """
+    config_file = folder / "config.json"
+    fields: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    config_class = type(config)
+    if "auto_map" in fields or config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    code = _read_source(modeling_fla)
+    module = config_class.__module__
+    if module == norms.__name__:
+        code = f"{code}\n\nimport_packages()\n{_read_source(block_norms)}"
+    elif custom_code.has_file_of(module) or module.partition(".")[0] in custom_code.requirements:
+        code = _name_custom_code(code, custom_code, [config_class, model_class])
+        if custom_code.has_file_of(module):
+            _write_custom_files(folder, custom_code)
+    elif not module.startswith("fla."):
+        return
+    write_text_atomically(folder / CODE_FILE, code)
+    stem = CODE_FILE.removesuffix(".py")
+    fields["auto_map"] = {
+        "AutoConfig": f"{stem}.{config_class.__name__}",
+        "AutoModelForCausalLM": f"{stem}.{model_class.__name__}",
+    }
+    write_json_atomically(config_file, fields, indent=2)
+
+
+def _read_source(module: Any) -> str:
+    return Path(module.__file__).read_text(encoding="utf-8")
+
+
+def _name_custom_code(code: str, custom: CustomCode, classes: list[type]) -> str:
+    """Fills in the constants of the code file that say where the user's classes are."""
+    from_files = custom.has_file_of(classes[0].__module__)
+    values = {
+        "CUSTOM_CLASSES": {each.__name__: each.__module__ for each in classes},
+        "CUSTOM_FILES": tuple(sorted(custom.files)) if from_files else (),
+        "CUSTOM_IMPORTS": tuple(custom.module_names),
+        "CUSTOM_REQUIREMENTS": tuple(sorted(custom.requirements.values())),
+    }
+    for name, value in values.items():
+        code, replaced = re.subn(
+            rf"^({name}: .+?) = .+$",
+            lambda match, value=value: f"{match[1]} = {value!r}",
+            code,
+            flags=re.MULTILINE,
+        )
+        assert replaced == 1, name
+    return code
+
+
+def _write_custom_files(folder: Path, custom: CustomCode) -> None:
+    for name, content in custom.files.items():
+        path = folder / CUSTOM_FOLDER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
