@@ -23,11 +23,11 @@ CUSTOM_FOLDER = "custom_code"
 CUSTOM_CLASSES: dict[str, str] = {}
 """Classes that are not fla's: name of the class to name of the module that has it."""
 CUSTOM_FILES: tuple[str, ...] = ()
-"""Files in `CUSTOM_FOLDER` that hold these modules; without one they are installed packages."""
+"""Files in `CUSTOM_FOLDER` that hold these modules, or what they import."""
 CUSTOM_IMPORTS: tuple[str, ...] = ()
 """Modules to import, in this order: they register the model's classes with transformers."""
-CUSTOM_REQUIREMENTS: tuple[str, ...] = ()
-"""Packages that hold these modules, as `pip install` takes them."""
+CUSTOM_REQUIREMENTS: dict[str, str] = {}
+"""Installed packages that hold these modules: name to what `pip install` takes."""
 _imported_from: list[Path] = []
 DOWNLOAD_OPTIONS = (
     "cache_dir",
@@ -47,9 +47,9 @@ def import_packages() -> None:
         ImportError: fla is not installed.
     """
     # not import statements: transformers looks for those in this file, and names other packages
-    if importlib.util.find_spec("flame_accel") is not None:
-        importlib.import_module("flame_accel")
     try:
+        if importlib.util.find_spec("flame_accel") is not None:
+            importlib.import_module("flame_accel")
         importlib.import_module("fla.models")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "fla":
@@ -105,8 +105,8 @@ def __getattr__(name: str) -> Any:
 def find_class(name: str) -> Any:
     """The class to derive from; None if its code is in files that have not been imported yet."""
     if name in CUSTOM_CLASSES:
-        if CUSTOM_REQUIREMENTS:
-            import_requirements()
+        if not CUSTOM_FILES:
+            import_custom_modules()
         return getattr(sys.modules.get(CUSTOM_CLASSES[name]), name, None)
     for kind, prefix in globals().get("NORM_NAMES", {}).items():
         if name.startswith(prefix):
@@ -203,8 +203,7 @@ def import_custom_files(folder: Path) -> None:
     # the folder of a model is no place for compiled files
     writes_no_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        for name in CUSTOM_IMPORTS:
-            importlib.import_module(name)
+        import_custom_modules()
     finally:
         sys.dont_write_bytecode = writes_no_bytecode
     for file in CUSTOM_FILES:
@@ -218,21 +217,22 @@ def import_custom_files(folder: Path) -> None:
     _imported_from.append(folder)
 
 
-def import_requirements() -> None:
-    """Imports the packages that hold the architecture.
+def import_custom_modules() -> None:
+    """Imports the modules that register the model's classes with transformers.
 
     Raises:
-        ImportError: One is not installed.
+        ImportError: A package that holds one is not installed.
     """
     for name in CUSTOM_IMPORTS:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != name.partition(".")[0]:
+            package = (error.name or "").partition(".")[0]
+            if package not in CUSTOM_REQUIREMENTS:
                 raise
             raise ImportError(
-                f"this model needs the package {name}, which is not installed: "
-                f"pip install {' '.join(CUSTOM_REQUIREMENTS)}"
+                f"this model needs the package {package}, which is not installed: "
+                f"pip install {CUSTOM_REQUIREMENTS[package]}"
             ) from error
 
 

@@ -43,8 +43,7 @@ def write_remote_code(folder: Path, config: PreTrainedConfig) -> None:
         code = f"{code}\n\nimport_packages()\n{_read_source(block_norms)}"
     elif custom_code.has_file_of(module) or module.partition(".")[0] in custom_code.requirements:
         code = _name_custom_code(code, custom_code, [config_class, model_class])
-        if custom_code.has_file_of(module):
-            _write_custom_files(folder, custom_code)
+        _write_custom_files(folder, custom_code)
     elif not module.startswith("fla."):
         return
     write_text_atomically(folder / CODE_FILE, code)
@@ -62,12 +61,11 @@ def _read_source(module: Any) -> str:
 
 def _name_custom_code(code: str, custom: CustomCode, classes: list[type]) -> str:
     """Fills in the constants of the code file that say where the user's classes are."""
-    from_files = custom.has_file_of(classes[0].__module__)
     values = {
         "CUSTOM_CLASSES": {each.__name__: each.__module__ for each in classes},
-        "CUSTOM_FILES": tuple(sorted(custom.files)) if from_files else (),
+        "CUSTOM_FILES": tuple(sorted(custom.files)),
         "CUSTOM_IMPORTS": tuple(custom.module_names),
-        "CUSTOM_REQUIREMENTS": tuple(sorted(custom.requirements.values())),
+        "CUSTOM_REQUIREMENTS": dict(custom.requirements),
     }
     for name, value in values.items():
         code, replaced = re.subn(

@@ -3,6 +3,8 @@
 One process exports every model of fla; two load them, with the code in them or after the import.
 """
 
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
+from transformers.dynamic_module_utils import get_imports
 
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import export_model
+from flame_accel.hub import export_model, modeling_fla, write_remote_code
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate
@@ -152,3 +155,52 @@ def test_names_that_transformers_has_too_are_right_or_refused_there(exports, rem
     for name in ("mamba", "mamba2"):
         torch.testing.assert_close(remote[f"{name} alone"], exports[1][name], atol=1e-5, rtol=1e-5)
     assert "fla's BitNet, not that of transformers: import fla" in remote["bitnet alone"]
+
+
+def test_a_model_of_transformers_itself_needs_no_code(tmp_path):
+    config = LlamaConfig()
+    config.save_pretrained(tmp_path)
+    write_remote_code(tmp_path, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["gla", "gla_np_layernorm"])
+def test_transformers_finds_no_import_in_the_code_whose_package_it_would_misname(exports, name):
+    file = exports[0] / name / "modeling_fla.py"
+    assert set(get_imports(file)) - sys.stdlib_module_names <= {"torch", "transformers"}
+
+
+def hide_packages(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Has this process look as if packages were not installed; in the code file only."""
+    find_spec, import_module = importlib.util.find_spec, importlib.import_module
+
+    def hide_spec(name: str) -> Any:
+        return None if name.partition(".")[0] in packages else find_spec(name)
+
+    def refuse_import(name: str) -> Any:
+        top = name.partition(".")[0]
+        if top in packages:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+        return import_module(name)
+
+    monkeypatch.setattr(modeling_fla.importlib.util, "find_spec", hide_spec)
+    monkeypatch.setattr(modeling_fla.importlib, "import_module", refuse_import)
+
+
+def test_the_code_says_which_package_is_missing(monkeypatch):
+    with monkeypatch.context() as patch:
+        hide_packages(patch, "fla")
+        with pytest.raises(ImportError, match=r": pip install flash-linear-attention$"):
+            modeling_fla.import_packages()
+    with monkeypatch.context() as patch:
+        hide_packages(patch, "flame_accel", "triton")
+        modeling_fla.import_packages()
+        with pytest.raises(ImportError, match=r"no device .*: pip install flame_accel"):
+            modeling_fla.check_kernels()
+    modeling_fla.check_kernels()
+
+
+def test_the_code_says_that_fla_is_too_old():
+    with pytest.raises(ImportError, match=r"attention .* has no class NewConfig.*--upgrade"):
+        modeling_fla.find_class("NewConfig")
