@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig
 
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import export_model
+from flame_accel.hub import ModelOrigin, export_model
 from flame_accel.models import register_models
 from flame_accel.models.catalogue import TINY_FIELDS
 from flame_accel.models.custom_code import custom_code
@@ -107,7 +107,9 @@ def custom_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         model = instantiate(AutoConfig.for_model(model_type, **fields)).eval()
         logits[model_type] = model((torch.arange(32) * 7 % 250)[None], use_cache=False).logits
         folder = tmp_path / model_type
-        export_model(accelerator, model, tokenizer, folder, dtype=torch.float32, training_table={})
+        export_model(
+            accelerator, model, tokenizer, folder, dtype=torch.float32, origin=ModelOrigin()
+        )
     return logits
 
 

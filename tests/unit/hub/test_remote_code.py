@@ -18,7 +18,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_imports
 
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import export_model, modeling_fla, write_remote_code
+from flame_accel.hub import ModelOrigin, export_model, modeling_fla, write_remote_code
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate
@@ -108,7 +108,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
         model = instantiate(config).eval()
         logits[name] = model(IDS, use_cache=False).logits.detach()
         export_model(
-            accelerator, model, tokenizer, root / name, dtype=torch.float32, training_table={}
+            accelerator, model, tokenizer, root / name, dtype=torch.float32, origin=ModelOrigin()
         )
     return root, logits
 
