@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_imports
 
 from flame_accel.data.tokens.tokenizer import load_tokenizer
@@ -158,7 +158,7 @@ def test_names_that_transformers_has_too_are_right_or_refused_there(exports, rem
 
 
 def test_a_model_of_transformers_itself_needs_no_code(tmp_path):
-    config = LlamaConfig()
+    config = AutoConfig.for_model("llama")
     config.save_pretrained(tmp_path)
     write_remote_code(tmp_path, config)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
