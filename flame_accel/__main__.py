@@ -14,7 +14,18 @@ from flame_accel.cache_folders import redirect_unwritable_caches
 from flame_accel.config.errors import exit_on_user_error
 from flame_accel.standard_streams import protect_standard_streams
 
-COMMANDS = ("train", "data", "doctor", "export", "generate", "models", "prepare", "report", "tune")
+COMMANDS = (
+    "train",
+    "data",
+    "doctor",
+    "export",
+    "generate",
+    "models",
+    "prepare",
+    "push",
+    "report",
+    "tune",
+)
 SCRIPT = "flame-accel"
 """Name of the console command that installing the package creates."""
 

@@ -30,7 +30,7 @@ from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
 from flame_accel.diagnosis.run_summary import log_run_summary
 from flame_accel.evaluation import sample_and_report, validate
-from flame_accel.hub import ModelOrigin, describe_sources, export_model
+from flame_accel.hub import HubUploads, ModelOrigin, describe_sources, export_model
 from flame_accel.training import (
     GarbageCollection,
     PassGraphs,
@@ -70,14 +70,11 @@ class LoopState(NamedTuple):
     """None without validation."""
     meter: observe.Meter
     metric_logger: observe.MetricLogger
+    uploads: HubUploads
 
 
 def main(config: Config) -> None:
-    """Trains, validates and exports one model.
-
-    Raises:
-        UserError: A problem that the user can solve; nothing of earlier runs is lost.
-    """
+    """Trains, validates and exports one model; a `UserError` loses nothing of earlier runs."""
     run_folder = Path(config.job.dump_folder)
     accelerator = parallel.build_accelerator(
         config.training,
@@ -86,9 +83,11 @@ def main(config: Config) -> None:
         tensorboard_folder=str(run_folder / config.metrics.save_tb_folder),
         tracker_names=observe.enabled_tracker_names(config.metrics),
     )
+    uploads = HubUploads(accelerator, config.hub, run_folder)
     try:
         active_kernels = setup_run(config, accelerator, run_folder)
         if observe.has_finished(accelerator, run_folder, config):
+            uploads.upload_missing()
             return
         start = find_starting_point(
             accelerator, run_folder, config.checkpoint, total_steps=config.training.steps
@@ -99,8 +98,9 @@ def main(config: Config) -> None:
             custom_modules=config.model.custom,
         )
         check_run(config, accelerator, model_config, active_kernels)
+        uploads.check_access()
         components = build_components(config, accelerator, model_config, start)
-        loop = restore_run(config, accelerator, components, start, run_folder)
+        loop = restore_run(config, accelerator, components, start, uploads)
         if config.checkpoint.create_seed_checkpoint:
             log.info("initial weights: %s", save(config, accelerator, components, loop))
             return
@@ -115,16 +115,14 @@ def main(config: Config) -> None:
         with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
             train(config, accelerator, components, loop, profiler)
         export_and_report(config, accelerator, components, loop.state, run_folder)
+        uploads.finish_with_export(run_folder / "hf", loop.state.step)
     finally:
+        uploads.close()
         accelerator.end_training()
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str:
-    """Sets up console, kernels, model types and random seeds; only reads the run folder.
-
-    Returns:
-        The active kernels, "triton" or "torch".
-    """
+    """Sets up console, kernels ("triton" or "torch", returned), model types and random seeds."""
     observe.setup_console_logging(
         main_process=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
@@ -188,9 +186,10 @@ def restore_run(
     accelerator: Accelerator,
     components: Components,
     start: StartingPoint,
-    run_folder: Path,
+    uploads: HubUploads,
 ) -> LoopState:
     """Restores the run from where it starts, and builds its batches, meter and metric logger."""
+    run_folder = Path(config.job.dump_folder)
     rank, world_size = parallel.dp_rank(accelerator), parallel.dp_size(accelerator)
     state, stream_state, meter_states = restore_starting_point(
         accelerator,
@@ -228,7 +227,8 @@ def restore_run(
     state.tracker_ids = metric_logger.tracker_ids
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))
-    return LoopState(state, start.checkpoints, batches, eval_batches, meter, metric_logger)
+    uploads.resume()
+    return LoopState(state, start.checkpoints, batches, eval_batches, meter, metric_logger, uploads)
 
 
 def train(
@@ -304,7 +304,7 @@ def train(
 def save(config: Config, accelerator: Accelerator, components: Components, loop: LoopState) -> Path:
     """Saves what the run needs to resume after this step, or only its weights if so configured."""
     last = loop.state.step == config.training.steps
-    return save_checkpoint(
+    checkpoint = save_checkpoint(
         accelerator,
         loop.checkpoints,
         loop.state,
@@ -315,6 +315,9 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         meter_state=loop.meter.state_dict(),
         weights_only_dtype=dtype_if_weights_only(config.checkpoint, is_last_step=last),
     )
+    if not last:
+        loop.uploads.add_checkpoint(checkpoint, loop.state.step)
+    return checkpoint
 
 
 def export_and_report(
@@ -326,22 +329,19 @@ def export_and_report(
 ) -> None:
     """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
     exported = run_folder / "hf"
-    dtype = getattr(torch, config.checkpoint.export_dtype)
-    origin = ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens)
     with parallel.extended_timeout(accelerator, config.comm):
         export_model(
             accelerator,
             components.model,
             components.tokenizer,
             exported,
-            dtype=dtype,
-            origin=origin,
+            dtype=getattr(torch, config.checkpoint.export_dtype),
+            origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
         )
     log.info("exported: %s", exported)
-    if not accelerator.is_main_process:
-        return
-    title, seed = config.job.description or run_folder.name, config.training.seed
-    sample_and_report(
-        exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
-    )
-    observe.write_ended(run_folder, reason="finished", step=state.step)
+    if accelerator.is_main_process:
+        title, seed = config.job.description or run_folder.name, config.training.seed
+        sample_and_report(
+            exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
+        )
+        observe.write_ended(run_folder, reason="finished", step=state.step)

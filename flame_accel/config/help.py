@@ -55,6 +55,7 @@ COMMON_OPTIONS = (
     "checkpoint.initial_load_path",
     "evaluation.dataset",
     "evaluation.interval",
+    "hub.repo_id",
     "activation_checkpoint.mode",
 )
 """The options of a typical run, in the order of the sections."""

@@ -1,10 +1,12 @@
-"""Options of the Hub: what the model card says.
+"""Options of the Hub: where and when the model is uploaded, and what its card says.
 
-Their patterns are in `validation`.
+Their patterns are in `validation`, which of them go together is in `hub_consistency`.
 """
 
 from dataclasses import dataclass
 
+STEP = "{step}"
+"""Stands for the step in names of branches and tags."""
 _LICENSES = (
     "afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear"
     " bsl-1.0 cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0"
@@ -20,8 +22,29 @@ LICENSES = frozenset(_LICENSES.split())
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubConfig:
-    """The model card of the exported model, as the Hugging Face Hub reads it."""
+    """Uploads to the Hugging Face Hub in the background of training, and the model card."""
 
+    repo_id: str | None = None
+    """Model repository on the Hub, as NAMESPACE/NAME; it is created if it does not exist. The
+    access token is that of `hf auth login` or of the environment variable HF_TOKEN. None uploads
+    nothing."""
+    private: bool = True
+    """Create the repository as a private one. A public repository that exists already is only used
+    if this is false."""
+    when: str = "end"
+    """When to upload: `end` (the exported model, once training has ended), `checkpoint` (also every
+    checkpoint on the way) or N (also every N-th checkpoint). If checkpoints are saved faster than
+    they can be uploaded, only the newest one is."""
+    revision: str = "main"
+    """Branch to upload to. `{step}` in it stands for the step, such as step-{step}: every
+    checkpoint then has a branch of its own, and the exported model is also on main."""
+    tag: str | None = None
+    """Tag for each upload. `{step}` in it stands for the step, such as step-{step}."""
+    include_logs: bool = False
+    """Also upload metrics.jsonl, report.html and config.toml, to the folder training/ of the
+    repository. Paths in them are reduced to their last part."""
+    wait_seconds: int = 600
+    """Longest time to wait for the last upload when training has ended, in seconds."""
     model_name: str | None = None
     """Name of the model in its card. None takes the architecture and the number of parameters, such
     as gla-340M."""

@@ -13,7 +13,8 @@ from typing import Any
 from flame_accel.config.consistency import find_contradictions
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.flame_aliases import FLAME_ONLY
-from flame_accel.config.hub_options import LICENSES
+from flame_accel.config.hub_consistency import find_hub_contradictions
+from flame_accel.config.hub_options import LICENSES, STEP
 from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.unsupported import find_unsupported
 from flame_accel.config.values import format_value
@@ -55,6 +56,26 @@ _LANGUAGES = _Rule(
 _MODEL_ON_HUB = _Rule(
     holds=lambda value: re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", value, re.ASCII) is not None,
     text="must be a model on the Hub, as NAMESPACE/NAME",
+)
+_REPO_NAME = r"(?!.*(--|\.\.))\w([\w.-]{0,94}\w)?"
+_REPO_ID = _Rule(
+    holds=lambda value: (
+        re.fullmatch(rf"({_REPO_NAME}/)?{_REPO_NAME}(?<!\.git)", value, re.ASCII) is not None
+    ),
+    text="must be NAMESPACE/NAME on the Hub: letters, digits and -, _, . between them (neither -- "
+    "nor .., and no .git at the end)",
+)
+# git's rules for names of branches, and none that is a commit or one of the Hub's own references
+_GIT_REFERENCE = _Rule(
+    holds=lambda value: (
+        re.fullmatch(
+            r"(?!refs/|[0-9a-f]{40}$)(?!.*(\.\.|//))\w[\w.+/=-]*(?<![./-])",
+            value.replace(STEP, "0"),
+            re.ASCII,
+        )
+        is not None
+    ),
+    text="must be a name of a branch or tag: letters, digits and -, _, ., / between them",
 )
 _ONE_LINE = _Rule(
     holds=lambda value: value.isprintable() and bool(value.strip()), text="must be one line of text"
@@ -120,6 +141,14 @@ _RULES = {
     ),
     "evaluation.max_tokens": _at_least(0),
     "evaluation.sample_tokens": _at_least(0),
+    "hub.repo_id": _REPO_ID,
+    "hub.when": _Rule(
+        holds=lambda value: re.fullmatch("end|checkpoint|[1-9][0-9]*", value) is not None,
+        text="must be end, checkpoint or a whole number of at least 1",
+    ),
+    "hub.revision": _GIT_REFERENCE,
+    "hub.tag": _GIT_REFERENCE,
+    "hub.wait_seconds": _at_least(0),
     "hub.model_name": _ONE_LINE,
     "hub.license": _LICENSE,
     "hub.language": _LANGUAGES,
@@ -164,7 +193,8 @@ def find_broken_rules(
             yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
     yield from _find_missing_required_options(config)
     # a value that is out of range is not compared with others
-    for broken in find_contradictions(config, given_options):
+    contradictions = find_contradictions(config, given_options)
+    for broken in (*contradictions, *find_hub_contradictions(config, given_options)):
         if out_of_range.isdisjoint(broken.options):
             yield broken
     yield from _find_shared_folders(config, out_of_range)

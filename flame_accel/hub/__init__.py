@@ -7,8 +7,10 @@ from flame_accel.hub.export import export_model, write_export
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
 from flame_accel.hub.remote_code import write_remote_code
 from flame_accel.hub.sources import describe_sources
+from flame_accel.hub.uploads import HubUploads
 
 __all__ = [
+    "HubUploads",
     "ModelOrigin",
     "describe_sources",
     "export_model",

@@ -41,6 +41,7 @@ SMALLER = {
     "context_len 2048": "context_len 16",
     "step-300": "step-4",
     "tokenizer_path fla-hub/gla-1.3B-100B": "tokenizer_path byte",
+    "my_name/": "tester/",
 }
 # it runs this suite
 NOT_RUN = {"bash test.sh"}
@@ -52,6 +53,7 @@ COMMANDS = (
     "python -m flame_accel export ",
     "python -m flame_accel generate ",
     "python -m flame_accel prepare ",
+    "python -m flame_accel push ",
     "python -m flame_accel report ",
 )
 
@@ -165,12 +167,12 @@ def make_small(command: str) -> str:
     return command
 
 
-def run(command: str, checkout: Path) -> str:
+def run(command: str, checkout: Path, **hub: str) -> str:
     """Runs a command as a reader would, but small; returns what it printed."""
     environment = launch_environment(
         PATH=f"{checkout / 'bin'}:{checkout / 'env/bin'}:{os.environ['PATH']}",
-        HF_HOME=str(checkout / "huggingface"),
         WANDB_SILENT="true",
+        **{"HF_HOME": str(checkout / "huggingface"), **(hub if "my_name/" in command else {})},
     )
     done = subprocess.run(
         ["bash", "-c", make_small(command)],
@@ -197,18 +199,18 @@ def run_folder(command: str, checkout: Path) -> Path:
     return checkout / load_run_file(checkout / file).job.dump_folder
 
 
-def run_all(commands: list[str], checkout: Path) -> None:
+def run_all(commands: list[str], checkout: Path, **hub: str) -> None:
     """Runs commands in their order; each training leaves a model, the second continues."""
     for command in commands:
         if command in NOT_RUN:
             continue
         if not is_training(command):
-            printed = run(command, checkout)
+            printed = run(command, checkout, **hub)
             assert printed == "" or not command.startswith(CHECK)
             continue
         folder = run_folder(command, checkout)
         again = folder.exists()
-        printed = run(command, checkout)
+        printed = run(command, checkout, **hub)
         assert (folder / "hf/model.safetensors").is_file(), command
         assert ("continuing after step 4" in printed) == again, command
         if command == "bash train.sh":
@@ -252,8 +254,8 @@ def test_the_quickstart_and_what_follows_from_it(checkout):
 
 
 @pytest.mark.slow
-def test_all_commands_in_their_order(checkout):
-    run_all(ALL, checkout)
+def test_all_commands_in_their_order(checkout, local_hub):
+    run_all(ALL, checkout, **local_hub.environment)
 
 
 FAMILIES = re.findall(r"^\| `(\w+)` \| ([\d.,]+)M \| ([\d.,]+)M \|$", TEXT, re.MULTILINE)

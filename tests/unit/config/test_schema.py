@@ -187,6 +187,13 @@ DEFAULTS = {
         "sample_tokens": 128,
     },
     "hub": {
+        "repo_id": None,
+        "private": True,
+        "when": "end",
+        "revision": "main",
+        "tag": None,
+        "include_logs": False,
+        "wait_seconds": 600,
         "model_name": None,
         "license": None,
         "language": (),

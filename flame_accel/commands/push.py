@@ -1,0 +1,100 @@
+"""Uploads a run's model, a checkpoint or an exported model to the Hugging Face Hub.
+
+What is uploaded is decided in `hub/contents`; uploads during a run are options of section hub.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from flame_accel.commands.arguments import parse_run_option
+from flame_accel.config import UserError
+
+ATTEMPTS_SECONDS = (2.0, 10.0, 30.0)
+"""Waits before an upload that failed is tried again."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="a run folder (its hf/, or else its newest checkpoint), a checkpoint (.../step-N), or "
+        "the folder of an exported model",
+    )
+    parser.add_argument("repo_id", help="model repository, as NAMESPACE/NAME; created if missing")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument(
+        "--private", action="store_true", help="create a private repository (the default)"
+    )
+    visibility.add_argument(
+        "--public", action="store_true", help="create a public repository, or use one"
+    )
+    parser.add_argument("--revision", default="main", help="branch to upload to (main)")
+    parser.add_argument("--tag", help="tag for the commit")
+    parser.add_argument("--message", help="first line of the commit message")
+    parser.add_argument(
+        "--include-logs",
+        action="store_true",
+        help="also upload metrics.jsonl, report.html and config.toml of the run",
+    )
+    parser.add_argument(
+        "--custom",
+        action="extend",
+        default=[],
+        type=lambda text: parse_run_option("model.custom", text),
+        help="package or file that registers the architecture; may be repeated",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Uploads the model, and prints where it is."""
+    from flame_accel.hub.access import access_error, check_hub_access
+    from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
+    from flame_accel.hub.hub_client import HubProblem, Upload
+    from flame_accel.hub.hub_process import HubProcess
+    from flame_accel.hub.upload_queue import retry
+    from flame_accel.models import register_models
+
+    folder = find_model_folder(arguments.model)
+    register_models(arguments.custom)
+    repository = check_hub_access(
+        arguments.repo_id, private=not arguments.public, run_folder=folder, where="REPO_ID"
+    )
+    origin = find_origin(folder)
+    with tempfile.TemporaryDirectory(prefix=".tmp-hub-", dir=folder.parent) as temporary:
+        stage = Path(temporary) / "model"
+        link_model_files(folder, stage)
+        prepare_for_upload(stage, origin.run_folder, origin, include_logs=arguments.include_logs)
+        request = Upload(
+            folder=str(stage),
+            repo_id=repository.repo_id,
+            revisions=(arguments.revision,),
+            tag=arguments.tag,
+            message=arguments.message or f"Model of {folder.name}",
+        )
+        try:
+            commit = retry(lambda: HubProcess().upload(request), ATTEMPTS_SECONDS)
+        except HubProblem as problem:
+            raise access_error(problem, repository.repo_id, where="REPO_ID") from problem
+    print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit[:8]})")
+
+
+def find_model_folder(path: Path) -> Path:
+    """The folder of the model that a path means: of an export, a checkpoint, or a run.
+
+    Raises:
+        UserError: There is no model.
+    """
+    from flame_accel.commands.export import find_checkpoint_or_newest
+
+    if not path.is_dir():
+        raise UserError(
+            "no such folder",
+            where=str(path),
+            remedy="choose a run folder, a step-N folder of a run, or an exported model",
+        )
+    for folder in (path, path / "hf"):
+        if (folder / "config.json").is_file():
+            return folder
+    return find_checkpoint_or_newest(path)

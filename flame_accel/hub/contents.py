@@ -1,0 +1,205 @@
+"""What is uploaded of a run, an export or a checkpoint: the model, its card and, if asked, logs.
+
+Never optimizer state, cursors of the data, hidden files or paths of this machine. The files are
+staged in a folder: hard links to those that are uploaded as they are, copies of the others.
+"""
+
+import fnmatch
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from flame_accel import files
+from flame_accel.checkpoint.folder import MANIFEST
+from flame_accel.config import Config, UserError, load_run_file, to_toml
+from flame_accel.config.schema import option_value, options
+from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
+from flame_accel.hub.remote_code import write_remote_code
+from flame_accel.models import load_model_config
+from flame_accel.observe import write_report
+from flame_accel.observe.metrics_file import METRICS_FILE
+
+CHECKPOINT_ONLY = (MANIFEST, "state.json", "data.json", "ranks.json", "rank-*.json")
+"""Files of a checkpoint, in addition to those in subfolders, that are not part of the model."""
+TRAINING_STATE = ("optimizer*", "scheduler*", "trainer_state*", "training_args*", "rng_state*",
+                  "*.pt", "*.pth", "*.ckpt", "*.distcp")  # fmt: skip
+"""Files that hold more than a model wherever they lie; the last ones are pickles."""
+LOGS_FOLDER = "training"
+"""Folder of the logs in the repository."""
+CARD, CONFIG_FILE = "README.md", "config.toml"
+MAX_REWRITTEN_BYTES = 1 << 22
+"""Files up to this size are searched for paths of this machine, if they are text."""
+TEXT_SUFFIXES = {
+    ".json",
+    ".jsonl",
+    ".md",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".txt",
+    ".py",
+    ".html",
+    ".jinja",
+}
+
+
+class SelectedFiles(NamedTuple):
+    """Which files of a folder are uploaded."""
+
+    files: list[str]
+    """Paths relative to the folder, in alphabetical order."""
+    left_out: list[str]
+    """Files that are not uploaded although a user might expect it."""
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run, rather than an exported model."""
+    return (folder / MANIFEST).is_file()
+
+
+def select_model_files(folder: Path) -> SelectedFiles:
+    """The files of a checkpoint or exported model that are part of the model.
+
+    Raises:
+        UserError: The folder holds no model in the Hugging Face format.
+    """
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    if is_checkpoint(folder):
+        chosen = [
+            path
+            for path in visible
+            if len(path.parts) == 1 and not _matches(path.name, CHECKPOINT_ONLY)
+        ]
+        left_out: list[PurePath] = []
+    else:
+        left_out = [path for path in visible if _matches(path.name, TRAINING_STATE)]
+        chosen = [path for path in visible if path not in left_out]
+    names = [path.as_posix() for path in chosen]
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise UserError(
+            "holds no model: it needs config.json and safetensors",
+            where=str(folder),
+            remedy="choose a run folder, its hf/, one of its step-N folders, or an exported model",
+        )
+    return SelectedFiles(names, [path.as_posix() for path in left_out])
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def find_origin(folder: Path) -> ModelOrigin:
+    """The run and step of a checkpoint, or of an export that lies in its run folder."""
+    if is_checkpoint(folder):
+        return origin_of_checkpoint(folder)
+    run_folder = folder.absolute().parent
+    return ModelOrigin(run_folder=run_folder if (run_folder / CONFIG_FILE).is_file() else None)
+
+
+def link_model_files(folder: Path, stage: Path) -> None:
+    """Fills a new folder with hard links to the files of a model, which may then be deleted.
+
+    Where the file system has no hard links they are copied.
+
+    Raises:
+        OSError: A file cannot be linked or copied.
+        UserError: The folder holds no model in the Hugging Face format.
+    """
+    shutil.rmtree(stage, ignore_errors=True)
+    for name in select_model_files(folder).files:
+        target = stage / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, target)
+        except OSError:
+            shutil.copyfile(folder / name, target)
+
+
+def prepare_for_upload(
+    stage: Path, run_folder: Path | None, origin: ModelOrigin, *, include_logs: bool
+) -> None:
+    """Completes a folder of linked files: code, card and logs; no path of this machine.
+
+    Args:
+        stage: What `link_model_files` filled; no file that it is linked to changes.
+        run_folder: The run that the model belongs to; None if it is not known.
+        origin: Its run and step, for the card of a model that has none.
+        include_logs: Whether to add the logs of the run.
+    """
+    write_remote_code(stage, load_model_config(str(stage)))
+    if not (stage / CARD).exists():
+        # what a user wrote into the card of the export stays in those of the checkpoints
+        exported = origin.run_folder / "hf" if origin.run_folder is not None else None
+        write_model_card(stage, origin, earlier=exported)
+    config = _load_run_config(run_folder)
+    if include_logs and run_folder is not None and config is not None:
+        _stage_logs(stage / LOGS_FOLDER, run_folder, config)
+    _hide_local_paths(stage, _local_paths(run_folder, config))
+
+
+def checksum_of_model(folder: Path) -> str:
+    """A checksum of the files of a model that are uploaded, as they are in its folder."""
+    chosen = select_model_files(folder).files
+    checksums = {name: files.file_checksum(folder / name) for name in chosen}
+    return files.bytes_checksum(json.dumps(checksums, sort_keys=True).encode())
+
+
+def _load_run_config(run_folder: Path | None) -> Config | None:
+    path = run_folder / CONFIG_FILE if run_folder else None
+    return load_run_file(path) if path is not None and path.is_file() else None
+
+
+def _stage_logs(logs: Path, run_folder: Path, config: Config) -> None:
+    """Copies the measurements and options of a run, and draws its report from the copies."""
+    logs.mkdir()
+    files.write_text_atomically(logs / CONFIG_FILE, to_toml(config))
+    metrics = run_folder / METRICS_FILE
+    if metrics.is_file():
+        # the run may be writing its next line
+        whole, newline, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
+        files.write_text_atomically(logs / METRICS_FILE, whole + newline)
+        write_report(logs, title=config.job.description or run_folder.name)
+
+
+def _local_paths(run_folder: Path | None, config: Config | None) -> list[str]:
+    """Absolute paths of this machine that texts may contain, the longest first."""
+    found = {str(Path.home()), os.getcwd()}
+    if run_folder is not None:
+        found.add(str(run_folder.absolute()))
+        found.add(str(run_folder.resolve()))
+    for name, option in options().items():
+        if config is not None and option.path is not None:
+            found.update(part.strip() for part in (option_value(config, name) or "").split(","))
+    # a home of / would match everything
+    absolute = {path for path in found if path.startswith("/") and len(path) > 1}
+    return sorted(absolute, key=len, reverse=True)
+
+
+def hide_local_paths(text: str, paths: Iterable[str]) -> str:
+    """Reduces paths that begin with one of these absolute ones to their last part.
+
+    Args:
+        text: Any text.
+        paths: Absolute paths, the longest first.
+    """
+    for path in paths:
+        pattern = rf"(?<![\w./-]){re.escape(path)}(/[^\s\"'<>,;:)\]}}]*)?(?![\w-])"
+        text = re.sub(pattern, lambda match: PurePath(match[0]).name, text)
+    return text
+
+
+def _hide_local_paths(stage: Path, paths: list[str]) -> None:
+    for path in sorted(stage.rglob("*")):
+        if path.suffix not in TEXT_SUFFIXES or path.stat().st_size > MAX_REWRITTEN_BYTES:
+            continue
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        hidden = hide_local_paths(text, paths)
+        if hidden != text:
+            # in place of the link, not through it
+            path.unlink()
+            files.write_bytes_atomically(path, hidden.encode("utf-8", "surrogateescape"))

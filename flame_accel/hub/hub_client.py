@@ -1,0 +1,353 @@
+"""The requests to the Hub that uploads consist of: checks, creation of the repository, transfer.
+
+Everything goes through huggingface_hub, and nothing but this module reads the access token: it is
+in no answer and in no error. A run makes these requests in a process of its own, which
+`hub_process` starts as this file, so that it needs the standard library and huggingface_hub only.
+What is uploaded is decided in `contents`.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+PARENT_CHECK_SECONDS = 0.5
+SILENCE_SECONDS = 60.0
+"""Longest silence of the Hub in the middle of a request."""
+STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+"""Weights of an earlier upload, which `from_pretrained` might prefer to the new ones."""
+MAX_SEARCHED_BYTES = 1 << 24
+"""Larger files are weights."""
+
+Reason = Literal[
+    "offline",  # the environment forbids connections
+    "no_token",
+    "bad_token",
+    "read_only_token",
+    "no_permission",
+    "public",  # the repository is, but should not be
+    "missing",  # the repository is gone
+    "refused",  # the Hub does not accept the contents
+    "local",  # a file cannot be read, or must not be uploaded
+    "unreachable",
+    "busy",  # an error of the Hub, or too many requests
+    "unexpected",
+]
+WORTH_RETRYING: frozenset[Reason] = frozenset({"unreachable", "busy", "unexpected"})
+
+
+class HubProblem(Exception):
+    """A request that failed.
+
+    Args:
+        reason: What kind of failure it is.
+        message: What happened, in one line without the access token.
+        retry_after_seconds: How long the Hub asks to wait; None if it does not say.
+    """
+
+    def __init__(
+        self, reason: Reason, message: str, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def is_worth_retrying(self) -> bool:
+        """Whether the same request may succeed later."""
+        return self.reason in WORTH_RETRYING
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedRepository:
+    """A repository that the user may write to."""
+
+    repo_id: str
+    """NAMESPACE/NAME."""
+    url: str
+    private: bool
+    created: bool
+    """Whether it did not exist before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """A folder to upload, and where to."""
+
+    folder: str
+    """All of its files are uploaded; links to files are followed."""
+    repo_id: str
+    revisions: tuple[str, ...]
+    """Branches; created if they do not exist."""
+    tag: str | None
+    """Set to the commit on the first branch."""
+    message: str
+    """First line of the commit message."""
+
+
+def check_repository(repo_id: str, *, private: bool) -> CheckedRepository:
+    """Checks login and permissions, and creates the repository if it does not exist.
+
+    Args:
+        repo_id: NAME or NAMESPACE/NAME; without a namespace, the user's own.
+        private: Whether a new repository is private; an existing one must be, then.
+
+    Raises:
+        HubProblem: There can be no upload to this repository, or the Hub cannot be asked.
+    """
+    from huggingface_hub import HfApi, get_token, is_offline_mode
+
+    if is_offline_mode():
+        raise HubProblem("offline", "HF_HUB_OFFLINE forbids connections")
+    with _explained():
+        if get_token() is None:
+            raise HubProblem("no_token", "there is no access token")
+        api = HfApi()
+        account = api.whoami()
+        if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise HubProblem("read_only_token", f"the token of {account['name']} can only read")
+        full_id = repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
+        found = _find_repository(full_id)
+        if found is None:
+            try:
+                api.create_repo(full_id, private=private, exist_ok=True)
+            except Exception as error:
+                raise _name_account(describe_error(error), account) from error
+        elif private and not found.private:
+            raise HubProblem("public", f"{full_id} is public")
+        try:
+            _check_write_access(full_id)
+        except Exception as error:
+            raise _name_account(describe_error(error), account) from error
+        return CheckedRepository(
+            repo_id=full_id,
+            url=f"{api.endpoint}/{full_id}",
+            private=private if found is None else bool(found.private),
+            created=found is None,
+        )
+
+
+def upload(request: Upload) -> str:
+    """Uploads a folder and returns the commit on the first branch.
+
+    What an interrupted upload of the same files has transferred is not transferred again, and files
+    that are the same there are left alone.
+
+    Raises:
+        HubProblem: It did not get through.
+    """
+    from huggingface_hub import HfApi
+
+    folder = Path(request.folder)
+    with _explained():
+        _check_no_token_in(folder)
+        api = HfApi()
+        # one question without retries: a Hub that is down is noticed at once
+        if _find_repository(request.repo_id) is None:
+            raise HubProblem("missing", f"{request.repo_id} does not exist any more")
+        commits = []
+        for revision in request.revisions:
+            if revision != "main":
+                api.create_branch(request.repo_id, branch=revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=request.repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=request.message,
+                delete_patterns=list(STALE_WEIGHTS),
+            )
+            commits.append(commit.oid)
+        if request.tag is not None:
+            _set_tag(request.repo_id, request.tag, commits[0])
+        return commits[0]
+
+
+def _find_repository(repo_id: str) -> Any:
+    """What the Hub says about a model repository; None if it does not exist or is hidden."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return HfApi().model_info(repo_id)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return None
+
+
+def _check_write_access(repo_id: str) -> None:
+    """Raises the Hub's error if the user may not write to a repository."""
+    from huggingface_hub import HfApi, get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    # HfApi.auth_check asks about writing only in recent versions
+    url = f"{HfApi().endpoint}/api/models/{repo_id}/auth-check/write"
+    hf_raise_for_status(get_session().get(url, headers=build_hf_headers()))
+
+
+def _set_tag(repo_id: str, tag: str, commit: str) -> None:
+    """Sets a tag, also one that exists already at another commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    existing = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    if existing.get(tag) == commit:
+        return
+    if tag in existing:
+        api.delete_tag(repo_id, tag=tag)
+    api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
+
+
+def _check_no_token_in(folder: Path) -> None:
+    """Raises `HubProblem` if a file that is about to be uploaded contains the access token."""
+    from huggingface_hub import get_token
+
+    token = (get_token() or "").encode()
+    for path in sorted(folder.rglob("*")):
+        is_searched = path.is_file() and path.stat().st_size <= MAX_SEARCHED_BYTES
+        if token and is_searched and token in path.read_bytes():
+            name = path.relative_to(folder)
+            raise HubProblem("local", f"{name} contains your access token")
+
+
+def _name_account(problem: HubProblem, account: dict[str, Any]) -> HubProblem:
+    """A problem of permissions that says who is logged in; any other one as it is."""
+    if problem.reason not in ("no_permission", "missing", "bad_token"):
+        return problem
+    names = [account["name"], *(org["name"] for org in account.get("orgs", []))]
+    return HubProblem(
+        "no_permission",
+        f"you are logged in as {names[0]}"
+        + (f" (organizations: {', '.join(names[1:])})" if names[1:] else ""),
+    )
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns every error that leaves the block into a `HubProblem`."""
+    try:
+        yield
+    except HubProblem:
+        raise
+    except Exception as error:
+        raise describe_error(error) from error
+
+
+def describe_error(error: Exception) -> HubProblem:
+    """The problem that an exception of huggingface_hub, or of what it calls, stands for."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    chain = list(_causes(error))
+    message = _one_line_without_token(error)
+    for cause in chain:
+        if isinstance(cause, HubProblem):
+            return cause
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            if status == 401 and not isinstance(cause, RepositoryNotFoundError):
+                return HubProblem("bad_token", message)
+            if status == 403:
+                return HubProblem("no_permission", message)
+            if status in (401, 404):
+                return HubProblem("missing", message)
+            if status in (408, 409, 412, 429) or status >= 500:
+                return HubProblem("busy", message, _retry_after_seconds(cause.response.headers))
+            return HubProblem("refused", message)
+    for cause in chain:
+        library = type(cause).__module__.partition(".")[0]
+        if library in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"):
+            return HubProblem("unreachable", message)
+        if isinstance(cause, (ConnectionError, TimeoutError)):
+            return HubProblem("unreachable", message)
+    if isinstance(error, (OSError, ValueError)):
+        return HubProblem("local", message)
+    return HubProblem("unexpected", message)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and those that it was raised from."""
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__
+
+
+def _retry_after_seconds(headers: Any) -> float | None:
+    """The seconds of a Retry-After header; None without one, or for a date."""
+    text = headers.get("Retry-After") or ""
+    return float(text) if text.isdecimal() else None
+
+
+def _one_line_without_token(error: BaseException) -> str:
+    """The messages of an exception and its cause on one line, without the access token."""
+    from huggingface_hub import get_token
+
+    texts = [str(cause) or type(cause).__name__ for cause in _causes(error)]
+    text = " ".join(" ".join(dict.fromkeys(texts)).split())
+    token = get_token() or ""
+    # an illegal header is quoted as Python writes it
+    for spelling in (token, repr(token)[1:-1], repr(token.encode())[2:-1]):
+        if spelling:
+            text = text.replace(spelling, "<token>")
+    return text if len(text) <= 400 else f"{text[:397]}..."
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "check_repository": lambda **arguments: asdict(check_repository(**arguments)),
+    "upload": lambda **arguments: upload(
+        Upload(**{**arguments, "revisions": tuple(arguments["revisions"])})
+    ),
+}
+
+
+def answer_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Carries out a request: `result`, or `reason`, `message` and `retry_after_seconds`."""
+    try:
+        return {"result": OPERATIONS[request["operation"]](**request["arguments"])}
+    except HubProblem as problem:
+        return {
+            "reason": problem.reason,
+            "message": problem.message,
+            "retry_after_seconds": problem.retry_after_seconds,
+        }
+
+
+def _limit_silence() -> None:
+    """Lets a connection on which nothing arrives fail; huggingface_hub would wait forever."""
+    from huggingface_hub import get_session, set_client_factory
+
+    session = get_session()
+    kind, hooks = type(session), session.event_hooks
+    set_client_factory(
+        lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=SILENCE_SECONDS)
+    )
+
+
+def _exit_with_parent(parent: int) -> None:
+    """Ends this process when the run that started it is gone, killed perhaps."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Answers one request: a line of JSON on standard input, one on standard output."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_exit_with_parent, args=(request["parent"],), daemon=True).start()
+    # the run has priority over its uploads
+    os.nice(10)
+    _limit_silence()
+    print(json.dumps(answer_request(request)), flush=True)
+
+
+if __name__ == "__main__":
+    # the folder of this file, whose modules would hide others
+    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).absolute().parent)]
+    main()

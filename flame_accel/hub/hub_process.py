@@ -1,0 +1,80 @@
+"""Runs a request to the Hub in a process of its own, whose end never matters to the run.
+
+The process may hang, be killed or print what it wants: no progress bar reaches the console, no
+thread of an HTTP library outlives the run, and no lock is held when a data worker is forked. The
+requests themselves are in `hub_client`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flame_accel.hub.hub_client import CheckedRepository, HubProblem, Upload
+
+SCRIPT = Path(__file__).with_name("hub_client.py")
+CHECK_SECONDS = 90.0
+"""Longest time for the checks before a run; the Hub takes a second or two."""
+
+
+class HubProcess:
+    """Makes one request at a time; another thread may end it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._killed = False
+
+    def check_repository(self, repo_id: str, *, private: bool) -> CheckedRepository:
+        """As `hub_client.check_repository`, within `CHECK_SECONDS`."""
+        arguments = {"repo_id": repo_id, "private": private}
+        return CheckedRepository(**self._request("check_repository", arguments, CHECK_SECONDS))
+
+    def upload(self, request: Upload) -> str:
+        """As `hub_client.upload`."""
+        return self._request("upload", asdict(request), None)
+
+    def kill(self) -> None:
+        """Ends the request that is being made, and refuses all others."""
+        self._killed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _request(self, operation: str, arguments: dict[str, Any], limit: float | None) -> Any:
+        """The result of an operation.
+
+        Raises:
+            HubProblem: It failed, or took longer than `limit` seconds.
+        """
+        request = {"operation": operation, "arguments": arguments, "parent": os.getpid()}
+        with subprocess.Popen(
+            [sys.executable, str(SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        ) as process:
+            self._process = process
+            if self._killed:
+                process.kill()
+            try:
+                printed, _ = process.communicate(json.dumps(request) + "\n", timeout=limit)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                message = f"the Hub did not answer within {limit:.0f} s"
+                raise HubProblem("unreachable", message) from None
+            finally:
+                self._process = None
+        lines = printed.splitlines()
+        try:
+            answer = json.loads(lines[-1] if lines else "")
+        except ValueError:
+            message = f"the upload process ended with code {process.returncode}"
+            raise HubProblem("unexpected", message) from None
+        if "result" not in answer:
+            raise HubProblem(answer["reason"], answer["message"], answer["retry_after_seconds"])
+        return answer["result"]

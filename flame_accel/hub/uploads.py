@@ -1,0 +1,253 @@
+"""The uploads of a run: which checkpoints and exports, where to, and what is said about them.
+
+Nothing waits but the check before the run and the end of it, and no error of an upload ends it.
+When an upload is made is decided in `upload_queue`, what it consists of in `contents`.
+"""
+
+import shlex
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from flame_accel import files
+from flame_accel.config import HubConfig
+from flame_accel.config.hub_options import STEP
+from flame_accel.hub.access import AcceptedRepository, check_hub_access
+from flame_accel.hub.contents import (
+    checksum_of_model,
+    find_origin,
+    link_model_files,
+    prepare_for_upload,
+)
+from flame_accel.hub.hub_client import HubProblem, Upload
+from flame_accel.hub.hub_process import HubProcess
+from flame_accel.hub.model_card import ModelOrigin
+from flame_accel.hub.upload_queue import Failure, UploadQueue
+from flame_accel.hub.upload_record import (
+    FinishedUpload,
+    PlannedUpload,
+    UploadRecord,
+    write_record,
+)
+from flame_accel.observe import get_logger
+from flame_accel.observe.run_folder import read_finished_step
+from flame_accel.parallel import run_on_main_and_broadcast
+
+STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
+"""Start of the names of the folders, in the run folder, that hold what is being uploaded."""
+log = get_logger()
+
+
+class HubUploads:
+    """Uploads of one run. Every rank has one; only that of the main process does anything.
+
+    Args:
+        accelerator: The run's accelerator.
+        options: Options of section hub.
+        run_folder: The run folder.
+    """
+
+    def __init__(self, accelerator: Accelerator, options: HubConfig, run_folder: Path) -> None:
+        self._accelerator, self._options, self._run_folder = accelerator, options, run_folder
+        self._process = HubProcess()
+        self._repository: AcceptedRepository | None = None
+        self._queue: UploadQueue[PlannedUpload] = UploadQueue(
+            self._upload,
+            abort=self._process.kill,
+            report_success=self._report_success,
+            report_failure=self._report_failure,
+        )
+
+    def check_access(self) -> None:
+        """Checks login, name and permissions, and creates the repository. Every rank must call it.
+
+        Raises:
+            UserError: There can be no upload.
+        """
+        if self._options.repo_id is None:
+            return
+        repo_id, private = self._options.repo_id, self._options.private
+        accepted = run_on_main_and_broadcast(
+            self._accelerator,
+            lambda: check_hub_access(repo_id, private=private, run_folder=self._run_folder),
+        )
+        if accepted.warning is not None:
+            log.warning("%s", accepted.warning)
+        if accepted.url is not None:
+            log.info("uploads to: %s", accepted.url)
+        if self._accelerator.is_main_process:
+            self._repository = accepted
+
+    def resume(self) -> None:
+        """Makes the upload that an earlier start of the run planned and did not finish."""
+        if self._repository is None:
+            return
+        for stage in self._run_folder.glob(f"{STAGES_PREFIX}*"):
+            _remove(stage)
+        planned = self._record.planned
+        if planned is not None and (self._run_folder / planned.source).is_dir():
+            log.info("the upload of step %d was interrupted and is made now", planned.step)
+            self._plan(planned)
+
+    def add_checkpoint(self, checkpoint: Path, step: int) -> None:
+        """Uploads the model of a checkpoint if the options ask for it. Returns at once."""
+        if self._repository is None or self._options.when == "end":
+            return
+        self._record.checkpoints_since_upload += 1
+        interval = 1 if self._options.when == "checkpoint" else int(self._options.when)
+        if self._record.checkpoints_since_upload >= interval:
+            self._record.checkpoints_since_upload = 0
+            self._plan(self._describe_upload(checkpoint, step, (self._revision(step),)))
+        else:
+            self._write_record()
+
+    def add_export(self, folder: Path, step: int) -> None:
+        """Uploads the exported model, unless the Hub has it. Returns at once."""
+        if self._repository is None:
+            return
+        revisions = tuple(dict.fromkeys((self._revision(step), "main")))
+        if STEP not in self._options.revision:
+            revisions = (self._options.revision,)
+        planned = self._describe_upload(folder, step, revisions)
+        if self._record.has_uploaded(planned, checksum_of_model(folder)):
+            log.info("%s is on the Hub already: %s", folder, self._repository.url)
+            return
+        self._plan(planned)
+
+    def upload_missing(self) -> None:
+        """Uploads what the Hub lacks of a run that has finished. Every rank must call it."""
+        self.check_access()
+        step = read_finished_step(self._run_folder)
+        if step is not None and (self._run_folder / "hf").is_dir():
+            self.finish_with_export(self._run_folder / "hf", step)
+
+    def finish_with_export(self, folder: Path, step: int) -> None:
+        """Uploads the exported model, and waits a limited time for what is being uploaded.
+
+        Says what is missing then, and how to upload it; the run has ended well all the same.
+        """
+        if self._repository is None:
+            return
+        self.add_export(folder, step)
+        if self._queue.unfinished():
+            log.info("waiting for the last upload, at most %d s", self._options.wait_seconds)
+        missing = self._queue.finish(self._options.wait_seconds)
+        self.close()
+        for planned in missing[-1:]:
+            log.warning(
+                "not on the Hub: step %d (%s). To upload it:\n  %s",
+                planned.step,
+                self._run_folder / planned.source,
+                self._push_command(planned),
+            )
+
+    def close(self) -> None:
+        """Ends what is being uploaded; a restart of the run continues with it."""
+        if self._repository is not None:
+            self._queue.close()
+
+    @property
+    def _record(self) -> UploadRecord:
+        assert self._repository is not None
+        return self._repository.record
+
+    def _revision(self, step: int) -> str:
+        return self._options.revision.replace(STEP, str(step))
+
+    def _describe_upload(
+        self, folder: Path, step: int, revisions: tuple[str, ...]
+    ) -> PlannedUpload:
+        source = str(folder.relative_to(self._run_folder))
+        tag = self._options.tag.replace(STEP, str(step)) if self._options.tag else None
+        message = f"Model after step {step}"
+        return PlannedUpload(
+            source=source, step=step, revisions=revisions, tag=tag, message=message
+        )
+
+    def _plan(self, planned: PlannedUpload) -> None:
+        """Links the files, so that pruning does not remove them, and leaves the rest to the queue.
+
+        An error here costs an upload and not the run.
+        """
+        try:
+            link_model_files(self._run_folder / planned.source, self._stage(planned))
+            self._record.planned = planned
+            self._write_record()
+        except OSError as error:
+            log.warning("step %d is not uploaded: %s", planned.step, error)
+            return
+        replaced = self._queue.add(planned)
+        if replaced is not None and replaced != planned:
+            log.info("step %d is not uploaded: step %d is newer", replaced.step, planned.step)
+            _remove(self._stage(replaced))
+
+    def _stage(self, planned: PlannedUpload) -> Path:
+        return self._run_folder / f"{STAGES_PREFIX}{planned.source.replace('/', '-')}"
+
+    def _upload(self, planned: PlannedUpload) -> None:
+        """Called by the queue's thread; raises `HubProblem`."""
+        stage, source = self._stage(planned), self._run_folder / planned.source
+        try:
+            checksum = checksum_of_model(stage)
+            # a checkpoint may have been deleted meanwhile; its files are still here
+            known = find_origin(source) if source.is_dir() else None
+            origin = known or ModelOrigin(run_folder=self._run_folder, step=planned.step)
+            prepare_for_upload(
+                stage, self._run_folder, origin, include_logs=self._options.include_logs
+            )
+        except (OSError, ValueError) as error:
+            raise HubProblem("local", f"{stage}: {error}") from error
+        commit = self._process.upload(
+            Upload(
+                folder=str(stage),
+                repo_id=self._record.repo_id,
+                revisions=planned.revisions,
+                tag=planned.tag,
+                message=planned.message,
+            )
+        )
+        done = FinishedUpload(
+            source=planned.source, step=planned.step, commit=commit, checksum=checksum
+        )
+        self._record.finished.update(dict.fromkeys(planned.revisions, done))
+
+    def _report_success(self, planned: PlannedUpload) -> None:
+        if self._record.planned == planned:
+            self._record.planned = None
+        self._write_record()
+        _remove(self._stage(planned))
+        assert self._repository is not None
+        log.info(
+            "uploaded: step %d to %s, %s",
+            planned.step,
+            self._repository.url or self._record.repo_id,
+            ", ".join(planned.revisions),
+        )
+
+    def _report_failure(self, failure: Failure[PlannedUpload]) -> None:
+        when = "it is not tried again"
+        if failure.retry_seconds is not None:
+            when = f"it is tried again in {failure.retry_seconds:.0f} s; training goes on"
+        log.warning(
+            "the upload of step %d failed: %s; %s",
+            failure.task.step,
+            failure.problem.message,
+            when,
+        )
+
+    def _write_record(self) -> None:
+        try:
+            write_record(self._run_folder, self._record)
+        except OSError as error:
+            log.warning("hub.json is not written: %s", error)
+
+    def _push_command(self, planned: PlannedUpload) -> str:
+        command = ["flame-accel", "push", str(self._run_folder / planned.source)]
+        command += [self._record.repo_id, "--revision", planned.revisions[0]]
+        command += [] if self._options.private else ["--public"]
+        return shlex.join(command)
+
+
+def _remove(stage: Path) -> None:
+    shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,210 @@
+"""A run and the Hub: what it uploads, and that nothing of the Hub changes what the run computes."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flame_accel.commands import push
+from flame_accel.config import UserError
+from flame_accel.files import describe_files
+from tests.helpers.checkpoints import equal_tensors, read_weights
+from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
+from tests.helpers.runs import WITHOUT_SAMPLE, read_log
+
+REPO = "tester/model"
+MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+
+
+@pytest.fixture
+def upload_run(train_here, flags, local_hub: HubServer) -> Callable[..., None]:
+    """A tiny run that uploads to the local Hub."""
+
+    def run(**options: Any) -> None:
+        train_here(flags(**{**WITHOUT_SAMPLE, "hub.repo_id": REPO, **options}))
+
+    return run
+
+
+def push_command(*arguments: object) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    push.add_arguments(parser)
+    push.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def every_byte(folder: Path) -> bytes:
+    return b"\n".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.covers_option("hub.repo_id", "hub.private")
+def test_the_exported_model_is_on_the_hub_when_the_run_ends(upload_run, local_hub, tmp_path):
+    upload_run()
+    names = local_hub.file_names(REPO, "main")
+    assert set(names) >= MODEL_FILES
+    assert not any("optimizer" in name or "state" in name or "rank" in name for name in names)
+    assert local_hub.repository(REPO).private
+    exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
+    assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
+    record = json.loads((tmp_path / "run/hub.json").read_text())
+    assert record["planned"] is None and record["finished"]["main"]["step"] == 8
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_no_token_and_no_path_of_this_machine_is_written_anywhere(upload_run, local_hub, tmp_path):
+    upload_run(**{"hub.include_logs": True})
+    assert WRITE_TOKEN.encode() not in every_byte(tmp_path / "run")
+    for name in local_hub.file_names(REPO, "main"):
+        content = local_hub.read_file(REPO, name, "main")
+        assert WRITE_TOKEN.encode() not in content, name
+        assert str(tmp_path).encode() not in content, name
+
+
+@pytest.mark.covers_option("hub.include_logs")
+def test_logs_are_uploaded_if_asked_for(upload_run, local_hub, tmp_path):
+    upload_run(**{"hub.include_logs": True})
+    logs = {name for name in local_hub.file_names(REPO, "main") if name.startswith("training/")}
+    assert logs == {"training/config.toml", "training/metrics.jsonl", "training/report.html"}
+    upload_run(**{"job.dump_folder": tmp_path / "other", "hub.repo_id": "tester/other"})
+    assert not any("training/" in name for name in local_hub.file_names("tester/other", "main"))
+
+
+@pytest.mark.covers_option("hub.when", "hub.revision", "hub.tag")
+def test_checkpoints_have_branches_or_tags_of_their_own(upload_run, local_hub, tmp_path):
+    options = {"checkpoint.interval": 4, "hub.when": "checkpoint", "hub.revision": "step-{step}"}
+    upload_run(**options, **{"hub.tag": "after-{step}", "checkpoint.keep_latest_k": 1})
+    refs = local_hub.repository(REPO)
+    assert set(refs.branches) >= {"main", "step-8"}
+    assert "after-8" in refs.tags
+    assert not set(local_hub.file_names(REPO, "step-8")) & {"state.json", "data.json"}
+    weights = local_hub.read_file(REPO, "model.safetensors", "step-8")
+    assert weights == (tmp_path / "run/hf/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "token", "message"),
+    [
+        (REPO, None, "there is no access token"),
+        (REPO, "hf_wrong", "does not accept the access token"),
+        (REPO, READ_TOKEN, "can only read"),
+        (REPO, STRANGER_TOKEN, "you may not write"),
+        ("nobody/model", WRITE_TOKEN, "you may not write"),
+    ],
+)
+def test_what_cannot_be_uploaded_is_known_before_the_first_step(
+    upload_run, local_hub, tmp_path, monkeypatch, repo_id, token, message
+):
+    monkeypatch.delenv("HF_TOKEN")
+    if token is not None:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match=message) as raised:
+        upload_run(**{"hub.repo_id": repo_id})
+    assert f"hub.repo_id = {repo_id}" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+    assert token is None or token not in str(raised.value)
+
+
+def test_offline_mode_is_said_at_the_start(upload_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+        upload_run()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.covers_option("hub.wait_seconds")
+def test_a_hub_that_goes_down_changes_no_weight_and_ends_no_run(
+    upload_run, train_here, flags, local_hub, tmp_path, monkeypatch
+):
+    from flame_accel import train
+
+    first_save = train.save
+
+    def save_then_lose_the_hub(*arguments):
+        path = first_save(*arguments)
+        local_hub.stop()
+        return path
+
+    train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": tmp_path / "alone"}))
+    monkeypatch.setattr(train, "save", save_then_lose_the_hub)
+    upload_run(**{"checkpoint.interval": 4, "hub.when": "checkpoint", "hub.wait_seconds": 3})
+    alone, run = read_weights(tmp_path / "alone/hf"), read_weights(tmp_path / "run/hf")
+    assert equal_tensors(alone, run)
+    log = read_log(tmp_path / "run")
+    assert f"flame-accel push {tmp_path / 'run/hf'} {REPO} --revision main" in log
+    assert json.loads((tmp_path / "run/ended.json").read_text())["reason"] == "finished"
+    monkeypatch.setattr(train, "save", first_save)
+    # the same command once the Hub is back: only the upload is left to do
+    before = describe_files(tmp_path / "run/hf")
+    local_hub.start()
+    upload_run(**{"checkpoint.interval": 4, "hub.when": "checkpoint"})
+    assert (
+        local_hub.read_file(REPO, "model.safetensors", "main")
+        == (tmp_path / "run/hf/model.safetensors").read_bytes()
+    )
+    assert describe_files(tmp_path / "run/hf") == before
+
+
+def test_faults_on_the_way_are_retried(upload_run, local_hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("flame_accel.hub.upload_queue.FIRST_RETRY_SECONDS", 0.1)
+    local_hub.fail_next(with_status=500, method="POST", path_contains="commit", times=1)
+    upload_run()
+    assert set(local_hub.file_names(REPO, "main")) >= MODEL_FILES
+    assert "the upload of step 8 failed" in read_log(tmp_path / "run")
+
+
+def test_the_command_uploads_a_run_a_checkpoint_and_an_export(
+    train_here, flags, local_hub, tmp_path, capsys
+):
+    train_here(flags(**WITHOUT_SAMPLE))
+    run = tmp_path / "run"
+    push_command(run, "tester/run")
+    push_command(run / "checkpoint/step-4", "tester/run", "--revision", "step-4", "--tag", "early")
+    push_command(run / "hf", "tester/public", "--public", "--include-logs", "--message", "First")
+    printed = capsys.readouterr().out
+    assert "uploaded" in printed and "/tester/run" in printed
+    assert (
+        local_hub.read_file("tester/run", "model.safetensors", "main")
+        == (run / "hf/model.safetensors").read_bytes()
+    )
+    assert not {"state.json", "manifest.json"} & set(local_hub.file_names("tester/run", "step-4"))
+    assert "README.md" in local_hub.file_names("tester/run", "step-4")
+    assert not local_hub.repository("tester/public").private
+    assert not list(run.glob(".tmp-*")) and not list(run.glob("checkpoint/.tmp-*"))
+    with pytest.raises(UserError, match="no such folder"):
+        push_command(tmp_path / "nowhere", "tester/run")
+
+
+def test_a_run_killed_during_an_upload_finishes_it_after_its_restart(flags, local_hub, tmp_path):
+    local_hub.delay_next(60.0, method="PUT", times=float("inf"))
+    options = {**WITHOUT_SAMPLE, "hub.repo_id": REPO, "training.steps": 4}
+    command = [sys.executable, "-c", LAUNCH, *flags(**options)]
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 90
+    while not local_hub.requests(method="POST", path_contains="info/lfs"):
+        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[0]
+        time.sleep(0.1)
+    killed.kill()
+    killed.communicate()
+    assert json.loads((tmp_path / "run/hub.json").read_text())["planned"]["step"] == 4
+    local_hub.heal()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (
+        local_hub.read_file(REPO, "model.safetensors", "main")
+        == (tmp_path / "run/hf/model.safetensors").read_bytes()
+    )
+
+
+LAUNCH = """
+import os, sys
+os.environ["ACCELERATE_USE_CPU"] = "true"
+from flame_accel import train
+from flame_accel.config import parse
+train.main(parse(sys.argv[1:]))
+"""

@@ -1,0 +1,139 @@
+"""Uploads in the background: one at a time, the newest one that waits, again after a failure."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from flame_accel.hub import upload_queue
+from flame_accel.hub.hub_client import HubProblem
+from flame_accel.hub.upload_queue import Failure, UploadQueue, retry
+
+WAIT = 10.0
+
+
+class Hub:
+    """Receives numbers; while `gate` is closed an upload does not end."""
+
+    def __init__(self) -> None:
+        self.gate, self.begun = threading.Event(), threading.Event()
+        self.received: list[int] = []
+        self.problems: list[HubProblem] = []
+        self.failures: list[Failure[int]] = []
+        self.at_once = self.most_at_once = 0
+
+    def upload(self, number: int) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.begun.set()
+        self.gate.wait(WAIT)
+        self.at_once -= 1
+        if self.problems:
+            raise self.problems.pop(0)
+        self.received.append(number)
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub()
+
+
+@pytest.fixture
+def queue(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(upload_queue, "FIRST_RETRY_SECONDS", 0.01)
+    queue: UploadQueue[int] = UploadQueue(
+        hub.upload,
+        abort=hub.gate.set,
+        report_success=lambda task: None,
+        report_failure=hub.failures.append,
+    )
+    yield queue
+    queue.close()
+
+
+def test_adding_returns_at_once_and_of_those_that_wait_only_the_newest_is_uploaded(hub, queue):
+    assert queue.add(1) is None
+    assert hub.begun.wait(WAIT)
+    started = time.monotonic()
+    replaced = [queue.add(number) for number in (2, 3, 4)]
+    assert time.monotonic() - started < 1.0
+    assert replaced == [None, 2, 3]
+    hub.gate.set()
+    assert queue.finish(WAIT) == []
+    assert hub.received == [1, 4] and hub.most_at_once == 1
+
+
+def test_a_failure_that_may_pass_is_retried_and_another_is_not(hub, queue):
+    hub.gate.set()
+    hub.problems = [HubProblem("busy", "500"), HubProblem("unreachable", "gone")]
+    queue.add(1)
+    assert queue.finish(WAIT) == []
+    assert hub.received == [1]
+    assert [failure.retry_seconds for failure in hub.failures] == [0.01, 0.02]
+    hub.problems = [HubProblem("refused", "400")]
+    queue.add(2)
+    assert queue.finish(WAIT) == [2]
+    assert hub.failures[-1].retry_seconds is None
+
+
+def test_a_newer_upload_replaces_one_that_waits_for_its_next_attempt(hub, queue, monkeypatch):
+    monkeypatch.setattr(upload_queue, "FIRST_RETRY_SECONDS", 0.5)
+    hub.gate.set()
+    hub.problems = [HubProblem("busy", "500")]
+    queue.add(1)
+    wait_until(lambda: len(hub.failures) == 1)
+    queue.add(2)
+    assert queue.finish(WAIT) == []
+    assert hub.received == [2]
+
+
+def test_the_hub_says_how_long_to_wait(hub, queue, monkeypatch):
+    hub.gate.set()
+    hub.problems = [HubProblem("busy", "429", retry_after_seconds=0.2)]
+    queue.add(1)
+    assert queue.finish(WAIT) == []
+    assert [failure.retry_seconds for failure in hub.failures] == [0.2]
+
+
+def test_the_end_waits_a_limited_time_and_names_what_is_missing(hub, queue):
+    queue.add(1)
+    assert hub.begun.wait(WAIT)
+    queue.add(2)
+    started = time.monotonic()
+    assert queue.finish(0.1) == [1, 2]
+    assert time.monotonic() - started < 5.0
+
+
+def test_the_end_gives_up_a_hub_that_does_not_answer(hub, queue, monkeypatch):
+    monkeypatch.setattr(upload_queue, "UNREACHABLE_SECONDS", 0.2)
+    hub.gate.set()
+    hub.problems = [HubProblem("unreachable", "down") for _ in range(1000)]
+    queue.add(1)
+    started = time.monotonic()
+    assert queue.finish(60.0) == [1]
+    assert time.monotonic() - started < 10.0
+
+
+def test_a_request_is_retried_as_often_as_told():
+    problems = [HubProblem("busy", "1"), HubProblem("busy", "2")]
+
+    def request() -> str:
+        if problems:
+            raise problems.pop()
+        return "done"
+
+    assert retry(request, (0.0, 0.0)) == "done"
+    problems[:] = [HubProblem("busy", "x")] * 3
+    with pytest.raises(HubProblem):
+        retry(request, (0.0, 0.0))
+    problems[:] = [HubProblem("no_permission", "x")]
+    with pytest.raises(HubProblem, match="x"):
+        retry(request, (100.0,))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
