@@ -163,6 +163,15 @@ def rename_and_sync(source: Path, target: Path) -> None:
     sync_to_disk(target.parent)
 
 
+def link_or_copy_file(source: Path, target: Path) -> None:
+    """Create a hard link to a file, or a copy where the filesystem has none; makes the folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def has_temporary_name(path: Path) -> bool:
     """Whether a file or folder is one that an interrupted write left behind."""
     return path.name.startswith(TEMPORARY_PREFIX)

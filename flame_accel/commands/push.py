@@ -4,6 +4,7 @@ What is uploaded is decided in `hub/contents`; uploads during a run are options 
 """
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -62,7 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.repo_id, private=not arguments.public, run_folder=folder, where="REPO_ID"
     )
     origin = find_origin(folder)
-    with tempfile.TemporaryDirectory(prefix=".tmp-hub-", dir=folder.parent) as temporary:
+    # hard links need the same filesystem; a colleague's folder may be read-only
+    parent = folder.parent if os.access(folder.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".tmp-hub-", dir=parent) as temporary:
         stage = Path(temporary) / "model"
         link_model_files(folder, stage)
         prepare_for_upload(stage, origin.run_folder, origin, include_logs=arguments.include_logs)
@@ -86,6 +89,7 @@ def find_model_folder(path: Path) -> Path:
     Raises:
         UserError: There is no model.
     """
+    from flame_accel.checkpoint.folder import MANIFEST
     from flame_accel.commands.export import find_checkpoint_or_newest
 
     if not path.is_dir():
@@ -94,6 +98,9 @@ def find_model_folder(path: Path) -> Path:
             where=str(path),
             remedy="choose a run folder, a step-N folder of a run, or an exported model",
         )
+    if (path / MANIFEST).is_file():
+        # says so if it is damaged
+        return find_checkpoint_or_newest(path)
     for folder in (path, path / "hf"):
         if (folder / "config.json").is_file():
             return folder

@@ -112,12 +112,7 @@ def link_model_files(folder: Path, stage: Path) -> None:
     """
     shutil.rmtree(stage, ignore_errors=True)
     for name in select_model_files(folder).files:
-        target = stage / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(folder / name, target)
-        except OSError:
-            shutil.copyfile(folder / name, target)
+        files.link_or_copy_file(folder / name, stage / name)
 
 
 def prepare_for_upload(

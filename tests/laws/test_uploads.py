@@ -15,7 +15,7 @@ from flame_accel.config import UserError
 from flame_accel.files import describe_files
 from tests.helpers.checkpoints import equal_tensors, read_weights
 from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
-from tests.helpers.runs import WITHOUT_SAMPLE, read_log
+from tests.helpers.runs import SHORT_RUN, WITHOUT_SAMPLE, launch, read_log
 
 REPO = "tester/model"
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
@@ -208,3 +208,27 @@ from flame_accel import train
 from flame_accel.config import parse
 train.main(parse(sys.argv[1:]))
 """
+
+
+def test_a_refused_start_changes_no_byte_of_a_run(
+    upload_run, local_hub, finished, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("HF_TOKEN")
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    # a run that has finished, and one that would train on
+    for steps in (8, 12):
+        with pytest.raises(UserError, match="access token"):
+            upload_run(**{"job.dump_folder": finished, "training.steps": steps})
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_a_refused_start_ends_on_all_ranks_alike(flags, local_hub):
+    printed = launch(
+        flags(**SHORT_RUN, **{"hub.repo_id": REPO}),
+        config="ddp",
+        processes=2,
+        fails=True,
+        **{**local_hub.environment, "HF_TOKEN": READ_TOKEN},
+    )
+    assert "can only read" in printed and "rank 1: " in printed
+    assert "Traceback" not in printed

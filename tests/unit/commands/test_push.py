@@ -1,0 +1,74 @@
+"""`flame-accel push`: what it refuses, and folders that nobody may write to.
+
+What it uploads is tested in tests/laws/test_uploads.py.
+"""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flame_accel.__main__ import main
+from tests.helpers.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
+
+REPO = "tester/pushed"
+
+
+@pytest.mark.parametrize(
+    ("token", "words", "message"),
+    [
+        (READ_TOKEN, "RUN tester/pushed", "can only read"),
+        (WRITE_TOKEN, "RUN stranger/x", "you may not write"),
+        (WRITE_TOKEN, "RUN tester/open", "is public"),
+        (WRITE_TOKEN, "nowhere tester/pushed", "no such folder"),
+        (WRITE_TOKEN, "RUN a/b/c", "Repo id must be"),
+    ],
+)
+def test_what_cannot_be_pushed_is_said_without_a_traceback(
+    local_hub: HubServer,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    token: str,
+    words: str,
+    message: str,
+) -> None:
+    local_hub.add_repository("tester/open")
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(SystemExit) as ended:
+        main(["push", *shlex.split(words.replace("RUN", str(finished)))])
+    printed = capsys.readouterr().err
+    assert ended.value.code in (1, 2)
+    assert message in printed
+    assert token not in printed and "Traceback" not in printed
+
+
+def test_a_damaged_checkpoint_is_not_pushed(
+    local_hub: HubServer, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = finished / "checkpoint/step-8/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(SystemExit):
+        main(["push", str(weights.parent), REPO])
+    assert "is damaged: model.safetensors" in capsys.readouterr().err
+    assert not local_hub.requests()
+
+
+def test_a_folder_that_nobody_may_write_to_is_pushed_and_stays_as_it_is(
+    local_hub: HubServer, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def refuse_writing(path: Any, mode: int, **options: Any) -> bool:
+        asked.append(Path(path))
+        return mode != os.W_OK
+
+    monkeypatch.setattr(os, "access", refuse_writing)
+    before = sorted(finished.rglob("*"))
+    main(["push", str(finished / "hf"), REPO])
+    assert finished in asked and sorted(finished.rglob("*")) == before
+    assert "model.safetensors" in local_hub.file_names(REPO)
