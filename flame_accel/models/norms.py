@@ -8,6 +8,7 @@ exported model loads with flame_accel or with the code in the export, and fla al
 does not know the type. The norms themselves are exchanged in `block_norms`.
 """
 
+import contextlib
 from typing import Any
 
 from transformers import (
@@ -40,15 +41,26 @@ _base_types: dict[str, str] = {}
 
 
 def register_norm_variants() -> None:
-    """Registers the types that have another norm, such as gla_np_layernorm, once."""
-    if _base_types:
-        return
-    llama_like = {name: CONFIG_MAPPING[name] for name in LLAMA_LIKE}
-    for base_type, config_class in {**fla_config_classes(), **llama_like}.items():
+    """Registers the types that have another norm, such as gla_np_layernorm, once.
+
+    A type of transformers whose module is being imported right now is left for the next call.
+    """
+    for base_type, config_class in {**fla_config_classes(), **_llama_like_classes()}.items():
+        if base_type in _base_types:
+            continue
         for kind in NORM_NAMES:
             if kind != NATIVE_NORMS.get(base_type, "rmsnorm"):
                 _register_norm_variant(config_class, kind)
         _base_types[base_type] = base_type
+
+
+def _llama_like_classes() -> dict[str, type[PreTrainedConfig]]:
+    found: dict[str, type[PreTrainedConfig]] = {}
+    for name in LLAMA_LIKE:
+        # `from transformers import LlamaConfig` imports fla in the middle of Llama's own module
+        with contextlib.suppress(AttributeError, ImportError):
+            found[name] = CONFIG_MAPPING[name]
+    return found
 
 
 def base_model_type(config: PreTrainedConfig) -> str:
@@ -67,6 +79,7 @@ def config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConf
     Raises:
         UserError: the model does not take that norm.
     """
+    register_norm_variants()
     base_type = base_model_type(config)
     if base_type not in _base_types:
         raise _unsupported_norm_error(

@@ -30,6 +30,7 @@ def register_models(custom_modules: Sequence[str] = ()) -> None:
         UserError: one is missing, raises, or has the name of a module that is already loaded.
     """
     importlib.import_module("fla")
+    importlib.import_module("flame_accel.models.norms").register_norm_variants()
     for name in custom_modules:
         path = Path(name)
         if path.exists():

@@ -11,7 +11,7 @@ MODEL = """
 config = AutoConfig.for_model("gla", hidden_size=32, num_hidden_layers=1, num_heads=2, vocab_size=9)
 model = AutoModelForCausalLM.from_config(config)
 logits = model(input_ids=torch.tensor([[1, 2, 3]])).logits
-print(type(model).__name__, tuple(logits.shape))
+print(type(model).__name__, tuple(logits.shape), AutoConfig.for_model("gla_layernorm").model_type)
 """
 
 
@@ -22,7 +22,11 @@ AUTO_CLASSES = "from transformers import AutoConfig, AutoModelForCausalLM"
 @pytest.mark.parametrize(
     "imports",
     [
-        pytest.param(f"import flame_accel, torch; {AUTO_CLASSES}", id="before transformers"),
+        # in the middle of Llama's own module, fla is imported and all is registered
+        pytest.param(
+            f"import flame_accel, torch; from transformers import LlamaConfig; {AUTO_CLASSES}",
+            id="before transformers",
+        ),
         pytest.param(
             f"import torch; {AUTO_CLASSES}; import flame_accel",
             id="after transformers",
@@ -42,7 +46,7 @@ def test_models_of_fla_load_and_run_without_a_gpu(imports):
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "GLAForCausalLM (1, 3, 9)\n", done.stderr
+    assert done.stdout == "GLAForCausalLM (1, 3, 9) gla_layernorm\n", done.stderr
     if not imports.startswith("import fla,"):
         # not a line of another package; an fla that was imported first has printed its own
         assert done.stderr == ""
