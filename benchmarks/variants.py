@@ -22,7 +22,7 @@ from transformers import TrainingArguments as TrainerArguments
 from flame_accel import kernels, observe, parallel, train
 from flame_accel.config import parse
 from flame_accel.data import build_batches
-from flame_accel.kernels.fused.replace import only_kernels_of_fla
+from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.models import load_model_config
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
@@ -140,7 +140,7 @@ class OursVariant(Variant):
         config = replace(self.config, training=replace(self.config.training, steps=last_step))
         # what another variant has installed does not go away
         fused = self.config.model.fused_kernels
-        with nullcontext() if fused else only_kernels_of_fla():
+        with nullcontext() if fused else fused_kernels_disabled():
             train.train(config, self.accelerator, self.components, self.loop, profiler)
 
 
@@ -168,7 +168,7 @@ class PlainVariant(Variant):
 
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Forward, backward, clip, update."""
-        with only_kernels_of_fla():
+        with fused_kernels_disabled():
             self._run_steps(steps, after_step)
 
     def _run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
@@ -220,7 +220,7 @@ class TrainerVariant(Variant):
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Lets the thread make some steps."""
         self.steps_left, self.after_step = steps, after_step
-        with only_kernels_of_fla():
+        with fused_kernels_disabled():
             if self.thread.ident is None:
                 self.thread.start()
             else:

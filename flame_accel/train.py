@@ -20,11 +20,11 @@ from flame_accel.checkpoint import (
     SaveSchedule,
     StartingPoint,
     TrainState,
-    dtype_if_weights_only,
     find_starting_point,
     restore_starting_point,
     save_checkpoint,
     set_aside_unused_checkpoints,
+    weights_only_dtype_or_none,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
@@ -155,7 +155,7 @@ def build_components(
         run_data = data.open_data(training, config.evaluation, tokenizer)
     model = models.build_model(
         model_config,
-        vocabulary_size=models.embedding_rows(
+        vocabulary_size=models.padded_or_stored_embedding_rows(
             data.vocabulary_size(tokenizer),
             multiple=training.vocab_multiple,
             stored_rows=start.stored_config().get("vocab_size"),
@@ -313,7 +313,7 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         tokenizer=components.tokenizer,
         stream_state=loop.batches.state_dict(),
         meter_state=loop.meter.state_dict(),
-        weights_only_dtype=dtype_if_weights_only(config.checkpoint, is_last_step=last),
+        weights_only_dtype=weights_only_dtype_or_none(config.checkpoint, is_last_step=last),
     )
     if not last:
         loop.uploads.add_checkpoint(checkpoint, loop.state.step)

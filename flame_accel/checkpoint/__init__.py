@@ -1,6 +1,6 @@
 """What survives a restart: atomic checkpoint folders, their contents, and Hugging Face weights."""
 
-from flame_accel.checkpoint.contents import dtype_if_weights_only, save_checkpoint
+from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype_or_none
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.restore import (
     StartingPoint,
@@ -16,9 +16,9 @@ __all__ = [
     "SaveSchedule",
     "StartingPoint",
     "TrainState",
-    "dtype_if_weights_only",
     "find_starting_point",
     "restore_starting_point",
     "save_checkpoint",
     "set_aside_unused_checkpoints",
+    "weights_only_dtype_or_none",
 ]

@@ -108,7 +108,9 @@ def save_checkpoint(
     return folder.checkpoint_path(state.step)
 
 
-def dtype_if_weights_only(config: CheckpointConfig, *, is_last_step: bool) -> torch.dtype | None:
+def weights_only_dtype_or_none(
+    config: CheckpointConfig, *, is_last_step: bool
+) -> torch.dtype | None:
     """The dtype of a checkpoint that contains only weights; None if it contains everything.
 
     Args:
@@ -180,12 +182,12 @@ def load_checkpoint(
     state = TrainState(**read_json(checkpoint / "state.json"))
     if not full:
         return RestoredState(state)
-    _restore_rng_state(accelerator, checkpoint)
+    _restore_rng_states_of_rank(accelerator, checkpoint)
     meter_states = [rank["meter"] for rank in read_json(checkpoint / "ranks.json")]
     return RestoredState(state, stream_state, meter_states)
 
 
-def _restore_rng_state(accelerator: Accelerator, checkpoint: Path) -> None:
+def _restore_rng_states_of_rank(accelerator: Accelerator, checkpoint: Path) -> None:
     path = checkpoint / f"rank-{accelerator.process_index}.json"
     if path.exists():
         set_all_rng_states(read_json(path))

@@ -117,7 +117,7 @@ def initialize_zero_optimizer_state(engine: nn.Module) -> None:
     rates = [group["lr"] for group in zero.param_groups]
     for group in zero.param_groups:
         group["lr"] = 0.0
-    for index, flat in enumerate(_flat_fp32_partitions(zero)):
+    for index, flat in enumerate(_flat_fp32_tensors_of_rank(zero)):
         # offloaded ones have a gradient that stays
         offloaded = flat.grad is not None
         flat.grad = torch.zeros_like(flat) if flat.grad is None else flat.grad.zero_()
@@ -134,7 +134,7 @@ def full_optimizer_state_on_meta(model: nn.Module, engine: nn.Module) -> dict[st
         f"{name}.{key}": torch.empty(
             full_shape(parameter) if value.dim() else (), dtype=value.dtype, device="meta"
         )
-        for name, parameter, _, state in _iterate_optimizer_states(model, engine)
+        for name, parameter, _, state in _iterate_local_optimizer_states(model, engine)
         for key, value in state.items()
     }
 
@@ -143,7 +143,7 @@ def local_optimizer_state_names(model: nn.Module, engine: nn.Module) -> set[str]
     """Names, as in `full_optimizer_state_on_meta`, of the state that this rank has elements of."""
     return {
         f"{name}.{key}"
-        for name, _, fragment, state in _iterate_optimizer_states(model, engine)
+        for name, _, fragment, state in _iterate_local_optimizer_states(model, engine)
         for key in state
         if fragment.length
     }
@@ -160,7 +160,7 @@ def copy_into_local_optimizer_state(
         full_tensors: Full tensors named as in `full_optimizer_state_on_meta`; state without one is
             kept.
     """
-    for name, _, fragment, state in _iterate_optimizer_states(model, engine):
+    for name, _, fragment, state in _iterate_local_optimizer_states(model, engine):
         for key, value in state.items():
             full = full_tensors.get(f"{name}.{key}")
             if full is None:
@@ -183,7 +183,7 @@ def gather_zero_optimizer_state_per_owner(
     model = unwrap(accelerator, engine)
     loads = [0] * accelerator.num_processes
     owned: dict[str, Tensor] = {}
-    for name, parameter, fragment, state in _iterate_optimizer_states(model, engine):
+    for name, parameter, fragment, state in _iterate_local_optimizer_states(model, engine):
         shape = full_shape(parameter)
         owner = loads.index(min(loads))
         loads[owner] += shape.numel()
@@ -220,7 +220,9 @@ def _assemble_full_state_on_owner(
     return full.view(full_shape)
 
 
-def _iterate_optimizer_states(model: nn.Module, engine: nn.Module) -> Iterator[ParameterState]:
+def _iterate_local_optimizer_states(
+    model: nn.Module, engine: nn.Module
+) -> Iterator[ParameterState]:
     """All parameters that the optimizer updates, in the model's order."""
     zero: Any = engine.optimizer
     fragments = dict(_iterate_local_fragments(zero))
@@ -230,7 +232,7 @@ def _iterate_optimizer_states(model: nn.Module, engine: nn.Module) -> Iterator[P
             yield ParameterState(name, parameter, fragment, zero.state.get(fragment.flat, {}))
 
 
-def _flat_fp32_partitions(zero_optimizer: Any) -> list[Tensor]:
+def _flat_fp32_tensors_of_rank(zero_optimizer: Any) -> list[Tensor]:
     """The flat tensors of this rank's partition, one or more per parameter group."""
     if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
         return zero_optimizer.fp32_partitioned_groups_flat
@@ -243,7 +245,7 @@ def _iterate_local_fragments(zero_optimizer: Any) -> Iterator[tuple[nn.Parameter
     DeepSpeed's own functions for single parameters know the state of the first group only before
     the second step, and refuse parameters whose size is not divisible by the number of ranks.
     """
-    flats = _flat_fp32_partitions(zero_optimizer)
+    flats = _flat_fp32_tensors_of_rank(zero_optimizer)
     if hasattr(zero_optimizer, "fp32_partitioned_groups_flat"):
         rank = torch.distributed.get_rank()
         for parameter in (p for group in zero_optimizer.fp16_groups for p in group):

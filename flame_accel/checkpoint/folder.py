@@ -76,7 +76,7 @@ class CheckpointFolder:
         replaced = final.exists()
         files.sync_and_rename_or_swap_folder(temporary, final)
         if replaced:
-            files.rename_and_sync(temporary, _first_unused_name(final, SUPERSEDED))
+            files.rename_and_sync(temporary, _first_free_path_with_suffix(final, SUPERSEDED))
         self._delete_all_but_latest_k()
         return final
 
@@ -99,7 +99,7 @@ class CheckpointFolder:
         """
         saved_steps = self.list_steps()
         if load_step >= 0:
-            return self._check_requested_step(load_step, saved_steps)
+            return self._intact_checkpoint_of_step_or_raise(load_step, saved_steps)
         for step in reversed(saved_steps):
             folder = self.checkpoint_path(step)
             damage = find_checkpoint_damage(folder)
@@ -108,7 +108,7 @@ class CheckpointFolder:
             get_logger().warning("%s is damaged (%s): it is not used", folder, damage)
         return None
 
-    def _check_requested_step(self, step: int, saved_steps: list[int]) -> Path:
+    def _intact_checkpoint_of_step_or_raise(self, step: int, saved_steps: list[int]) -> Path:
         folder = self.checkpoint_path(step)
         exists = step in saved_steps
         damage = find_checkpoint_damage(folder) if exists else "there is no such folder"
@@ -160,11 +160,11 @@ def find_checkpoint_damage(folder: Path) -> str | None:
 
 def _rename_with_suffix(folder: Path, suffix: str) -> Path:
     """Renames `step-N` to the first free `step-N.suffix-I`, which is never loaded."""
-    aside = _first_unused_name(folder, suffix)
+    aside = _first_free_path_with_suffix(folder, suffix)
     files.rename_and_sync(folder, aside)
     return aside
 
 
-def _first_unused_name(folder: Path, suffix: str) -> Path:
+def _first_free_path_with_suffix(folder: Path, suffix: str) -> Path:
     names = (folder.with_name(f"{folder.name}.{suffix}-{number}") for number in itertools.count())
     return next(name for name in names if not name.exists())

@@ -31,7 +31,7 @@ TOKENIZER_PATTERNS = (
 """Patterns of the files that a tokenizer consists of."""
 
 
-def check_identity(
+def check_weights_match_config_and_tokenizer(
     folder: Path,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,

@@ -26,12 +26,12 @@ from flame_accel.checkpoint.folder import (
 )
 from flame_accel.checkpoint.identity import (
     TOKENIZER_PATTERNS,
-    check_identity,
+    check_weights_match_config_and_tokenizer,
     read_stored_config,
 )
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
-from flame_accel.checkpoint.weight_files import describe_unreadable_weights
+from flame_accel.checkpoint.weight_files import find_unreadable_weights
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 from flame_accel.observe import get_logger
@@ -108,7 +108,9 @@ def restore_starting_point(
         UserError: The weights belong to another model, or the checkpoint cannot be resumed.
     """
     if start.folder is not None:
-        _check_start_identity(accelerator, start, start.folder, config, model, tokenizer)
+        _check_weights_match_model_and_tokenizer(
+            accelerator, start, start.folder, config, model, tokenizer
+        )
     if start.folder is None:
         restored = RestoredState(TrainState())
     elif start.own:
@@ -119,7 +121,7 @@ def restore_starting_point(
         )
         get_logger().info("continuing after step %d, from %s", restored.state.step, start.folder)
     else:
-        restored = _start_from_initial_load_path(
+        restored = _load_from_initial_load_path(
             accelerator,
             start.folder,
             config,
@@ -139,7 +141,7 @@ def set_aside_unused_checkpoints(
         start.checkpoints.clean_up(loaded, requested=config.load_step >= 0)
 
 
-def _check_start_identity(
+def _check_weights_match_model_and_tokenizer(
     accelerator: Accelerator,
     start: StartingPoint,
     folder: Path,
@@ -157,7 +159,7 @@ def _check_start_identity(
             "remove model.config to take theirs; a difference that you intend is accepted by name: "
             "checkpoint.accept_differences"
         )
-    check_identity(
+    check_weights_match_config_and_tokenizer(
         folder,
         unwrap(accelerator, model).config,
         tokenizer,
@@ -167,7 +169,7 @@ def _check_start_identity(
     )
 
 
-def _start_from_initial_load_path(
+def _load_from_initial_load_path(
     accelerator: Accelerator,
     source: Path,
     config: CheckpointConfig,
@@ -292,7 +294,7 @@ def _check_weights_folder(folder: Path) -> None:
     damage = find_checkpoint_damage(folder) if (folder / MANIFEST).is_file() else None
     if damage is not None:
         raise _initial_load_error(folder, f"is damaged: {damage}", "choose another checkpoint")
-    unreadable = describe_unreadable_weights(folder)
+    unreadable = find_unreadable_weights(folder)
     if unreadable is not None:
         raise _initial_load_error(folder, *unreadable)
 

@@ -23,7 +23,10 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flame_accel.checkpoint import deepspeed_zero as zero
-from flame_accel.checkpoint.weight_conversion import load_converted_weights, needs_conversion
+from flame_accel.checkpoint.weight_conversion import (
+    has_weights_under_other_names,
+    load_converted_weights,
+)
 from flame_accel.config import UserError
 from flame_accel.parallel import is_deepspeed, unwrap
 
@@ -43,7 +46,7 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
         UserError: The folder contains another model.
     """
     inner = unwrap(accelerator, model)
-    if needs_conversion(inner, _stored_shapes(folder)):
+    if has_weights_under_other_names(inner, _read_stored_shapes(folder)):
         load_converted_weights(accelerator, inner, folder)
         if is_deepspeed(accelerator):
             zero.refresh_fp32_copies(model)
@@ -148,7 +151,7 @@ def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
         yield names
 
 
-def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _read_stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every stored tensor."""
     return {
         name: tuple(metadata.size)
@@ -163,7 +166,7 @@ def _check_stored_names_and_shapes(
     expected: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
 ) -> None:
     """Compares names and shapes with those stored, before anything is overwritten."""
-    stored = _stored_shapes(path)
+    stored = _read_stored_shapes(path)
     missing = sorted(set(expected) - set(stored))
     extra = sorted(set(stored) - set(expected) - set(allowed_extra_names))
     other = [

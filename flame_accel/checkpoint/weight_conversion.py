@@ -9,7 +9,7 @@ shard by shard.
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ from flame_accel.models.packed_inputs import is_transformers_model
 from flame_accel.parallel import is_deepspeed
 
 
-def needs_conversion(model: PreTrainedModel, stored_names: Collection[str]) -> bool:
+def has_weights_under_other_names(model: PreTrainedModel, stored_names: Collection[str]) -> bool:
     """Whether weights of a model of transformers are stored under other names than it has now.
 
     Args:
@@ -54,8 +54,8 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
     weights: dict[str, Any] = {}
     problem: str | None = None
     if accelerator.is_main_process or deepspeed:
-        loaded, report = _load_on_cpu(model, folder)
-        weights, problem = loaded.state_dict(), _describe_mismatch(report)
+        loaded, loading_info = _load_on_cpu_with_loading_info(model, folder)
+        weights, problem = loaded.state_dict(), _describe_mismatch(loading_info)
     [problem] = broadcast_object_list([problem])
     if problem is not None:
         raise UserError(
@@ -73,12 +73,25 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
     set_model_state_dict(model, weights, options=options)
 
 
-def _load_on_cpu(
-    model: PreTrainedModel, folder: Path
-) -> tuple[PreTrainedModel, dict[str, Collection[Any]]]:
+class LoadingInfo(TypedDict):
+    """transformers' report about the tensors that it loaded."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, torch.Size, torch.Size]]
+
+
+class LoadedModel(NamedTuple):
+    """A model and how well its files fitted."""
+
+    model: PreTrainedModel
+    loading_info: LoadingInfo
+
+
+def _load_on_cpu_with_loading_info(model: PreTrainedModel, folder: Path) -> LoadedModel:
     """The model of a folder on the CPU in float32, and transformers' report about its tensors."""
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained
-    return from_pretrained(
+    loaded = from_pretrained(
         folder,
         config=copy.deepcopy(model.config),
         dtype=torch.float32,
@@ -87,14 +100,15 @@ def _load_on_cpu(
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
+    return LoadedModel(*loaded)
 
 
-def _describe_mismatch(report: dict[str, Collection[Any]]) -> str | None:
+def _describe_mismatch(loading_info: LoadingInfo) -> str | None:
     """What does not fit, as part of a sentence; None if all fits."""
     found = {
-        "missing": sorted(report["missing_keys"]),
-        "unknown": sorted(report["unexpected_keys"]),
-        "of another shape": sorted(key for key, *_ in report["mismatched_keys"]),
+        "missing": sorted(loading_info["missing_keys"]),
+        "unknown": sorted(loading_info["unexpected_keys"]),
+        "of another shape": sorted(key for key, *_ in loading_info["mismatched_keys"]),
     }
     if not any(found.values()):
         return None

@@ -183,19 +183,19 @@ def stream_continuation(
     """Prints the continuation of one prompt as it comes; of a beam search, when it has ended."""
     from transformers import TextStreamer
 
-    from flame_accel.evaluation.generate import check_prompt_fits_context, continue_prompts
+    from flame_accel.evaluation.generate import check_prompt_fits_context, generate_continuations
     from flame_accel.evaluation.prompts import encode_prompt
 
     ids = encode_prompt(tokenizer, prompt, chat=chat)
     check_prompt_fits_context(model, len(ids), settings.max_new_tokens)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    (continuation,) = continue_prompts(
+    (continuation,) = generate_continuations(
         model,
         [ids],
         settings,
         padding_token=_padding_token(tokenizer),
         streamer=streamer if settings.beams == 1 else None,
-        tokens_at_once=_tokens_at_once(model),
+        prefill_chunk_tokens=_prefill_chunk_tokens(model),
     )
     if settings.beams > 1:
         print(tokenizer.decode(continuation, skip_special_tokens=True))
@@ -219,19 +219,19 @@ def generate_records(
         chat: Whether texts are messages for the chat template.
         batch_size: Prompts that are continued at once, padded on the left.
     """
-    from flame_accel.evaluation.generate import check_prompt_fits_context, continue_prompts
+    from flame_accel.evaluation.generate import check_prompt_fits_context, generate_continuations
     from flame_accel.evaluation.prompts import encode_prompt
 
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
     check_prompt_fits_context(model, max(map(len, encoded)), settings.max_new_tokens)
     pairs = iter(zip(prompts, encoded, strict=True))
     while batch := list(islice(pairs, batch_size)):
-        continuations = continue_prompts(
+        continuations = generate_continuations(
             model,
             [ids for _, ids in batch],
             settings,
             padding_token=_padding_token(tokenizer),
-            tokens_at_once=_tokens_at_once(model),
+            prefill_chunk_tokens=_prefill_chunk_tokens(model),
         )
         for (prompt, _), continuation in zip(batch, continuations, strict=True):
             text = tokenizer.decode(continuation, skip_special_tokens=True)
@@ -256,7 +256,7 @@ def _padding_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     return 0
 
 
-def _tokens_at_once(model: Any) -> int | None:
+def _prefill_chunk_tokens(model: Any) -> int | None:
     """Tokens that the model can read in one pass of several; None if it reads a prompt in one."""
     from fla.models.generation_utils import FLAGenerationMixin
 

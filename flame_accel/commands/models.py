@@ -109,7 +109,7 @@ def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) 
         Its findings in the order of the laws, and the kernels that it tells of. A process that dies
         or runs out of time says so in place of the law that it was at, and of those after it.
     """
-    from flame_accel.diagnosis.conformance.laws import laws_in_results
+    from flame_accel.diagnosis.conformance.laws import law_names_in_results
 
     command = [sys.executable, "-m", "flame_accel.diagnosis.conformance", model_type, kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -129,7 +129,7 @@ def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) 
             record["findings"].append(json.loads(text)["finding"])
         elif text.startswith('{"kernels": '):
             record["kernels"] = json.loads(text)["kernels"]
-    for law in laws_in_results(model_type)[len(record["findings"]) :]:
+    for law in law_names_in_results(model_type)[len(record["findings"]) :]:
         record["findings"].append({"law": law, "holds": False, "reason": reason, "seconds": 0.0})
     return record
 

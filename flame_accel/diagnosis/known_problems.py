@@ -56,7 +56,7 @@ UPGRADE = (
 )
 
 
-def kernel_problems() -> Iterator[KnownProblem]:
+def known_kernel_problems() -> Iterator[KnownProblem]:
     """What keeps fla's kernels from compiling, or makes them wrong."""
     yield KnownProblem(
         "no Triton",
@@ -135,7 +135,7 @@ def kernel_problems() -> Iterator[KnownProblem]:
     )
 
 
-def device_problems() -> Iterator[KnownProblem]:
+def known_device_problems() -> Iterator[KnownProblem]:
     """GPUs that are not used, or not well."""
     yield KnownProblem(
         "GPU unknown to torch",
@@ -200,7 +200,7 @@ def device_problems() -> Iterator[KnownProblem]:
     )
 
 
-def system_problems() -> Iterator[KnownProblem]:
+def known_system_problems() -> Iterator[KnownProblem]:
     """Memory between processes, and disks."""
     yield KnownProblem(
         "small shared memory",
@@ -236,7 +236,7 @@ def system_problems() -> Iterator[KnownProblem]:
     )
 
 
-def version_problems(package: str, lowest: str, newest_minor: str) -> Iterator[KnownProblem]:
+def known_version_problems(package: str, lowest: str, newest_minor: str) -> Iterator[KnownProblem]:
     """An installed package that is older than the lowest version, or newer than what was tried."""
     yield KnownProblem(
         f"old {package}",
@@ -260,10 +260,10 @@ def version_problems(package: str, lowest: str, newest_minor: str) -> Iterator[K
 
 
 PROBLEMS = (
-    *kernel_problems(),
-    *device_problems(),
-    *system_problems(),
-    *(row for name, limits in SUPPORTED.items() for row in version_problems(name, *limits)),
+    *known_kernel_problems(),
+    *known_device_problems(),
+    *known_system_problems(),
+    *(row for name, limits in SUPPORTED.items() for row in known_version_problems(name, *limits)),
 )
 """The whole table."""
 

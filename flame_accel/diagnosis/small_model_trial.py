@@ -21,7 +21,10 @@ from flame_accel.diagnosis.conformance.laws import (
     explain_exception,
     run_law_checks,
 )
-from flame_accel.diagnosis.conformance.measures import random_token_ids, relative_error
+from flame_accel.diagnosis.conformance.measures import (
+    draw_same_token_ids_every_time,
+    relative_error,
+)
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import Kind
 from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook, tuning_disabled
@@ -187,7 +190,7 @@ def _compute_logits_and_gradients(
     """Logits `[B, T, V]` and the gradient of the loss, flattened; with one kind of kernels."""
     install_kernels_without_tuning(kind)
     model = build_model_on_device(config, device).train()
-    ids = random_token_ids(model, (ROWS, ROW_LENGTH))
+    ids = draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH))
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         logits = model(input_ids=ids, use_cache=False).logits.float()
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from flame_accel.config import EvaluationConfig
-from flame_accel.evaluation.generate import sample_text_from_export
+from flame_accel.evaluation.generate import load_export_and_sample_prompt_with_continuation
 from flame_accel.observe import get_logger, write_report
 
 
@@ -34,6 +34,8 @@ def sample_and_report(
     log = get_logger()
     sample = ""
     if options.sample_tokens:
-        sample = sample_text_from_export(exported, device, options, seed=seed)
+        sample = load_export_and_sample_prompt_with_continuation(
+            exported, device, options, seed=seed
+        )
         log.info("sample of the exported model:\n%s", sample)
     log.info("report: %s", write_report(run_folder, title=title, sample=sample))

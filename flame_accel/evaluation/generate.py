@@ -38,34 +38,37 @@ class GenerationSettings:
     """Seed of the sampling; the process's random state is not changed."""
 
 
-def continue_prompts(
+def generate_continuations(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompt_token_ids: Sequence[Sequence[int]],
     settings: GenerationSettings,
     *,
     padding_token: int,
     streamer: BaseStreamer | None = None,
-    tokens_at_once: int | None = None,
+    prefill_chunk_tokens: int | None = None,
 ) -> list[list[int]]:
     """Continues a batch of prompts, padded on the left.
 
     Args:
         model: A transformers model with `generate`, in evaluation mode.
-        prompts: Tokens of each prompt, at least one.
+        prompt_token_ids: Tokens of each prompt, at least one.
         settings: How tokens are chosen.
         padding_token: Any token; padding is masked.
         streamer: Gets every token of a single prompt at once; not with beams.
-        tokens_at_once: Number of tokens of a prompt that the model reads in one pass, to bound the
-            memory; only for fla's models with a cache, and only without padding. All if None.
+        prefill_chunk_tokens: Number of tokens of a prompt that the model reads in one pass, to
+            bound the memory; only for fla's models with a cache, and only without padding. All if
+            None.
 
     Returns:
         The tokens of each continuation, end token included.
     """
-    longest = max(map(len, prompts))
+    longest = max(map(len, prompt_token_ids))
     ids = torch.tensor(
-        [[padding_token] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        [[padding_token] * (longest - len(prompt)) + list(prompt) for prompt in prompt_token_ids]
     )
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    mask = torch.tensor(
+        [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompt_token_ids]
+    )
     options: dict[str, Any] = {"do_sample": settings.temperature > 0}
     if settings.temperature > 0:
         options |= {
@@ -73,9 +76,9 @@ def continue_prompts(
             "top_p": settings.top_p,
             "top_k": settings.top_k,
         }
-    if tokens_at_once is not None and tokens_at_once < longest and bool(mask.all()):
-        options |= {"prefill_chunk_size": tokens_at_once, "past_key_values": Cache()}
-    with _seeded_inference(model.device, settings.seed):
+    if prefill_chunk_tokens is not None and prefill_chunk_tokens < longest and bool(mask.all()):
+        options |= {"prefill_chunk_size": prefill_chunk_tokens, "past_key_values": Cache()}
+    with _no_grad_autocast_and_seed(model.device, settings.seed):
         output = model.generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -99,7 +102,11 @@ def check_prompt_fits_context(model: Any, prompt_tokens: int, max_new_tokens: in
         UserError: It has not.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is None or prompt_tokens + max_new_tokens <= limit or not _attends_to_tokens(model):
+    if (
+        limit is None
+        or prompt_tokens + max_new_tokens <= limit
+        or not _keeps_keys_and_values_or_has_no_cache(model)
+    ):
         return
     room = limit - prompt_tokens
     raise UserError(
@@ -111,23 +118,25 @@ def check_prompt_fits_context(model: Any, prompt_tokens: int, max_new_tokens: in
     )
 
 
-def _attends_to_tokens(model: Any) -> bool:
+def _keeps_keys_and_values_or_has_no_cache(model: Any) -> bool:
     """Whether a model holds keys and values of earlier tokens, or has no cache at all."""
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with _seeded_inference(model.device, 0):
+    with _no_grad_autocast_and_seed(model.device, 0):
         cache = model(input_ids=token, use_cache=model.config.use_cache).get("past_key_values")
     if not isinstance(cache, Cache):
         return True
     return any(state is not None and state["attn_state"] is not None for state in cache)
 
 
-def _cut_after_end_token(token_ids: list[int], ends: set[int | None]) -> list[int]:
-    length = next((i + 1 for i, token in enumerate(token_ids) if token in ends), len(token_ids))
+def _cut_after_end_token(token_ids: list[int], end_tokens: set[int | None]) -> list[int]:
+    length = next(
+        (i + 1 for i, token in enumerate(token_ids) if token in end_tokens), len(token_ids)
+    )
     return token_ids[:length]
 
 
 @contextmanager
-def _seeded_inference(device: torch.device, seed: int) -> Iterator[None]:
+def _no_grad_autocast_and_seed(device: torch.device, seed: int) -> Iterator[None]:
     """No gradients, and random numbers of a seed that leave the process's own alone.
 
     Under bf16 autocast on a GPU: fla's delta rule does not support fp32 there.
@@ -139,7 +148,7 @@ def _seeded_inference(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def sample_text_from_export(
+def load_export_and_sample_prompt_with_continuation(
     folder: Path, device: torch.device, evaluation: EvaluationConfig, *, seed: int
 ) -> str:
     """Loads an exported model with `from_pretrained` and continues `evaluation.prompt`.
@@ -152,7 +161,7 @@ def sample_text_from_export(
     """
     # kernels of generation would take longer to tune than to run
     with kernels.tuning_disabled():
-        return sample_text(
+        return sample_prompt_with_continuation(
             AutoModelForCausalLM.from_pretrained(folder, device_map=device),
             AutoTokenizer.from_pretrained(folder),
             prompt=evaluation.prompt,
@@ -161,7 +170,7 @@ def sample_text_from_export(
         )
 
 
-def sample_text(
+def sample_prompt_with_continuation(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -186,7 +195,7 @@ def sample_text(
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
     inputs = torch.tensor([ids or [start]], device=model.device)
-    with _seeded_inference(model.device, seed):
+    with _no_grad_autocast_and_seed(model.device, seed):
         output = model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),

@@ -50,11 +50,11 @@ def read_prompts_file(file: Path) -> Iterator[Prompt]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{file}:{number}"
-            content = _parse_record(line, where) if file.suffix == ".jsonl" else line
+            content = _parse_prompt_or_messages(line, where) if file.suffix == ".jsonl" else line
             yield Prompt(content=content, where=where)
 
 
-def _parse_record(line: str, where: str) -> str | Messages:
+def _parse_prompt_or_messages(line: str, where: str) -> str | Messages:
     remedy = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
     try:
         record = json.loads(line)
@@ -64,12 +64,12 @@ def _parse_record(line: str, where: str) -> str | Messages:
     if isinstance(prompt, str):
         return prompt
     messages = record.get("messages") if isinstance(record, dict) else None
-    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
+    if isinstance(messages, list) and messages and all(map(_is_role_and_content, messages)):
         return messages
     raise UserError("has neither a prompt nor messages", where=where, remedy=remedy)
 
 
-def _is_message(value: Any) -> bool:
+def _is_role_and_content(value: object) -> bool:
     return isinstance(value, dict) and all(
         isinstance(value.get(name), str) for name in ("role", "content")
     )

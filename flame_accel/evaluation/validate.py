@@ -4,6 +4,8 @@
 used for validation, and how they are packed into rows, is decided in `data`.
 """
 
+from typing import NamedTuple
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -45,7 +47,7 @@ def validate(
             labels = inputs.pop("labels")
             with autocast(accelerator):
                 logits = model(**inputs, use_cache=False).logits
-            sums += sum_nats_correct_and_targets(logits, labels)
+            sums += torch.stack(sum_nats_correct_and_targets(logits, labels))
     model.train()
     nats, correct, targets = all_reduce_sum_over_dp(accelerator, sums).tolist()
     figures = LanguageModelingMetricFromSums().compute(
@@ -54,24 +56,33 @@ def validate(
     return {f"eval/{name}": value for name, value in (figures or {}).items()}
 
 
-def sum_nats_correct_and_targets(logits: Tensor, labels: Tensor) -> Tensor:
+class TargetSums(NamedTuple):
+    """Sums over target tokens, each 0-dimensional and on the device of the logits."""
+
+    nats: Tensor
+    correct: Tensor
+    """Number of targets that have the largest logit."""
+    targets: Tensor
+    """Number of targets."""
+
+
+def sum_nats_correct_and_targets(logits: Tensor, labels: Tensor) -> TargetSums:
     """Sums over the targets: loss in nats, correct predictions, and number of targets.
 
     Args:
         logits: [B, T, V]; position t predicts the label at t+1.
         labels: [B, T], -100 where there is no target.
-
-    Returns:
-        [3], on the device of the logits.
     """
     predictions = logits[:, :-1].reshape(-1, logits.shape[-1])
     targets = labels[:, 1:].reshape(-1)
-    sums = torch.zeros(3, dtype=widest_float_dtype(logits.device), device=logits.device)
+    nats, correct, counted = torch.zeros(
+        3, dtype=widest_float_dtype(logits.device), device=logits.device
+    )
     for chunk, wanted in zip(
         predictions.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True
     ):
         chunk = chunk.float()
-        sums[0] += functional.cross_entropy(chunk, wanted, reduction="sum")
-        sums[1] += (chunk.argmax(-1) == wanted).sum()
-        sums[2] += (wanted != -100).sum()
-    return sums
+        nats += functional.cross_entropy(chunk, wanted, reduction="sum")
+        correct += (chunk.argmax(-1) == wanted).sum()
+        counted += (wanted != -100).sum()
+    return TargetSums(nats, correct, counted)

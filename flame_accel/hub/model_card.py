@@ -17,7 +17,7 @@ from flame_accel.hub.card_tables import LOSS_CURVE_FILE
 from flame_accel.hub.loss_curve import draw_loss_curve
 from flame_accel.hub.run_facts import ModelFacts, read_model_facts
 from flame_accel.observe import get_logger
-from flame_accel.observe.starts import CONFIG_FILE, read_options
+from flame_accel.observe.starts import CONFIG_FILE, read_options_of_last_start
 
 CARD_FILE = "README.md"
 STATE_FILE = "state.json"
@@ -39,7 +39,7 @@ def origin_of_checkpoint(checkpoint: Path) -> ModelOrigin:
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     folder = next((p for p in checkpoint.resolve().parents if (p / CONFIG_FILE).is_file()), None)
     if folder is not None:
-        checkpoints = folder / str(read_options(folder).get("checkpoint.folder"))
+        checkpoints = folder / str(read_options_of_last_start(folder).get("checkpoint.folder"))
         folder = folder if checkpoints.resolve() == checkpoint.resolve().parent else None
     return ModelOrigin(run_folder=folder, step=state["step"], tokens=state["tokens"])
 

@@ -6,8 +6,8 @@ Nothing here trains, reads data or touches an Accelerator; what runs the operato
 
 from flame_accel.models.build import (
     build_model,
-    embedding_rows,
     load_model_config,
+    padded_or_stored_embedding_rows,
     warn_about_unused_weights,
 )
 from flame_accel.models.flops import device_peak_flops, train_flops_per_token
@@ -24,9 +24,9 @@ __all__ = [
     "build_model",
     "count_parameters",
     "device_peak_flops",
-    "embedding_rows",
     "fp32_parameter_names",
     "load_model_config",
+    "padded_or_stored_embedding_rows",
     "parameter_groups",
     "register_models",
     "train_flops_per_token",

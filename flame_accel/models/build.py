@@ -26,8 +26,8 @@ from transformers import (
 from flame_accel.config.errors import UsageError, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 from flame_accel.models.instantiate import describe_error, instantiate
-from flame_accel.models.norms import config_with_norm, fuse_llama_norms_and_check_norm_type
-from flame_accel.models.packed_inputs import accept_cu_seqlens
+from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
+from flame_accel.models.packed_inputs import make_transformers_model_accept_cu_seqlens
 from flame_accel.models.training_checks import check_loss_is_of_targets, check_positions_suffice
 from flame_accel.presets import MODELS, resolve_preset
 
@@ -118,7 +118,9 @@ def build_model(
             it is trained on, or a loss that is not of its targets alone.
     """
     check_loss_is_of_targets(config)
-    config = copy.deepcopy(config) if norm_type is None else config_with_norm(config, norm_type)
+    config = (
+        copy.deepcopy(config) if norm_type is None else copy_config_with_norm(config, norm_type)
+    )
     config.vocab_size = vocabulary_size
     config.bos_token_id = bos_token_id
     config.eos_token_id = eos_token_id
@@ -132,7 +134,7 @@ def build_model(
         model.generation_config.bos_token_id = bos_token_id
         model.generation_config.eos_token_id = eos_token_id
         model.generation_config.pad_token_id = pad_token_id
-    accept_cu_seqlens(model)
+    make_transformers_model_accept_cu_seqlens(model)
     if trained_length is not None:
         check_positions_suffice(model, trained_length)
         _increase_max_position_embeddings(model, trained_length)
@@ -158,7 +160,9 @@ def _increase_max_position_embeddings(model: PreTrainedModel, trained_length: in
         config.max_position_embeddings = trained_length
 
 
-def embedding_rows(vocabulary_size: int, *, multiple: int, stored_rows: int | None) -> int:
+def padded_or_stored_embedding_rows(
+    vocabulary_size: int, *, multiple: int, stored_rows: int | None
+) -> int:
     """Number of rows of the embedding, and of the head.
 
     Args:

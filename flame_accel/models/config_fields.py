@@ -78,8 +78,8 @@ def find_decisive_differences(
         return [FieldDifference("model_type", stored.get("model_type"), built.model_type)]
     config_class = type(built)
     # both pass through the class, which fills in defaults and renames old fields
-    before = _flatten(config_class.from_dict(dict(stored)).to_dict())
-    after = _flatten(config_class.from_dict(built.to_dict()).to_dict())
+    before = _flatten_to_dotted_names(config_class.from_dict(dict(stored)).to_dict())
+    after = _flatten_to_dotted_names(config_class.from_dict(built.to_dict()).to_dict())
     known = config_class().to_dict().keys()
     ignored = set(NOT_DECISIVE)
     if not _scales_rotary_embeddings(after):
@@ -98,12 +98,12 @@ def _scales_rotary_embeddings(flat: Mapping[str, Any]) -> bool:
     return any(kind not in (None, "default") for kind in kinds)
 
 
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten_to_dotted_names(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names; tuples as lists, as JSON has them."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= _flatten_to_dotted_names(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return flat

@@ -41,7 +41,7 @@ class CustomCode:
         paths = [source] if source.is_file() else sorted(source.rglob("*.py"))
         for name in sys.modules.keys() - modules_before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and file.endswith(".py") and _is_neighbour(Path(file), root):
+            if file and file.endswith(".py") and _is_user_file_below(Path(file), root):
                 paths.append(Path(file))
         for path in paths:
             self.files[path.relative_to(root).as_posix()] = path.read_bytes()
@@ -73,7 +73,7 @@ def is_installed(file: Path) -> bool:
     return any(folder in file.parts for folder in PACKAGE_FOLDERS)
 
 
-def _is_neighbour(file: Path, root: Path) -> bool:
+def _is_user_file_below(file: Path, root: Path) -> bool:
     return (
         file.is_relative_to(root)
         and not is_installed(file.relative_to(root))

@@ -41,31 +41,35 @@ def accept_transformers_field_names() -> None:
 
     for config_class in (MambaConfig, Mamba2Config):
         if not hasattr(config_class.__init__, "reads_transformers_names"):
-            _read_and_write_both_names(config_class, FLA_NAMES[config_class.model_type])
+            _patch_config_class_to_accept_both_names(
+                config_class, FLA_NAMES[config_class.model_type]
+            )
 
 
-def _read_and_write_both_names(
+def _patch_config_class_to_accept_both_names(
     config_class: type[PreTrainedConfig], fla_names: Mapping[str, str]
 ) -> None:
     init_fla_config: Any = config_class.__init__
     fla_to_dict = config_class.to_dict
 
     @functools.wraps(init_fla_config)
-    def init(self: PreTrainedConfig, *arguments: Any, **fields: Any) -> None:
-        init_fla_config(self, *arguments, **with_fla_names(fields, fla_names))
+    def init_with_both_names(self: PreTrainedConfig, *arguments: Any, **fields: Any) -> None:
+        init_fla_config(self, *arguments, **rename_fields_to_fla_names(fields, fla_names))
 
     @functools.wraps(fla_to_dict)
-    def to_dict(self: PreTrainedConfig) -> dict[str, Any]:
+    def to_dict_with_both_names(self: PreTrainedConfig) -> dict[str, Any]:
         fields = fla_to_dict(self)
         return fields | {theirs: fields[ours] for theirs, ours in fla_names.items()}
 
-    marked: Any = init
+    marked: Any = init_with_both_names
     marked.reads_transformers_names = True
     config_class.__init__ = marked
-    config_class.to_dict = to_dict
+    config_class.to_dict = to_dict_with_both_names
 
 
-def with_fla_names(fields: Mapping[str, Any], fla_names: Mapping[str, str]) -> dict[str, Any]:
+def rename_fields_to_fla_names(
+    fields: Mapping[str, Any], fla_names: Mapping[str, str]
+) -> dict[str, Any]:
     """The fields of a config under fla's names alone.
 
     Raises:
@@ -76,14 +80,14 @@ def with_fla_names(fields: Mapping[str, Any], fla_names: Mapping[str, str]) -> d
         ours, value = fla_names[theirs], fields[theirs]
         if renamed.get(ours, AUTO) == AUTO:
             renamed[ours] = value
-        elif value != AUTO and _differ(value, renamed[ours]):
+        elif value != AUTO and _values_differ(value, renamed[ours]):
             raise ValueError(
                 f"{ours} = {renamed[ours]} and {theirs} = {value} name the same field; remove one"
             )
     return renamed
 
 
-def _differ(value: Any, other: Any) -> bool:
+def _values_differ(value: object, other: object) -> bool:
     # JSON has lists where Python has tuples
     return value != other and not (
         isinstance(value, (list, tuple)) and isinstance(other, (list, tuple))

@@ -68,7 +68,7 @@ def base_model_type(config: PreTrainedConfig) -> str:
     return _base_types.get(config.model_type, config.model_type)
 
 
-def config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
+def copy_config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConfig:
     """Returns a new config of the same model with another type of norm.
 
     Args:
@@ -104,8 +104,8 @@ def config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTrainedConf
 def fuse_llama_norms_and_check_norm_type(model: PreTrainedModel, norm_type: str) -> None:
     """Puts fused norms into a model like Llama; checks the norms of any other model.
 
-    Call it on a model built from `config_with_norm`. Fused norms compute the same under the same
-    names, and the config stays the same.
+    Call it on a model built from `copy_config_with_norm`. Fused norms compute the same under the
+    same names, and the config stays the same.
 
     Raises:
         UserError: its blocks are written for fla's fused RMSNorm only.

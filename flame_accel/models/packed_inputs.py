@@ -33,7 +33,7 @@ def is_transformers_model(model_class: type[nn.Module]) -> bool:
     return any(base.__module__.startswith(TRANSFORMERS_MODELS) for base in model_class.__mro__)
 
 
-def accept_cu_seqlens(model: PreTrainedModel) -> None:
+def make_transformers_model_accept_cu_seqlens(model: PreTrainedModel) -> None:
     """Makes a model of transformers take `cu_seqlens`, in place; leaves all other models alone.
 
     The model may then be called with packed documents, `input_ids` [1, T] and `cu_seqlens` [N + 1].
@@ -47,13 +47,17 @@ def accept_cu_seqlens(model: PreTrainedModel) -> None:
         for name in sorted(modules)
         if name.startswith(TRANSFORMERS_MODELS)
     ]
-    tell = partial(_tell_where_documents_begin, tells_states=any(has_state))
+    tell = partial(_replace_cu_seqlens_before_forward, pass_cu_seq_lens_q=any(has_state))
     model.register_forward_pre_hook(tell, with_kwargs=True)
-    model.register_forward_hook(_forget_where_documents_begin, always_call=True)
+    model.register_forward_hook(_clear_packed_boundaries_after_forward, always_call=True)
 
 
-def _tell_where_documents_begin(
-    model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any], *, tells_states: bool
+def _replace_cu_seqlens_before_forward(
+    model: PreTrainedModel,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    pass_cu_seq_lens_q: bool,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: replaces `cu_seqlens` by what the parts of the model understand."""
     if kwargs.get("cu_seqlens") is None:
@@ -67,7 +71,7 @@ def _tell_where_documents_begin(
     inputs["position_ids"] = positions_in_documents(cu_seqlens, inputs["input_ids"].shape[1])
     # with a cache, position ids mean no documents
     inputs["use_cache"] = False
-    if tells_states:
+    if pass_cu_seq_lens_q:
         inputs["cu_seq_lens_q"] = cu_seqlens
     if supports_packed_attention(model):
         use_packed_attention(model)
@@ -75,7 +79,7 @@ def _tell_where_documents_begin(
     return args, inputs
 
 
-def _forget_where_documents_begin(model: nn.Module, args: Any, output: Any) -> None:
+def _clear_packed_boundaries_after_forward(model: nn.Module, args: Any, output: Any) -> None:
     """Forward hook, also after an error: what comes next is not packed."""
     set_packed_boundaries(None)
 

@@ -84,14 +84,14 @@ def profile_steps(
 def _trace_steps(
     folder: Path, activities: set[ProfilerActivity], *, rank: int, interval: int, step: int
 ) -> Iterator[Callable[[], None]]:
-    def plan(index: int) -> ProfilerAction:
+    def action_in_step(index: int) -> ProfilerAction:
         """The profiler's action in step `step + index + 1`."""
         ahead = -(step + index + 1) % interval
         if ahead == 0:
             return ProfilerAction.RECORD_AND_SAVE
         return ProfilerAction.WARMUP if ahead <= WARMUP_STEPS else ProfilerAction.NONE
 
-    def save(tracer: profile) -> None:
+    def export_trace_to_folder(tracer: profile) -> None:
         path = folder / f"step-{step + tracer.step_num}" / f"rank-{rank}.json.gz"
         with _replace_file_and_log(path) as temporary:
             tracer.export_chrome_trace(str(temporary))
@@ -100,7 +100,9 @@ def _trace_steps(
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     # each trace covers one step, and its events are not read later
     warnings.filterwarnings("ignore", message="Warning: Profiler clears events")
-    with profile(activities=activities, schedule=plan, on_trace_ready=save) as tracer:
+    with profile(
+        activities=activities, schedule=action_in_step, on_trace_ready=export_trace_to_folder
+    ) as tracer:
         try:
             yield tracer.step
         finally:
@@ -114,21 +116,21 @@ def _record_memory_snapshots(
 ) -> Iterator[Callable[[], None]]:
     completed = step
 
-    def save(name: str) -> None:
+    def dump_snapshot_to_folder(name: str) -> None:
         with _replace_file_and_log(folder / name / f"rank-{rank}.pickle") as temporary:
             torch.cuda.memory._dump_snapshot(str(temporary))
 
-    def advance() -> None:
+    def count_step_and_dump_if_due() -> None:
         nonlocal completed
         completed += 1
         if completed % interval == 0:
-            save(f"step-{completed}")
+            dump_snapshot_to_folder(f"step-{completed}")
 
     torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
     try:
-        yield advance
+        yield count_step_and_dump_if_due
     except torch.OutOfMemoryError:
-        save(f"step-{completed + 1}-out-of-memory")
+        dump_snapshot_to_folder(f"step-{completed + 1}-out-of-memory")
         raise
     finally:
         torch.cuda.memory._record_memory_history(enabled=None)

@@ -25,7 +25,7 @@ from flame_accel.files import write_json_atomically, write_text_atomically
 from flame_accel.observe.console import add_log_file, get_logger
 from flame_accel.observe.metric_logger import flatten_options
 from flame_accel.observe.metrics_file import METRICS_FILE
-from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE, list_starts_with_this_one
+from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE, list_kept_starts_and_this_one
 from flame_accel.parallel import run_on_main_and_broadcast
 
 ENDED_FILE = "ended.json"
@@ -118,8 +118,8 @@ def open_run_folder(
     if accelerator.is_main_process:
         environment = describe_environment(accelerator, sys.argv)
         start = {name: environment[name] for name in DESCRIBE_START} | dict(sources)
-        environment["starts"] = list_starts_with_this_one(
-            path, config, step=step, description=start
+        environment["starts"] = list_kept_starts_and_this_one(
+            path, config, step=step, environment=start
         )
         write_run_files(path, config, environment)
         add_log_file(path / "log.txt")

@@ -34,20 +34,20 @@ def read_starts(run_folder: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")).get("starts", [])
 
 
-def read_options(run_folder: Path) -> dict[str, OptionValue]:
+def read_options_of_last_start(run_folder: Path) -> dict[str, OptionValue]:
     """The options of the last start by name, `section.option`; empty if there was none."""
     path = run_folder / CONFIG_FILE
-    return _flatten(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _parse_flat_options(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_options_at(run_folder: Path, step: int) -> dict[str, OptionValue]:
     """The options with which a run made the step `step`."""
     later = [start for start in read_starts(run_folder) if start["step"] >= step]
-    return _undo_changes(read_options(run_folder), later)
+    return _options_before_starts(read_options_of_last_start(run_folder), later)
 
 
-def list_starts_with_this_one(
-    run_folder: Path, config: Config, *, step: int, description: Mapping[str, Any]
+def list_kept_starts_and_this_one(
+    run_folder: Path, config: Config, *, step: int, environment: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """The starts of a run whose steps count, with one that begins now.
 
@@ -57,27 +57,29 @@ def list_starts_with_this_one(
         run_folder: With the files of the starts before, if there were any.
         config: The options of this start.
         step: Number of completed steps.
-        description: What this start runs on.
+        environment: What this start runs on.
     """
     earlier = read_starts(run_folder)
     kept = [start for start in earlier if start["step"] < step]
     changes: list[OptionChange] = []
     if kept:
-        before = _undo_changes(read_options(run_folder), earlier[len(kept) :])
-        now = _flatten(to_toml(config))
+        before = _options_before_starts(
+            read_options_of_last_start(run_folder), earlier[len(kept) :]
+        )
+        now = _parse_flat_options(to_toml(config))
         changes = [
             {"option": name, "before": before.get(name), "after": now.get(name)}
             for name in now | before
             if before.get(name) != now.get(name) and name != "job.config_file"
         ]
-    return [*kept, {"step": step, **description, "changed_options": changes}]
+    return [*kept, {"step": step, **environment, "changed_options": changes}]
 
 
-def _flatten(toml: str) -> dict[str, OptionValue]:
+def _parse_flat_options(toml: str) -> dict[str, OptionValue]:
     return {entry.name: entry.value for entry in parse_toml(toml) if entry.key is not None}
 
 
-def _undo_changes(
+def _options_before_starts(
     options: Mapping[str, OptionValue], starts: Sequence[Mapping[str, Any]]
 ) -> dict[str, OptionValue]:
     """The options before these starts, of which the last one had `options`."""

@@ -114,7 +114,7 @@ class _BlockPass:
             raise RuntimeError(
                 f"a block called {first_called} at first, and {operator} when recomputed"
             )
-        return _map_tensors(outputs, _restore_output)
+        return _map_corresponding_tensors(outputs, _restore_output)
 
     def _call_and_save(
         self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -126,7 +126,7 @@ class _BlockPass:
                 outputs = operator(*args, **kwargs)
         finally:
             _thread.block_pass = self
-        self.saved.append((operator, _map_tensors(outputs, _save_output)))
+        self.saved.append((operator, _map_corresponding_tensors(outputs, _save_output)))
         return outputs
 
 
@@ -173,11 +173,11 @@ def _restore_output(saved: _SavedOutput) -> Tensor:
     return saved.tensor.detach().requires_grad_(saved.needs_grad)
 
 
-def _map_tensors(outputs: Any, function: Callable[[Any], Any]) -> Any:
+def _map_corresponding_tensors(outputs: Any, function: Callable[[Any], Any]) -> Any:
     """The outputs of an operator, nested tuples and lists, with a function of each tensor."""
     if outputs is None:
         return None
     if isinstance(outputs, (tuple, list)):
-        mapped = [_map_tensors(output, function) for output in outputs]
+        mapped = [_map_corresponding_tensors(output, function) for output in outputs]
         return mapped if isinstance(outputs, list) else tuple(mapped)
     return function(outputs)

@@ -67,9 +67,9 @@ class Muon(AdamW):
         super().step(closure)
         for group in self.param_groups:
             if group["matrices"]:
-                self._step_matrices(group)
+                self._update_matrices_in_place(group)
 
-    def _step_matrices(self, group: dict[str, Any]) -> None:
+    def _update_matrices_in_place(self, group: dict[str, Any]) -> None:
         by_layout: dict[Any, list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -78,10 +78,15 @@ class Muon(AdamW):
                 by_layout[parameter.shape, layout].append(parameter)
         for parameters in by_layout.values():
             shards = torch.stack(
-                [self._update_momentum_and_get_nesterov(parameter) for parameter in parameters]
+                [
+                    self._update_momentum_and_get_nesterov_shard(parameter)
+                    for parameter in parameters
+                ]
             )
             shape = parameters[0].shape
-            orthogonal = _orthogonalize_shards(shards, shape, _find_shard_splits(parameters[0]))
+            orthogonal = _gather_orthogonalize_and_scatter_shards(
+                shards, shape, _find_sharded_dims_last_first(parameters[0])
+            )
             scale = UPDATE_RMS * math.sqrt(max(shape)) * group["lr"]
             for parameter, update in zip(parameters, orthogonal, strict=True):
                 weight = local_tensor(parameter)
@@ -90,14 +95,14 @@ class Muon(AdamW):
                     weight, moved.add_(update.to(weight.device), alpha=-scale)
                 )
 
-    def _update_momentum_and_get_nesterov(self, parameter: Tensor) -> Tensor:
+    def _update_momentum_and_get_nesterov_shard(self, parameter: Tensor) -> Tensor:
         """Updates the momentum of a matrix in place; this rank's shard of its Nesterov form."""
         state = self.state[parameter]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         gradient, momentum = local_gradient(parameter), local_tensor(state["momentum_buffer"])
         self._copy_unless_found_inf(momentum, momentum.lerp(gradient, 1 - MOMENTUM))
-        return _to_iteration_device_and_dtype(gradient.lerp(momentum, MOMENTUM), parameter)
+        return _to_newton_schulz_device_and_dtype(gradient.lerp(momentum, MOMENTUM), parameter)
 
     def _copy_unless_found_inf(self, destination: Tensor, source: Tensor) -> None:
         """Copies `source` into `destination`, unless this update is to be skipped."""
@@ -106,7 +111,7 @@ class Muon(AdamW):
         destination.copy_(source)
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize_by_newton_schulz(matrices: Tensor) -> Tensor:
     """Approximately the nearest matrices with orthonormal rows or columns [n, rows, cols].
 
     Newton-Schulz iteration X <- a X + (b X X' + c (X X')^2) X, in the dtype of the argument. Its
@@ -125,7 +130,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def _to_iteration_device_and_dtype(shard: Tensor, parameter: Tensor) -> Tensor:
+def _to_newton_schulz_device_and_dtype(shard: Tensor, parameter: Tensor) -> Tensor:
     """Moves to the device and dtype of the iteration: GPUs have fast products in bfloat16."""
     # where weights are kept in CPU memory, the mesh has the device on which they are used
     device = parameter.device_mesh.device_type if isinstance(parameter, DTensor) else shard.device
@@ -133,7 +138,7 @@ def _to_iteration_device_and_dtype(shard: Tensor, parameter: Tensor) -> Tensor:
     return shard.to(device, dtype)
 
 
-class _Split(NamedTuple):
+class _ShardedDim(NamedTuple):
     """One way in which a matrix is sharded."""
 
     dim: int
@@ -142,37 +147,41 @@ class _Split(NamedTuple):
     """Ranks that hold the shards, in their order."""
 
 
-def _find_shard_splits(parameter: Tensor) -> list[_Split]:
+def _find_sharded_dims_last_first(parameter: Tensor) -> list[_ShardedDim]:
     """How a matrix is sharded, the split that was made last first; nothing for a plain tensor."""
     if not isinstance(parameter, DTensor):
         return []
     placements: Any = parameter.placements
     # data parallelism, before tensor parallelism in the mesh, shards what TP has left of a matrix
     return [
-        _Split(placements[mesh_dim].dim, parameter.device_mesh.get_group(mesh_dim))
+        _ShardedDim(placements[mesh_dim].dim, parameter.device_mesh.get_group(mesh_dim))
         for mesh_dim in sharded_mesh_dims(parameter)
     ]
 
 
-def _orthogonalize_shards(shards: Tensor, shape: torch.Size, splits: list[_Split]) -> Tensor:
-    """Orthogonalizes matrices of which this rank holds shards; all ranks of the splits must call.
+def _gather_orthogonalize_and_scatter_shards(
+    shards: Tensor, full_shape: torch.Size, sharded_dims: list[_ShardedDim]
+) -> Tensor:
+    """Orthogonalizes matrices of which this rank holds shards; all ranks of the groups must call.
 
     The ranks of the last split assign the matrices to each other, gather each on its rank by an
     all-to-all, and send the shards of the results back by another.
 
     Args:
         shards: [n, *shard], this rank's shards of n matrices.
-        shape: Shape of a full matrix.
-        splits: How the matrices are sharded, the split that was made last first.
+        full_shape: Shape of a full matrix.
+        sharded_dims: How the matrices are sharded, the split that was made last first.
 
     Returns:
         [n, *shard], this rank's shards of the results.
     """
-    if not splits:
-        batch_size = max(1, BATCH_ELEMENTS // shape.numel())
-        return torch.cat([orthogonalize(batch) for batch in shards.split(batch_size)])
-    (dim, group), *earlier = splits
-    size = shape[dim]
+    if not sharded_dims:
+        batch_size = max(1, BATCH_ELEMENTS // full_shape.numel())
+        return torch.cat(
+            [orthogonalize_by_newton_schulz(batch) for batch in shards.split(batch_size)]
+        )
+    (dim, group), *earlier = sharded_dims
+    size = full_shape[dim]
     for split in reversed(earlier):
         if split.dim == dim:
             size = shard_start_and_length(size, split.group.size(), get_rank(split.group)).length
@@ -189,7 +198,9 @@ def _orthogonalize_shards(shards: Tensor, shape: torch.Size, splits: list[_Split
     all_to_all_single(received, shards.flatten(), receive_sizes, send_sizes, group=group)
     parts = zip(received.split(receive_sizes), shapes, strict=True)
     gathered = torch.cat([part.view(shape_of_rank) for part, shape_of_rank in parts], dim=1 + dim)
-    results = _orthogonalize_shards(gathered, shape, earlier).split(lengths, dim=1 + dim)
+    results = _gather_orthogonalize_and_scatter_shards(gathered, full_shape, earlier).split(
+        lengths, dim=1 + dim
+    )
     returned = torch.empty_like(shards)
     outgoing = torch.cat([part.flatten() for part in results])
     all_to_all_single(returned.view(-1), outgoing, send_sizes, receive_sizes, group=group)

@@ -27,11 +27,15 @@ FEWEST_DOCUMENTS = 16
 """Documents to which smaller numbers are padded."""
 
 
-class _Kind(NamedTuple):
+MemoryPool = torch.cuda._POOL_HANDLE
+"""A pool of device memory that graphs may share."""
+
+
+class _GraphKey(NamedTuple):
     """What the graphs differ by."""
 
     shape: tuple[int, ...]
-    documents: int
+    padded_documents: int
     """Padded; 0 for rows without boundaries."""
 
 
@@ -40,23 +44,25 @@ class CapturedPass(NamedTuple):
 
     replay: Callable[[], None]
     """Does it again, on the same tensors."""
-    result: Tensor
+    loss: Tensor
     """Written by each replay."""
-    pool: Any
+    memory_pool: MemoryPool
     """The memory of what lies between, which other graphs may share."""
 
 
-def capture_cuda_graph(compute: Callable[[], Tensor], pool: Any) -> CapturedPass:
+def capture_cuda_graph_without_running(
+    compute_loss: Callable[[], Tensor], memory_pool: MemoryPool | None
+) -> CapturedPass:
     """Captures a computation without doing it.
 
     Args:
-        compute: Has run before, so that nothing is compiled or tuned now.
-        pool: Of another graph; None for a new one.
+        compute_loss: Has run before, so that nothing is compiled or tuned now.
+        memory_pool: Of another graph; None for a new one.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = compute()
-    return CapturedPass(graph.replay, result, graph.pool())
+    with torch.cuda.graph(graph, pool=memory_pool):
+        loss = compute_loss()
+    return CapturedPass(graph.replay, loss, graph.pool())
 
 
 LossFunction = Callable[[Mapping[str, Any], Tensor], Tensor]
@@ -72,7 +78,7 @@ class PassGraphs:
         compute_loss: Of a micro-batch on the device.
         longest_document: No document has more tokens.
         scale: Losses are multiplied by it to be differentiated.
-        capture: As `capture_cuda_graph`.
+        capture: As `capture_cuda_graph_without_running`.
     """
 
     def __init__(
@@ -83,7 +89,9 @@ class PassGraphs:
         *,
         longest_document: int,
         scale: int,
-        capture: Callable[[Callable[[], Tensor], Any], CapturedPass] = capture_cuda_graph,
+        capture: Callable[
+            [Callable[[], Tensor], MemoryPool | None], CapturedPass
+        ] = capture_cuda_graph_without_running,
     ) -> None:
         self.capture = capture
         self.accelerator = accelerator
@@ -91,11 +99,13 @@ class PassGraphs:
         self.scale = scale
         self.longest_document = longest_document
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._graphs: dict[_Kind, CapturedPass] = {}
-        self._inputs: dict[_Kind, dict[str, Tensor]] = {}
-        self._refused = False
+        self._graphs: dict[_GraphKey, CapturedPass] = {}
+        self._inputs: dict[_GraphKey, dict[str, Tensor]] = {}
+        self._gave_up = False
 
-    def run(self, batch: Mapping[str, Any], global_targets: int | Tensor) -> Tensor:
+    def add_gradients_and_get_loss(
+        self, batch: Mapping[str, Any], global_targets: int | Tensor
+    ) -> Tensor:
         """Adds the gradients of a micro-batch to the parameters', and returns its loss, detached.
 
         The loss is overwritten by the next pass.
@@ -104,81 +114,85 @@ class PassGraphs:
             batch: On the device, with `num_targets` in addition to the model's inputs.
             global_targets: Number of target tokens of the step.
         """
-        kind = _kind_of(batch)
-        first = kind not in self._inputs
+        key = _graph_key_of_batch(batch)
+        first = key not in self._inputs
         if first:
-            self._inputs[kind] = self._allocate(kind, batch)
-        inputs = self._inputs[kind]
-        _copy_into(inputs, batch, global_targets)
+            self._inputs[key] = self._allocate_static_inputs(key, batch)
+        inputs = self._inputs[key]
+        _fill_static_inputs_in_place(inputs, batch, global_targets)
         if first:
-            self._allocate_gradients()
-            return self._differentiate(inputs)
-        if kind not in self._graphs and not self._refused:
-            self._capture_if_possible(kind)
-        if kind not in self._graphs:
-            return self._differentiate(inputs)
-        self._graphs[kind].replay()
-        return self._graphs[kind].result
+            self._allocate_missing_gradients()
+            return self._compute_loss_and_add_gradients(inputs)
+        if key not in self._graphs and not self._gave_up:
+            self._capture_or_give_up_graphs(key)
+        if key not in self._graphs:
+            return self._compute_loss_and_add_gradients(inputs)
+        self._graphs[key].replay()
+        return self._graphs[key].loss
 
-    def _capture_if_possible(self, kind: _Kind) -> None:
+    def _capture_or_give_up_graphs(self, key: _GraphKey) -> None:
         """Captures the pass of a kind; where that fails, no other is tried."""
-        pool = next((captured.pool for captured in self._graphs.values()), None)
+        pool = next((captured.memory_pool for captured in self._graphs.values()), None)
         try:
-            self._graphs[kind] = self.capture(
-                partial(self._differentiate, self._inputs[kind]), pool
+            self._graphs[key] = self.capture(
+                partial(self._compute_loss_and_add_gradients, self._inputs[key]), pool
             )
         # capturing does nothing to the gradients; too little memory is one of these
         except RuntimeError as error:
-            self._refused = True
+            self._gave_up = True
             logger.warning(
                 "passes run without CUDA graphs (training.cuda_graphs): %s",
                 str(error).splitlines()[0],
             )
 
-    def _allocate(self, kind: _Kind, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _allocate_static_inputs(
+        self, key: _GraphKey, batch: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
         inputs = {
             name: torch.empty_like(value)
             for name, value in batch.items()
             if isinstance(value, Tensor) and name != "cu_seqlens"
         }
         device = self.accelerator.device
-        if kind.documents:
+        if key.padded_documents:
             inputs["cu_seqlens"] = torch.empty(
-                kind.documents + 1, dtype=batch["cu_seqlens"].dtype, device=device
+                key.padded_documents + 1, dtype=batch["cu_seqlens"].dtype, device=device
             )
         inputs["targets"] = torch.empty((), dtype=torch.int64, device=device)
         return inputs
 
-    def _allocate_gradients(self) -> None:
+    def _allocate_missing_gradients(self) -> None:
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
-    def _differentiate(self, inputs: dict[str, Tensor]) -> Tensor:
-        batch = {name: value for name, value in inputs.items() if name != "targets"}
+    def _compute_loss_and_add_gradients(self, static_inputs: dict[str, Tensor]) -> Tensor:
+        batch = {name: value for name, value in static_inputs.items() if name != "targets"}
         if "cu_seqlens" in batch:
-            tokens = inputs["input_ids"].numel()
+            tokens = static_inputs["input_ids"].numel()
             batch["cu_seqlens"] = view_padded_boundaries(
-                inputs["cu_seqlens"], tokens=tokens, longest=min(tokens, self.longest_document)
+                static_inputs["cu_seqlens"],
+                tokens=tokens,
+                longest=min(tokens, self.longest_document),
             )
-        loss = self.compute_loss(batch, inputs["targets"])
+        loss = self.compute_loss(batch, static_inputs["targets"])
         self.accelerator.backward(loss * self.scale)
         return loss.detach()
 
 
-def _kind_of(batch: Mapping[str, Any]) -> _Kind:
+def _graph_key_of_batch(batch: Mapping[str, Any]) -> _GraphKey:
     documents = 0
     if "cu_seqlens" in batch:
         # one more than there are, which stays empty
         documents = max(FEWEST_DOCUMENTS, 1 << (len(batch["cu_seqlens"]) - 1).bit_length())
-    return _Kind(tuple(batch["input_ids"].shape), documents)
+    return _GraphKey(tuple(batch["input_ids"].shape), documents)
 
 
-def _copy_into(
-    inputs: Mapping[str, Tensor], batch: Mapping[str, Any], global_targets: int | Tensor
+def _fill_static_inputs_in_place(
+    static_inputs: Mapping[str, Tensor], batch: Mapping[str, Any], global_targets: int | Tensor
 ) -> None:
     """Fills the tensors of a graph; nothing waits."""
-    for name, tensor in inputs.items():
+    for name, tensor in static_inputs.items():
         if name == "targets":
             # a number is filled in on the device
             _ = tensor.fill_(global_targets)

@@ -9,9 +9,9 @@ import math
 from flame_accel.config import OptimizerConfig
 
 
-def is_due(step: int, interval: int, steps: int) -> bool:
+def is_due(step: int, interval: int, total_steps: int) -> bool:
     """Whether work with this interval is due after a completed step; the last step always is."""
-    return step == steps or (interval > 0 and step % interval == 0)
+    return step == total_steps or (interval > 0 and step % interval == 0)
 
 
 def num_decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> int:

@@ -116,7 +116,7 @@ def train_step(
     for batch in micro_batches:
         with accelerator.accumulate(model):
             if graphs is not None:
-                loss = graphs.run(batch, global_targets)
+                loss = graphs.add_gradients_and_get_loss(batch, global_targets)
             else:
                 loss = compute_micro_batch_loss(accelerator, model, batch, global_targets)
                 accelerator.backward(loss * scale)

@@ -49,11 +49,13 @@ def test_replays_have_the_bits_of_passes_without_graphs(monkeypatch, model_type)
         del results["model.embeddings.weight"]
         return results
 
-    take_results(graphs.run(draw_batch(0, DOCUMENTS[0]), TARGETS))
+    take_results(graphs.add_gradients_and_get_loss(draw_batch(0, DOCUMENTS[0]), TARGETS))
     [inputs] = graphs._inputs.values()
     for seed, boundaries in enumerate(DOCUMENTS):
-        replayed = take_results(graphs.run(draw_batch(seed, boundaries), TARGETS))
-        without = take_results(graphs._differentiate(inputs))
+        replayed = take_results(
+            graphs.add_gradients_and_get_loss(draw_batch(seed, boundaries), TARGETS)
+        )
+        without = take_results(graphs._compute_loss_and_add_gradients(inputs))
         different = [name for name, x in without.items() if not torch.equal(x, replayed[name])]
         assert different == []
     assert len(graphs._graphs) == 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from flame_accel.diagnosis.conformance.generation_laws import copy_with_noise_on_weights
+from flame_accel.diagnosis.conformance.generation_laws import copy_for_eval_with_noise_on_weights
 from flame_accel.models.build import build_model
 from flame_accel.models.catalogue import tiny_config
 
@@ -69,6 +69,6 @@ def tiny_generator(model_type: str, **changes: Any) -> PreTrainedModel:
     """A tiny model of fla whose layers all matter, in evaluation mode."""
     config = tiny_config(model_type, **changes)
     size: int = config.vocab_size
-    return copy_with_noise_on_weights(
+    return copy_for_eval_with_noise_on_weights(
         build_model(config, vocabulary_size=size, bos_token_id=None, eos_token_id=None, seed=0)
     )

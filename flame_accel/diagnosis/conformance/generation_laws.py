@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from flame_accel.diagnosis.conformance.measures import (
     PRECISION,
     LawBroken,
-    compute_logits,
+    compute_fp32_logits,
+    draw_same_token_ids_every_time,
+    fixed_seed_and_training_autocast,
     raise_law_broken_unless,
-    random_token_ids,
     relative_error,
-    seeded_training_precision,
 )
 
 PROMPT_LENGTHS = (1, 13, 62, 66)
@@ -34,7 +34,7 @@ PADDING_TOKEN = 7
 NOISE = 0.1
 
 
-def copy_with_noise_on_weights(model: PreTrainedModel) -> PreTrainedModel:
+def copy_for_eval_with_noise_on_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A copy in evaluation mode whose layers all matter.
 
     Some start as the identity, or let hardly anything of earlier tokens through: whatever they
@@ -54,10 +54,12 @@ def check_greedy_generation_matches_one_pass(model: PreTrainedModel) -> None:
 
     With a cache, unless the architecture's own default is to have none.
     """
-    for prompt in _prompts(model):
-        generated = _generate(model, _pad_left([prompt]))
-        _compare_with_one_pass(model, generated, [prompt], "token by token differs from one pass")
-        whole = compute_logits(model, generated.sequences)[:, len(prompt) - 1 : -1]
+    for prompt in _draw_prompts_of_all_lengths(model):
+        generated = _generate_without_sampling(model, _pad_left([prompt]))
+        _check_logits_match_one_pass(
+            model, generated, [prompt], "token by token differs from one pass"
+        )
+        whole = compute_fp32_logits(model, generated.sequences)[:, len(prompt) - 1 : -1]
         chosen = whole.gather(-1, generated.sequences[:, len(prompt) :, None]).squeeze(-1)
         # two tokens may be as likely as each other within the tolerance
         margin = PRECISION[model.device.type].step * whole.abs().amax(-1)
@@ -66,19 +68,22 @@ def check_greedy_generation_matches_one_pass(model: PreTrainedModel) -> None:
         )
 
 
-def check_padding_is_left_out(model: PreTrainedModel) -> None:
+def check_padding_keeps_logits(model: PreTrainedModel) -> None:
     """A sequence has the same logits in a padded batch as alone, in generation and scoring."""
-    prompts = _prompts(model)
-    _compare_with_one_pass(
-        model, _generate(model, _pad_left(prompts)), prompts, "a padded batch generates otherwise"
+    prompts = _draw_prompts_of_all_lengths(model)
+    _check_logits_match_one_pass(
+        model,
+        _generate_without_sampling(model, _pad_left(prompts)),
+        prompts,
+        "a padded batch generates otherwise",
     )
     tolerance = PRECISION[model.device.type].step
     for side, batch in (("left", _pad_left(prompts)), ("right", _pad_right(prompts))):
-        logits = compute_logits(model, batch.input_ids, attention_mask=batch.attention_mask)
+        logits = compute_fp32_logits(model, batch.input_ids, attention_mask=batch.attention_mask)
         for row, prompt in enumerate(prompts):
             error = relative_error(
                 logits[row, batch.attention_mask[row].bool()],
-                compute_logits(model, prompt[None])[0],
+                compute_fp32_logits(model, prompt[None])[0],
             )
             raise_law_broken_unless(
                 error <= tolerance,
@@ -86,19 +91,19 @@ def check_padding_is_left_out(model: PreTrainedModel) -> None:
             )
 
 
-def check_beam_search_finds_the_same(model: PreTrainedModel) -> None:
+def check_beam_scores_match_one_pass(model: PreTrainedModel) -> None:
     """Beams of a padded batch have the scores of one pass over their texts.
 
     The best has the score that a search finds without a cache and without padding.
     """
-    prompts = _prompts(model)
+    prompts = _draw_prompts_of_all_lengths(model)
     batch = _pad_left(prompts)
-    beams = _generate(model, batch, num_beams=BEAMS, num_return_sequences=BEAMS)
+    beams = _generate_without_sampling(model, batch, num_beams=BEAMS, num_return_sequences=BEAMS)
     scores = beams.sequences_scores.float().view(len(prompts), BEAMS)
     texts = beams.sequences[:, batch.input_ids.shape[1] :].view(len(prompts), BEAMS, NEW_TOKENS)
     for prompt, prompt_texts, prompt_scores in zip(prompts, texts, scores, strict=True):
         whole = torch.cat((prompt.expand(BEAMS, -1), prompt_texts), 1)
-        logits = compute_logits(model, whole)[:, len(prompt) - 1 : -1]
+        logits = compute_fp32_logits(model, whole)[:, len(prompt) - 1 : -1]
         tolerance = PRECISION[model.device.type].step * logits.abs().max()
         expected = F.log_softmax(logits, -1).gather(-1, prompt_texts.unsqueeze(-1)).mean((1, 2))
         error = (prompt_scores - expected).abs().max()
@@ -106,7 +111,9 @@ def check_beam_search_finds_the_same(model: PreTrainedModel) -> None:
             bool(error <= tolerance),
             f"scores of beams differ by {error:.1e} from one pass after {len(prompt)} tokens",
         )
-        alone = _generate(model, _pad_left([prompt]), num_beams=BEAMS, use_cache=False)
+        alone = _generate_without_sampling(
+            model, _pad_left([prompt]), num_beams=BEAMS, use_cache=False
+        )
         error = (prompt_scores[0] - alone.sequences_scores[0]).abs()
         raise_law_broken_unless(
             bool(error <= tolerance),
@@ -114,17 +121,19 @@ def check_beam_search_finds_the_same(model: PreTrainedModel) -> None:
         )
 
 
-def check_cache_changes_nothing(model: PreTrainedModel) -> None:
+def check_cache_keeps_logits(model: PreTrainedModel) -> None:
     """Generation with a cache has the logits of generation without; a model without one raises."""
-    for prompt in _prompts(model):
+    for prompt in _draw_prompts_of_all_lengths(model):
         for use_cache in (False, True):
             try:
-                generated = _generate(model, _pad_left([prompt]), use_cache=use_cache)
+                generated = _generate_without_sampling(
+                    model, _pad_left([prompt]), use_cache=use_cache
+                )
             except NotImplementedError:
                 if use_cache and not model.config.use_cache:
                     continue
                 raise
-            _compare_with_one_pass(
+            _check_logits_match_one_pass(
                 model,
                 generated,
                 [prompt],
@@ -132,7 +141,7 @@ def check_cache_changes_nothing(model: PreTrainedModel) -> None:
             )
 
 
-def check_prompt_is_read_in_pieces(model: PreTrainedModel) -> None:
+def check_prompt_in_pieces_keeps_logits(model: PreTrainedModel) -> None:
     """A prompt that is read in pieces, one after the other, has the logits of one pass.
 
     The pieces of a padded batch may raise an error instead.
@@ -140,26 +149,26 @@ def check_prompt_is_read_in_pieces(model: PreTrainedModel) -> None:
     if not model.config.use_cache:
         # nothing is handed on from one piece to the next
         return
-    prompt = _prompts(model)[-1:]
-    _compare_pieces_with_one_pass(model, _pad_left(prompt), mask=False)
+    prompt = _draw_prompts_of_all_lengths(model)[-1:]
+    _check_pieces_match_one_pass(model, _pad_left(prompt), mask=False)
     # padding reaches into the second piece, and no row of any piece is empty
     batch = _pad_left([prompt[0][3:], prompt[0], prompt[0][12:]])
     try:
-        _compare_pieces_with_one_pass(model, batch, mask=True)
+        _check_pieces_match_one_pass(model, batch, mask=True)
     except LawBroken:
         raise
     except Exception:
         return
 
 
-def _compare_pieces_with_one_pass(
+def _check_pieces_match_one_pass(
     model: PreTrainedModel, batch: "PaddedBatch", *, mask: bool
 ) -> None:
     ids, attention_mask = batch
     cache, end, pieces = None, 0, []
     for piece in ids.split(PIECES, 1):
         end += piece.shape[1]
-        with torch.no_grad(), seeded_training_precision(model):
+        with torch.no_grad(), fixed_seed_and_training_autocast(model):
             output = model(
                 input_ids=piece,
                 attention_mask=attention_mask[:, :end] if mask else None,
@@ -170,7 +179,9 @@ def _compare_pieces_with_one_pass(
         pieces.append(output.logits.float())
     logits = torch.cat(pieces, 1)
     for row, kept in enumerate(attention_mask.bool()):
-        error = relative_error(logits[row, kept], compute_logits(model, ids[row, kept][None])[0])
+        error = relative_error(
+            logits[row, kept], compute_fp32_logits(model, ids[row, kept][None])[0]
+        )
         raise_law_broken_unless(
             error <= PRECISION[model.device.type].step,
             f"a prompt of {int(kept.sum())} tokens read in pieces differs by {error:.1e}",
@@ -179,10 +190,10 @@ def _compare_pieces_with_one_pass(
 
 GENERATION_LAWS: dict[str, Callable[[PreTrainedModel], None]] = {
     "generates": check_greedy_generation_matches_one_pass,
-    "leaves padding out": check_padding_is_left_out,
-    "searches with beams": check_beam_search_finds_the_same,
-    "caches": check_cache_changes_nothing,
-    "reads in pieces": check_prompt_is_read_in_pieces,
+    "leaves padding out": check_padding_keeps_logits,
+    "searches with beams": check_beam_scores_match_one_pass,
+    "caches": check_cache_keeps_logits,
+    "reads in pieces": check_prompt_in_pieces_keeps_logits,
 }
 """The name of each law, and the function that raises where a model breaks it."""
 
@@ -213,14 +224,14 @@ def _pad_right(sequences: Sequence[Tensor]) -> PaddedBatch:
     return PaddedBatch(ids.flip(1), mask.flip(1))
 
 
-def _prompts(model: PreTrainedModel) -> list[Tensor]:
-    rows = random_token_ids(model, (len(PROMPT_LENGTHS), max(PROMPT_LENGTHS)))
+def _draw_prompts_of_all_lengths(model: PreTrainedModel) -> list[Tensor]:
+    rows = draw_same_token_ids_every_time(model, (len(PROMPT_LENGTHS), max(PROMPT_LENGTHS)))
     return [row[:length] for row, length in zip(rows, PROMPT_LENGTHS, strict=True)]
 
 
-def _generate(model: PreTrainedModel, batch: PaddedBatch, **options: Any) -> Any:
+def _generate_without_sampling(model: PreTrainedModel, batch: PaddedBatch, **options: Any) -> Any:
     generate: Any = model.generate
-    with torch.no_grad(), seeded_training_precision(model):
+    with torch.no_grad(), fixed_seed_and_training_autocast(model):
         return generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -234,17 +245,17 @@ def _generate(model: PreTrainedModel, batch: PaddedBatch, **options: Any) -> Any
         )
 
 
-def _compare_with_one_pass(
-    model: PreTrainedModel, generated: Any, prompts: Sequence[Tensor], otherwise: str
+def _check_logits_match_one_pass(
+    model: PreTrainedModel, generated: Any, prompts: Sequence[Tensor], broken_message_start: str
 ) -> None:
     """Compares the logits of every generated token with one pass over its text, without padding."""
     steps = torch.stack(generated.logits, dim=1).float()
     for prompt, text, logits in zip(
         prompts, generated.sequences[:, -NEW_TOKENS:], steps, strict=True
     ):
-        whole = compute_logits(model, torch.cat((prompt, text))[None])[0, len(prompt) - 1 : -1]
+        whole = compute_fp32_logits(model, torch.cat((prompt, text))[None])[0, len(prompt) - 1 : -1]
         error = relative_error(logits, whole)
         raise_law_broken_unless(
             error <= PRECISION[model.device.type].step,
-            f"{otherwise} by {error:.1e} after {len(prompt)} tokens",
+            f"{broken_message_start} by {error:.1e} after {len(prompt)} tokens",
         )

@@ -23,16 +23,16 @@ import flame_accel
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.generation_laws import (
     GENERATION_LAWS,
-    copy_with_noise_on_weights,
+    copy_for_eval_with_noise_on_weights,
 )
 from flame_accel.diagnosis.conformance.measures import (
     PRECISION,
     LawBroken,
-    compute_logits,
+    compute_fp32_logits,
+    draw_same_token_ids_every_time,
+    fixed_seed_and_training_autocast,
     raise_law_broken_unless,
-    random_token_ids,
     relative_error,
-    seeded_training_precision,
 )
 from flame_accel.kernels.called_families import record_entered_replacement_modules
 from flame_accel.models.build import build_model
@@ -81,7 +81,7 @@ def run_law_checks(
         try:
             model = model or build_model_on_device(config, device)
             if name in GENERATION_LAWS:
-                noisy_model = noisy_model or copy_with_noise_on_weights(model)
+                noisy_model = noisy_model or copy_for_eval_with_noise_on_weights(model)
             LAWS[name](noisy_model if name in GENERATION_LAWS and noisy_model else model)
         except Exception as error:
             reason = explain_exception(error)
@@ -113,12 +113,12 @@ def check_training_lowers_loss(model: PreTrainedModel) -> None:
     Where weights start at 0 so that a layer starts as the identity, the gradients of others do too:
     they get some more steps.
     """
-    ids = random_token_ids(model, (ROWS, ROW_LENGTH))
+    ids = draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH))
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.train()
     losses = [_take_optimizer_step_and_get_loss(model, optimizer, ids, without) for _ in range(2)]
-    with torch.no_grad(), seeded_training_precision(model):
+    with torch.no_grad(), fixed_seed_and_training_autocast(model):
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     for _ in range(3 if without else 0):
         _take_optimizer_step_and_get_loss(model, optimizer, ids, without)
@@ -142,7 +142,7 @@ def _take_optimizer_step_and_get_loss(
 
     Takes from `out_without_gradient` the names of parameters with a gradient that is not 0.
     """
-    with seeded_training_precision(model):
+    with fixed_seed_and_training_autocast(model):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -156,7 +156,7 @@ def _take_optimizer_step_and_get_loss(
 
 def check_reload_keeps_logits(model: PreTrainedModel) -> None:
     """A model that is saved and loaded through the auto class gives the same logits, bit by bit."""
-    ids = random_token_ids(model, (ROWS, ROW_LENGTH))
+    ids = draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH))
     model.eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -164,13 +164,13 @@ def check_reload_keeps_logits(model: PreTrainedModel) -> None:
     raise_law_broken_unless(
         type(loaded) is type(model), f"it comes back as {type(loaded).__name__}"
     )
-    same = torch.equal(compute_logits(loaded, ids), compute_logits(model, ids))
+    same = torch.equal(compute_fp32_logits(loaded, ids), compute_fp32_logits(model, ids))
     raise_law_broken_unless(same, "the loaded model gives other logits")
 
 
 def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     """Nothing of a packed document reaches another one, neither forward nor backward."""
-    row = random_token_ids(model, (1, sum(DOCUMENT_LENGTHS)))
+    row = draw_same_token_ids_every_time(model, (1, sum(DOCUMENT_LENGTHS)))
     bounds = torch.tensor((0, *DOCUMENT_LENGTHS), device=row.device).cumsum(0, dtype=torch.int32)
     edges = bounds.tolist()
     others = torch.ones_like(row, dtype=torch.bool)
@@ -178,8 +178,8 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     changed = torch.where(others, row, model.config.vocab_size - 1 - row)
     # as in training, whose kernels may be others than those of evaluation
     model.train()
-    before, gradient = _packed_logits_and_embedding_gradient(model, row, bounds, others)
-    after, _ = _packed_logits_and_embedding_gradient(model, changed, bounds, others)
+    before, gradient = _run_packed_and_get_embedding_gradient(model, row, bounds, others)
+    after, _ = _run_packed_and_get_embedding_gradient(model, changed, bounds, others)
     change = relative_error(after[others], before[others])
     raise_law_broken_unless(
         torch.equal(before[others], after[others])
@@ -194,10 +194,10 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     )
 
     model.eval()
-    packed = compute_logits(model, row, cu_seqlens=bounds)
+    packed = compute_fp32_logits(model, row, cu_seqlens=bounds)
     tolerance = PRECISION[model.device.type].packing
     for begin, end in itertools.pairwise(edges):
-        error = relative_error(packed[:, begin:end], compute_logits(model, row[:, begin:end]))
+        error = relative_error(packed[:, begin:end], compute_fp32_logits(model, row[:, begin:end]))
         raise_law_broken_unless(
             error <= tolerance,
             f"a document of {end - begin} tokens differs by {error:.1e} from the same one alone",
@@ -217,7 +217,7 @@ TRIAL_LAWS = ("trains", "reloads", "generates", "keeps documents apart")
 """Those of `LAWS` that tell whether a model can be trained, exported and sampled from."""
 
 
-def laws_in_results(model_type: str) -> tuple[str, ...]:
+def law_names_in_results(model_type: str) -> tuple[str, ...]:
     """Names of the laws that results hold: all for fla's models, else `TRIAL_LAWS`."""
     return tuple(LAWS) if model_type in fla_config_classes() else TRIAL_LAWS
 
@@ -226,17 +226,22 @@ def _has_experts(model: PreTrainedModel) -> bool:
     return any("Expert" in type(module).__name__ for module in model.modules())
 
 
-def _packed_logits_and_embedding_gradient(
+class PackedPass(NamedTuple):
+    """What one pass over a packed row gives."""
+
+    logits: torch.Tensor
+    """[1, T, V]"""
+    embedding_gradient: torch.Tensor
+    """[1, T, D]"""
+
+
+def _run_packed_and_get_embedding_gradient(
     model: PreTrainedModel,
     row: torch.Tensor,
     cu_seqlens: torch.Tensor,
     counted_positions: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a packed row, and the gradient of those counted with respect to its embeddings.
-
-    Returns:
-        `[1, T, V]` and `[1, T, D]`.
-    """
+) -> PackedPass:
+    """Logits of a packed row, and the gradient of those counted with respect to its embeddings."""
     embedded: list[torch.Tensor] = []
 
     def retain_embedding_gradient(module: object, inputs: object, output: torch.Tensor) -> None:
@@ -245,7 +250,7 @@ def _packed_logits_and_embedding_gradient(
 
     hook = model.get_input_embeddings().register_forward_hook(retain_embedding_gradient)
     try:
-        with seeded_training_precision(model):
+        with fixed_seed_and_training_autocast(model):
             logits = model(input_ids=row, cu_seqlens=cu_seqlens, use_cache=False).logits.float()
     finally:
         hook.remove()
@@ -255,7 +260,7 @@ def _packed_logits_and_embedding_gradient(
     gradient = embedded[0].grad
     if gradient is None:
         raise LawBroken("the logits do not depend on the embeddings")
-    return logits.detach(), gradient
+    return PackedPass(logits.detach(), gradient)
 
 
 def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
@@ -266,7 +271,7 @@ def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     """
     model = build_model_on_device(config, "cpu")
     with record_entered_replacement_modules() as families:
-        compute_logits(model, random_token_ids(model, (ROWS, ROW_LENGTH)))
+        compute_fp32_logits(model, draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH)))
     return sorted(module for module in families if not module.startswith("modules."))
 
 

@@ -24,14 +24,14 @@ class LawBroken(Exception):
     """A law that does not hold; the message says in what way."""
 
 
-def random_token_ids(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
+def draw_same_token_ids_every_time(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
     """The same tokens every time, on the device of the model."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 @contextmanager
-def seeded_training_precision(model: PreTrainedModel) -> Iterator[None]:
+def fixed_seed_and_training_autocast(model: PreTrainedModel) -> Iterator[None]:
     """The precision of training on the model's device, and the same random numbers every time."""
     torch.manual_seed(0)
     device = model.device.type
@@ -39,15 +39,15 @@ def seeded_training_precision(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def compute_logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+def compute_fp32_logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
     """Logits of one pass in fp32, without a cache and with the precision of training."""
-    with torch.no_grad(), seeded_training_precision(model):
+    with torch.no_grad(), fixed_seed_and_training_autocast(model):
         return model(input_ids=ids, use_cache=False, **options).logits.float()
 
 
-def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     """Norm of the difference over the norm of the reference."""
-    return ((value - reference).norm() / reference.norm()).item()
+    return ((result - reference).norm() / reference.norm()).item()
 
 
 def raise_law_broken_unless(holds: bool, broken_message: str) -> None:

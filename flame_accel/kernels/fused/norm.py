@@ -20,7 +20,7 @@ BACKWARD_PROGRAMS = 1024
 
 
 @triton.jit(do_not_specialize=["M"])
-def _forward_kernel(
+def _rms_norm_forward_kernel(
     x,
     residual,
     gate,
@@ -60,7 +60,7 @@ def _forward_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "tiles"])
-def _backward_kernel(
+def _rms_norm_backward_kernel(
     x,
     gate,
     weight,
@@ -122,8 +122,8 @@ def _backward_kernel(
 
 
 # launches have options that are no parameters
-_FORWARD: Any = _forward_kernel
-_BACKWARD: Any = _backward_kernel
+_FORWARD: Any = _rms_norm_forward_kernel
+_BACKWARD: Any = _rms_norm_backward_kernel
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -219,7 +219,8 @@ def rms_norm(
     else:
         total_dtype = torch.float32 if residual_in_fp32 else x.dtype
     y, total = _RMSNorm.apply(
-        _rows(x), None if residual is None else _rows(residual), None, weight, eps, "none",
+        _contiguous_rows(x), None if residual is None else _contiguous_rows(residual), None,
+        weight, eps, "none",
         total_dtype if prenorm or residual is not None else None,
     )  # fmt: skip
     y = y.view(x.shape)
@@ -239,11 +240,19 @@ def rms_norm_gated(
 ) -> Tensor:
     """As `kernels.modules.norm.rms_norm_gated`, for calls that `supports_rms_norm_gated`."""
     name = "sigmoid" if activation == "sigmoid" else "swish"
-    y, _ = _RMSNorm.apply(_rows(x), None, _rows(g), weight, eps, name, None)
+    y, _ = _RMSNorm.apply(
+        _contiguous_rows(x),
+        None,
+        _contiguous_rows(g),
+        weight,
+        eps,
+        name,
+        None,
+    )
     return y.view(x.shape)
 
 
-def _rows(x: Tensor) -> Tensor:
+def _contiguous_rows(x: Tensor) -> Tensor:
     return x.contiguous().view(-1, x.shape[-1])
 
 

@@ -32,11 +32,13 @@ _allowed = [True]
 
 
 @contextmanager
-def only_kernels_of_fla() -> Iterator[None]:
+def fused_kernels_disabled() -> Iterator[None]:
     """Has fla's own functions called inside the block, to compare with."""
     _allowed.append(False)
-    yield
-    _allowed.pop()
+    try:
+        yield
+    finally:
+        _allowed.pop()
 
 
 def install_fused_kernels() -> None:
@@ -48,19 +50,21 @@ def install_fused_kernels() -> None:
         if hasattr(original, "replaces"):
             continue
         module = importlib.import_module(f"flame_accel.kernels.fused.{module_name}")
-        ours = _use_where_supported(getattr(module, name), getattr(module, supports), original)
+        ours = _choose_implementation_per_call(
+            getattr(module, name), getattr(module, supports), original
+        )
         replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)
 
 
-def _use_where_supported(
-    ours: Callable[..., Any], supports: Callable[..., bool], original: Callable[..., Any]
+def _choose_implementation_per_call(
+    ours: Callable[..., Any], supports_call: Callable[..., bool], original: Callable[..., Any]
 ) -> Callable[..., Any]:
     @functools.wraps(ours)
-    def choose(*args: Any, **kwargs: Any) -> Any:
-        function = ours if _allowed[-1] and supports(*args, **kwargs) else original
+    def call_ours_if_supported(*args: Any, **kwargs: Any) -> Any:
+        function = ours if _allowed[-1] and supports_call(*args, **kwargs) else original
         return function(*args, **kwargs)
 
-    found: Any = choose
+    found: Any = call_ours_if_supported
     found.replaces = original
     return found

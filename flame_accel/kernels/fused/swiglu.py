@@ -3,7 +3,7 @@
 The product of both is not kept for the backward pass, which computes it again on the way.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ BLOCK = 2048
 
 # specialized in `size`: a mask that is known to be aligned leaves loads 16 bytes wide
 @triton.jit
-def _forward_kernel(x, y, z, size, BLOCK: tl.constexpr):
+def _swiglu_forward_kernel(x, y, z, size, BLOCK: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
     b_x = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
@@ -27,7 +27,7 @@ def _forward_kernel(x, y, z, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _backward_kernel(x, y, dz, dx, dy, z, size, BLOCK: tl.constexpr, HAS_Z: tl.constexpr):
+def _swiglu_backward_kernel(x, y, dz, dx, dy, z, size, BLOCK: tl.constexpr, HAS_Z: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
     b_x = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
@@ -43,25 +43,33 @@ def _backward_kernel(x, y, dz, dx, dy, z, size, BLOCK: tl.constexpr, HAS_Z: tl.c
 
 
 # launches have options that are no parameters
-_FORWARD: Any = _forward_kernel
-_BACKWARD: Any = _backward_kernel
+_FORWARD: Any = _swiglu_forward_kernel
+_BACKWARD: Any = _swiglu_backward_kernel
 
 
-def _multiply(x: Tensor, y: Tensor) -> Tensor:
+def _compute_swiglu(x: Tensor, y: Tensor) -> Tensor:
     z = torch.empty_like(x)
     _FORWARD[(-(-x.numel() // BLOCK),)](x, y, z, x.numel(), BLOCK)
     return z
 
 
-def _differentiate(
-    x: Tensor, y: Tensor, dz: Tensor, *, with_z: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x and y, and the product itself if asked for."""
+class SwiGLUGradients(NamedTuple):
+    """Gradients of both factors, and what a linear map after them needs for its own."""
+
+    dx: Tensor
+    dy: Tensor
+    product: Tensor | None
+    """The forward pass's result, computed again if asked for."""
+
+
+def _compute_swiglu_gradients(
+    x: Tensor, y: Tensor, dz: Tensor, *, with_product: bool
+) -> SwiGLUGradients:
     dx, dy = torch.empty_like(x), torch.empty_like(y)
-    z = torch.empty_like(x) if with_z else None
+    z = torch.empty_like(x) if with_product else None
     grid = (-(-x.numel() // BLOCK),)
-    _BACKWARD[grid](x, y, dz, dx, dy, z, x.numel(), BLOCK, HAS_Z=with_z)
-    return dx, dy, z
+    _BACKWARD[grid](x, y, dz, dx, dy, z, x.numel(), BLOCK, HAS_Z=with_product)
+    return SwiGLUGradients(dx, dy, z)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -69,12 +77,12 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         x, y = x.contiguous(), y.contiguous()
         ctx.save_for_backward(x, y)
-        return _multiply(x, y)
+        return _compute_swiglu(x, y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ctx.saved_tensors
-        dx, dy, _ = _differentiate(x, y, grads[0].contiguous(), with_z=False)
+        dx, dy, _ = _compute_swiglu_gradients(x, y, grads[0].contiguous(), with_product=False)
         return dx, dy
 
 
@@ -85,14 +93,14 @@ class _SwiGLULinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, y = x.contiguous(), y.contiguous()
         ctx.save_for_backward(x, y, weight)
-        return F.linear(_multiply(x, y), weight, bias)
+        return F.linear(_compute_swiglu(x, y), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, y, weight = ctx.saved_tensors
         dout = grads[0].reshape(-1, weight.shape[0])
         dz = (dout @ weight).view(x.shape)
-        dx, dy, z = _differentiate(x, y, dz, with_z=ctx.needs_input_grad[2])
+        dx, dy, z = _compute_swiglu_gradients(x, y, dz, with_product=ctx.needs_input_grad[2])
         dweight = None if z is None else dout.t() @ z.view(-1, weight.shape[1])
         dbias = dout.sum(0) if ctx.needs_input_grad[3] else None
         return dx, dy, dweight, dbias

@@ -12,7 +12,7 @@ from fla.layers.hgrn2 import HGRN2Attention
 from fla.layers.multiscale_retention import MultiScaleRetention
 from torch import Tensor
 
-from flame_accel.kernels.modules.padded_rows import refuse_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import check_no_padding_after_cached_tokens
 
 _gla_forward = GatedLinearAttention.forward
 _hgrn2_forward = HGRN2Attention.forward
@@ -48,7 +48,7 @@ def forward_retention(
     """
     if layer.mode == "parallel":
         layer.mode = "chunk"
-    refuse_padding_after_cached_tokens(
+    check_no_padding_after_cached_tokens(
         layer,
         attention_mask,
         hidden_states.shape[1],

@@ -25,7 +25,11 @@ from fla.models.cache_utils import Cache
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.modules.padded_rows import forward_rows_without_padding, has_padding
+from flame_accel.kernels.modules.padded_rows import (
+    LayerOutput,
+    forward_rows_without_padding,
+    has_padding,
+)
 
 _forgetting_forward = ForgettingAttention.forward
 _mla_forward = MultiheadLatentAttention.forward
@@ -83,7 +87,9 @@ def forward_mla_with_window_in_cache(
     if past_key_values is not None and len(past_key_values) > layer.layer_idx:
         several = hidden_states.shape[1] > 1
         past_key_values.layers[layer.layer_idx].window_size = None if several else layer.window_size
-    attention_mask = _mask_for_several_tokens(layer, hidden_states, attention_mask, past_key_values)
+    attention_mask = _drop_needless_mask_or_raise(
+        layer, hidden_states, attention_mask, past_key_values
+    )
     return _mla_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
@@ -96,11 +102,13 @@ def forward_moba_without_window_in_cache(
 ) -> Any:
     """`MoBA.forward`; its window is only one of the cache: in one pass tokens see all earlier."""
     layer.window_size = None
-    attention_mask = _mask_for_several_tokens(layer, hidden_states, attention_mask, past_key_values)
+    attention_mask = _drop_needless_mask_or_raise(
+        layer, hidden_states, attention_mask, past_key_values
+    )
     return _moba_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def _mask_for_several_tokens(
+def _drop_needless_mask_or_raise(
     layer: Any,
     hidden_states: Tensor,
     attention_mask: Any,
@@ -138,10 +146,10 @@ def _mask_for_several_tokens(
     )
 
 
-def _without_needless_mask(
+def _wrap_forward_to_drop_needless_mask(
     forward: Callable[..., Any], *, continues_padding: bool = False
 ) -> Callable[..., Any]:
-    """The forward pass of an attention layer, with the mask of `_mask_for_several_tokens`."""
+    """The forward pass of an attention layer, with the mask of `_drop_needless_mask_or_raise`."""
 
     @wraps(forward)
     def forward_without_needless_mask(
@@ -152,7 +160,7 @@ def _without_needless_mask(
         *args: Any,
         **options: Any,
     ) -> Any:
-        attention_mask = _mask_for_several_tokens(
+        attention_mask = _drop_needless_mask_or_raise(
             layer,
             hidden_states,
             attention_mask,
@@ -164,11 +172,13 @@ def _without_needless_mask(
     return forward_without_needless_mask
 
 
-forward_attention = _without_needless_mask(Attention.forward)
-forward_bit_attention = _without_needless_mask(BitAttention.forward)
-forward_nsa = _without_needless_mask(NativeSparseAttention.forward)
-forward_parallax = _without_needless_mask(Parallax.forward, continues_padding=True)
-forward_rodimus_attention = _without_needless_mask(SlidingWindowSharedKeyAttention.forward)
+forward_attention = _wrap_forward_to_drop_needless_mask(Attention.forward)
+forward_bit_attention = _wrap_forward_to_drop_needless_mask(BitAttention.forward)
+forward_nsa = _wrap_forward_to_drop_needless_mask(NativeSparseAttention.forward)
+forward_parallax = _wrap_forward_to_drop_needless_mask(Parallax.forward, continues_padding=True)
+forward_rodimus_attention = _wrap_forward_to_drop_needless_mask(
+    SlidingWindowSharedKeyAttention.forward
+)
 
 
 def forward_wall_without_padding(
@@ -182,13 +192,13 @@ def forward_wall_without_padding(
     if past_key_values is None or attention_mask is None:
         return _wall_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
-    def forward(tokens: Tensor, cache: Any) -> Any:
+    def forward_tokens_without_mask(tokens: Tensor, cache: Cache | None) -> LayerOutput:
         return _wall_forward(layer, tokens, None, cache, **options)
 
     if not has_padding(attention_mask):
-        return forward(hidden_states, past_key_values)
+        return forward_tokens_without_mask(hidden_states, past_key_values)
     return forward_rows_without_padding(
-        forward, hidden_states, attention_mask, past_key_values, layer.layer_idx
+        forward_tokens_without_mask, hidden_states, attention_mask, past_key_values, layer.layer_idx
     )
 
 

@@ -27,7 +27,7 @@ def has_padding(attention_mask: Tensor | None, last_tokens: int | None = None) -
     return not bool(seen.all())
 
 
-def refuse_rows_without_token(attention_mask: Tensor) -> None:
+def check_every_row_has_token(attention_mask: Tensor) -> None:
     """Raises a `UserError` if a row of a mask [B, T] is all padding."""
     if not bool(attention_mask.any(1).all()):
         raise UserError(
@@ -37,7 +37,7 @@ def refuse_rows_without_token(attention_mask: Tensor) -> None:
         )
 
 
-def refuse_padding_after_cached_tokens(
+def check_no_padding_after_cached_tokens(
     layer: Any, attention_mask: Tensor | None, new_tokens: int, *, has_past: bool
 ) -> None:
     """Raises a `UserError` if tokens that follow those of a cache contain padding.
@@ -77,22 +77,22 @@ def forward_rows_without_padding(
     """
     batch, tokens, _ = hidden_states.shape
     kept = attention_mask[:, -tokens:].bool()
-    refuse_rows_without_token(kept)
+    check_every_row_has_token(kept)
     outputs = torch.zeros_like(hidden_states)
     states = []
     for row in range(batch):
-        cache = _cache_of_row(past_key_values, attention_mask, row, tokens, layer_index)
+        cache = _copy_row_of_cache(past_key_values, attention_mask, row, tokens, layer_index)
         o, _, _ = forward_row(hidden_states[row : row + 1, kept[row]], cache)
         outputs = outputs.index_put(
             (torch.tensor(row, device=o.device), kept[row].nonzero().flatten()), o[0].to(outputs)
         )
         states.append(None if cache is None else cache[layer_index])
     if past_key_values is not None and states[0] is not None:
-        _update_cache(past_key_values, _concatenate_states(states), layer_index, tokens)
+        _replace_cached_state(past_key_values, _concatenate_states(states), layer_index, tokens)
     return outputs, None, past_key_values
 
 
-def _cache_of_row(
+def _copy_row_of_cache(
     past_key_values: Any, attention_mask: Tensor, row: int, new_tokens: int, layer_index: int
 ) -> Cache | None:
     """A cache with the state of one layer and row; keys and values of padding are left out."""
@@ -104,7 +104,7 @@ def _cache_of_row(
     state = None
     if past is not None:
         state = {
-            name: _map_tensors(
+            name: _map_corresponding_tensors(
                 lambda x, name=name: (
                     x[row : row + 1, before[-x.shape[1] :]]
                     if name == "attn_state"
@@ -114,14 +114,14 @@ def _cache_of_row(
             )
             for name, value in past.items()
         }
-    return new_cache_of_layer(
+    return new_cache_with_layer_state(
         layer_index, state, seen_tokens=past_key_values.get_seq_length(layer_index) + padding
     )
 
 
-def new_cache_of_layer(
+def new_cache_with_layer_state(
     layer_index: int, state: dict[str, Any] | None, *, seen_tokens: int = 0
-) -> Any:
+) -> Cache:
     """A cache of fla that holds the state of one layer, and none of those before it.
 
     Args:
@@ -136,7 +136,9 @@ def new_cache_of_layer(
     return cache
 
 
-def _update_cache(cache: Any, state: dict[str, Any], layer_index: int, new_tokens: int) -> None:
+def _replace_cached_state(
+    cache: Any, state: dict[str, Any], layer_index: int, new_tokens: int
+) -> None:
     """Replaces the state of a layer; its keys and values are not appended, but all there are."""
     attn_state = state.pop("attn_state")
     cache.update(**state, layer_idx=layer_index, offset=new_tokens)
@@ -145,38 +147,45 @@ def _update_cache(cache: Any, state: dict[str, Any], layer_index: int, new_token
 
 def _concatenate_states(states: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        name: _map_tensors(
-            lambda *rows, name=name: _concatenate_rows(rows, before=name == "attn_state"),
+        name: _map_corresponding_tensors(
+            lambda *rows, name=name: _pad_and_concatenate_rows(
+                rows, pad_before=name == "attn_state"
+            ),
             *(state[name] for state in states),
         )
         for name in states[0]
     }
 
 
-def _concatenate_rows(rows: tuple[Tensor, ...], *, before: bool) -> Tensor:
+def _pad_and_concatenate_rows(rows: tuple[Tensor, ...], *, pad_before: bool) -> Tensor:
     """[B, ...] of rows [1, ...]; a shorter second dimension is filled with zeros, where is told."""
     if rows[0].dim() > 1:
         longest = max(row.shape[1] for row in rows)
         missing = [longest - row.shape[1] for row in rows]
         rows = tuple(
-            F.pad(row, (0, 0) * (row.dim() - 2) + ((n, 0) if before else (0, n))) if n else row
+            F.pad(row, (0, 0) * (row.dim() - 2) + ((n, 0) if pad_before else (0, n))) if n else row
             for row, n in zip(rows, missing, strict=True)
         )
     return torch.cat(rows)
 
 
-def _map_tensors(function: Callable[..., Tensor], *values: Any) -> Any:
+def _map_corresponding_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
     """Applies a function to the tensors at the same place of equally built states."""
-    first = values[0]
+    first = states[0]
     if first is None:
         return None
     if isinstance(first, Tensor):
-        return function(*values)
+        return function(*states)
     if isinstance(first, tuple | list):
-        return type(first)(_map_tensors(function, *items) for items in zip(*values, strict=True))
+        return type(first)(
+            _map_corresponding_tensors(function, *items) for items in zip(*states, strict=True)
+        )
     if is_dataclass(first) and not isinstance(first, type):
         names = [field.name for field in fields(first)]
         return type(first)(
-            *(_map_tensors(function, *(getattr(value, name) for value in values)) for name in names)
+            *(
+                _map_corresponding_tensors(function, *(getattr(state, name) for state in states))
+                for name in names
+            )
         )
     raise TypeError(f"a cache with a {type(first).__name__} cannot be split into rows")

@@ -11,7 +11,7 @@ from fla.layers.cyfa import CyclicFlowAttention
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.modules.padded_rows import refuse_rows_without_token
+from flame_accel.kernels.modules.padded_rows import check_every_row_has_token
 
 _cyclic_flow_forward = CyclicFlowAttention.forward
 _get_unpad_indices_and_cu = utils.get_unpad_indices_and_cu
@@ -30,7 +30,7 @@ def get_unpad_indices_and_cu(
     Raises:
         UserError: A row has no token.
     """
-    refuse_rows_without_token(attention_mask if q_len is None else attention_mask[:, -q_len:])
+    check_every_row_has_token(attention_mask if q_len is None else attention_mask[:, -q_len:])
     return _get_unpad_indices_and_cu(attention_mask, q_len)
 
 
@@ -55,7 +55,7 @@ def unpad_input(
             where="attention_mask",
             remedy="give a batch with padding in one pass, not in pieces",
         )
-    refuse_rows_without_token(attention_mask)
+    check_every_row_has_token(attention_mask)
     return _unpad_input(q, states, attention_mask, q_len, keepdim)
 
 
@@ -72,5 +72,5 @@ def forward_cyclic_flow_with_token_in_every_row(
         UserError: A row has no token.
     """
     if attention_mask is not None:
-        refuse_rows_without_token(attention_mask[:, -hidden_states.shape[1] :])
+        check_every_row_has_token(attention_mask[:, -hidden_states.shape[1] :])
     return _cyclic_flow_forward(layer, hidden_states, attention_mask, *args, **options)

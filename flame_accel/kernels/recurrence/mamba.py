@@ -20,7 +20,7 @@ from fla.modules.causal_conv1d import ops as convolution
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from flame_accel.kernels.modules.padded_rows import refuse_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import check_no_padding_after_cached_tokens
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
@@ -57,7 +57,7 @@ def slow_forward(
         cu_seqlens: [S + 1] boundaries of the sequences of a packed batch (then B = 1).
         options: without effect.
     """
-    refuse_padding_after_cached_tokens(
+    check_no_padding_after_cached_tokens(
         layer, attention_mask, input_states.shape[1], has_past=last_state is not None
     )
     past = last_state or {"conv_state": None, "recurrent_state": None}
@@ -93,7 +93,7 @@ def cuda_kernels_forward(
     **options: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`Mamba.cuda_kernels_forward`: fla's (package mamba_ssm), except for packed documents."""
-    refuse_padding_after_cached_tokens(
+    check_no_padding_after_cached_tokens(
         layer, attention_mask, hidden_states.shape[1], has_past=last_state is not None
     )
     if cu_seqlens is None:

@@ -20,7 +20,7 @@ from fla.modules.causal_conv1d import ops as convolution
 from fla.ops import simple_gla
 from torch import Tensor
 
-from flame_accel.kernels.modules.padded_rows import refuse_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import check_no_padding_after_cached_tokens
 
 
 def forward_mamba2(
@@ -49,7 +49,7 @@ def forward_mamba2(
     if hidden_states.shape[1] == 0:
         return hidden_states, None, past_key_values
     last_state = get_layer_cache(layer, past_key_values)
-    refuse_padding_after_cached_tokens(
+    check_no_padding_after_cached_tokens(
         layer, attention_mask, hidden_states.shape[1], has_past=last_state is not None
     )
     past = last_state or {"conv_state": None, "recurrent_state": None}

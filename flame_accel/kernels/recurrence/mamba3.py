@@ -30,7 +30,7 @@ from fla.ops import simple_gla
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.modules.padded_rows import refuse_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import check_no_padding_after_cached_tokens
 from flame_accel.kernels.recurrence.sequences import (
     cumsum_per_sequence,
     first_tokens,
@@ -81,7 +81,7 @@ def forward_mamba3(
             output_attentions, cu_seqlens=cu_seqlens, **options,
         )  # fmt: skip
     last_state = get_layer_cache(layer, past_key_values)
-    refuse_padding_after_cached_tokens(
+    check_no_padding_after_cached_tokens(
         layer, attention_mask, hidden_states.shape[1], has_past=last_state is not None
     )
     batch, tokens, _ = hidden_states.shape

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.padded_rows import (
-    new_cache_of_layer,
-    refuse_padding_after_cached_tokens,
+    check_no_padding_after_cached_tokens,
+    new_cache_with_layer_state,
 )
 
 _fla_forward: Any = MomAttention.forward
@@ -54,12 +54,12 @@ def forward_mom(
             f"MomAttention continues a cache token by token, not with {tokens} tokens at once",
             remedy="give the whole prompt in one pass",
         )
-    refuse_padding_after_cached_tokens(
+    check_no_padding_after_cached_tokens(
         layer, attention_mask, tokens, has_past=last_state is not None
     )
     cache = None
     if past_key_values is not None:
-        cache = new_cache_of_layer(
+        cache = new_cache_with_layer_state(
             layer.layer_idx,
             None if last_state is None else _map_memory_states(_to_memory_first, last_state),
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flame_accel.checkpoint.weight_files import WEIGHTS_INDEX, describe_unreadable_weights
+from flame_accel.checkpoint.weight_files import WEIGHTS_INDEX, find_unreadable_weights
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234567\n"
 
@@ -19,13 +19,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problem(folder: Path) -> str:
-    found = describe_unreadable_weights(folder)
+    found = find_unreadable_weights(folder)
     assert found is not None
     return ": ".join(found)
 
 
 def test_whole_files_have_no_problem(folder):
-    assert describe_unreadable_weights(folder) is None
+    assert find_unreadable_weights(folder) is None
 
 
 def test_a_git_lfs_pointer_is_called_by_its_name_and_its_remedy(folder):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from flame_accel.__main__ import main
 from flame_accel.commands.generate import stream_continuation
 from flame_accel.data import load_tokenizer
-from flame_accel.evaluation.generate import GenerationSettings, continue_prompts
+from flame_accel.evaluation.generate import GenerationSettings, generate_continuations
 from flame_accel.evaluation.prompts import Prompt
 from tests.helpers.model_configs import tiny_generator
 
@@ -32,7 +32,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected_text(prompt: str, **settings: object) -> str:
     given = {"max_new_tokens": 8, "temperature": 0.0, **settings}
     model, tokenizer = tiny_generator("gla", vocab_size=258), load_tokenizer("byte", False)
-    (ids,) = continue_prompts(
+    (ids,) = generate_continuations(
         model, [list(prompt.encode())], GenerationSettings(**given), padding_token=0
     )
     return tokenizer.decode(ids, skip_special_tokens=True)
@@ -190,5 +190,5 @@ def test_memory_does_not_grow_with_the_text_of_a_recurrent_state(export):
 
     model.model.layers[-1].register_forward_hook(count, with_kwargs=True)
     settings = GenerationSettings(max_new_tokens=50, temperature=0.0)
-    continue_prompts(model, [[1] * 100], settings, padding_token=0, tokens_at_once=16)
+    generate_continuations(model, [[1] * 100], settings, padding_token=0, prefill_chunk_tokens=16)
     assert len(sizes) > 50 and len(set(sizes)) == 1

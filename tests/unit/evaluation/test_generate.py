@@ -10,11 +10,11 @@ import torch
 from flame_accel import kernels
 from flame_accel.config import UserError
 from flame_accel.data import load_tokenizer
-from flame_accel.evaluation import sample_text
+from flame_accel.evaluation import sample_prompt_with_continuation
 from flame_accel.evaluation.generate import (
     GenerationSettings,
     check_prompt_fits_context,
-    continue_prompts,
+    generate_continuations,
 )
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
@@ -44,7 +44,9 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_random_state_alone(gen
     model, tokenizer = generator
 
     def sample(seed: int) -> str:
-        return sample_text(model, tokenizer, prompt="abc", new_tokens=12, seed=seed)
+        return sample_prompt_with_continuation(
+            model, tokenizer, prompt="abc", new_tokens=12, seed=seed
+        )
 
     before = torch.get_rng_state()
     assert sample(1) == sample(1) != sample(2)
@@ -64,7 +66,7 @@ def test_an_empty_prompt_starts_a_document(generator):
             seen.append(inputs.tolist())
             return generate(inputs, **options)
 
-    sample_text(Spy(), tokenizer, prompt="", new_tokens=1, seed=0)
+    sample_prompt_with_continuation(Spy(), tokenizer, prompt="", new_tokens=1, seed=0)
     start = tokenizer.bos_token_id
     assert seen == [[[tokenizer.eos_token_id if start is None else start]]]
 
@@ -75,7 +77,7 @@ SETTINGS = GenerationSettings(max_new_tokens=6, temperature=0.0)
 def continue_greedily(model: Any, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     settings = replace(SETTINGS, **{k: v for k, v in options.items() if hasattr(SETTINGS, k)})
     rest = {k: v for k, v in options.items() if not hasattr(SETTINGS, k)}
-    return continue_prompts(model, prompts, settings, padding_token=0, **rest)
+    return generate_continuations(model, prompts, settings, padding_token=0, **rest)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -100,10 +102,10 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_result(model_type, monkey
     prompt = list(range(70))
     whole = continue_greedily(model, [prompt])
     monkeypatch.setattr(model, "forward", note)
-    assert continue_greedily(model, [prompt], tokens_at_once=32) == whole
+    assert continue_greedily(model, [prompt], prefill_chunk_tokens=32) == whole
     assert lengths[:3] == [32, 32, 6] and set(lengths[3:]) == {1}
     # padding is read in one pass
-    continue_greedily(model, [prompt, [1]], tokens_at_once=32)
+    continue_greedily(model, [prompt, [1]], prefill_chunk_tokens=32)
     assert 70 in lengths
 
 

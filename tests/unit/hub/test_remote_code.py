@@ -22,7 +22,7 @@ from flame_accel.hub import ModelOrigin, export_model, modeling_fla, write_remot
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate
-from flame_accel.models.norms import config_with_norm
+from flame_accel.models.norms import copy_config_with_norm
 from tests.helpers.runs import launch_environment
 
 NORM_VARIANTS = {
@@ -100,7 +100,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
     # without it transformers refuses the config by accident
     configs["bitnet"].intermediate_size = 128
     for name, (base, norm) in NORM_VARIANTS.items():
-        configs[name] = config_with_norm(tiny_config(base, vocab_size=258), norm)
+        configs[name] = copy_config_with_norm(tiny_config(base, vocab_size=258), norm)
     accelerator, tokenizer = Accelerator(cpu=True), load_tokenizer("byte", trust_remote_code=False)
     logits = {}
     for name, config in configs.items():

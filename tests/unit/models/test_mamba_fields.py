@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from flame_accel.config.errors import UserError
 from flame_accel.models import load_model_config
-from flame_accel.models.mamba_fields import FLA_NAMES, with_fla_names
+from flame_accel.models.mamba_fields import FLA_NAMES, rename_fields_to_fla_names
 
 
 @pytest.mark.parametrize("model_type", FLA_NAMES)
@@ -46,4 +46,4 @@ def test_a_field_with_two_values_is_refused(tmp_path):
 )
 def test_names_of_fla_win_where_both_mean_the_same(fields, expected):
     names = {"time_step_rank": "dt_rank", "time_step_limit": "dt_limit"}
-    assert with_fla_names(fields, names) == expected
+    assert rename_fields_to_fla_names(fields, names) == expected

@@ -22,7 +22,7 @@ from flame_accel.models.norms import (
     NATIVE_NORMS,
     WEIGHT_NEEDED,
     base_model_type,
-    config_with_norm,
+    copy_config_with_norm,
     find_block_norms,
     norm_type_of,
 )
@@ -141,7 +141,7 @@ def test_every_model_of_fla_takes_layernorm():
         for norm_type in ("layernorm", "np_layernorm"):
             if norm_type == "np_layernorm" and model_type in WEIGHT_NEEDED:
                 continue
-            config = config_with_norm(tiny_config(model_type), norm_type)
+            config = copy_config_with_norm(tiny_config(model_type), norm_type)
             with torch.device("meta"):
                 model = instantiate(config)
             types = {
@@ -160,17 +160,17 @@ def test_norms_inside_of_mixers_stay():
 
 
 def test_a_chosen_norm_can_be_chosen_again():
-    config = config_with_norm(tiny_config("gla"), "np_layernorm")
-    back = config_with_norm(config, "fused_rmsnorm")
+    config = copy_config_with_norm(tiny_config("gla"), "np_layernorm")
+    back = copy_config_with_norm(config, "fused_rmsnorm")
     assert (config.model_type, back.model_type) == ("gla_np_layernorm", "gla")
     assert back.to_dict() == tiny_config("gla").to_dict()
-    assert config_with_norm(config, "layernorm").model_type == "gla_layernorm"
+    assert copy_config_with_norm(config, "layernorm").model_type == "gla_layernorm"
 
 
 def test_what_a_model_has_by_itself_needs_no_type_of_its_own():
     for model_type, kind in NATIVE_NORMS.items():
-        assert config_with_norm(tiny_config(model_type), kind).model_type == model_type
-    assert config_with_norm(tiny_config("gla"), "rmsnorm").fuse_norm is False
+        assert copy_config_with_norm(tiny_config(model_type), kind).model_type == model_type
+    assert copy_config_with_norm(tiny_config("gla"), "rmsnorm").fuse_norm is False
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 from flame_accel.config import Config
 from flame_accel.observe.run_folder import write_run_files
 from flame_accel.observe.starts import (
-    list_starts_with_this_one,
-    read_options,
+    list_kept_starts_and_this_one,
     read_options_at,
+    read_options_of_last_start,
     read_starts,
 )
 
@@ -21,8 +21,8 @@ def start(configured, tmp_path: Path):
 
     def begin(step: int, lr: float) -> list[dict[str, Any]]:
         config: Config = configured(**{"optimizer.lr": lr})
-        starts = list_starts_with_this_one(
-            tmp_path, config, step=step, description={"processes": step + 1}
+        starts = list_kept_starts_and_this_one(
+            tmp_path, config, step=step, environment={"processes": step + 1}
         )
         write_run_files(tmp_path, config, {"starts": starts})
         return starts
@@ -48,7 +48,7 @@ def test_a_second_start_adds_what_changed_and_each_step_has_its_options(start, t
     # step 4 is the last one of the first start
     lr = {step: read_options_at(tmp_path, step)["optimizer.lr"] for step in (1, 4, 5, 8)}
     assert lr == {1: 0.5, 4: 0.5, 5: 0.25, 8: 0.25}
-    assert read_options(tmp_path)["optimizer.lr"] == 0.25
+    assert read_options_of_last_start(tmp_path)["optimizer.lr"] == 0.25
 
 
 def test_a_start_that_left_nothing_behind_is_forgotten_with_its_options(start, tmp_path):
@@ -64,6 +64,6 @@ def test_a_start_that_left_nothing_behind_is_forgotten_with_its_options(start, t
 
 
 def test_a_folder_without_records_has_none(tmp_path: Path) -> None:
-    assert read_starts(tmp_path) == [] and read_options(tmp_path) == {}
+    assert read_starts(tmp_path) == [] and read_options_of_last_start(tmp_path) == {}
     (tmp_path / "environment.json").write_text("{}")
     assert read_starts(tmp_path) == []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flame_accel.config import OptimizerConfig
 from flame_accel.training import build_optimizer, muon
-from flame_accel.training.muon import orthogonalize
+from flame_accel.training.muon import orthogonalize_by_newton_schulz
 from flame_accel.training.optimizer import find_hidden_matrices
 from tests.helpers.optimizers import (
     HYPERPARAMETERS,
@@ -23,7 +23,7 @@ from tests.helpers.optimizers import (
 def test_orthogonalize_keeps_singular_vectors_and_evens_out_singular_values(shape):
     matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     u, s, v = torch.linalg.svd(matrices, full_matrices=False)
-    core = u.mT @ orthogonalize(matrices) @ v.mT
+    core = u.mT @ orthogonalize_by_newton_schulz(matrices) @ v.mT
     lengths = core.diagonal(dim1=-2, dim2=-1)
     # the iteration lifts what is above a few thousandths of the largest
     large = s > 0.01 * s.amax(dim=-1, keepdim=True)
@@ -76,7 +76,7 @@ def test_muon_follows_its_formulas_on_hidden_matrices_and_adamw_on_the_rest():
 
 def test_muon_equals_torchs_in_bfloat16(monkeypatch):
     monkeypatch.setattr(
-        muon, "_to_iteration_device_and_dtype", lambda shard, parameter: shard.bfloat16()
+        muon, "_to_newton_schulz_device_and_dtype", lambda shard, parameter: shard.bfloat16()
     )
     model, reference = build_gla(), build_gla()
     optimizer = build_optimizer(
@@ -95,6 +95,8 @@ def test_muon_equals_torchs_in_bfloat16(monkeypatch):
 
 def test_an_update_of_muon_has_the_rms_of_one_of_adamw():
     for shape in ((64, 64), (32, 256)):
-        update = orthogonalize(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
+        update = orthogonalize_by_newton_schulz(
+            torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        )
         length = muon.UPDATE_RMS * max(shape) ** 0.5 * update.square().mean().sqrt()
         assert 0.15 < length < 0.25

@@ -60,7 +60,7 @@ def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, doc
     )
     for seed, boundaries in enumerate(documents):
         batch = draw_batch(seed, boundaries)
-        found = graphs.run(batch, TARGETS)
+        found = graphs.add_gradients_and_get_loss(batch, TARGETS)
         expected = compute_micro_batch_loss(accelerator, same, batch, TARGETS)
         (2 * expected).backward()
         torch.testing.assert_close(found, expected.detach())
@@ -85,7 +85,7 @@ def test_passes_that_cannot_be_captured_run_without_graphs_and_say_so(caplog):
     graphs = PassGraphs(
         accelerator, model, compute_loss, longest_document=96, scale=1, capture=refuse
     )
-    losses = [graphs.run(draw_batch(0, [0, 96]), TARGETS) for _ in range(3)]
+    losses = [graphs.add_gradients_and_get_loss(draw_batch(0, [0, 96]), TARGETS) for _ in range(3)]
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[0], losses[2])
     assert tried == [None]
     [record] = caplog.records

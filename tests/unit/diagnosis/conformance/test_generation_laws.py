@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from flame_accel.diagnosis.conformance.generation_laws import (
     GENERATION_LAWS,
-    copy_with_noise_on_weights,
+    copy_for_eval_with_noise_on_weights,
 )
 from flame_accel.diagnosis.conformance.measures import LawBroken
 from flame_accel.models import build_model
@@ -27,12 +27,12 @@ def whole_model() -> PreTrainedModel:
         eos_token_id=None,
         seed=0,
     )
-    return copy_with_noise_on_weights(model)
+    return copy_for_eval_with_noise_on_weights(model)
 
 
 @pytest.fixture
 def model(whole_model: PreTrainedModel) -> PreTrainedModel:
-    return copy_with_noise_on_weights(whole_model)
+    return copy_for_eval_with_noise_on_weights(whole_model)
 
 
 @pytest.mark.parametrize("law", GENERATION_LAWS)
@@ -107,6 +107,6 @@ def test_an_error_without_a_cache_is_no_excuse_of_a_model_that_has_one(model):
 
 
 def test_noise_reaches_every_weight(whole_model):
-    noisy = copy_with_noise_on_weights(whole_model)
+    noisy = copy_for_eval_with_noise_on_weights(whole_model)
     pairs = zip(noisy.parameters(), whole_model.parameters(), strict=True)
     assert not any(torch.equal(*pair) for pair in pairs)

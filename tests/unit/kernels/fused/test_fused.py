@@ -227,7 +227,7 @@ def test_ours_are_used_where_supported_and_fla_comes_back(monkeypatch):
     assert layernorm.rms_norm is installed and mlp.swiglu_linear is not before[1]
     x = torch.zeros(2, 8)
     assert layernorm.rms_norm(x, None, None) == "ours"
-    with replace.only_kernels_of_fla():
+    with replace.fused_kernels_disabled():
         assert layernorm.rms_norm.replaces is before[0]
     uninstall()
     install(kind)

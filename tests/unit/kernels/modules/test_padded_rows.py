@@ -7,9 +7,9 @@ from fla.models.cache_utils import Cache
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.generation_laws import GENERATION_LAWS
 from flame_accel.kernels.modules.padded_rows import (
+    check_no_padding_after_cached_tokens,
     forward_rows_without_padding,
     has_padding,
-    refuse_padding_after_cached_tokens,
 )
 from tests.helpers.model_configs import tiny_generator
 
@@ -68,7 +68,7 @@ def test_a_row_of_padding_alone_is_refused():
 
 def test_padding_after_cached_tokens_is_refused_only_there():
     layer = torch.nn.Identity()
-    refuse_padding_after_cached_tokens(layer, MASK, 2, has_past=True)
-    refuse_padding_after_cached_tokens(layer, MASK, 4, has_past=False)
+    check_no_padding_after_cached_tokens(layer, MASK, 2, has_past=True)
+    check_no_padding_after_cached_tokens(layer, MASK, 4, has_past=False)
     with pytest.raises(UserError, match="Identity cannot continue cached tokens"):
-        refuse_padding_after_cached_tokens(layer, MASK, 3, has_past=True)
+        check_no_padding_after_cached_tokens(layer, MASK, 3, has_past=True)
