@@ -15,8 +15,8 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 
-LayerOutput = tuple[Tensor, None, Any]
-"""Outputs [B, T, hidden size], None, and the cache, as fla's layers return them."""
+LayerOutput = tuple[Tensor, Tensor | None, Any]
+"""Outputs [B, T, hidden size], attention weights or None, and the cache, as fla's layers do."""
 
 
 def has_padding(attention_mask: Tensor | None, last_tokens: int | None = None) -> bool:
