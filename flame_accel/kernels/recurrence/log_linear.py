@@ -23,7 +23,11 @@ from fla.ops.log_linear_attn import chunk as fla_chunk
 from fla.ops.log_linear_attn.chunk import LogLinearAttentionState
 from torch import Tensor
 
-from flame_accel.kernels.modules.padded_rows import forward_rows_without_padding, has_padding
+from flame_accel.kernels.modules.padded_rows import (
+    LayerOutput,
+    forward_rows_without_padding,
+    has_padding,
+)
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     build_chunk_layout,
@@ -107,7 +111,7 @@ def forward_log_linear_mamba2(
     output_attentions: bool | None = False,
     cu_seqlens: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, None, Any]:
+) -> LayerOutput:
     """`LogLinearMamba2.forward`, also without CUDA, where fla's refuses to run.
 
     fla's layer ignores `cu_seqlens`; here documents are kept apart; their states are not cached.
