@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
-from flame_accel.files import write_json_atomically, write_text_atomically
+from flame_accel.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from flame_accel.hub import modeling_fla
 from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
 from flame_accel.models import block_norms, norms
@@ -82,4 +82,4 @@ def _write_custom_files(folder: Path, custom: CustomCode) -> None:
     for name, content in custom.files.items():
         path = folder / CUSTOM_FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_bytes_atomically(path, content)

@@ -52,6 +52,12 @@ class UploadRecord:
     checkpoints_since_upload: int = 0
     """Number of checkpoints since the last one that was planned."""
 
+    def holds(self, checksum: str) -> bool:
+        """Whether nothing is planned and a branch holds this very model."""
+        return self.planned is None and any(
+            done.checksum == checksum for done in self.finished.values()
+        )
+
     def has_uploaded(self, planned: PlannedUpload, checksum: str) -> bool:
         """Whether every branch holds this very model."""
         return all(

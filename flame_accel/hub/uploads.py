@@ -28,6 +28,7 @@ from flame_accel.hub.upload_record import (
     FinishedUpload,
     PlannedUpload,
     UploadRecord,
+    read_record,
     write_record,
 )
 from flame_accel.observe import get_logger
@@ -117,10 +118,17 @@ class HubUploads:
 
     def upload_missing(self) -> None:
         """Uploads what the Hub lacks of a run that has finished. Every rank must call it."""
-        self.check_access()
-        step = read_finished_step(self._run_folder)
-        if step is not None and (self._run_folder / "hf").is_dir():
-            self.finish_with_export(self._run_folder / "hf", step)
+        exported, step = self._run_folder / "hf", read_finished_step(self._run_folder)
+        if self._options.repo_id is None or step is None or not exported.is_dir():
+            return
+        # what is there already needs neither the Hub nor a login
+        if not run_on_main_and_broadcast(self._accelerator, lambda: self._is_on_hub(exported)):
+            self.check_access()
+            self.finish_with_export(exported, step)
+
+    def _is_on_hub(self, exported: Path) -> bool:
+        record = read_record(self._run_folder, str(self._options.repo_id))
+        return record is not None and record.holds(checksum_of_model(exported))
 
     def finish_with_export(self, folder: Path, step: int) -> None:
         """Uploads the exported model, and waits a limited time for what is being uploaded.

@@ -232,3 +232,14 @@ def test_a_refused_start_ends_on_all_ranks_alike(flags, local_hub):
     )
     assert "can only read" in printed and "rank 1: " in printed
     assert "Traceback" not in printed
+
+
+def test_a_finished_run_whose_model_is_on_the_hub_needs_neither_the_hub_nor_a_login(
+    upload_run, local_hub, tmp_path, monkeypatch
+):
+    upload_run()
+    before = describe_files(tmp_path / "run")
+    monkeypatch.delenv("HF_TOKEN")
+    with local_hub.down():
+        upload_run(**{"optimizer.lr": 0.5})
+    assert describe_files(tmp_path / "run") == before
