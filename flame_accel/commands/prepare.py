@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
             num_processes=arguments.processes,
             policy=SkipPolicy(arguments.max_bad_records),
             overwrite=arguments.overwrite,
-            report=print_progress_or_stop,
+            on_progress=print_progress_or_stop,
         )
     print(_format_summary(arguments.output, read_manifest(arguments.output), written))
 

@@ -33,13 +33,13 @@ class BadRecordCounter:
     """Counts and logs the bad records of a rank.
 
     Args:
-        limit: more bad records than this stop the run; None: no limit.
+        max_bad: more bad records than this stop the run; None: no limit.
     """
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, max_bad: int | None) -> None:
         self.total = 0
         """Number of bad records since the run began."""
-        self._limit = limit
+        self._limit = max_bad
         self._num_logged = 0
         self._last_logged_total = MAX_LOGGED_RECORDS
 
@@ -59,23 +59,25 @@ class BadRecordCounter:
         if policy.counts_as_bad(record):
             self.count_and_check_limit([record])
 
-    def count_and_check_limit(self, new: Sequence[Skipped]) -> None:
+    def count_and_check_limit(self, new_records: Sequence[Skipped]) -> None:
         """Count and log the bad records that were skipped since the last call.
 
         Raises:
             UserError: there are now more than the limit.
         """
-        self.total += len(new)
-        for record in new[: MAX_LOGGED_RECORDS - self._num_logged]:
+        self.total += len(new_records)
+        for record in new_records[: MAX_LOGGED_RECORDS - self._num_logged]:
             place = f"{record.where}: " if record.where else ""
             log.warning("bad record skipped: %s%s", place, _describe_skipped(record))
             self._num_logged += 1
         # then less and less often
-        if new and self.total >= 2 * self._last_logged_total:
+        if new_records and self.total >= 2 * self._last_logged_total:
             self._last_logged_total = self.total
             log.warning("bad records skipped so far: %d", self.total)
         if self._limit is not None and self.total > self._limit:
-            raise too_many_bad_records_error(self.total, self._limit, new[-1] if new else None)
+            raise too_many_bad_records_error(
+                self.total, self._limit, new_records[-1] if new_records else None
+            )
 
 
 def refused_record_error(record: Skipped, source: str) -> UserError:

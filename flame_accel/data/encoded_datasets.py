@@ -62,7 +62,7 @@ class IndexedDataset:
         documents: the documents; those of the other side are `Skipped`.
         held_out: which side of a split by hash they are; None: all documents.
         conversations: whether the records are conversations, with the loss on some tokens only.
-        form: what the data is, in words.
+        storage_description: what the data is, in words.
         num_tokens: tokens of all documents, if known.
     """
 
@@ -72,13 +72,13 @@ class IndexedDataset:
         held_out: HeldOut | None,
         *,
         conversations: bool,
-        form: str,
+        storage_description: str,
         num_tokens: int | None = None,
     ) -> None:
         self.name = documents.name
         self.held_out = held_out
         self.conversations = conversations
-        self.form = form
+        self.storage_description = storage_description
         self.num_documents = len(documents)
         self.num_tokens = num_tokens
         self._documents = documents
@@ -88,8 +88,8 @@ class IndexedDataset:
         """Hash of the content, the same for a table and its token cache."""
         return self._documents.fingerprint
 
-    def shuffle(self, *, seed: int, block: int) -> ShuffledTable:
-        """The documents in the order in which lanes read them; `block` is for streams only."""
+    def shuffle(self, *, seed: int, block_size: int) -> ShuffledTable:
+        """The documents in the order in which lanes read them; `block_size` is for streams only."""
         return ShuffledTable(self._documents, seed=seed)
 
     def read_all_in_order(self) -> Iterator[EncodedRecord]:
@@ -124,10 +124,10 @@ class SequentialDataset:
         self.held_out = held_out
         self.conversations = first_is_conversation(_read_all_shards(shards))
         self._shards = shards
-        self._encode = encode_only_side(encode, held_out)
+        self._encode = restrict_encode_to_side(encode, held_out)
 
     @property
-    def form(self) -> str:
+    def storage_description(self) -> str:
         """What the data is, in words."""
         count = len(self._shards)
         return f"a stream of {count:,} shards" if count > 1 else "a stream of one shard"
@@ -137,9 +137,9 @@ class SequentialDataset:
         """Hash of what is known of the content without reading it."""
         return self._shards.fingerprint
 
-    def shuffle(self, *, seed: int, block: int) -> ShuffledStream:
+    def shuffle(self, *, seed: int, block_size: int) -> ShuffledStream:
         """The documents in the order in which lanes read them, shuffled in blocks of records."""
-        return ShuffledStream(self._shards, self._encode, seed=seed, block=block)
+        return ShuffledStream(self._shards, self._encode, seed=seed, block_size=block_size)
 
     def read_all_in_order(self) -> Iterator[EncodedRecord]:
         """What each record gives, in the order of the data."""
@@ -154,7 +154,7 @@ class SequentialDataset:
         return _describe_dataset(self.name, len(self._shards), "shard", self.held_out)
 
 
-def encode_only_side(encode: Encode, held_out: HeldOut | None) -> Encode:
+def restrict_encode_to_side(encode: Encode, held_out: HeldOut | None) -> Encode:
     """`encode`, for the documents of one side of a split only; None: for all of them."""
     return encode if held_out is None else partial(_encode_if_on_side, encode, held_out)
 

@@ -80,12 +80,12 @@ def open_data(
         evaluation.held_out_share,
     )
     encoder = Encoder(tokenizer, add_bos=add_bos)
-    encoded = [source.encode(encoder, held_out) for source, held_out in sides.training]
+    encoded = [source.open_encoded(encoder, held_out) for source, held_out in sides.training]
     target = sides.evaluation
     return RunData(
         training=tuple(encoded),
         shares=mixture_shares(training),
-        evaluation=target and target.source.encode(encoder, target.held_out),
+        evaluation=target and target.source.open_encoded(encoder, target.held_out),
         tokenizer=tokenizer,
         add_bos=add_bos,
     )
@@ -112,7 +112,7 @@ def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> L
     return Lanes(
         sources=[
             dataset.shuffle(
-                seed=training.seed + SOURCE_SEED_STRIDE * i, block=training.shuffle_block
+                seed=training.seed + SOURCE_SEED_STRIDE * i, block_size=training.shuffle_block
             )
             for i, dataset in enumerate(data.training)
         ],

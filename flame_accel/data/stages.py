@@ -44,7 +44,7 @@ class LocatedDataset(Protocol):
         """Whether slices and sums of splits may be asked for as well, such as train[:10%]."""
         ...
 
-    def open(self, split: str | None) -> "RecordSource":
+    def open_split(self, split: str | None) -> "RecordSource":
         """Open one of the splits.
 
         Raises:
@@ -59,7 +59,7 @@ class RecordSource(Protocol):
     name: str
     """How messages name the data."""
 
-    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> "EncodedDataset":
+    def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> "EncodedDataset":
         """The documents that the encoder makes of these records.
 
         Args:
@@ -83,7 +83,7 @@ class EncodedDataset(Protocol):
     """Whether the records are conversations, with the loss on some of their tokens only."""
 
     @property
-    def form(self) -> str:
+    def storage_description(self) -> str:
         """What the data is, in words: a table, a token cache, a stream."""
         ...
 
@@ -102,12 +102,12 @@ class EncodedDataset(Protocol):
         """Hash of the content, as far as it is known."""
         ...
 
-    def shuffle(self, *, seed: int, block: int) -> "ShuffledSource":
+    def shuffle(self, *, seed: int, block_size: int) -> "ShuffledSource":
         """The documents in the order in which lanes read them.
 
         Args:
             seed: of the order.
-            block: number of records that are shuffled together where they come in sequence.
+            block_size: number of records that are shuffled together where they come in sequence.
         """
         ...
 
@@ -199,7 +199,7 @@ class ShuffledSource(Protocol):
         num_lanes: int,
         cursor: SourceCursor,
         policy: SkipPolicy,
-        report: Callable[[Skipped], None],
+        on_bad_record: Callable[[Skipped], None],
     ) -> "DocumentReader":
         """Read the documents of one lane, starting at `cursor`.
 
@@ -208,7 +208,7 @@ class ShuffledSource(Protocol):
             num_lanes: number of all lanes.
             cursor: where to start.
             policy: what happens to records that give no document.
-            report: called with every bad record that is skipped.
+            on_bad_record: called with every bad record that is skipped.
         """
         ...
 

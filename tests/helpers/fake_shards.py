@@ -66,7 +66,7 @@ def encode(record: Record | Skipped) -> Document | Skipped:
 
 
 def make_source(shards: Shards, *, block: int = 8, seed: int = 3) -> ShuffledStream:
-    return ShuffledStream(shards, encode, seed=seed, block=block)
+    return ShuffledStream(shards, encode, seed=seed, block_size=block)
 
 
 def make_reader(
@@ -76,10 +76,10 @@ def make_reader(
     cursor: SourceCursor | None = None,
     *,
     max_bad: int | None = None,
-    report: Callable[[Skipped], None] = lambda skipped: None,
+    on_bad_record: Callable[[Skipped], None] = lambda skipped: None,
 ) -> StreamReader:
     cursor = cursor or SourceCursor()
-    return source.open_reader(lane, num_lanes, cursor, SkipPolicy(max_bad), report)
+    return source.open_reader(lane, num_lanes, cursor, SkipPolicy(max_bad), on_bad_record)
 
 
 def make_readers(source: ShuffledStream, num_lanes: int, **changes: Any) -> list[StreamReader]:

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     data = open_data(training, config.evaluation, tokenizer)
     num_lanes = training.batch_size * training.gradient_accumulation_steps * arguments.ranks
     sections.print_run_summary(config, data, tokenizer_name, num_lanes, arguments.ranks)
-    samples, lengths, limits = [], {}, sections.document_length_limits_by_name(config)
+    samples, lengths, limits = [], {}, sections.cut_lengths_by_name(config)
     for label, dataset in zip(sections.dataset_labels(data), data.training, strict=True):
         sample = sample_dataset(dataset, arguments.documents)
         samples.append(sample)

@@ -120,17 +120,22 @@ def estimate_total_tokens(lengths: np.ndarray, num_read: int, num_records: int) 
 
 
 def format_dataset(
-    dataset: EncodedDataset, sample: DatasetSample, limits_by_name: Mapping[str, int]
+    dataset: EncodedDataset, sample: DatasetSample, cut_lengths_by_name: Mapping[str, int]
 ) -> Iterator[str]:
     """Lines that describe a dataset.
 
     Args:
         dataset: the dataset.
         sample: what was read of it.
-        limits_by_name: by name, lengths in tokens; the lines say how many documents are longer.
+        cut_lengths_by_name: by name, lengths in tokens; the lines say how many documents are
+            longer.
     """
     counts = sample.counts
-    yield f"{dataset.form}, of conversations" if dataset.conversations else dataset.form
+    yield (
+        f"{dataset.storage_description}, of conversations"
+        if dataset.conversations
+        else dataset.storage_description
+    )
     numbers = {
         "documents": len(counts.lengths),
         "held out": counts.num_held_out,
@@ -147,7 +152,7 @@ def format_dataset(
         yield "           there is no document among the records that were read"
         return
     yield f"bytes      {counts.num_bytes / counts.lengths.sum():.2f} per token"
-    yield from format_lengths(counts.lengths, limits_by_name)
+    yield from format_lengths(counts.lengths, cut_lengths_by_name)
 
 
 def _describe_number_read(sample: DatasetSample) -> str:

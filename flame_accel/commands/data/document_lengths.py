@@ -59,12 +59,13 @@ def count_lengths_by_power_of_two(lengths: np.ndarray) -> list[LengthBin]:
     return [LengthBin(2**e, 2 ** (e + 1) - 1, count) for e, count in enumerate(counts, first)]
 
 
-def format_lengths(lengths: np.ndarray, limits_by_name: Mapping[str, int]) -> Iterator[str]:
+def format_lengths(lengths: np.ndarray, cut_lengths_by_name: Mapping[str, int]) -> Iterator[str]:
     """Lines for the lengths of documents.
 
     Args:
         lengths: int [documents], in tokens, of at least one document.
-        limits_by_name: by name, lengths in tokens; the lines say how many documents are longer.
+        cut_lengths_by_name: by name, lengths in tokens; the lines say how many documents are
+            longer.
     """
     statistics = compute_length_statistics(lengths)
     yield (
@@ -75,7 +76,7 @@ def format_lengths(lengths: np.ndarray, limits_by_name: Mapping[str, int]) -> It
         f"           90% have at most {statistics.percentile_90:,}, "
         f"99% at most {statistics.percentile_99:,}"
     )
-    for name, limit in limits_by_name.items():
+    for name, limit in cut_lengths_by_name.items():
         longer = int((lengths > limit).sum())
         yield f"           {longer:,} ({longer / len(lengths):.1%}) longer than {name}, {limit:,}"
     yield from format_histogram(count_lengths_by_power_of_two(lengths))
@@ -90,14 +91,14 @@ def format_histogram(bins: Sequence[LengthBin]) -> Iterator[str]:
 
 
 def save_histogram_png(
-    path: Path, lengths: Mapping[str, np.ndarray], limits_by_name: Mapping[str, int]
+    path: Path, lengths: Mapping[str, np.ndarray], cut_lengths_by_name: Mapping[str, int]
 ) -> None:
     """Save a PNG with the distribution of document lengths in each dataset, on a log axis.
 
     Args:
         path: of the PNG; its folder is created.
         lengths: by dataset, int [documents], in tokens, of at least one document.
-        limits_by_name: by name, lengths in tokens to mark.
+        cut_lengths_by_name: by name, lengths in tokens to mark.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -118,7 +119,7 @@ def save_histogram_png(
     for name, values in lengths.items():
         weights = np.full(len(values), 1 / len(values))
         axes.hist(values, bins=edges.tolist(), weights=weights, histtype="step", label=name)
-    for (name, limit), style in zip(limits_by_name.items(), ("--", ":"), strict=False):
+    for (name, limit), style in zip(cut_lengths_by_name.items(), ("--", ":"), strict=False):
         axes.axvline(limit, color="black", linestyle=style, linewidth=1, label=name)
     axes.set_xscale("log")
     axes.set_xlabel("tokens in a document")

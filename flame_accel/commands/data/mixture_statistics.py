@@ -43,21 +43,24 @@ def compute_dataset_uses(
 
 
 def format_mixture_table(
-    names: Sequence[str], uses: Sequence[DatasetUse], measured: Sequence[int], run_positions: int
+    names: Sequence[str],
+    uses: Sequence[DatasetUse],
+    measured_tokens: Sequence[int],
+    run_positions: int,
 ) -> Iterator[str]:
     """Lines of a table with a row per dataset: share asked for and measured, tokens, epochs.
 
     Args:
         names: of the datasets.
         uses: how much of them the run reads.
-        measured: tokens of each in the first rows of the run.
+        measured_tokens: tokens of each in the first rows of the run.
         run_positions: token positions in all rows of the run.
     """
     yield f"{'':<30}{'asked for':>10}{'measured':>10}{'tokens':>18}{'epochs':>10}"
-    for name, use, given in zip(names, uses, measured, strict=True):
+    for name, use, given in zip(names, uses, measured_tokens, strict=True):
         short = name if len(name) < 30 else f"...{name[-26:]}"
         epochs = "?" if use.epochs is None else f"{use.epochs:,.2f}"
-        figures = f"{use.share:>10.2%}{given / sum(measured):>10.2%}{use.tokens:>18,.0f}"
+        figures = f"{use.share:>10.2%}{given / sum(measured_tokens):>10.2%}{use.tokens:>18,.0f}"
         yield f"{short:<30}{figures}{epochs:>10}"
     repeated = run_positions - sum(use.tokens for use in uses)
     yield (

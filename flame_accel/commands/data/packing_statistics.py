@@ -42,9 +42,9 @@ def compute_packing_statistics(rows: Sequence[TracedRow], num_sources: int) -> P
                 continue
             documents_of_row.add((row.lane, piece.document))
             # a first token alone, for which a row had room, is repeated with all the others
-            if len(piece.tokens) < piece.document_length and piece.stop_in_document > 1:
+            if len(piece.tokens) < piece.document_length and piece.end_in_document > 1:
                 cut.add((row.lane, piece.document))
-            ids = np.arange(piece.document + piece.offset, piece.document + piece.stop_in_document)
+            ids = np.arange(piece.document + piece.offset, piece.document + piece.end_in_document)
             token_ids.setdefault((row.lane, piece.source), []).append(ids)
         documents |= documents_of_row
         documents_in_rows += len(documents_of_row)

@@ -69,10 +69,10 @@ def _format_piece_heading(piece: Piece, vocabulary: RowVocabulary) -> str:
         which = "a whole document"
     else:
         which = (
-            f"tokens {piece.offset:,}-{piece.stop_in_document - 1:,} of {piece.document_length:,}"
+            f"tokens {piece.offset:,}-{piece.end_in_document - 1:,} of {piece.document_length:,}"
         )
         which += "; started before" if piece.offset else ""
-        which += "; continues" if piece.stop_in_document < piece.document_length else ""
+        which += "; continues" if piece.end_in_document < piece.document_length else ""
     names = vocabulary.source_names
     source = f" of {names[piece.source]}" if len(names) > 1 else ""
     return f"{at}{source}, {which}"

@@ -43,7 +43,7 @@ class Piece(NamedTuple):
     """Tokens of the whole document."""
 
     @property
-    def stop_in_document(self) -> int:
+    def end_in_document(self) -> int:
         """Position in the document after the last token."""
         return self.offset + len(self.tokens)
 
@@ -116,7 +116,7 @@ class _RegisteringReader:
 
 
 def trace_first_rows(
-    stream: Lanes, lanes: Iterable[int], num_rows: int, report: Callable[[Skipped], None]
+    stream: Lanes, lanes: Iterable[int], num_rows: int, on_bad_record: Callable[[Skipped], None]
 ) -> list[TracedRow]:
     """Pack and trace the first rows of some lanes of a stream, step after step.
 
@@ -124,7 +124,7 @@ def trace_first_rows(
         stream: sources, shares and packing of all lanes.
         lanes: indices of the lanes.
         num_rows: rows of each lane.
-        report: called with every bad record that is skipped.
+        on_bad_record: called with every bad record that is skipped.
 
     Raises:
         UserError: a reader cannot read its source.
@@ -132,7 +132,7 @@ def trace_first_rows(
     # readers of one stream read together if all exist before the first is used
     traced = [
         TracedLane(
-            stream.open_readers(lane, stream.start_cursor, report),
+            stream.open_readers(lane, stream.start_cursor, on_bad_record),
             stream.shares,
             stream.packing,
             lane,
@@ -176,7 +176,7 @@ class TracedLane:
         return _trace_row_of_ids(row, self._register, self._lane, self._packing.padding)
 
 
-def _trace_row_of_ids(row: Row, register: _TokenRegister, lane: int, padding: int) -> TracedRow:
+def _trace_row_of_ids(row: Row, register: _TokenRegister, lane: int, padding_id: int) -> TracedRow:
     """The pieces of a row of token ids, with the tokens in place of the ids."""
     ids = row.tokens
     is_padding = ids == PADDING_ID
@@ -189,7 +189,7 @@ def _trace_row_of_ids(row: Row, register: _TokenRegister, lane: int, padding: in
     starts_piece |= np.isin(ids, register.first_ids)
     starts_piece[row.starts] = True
     bounds = [*np.flatnonzero(starts_piece).tolist(), len(ids)]
-    tokens = np.full(len(ids), padding, dtype=np.int32)
+    tokens = np.full(len(ids), padding_id, dtype=np.int32)
     pieces = []
     for start, stop in pairwise(bounds):
         piece = Piece(start, start in row.starts, tokens[start:stop], targets[start:stop])

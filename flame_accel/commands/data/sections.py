@@ -130,9 +130,9 @@ def _print_first_rows(
     names: Sequence[str],
     stream: Lanes,
     num_rows: int,
-    report: Callable[[Skipped], None],
+    on_bad_record: Callable[[Skipped], None],
 ) -> None:
-    rows = trace_first_rows(stream, range(min(num_rows, stream.num_lanes)), 1, report)
+    rows = trace_first_rows(stream, range(min(num_rows, stream.num_lanes)), 1, on_bad_record)
     ids = special_token_ids(data.tokenizer)
     assert ids["eos_token_id"] is not None
     bos = ids["bos_token_id"] if data.add_bos else None
@@ -162,7 +162,7 @@ def dataset_labels(data: RunData) -> list[str]:
     return names if len(names) == 1 else [f"{i}. {name}" for i, name in enumerate(names, 1)]
 
 
-def document_length_limits_by_name(config: Config) -> dict[str, int]:
+def cut_lengths_by_name(config: Config) -> dict[str, int]:
     """By name, lengths in tokens at which documents are cut."""
     training = config.training
     limits = {"a row": training.seq_len}
@@ -176,22 +176,22 @@ def _packing_name(stream: Lanes) -> str:
 
 
 def _measure_packings(
-    stream: Lanes, report: Callable[[Skipped], None]
+    stream: Lanes, on_bad_record: Callable[[Skipped], None]
 ) -> dict[str, PackingStatistics]:
     """Statistics of the stream's packing, and with varlen of the other one, by name."""
     streams = [stream]
     if stream.packing.varlen:
         other = replace(stream.packing, best_fit=not stream.packing.best_fit)
         streams.append(replace(stream, packing=other))
-    return {_packing_name(one): _measure_packing(one, report) for one in streams}
+    return {_packing_name(one): _measure_packing(one, on_bad_record) for one in streams}
 
 
-def _measure_packing(stream: Lanes, report: Callable[[Skipped], None]) -> PackingStatistics:
+def _measure_packing(stream: Lanes, on_bad_record: Callable[[Skipped], None]) -> PackingStatistics:
     """Statistics of some rows of some lanes."""
     affordable = max(ROWS_PER_LANE, MAX_MEASURED_TOKENS // stream.packing.seq_len)
     num_rows = min(MAX_MEASURED_ROWS, affordable)
     lanes = evenly_spread_indices(stream.num_lanes, num_rows // ROWS_PER_LANE)
-    rows = trace_first_rows(stream, lanes, -(-num_rows // len(lanes)), report)
+    rows = trace_first_rows(stream, lanes, -(-num_rows // len(lanes)), on_bad_record)
     return compute_packing_statistics(rows, len(stream.sources))
 
 

@@ -87,7 +87,7 @@ def write_cache_unless_finished(
     num_processes: int = 1,
     policy: SkipPolicy | None = None,
     overwrite: bool = False,
-    report: Callable[[CacheProgress], None] | None = None,
+    on_progress: Callable[[CacheProgress], None] | None = None,
 ) -> bool:
     """Write a cache, or the rest of it; the bytes are the same for any `num_processes`.
 
@@ -99,7 +99,7 @@ def write_cache_unless_finished(
         num_processes: with 1 this process does the work.
         policy: which skipped records are an error; the others keep their index.
         overwrite: whether to remove a cache in the folder that is made from anything else.
-        report: called every few documents; it may raise, complete shards are then kept.
+        on_progress: called every few documents; it may raise, complete shards are then kept.
 
     Returns:
         Whether anything was written; False if the cache was finished already.
@@ -130,7 +130,7 @@ def write_cache_unless_finished(
         chunk_encoder = ChunkEncoder(records=records, encoder=encoder, dtype=dtype)
         shards = _mark_unfinished_and_list_complete_shards(folder, made_from)
         policy = policy or SkipPolicy()
-        _append_missing_shards(folder, shards, chunk_encoder, num_processes, policy, report)
+        _append_missing_shards(folder, shards, chunk_encoder, num_processes, policy, on_progress)
         _check_unchanged_and_write_manifest(folder, shards, {**made_from, "dtype": dtype.name})
     return True
 
@@ -227,7 +227,7 @@ def _append_missing_shards(
     encoder: ChunkEncoder,
     num_processes: int,
     policy: SkipPolicy,
-    report: Callable[[CacheProgress], None] | None,
+    on_progress: Callable[[CacheProgress], None] | None,
 ) -> None:
     """Encode the records after the existing shards, and append the new shards to `shards`."""
     started_at = time.monotonic()
@@ -247,9 +247,9 @@ def _append_missing_shards(
             writer.append_chunk(chunk)
             documents += len(chunk.index)
             tokens += len(chunk.tokens) // encoder.dtype.itemsize
-            if report is not None:
+            if on_progress is not None:
                 elapsed_seconds = time.monotonic() - started_at
-                report(CacheProgress(documents, total, resumed, tokens, elapsed_seconds))
+                on_progress(CacheProgress(documents, total, resumed, tokens, elapsed_seconds))
     if writer is not None:
         shards.append(writer.finish())
 

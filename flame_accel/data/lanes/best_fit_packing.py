@@ -36,15 +36,16 @@ class Window:
 
     Args:
         seq_len: tokens in a row.
-        longest: most tokens in a segment, 2 <= longest <= seq_len; a longer document is cut into
-            segments that overlap by one token, so that every token but the first is a target once.
+        max_segment_len: most tokens in a segment, 2 <= max_segment_len <= seq_len; a longer
+            document is cut into segments that overlap by one token, so that every token but the
+            first is a target once.
     """
 
-    def __init__(self, seq_len: int, longest: int) -> None:
+    def __init__(self, seq_len: int, max_segment_len: int) -> None:
         self.num_tokens = 0
         """Tokens of all segments."""
         self._seq_len = seq_len
-        self._longest = longest
+        self._longest = max_segment_len
         self._segments: list[Segment] = []
 
     @property
@@ -96,15 +97,15 @@ class BestFitPacker:
     Args:
         mixture: the documents of the lane, from the start of a window.
         packing: how rows are filled.
-        row: the next row of that window.
+        row_in_window: the next row of that window.
     """
 
-    def __init__(self, mixture: MixtureReader, packing: Packing, row: int) -> None:
+    def __init__(self, mixture: MixtureReader, packing: Packing, row_in_window: int) -> None:
         assert packing.context_len is not None
         self._mixture = mixture
         self._packing = packing
         self._longest = min(packing.context_len, packing.seq_len)
-        self._row = row
+        self._row = row_in_window
         # rows of the current window, and where it and the next one start
         self._rows: list[list[Segment]] = []
         self._start = self._next_start = mixture.cursors
@@ -145,17 +146,17 @@ class BestFitPacker:
             self._row = 0
         return row
 
-    def _fill_next_window(self, num_tokens: float) -> None:
+    def _fill_next_window(self, min_tokens: float) -> None:
         """Read documents until the next window has this many tokens, or is full."""
-        while self._next_window.num_tokens < num_tokens and not self._next_window.is_full:
+        while self._next_window.num_tokens < min_tokens and not self._next_window.is_full:
             reader = self._mixture.choose_reader()
             self._next_window.add_document(reader.peek())
             reader.advance()
 
 
-def build_padded_row(segments: list[Segment], seq_len: int, padding: int) -> Row:
+def build_padded_row(segments: list[Segment], seq_len: int, padding_id: int) -> Row:
     """The row of some segments; the rest of it is a segment of padding without targets."""
-    tokens = np.full(seq_len, padding, dtype=np.int32)
+    tokens = np.full(seq_len, padding_id, dtype=np.int32)
     targets = np.zeros(seq_len, dtype=bool)
     starts: list[int] = []
     filled = 0

@@ -25,7 +25,7 @@ class CountingReader(ABC):
         name: how messages name the source.
         cursor: where to start; the subclass interprets its position.
         policy: what happens to records that give no document.
-        report: called with every bad record that is skipped.
+        on_bad_record: called with every bad record that is skipped.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class CountingReader(ABC):
         name: str,
         cursor: SourceCursor,
         policy: SkipPolicy,
-        report: Callable[[Skipped], None],
+        on_bad_record: Callable[[Skipped], None],
     ) -> None:
         self._name = name
         self._policy = policy
-        self._report = report
+        self._on_bad_record = on_bad_record
         self._document: Document | None = None
         _, self._consumed, self._skipped, self._bad, self._tokens = cursor
 
@@ -88,7 +88,7 @@ class CountingReader(ABC):
         self._skipped += 1
         if self._policy.counts_as_bad(skipped):
             self._bad += 1
-            self._report(skipped)
+            self._on_bad_record(skipped)
         self._move_to_next_record()
 
     def _no_text_error(self, searched_records: str) -> UserError:

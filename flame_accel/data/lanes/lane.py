@@ -90,14 +90,18 @@ class Lanes:
         return LaneCursor(sources=(SourceCursor(),) * len(self.sources))
 
     def open_readers(
-        self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]
+        self, lane: int, cursor: LaneCursor, on_bad_record: Callable[[Skipped], None]
     ) -> list[DocumentReader]:
-        """The readers of a lane, one per source; `report` is called with every bad record."""
+        """The readers of a lane, one per source; each bad record is given to `on_bad_record`."""
         return [
-            source.open_reader(lane, self.num_lanes, source_cursor, self.policy, report)
+            source.open_reader(lane, self.num_lanes, source_cursor, self.policy, on_bad_record)
             for source, source_cursor in zip(self.sources, cursor.sources, strict=True)
         ]
 
-    def open_lane(self, lane: int, cursor: LaneCursor, report: Callable[[Skipped], None]) -> Lane:
-        """A lane from a cursor; `report` is called with every bad record that is skipped."""
-        return Lane(self.open_readers(lane, cursor, report), self.shares, self.packing, cursor)
+    def open_lane(
+        self, lane: int, cursor: LaneCursor, on_bad_record: Callable[[Skipped], None]
+    ) -> Lane:
+        """A lane from a cursor; `on_bad_record` is called with every bad record that is skipped."""
+        return Lane(
+            self.open_readers(lane, cursor, on_bad_record), self.shares, self.packing, cursor
+        )

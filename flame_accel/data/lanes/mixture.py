@@ -36,10 +36,10 @@ class MixtureReader:
         """Cursor of each source."""
         return tuple(reader.cursor for reader in self._readers)
 
-    def choose_reader(self, *, stay: bool = False) -> DocumentReader:
-        """The reader of the next document; with `stay` of the one that was chosen last."""
+    def choose_reader(self, *, same_as_last: bool = False) -> DocumentReader:
+        """The reader of the next document; with `same_as_last` of the one that was chosen last."""
         readers = self._readers
-        if len(readers) > 1 and not stay:
+        if len(readers) > 1 and not same_as_last:
             tokens = [reader.cursor.tokens for reader in readers]
             lengths = [len(reader.peek().tokens) for reader in readers]
             self.source = choose_source(self._shares, tokens, lengths)
@@ -55,7 +55,9 @@ def _integer_weights(shares: tuple[float, ...]) -> tuple[int, ...]:
     return tuple(above * (scale // below) for above, below in ratios)
 
 
-def choose_source(shares: Sequence[float], tokens: Sequence[int], lengths: Sequence[int]) -> int:
+def choose_source(
+    shares: Sequence[float], tokens_read: Sequence[int], next_lengths: Sequence[int]
+) -> int:
     """Index of the source whose document comes next.
 
     Among the sources that have not given more than their share so far, the one whose document would
@@ -64,18 +66,18 @@ def choose_source(shares: Sequence[float], tokens: Sequence[int], lengths: Seque
 
     Args:
         shares: of each source in the tokens, above 0; only their proportions matter.
-        tokens: number of tokens that each source has given so far.
-        lengths: number of tokens of each source's next document.
+        tokens_read: number of tokens that each source has given so far.
+        next_lengths: number of tokens of each source's next document.
     """
     if len(shares) == 1:
         return 0
     weights = _integer_weights(tuple(shares))
-    rate, total = sum(weights), sum(tokens)
+    rate, total = sum(weights), sum(tokens_read)
     best, best_finish = -1, 0
     for i, weight in enumerate(weights):
-        if tokens[i] * rate > weight * total:
+        if tokens_read[i] * rate > weight * total:
             continue
-        finish = tokens[i] + lengths[i]
+        finish = tokens_read[i] + next_lengths[i]
         # compares finish / weight without a division
         if best < 0 or finish * weights[best] < best_finish * weight:
             best, best_finish = i, finish

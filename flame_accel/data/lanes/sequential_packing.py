@@ -51,7 +51,7 @@ class SequentialPacker:
         starts: list[int] = []
         filled = 0
         while filled < size:
-            reader = self._mixture.choose_reader(stay=self._offset > 0)
+            reader = self._mixture.choose_reader(same_as_last=self._offset > 0)
             document = reader.peek()
             offset, length = self._offset, len(document.tokens)
             if offset >= length:
@@ -74,10 +74,10 @@ class SequentialPacker:
         return Row(tokens, starts, targets)
 
 
-def cursor_past_end_error(container: str, length: str, position: int) -> UserError:
+def cursor_past_end_error(container: str, length_with_unit: str, position: int) -> UserError:
     """The error to raise for a cursor that points past the end of its document or window."""
     return UserError(
-        f"a {container} has {length}, but the next is {position}",
+        f"a {container} has {length_with_unit}, but the next is {position}",
         where="the checkpoint's data position",
         remedy="the data or the tokenizer changed since the checkpoint: restore them",
     )

@@ -33,15 +33,15 @@ class ShuffledStream:
         shards: the records.
         encode: makes a document of a record; called when a lane reaches it, never before.
         seed: seed of the order of shards and records.
-        block: number of records that are shuffled together, over all groups; 1: not shuffled.
+        block_size: number of records that are shuffled together, over all groups; 1: not shuffled.
     """
 
-    def __init__(self, shards: Shards, encode: Encode, *, seed: int, block: int) -> None:
+    def __init__(self, shards: Shards, encode: Encode, *, seed: int, block_size: int) -> None:
         self.name = shards.name
         self._shards = shards
         self._encode = encode
         self._seed = seed
-        self._block = block
+        self._block_size = block_size
         self._groups: WeakValueDictionary[tuple[int, int, int], LaneGroup] = WeakValueDictionary()
 
     @property
@@ -55,7 +55,7 @@ class ShuffledStream:
         num_lanes: int,
         cursor: SourceCursor,
         policy: SkipPolicy,
-        report: Callable[[Skipped], None],
+        on_bad_record: Callable[[Skipped], None],
     ) -> "StreamReader":
         """Read the documents of a lane from a cursor; see `stages.ShuffledSource`.
 
@@ -72,10 +72,12 @@ class ShuffledStream:
                 group=group,
                 num_lanes=num_lanes,
                 seed=self._seed,
-                block=self._block,
+                block_size=self._block_size,
             )
             self._groups[key] = shared
-        return StreamReader(self.name, shared, position, self._encode, cursor, policy, report)
+        return StreamReader(
+            self.name, shared, position, self._encode, cursor, policy, on_bad_record
+        )
 
     def check_enough_documents_if_known(self, num_lanes: int) -> None:
         """Nothing is known without reading; a lane that finds no record in an epoch raises."""
@@ -92,9 +94,9 @@ class StreamReader(CountingReader):
         encode: Encode,
         cursor: SourceCursor,
         policy: SkipPolicy,
-        report: Callable[[Skipped], None],
+        on_bad_record: Callable[[Skipped], None],
     ) -> None:
-        super().__init__(name, cursor, policy, report)
+        super().__init__(name, cursor, policy, on_bad_record)
         self._group = group
         self._encode = encode
         *start, self._index = cursor.position or (*BlockStart(), 0)

@@ -43,10 +43,12 @@ class ShuffledTable:
         num_lanes: int,
         cursor: SourceCursor,
         policy: SkipPolicy,
-        report: Callable[[Skipped], None],
+        on_bad_record: Callable[[Skipped], None],
     ) -> "TableReader":
         """Read the documents of a lane from a cursor; see `stages.ShuffledSource`."""
-        return TableReader(self._documents, self._order, lane, num_lanes, cursor, policy, report)
+        return TableReader(
+            self._documents, self._order, lane, num_lanes, cursor, policy, on_bad_record
+        )
 
     def check_enough_documents_if_known(self, num_lanes: int) -> None:
         """Check that there are at least as many documents as lanes.
@@ -76,9 +78,9 @@ class TableReader(CountingReader):
         num_lanes: int,
         cursor: SourceCursor,
         policy: SkipPolicy,
-        report: Callable[[Skipped], None],
+        on_bad_record: Callable[[Skipped], None],
     ) -> None:
-        super().__init__(documents.name, cursor, policy, report)
+        super().__init__(documents.name, cursor, policy, on_bad_record)
         self._documents = documents
         self._order = order
         self._positions = range(lane, order.num_documents, num_lanes)

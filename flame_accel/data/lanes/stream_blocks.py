@@ -73,21 +73,21 @@ class LaneGroup:
         group: which group, 0 <= group < gcd(len(shards), num_lanes).
         num_lanes: number of lanes of all groups.
         seed: seed of the order of the shards and of the records in a block.
-        block: number of records in the blocks of all groups together, rounded up so that each lane
-            gets equally many; 1: one record per lane, in the order of the stream.
+        block_size: number of records in the blocks of all groups together, rounded up so that each
+            lane gets equally many; 1: one record per lane, in the order of the stream.
     """
 
-    def __init__(self, shards: Shards, *, group: int, num_lanes: int, seed: int, block: int):
+    def __init__(self, shards: Shards, *, group: int, num_lanes: int, seed: int, block_size: int):
         self._shards = shards
         self._num_groups = gcd(len(shards), num_lanes)
         self._group = group
         self._order = EpochOrder(num_documents=len(shards), seed=seed)
         self._seed = seed
-        self._shuffled = block > 1
+        self._shuffled = block_size > 1
         self.num_shards = len(shards) // self._num_groups
         self.num_lanes = num_lanes // self._num_groups
         # equally many for each lane, rounded up
-        each = -(-block // num_lanes)
+        each = -(-block_size // num_lanes)
         self._block_size = each * self.num_lanes
         self._lanes: WeakSet[LaneBlockQueue] = WeakSet()
         # open streams by the block they reach next, if a lane needs that block next
@@ -134,12 +134,12 @@ class LaneBlockQueue:
 
     Args:
         group: the lane's group, in this process.
-        position: index of the lane in its group.
+        position_in_group: index of the lane in its group.
         start: the first block.
     """
 
-    def __init__(self, group: LaneGroup, position: int, start: BlockStart) -> None:
-        self.position = position
+    def __init__(self, group: LaneGroup, position_in_group: int, start: BlockStart) -> None:
+        self.position = position_in_group
         self.next_start = start
         """Where the first block starts that the lane has not received yet."""
         self._group = group
@@ -168,19 +168,19 @@ class LaneBlockQueue:
 
 
 def read_shards_in_order(
-    shards: Shards, shard_indices: list[int], first_number: int, start_position: int
+    shards: Shards, shard_indices: list[int], first_shard_number: int, start_position: int
 ) -> Iterator[StreamRecord]:
     """Read some shards, one after the other.
 
     Args:
         shards: all shards.
         shard_indices: which of them, in this order.
-        first_number: number of the first of them; the others are counted from there.
+        first_shard_number: number of the first of them; the others are counted from there.
         start_position: where to start in the first.
     """
     for count, shard in enumerate(shard_indices):
         for record, next_position in shards.read(shard, 0 if count else start_position):
-            yield StreamRecord(record, first_number + count, next_position)
+            yield StreamRecord(record, first_shard_number + count, next_position)
 
 
 def shuffled_indices(length: int, key: str) -> list[int]:

@@ -195,8 +195,8 @@ class StepBatches:
         return self._lanes.constant_targets
 
 
-def _source_cursors(cursors: Sequence[LaneCursor]) -> Iterator[SourceCursor]:
-    return (source for cursor in cursors for source in cursor.sources)
+def _source_cursors(lane_cursors: Sequence[LaneCursor]) -> Iterator[SourceCursor]:
+    return (source for cursor in lane_cursors for source in cursor.sources)
 
 
 def _raise_if_error(item: WorkerStep | UserError) -> WorkerStep:

@@ -71,7 +71,7 @@ class _LaneRows(IterableDataset):
         skipped: list[Skipped] = []
         limit = self._lanes.policy.max_bad
 
-        def report(record: Skipped) -> None:
+        def collect_skipped_and_check_limit(record: Skipped) -> None:
             skipped.append(record)
             # reading the rest of a damaged file would be useless
             if limit is not None and len(skipped) > limit:
@@ -79,7 +79,9 @@ class _LaneRows(IterableDataset):
 
         try:
             lanes = [
-                self._lanes.open_lane(self._lane_numbers[i], self._cursors[i], report)
+                self._lanes.open_lane(
+                    self._lane_numbers[i], self._cursors[i], collect_skipped_and_check_limit
+                )
                 for i in _lane_indices_of_this_worker(len(self._lane_numbers))
             ]
             while sum(lane.read_ahead_has_more() for lane in lanes):

@@ -211,7 +211,7 @@ def _read_parquet_file(
 def _decode_values_or_errors(column: pa.Array) -> Sequence[Any]:
     """Python values of a column; in place of one that is not UTF-8, its error."""
 
-    def value(i: int) -> object:
+    def decode_value_or_error(i: int) -> object:
         try:
             return column[i].as_py()
         except UnicodeDecodeError as error:
@@ -220,7 +220,7 @@ def _decode_values_or_errors(column: pa.Array) -> Sequence[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [value(i) for i in range(len(column))]
+        return [decode_value_or_error(i) for i in range(len(column))]
 
 
 def _describe_read_error(file: str, error: Exception) -> str:

@@ -59,6 +59,6 @@ class FileShards:
             self._fingerprint = hash_as_json([self._text_column, names, sizes])
         return self._fingerprint
 
-    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
+    def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
         """The documents of these shards."""
         return SequentialDataset(self, encoder, held_out)

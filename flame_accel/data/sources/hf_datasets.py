@@ -11,12 +11,14 @@ from flame_accel.data.sources.options import DatasetOptions
 
 
 @contextmanager
-def convert_library_errors(options: DatasetOptions, what: str, remedy: str) -> Iterator[None]:
+def convert_library_errors(
+    options: DatasetOptions, what_is_wrong: str, remedy: str
+) -> Iterator[None]:
     """Turn exceptions of the library into errors for users.
 
     Args:
         options: the dataset that is being opened.
-        what: what is wrong then.
+        what_is_wrong: what is wrong then.
         remedy: what the user can do.
     """
     try:
@@ -25,7 +27,7 @@ def convert_library_errors(options: DatasetOptions, what: str, remedy: str) -> I
         # this one only says that there is another
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         raise UserError(
-            f"{what}: {str(cause).strip()}", where=options.where, remedy=remedy
+            f"{what_is_wrong}: {str(cause).strip()}", where=options.error_location, remedy=remedy
         ) from error
 
 

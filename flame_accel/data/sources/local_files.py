@@ -47,10 +47,12 @@ class LocalFiles:
             *(("dataset_name",) if path.is_dir() else ("dataset_name", "data_dir", "data_files"))
         )
         self._options = options
-        found = find_data_files(options.dataset, options.data_dir, options.patterns)
+        found = find_data_files(options.dataset, options.data_dir, options.data_file_patterns)
         # a file that was named is meant, whatever split its own name suggests
         alone: dict[str | None, list[Path]] = {None: found}
-        self._groups = alone if path.is_file() else group_files_by_split(found, options.where)
+        self._groups = (
+            alone if path.is_file() else group_files_by_split(found, options.error_location)
+        )
 
     @staticmethod
     def recognizes(options: DatasetOptions) -> bool:
@@ -62,14 +64,14 @@ class LocalFiles:
         """The splits that files are named after; [None] where none is."""
         return list(self._groups)
 
-    def open(self, split: str | None) -> Table | FileShards:
+    def open_split(self, split: str | None) -> Table | FileShards:
         """The files of a split: copied into a table, or with `options.streaming` read as they are.
 
         Raises:
             UserError: no records, no text, or no such column.
         """
         options, files = self._options, self._groups[split]
-        _check_no_git_lfs_pointers(files, options.where)
+        _check_no_git_lfs_pointers(files, options.error_location)
         _check_single_text_file_size(files, options.max_document_bytes)
         names = [str(file) for file in files]
         column, max_bytes = options.text_column, options.max_document_bytes
@@ -78,7 +80,7 @@ class LocalFiles:
         table = copy_files_to_table(
             names, name=options.dataset, text_column=column, max_bytes=max_bytes
         )
-        check_has_text(table, options.where)
+        check_has_text(table, options.error_location)
         return table
 
 
@@ -110,7 +112,9 @@ def find_data_files(path: str, data_dir: str | None, patterns: Sequence[str]) ->
     return sorted(_drop_run_folder_files(files, root))
 
 
-def group_files_by_split(files: Sequence[Path], where: str) -> dict[str | None, list[Path]]:
+def group_files_by_split(
+    files: Sequence[Path], error_location: str
+) -> dict[str | None, list[Path]]:
     """Files that hold documents, by split; the only key is None where no file is named after one.
 
     Next to files of records, other files (README, LICENSE) are ignored. Records whose file or
@@ -126,7 +130,7 @@ def group_files_by_split(files: Sequence[Path], where: str) -> dict[str | None, 
     if not files or all(records.values()):
         raise UserError(
             "holds both Parquet and JSON files" if files else "no files found",
-            where=where,
+            where=error_location,
             remedy="name the files with a pattern, such as 'folder/**/*.parquet'",
         )
     chosen = records[PARQUET] or records[JSON]
@@ -165,13 +169,13 @@ def _split_from_file_or_folder_name(file: Path) -> str | None:
     return SPLIT_WORDS.get(word[0] if word else "") or SPLIT_WORDS.get(file.parent.name.lower())
 
 
-def _check_no_git_lfs_pointers(files: Sequence[Path], where: str) -> None:
+def _check_no_git_lfs_pointers(files: Sequence[Path], error_location: str) -> None:
     pointers = [file for file in files if is_git_lfs_pointer(file)]
     if pointers:
         raise UserError(
             f"{len(pointers)} of {len(files)} files are Git LFS pointers, not the data, such as "
             f"{pointers[0]}",
-            where=where,
+            where=error_location,
             remedy="run `git lfs pull` in that repository",
         )
 

@@ -47,7 +47,7 @@ class NamedDataset:
                 options.dataset,
                 options.dataset_name,
                 data_dir=options.data_dir,
-                data_files=options.patterns or None,
+                data_files=options.data_file_patterns or None,
             )
 
     @staticmethod
@@ -61,7 +61,7 @@ class NamedDataset:
         builder = self._builder
         return list(map(str, builder.config.data_files or builder.info.splits or ()))
 
-    def open(self, split: str | None) -> "Table | FileShards | NamedShards":
+    def open_split(self, split: str | None) -> "Table | FileShards | NamedShards":
         """A split: its table, or with `options.streaming` its shards.
 
         Raises:
@@ -149,7 +149,7 @@ class NamedShards:
         split = str(self._dataset.split)
         return hash_as_json([self._record_column.column, about, split, features, len(self)])
 
-    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
+    def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
         """The documents of these shards."""
         return SequentialDataset(self, encoder, held_out)
 

@@ -56,7 +56,7 @@ def open_source(options: DatasetOptions) -> RecordSource:
     """
     with hide_datasets_progress_bars():
         located = locate_dataset(options)
-        return located.open(_choose_split(located, options))
+        return located.open_split(_choose_split(located, options))
 
 
 def open_training_and_evaluation(
@@ -83,7 +83,7 @@ def open_training_and_evaluation(
     with hide_datasets_progress_bars():
         located = [locate_dataset(options) for options in training]
         splits = list(map(_choose_split, located, training))
-        sources = [one.open(split) for one, split in zip(located, splits, strict=True)]
+        sources = [one.open_split(split) for one, split in zip(located, splits, strict=True)]
         if evaluation is None:
             return OpenedDatasets([DatasetSide(source, None) for source in sources], None)
         target = locate_dataset(evaluation)
@@ -100,7 +100,7 @@ def open_training_and_evaluation(
         if divided:
             held_out = HeldOut(held_out_share, "evaluation")
             return OpenedDatasets(sides, DatasetSide(sources[divided[0]], held_out))
-        return OpenedDatasets(sides, DatasetSide(target.open(split), None))
+        return OpenedDatasets(sides, DatasetSide(target.open_split(split), None))
 
 
 def locate_dataset(options: DatasetOptions) -> LocatedDataset:
@@ -115,7 +115,7 @@ def locate_dataset(options: DatasetOptions) -> LocatedDataset:
 def _dataset_key(options: DatasetOptions) -> tuple[str | None, ...]:
     """Equal for two sections that mean the same dataset, whichever split of it."""
     place = os.path.realpath(options.dataset) if options.is_path_or_pattern else options.dataset
-    return place, options.dataset_name, options.data_dir, *options.patterns
+    return place, options.dataset_name, options.data_dir, *options.data_file_patterns
 
 
 def _choose_split(located: LocatedDataset, options: DatasetOptions) -> str | None:
@@ -133,6 +133,6 @@ def _choose_split(located: LocatedDataset, options: DatasetOptions) -> str | Non
     names = ", ".join(split or "train (all of it)" for split in located.splits)
     raise UserError(
         f"no split {chosen!r}; there are: {names}",
-        where=options.where,
+        where=options.error_location,
         remedy=f"name one of these with {options.section}.dataset_split",
     )

@@ -43,12 +43,12 @@ class DatasetOptions:
     validation for evaluation."""
 
     @property
-    def where(self) -> str:
+    def error_location(self) -> str:
         """How messages name the dataset: its option and its value."""
         return f"{self.section}.dataset {self.dataset!r}"
 
     @property
-    def patterns(self) -> list[str]:
+    def data_file_patterns(self) -> list[str]:
         """The patterns of `data_files`."""
         return [word.strip() for word in (self.data_files or "").split(",") if word.strip()]
 
@@ -67,7 +67,7 @@ class DatasetOptions:
         if given:
             raise UsageError(
                 f"{', '.join(given)} cannot narrow this kind of dataset",
-                where=self.where,
+                where=self.error_location,
                 remedy=f"leave {' and '.join(given)} out",
             )
 

@@ -43,7 +43,7 @@ class PythonStdlib:
         """Whether this dataset is named."""
         return options.dataset == DATASET_NAME
 
-    def open(self, split: str | None) -> Table:
+    def open_split(self, split: str | None) -> Table:
         """The table of a split, held in memory."""
         texts = read_stdlib_sources(str(split))
         return build_table(self._options, Dataset.from_dict({"text": texts}))
@@ -90,12 +90,14 @@ def _read_utf8_or_empty(path: Path) -> str:
 def _choose_validation_files(texts: dict[str, str]) -> set[str]:
     """Names of the files that belong to validation; `texts` by their names."""
 
-    def rank(name: str) -> float:
+    def hash_fraction(name: str) -> float:
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
     names: set[str] = set()
     room = VALIDATION_BYTES
-    for name in sorted(filter(lambda name: rank(name) < VALIDATION_SHARE, texts), key=rank):
+    for name in sorted(
+        filter(lambda name: hash_fraction(name) < VALIDATION_SHARE, texts), key=hash_fraction
+    ):
         size = len(texts[name].encode())
         if size <= room:
             names.add(name)

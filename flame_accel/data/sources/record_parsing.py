@@ -24,13 +24,15 @@ class RecordColumn(NamedTuple):
     """Longer records count as damaged."""
 
 
-def choose_text_column(columns: Collection[str], text_column: str | None, where: str) -> str:
+def choose_text_column(
+    columns: Collection[str], text_column: str | None, error_location: str
+) -> str:
     """The column that holds texts or conversations.
 
     Args:
         columns: those that there are.
         text_column: the one that is asked for; None: the first existing one of `TEXT_COLUMNS`.
-        where: place of the record, for the error.
+        error_location: place of the record, for the error.
 
     Raises:
         UserError: no such column; lists those that there are.
@@ -41,20 +43,20 @@ def choose_text_column(columns: Collection[str], text_column: str | None, where:
             return column
     raise UserError(
         f"no column {' or '.join(map(repr, wanted))}; there are: {', '.join(columns) or 'none'}",
-        where=where,
+        where=error_location,
         remedy=f"name the column that holds the text with {TEXT_COLUMN_FLAG}",
     )
 
 
 def extract_record(
-    columns: object, record_column: RecordColumn, where: str, is_first: bool
+    columns: object, record_column: RecordColumn, error_location: str, is_first: bool
 ) -> Record | Skipped:
     """The text or conversation of a record with named columns.
 
     Args:
         columns: the record, a dict; a value that could not be decoded is its UnicodeDecodeError.
         record_column: what to take of it.
-        where: its file and line, or the like.
+        error_location: its file and line, or the like.
         is_first: whether it is the first record of its file.
 
     Raises:
@@ -63,17 +65,17 @@ def extract_record(
     if not isinstance(columns, dict):
         kind = type(columns).__name__
         what = f"a record must be an object with named columns, not {kind}"
-        return Skipped("damaged", where, what)
+        return Skipped("damaged", error_location, what)
     try:
-        column = choose_text_column(columns, record_column.column, where)
-        return _check_record_value(columns[column], column, record_column.max_bytes, where)
+        column = choose_text_column(columns, record_column.column, error_location)
+        return _check_record_value(columns[column], column, record_column.max_bytes, error_location)
     except UserError as error:
         if is_first:
             raise
-        return Skipped("damaged", where, error.what)
+        return Skipped("damaged", error_location, error.what)
 
 
-def parse_json_or_skipped(data: bytes, where: str) -> Any:
+def parse_json_or_skipped(data: bytes, error_location: str) -> Any:
     """The value of a JSON text in UTF-8; `Skipped` if it is not valid."""
     try:
         return json.loads(data.decode("utf-8").removeprefix("\ufeff"))
@@ -85,7 +87,7 @@ def parse_json_or_skipped(data: bytes, where: str) -> Any:
     # nested too deeply, or a number of thousands of digits
     except (RecursionError, ValueError) as error:
         what = f"JSON that cannot be read: {error}"
-    return Skipped("damaged", where, what)
+    return Skipped("damaged", error_location, what)
 
 
 def describe_utf8_error(error: UnicodeDecodeError) -> str:
@@ -98,19 +100,21 @@ def describe_excess_length(num_bytes: int, max_bytes: int) -> str:
     return f"{num_bytes} bytes, more than training.max_document_bytes = {max_bytes}"
 
 
-def _check_record_value(value: object, column: str, max_bytes: int, where: str) -> Record | Skipped:
+def _check_record_value(
+    value: object, column: str, max_bytes: int, error_location: str
+) -> Record | Skipped:
     if value is None or value == "" or value == []:
-        return Skipped("empty", where, f"no text in column {column!r}")
+        return Skipped("empty", error_location, f"no text in column {column!r}")
     if isinstance(value, UnicodeDecodeError):
-        return Skipped("damaged", where, describe_utf8_error(value))
+        return Skipped("damaged", error_location, describe_utf8_error(value))
     if isinstance(value, str):
         text = value
     elif isinstance(value, list):
-        text = _check_and_serialize_conversation(value, column, where)
+        text = _check_and_serialize_conversation(value, column, error_location)
     else:
         raise UserError(
             f"column {column!r} holds {type(value).__name__}, not text",
-            where=where,
+            where=error_location,
             remedy="name another column, or turn the values into strings",
         )
     # most records need not be encoded to know this
@@ -120,13 +124,13 @@ def _check_record_value(value: object, column: str, max_bytes: int, where: str) 
         except UnicodeEncodeError as error:
             place = f" at character {error.start}" if text is value else ""
             what = f"column {column!r} holds half a surrogate pair{place}"
-            return Skipped("damaged", where, what)
+            return Skipped("damaged", error_location, what)
         if num_bytes > max_bytes:
-            return Skipped("damaged", where, describe_excess_length(num_bytes, max_bytes))
+            return Skipped("damaged", error_location, describe_excess_length(num_bytes, max_bytes))
     return value
 
 
-def _check_and_serialize_conversation(value: list[Any], column: str, where: str) -> str:
+def _check_and_serialize_conversation(value: list[Any], column: str, error_location: str) -> str:
     """A conversation as JSON.
 
     Raises:
@@ -141,7 +145,7 @@ def _check_and_serialize_conversation(value: list[Any], column: str, where: str)
         return text
     raise UserError(
         f"column {column!r} holds a list that is not a conversation: {fault}",
-        where=where,
+        where=error_location,
         remedy='write conversations as [{"role": "user", "content": "..."}, ...]',
     )
 

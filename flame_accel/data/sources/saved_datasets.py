@@ -44,6 +44,6 @@ class SavedDataset:
         """Names of the splits; [None] for a single dataset."""
         return list(self._splits)
 
-    def open(self, split: str | None) -> Table:
+    def open_split(self, split: str | None) -> Table:
         """The table of a split."""
         return build_table(self._options, self._splits[split])

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Json, LargeList, List, Value
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Record, Skipped, first_is_conversation
-from flame_accel.data.encoded_datasets import EncodedTable, IndexedDataset, encode_only_side
+from flame_accel.data.encoded_datasets import EncodedTable, IndexedDataset, restrict_encode_to_side
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.sources.options import MAX_DOCUMENT_BYTES, DatasetOptions
 from flame_accel.data.sources.record_hashes import fingerprint_from_sample, record_hash
@@ -88,12 +88,15 @@ class Table:
         where = f"{self.name}, row {index}"
         return extract_record({self._column: value}, self._record_column, where, is_first=False)
 
-    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
+    def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
         """The documents of this table."""
         records = map(self.__getitem__, range(len(self)))
-        documents = EncodedTable(self, encode_only_side(encoder, held_out))
+        documents = EncodedTable(self, restrict_encode_to_side(encoder, held_out))
         return IndexedDataset(
-            documents, held_out, conversations=first_is_conversation(records), form="a table"
+            documents,
+            held_out,
+            conversations=first_is_conversation(records),
+            storage_description="a table",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -127,14 +130,14 @@ def build_table(options: DatasetOptions, dataset: Dataset) -> Table:
     Raises:
         UserError: no such column, or no text in it.
     """
-    column = choose_record_column(dataset.features, options.text_column, options.where)
+    column = choose_record_column(dataset.features, options.text_column, options.error_location)
     max_bytes = options.max_document_bytes
     table = Table(options.dataset, dataset.select_columns([column]), column, max_bytes=max_bytes)
-    check_has_text(table, options.where)
+    check_has_text(table, options.error_location)
     return table
 
 
-def check_has_text(table: Table, where: str) -> None:
+def check_has_text(table: Table, error_location: str) -> None:
     """Check that at least one record of the table can be read.
 
     Raises:
@@ -156,18 +159,18 @@ def check_has_text(table: Table, where: str) -> None:
         )
     raise UserError(
         f"none of its {len(table)} documents has text" if len(table) else "is empty",
-        where=where,
+        where=error_location,
         remedy="give a dataset with at least as many documents as a step has rows",
     )
 
 
-def choose_record_column(features: Features, text_column: str | None, where: str) -> str:
+def choose_record_column(features: Features, text_column: str | None, error_location: str) -> str:
     """The column of a dataset that holds texts or conversations.
 
     Raises:
         UserError: no column of that name, or it holds something else.
     """
-    column = choose_text_column(features, text_column, where)
+    column = choose_text_column(features, text_column, error_location)
     feature = features[column]
     if isinstance(feature, Value):
         holds_records = feature.dtype in ("string", "large_string")
@@ -178,7 +181,7 @@ def choose_record_column(features: Features, text_column: str | None, where: str
     if not holds_records:
         raise UserError(
             f"column {column!r} holds {feature}, not text",
-            where=where,
+            where=error_location,
             remedy=f"name the column that holds the text with {TEXT_COLUMN_FLAG}",
         )
     return column

@@ -31,11 +31,11 @@ class TokenCacheFolder:
         path = Path(options.dataset)
         return (path / MANIFEST).is_file() or (path / UNFINISHED).is_file()
 
-    def open(self, split: str | None) -> "TokenCacheFolder":
-        """The folder itself, which has no splits: files are opened by `encode`."""
+    def open_split(self, split: str | None) -> "TokenCacheFolder":
+        """The folder itself, which has no splits: files are opened by `open_encoded`."""
         return self
 
-    def encode(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
+    def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
         """The documents of the cache, once it is known to be made by an equal encoder.
 
         Raises:
@@ -53,6 +53,6 @@ class TokenCacheFolder:
             cache,
             held_out,
             conversations=conversations,
-            form="a token cache",
+            storage_description="a token cache",
             num_tokens=cache.num_tokens if held_out is None else None,
         )

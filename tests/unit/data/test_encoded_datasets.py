@@ -10,8 +10,8 @@ from flame_accel.data.encoded_datasets import (
     EncodedTable,
     IndexedDataset,
     SequentialDataset,
-    encode_only_side,
     evenly_spread_indices,
+    restrict_encode_to_side,
 )
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.tokens.encoder import Encoder
@@ -36,8 +36,8 @@ def encode_bytes(record: Record | Skipped) -> Document | Skipped:
 
 
 def dataset_of(texts: list[str], held_out: HeldOut | None = None) -> IndexedDataset:
-    documents = EncodedTable(Lines(texts), encode_only_side(encode_bytes, held_out))
-    return IndexedDataset(documents, held_out, conversations=False, form="a table")
+    documents = EncodedTable(Lines(texts), restrict_encode_to_side(encode_bytes, held_out))
+    return IndexedDataset(documents, held_out, conversations=False, storage_description="a table")
 
 
 def text_of(document: Document | Skipped) -> str:
@@ -102,5 +102,8 @@ def test_a_dataset_says_its_size_and_what_is_held_out() -> None:
         "lines, 200 documents, 5.00% of them held out"
     )
     stream = SequentialDataset(FakeShards([1, 1]), encode, None)
-    assert (str(stream), stream.form) == ("fake, 2 shards", "a stream of 2 shards")
-    assert SequentialDataset(FakeShards([1]), encode, None).form == "a stream of one shard"
+    assert (str(stream), stream.storage_description) == ("fake, 2 shards", "a stream of 2 shards")
+    assert (
+        SequentialDataset(FakeShards([1]), encode, None).storage_description
+        == "a stream of one shard"
+    )

@@ -43,12 +43,12 @@ def test_traced_rows_are_the_rows_of_the_lane(packing, lengths):
 def test_pieces_say_where_their_tokens_stand_in_the_document():
     first, second = trace_rows([10, 0, 50], PACKINGS["rows"], 2)
     shown = [
-        (p.start, p.starts_segment, p.offset, p.stop_in_document, p.document_length)
+        (p.start, p.starts_segment, p.offset, p.end_in_document, p.document_length)
         for p in first.pieces
     ]
     assert shown == [(0, True, 0, 10, 10), (10, False, 0, 22, 50)]
     shown = [
-        (p.start, p.starts_segment, p.offset, p.stop_in_document, p.document_length)
+        (p.start, p.starts_segment, p.offset, p.end_in_document, p.document_length)
         for p in second.pieces
     ]
     assert shown == [(0, True, 21, 50, 50), (29, False, 0, 3, 10)]

@@ -41,7 +41,7 @@ def die_after(chunks: int, folder: Path, processes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     write_cache_unless_finished(
-        make_records(), ByteEncoder(), folder, ORIGIN, num_processes=processes, report=report
+        make_records(), ByteEncoder(), folder, ORIGIN, num_processes=processes, on_progress=report
     )
 
 
@@ -59,7 +59,7 @@ def test_a_killed_prepare_resumes_to_the_same_bytes(
         open_token_cache(folder)
     reports: list[CacheProgress] = []
     write_cache_unless_finished(
-        make_records(), ByteEncoder(), folder, ORIGIN, report=reports.append
+        make_records(), ByteEncoder(), folder, ORIGIN, on_progress=reports.append
     )
     assert (reports[0].resumed_documents > 0) == (chunks > 1)
     assert reports[-1].documents == reports[-1].total_documents == len(make_records())
@@ -96,7 +96,7 @@ def test_a_cache_of_something_else_is_refused_or_replaced(
             raise UserError("stopped")
 
     try:
-        write_cache_unless_finished(texts, ByteEncoder(), folder, ORIGIN, report=stop)
+        write_cache_unless_finished(texts, ByteEncoder(), folder, ORIGIN, on_progress=stop)
     except UserError:
         assert not finished
     origin = {name: getattr(ORIGIN, name) for name in ORIGIN.__slots__} | change
@@ -149,7 +149,7 @@ def test_a_full_disk_is_reported_and_the_work_resumes_later(
     assert str(tmp_path / "full") in str(error.value)
     reports: list[CacheProgress] = []
     write_cache_unless_finished(
-        make_records(), ByteEncoder(), tmp_path / "full", ORIGIN, report=reports.append
+        make_records(), ByteEncoder(), tmp_path / "full", ORIGIN, on_progress=reports.append
     )
     assert reports[0].resumed_documents > 0
     assert read_files(tmp_path / "full") == read_files(cache)
@@ -170,7 +170,9 @@ def test_records_that_change_during_the_work_are_noticed(tmp_path: Path):
         texts[-1] = "not what it was"
 
     with pytest.raises(UserError, match="changed while"):
-        write_cache_unless_finished(texts, ByteEncoder(), tmp_path / "c", ORIGIN, report=change)
+        write_cache_unless_finished(
+            texts, ByteEncoder(), tmp_path / "c", ORIGIN, on_progress=change
+        )
 
 
 def test_data_without_text_is_refused(tmp_path: Path):

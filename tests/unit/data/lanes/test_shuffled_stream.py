@@ -135,7 +135,7 @@ def test_records_without_a_document_keep_their_places(case: dict, data: st.DataO
             lane,
             num_lanes,
             max_bad=max_bad,
-            report=reports.append,
+            on_bad_record=reports.append,
         )
         read = [take(plain) for _ in range(2 * sum(sizes))]
         expected = [document for document in read if document not in skipped]
