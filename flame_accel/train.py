@@ -29,7 +29,7 @@ from flame_accel.checkpoint import (
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run
 from flame_accel.diagnosis.run_summary import log_run_summary
-from flame_accel.evaluation import sample_and_report, validate
+from flame_accel.evaluation import sample_export_and_write_report, validate
 from flame_accel.hub import HubUploads, ModelOrigin, describe_sources, export_model
 from flame_accel.training import (
     GarbageCollection,
@@ -296,8 +296,8 @@ def train(
         if saves.is_due(state.step, step_was_logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
-        garbage.after_step(state.step)
-    garbage.close()
+        garbage.collect_if_due(state.step)
+    garbage.unfreeze()
     progress.close()
 
 
@@ -341,7 +341,7 @@ def export_and_report(
     log.info("exported: %s", exported)
     if accelerator.is_main_process:
         title, seed = config.job.description or run_folder.name, config.training.seed
-        sample_and_report(
+        sample_export_and_write_report(
             exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
         )
         observe.write_ended(run_folder, reason="finished", step=state.step)

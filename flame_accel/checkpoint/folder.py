@@ -121,7 +121,7 @@ class CheckpointFolder:
             )
         return folder
 
-    def clean_up(self, loaded: Path | None, *, requested: bool) -> None:
+    def delete_leftovers_and_set_newer_aside(self, loaded: Path | None, *, requested: bool) -> None:
         """Sets aside what must not be loaded later. Called by one process, once a run has loaded.
 
         Leftovers of interrupted saves are deleted. Folders newer than the loaded one are renamed.

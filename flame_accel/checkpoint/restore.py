@@ -138,7 +138,9 @@ def set_aside_unused_checkpoints(
     """Once a run continues: renames its checkpoints that no later start may load."""
     if accelerator.is_main_process and config.enable_checkpoint:
         loaded = start.folder if start.own else None
-        start.checkpoints.clean_up(loaded, requested=config.load_step >= 0)
+        start.checkpoints.delete_leftovers_and_set_newer_aside(
+            loaded, requested=config.load_step >= 0
+        )
 
 
 def _check_weights_match_model_and_tokenizer(

@@ -293,12 +293,12 @@ def detect_problems(
             problem.name, problem.blocks_training, problem.description(machine), problem.remedy
         )
         for problem in PROBLEMS
-        if _concerns_model(problem, parts, config) and problem.applies(machine)
+        if _applies_to_model(problem, parts, config) and problem.applies(machine)
     ]
     return sorted(findings, key=lambda finding: not finding.blocks_training)
 
 
-def _concerns_model(problem: KnownProblem, parts: Set[str], config: object) -> bool:
+def _applies_to_model(problem: KnownProblem, parts: Set[str], config: object) -> bool:
     """Whether a row concerns every model, or a part that this model uses and its config enables."""
     return problem.parts is None or any(
         # a config without the field always uses the part

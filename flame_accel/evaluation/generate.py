@@ -192,18 +192,11 @@ def sample_prompt_with_continuation(
     Returns:
         The prompt and its continuation.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-    inputs = torch.tensor([ids or [start]], device=model.device)
-    with _no_grad_autocast_and_seed(model.device, seed):
-        output = model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    continuation = tokenizer.decode(output[0, inputs.shape[1] :], skip_special_tokens=True)
-    return f"{prompt}{continuation}"
+    end: Any = tokenizer.eos_token_id
+    start: Any = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    prompt_ids: Any = tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+    settings = GenerationSettings(max_new_tokens=new_tokens, temperature=temperature, seed=seed)
+    [continuation] = generate_continuations(
+        model, [prompt_ids or [start]], settings, padding_token=end
+    )
+    return f"{prompt}{tokenizer.decode(continuation, skip_special_tokens=True)}"

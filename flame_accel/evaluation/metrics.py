@@ -6,7 +6,6 @@ takes a few numbers. The sums are computed in `validate`.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import datasets
 import evaluate
@@ -33,7 +32,7 @@ class LanguageModelingMetricFromSums(evaluate.Metric):
             ),
         )
 
-    def _compute(self, **columns: Sequence[Any]) -> dict[str, float]:
+    def _compute(self, **columns: Sequence[float]) -> dict[str, float]:
         """Nats per target and their exponential, bits per byte, fraction of correct predictions."""
         nats, targets = math.fsum(columns["nats"]), sum(columns["targets"])
         loss = nats / targets

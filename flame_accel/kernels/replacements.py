@@ -237,9 +237,10 @@ FIXES: dict[str, dict[str, str]] = {
     },
     # layers in the one of their equivalent modes that has all of their features
     "modules.equivalent_modes": {
-        "layers.gla": "GatedLinearAttention.forward=forward_gla",
-        "layers.hgrn2": "HGRN2Attention.forward=forward_hgrn2",
-        "layers.multiscale_retention": "MultiScaleRetention.forward=forward_retention",
+        "layers.gla": "GatedLinearAttention.forward=forward_gla_in_chunk_mode",
+        "layers.hgrn2": "HGRN2Attention.forward=forward_hgrn2_in_chunk_mode",
+        "layers.multiscale_retention": "MultiScaleRetention.forward="
+        "forward_retention_in_chunk_mode",
     },
     # fla's own layers, called as they need to be for generation
     "modules.generation_fixes": {

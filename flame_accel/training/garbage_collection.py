@@ -21,7 +21,7 @@ class GarbageCollection:
         if frequency:
             gc.disable()
 
-    def after_step(self, step: int) -> None:
+    def collect_if_due(self, step: int) -> None:
         """Collects if it is time; after the first step of a process, also puts all aside."""
         if not self.frequency:
             return
@@ -32,7 +32,7 @@ class GarbageCollection:
         elif step % self.frequency == 0:
             gc.collect()
 
-    def close(self) -> None:
+    def unfreeze(self) -> None:
         """Gives back what was put aside; the collector stays disabled."""
         if self._frozen:
             gc.unfreeze()

@@ -99,7 +99,7 @@ def check_beam_scores_match_one_pass(model: PreTrainedModel) -> None:
     prompts = _draw_prompts_of_all_lengths(model)
     batch = _pad_left(prompts)
     beams = _generate_without_sampling(model, batch, num_beams=BEAMS, num_return_sequences=BEAMS)
-    scores = beams.sequences_scores.float().view(len(prompts), BEAMS)
+    scores = beams.beam_scores.view(len(prompts), BEAMS)
     texts = beams.sequences[:, batch.input_ids.shape[1] :].view(len(prompts), BEAMS, NEW_TOKENS)
     for prompt, prompt_texts, prompt_scores in zip(prompts, texts, scores, strict=True):
         whole = torch.cat((prompt.expand(BEAMS, -1), prompt_texts), 1)
@@ -114,7 +114,7 @@ def check_beam_scores_match_one_pass(model: PreTrainedModel) -> None:
         alone = _generate_without_sampling(
             model, _pad_left([prompt]), num_beams=BEAMS, use_cache=False
         )
-        error = (prompt_scores[0] - alone.sequences_scores[0]).abs()
+        error = (prompt_scores[0] - alone.beam_scores[0]).abs()
         raise_law_broken_unless(
             bool(error <= tolerance),
             f"the best of {BEAMS} beams differs by {error:.1e} after {len(prompt)} tokens",
@@ -229,10 +229,23 @@ def _draw_prompts_of_all_lengths(model: PreTrainedModel) -> list[Tensor]:
     return [row[:length] for row, length in zip(rows, PROMPT_LENGTHS, strict=True)]
 
 
-def _generate_without_sampling(model: PreTrainedModel, batch: PaddedBatch, **options: Any) -> Any:
+class Generation(NamedTuple):
+    """What a model generated."""
+
+    sequences: Tensor
+    """[B, T + new tokens]: prompts with their padding, and what follows."""
+    step_logits: Tensor
+    """[B, new tokens, V] in fp32, before any processing."""
+    beam_scores: Tensor
+    """[B] in fp32: mean log-probability of each sequence's new tokens; empty without beams."""
+
+
+def _generate_without_sampling(
+    model: PreTrainedModel, batch: PaddedBatch, **options: Any
+) -> Generation:
     generate: Any = model.generate
     with torch.no_grad(), fixed_seed_and_training_autocast(model):
-        return generate(
+        output = generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
             max_new_tokens=NEW_TOKENS,
@@ -243,15 +256,23 @@ def _generate_without_sampling(model: PreTrainedModel, batch: PaddedBatch, **opt
             output_scores=True,
             **options,
         )
+    scores = getattr(output, "sequences_scores", None)
+    return Generation(
+        output.sequences,
+        torch.stack(output.logits, dim=1).float(),
+        torch.empty(0) if scores is None else scores.float(),
+    )
 
 
 def _check_logits_match_one_pass(
-    model: PreTrainedModel, generated: Any, prompts: Sequence[Tensor], broken_message_start: str
+    model: PreTrainedModel,
+    generated: Generation,
+    prompts: Sequence[Tensor],
+    broken_message_start: str,
 ) -> None:
     """Compares the logits of every generated token with one pass over its text, without padding."""
-    steps = torch.stack(generated.logits, dim=1).float()
     for prompt, text, logits in zip(
-        prompts, generated.sequences[:, -NEW_TOKENS:], steps, strict=True
+        prompts, generated.sequences[:, -NEW_TOKENS:], generated.step_logits, strict=True
     ):
         whole = compute_fp32_logits(model, torch.cat((prompt, text))[None])[0, len(prompt) - 1 : -1]
         error = relative_error(logits, whole)

@@ -4,7 +4,7 @@ y = x / sqrt(mean(x^2) + eps) * weight, times act(gate) where there is a gate (1
 statistics are in fp32. Shapes: M rows of N channels.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -193,10 +193,16 @@ class _RMSNorm(torch.autograd.Function):
         return dx, dresidual, dgate, dweight, None, None, None
 
 
-def _tile_shape(n: int) -> tuple[int, int]:
-    """Columns and rows of a tile, powers of two."""
-    width = 1 << (n - 1).bit_length()
-    return width, max(1, TILE // width)
+class TileShape(NamedTuple):
+    """Powers of two."""
+
+    columns: int
+    rows: int
+
+
+def _tile_shape(row_length: int) -> TileShape:
+    width = 1 << (row_length - 1).bit_length()
+    return TileShape(width, max(1, TILE // width))
 
 
 def _num_warps(elements: int) -> int:

@@ -5,6 +5,8 @@ documents and padding would mix; retention returns no state from `parallel`, so 
 stay empty. The mode `chunk` has the same formula.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from fla.layers.gla import GatedLinearAttention
@@ -12,34 +14,41 @@ from fla.layers.hgrn2 import HGRN2Attention
 from fla.layers.multiscale_retention import MultiScaleRetention
 from torch import Tensor
 
-from flame_accel.kernels.modules.padded_rows import check_no_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import (
+    LayerOutput,
+    check_no_padding_after_cached_tokens,
+)
 
-_gla_forward = GatedLinearAttention.forward
-_hgrn2_forward = HGRN2Attention.forward
 _retention_forward = MultiScaleRetention.forward
 
 
-def forward_gla(layer: GatedLinearAttention, *args: Any, **options: Any) -> Any:
-    """`GatedLinearAttention.forward`, in the mode `chunk` where `fused_chunk` is configured."""
-    if layer.mode == "fused_chunk":
-        layer.mode = "chunk"
-    return _gla_forward(layer, *args, **options)
+def _use_chunk_mode_for_fused_chunk(
+    forward: Callable[..., LayerOutput],
+) -> Callable[..., LayerOutput]:
+    """The forward pass of a layer, in the mode `chunk` where `fused_chunk` is configured."""
+
+    @wraps(forward)
+    def forward_in_chunk_mode(
+        layer: GatedLinearAttention | HGRN2Attention, *args: Any, **options: Any
+    ) -> LayerOutput:
+        if layer.mode == "fused_chunk":
+            layer.mode = "chunk"
+        return forward(layer, *args, **options)
+
+    return forward_in_chunk_mode
 
 
-def forward_hgrn2(layer: HGRN2Attention, *args: Any, **options: Any) -> Any:
-    """`HGRN2Attention.forward`, in the mode `chunk` where `fused_chunk` is configured."""
-    if layer.mode == "fused_chunk":
-        layer.mode = "chunk"
-    return _hgrn2_forward(layer, *args, **options)
+forward_gla_in_chunk_mode = _use_chunk_mode_for_fused_chunk(GatedLinearAttention.forward)
+forward_hgrn2_in_chunk_mode = _use_chunk_mode_for_fused_chunk(HGRN2Attention.forward)
 
 
-def forward_retention(
+def forward_retention_in_chunk_mode(
     layer: MultiScaleRetention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     **options: Any,
-) -> Any:
+) -> LayerOutput:
     """`MultiScaleRetention.forward`, in the mode `chunk` where `parallel` is configured.
 
     Raises:

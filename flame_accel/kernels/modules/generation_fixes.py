@@ -31,20 +31,20 @@ from flame_accel.kernels.modules.padded_rows import (
     has_padding,
 )
 
-_forgetting_forward = ForgettingAttention.forward
-_mla_forward = MultiheadLatentAttention.forward
-_moba_forward = MoBA.forward
-_path_forward = PaTHAttention.forward
-_wall_forward = WallAttention.forward
+_forgetting_forward: Callable[..., LayerOutput] = ForgettingAttention.forward
+_mla_forward: Callable[..., LayerOutput] = MultiheadLatentAttention.forward
+_moba_forward: Callable[..., LayerOutput] = MoBA.forward
+_path_forward: Callable[..., LayerOutput] = PaTHAttention.forward
+_wall_forward: Callable[..., LayerOutput] = WallAttention.forward
 
 
 def forward_forgetting_with_mask(
     layer: ForgettingAttention,
     hidden_states: Tensor,
-    attention_mask: Any = None,
+    attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     **options: Any,
-) -> Any:
+) -> LayerOutput:
     """`ForgettingAttention.forward` with a mask wherever there is a cache.
 
     Its window is only one of the cache: in one pass every token sees all earlier ones.
@@ -59,10 +59,10 @@ def forward_forgetting_with_mask(
 def forward_path_with_mask_uncompiled(
     layer: PaTHAttention,
     hidden_states: Tensor,
-    attention_mask: Any = None,
+    attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     **options: Any,
-) -> Any:
+) -> LayerOutput:
     """`PaTHAttention.forward`; wherever there is a cache with a mask, and not compiled."""
     if past_key_values is None:
         # with a mask it asks for a cache, which it need not fill
@@ -79,10 +79,10 @@ def forward_path_with_mask_uncompiled(
 def forward_mla_with_window_in_cache(
     layer: MultiheadLatentAttention,
     hidden_states: Tensor,
-    attention_mask: Any = None,
+    attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     **options: Any,
-) -> Any:
+) -> LayerOutput:
     """`MultiheadLatentAttention.forward`; with a window the cache is cut to it, as its mask is."""
     if past_key_values is not None and len(past_key_values) > layer.layer_idx:
         several = hidden_states.shape[1] > 1
@@ -96,10 +96,10 @@ def forward_mla_with_window_in_cache(
 def forward_moba_without_window_in_cache(
     layer: MoBA,
     hidden_states: Tensor,
-    attention_mask: Any = None,
+    attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     **options: Any,
-) -> Any:
+) -> LayerOutput:
     """`MoBA.forward`; its window is only one of the cache: in one pass tokens see all earlier."""
     layer.window_size = None
     attention_mask = _drop_needless_mask_or_raise(
@@ -111,11 +111,11 @@ def forward_moba_without_window_in_cache(
 def _drop_needless_mask_or_raise(
     layer: Any,
     hidden_states: Tensor,
-    attention_mask: Any,
+    attention_mask: Tensor | None,
     past_key_values: Any,
     *,
     continues_padding: bool = False,
-) -> Any:
+) -> Tensor | None:
     """The mask of an attention layer, or None if it is needless for tokens after cached ones.
 
     With a mask these layers refuse several tokens, or take the keys of a cache that is cut to a
@@ -147,19 +147,19 @@ def _drop_needless_mask_or_raise(
 
 
 def _wrap_forward_to_drop_needless_mask(
-    forward: Callable[..., Any], *, continues_padding: bool = False
-) -> Callable[..., Any]:
+    forward: Callable[..., LayerOutput], *, continues_padding: bool = False
+) -> Callable[..., LayerOutput]:
     """The forward pass of an attention layer, with the mask of `_drop_needless_mask_or_raise`."""
 
     @wraps(forward)
     def forward_without_needless_mask(
         layer: Any,
         hidden_states: Tensor,
-        attention_mask: Any = None,
+        attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         *args: Any,
         **options: Any,
-    ) -> Any:
+    ) -> LayerOutput:
         attention_mask = _drop_needless_mask_or_raise(
             layer,
             hidden_states,
@@ -184,10 +184,10 @@ forward_rodimus_attention = _wrap_forward_to_drop_needless_mask(
 def forward_wall_without_padding(
     layer: WallAttention,
     hidden_states: Tensor,
-    attention_mask: Any = None,
+    attention_mask: Tensor | None = None,
     past_key_values: Any = None,
     **options: Any,
-) -> Any:
+) -> LayerOutput:
     """`WallAttention.forward`, which with a cache refuses a mask and would keep padding as keys."""
     if past_key_values is None or attention_mask is None:
         return _wall_forward(layer, hidden_states, attention_mask, past_key_values, **options)
@@ -205,9 +205,9 @@ def forward_wall_without_padding(
 def _given_mask_or_ones_if_cached(
     layer: ForgettingAttention | PaTHAttention,
     hidden_states: Tensor,
-    attention_mask: Any,
+    attention_mask: Tensor | None,
     past_key_values: Any,
-) -> Any:
+) -> Tensor | None:
     if attention_mask is not None or past_key_values is None:
         return attention_mask
     batch, length = hidden_states.shape[:2]

@@ -23,7 +23,7 @@ def find_and_clean_up(folder: CheckpointFolder, load_step: int) -> Path | None:
     before = names(folder.path) if folder.path.exists() else []
     found = folder.find_intact_checkpoint(load_step)
     assert before == (names(folder.path) if folder.path.exists() else []), "it only looks"
-    folder.clean_up(found, requested=load_step >= 0)
+    folder.delete_leftovers_and_set_newer_aside(found, requested=load_step >= 0)
     return found
 
 

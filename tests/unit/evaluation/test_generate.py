@@ -60,7 +60,7 @@ def test_an_empty_prompt_starts_a_document(generator):
     generate = model.generate
 
     class Spy:
-        device = model.device
+        device, generation_config = model.device, model.generation_config
 
         def generate(self, inputs: torch.Tensor, **options: Any) -> torch.Tensor:
             seen.append(inputs.tolist())
