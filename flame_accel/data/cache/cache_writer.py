@@ -33,6 +33,7 @@ from flame_accel.data.cache.file_format import (
     SHARD_PREFIX,
     TARGETS,
     UNFINISHED,
+    ShardEntry,
     check_file_sizes,
     first_document_of_each_shard,
     read_manifest,
@@ -49,8 +50,6 @@ from flame_accel.files import has_temporary_name, sync_to_disk, write_json_atomi
 
 LOCK_TIMEOUT_SECONDS = 5.0
 """How long to wait for worker processes of a killed `prepare` to end."""
-ShardEntries = list[dict[str, Any]]
-"""What the manifest says of each shard, see `read_shard_entry_if_complete`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +196,7 @@ def _check_same_origin(
 
 def _mark_unfinished_and_list_complete_shards(
     folder: Path, made_from: Mapping[str, Any]
-) -> ShardEntries:
+) -> list[ShardEntry]:
     """Mark the folder as unfinished; return its complete shards and delete incomplete ones."""
     path = folder / UNFINISHED
     if path.exists():
@@ -211,7 +210,7 @@ def _mark_unfinished_and_list_complete_shards(
                 remedy="name a new or an empty folder",
             )
         write_json_atomically(path, made_from)
-    shards: ShardEntries = []
+    shards: list[ShardEntry] = []
     while (shard := read_shard_entry_if_complete(folder, len(shards))) is not None:
         shards.append(shard)
     complete = {name for shard in shards for name in shard["files"]}
@@ -223,7 +222,7 @@ def _mark_unfinished_and_list_complete_shards(
 
 def _append_missing_shards(
     folder: Path,
-    shards: ShardEntries,
+    shards: list[ShardEntry],
     encoder: ChunkEncoder,
     num_processes: int,
     policy: SkipPolicy,
@@ -254,7 +253,7 @@ def _append_missing_shards(
         shards.append(writer.finish())
 
 
-def _resume_bad_record_counter(shards: ShardEntries, policy: SkipPolicy) -> BadRecordCounter:
+def _resume_bad_record_counter(shards: list[ShardEntry], policy: SkipPolicy) -> BadRecordCounter:
     """A counter that starts with the bad records of the existing shards."""
     counted = ("damaged",) if policy.max_bad is None else ("damaged", "empty")
     bad_records = BadRecordCounter(policy.max_bad)
@@ -266,7 +265,7 @@ def _resume_bad_record_counter(shards: ShardEntries, policy: SkipPolicy) -> BadR
 
 
 def _check_unchanged_and_write_manifest(
-    folder: Path, shards: ShardEntries, made_from: Mapping[str, Any]
+    folder: Path, shards: list[ShardEntry], made_from: Mapping[str, Any]
 ) -> None:
     """Finish the cache, if the records are still those that were there at the start."""
     counts = {

@@ -17,12 +17,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.files import describe_first_damage
+from flame_accel.files import FileDescription, describe_first_damage
 
 MANIFEST = "flame_accel_tokens.json"
 UNFINISHED = "prepare.info"
@@ -54,6 +54,20 @@ CHECKED_BYTES = 28
 """Bytes of an entry up to and including `check`."""
 CHECKED_CRC = 0x2144DF1C
 """CRC-32 of anything that is followed by its own CRC-32."""
+
+
+class ShardEntry(TypedDict):
+    """What the manifest says of a shard."""
+
+    documents: int
+    """Records, skipped ones included."""
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the texts."""
+    empty: int
+    damaged: int
+    files: dict[str, FileDescription]
+    """Files of the shard by name."""
 
 
 class IndexEntry(NamedTuple):
@@ -129,7 +143,7 @@ def check_file_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise damaged_cache_error(folder, damage)
 
 
-def first_document_of_each_shard(shards: Sequence[Mapping[str, Any]]) -> list[int]:
+def first_document_of_each_shard(shards: Sequence[ShardEntry]) -> list[int]:
     """Index of the first document of each shard; `shards` as in the manifest."""
     return [0, *accumulate(shard["documents"] for shard in shards)][: len(shards)]
 

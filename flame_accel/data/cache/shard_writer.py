@@ -6,7 +6,6 @@ is incomplete. `cache_writer` decides which documents a shard holds.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from flame_accel.data.cache.file_format import (
     INFO,
     TARGETS,
     TOKENS,
+    ShardEntry,
     shard_file_name,
 )
 from flame_accel.files import (
@@ -84,7 +84,7 @@ class ShardWriter:
         counts["empty"] += int((index["kind"] == EMPTY).sum())
         counts["damaged"] += int((index["kind"] == DAMAGED).sum())
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> ShardEntry:
         """Sync all files to the disk, mark the shard as complete, return its manifest entry."""
         files = {shard_file_name(self._number, name): f.close() for name, f in self._files.items()}
         write_json_atomically(
@@ -100,7 +100,7 @@ class ShardWriter:
         return self._files.setdefault(suffix, ChecksummedWriter(path))
 
 
-def read_shard_entry_if_complete(folder: Path, number: int) -> dict[str, Any] | None:
+def read_shard_entry_if_complete(folder: Path, number: int) -> ShardEntry | None:
     """The manifest's entry for a shard (counts and files); None if the shard is not complete."""
     path = folder / shard_file_name(number, INFO)
     if not path.is_file():

@@ -8,6 +8,7 @@ import json
 import mmap
 import zlib
 from bisect import bisect_right
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from flame_accel.data.cache.file_format import (
     TOKENS,
     WITH_TARGETS,
     IndexEntry,
+    ShardEntry,
     check_file_sizes,
     damaged_cache_error,
     first_document_of_each_shard,
@@ -33,8 +35,8 @@ from flame_accel.data.cache.file_format import (
     shard_file_name,
 )
 from flame_accel.data.documents import Document, EncodedRecord, Skipped
-from flame_accel.data.sources.held_out import is_held_out
-from flame_accel.files import describe_first_damage
+from flame_accel.data.sources.held_out import HeldOut
+from flame_accel.files import FileDescription, describe_first_damage
 
 MAX_VERIFIED_BYTES = 256_000_000
 """A cache of at most this size is read and verified completely when it is opened."""
@@ -52,8 +54,7 @@ class TokenCache:
         folder: the cache.
         tokenizer_identity: of the tokenizer that the run uses.
         add_bos: whether the run's documents start with bos.
-        held_out: (share, side) of a split by record hashes: only documents on one side are
-            returned, the others are `Skipped`; side True is the held-out share, False the rest.
+        held_out: which side of a split by hash is wanted, the documents of the other are `Skipped`;
             None: all documents.
 
     Raises:
@@ -66,7 +67,7 @@ class TokenCache:
         *,
         tokenizer_identity: str,
         add_bos: bool,
-        held_out: tuple[float, bool] | None = None,
+        held_out: HeldOut | None = None,
     ) -> None:
         self.name = str(folder)
         self._folder = Path(folder)
@@ -76,7 +77,7 @@ class TokenCache:
         self._held_out = held_out
         self._num_documents: int = self._manifest["documents"]
         self._dtype = np.dtype(self._manifest["dtype"]).newbyteorder("<")
-        self._shards: list[dict[str, Any]] = self._manifest["shards"]
+        self._shards: list[ShardEntry] = self._manifest["shards"]
         self._first_documents = first_document_of_each_shard(self._shards)
         self._mapped: dict[int, _MappedShard] = {}
         # by shard: (where, what) of each damaged record
@@ -106,10 +107,8 @@ class TokenCache:
         """
         shard, entry = self._read_shard_and_index_entry(index)
         # a record that the source itself skipped has no hash and is on neither side
-        if self._held_out is not None and entry.hash:
-            share, side = self._held_out
-            if is_held_out(entry.hash, share) != side:
-                return HELD_OUT
+        if self._held_out is not None and entry.hash and not self._held_out.keeps(entry.hash):
+            return HELD_OUT
         if entry.kind >= EMPTY:
             return self._read_skipped_record(shard, index, entry.kind)
         stop = entry.offset + entry.num_tokens
@@ -158,7 +157,7 @@ class TokenCache:
                 "run, or train with those of the cache",
             )
 
-    def _verify_checksums(self, files: dict[str, Any]) -> None:
+    def _verify_checksums(self, files: Mapping[str, FileDescription]) -> None:
         damage = describe_first_damage(self._folder, files, compare_checksums=True)
         if damage is not None:
             raise damaged_cache_error(self._folder, damage)

@@ -124,13 +124,15 @@ def read_lane_cursors(state: StreamState, lanes: range) -> list[LaneCursor]:
     return cursors[lanes.start - first : lanes.stop - first]
 
 
-def _parse_lane_cursor(source: int, offset: int, row: int, *sources: list[int]) -> LaneCursor:
+def _parse_lane_cursor(
+    source: int, offset: int, row: int, *source_cursors: list[int]
+) -> LaneCursor:
     counters = len(SourceCursor._fields) - 1
     return LaneCursor(
         source,
         offset,
         row,
-        tuple(SourceCursor(tuple(s[:-counters]), *s[-counters:]) for s in sources),
+        tuple(SourceCursor(tuple(s[:-counters]), *s[-counters:]) for s in source_cursors),
     )
 
 

@@ -4,6 +4,7 @@ Rows and cursors travel as numpy arrays and integers through torch's `DataLoader
 processes, reads ahead and ends them. Steps and their states are made in `step_batches`.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -25,6 +26,7 @@ from flame_accel.data.documents import Skipped
 from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.lanes.rows import Row
 
+T = TypeVar("T")
 ORPHAN_SECONDS = 1.0
 """Interval at which a worker checks that the process of the run is still there."""
 
@@ -137,11 +139,11 @@ def _lane_indices_of_this_worker(num_lanes: int) -> range:
     return range(start, stop)
 
 
-def _return_unchanged(item: Any) -> Any:
+def _return_unchanged(item: T) -> T:
     return item
 
 
-def _set_up_worker_process(ending: Any, worker: int) -> None:
+def _set_up_worker_process(ending: ctypes.c_byte, worker: int) -> None:
     """Ignore the signals that a terminal or a scheduler sends, and end with the run's process.
 
     A signal reaches every process of a run, which handles it at the end of a step and needs its

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -95,6 +96,17 @@ class _RecordsConfig(datasets.BuilderConfig):
     max_bytes: int = MAX_DOCUMENT_BYTES
 
 
+class _CachedRow(NamedTuple):
+    """A record as `CACHE_FEATURES` holds it."""
+
+    kind: int
+    """A `RowKind`."""
+    value: str
+    """The text, the conversation as JSON, or why the record was skipped."""
+    where: str | None
+    """Place of a skipped record."""
+
+
 class _RecordsBuilder(datasets.ArrowBasedBuilder):
     """Makes the `datasets` library write the copy to its cache, and hold its lock meanwhile."""
 
@@ -109,15 +121,15 @@ class _RecordsBuilder(datasets.ArrowBasedBuilder):
     def _generate_tables(self) -> Iterator[tuple[int, pa.Table]]:
         config = self.config
         assert isinstance(config, _RecordsConfig)
-        rows: list[tuple[int, str, str | None]] = []
+        rows: list[_CachedRow] = []
         number = size = 0
         logger.info("copying the data into a table (once): %s", self.cache_dir)
         for file in config.files:
             for record, _ in read_records(
                 file, 0, text_column=config.text_column, max_bytes=config.max_bytes
             ):
-                rows.append(_to_cache_row(record))
-                size += len(rows[-1][1])
+                rows.append(_convert_to_cached_row(record))
+                size += len(rows[-1].value)
                 if len(rows) == BATCH_ROWS or size >= BATCH_CHARACTERS:
                     yield number, _to_arrow_table(rows)
                     number += 1
@@ -133,15 +145,15 @@ class _RecordsBuilder(datasets.ArrowBasedBuilder):
             )
 
 
-def _to_cache_row(record: Record | Skipped) -> tuple[int, str, str | None]:
+def _convert_to_cached_row(record: Record | Skipped) -> _CachedRow:
     if isinstance(record, Skipped):
         kind = RowKind.EMPTY if record.why == "empty" else RowKind.DAMAGED
-        return kind, record.what, record.where
+        return _CachedRow(kind, record.what, record.where)
     if isinstance(record, str):
-        return RowKind.TEXT, record, None
-    return RowKind.CONVERSATION, json.dumps(record), None
+        return _CachedRow(RowKind.TEXT, record, None)
+    return _CachedRow(RowKind.CONVERSATION, json.dumps(record), None)
 
 
-def _to_arrow_table(rows: Sequence[tuple[int, str, str | None]]) -> pa.Table:
+def _to_arrow_table(rows: Sequence[_CachedRow]) -> pa.Table:
     columns = dict(zip(CACHE_FEATURES, zip(*rows, strict=True), strict=True))
     return pa.table(columns, schema=CACHE_FEATURES.arrow_schema)

@@ -23,9 +23,12 @@ class HeldOut(NamedTuple):
     wanted: Literal["training", "evaluation"]
     """The side to keep."""
 
+    def keeps(self, digest: int) -> bool:
+        """Whether a record with this hash is on the side to keep."""
+        return is_held_out(digest, self.share) == (self.wanted == "evaluation")
+
     def __call__(self, record: Record | Skipped) -> Record | Skipped:
         """The record, or a `Skipped` if it belongs to the other side."""
         if isinstance(record, Skipped):
             return record
-        held_out = is_held_out(record_hash(record), self.share)
-        return record if held_out == (self.wanted == "evaluation") else Skipped("held out")
+        return record if self.keeps(record_hash(record)) else Skipped("held out")

@@ -47,7 +47,7 @@ class TokenCacheFolder:
             self.folder,
             tokenizer_identity=encoder.identity(conversations=conversations),
             add_bos=encoder.add_bos,
-            held_out=held_out and (held_out.share, held_out.wanted == "evaluation"),
+            held_out=held_out,
         )
         return IndexedDataset(
             cache,

@@ -70,7 +70,7 @@ def test_a_cache_can_be_sent_to_another_process(cache: Path):
 def test_each_side_of_a_split_has_the_same_documents_as_without_a_cache(cache: Path, side: bool):
     texts = make_records()
     online = HeldOut(0.3, "evaluation" if side else "training")
-    documents = open_token_cache(cache, held_out=(0.3, side))
+    documents = open_token_cache(cache, held_out=online)
     found = [
         same_document(d, ByteEncoder().encode(online(t)))
         for d, t in zip(documents, texts, strict=True)
@@ -123,7 +123,7 @@ def test_a_flipped_token_is_named_when_its_document_is_read(large: Path):
 
 @pytest.mark.parametrize("byte", range(file_format.INDEX_DTYPE.itemsize))
 def test_a_flipped_index_is_named_when_its_document_is_read(large: Path, byte: int):
-    documents = open_token_cache(large, held_out=(0.5, True))
+    documents = open_token_cache(large, held_out=HeldOut(0.5, "evaluation"))
     first = documents._first_documents[1]
     kept = next(i for i in range(first, 300) if isinstance(documents[i], Document))
     flip_bit(large / "shard-00001.index", (kept - first) * file_format.INDEX_DTYPE.itemsize + byte)
