@@ -34,7 +34,7 @@ def run_training(argv: Sequence[str]) -> None:
         main(config)
 
 
-def remove_package_folder_from_search_path() -> None:
+def replace_package_folder_by_parent_in_search_path() -> None:
     """Replaces the package's own folder in `sys.path` with the folder that holds the package.
 
     Python puts the folder of a file that it runs first, where `data`, `config` or `files` of this
@@ -47,5 +47,5 @@ def remove_package_folder_from_search_path() -> None:
 
 
 if __name__ == "__main__":
-    remove_package_folder_from_search_path()
+    replace_package_folder_by_parent_in_search_path()
     run_training(sys.argv[1:])

@@ -50,9 +50,9 @@ class EncodedTable:
         return EncodedRecord(document, count_utf8_bytes(record))
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the records."""
-        return self._table.fingerprint
+        return self._table.records_fingerprint
 
 
 class IndexedDataset:
@@ -84,9 +84,9 @@ class IndexedDataset:
         self._documents = documents
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the content, the same for a table and its token cache."""
-        return self._documents.fingerprint
+        return self._documents.records_fingerprint
 
     def shuffle(self, *, seed: int, block_size: int) -> ShuffledTable:
         """The documents in the order in which lanes read them; `block_size` is for streams only."""
@@ -133,9 +133,9 @@ class SequentialDataset:
         return f"a stream of {count:,} shards" if count > 1 else "a stream of one shard"
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of what is known of the content without reading it."""
-        return self._shards.fingerprint
+        return self._shards.records_fingerprint
 
     def shuffle(self, *, seed: int, block_size: int) -> ShuffledStream:
         """The documents in the order in which lanes read them, shuffled in blocks of records."""

@@ -21,7 +21,7 @@ from flame_accel.data.sources.dataset_descriptions import DatasetDescription, de
 from flame_accel.data.sources.opening import open_training_and_evaluation
 from flame_accel.data.sources.options import (
     evaluation_dataset_options,
-    mixture_shares,
+    normalized_data_probs,
     training_dataset_options,
 )
 from flame_accel.data.stages import EncodedDataset
@@ -84,7 +84,7 @@ def open_data(
     target = sides.evaluation
     return RunData(
         training=tuple(encoded),
-        shares=mixture_shares(training),
+        shares=normalized_data_probs(training),
         evaluation=target and target.source.open_encoded(encoder, target.held_out),
         tokenizer=tokenizer,
         add_bos=add_bos,
@@ -230,7 +230,7 @@ def stream_identity(training: TrainingConfig, data: RunData) -> Identity:
     for i, dataset in enumerate(data.training):
         which = f" of dataset {i + 1}" if len(data.training) > 1 else ""
         identity[f"documents{which}"] = dataset.num_documents
-        identity[f"content of the documents{which}"] = dataset.fingerprint
+        identity[f"content of the documents{which}"] = dataset.records_fingerprint
         if dataset.held_out is not None:
             identity[f"held out{which}"] = dataset.held_out.share
     return identity

@@ -98,7 +98,7 @@ class EncodedDataset(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the content, as far as it is known."""
         ...
 
@@ -134,7 +134,7 @@ class IndexedRecords(Protocol):
     def __getitem__(self, index: int, /) -> Record | Skipped: ...
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the records."""
         ...
 
@@ -150,7 +150,7 @@ class IndexedDocuments(Protocol):
     def __getitem__(self, index: int, /) -> Document | Skipped: ...
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the content, wherever it lies; the same for a table and its token cache."""
         ...
 
@@ -178,7 +178,7 @@ class Shards(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of what is known of the content without reading it."""
         ...
 
@@ -189,7 +189,7 @@ class ShuffledSource(Protocol):
     name: str
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the content, as far as it is known."""
         ...
 

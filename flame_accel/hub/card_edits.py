@@ -83,7 +83,7 @@ class _Merge:
 
     def header(self, earlier: str, new: Mapping[str, str]) -> str:
         """The entries of the new header."""
-        chunks = _split_header(earlier)
+        chunks = _split_into_entries_and_comments(earlier)
         result = [
             text if name is None else self._choose(_header_key(name), name, text, new.get(name))
             for name, text in chunks
@@ -162,7 +162,7 @@ class _HeaderChunk(NamedTuple):
     text: str
 
 
-def _split_header(text: str) -> list[_HeaderChunk]:
+def _split_into_entries_and_comments(text: str) -> list[_HeaderChunk]:
     """The entries of a header, and what a user wrote between them."""
     chunks: list[_HeaderChunk] = []
     for line in re.findall(r"[^\n]*\n|[^\n]+", text):

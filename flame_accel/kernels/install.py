@@ -25,8 +25,12 @@ from flame_accel.kernels.replacements import (
     REPLACEMENTS,
     REPLACEMENTS_WITHOUT_FLASH_ATTN,
 )
-from flame_accel.kernels.tuning import cache_folder, install_autotune_hook, uninstall_autotune_hook
-from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_few_warps
+from flame_accel.kernels.tuning import (
+    install_autotune_hook,
+    uninstall_autotune_hook,
+    user_cache_folder,
+)
+from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_chosen_num_warps
 
 Kind = Literal["auto", "torch", "triton"]
 _undo_actions: list[Callable[[], None]] = []
@@ -82,7 +86,7 @@ def install(kind: Kind = "auto") -> Kind:
         uninstall()
         _active.append(kind)
         # the default lies in /tmp and is lost with it; Triton's own cache is in the home folder
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_folder() / "inductor"))
         _install_device_independent_fixes()
         if kind == "torch":
             _install_torch_replacements()
@@ -121,7 +125,7 @@ def _install_triton_hooks() -> None:
     if importlib.import_module("fla.utils").IS_NVIDIA_HOPPER:
         for path in MISCOMPILED:
             owner, name, kernel = _resolve_attribute(f"fla.{path}")
-            _set_attribute_with_undo(owner, name, wrap_with_few_warps(kernel))
+            _set_attribute_with_undo(owner, name, wrap_with_chosen_num_warps(kernel))
     _count_chunks_on_host()
 
 

@@ -221,7 +221,7 @@ FIXES: dict[str, dict[str, str]] = {
     # slots exp(s_t) over their running sum, which is part of the state (2110.02488)
     "recurrence.gsa": {
         "ops.abc.chunk": "chunk_abc",
-        "layers.abc": "ABCAttention.__call__=call_abc_attention_per_document",
+        "layers.abc": "ABCAttention.__call__=call_abc_attention_per_document_or_unpadded_row",
     },
     # a model's layers one after the other, with all options handed on
     "modules.model_forwards": {

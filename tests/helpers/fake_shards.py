@@ -25,7 +25,7 @@ class FakeShards:
     """Shards of given sizes; positions are multiples of 7, as offsets in a file might be."""
 
     name = "fake"
-    fingerprint = "sizes"
+    records_fingerprint = "sizes"
 
     def __init__(self, sizes: Sequence[int], skipped: dict[int, Skipped] | None = None) -> None:
         self.sizes = sizes

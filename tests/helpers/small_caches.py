@@ -19,7 +19,7 @@ ORIGIN = CacheOrigin(
 
 class RecordList(list[Record | Skipped]):
     name = "texts"
-    fingerprint = ""
+    records_fingerprint = ""
 
 
 class ByteEncoder:

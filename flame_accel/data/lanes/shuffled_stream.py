@@ -45,9 +45,9 @@ class ShuffledStream:
         self._groups: WeakValueDictionary[tuple[int, int, int], LaneGroup] = WeakValueDictionary()
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of what is known of the content without reading it."""
-        return self._shards.fingerprint
+        return self._shards.records_fingerprint
 
     def open_reader(
         self,

@@ -33,9 +33,9 @@ class ShuffledTable:
         self._order = EpochOrder(num_documents=len(documents), seed=seed)
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the content."""
-        return self._documents.fingerprint
+        return self._documents.records_fingerprint
 
     def open_reader(
         self,

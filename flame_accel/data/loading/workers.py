@@ -151,11 +151,11 @@ def _set_up_worker_process(ending: ctypes.c_byte, worker: int) -> None:
     run's process is exiting.
     """
 
-    def terminate(number: int, frame: object) -> None:
+    def exit_if_ending(number: int, frame: object) -> None:
         if ending.value:
             os._exit(0)
 
-    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGTERM, exit_if_ending)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     threading.Thread(target=_wait_for_parent_then_exit, name="orphan watch", daemon=True).start()

@@ -47,7 +47,7 @@ class FileShards:
         return read_records(file, start_position, text_column=column, max_bytes=max_bytes)
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the files' sizes, of their names below their common folder, and of the column."""
         if self._fingerprint is None:
             paths = [file.split("/") for file in self._files]

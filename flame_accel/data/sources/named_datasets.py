@@ -141,7 +141,7 @@ class NamedShards:
             yield PositionedRecord(Skipped("damaged", f"{where}, row {position}", what), END)
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of what the dataset states about itself, and of the column."""
         info = self._dataset.info
         features = str(self._dataset.features)

@@ -112,7 +112,7 @@ def evaluation_dataset_options(
     )
 
 
-def mixture_shares(training: TrainingConfig) -> tuple[float, ...]:
+def normalized_data_probs(training: TrainingConfig) -> tuple[float, ...]:
     """Share of each dataset of training in the tokens of the mixture; their sum is 1."""
     given = training.data_probs or (1.0,)
     assert len(given) == len(dataset_names(training))

@@ -105,7 +105,7 @@ class Table:
         return rebuild, (self.name, self._dataset, self._column)
 
     @property
-    def fingerprint(self) -> str:
+    def records_fingerprint(self) -> str:
         """Hash of the number of records and of evenly spread ones; the same wherever they lie."""
         return fingerprint_from_sample(len(self), self._record_hash_or_zero)
 

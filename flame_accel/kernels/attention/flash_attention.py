@@ -62,7 +62,7 @@ def flash_attn_func(
     if not (masked and _supports_flash_kernel(q)):
         return softmax_attention(q, k, v, softmax_scale, left_window, right_window)
     edges = torch.arange(q.shape[0] + 1, device=q.device, dtype=torch.int32)
-    o = _varlen_flash_attention(
+    o = _varlen_attention_of_any_head_dim(
         q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), edges * num_queries, edges * num_keys,
         num_queries, num_keys, softmax_scale, (left_window, right_window),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def flash_attn_varlen_func(
     q, k, v = _cast_to_autocast_dtype(q, k, v)
     left_window, right_window = window_size[0], 0 if causal else window_size[1]
     if _supports_flash_kernel(q):
-        return _varlen_flash_attention(
+        return _varlen_attention_of_any_head_dim(
             q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(),
             longest_document(cu_seqlens_q), longest_document(cu_seqlens_k),
             softmax_scale, (left_window, right_window),
@@ -139,7 +139,7 @@ def _supports_flash_kernel(q: Tensor) -> bool:
     )
 
 
-def _varlen_flash_attention(
+def _varlen_attention_of_any_head_dim(
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -43,7 +43,7 @@ def layer_norm_linear_quant(
         x.float(), norm_weight, norm_bias, residual, eps, True, residual_in_fp32, is_rms_norm
     )
     out = F.linear(
-        _fake_quantize_activations_per_token(y).to(x.dtype),
+        _quantize_activations_straight_through(y).to(x.dtype),
         _fake_quantize_weights_ternary(linear_weight),
         linear_bias,
     )
@@ -56,7 +56,7 @@ def _residual_dtype(x: Tensor, residual: Tensor | None, residual_in_fp32: bool) 
     return torch.float32 if residual_in_fp32 else x.dtype
 
 
-def _fake_quantize_activations_per_token(x: Tensor) -> Tensor:
+def _quantize_activations_straight_through(x: Tensor) -> Tensor:
     """To -128..127 times the largest of a token over 127, halves away from zero."""
     with torch.no_grad():
         step = x.abs().amax(-1, keepdim=True).clamp_min_(1e-5).div_(127.0)

@@ -119,7 +119,7 @@ def chunk_abc(
     return o, (*final, final_log_sum) if output_final_state else None
 
 
-def call_abc_attention_per_document(
+def call_abc_attention_per_document_or_unpadded_row(
     layer: Any,
     *,
     hidden_states: Tensor,

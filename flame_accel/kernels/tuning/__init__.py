@@ -14,18 +14,18 @@ from flame_accel.kernels.tuning.autotune_hook import (
     uninstall_autotune_hook,
 )
 from flame_accel.kernels.tuning.gpu import Gpu, detect_gpu
-from flame_accel.kernels.tuning.tuned_configs import cache_folder, shipped_configs_folder
+from flame_accel.kernels.tuning.tuned_configs import shipped_configs_folder, user_cache_folder
 from flame_accel.kernels.tuning.tuner import Tuner
 
 __all__ = [
     "Gpu",
     "Tuner",
     "apply_tune_kernels_option",
-    "cache_folder",
     "detect_gpu",
     "install_autotune_hook",
     "keep_configs_in_run_folder",
     "shipped_configs_folder",
     "tuning_disabled",
     "uninstall_autotune_hook",
+    "user_cache_folder",
 ]

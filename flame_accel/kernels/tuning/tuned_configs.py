@@ -45,7 +45,7 @@ class TunedEntry(NamedTuple):
     """`kwargs`, `num_warps`, `num_stages` and the rest of what Triton's `Config` takes."""
 
 
-def cache_folder() -> Path:
+def user_cache_folder() -> Path:
     """Where what belongs to this user and not to one run is kept: `$FLAME_ACCEL_CACHE`.
 
     Its default is `flame_accel` in `$XDG_CACHE_HOME`, or in `~/.cache`.

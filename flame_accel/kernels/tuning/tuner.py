@@ -59,7 +59,7 @@ class Tuner:
 
         self.triton_version: str = triton.__version__
         self.gpu, self.tunes = gpu, tunes
-        self.tuned_folder = folder or tuned_configs.cache_folder() / "tuned" / gpu.name
+        self.tuned_folder = folder or tuned_configs.user_cache_folder() / "tuned" / gpu.name
         shipped = tuned_configs.shipped_configs_folder(gpu.capability)
         self.folders = [] if fresh else [self.tuned_folder, shipped]
         self.run_folder: Path | None = None

@@ -24,7 +24,7 @@ TRITONS_WARPS = 4
 """What Triton takes where a launch names no number."""
 
 
-def wrap_with_few_warps(kernel: Any) -> Any:
+def wrap_with_chosen_num_warps(kernel: Any) -> Any:
     """Wraps one of `MISCOMPILED` so that `choose_num_warps` decides its number of warps."""
     import triton
 

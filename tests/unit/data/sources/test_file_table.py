@@ -59,7 +59,7 @@ def test_a_changed_file_is_copied_again(tmp_path):
     second = copy_files_to_table([write_lines(path, [{"text": "another"}])], name="here")
     third = copy_files_to_table([str(path)], name="here", max_bytes=5)
     assert (first[0], second[0], third[0].why) == ("one", "another", "damaged")
-    assert len({table.fingerprint for table in (first, second, third)}) == 3
+    assert len({table.records_fingerprint for table in (first, second, third)}) == 3
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):

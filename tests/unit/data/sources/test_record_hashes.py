@@ -18,16 +18,21 @@ def test_fingerprints_are_of_the_content_not_of_the_form(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     a = Table("a", dataset, "body")
     b = copy_files_to_table([file], name="b")
-    assert a.fingerprint == b.fingerprint
-    assert a.fingerprint == fingerprint_from_sample(len(texts), lambda i: record_hash(texts[i]))
-    assert a.fingerprint != Table("a", dataset.select(range(len(texts) - 1)), "body").fingerprint
-    assert a.fingerprint != of_dataset([texts[1], texts[0], *texts[2:]]).fingerprint
+    assert a.records_fingerprint == b.records_fingerprint
+    assert a.records_fingerprint == fingerprint_from_sample(
+        len(texts), lambda i: record_hash(texts[i])
+    )
+    assert (
+        a.records_fingerprint
+        != Table("a", dataset.select(range(len(texts) - 1)), "body").records_fingerprint
+    )
+    assert a.records_fingerprint != of_dataset([texts[1], texts[0], *texts[2:]]).records_fingerprint
 
 
 def test_skipped_records_count_as_nothing_in_a_fingerprint():
     hashes = [record_hash("a"), 0, 0]
     expected = fingerprint_from_sample(3, hashes.__getitem__)
-    assert of_dataset(["a", None, ""]).fingerprint == expected
+    assert of_dataset(["a", None, ""]).records_fingerprint == expected
 
 
 def test_hashes_do_not_change_from_one_version_to_the_next():

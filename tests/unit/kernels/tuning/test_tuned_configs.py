@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from flame_accel.kernels.tuning import cache_folder, shipped_configs_folder, tuned_configs
+from flame_accel.kernels.tuning import shipped_configs_folder, tuned_configs, user_cache_folder
 
 CONFIG = {
     "kwargs": {"BT": 32},
@@ -60,9 +60,9 @@ def test_only_counts_are_compared_by_their_power_of_two(tmp_path, key, found):
 def test_the_cache_folder_is_the_one_that_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("FLAME_ACCEL_CACHE", raising=False)
-    assert cache_folder() == tmp_path / "xdg/flame_accel"
+    assert user_cache_folder() == tmp_path / "xdg/flame_accel"
     monkeypatch.setenv("FLAME_ACCEL_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
+    assert user_cache_folder() == tmp_path / "mine"
 
 
 def test_shipped_configurations_are_of_kernels_that_fla_has():
