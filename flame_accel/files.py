@@ -166,6 +166,8 @@ def rename_and_sync(source: Path, target: Path) -> None:
 def link_or_copy_file(source: Path, target: Path) -> None:
     """Create a hard link to a file, or a copy where the filesystem has none; makes the folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    # a link to a link would point nowhere from another folder
+    source = source.resolve(strict=True)
     try:
         os.link(source, target)
     except OSError:

@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Uploads the model, and prints where it is."""
     from flame_accel.hub.access import access_error, check_hub_access
-    from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
+    from flame_accel.hub.contents import (
+        check_can_be_uploaded,
+        find_origin,
+        link_model_files,
+        prepare_for_upload,
+    )
     from flame_accel.hub.hub_client import HubProblem, Upload
     from flame_accel.hub.hub_process import HubProcess
     from flame_accel.hub.upload_queue import retry
@@ -59,6 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     folder = find_model_folder(arguments.model)
     register_models(arguments.custom)
+    for name in check_can_be_uploaded(folder).left_out:
+        print(f"not uploaded: {name}")
     repository = check_hub_access(
         arguments.repo_id, private=not arguments.public, run_folder=folder, where="REPO_ID"
     )

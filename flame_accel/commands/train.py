@@ -63,9 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def prepend_quickstart_if_needed(options: Sequence[str]) -> list[str]:
-    """The options of a run, on top of the quickstart unless they name a run file or a model."""
+    """The options of a run, on top of the quickstart unless they name a run file or a model.
+
+    Weights to start from name a model too: they bring their config.
+    """
     names = {option.partition("=")[0].replace("-", "_") for option in options}
-    if names & {"_h", "__help", "__job.config_file", "__model.config"}:
+    models = {"__model.config", "__checkpoint.initial_load_path"}
+    if names & {"_h", "__help", "__job.config_file", *models}:
         return list(options)
     return [*QUICKSTART, *options]
 

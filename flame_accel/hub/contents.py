@@ -14,7 +14,8 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from flame_accel import files
-from flame_accel.checkpoint.folder import MANIFEST
+from flame_accel.checkpoint.folder import MANIFEST, TEMPORARY_INFIX
+from flame_accel.checkpoint.weight_files import find_unreadable_weights
 from flame_accel.config import Config, UserError, load_run_file, to_toml
 from flame_accel.config.schema import option_value, options
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
@@ -31,20 +32,8 @@ TRAINING_STATE = ("optimizer*", "scheduler*", "trainer_state*", "training_args*"
 LOGS_FOLDER = "training"
 """Folder of the logs in the repository."""
 CARD, CONFIG_FILE = "README.md", "config.toml"
-MAX_REWRITTEN_BYTES = 1 << 22
-"""Files up to this size are searched for paths of this machine, if they are text."""
-TEXT_SUFFIXES = {
-    ".json",
-    ".jsonl",
-    ".md",
-    ".toml",
-    ".yaml",
-    ".yml",
-    ".txt",
-    ".py",
-    ".html",
-    ".jinja",
-}
+NAME_FIELD = re.compile(r'("_?name_or_path":\s*")([^"]*)')
+"""Field of a config.json or tokenizer_config.json that holds where it was loaded from."""
 
 
 class SelectedFiles(NamedTuple):
@@ -77,7 +66,9 @@ def select_model_files(folder: Path) -> SelectedFiles:
         ]
         left_out: list[PurePath] = []
     else:
-        left_out = [path for path in visible if _matches(path.name, TRAINING_STATE)]
+        left_out = [
+            path for path in visible if any(_matches(part, TRAINING_STATE) for part in path.parts)
+        ]
         chosen = [path for path in visible if path not in left_out]
     names = [path.as_posix() for path in chosen]
     if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
@@ -87,6 +78,23 @@ def select_model_files(folder: Path) -> SelectedFiles:
             remedy="choose a run folder, its hf/, one of its step-N folders, or an exported model",
         )
     return SelectedFiles(names, [path.as_posix() for path in left_out])
+
+
+def check_can_be_uploaded(folder: Path) -> SelectedFiles:
+    """Checks that a folder holds a whole model; returns what of it is uploaded.
+
+    Raises:
+        UserError: It does not, or is what an interrupted save has left.
+    """
+    selected = select_model_files(folder)
+    remedy = "choose a run folder, its hf/, one of its step-N folders, or an exported model"
+    if TEMPORARY_INFIX in folder.name:
+        what = "is not complete: saving it was interrupted"
+        raise UserError(what, where=str(folder), remedy=remedy)
+    unreadable = find_unreadable_weights(folder)
+    if unreadable is not None:
+        raise UserError(unreadable.what, where=str(folder), remedy=unreadable.remedy)
+    return selected
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -111,7 +119,7 @@ def link_model_files(folder: Path, stage: Path) -> None:
         UserError: The folder holds no model in the Hugging Face format.
     """
     shutil.rmtree(stage, ignore_errors=True)
-    for name in select_model_files(folder).files:
+    for name in check_can_be_uploaded(folder).files:
         files.link_or_copy_file(folder / name, stage / name)
 
 
@@ -126,7 +134,9 @@ def prepare_for_upload(
         origin: Its run and step, for the card of a model that has none.
         include_logs: Whether to add the logs of the run.
     """
-    write_remote_code(stage, load_model_config(str(stage)))
+    # an export carries its code already, and may be of an architecture that is not known here
+    if "auto_map" not in json.loads((stage / "config.json").read_text(encoding="utf-8")):
+        write_remote_code(stage, load_model_config(str(stage)))
     if not (stage / CARD).exists():
         # what a user wrote into the card of the export stays in those of the checkpoints
         exported = origin.run_folder / "hf" if origin.run_folder is not None else None
@@ -169,7 +179,9 @@ def _local_paths(run_folder: Path | None, config: Config | None) -> list[str]:
         found.add(str(run_folder.resolve()))
     for name, option in options().items():
         if config is not None and option.path is not None:
-            found.update(part.strip() for part in (option_value(config, name) or "").split(","))
+            value = option_value(config, name) or ()
+            texts = value.split(",") if isinstance(value, str) else value
+            found.update(text.strip() for text in texts)
     # a home of / would match everything
     absolute = {path for path in found if path.startswith("/") and len(path) > 1}
     return sorted(absolute, key=len, reverse=True)
@@ -189,12 +201,21 @@ def hide_local_paths(text: str, paths: Iterable[str]) -> str:
 
 
 def _hide_local_paths(stage: Path, paths: list[str]) -> None:
-    for path in sorted(stage.rglob("*")):
-        if path.suffix not in TEXT_SUFFIXES or path.stat().st_size > MAX_REWRITTEN_BYTES:
-            continue
+    """Hides paths in the card, the logs, and the fields that say where a model was loaded from.
+
+    Tokenizer, templates and code go up as they are: what looks like a path there is part of them.
+    """
+    for path in [stage / CARD, *sorted((stage / LOGS_FOLDER).rglob("*"))]:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        hidden = hide_local_paths(text, paths)
-        if hidden != text:
-            # in place of the link, not through it
-            path.unlink()
-            files.write_bytes_atomically(path, hidden.encode("utf-8", "surrogateescape"))
+        _replace_text(path, text, hide_local_paths(text, paths))
+    for path in sorted(stage.glob("*config.json")):
+        text = path.read_text(encoding="utf-8")
+        hidden = NAME_FIELD.sub(lambda match: match[1] + hide_local_paths(match[2], paths), text)
+        _replace_text(path, text, hidden)
+
+
+def _replace_text(path: Path, before: str, after: str) -> None:
+    if after != before:
+        # in place of the link, not through it
+        path.unlink()
+        files.write_bytes_atomically(path, after.encode("utf-8", "surrogateescape"))

@@ -22,8 +22,7 @@ SILENCE_SECONDS = 60.0
 """Longest silence of the Hub in the middle of a request."""
 STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 """Weights of an earlier upload, which `from_pretrained` might prefer to the new ones."""
-MAX_SEARCHED_BYTES = 1 << 24
-"""Larger files are weights."""
+SEARCHED_BLOCK_BYTES = 1 << 22
 
 Reason = Literal[
     "offline",  # the environment forbids connections
@@ -211,10 +210,21 @@ def _check_no_token_in(folder: Path) -> None:
 
     token = (get_token() or "").encode()
     for path in sorted(folder.rglob("*")):
-        is_searched = path.is_file() and path.stat().st_size <= MAX_SEARCHED_BYTES
-        if token and is_searched and token in path.read_bytes():
+        # weights are numbers
+        is_searched = path.is_file() and path.suffix != ".safetensors"
+        if token and is_searched and _contains(path, token):
             name = path.relative_to(folder)
             raise HubProblem("local", f"{name} contains your access token")
+
+
+def _contains(path: Path, token: bytes) -> bool:
+    end = b""
+    with path.open("rb") as file:
+        while block := file.read(SEARCHED_BLOCK_BYTES):
+            if token in end + block:
+                return True
+            end = block[-len(token) :]
+    return False
 
 
 def _name_account(problem: HubProblem, account: dict[str, Any]) -> HubProblem:

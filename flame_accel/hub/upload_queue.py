@@ -124,6 +124,9 @@ class UploadQueue(Generic[Task]):
                 self._upload(task)
             except HubProblem as problem:
                 self._handle_failure(task, problem)
+            except Exception as error:
+                problem = HubProblem("local", f"{type(error).__name__}: {error}")
+                self._handle_failure(task, problem)
             else:
                 if not self._closed:
                     self._report_success(task)

@@ -6,12 +6,13 @@ When an upload is made is decided in `upload_queue`, what it consists of in `con
 
 import shlex
 import shutil
+import threading
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from flame_accel import files
-from flame_accel.config import HubConfig
+from flame_accel.config import HubConfig, UserError
 from flame_accel.config.hub_options import STEP
 from flame_accel.hub.access import AcceptedRepository, check_hub_access
 from flame_accel.hub.contents import (
@@ -53,6 +54,8 @@ class HubUploads:
         self._accelerator, self._options, self._run_folder = accelerator, options, run_folder
         self._process = HubProcess()
         self._repository: AcceptedRepository | None = None
+        # the record is changed by the run and by the thread of the queue
+        self._record_lock = threading.RLock()
         self._queue: UploadQueue[PlannedUpload] = UploadQueue(
             self._upload,
             abort=self._process.kill,
@@ -84,8 +87,7 @@ class HubUploads:
         """Makes the upload that an earlier start of the run planned and did not finish."""
         if self._repository is None:
             return
-        for stage in self._run_folder.glob(f"{STAGES_PREFIX}*"):
-            _remove(stage)
+        self._remove_stages()
         planned = self._record.planned
         if planned is not None and (self._run_folder / planned.source).is_dir():
             log.info("the upload of step %d was interrupted and is made now", planned.step)
@@ -111,10 +113,15 @@ class HubUploads:
         if STEP not in self._options.revision:
             revisions = (self._options.revision,)
         planned = self._describe_upload(folder, step, revisions)
-        if self._record.has_uploaded(planned, checksum_of_model(folder)):
-            log.info("%s is on the Hub already: %s", folder, self._repository.url)
+        try:
+            is_there = self._record.has_uploaded(planned, checksum_of_model(folder))
+        except (OSError, UserError) as error:
+            log.warning("%s is not uploaded: %s", folder, error)
             return
-        self._plan(planned)
+        if is_there:
+            log.info("%s is on the Hub already: %s", folder, self._repository.url)
+        else:
+            self._plan(planned)
 
     def upload_missing(self) -> None:
         """Uploads what the Hub lacks of a run that has finished. Every rank must call it."""
@@ -144,16 +151,21 @@ class HubUploads:
         self.close()
         for planned in missing[-1:]:
             log.warning(
-                "not on the Hub: step %d (%s). To upload it:\n  %s",
+                "not on the Hub: step %d (%s). To upload it:\n%s",
                 planned.step,
                 self._run_folder / planned.source,
-                self._push_command(planned),
+                "\n".join(f"  {command}" for command in self._push_commands(planned)),
             )
 
     def close(self) -> None:
         """Ends what is being uploaded; a restart of the run continues with it."""
         if self._repository is not None:
             self._queue.close()
+            self._remove_stages()
+
+    def _remove_stages(self) -> None:
+        for stage in self._run_folder.glob(f"{STAGES_PREFIX}*"):
+            _remove(stage)
 
     @property
     def _record(self) -> UploadRecord:
@@ -178,11 +190,14 @@ class HubUploads:
 
         An error here costs an upload and not the run.
         """
+        if planned in self._queue.unfinished():
+            return
         try:
             link_model_files(self._run_folder / planned.source, self._stage(planned))
-            self._record.planned = planned
-            self._write_record()
-        except OSError as error:
+            with self._record_lock:
+                self._record.planned = planned
+                self._write_record()
+        except (OSError, UserError) as error:
             log.warning("step %d is not uploaded: %s", planned.step, error)
             return
         replaced = self._queue.add(planned)
@@ -191,7 +206,10 @@ class HubUploads:
             _remove(self._stage(replaced))
 
     def _stage(self, planned: PlannedUpload) -> Path:
-        return self._run_folder / f"{STAGES_PREFIX}{planned.source.replace('/', '-')}"
+        """The folder of one upload alone: another step has another one."""
+        return (
+            self._run_folder / f"{STAGES_PREFIX}{planned.step}-{planned.source.replace('/', '-')}"
+        )
 
     def _upload(self, planned: PlannedUpload) -> None:
         """Called by the queue's thread; raises `HubProblem`."""
@@ -218,12 +236,14 @@ class HubUploads:
         done = FinishedUpload(
             source=planned.source, step=planned.step, commit=commit, checksum=checksum
         )
-        self._record.finished.update(dict.fromkeys(planned.revisions, done))
+        with self._record_lock:
+            self._record.finished.update(dict.fromkeys(planned.revisions, done))
 
     def _report_success(self, planned: PlannedUpload) -> None:
-        if self._record.planned == planned:
-            self._record.planned = None
-        self._write_record()
+        with self._record_lock:
+            if self._record.planned == planned:
+                self._record.planned = None
+            self._write_record()
         _remove(self._stage(planned))
         assert self._repository is not None
         log.info(
@@ -250,11 +270,17 @@ class HubUploads:
         except OSError as error:
             log.warning("hub.json is not written: %s", error)
 
-    def _push_command(self, planned: PlannedUpload) -> str:
-        command = ["flame-accel", "push", str(self._run_folder / planned.source)]
-        command += [self._record.repo_id, "--revision", planned.revisions[0]]
-        command += [] if self._options.private else ["--public"]
-        return shlex.join(command)
+    def _push_commands(self, planned: PlannedUpload) -> list[str]:
+        """What uploads the same by hand: a command for each branch."""
+        options = [] if self._options.private else ["--public"]
+        options += ["--include-logs"] if self._options.include_logs else []
+        model = ["flame-accel", "push", str(self._run_folder / planned.source)]
+        commands = [
+            [*model, self._record.repo_id, "--revision", revision, *options]
+            for revision in planned.revisions
+        ]
+        commands[0] += ["--tag", planned.tag] if planned.tag else []
+        return [shlex.join(command) for command in commands]
 
 
 def _remove(stage: Path) -> None:

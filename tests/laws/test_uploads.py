@@ -243,3 +243,20 @@ def test_a_finished_run_whose_model_is_on_the_hub_needs_neither_the_hub_nor_a_lo
     with local_hub.down():
         upload_run(**{"optimizer.lr": 0.5})
     assert describe_files(tmp_path / "run") == before
+
+
+def test_an_upload_in_flight_keeps_its_own_files_when_the_run_goes_on(
+    upload_run, local_hub, tmp_path
+):
+    options = {"checkpoint.interval": 100, "hub.when": "checkpoint", "hub.revision": "s-{step}"}
+    local_hub.delay_next(60.0, method="POST", path_contains="preupload", times=float("inf"))
+    upload_run(**options, **{"training.steps": 4, "hub.wait_seconds": 0})
+    fourth = (tmp_path / "run/hf/model.safetensors").read_bytes()
+    local_hub.heal()
+    # while step 4 is uploaded, the run goes on to step 6
+    local_hub.delay_next(3.0, method="POST", path_contains="preupload")
+    upload_run(**options, **{"training.steps": 6})
+    sixth = (tmp_path / "run/hf/model.safetensors").read_bytes()
+    assert local_hub.read_file(REPO, "model.safetensors", "s-4") == fourth != sixth
+    assert local_hub.read_file(REPO, "model.safetensors", "s-6") == sixth
+    assert local_hub.read_file(REPO, "model.safetensors", "main") == sixth

@@ -4,14 +4,20 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flame_accel.config import UserError
+from flame_accel.hub import ModelOrigin
 from flame_accel.hub.contents import (
+    check_can_be_uploaded,
     checksum_of_model,
     hide_local_paths,
     link_model_files,
+    prepare_for_upload,
     select_model_files,
 )
+from flame_accel.observe.run_folder import write_run_files
 
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
 CHECKPOINT = ("manifest.json", "state.json", "data.json", "ranks.json", "rank-0.json")
@@ -23,6 +29,7 @@ def model(tmp_path):
     folder.mkdir()
     for name in MODEL:
         (folder / name).write_text("{}")
+    save_file({"weight": torch.ones(8)}, folder / "model.safetensors")
     return folder
 
 
@@ -69,3 +76,56 @@ def test_linked_files_outlive_the_folder_and_changing_them_does_not_change_it(mo
 )
 def test_paths_are_reduced_to_their_last_part(text, expected):
     assert hide_local_paths(text, ["/home/me/data"]) == expected
+
+
+def test_links_are_followed_from_wherever_they_are(model, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (model / "model.safetensors").rename(tmp_path / "blobs/0")
+    (model / "model.safetensors").symlink_to("../blobs/0")
+    link_model_files(model, tmp_path / "elsewhere/stage")
+    stage = tmp_path / "elsewhere/stage"
+    assert (stage / "model.safetensors").read_bytes() == (tmp_path / "blobs/0").read_bytes()
+
+
+def test_weights_that_cannot_be_read_and_what_a_save_has_left_are_refused(model, tmp_path):
+    left = model.rename(tmp_path / "step-9.tmp-writing")
+    with pytest.raises(UserError, match="is not complete"):
+        check_can_be_uploaded(left)
+    model = left.rename(model)
+    content = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(content[:-1])
+    with pytest.raises(UserError, match="cut, damaged"):
+        link_model_files(model, tmp_path / "stage")
+
+
+def test_paths_are_hidden_in_the_card_and_nowhere_in_tokenizer_and_code(model, monkeypatch):
+    monkeypatch.setenv("HOME", "/root")
+    texts = {
+        "tokenizer.json": '{"added_tokens": [{"content": "/root"}]}',
+        "chat_template.jinja": "see /root/x",
+        "custom_code/mine.py": 'PATH = "/root/x"',
+        "config.json": '{"auto_map": {}, "_name_or_path": "/root/models/a", "text": "/root/x"}',
+        "README.md": "trained on /root/data/b",
+    }
+    for name, text in texts.items():
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text(text)
+    prepare_for_upload(model, None, ModelOrigin(), include_logs=False)
+    found = {name: (model / name).read_text() for name in texts}
+    assert found == texts | {
+        "config.json": '{"auto_map": {}, "_name_or_path": "a", "text": "/root/x"}',
+        "README.md": "trained on b",
+    }
+
+
+def test_paths_of_all_options_are_hidden_one_or_several(model, configured, tmp_path):
+    own = [tmp_path / "mine.py", tmp_path / "other.py"]
+    for path in own:
+        path.write_text("")
+    run_folder = tmp_path / "run"
+    config = configured(**{"model.custom": ",".join(map(str, own))})
+    write_run_files(run_folder, config, {})
+    (model / "config.json").write_text('{"auto_map": {}}')
+    (model / "README.md").write_text(f"{own[0]} {own[1]} {config.training.dataset}")
+    prepare_for_upload(model, run_folder, ModelOrigin(), include_logs=False)
+    assert (model / "README.md").read_text() == "mine.py other.py train.jsonl"

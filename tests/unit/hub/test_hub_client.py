@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from flame_accel.hub.hub_client import (
+    SEARCHED_BLOCK_BYTES,
     HubProblem,
     Upload,
     answer_request,
@@ -66,7 +67,8 @@ def test_a_public_repository_is_not_used_for_a_private_model(local_hub):
 
 def test_a_file_with_the_access_token_is_not_uploaded(local_hub, tmp_path):
     check_repository(REPO, private=True)
-    (tmp_path / "notes.txt").write_text(f"my token: {WRITE_TOKEN}")
+    # also where two blocks of a large file meet
+    (tmp_path / "notes.txt").write_text("x" * (SEARCHED_BLOCK_BYTES - 5) + WRITE_TOKEN)
     request = Upload(
         folder=str(tmp_path), repo_id=REPO, revisions=("main",), tag=None, message="Model"
     )

@@ -137,3 +137,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_an_upload_that_fails_in_any_way_ends(hub, queue, monkeypatch):
+    def fail(task: int) -> None:
+        raise AttributeError("a fault of ours")
+
+    monkeypatch.setattr(queue, "_upload", fail)
+    queue.add(1)
+    assert queue.finish(WAIT) == [1]
+    assert "a fault of ours" in hub.failures[0].problem.message
