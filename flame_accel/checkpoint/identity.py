@@ -7,11 +7,12 @@ compared by `data`.
 """
 
 import json
+import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
@@ -88,9 +89,40 @@ def _find_differences(
         get_logger().warning("the tokenizer of %s is not compared: %s", folder, error.what)
         return differences
     there, here = tokenizer_identity(stored_tokenizer), tokenizer_identity(tokenizer)
+    if there == here and (parts := _list_differing_pipeline_parts(stored_tokenizer, tokenizer)):
+        here += f", with another {', '.join(parts)}"
     if there != here:
         differences.append(FieldDifference(TOKENIZER, there, here))
     return differences
+
+
+def _list_differing_pipeline_parts(
+    stored: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """The parts of tokenizer.json in which two fast tokenizers differ, such as normalizer.
+
+    The identity hashes what a tokenizer does with one text; other merges or a post-processor that
+    adds bos do not show in it. Slow tokenizers are not compared.
+    """
+    before, after = _read_pipeline(stored), _read_pipeline(tokenizer)
+    if before is None or after is None or before == after:
+        return []
+    # storing may change how a tokenizer is written: what the run's own would be stored as is equal
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        try:
+            after = _read_pipeline(load_tokenizer(folder, trust_remote_code=False)) or after
+        except UserError as error:
+            get_logger().debug("the tokenizer is compared as it is in memory: %s", error.what)
+    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+
+
+def _read_pipeline(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """What tokenizer.json says of a fast tokenizer, without batching; None of a slow one."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
 
 
 def read_stored_config(folder: Path) -> dict[str, Any]:
