@@ -75,7 +75,14 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix=".tmp-hub-", dir=parent) as temporary:
         stage = Path(temporary) / "model"
         link_model_files(folder, stage)
-        prepare_for_upload(stage, origin.run_folder, origin, include_logs=arguments.include_logs)
+        prepare_for_upload(
+            stage,
+            origin.run_folder,
+            origin,
+            repo_id=repository.repo_id,
+            revision=arguments.revision,
+            include_logs=arguments.include_logs,
+        )
         request = Upload(
             folder=str(stage),
             repo_id=repository.repo_id,
@@ -84,10 +91,11 @@ def run(arguments: argparse.Namespace) -> None:
             message=arguments.message or f"Model of {folder.name}",
         )
         try:
-            commit = retry(lambda: HubProcess().upload(request), ATTEMPTS_SECONDS)
+            commits = retry(lambda: HubProcess().upload(request), ATTEMPTS_SECONDS)
         except HubProblem as problem:
             raise access_error(problem, repository.repo_id, where="REPO_ID") from problem
-    print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit[:8]})")
+    commit = commits[arguments.revision][:8]
+    print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit})")
 
 
 def find_model_folder(path: Path) -> Path:

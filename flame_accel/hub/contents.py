@@ -32,6 +32,9 @@ TRAINING_STATE = ("optimizer*", "scheduler*", "trainer_state*", "training_args*"
 LOGS_FOLDER = "training"
 """Folder of the logs in the repository."""
 CARD, CONFIG_FILE = "README.md", "config.toml"
+EXAMPLE_PATH = re.compile(r'^path = "[^"]*"  # .*$', re.MULTILINE)
+EXAMPLE_CALL = re.compile(r'(from_pretrained\(path|pipeline\("text-generation", path)')
+"""What the generated examples of a card consist of; a path that the user wrote has no comment."""
 NAME_FIELD = re.compile(r'("_?name_or_path":\s*")([^"]*)')
 """Field of a config.json or tokenizer_config.json that holds where it was loaded from."""
 
@@ -124,7 +127,13 @@ def link_model_files(folder: Path, stage: Path) -> None:
 
 
 def prepare_for_upload(
-    stage: Path, run_folder: Path | None, origin: ModelOrigin, *, include_logs: bool
+    stage: Path,
+    run_folder: Path | None,
+    origin: ModelOrigin,
+    *,
+    repo_id: str,
+    revision: str,
+    include_logs: bool,
 ) -> None:
     """Completes a folder of linked files: code, card and logs; no path of this machine.
 
@@ -132,6 +141,8 @@ def prepare_for_upload(
         stage: What `link_model_files` filled; no file that it is linked to changes.
         run_folder: The run that the model belongs to; None if it is not known.
         origin: Its run and step, for the card of a model that has none.
+        repo_id: Repository, and
+        revision: branch from which the examples of the card load the model.
         include_logs: Whether to add the logs of the run.
     """
     # an export carries its code already, and may be of an architecture that is not known here
@@ -141,10 +152,20 @@ def prepare_for_upload(
         # what a user wrote into the card of the export stays in those of the checkpoints
         exported = origin.run_folder / "hf" if origin.run_folder is not None else None
         write_model_card(stage, origin, earlier=exported)
+    _name_repository_in_examples(stage / CARD, repo_id, revision)
     config = _load_run_config(run_folder)
     if include_logs and run_folder is not None and config is not None:
         _stage_logs(stage / LOGS_FOLDER, run_folder, config)
     _hide_local_paths(stage, _local_paths(run_folder, config))
+
+
+def _name_repository_in_examples(card: Path, repo_id: str, revision: str) -> None:
+    """Has the examples that the card came with load from the Hub what is uploaded now."""
+    text = card.read_text(encoding="utf-8", errors="surrogateescape")
+    named, number = EXAMPLE_PATH.subn(f'path = "{repo_id}"', text)
+    if number and revision != "main":
+        named = EXAMPLE_CALL.sub(rf'\1, revision="{revision}"', named)
+    _replace_text(card, text, named)
 
 
 def checksum_of_model(folder: Path) -> str:

@@ -133,8 +133,8 @@ def check_repository(repo_id: str, *, private: bool) -> CheckedRepository:
         )
 
 
-def upload(request: Upload) -> str:
-    """Uploads a folder and returns the commit on the first branch.
+def upload(request: Upload) -> dict[str, str]:
+    """Uploads a folder and returns the commit on each branch.
 
     What an interrupted upload of the same files has transferred is not transferred again, and files
     that are the same there are left alone.
@@ -151,7 +151,7 @@ def upload(request: Upload) -> str:
         # one question without retries: a Hub that is down is noticed at once
         if _find_repository(request.repo_id) is None:
             raise HubProblem("missing", f"{request.repo_id} does not exist any more")
-        commits = []
+        commits: dict[str, str] = {}
         for revision in request.revisions:
             if revision != "main":
                 api.create_branch(request.repo_id, branch=revision, exist_ok=True)
@@ -162,10 +162,10 @@ def upload(request: Upload) -> str:
                 commit_message=request.message,
                 delete_patterns=list(STALE_WEIGHTS),
             )
-            commits.append(commit.oid)
+            commits[revision] = commit.oid
         if request.tag is not None:
-            _set_tag(request.repo_id, request.tag, commits[0])
-        return commits[0]
+            _set_tag(request.repo_id, request.tag, commits[request.revisions[0]])
+        return commits
 
 
 def _find_repository(repo_id: str) -> Any:

@@ -32,7 +32,7 @@ class HubProcess:
         arguments = {"repo_id": repo_id, "private": private}
         return CheckedRepository(**self._request("check_repository", arguments, CHECK_SECONDS))
 
-    def upload(self, request: Upload) -> str:
+    def upload(self, request: Upload) -> dict[str, str]:
         """As `hub_client.upload`."""
         return self._request("upload", asdict(request), None)
 

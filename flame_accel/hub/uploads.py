@@ -220,11 +220,16 @@ class HubUploads:
             known = find_origin(source) if source.is_dir() else None
             origin = known or ModelOrigin(run_folder=self._run_folder, step=planned.step)
             prepare_for_upload(
-                stage, self._run_folder, origin, include_logs=self._options.include_logs
+                stage,
+                self._run_folder,
+                origin,
+                repo_id=self._record.repo_id,
+                revision="main" if "main" in planned.revisions else planned.revisions[0],
+                include_logs=self._options.include_logs,
             )
         except (OSError, ValueError) as error:
             raise HubProblem("local", f"{stage}: {error}") from error
-        commit = self._process.upload(
+        commits = self._process.upload(
             Upload(
                 folder=str(stage),
                 repo_id=self._record.repo_id,
@@ -233,11 +238,11 @@ class HubUploads:
                 message=planned.message,
             )
         )
-        done = FinishedUpload(
-            source=planned.source, step=planned.step, commit=commit, checksum=checksum
-        )
         with self._record_lock:
-            self._record.finished.update(dict.fromkeys(planned.revisions, done))
+            for revision, commit in commits.items():
+                self._record.finished[revision] = FinishedUpload(
+                    source=planned.source, step=planned.step, commit=commit, checksum=checksum
+                )
 
     def _report_success(self, planned: PlannedUpload) -> None:
         with self._record_lock:

@@ -82,6 +82,10 @@ def test_checkpoints_have_branches_or_tags_of_their_own(upload_run, local_hub, t
     refs = local_hub.repository(REPO)
     assert set(refs.branches) >= {"main", "step-8"}
     assert "after-8" in refs.tags
+    finished = json.loads((tmp_path / "run/hub.json").read_text())["finished"]
+    assert {name: done["commit"] for name, done in finished.items()} == {
+        name: refs.branches[name] for name in finished
+    }
     assert not set(local_hub.file_names(REPO, "step-8")) & {"state.json", "data.json"}
     weights = local_hub.read_file(REPO, "model.safetensors", "step-8")
     assert weights == (tmp_path / "run/hf/model.safetensors").read_bytes()

@@ -110,7 +110,9 @@ def test_paths_are_hidden_in_the_card_and_nowhere_in_tokenizer_and_code(model, m
     for name, text in texts.items():
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(text)
-    prepare_for_upload(model, None, ModelOrigin(), include_logs=False)
+    prepare_for_upload(
+        model, None, ModelOrigin(), repo_id="a/b", revision="main", include_logs=False
+    )
     found = {name: (model / name).read_text() for name in texts}
     assert found == texts | {
         "config.json": '{"auto_map": {}, "_name_or_path": "a", "text": "/root/x"}',
@@ -127,5 +129,23 @@ def test_paths_of_all_options_are_hidden_one_or_several(model, configured, tmp_p
     write_run_files(run_folder, config, {})
     (model / "config.json").write_text('{"auto_map": {}}')
     (model / "README.md").write_text(f"{own[0]} {own[1]} {config.training.dataset}")
-    prepare_for_upload(model, run_folder, ModelOrigin(), include_logs=False)
+    prepare_for_upload(
+        model, run_folder, ModelOrigin(), repo_id="a/b", revision="main", include_logs=False
+    )
     assert (model / "README.md").read_text() == "mine.py other.py train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("revision", "call"),
+    [("main", "from_pretrained(path)"), ("dev", 'from_pretrained(path, revision="dev")')],
+)
+def test_examples_of_the_card_load_what_is_uploaded_but_for_a_path_of_the_user(
+    model, revision, call
+):
+    (model / "config.json").write_text('{"auto_map": {}}')
+    card = 'path = "."  # this folder\nmodel = A.from_pretrained(path)\npath = "./mine"\n'
+    (model / "README.md").write_text(card)
+    place = {"repo_id": "a/b", "revision": revision}
+    prepare_for_upload(model, None, ModelOrigin(), **place, include_logs=False)
+    expected = f'path = "a/b"\nmodel = A.{call}\npath = "./mine"\n'
+    assert (model / "README.md").read_text() == expected
