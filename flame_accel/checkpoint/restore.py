@@ -35,6 +35,7 @@ from flame_accel.checkpoint.weight_files import find_unreadable_weights
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 from flame_accel.observe import get_logger
+from flame_accel.observe.run_folder import read_finished_step
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap
 
 
@@ -66,7 +67,7 @@ def find_starting_point(
 
     Raises:
         UserError: The requested checkpoint or model does not exist, is damaged, or cannot be
-            resumed.
+            resumed; or a finished run would be replaced by one that resumes nothing of it.
     """
     checkpoints = CheckpointFolder(run_folder / config.folder, keep_latest_k=config.keep_latest_k)
     own = run_on_main_and_broadcast(
@@ -74,6 +75,9 @@ def find_starting_point(
     )
     if own is not None:
         return StartingPoint(checkpoints, own, own=True)
+    run_on_main_and_broadcast(
+        accelerator, lambda: _check_no_finished_run_is_replaced(run_folder, config, total_steps)
+    )
     if config.initial_load_path is None:
         return StartingPoint(checkpoints)
     weights = find_or_download_weights(accelerator, config.initial_load_path)
@@ -261,6 +265,27 @@ def _find_checkpoint_to_resume(
         where=str(found),
         remedy=f"{from_full}start a new run, with another job.dump_folder, from "
         f"checkpoint.initial_load_path {found}",
+    )
+
+
+def _check_no_finished_run_is_replaced(
+    run_folder: Path, config: CheckpointConfig, total_steps: int
+) -> None:
+    """Checks that a start that resumes nothing does not overwrite the result of a finished run."""
+    step = read_finished_step(run_folder)
+    if step is None:
+        return
+    reason = (
+        f"there is no checkpoint in checkpoint.folder = {config.folder}"
+        if config.enable_checkpoint
+        else "checkpoints are off (checkpoint.no_enable_checkpoint)"
+    )
+    raise UserError(
+        f"holds a run that finished after step {step}, and nothing of it would be resumed to reach "
+        f"training.steps = {total_steps}: {reason}",
+        where=f"job.dump_folder = {run_folder}",
+        remedy="repeat the checkpoint.folder of that run, with checkpoints enabled, to train on; "
+        "choose another job.dump_folder to train anew",
     )
 
 

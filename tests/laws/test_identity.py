@@ -135,6 +135,23 @@ def test_a_finished_run_keeps_every_byte_whatever_it_is_started_with(
     assert list(read_losses(trained)) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--checkpoint.no_enable_checkpoint"], "checkpoints are off"),
+        (["--checkpoint.folder=elsewhere"], "no checkpoint in checkpoint.folder = elsewhere"),
+    ],
+)
+def test_a_finished_run_is_not_replaced_by_a_start_that_resumes_nothing(
+    train_here, flags, tmp_path, trained, extra, message
+):
+    before = describe_files(trained)
+    options = {"model.config": tmp_path / "model.json", "training.steps": 6}
+    refusal = start_is_refused(train_here, [*flags(**WITHOUT_SAMPLE, **options), *extra])
+    assert message in refusal and "finished after step 4" in refusal and str(trained) in refusal
+    assert describe_files(trained) == before
+
+
 def test_other_data_is_refused_and_changes_nothing(train_here, flags, tmp_path, trained, corpus):
     before = describe_files(trained)
     options = {"model.config": tmp_path / "model.json", "training.steps": 6}
