@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
+from flame_accel.models.catalogue import fla_config_classes
+from flame_accel.models.norms import base_model_type
+
 INITIALIZATION_FIELDS = frozenset(
     {
         "A_init_range",
@@ -42,13 +45,14 @@ IMPLEMENTATION_FIELDS = frozenset(
     }
 )
 """Fields of fla's configs that choose between implementations, or act on the loss alone."""
+NEVER_DECISIVE = frozenset({"initializer_range", "use_cache"})
+"""Those of both that mean the same in every model; `time_step_min` clamps in Zamba2's forward."""
 TOKEN_FIELDS = frozenset({"bos_token_id", "eos_token_id", "pad_token_id"})
 """Fields that repeat what the tokenizer says."""
 RECORD_FIELDS = frozenset({*PreTrainedConfig().to_dict(), "auto_map", "torch_dtype"}) - {
     "model_type"
 }
 """Fields of every config that say who wrote it, in which dtype, and what calls return."""
-NOT_DECISIVE = INITIALIZATION_FIELDS | IMPLEMENTATION_FIELDS | TOKEN_FIELDS | RECORD_FIELDS
 
 
 class FieldDifference(NamedTuple):
@@ -81,7 +85,9 @@ def find_decisive_differences(
     before = _flatten_to_dotted_names(config_class.from_dict(dict(stored)).to_dict())
     after = _flatten_to_dotted_names(config_class.from_dict(built.to_dict()).to_dict())
     known = config_class().to_dict().keys()
-    ignored = set(NOT_DECISIVE)
+    ignored = {*NEVER_DECISIVE, *TOKEN_FIELDS, *RECORD_FIELDS}
+    if base_model_type(built) in fla_config_classes():
+        ignored |= INITIALIZATION_FIELDS | IMPLEMENTATION_FIELDS
     if not _scales_rotary_embeddings(after):
         ignored.add("max_position_embeddings")
     return [

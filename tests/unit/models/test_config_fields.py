@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Zamba2Config
 
 from flame_accel.models.build import build_model
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
@@ -14,6 +14,7 @@ from flame_accel.models.config_fields import (
     FieldDifference,
     find_decisive_differences,
 )
+from flame_accel.models.norms import copy_config_with_norm
 
 DECISIVE_CHANGES: dict[str, Any] = {
     "num_heads": 4,
@@ -98,3 +99,20 @@ def test_the_trained_length_is_no_difference_unless_rotary_embeddings_are_scaled
     scaled = find_decisive_differences(llama(64, "yarn").to_dict(), llama(128, "yarn"))
     assert plain == []
     assert [each.name for each in scaled] == ["max_position_embeddings"]
+
+
+def test_what_initializes_models_of_fla_may_decide_what_others_compute():
+    [found] = find_decisive_differences(
+        Zamba2Config(time_step_min=0.01).to_dict(), Zamba2Config(time_step_min=0.001)
+    )
+    assert found == FieldDifference("time_step_min", 0.01, 0.001)
+    stored = LlamaConfig(use_cache=False, initializer_range=0.5).to_dict()
+    assert find_decisive_differences(stored, LlamaConfig()) == []
+
+
+def test_models_with_another_norm_have_the_fields_of_fla():
+    plain, drawn_otherwise = (
+        copy_config_with_norm(tiny_config("mamba2", **changes), "layernorm")
+        for changes in ({}, {"time_step_min": 0.005, "fuse_cross_entropy": False})
+    )
+    assert find_decisive_differences(drawn_otherwise.to_dict(), plain) == []
