@@ -32,13 +32,15 @@ class Prompt:
 def read_prompts_file(file: Path) -> Iterator[Prompt]:
     """The prompts of a file: of `.jsonl` an object per line, else every line that is not empty.
 
-    An object has `prompt`, a text, or `messages`, a conversation.
+    Lines end with \\n or \\r\\n. An object has `prompt`, a text, or `messages`, a conversation.
 
     Raises:
         UserError: The file cannot be read, or a line is neither.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # str.splitlines would also end a prompt at a form feed or U+2028, which texts contain
+        text = file.read_bytes().decode("utf-8")
+        lines = [line.removesuffix("\r") for line in text.split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot be read: {error}", where=str(file), remedy="give a text or JSONL file in UTF-8"

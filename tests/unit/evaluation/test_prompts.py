@@ -21,6 +21,17 @@ def test_lines_of_text_are_prompts(tmp_path):
     assert prompts[1].where == f"{file}:3"
 
 
+@pytest.mark.parametrize(("suffix", "line"), [("txt", "{}"), ("jsonl", '{{"prompt": "{}"}}')])
+def test_a_prompt_ends_at_a_line_feed_only(suffix, line, tmp_path):
+    # JSON escapes control characters, such as a form feed, in a string
+    texts = ["one\u2028line\x85next", "two" if suffix == "jsonl" else "two\x0cpage\rword"]
+    file = tmp_path / f"prompts.{suffix}"
+    file.write_bytes(f"{line.format(texts[0])}\r\n{line.format(texts[1])}\n".encode())
+    prompts = list(read_prompts_file(file))
+    assert [prompt.content for prompt in prompts] == texts
+    assert prompts[1].where == f"{file}:2"
+
+
 def test_records_of_jsonl_are_texts_or_conversations(tmp_path):
     file = tmp_path / "prompts.jsonl"
     messages = [{"role": "user", "content": "hi"}]
