@@ -81,9 +81,11 @@ def load_model_and_tokenizer(
         UserError: They cannot be loaded.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    from flame_accel.checkpoint.weight_files import find_unreadable_weights
     from flame_accel.models import register_models
 
     logging.disable_progress_bar()
@@ -93,6 +95,9 @@ def load_model_and_tokenizer(
         raise UsageError(
             "there is no GPU here", where=f"--device {device}", remedy="leave the option out"
         )
+    problem = find_unreadable_weights(Path(source.name)) if Path(source.name).is_dir() else None
+    if problem is not None:
+        raise UserError(problem.what, where=source.name, remedy=problem.remedy)
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
     try:
@@ -102,7 +107,7 @@ def load_model_and_tokenizer(
         )
         return LoadedModel(model.to(device).eval(), tokenizer)
     # transformers has no exception of its own for a folder or repository that is no model
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         remedy = f"give {MODEL_KINDS}"
         if "trust_remote_code" in str(error):
             remedy = "it needs code of its own: --trust_remote_code, if you trust its author"

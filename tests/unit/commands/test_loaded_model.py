@@ -70,6 +70,21 @@ def test_weights_that_are_missing_are_said_to_be(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "Git LFS pointer"),
+        (None, "is cut, damaged or not a safetensors file"),
+    ],
+)
+def test_weights_that_cannot_be_read_are_named(tmp_path, content, message):
+    write_model(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(UserError, match=rf"model\.safetensors .*{message}"):
+        load(tmp_path)
+
+
 def test_an_unknown_architecture_is_told_how_to_register(tmp_path):
     write_model(tmp_path)
     config = tmp_path / "config.json"
