@@ -49,8 +49,8 @@ def check_weights_match_config_and_tokenizer(
         folder: A checkpoint, an export, or a downloaded model.
         config: Config of the model in memory.
         tokenizer: The run's tokenizer.
-        accepted: Names of config fields that may differ, and `tokenizer`; each such difference is
-            logged.
+        accepted: Names of config fields that may differ, and `tokenizer`; `attn` is also
+            `attn.window_size`. Each such difference is logged, and each name without one.
         where: The option and path that the error names.
         remedy: What to do about a difference.
 
@@ -58,7 +58,12 @@ def check_weights_match_config_and_tokenizer(
         UserError: They are another model's; names every field that differs, with both values.
     """
     differences = _find_differences(folder, config, tokenizer)
-    refused = [each for each in differences if each.name not in accepted]
+    refused = [
+        each for each in differences if not any(_names(name, each.name) for name in accepted)
+    ]
+    for name in accepted:
+        if not any(_names(name, each.name) for each in differences):
+            get_logger().info("%s: %s of checkpoint.accept_differences does not differ", where, name)
     if refused:
         raise UserError(
             f"the weights are those of another model:\n{_format_table(refused)}",
@@ -73,6 +78,11 @@ def check_weights_match_config_and_tokenizer(
             each.stored,
             each.built,
         )
+
+
+def _names(accepted: str, field: str) -> bool:
+    """Whether an accepted name is that of a field, or of the nested fields that it is one of."""
+    return field == accepted or field.startswith(f"{accepted}.")
 
 
 def _find_differences(

@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from flame_accel.checkpoint import identity
 from flame_accel.checkpoint.identity import check_weights_match_config_and_tokenizer
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import tokenizer_identity
@@ -77,3 +78,40 @@ def test_padding_and_truncation_are_no_difference(tmp_path):
     trained.backend_tokenizer.enable_padding()
     assert tokenizer_identity(stored) == tokenizer_identity(wrap(build_backend()))
     check(tmp_path, trained)
+
+
+def test_accepted_names_cover_nested_fields_and_those_without_a_difference_are_logged(
+    tmp_path, monkeypatch
+):
+    messages = []
+
+    class Log:
+        def info(self, message: str, *values: object) -> None:
+            messages.append(message % values)
+
+        warning = info
+
+    monkeypatch.setattr(identity, "get_logger", Log)
+    attention = {"layers": [1], "num_heads": 2}
+    tiny_config("gla", attn={**attention, "rope_theta": 5.0}).save_pretrained(tmp_path)
+
+    def start(*accepted: str) -> None:
+        check_weights_match_config_and_tokenizer(
+            tmp_path,
+            tiny_config("gla", attn=attention),
+            wrap(build_backend()),
+            accepted=accepted,
+            where="there",
+            remedy="that",
+        )
+
+    with pytest.raises(UserError, match=r"attn\.rope_theta"):
+        start("att", "attn.rope")
+    assert messages == [
+        "there: att of checkpoint.accept_differences does not differ",
+        "there: attn.rope of checkpoint.accept_differences does not differ",
+    ]
+    messages.clear()
+    start("attn")
+    (message,) = messages
+    assert "attn.rope_theta is 5.0 there" in message
