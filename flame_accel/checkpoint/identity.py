@@ -63,7 +63,9 @@ def check_weights_match_config_and_tokenizer(
     ]
     for name in accepted:
         if not any(_names(name, each.name) for each in differences):
-            get_logger().info("%s: %s of checkpoint.accept_differences does not differ", where, name)
+            get_logger().info(
+                "%s: %s of checkpoint.accept_differences does not differ", where, name
+            )
     if refused:
         raise UserError(
             f"the weights are those of another model:\n{_format_table(refused)}",

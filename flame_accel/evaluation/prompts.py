@@ -32,7 +32,7 @@ class Prompt:
 def read_prompts_file(file: Path) -> Iterator[Prompt]:
     """The prompts of a file: of `.jsonl` an object per line, else every line that is not empty.
 
-    Lines end with \\n or \\r\\n. An object has `prompt`, a text, or `messages`, a conversation.
+    Lines end with LF or CRLF. An object has `prompt`, a text, or `messages`, a conversation.
 
     Raises:
         UserError: The file cannot be read, or a line is neither.
