@@ -19,5 +19,7 @@ def nearest_option_name(name: str, names: Collection[str]) -> str | None:
 def nearest_text(text: str, candidates: Collection[str]) -> str | None:
     """The candidate that the user most likely meant, ignoring case, or None if nothing is near."""
     by_lower_case = {candidate.lower(): candidate for candidate in candidates}
-    found = difflib.get_close_matches(text.lower(), by_lower_case, n=1, cutoff=0.7)
+    # of three letters, one edit changes a third
+    cutoff = 0.7 if len(text) > 4 else 0.6
+    found = difflib.get_close_matches(text.lower(), by_lower_case, n=1, cutoff=cutoff)
     return by_lower_case[found[0]] if found else None

@@ -19,6 +19,9 @@ from flame_accel.kernels.modules.padded_rows import (
     check_no_padding_after_cached_tokens,
 )
 
+INNER_FORWARD = "_forward_of_fla"
+"""Attribute of a layer's class with the forward pass to call in place of fla's own: tensor
+parallelism changes what that calls."""
 _retention_forward = MultiScaleRetention.forward
 
 
@@ -33,7 +36,7 @@ def _use_chunk_mode_for_fused_chunk(
     ) -> LayerOutput:
         if layer.mode == "fused_chunk":
             layer.mode = "chunk"
-        return forward(layer, *args, **options)
+        return getattr(type(layer), INNER_FORWARD, forward)(layer, *args, **options)
 
     return forward_in_chunk_mode
 
@@ -42,6 +45,7 @@ forward_gla_in_chunk_mode = _use_chunk_mode_for_fused_chunk(GatedLinearAttention
 forward_hgrn2_in_chunk_mode = _use_chunk_mode_for_fused_chunk(HGRN2Attention.forward)
 
 
+@wraps(_retention_forward)
 def forward_retention_in_chunk_mode(
     layer: MultiScaleRetention,
     hidden_states: Tensor,
@@ -64,4 +68,5 @@ def forward_retention_in_chunk_mode(
         has_past=past_key_values is not None
         and past_key_values.get_seq_length(layer.layer_idx) > 0,
     )
-    return _retention_forward(layer, hidden_states, attention_mask, past_key_values, **options)
+    forward = getattr(type(layer), INNER_FORWARD, _retention_forward)
+    return forward(layer, hidden_states, attention_mask, past_key_values, **options)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from flame_accel.kernels.modules.equivalent_modes import INNER_FORWARD
+
 
 def subclass_instance_in_place(module: nn.Module, members: dict[str, Any]) -> None:
     """Gives one module a subclass of its class, of the same name, with other members; in place."""
@@ -27,6 +29,10 @@ def replace_forward_globals(module: nn.Module, replacements: dict[str, Callable[
         RuntimeError: The forward's module has no such global.
     """
     forward: Any = type(module).forward
+    name = "forward"
+    if replacements.keys() - forward.__globals__.keys() and hasattr(forward, "__wrapped__"):
+        # ours, which calls that of fla
+        forward, name = forward.__wrapped__, INNER_FORWARD
     missing = replacements.keys() - forward.__globals__.keys()
     if missing:
         raise RuntimeError(f"{type(module).__name__}.forward has no {', '.join(sorted(missing))}")
@@ -38,4 +44,4 @@ def replace_forward_globals(module: nn.Module, replacements: dict[str, Callable[
         forward.__closure__,
     )
     copy.__kwdefaults__ = forward.__kwdefaults__
-    subclass_instance_in_place(module, {"forward": copy})
+    subclass_instance_in_place(module, {name: copy})
