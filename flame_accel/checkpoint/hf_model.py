@@ -59,14 +59,18 @@ def gather_full_weights_to_main(
     }
     stored: dict[str, Any] = get_model_state_dict(inner)
     weights: dict[str, Tensor] = {}
+    tied_names: list[tuple[str, str]] = []
     for name, sharded in stored.items():
         first = tied_to.get(name, name)
-        if first in weights:
-            weights[name] = weights[first]
+        # decided alike on every rank: all of them take part in the gathering
+        if first != name and first in stored:
+            tied_names.append((name, first))
             continue
         full = sharded.full_tensor() if isinstance(sharded, DTensor) else sharded
         if accelerator.is_main_process:
             weights[name] = (full.to(dtype) if full.is_floating_point() else full).cpu()
+    if accelerator.is_main_process:
+        weights |= {name: weights[first] for name, first in tied_names}
     return weights
 
 
