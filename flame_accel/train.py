@@ -315,7 +315,7 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         meter_state=loop.meter.state_dict(),
         weights_only_dtype=weights_only_dtype_or_none(config.checkpoint, is_last_step=last),
     )
-    if not last:
+    if 0 < loop.state.step < config.training.steps:
         loop.uploads.add_checkpoint(checkpoint, loop.state.step)
     return checkpoint
 

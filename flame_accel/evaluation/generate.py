@@ -31,7 +31,7 @@ class GenerationSettings:
     top_p: float = 1.0
     """Samples from the likeliest tokens that have this probability together."""
     top_k: int = 0
-    """Samples from so many of the likeliest tokens; 0 from all."""
+    """Number of the likeliest tokens that are sampled from; 0 samples from all."""
     beams: int = 1
     """Number of continuations that are followed at once; the likeliest is returned."""
     seed: int = 0

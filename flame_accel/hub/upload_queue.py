@@ -16,7 +16,7 @@ from flame_accel.hub.hub_client import HubProblem
 FIRST_RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 600.0
 UNREACHABLE_SECONDS = 60.0
-"""At the end of a run: how long to go on while every attempt fails."""
+"""Longest time at the end of a run, in seconds, during which every attempt may fail."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

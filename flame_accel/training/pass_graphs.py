@@ -6,8 +6,8 @@ documents are padded with empty documents to a power of two, and each such numbe
 own; all share one pool of memory. The optimizer runs as ever, while the device is busy with the
 last pass.
 
-The first pass of a kind runs without a graph, on the same padded tensors, so that kernels are
-compiled and a resumed run computes the same bits as one that went on.
+The first pass of a kind runs without a graph, on the same padded tensors: kernels are compiled
+then, and a pass computes what its replay does.
 """
 
 import logging

@@ -25,7 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 PARTS = ("train_step", "batch_to_device")
 
 
-def refuse_waits(function: Callable[..., Any], *, from_call: int) -> Callable[..., Any]:
+def fail_on_waits(function: Callable[..., Any], *, from_call: int) -> Callable[..., Any]:
     """The function, which raises where the host waits; the first calls compile and allocate."""
     calls = 0
 
@@ -55,8 +55,8 @@ def test_no_step_waits(tmp_path: Path, flags, train_here, monkeypatch, model_typ
     fields = {"model_type": model_type, "num_hidden_layers": 2, "vocab_size": 258}
     config.write_text(json.dumps(fields | CONFIGS[model_type]))
     for name in PARTS:
-        monkeypatch.setattr(train, name, refuse_waits(getattr(train, name), from_call=5))
-    add_step = refuse_waits(observe.Meter.add_step, from_call=5)
+        monkeypatch.setattr(train, name, fail_on_waits(getattr(train, name), from_call=5))
+    add_step = fail_on_waits(observe.Meter.add_step, from_call=5)
     monkeypatch.setattr(observe.Meter, "add_step", add_step)
     train_here(
         flags(

@@ -264,3 +264,10 @@ def test_an_upload_in_flight_keeps_its_own_files_when_the_run_goes_on(
     assert local_hub.read_file(REPO, "model.safetensors", "s-4") == fourth != sixth
     assert local_hub.read_file(REPO, "model.safetensors", "s-6") == sixth
     assert local_hub.read_file(REPO, "model.safetensors", "main") == sixth
+
+
+def test_initial_weights_are_not_uploaded(upload_run, local_hub, tmp_path):
+    upload_run(**{"checkpoint.create_seed_checkpoint": True, "hub.when": "checkpoint"})
+    assert (tmp_path / "run/checkpoint/step-0").is_dir()
+    assert not (tmp_path / "run/hub.json").exists()
+    assert "model.safetensors" not in local_hub.file_names(REPO, "main")

@@ -1,7 +1,7 @@
 """Faults that the local Hub shows on request, and its record of the requests that it got.
 
-A fault waits for requests that match it and is gone after so many of them. The record holds no
-header and no body, so that a token cannot get into the output of a failing test.
+A fault meets a set number of requests that match it, and is gone then. The record holds no header
+and no body, so that a token cannot get into the output of a failing test.
 """
 
 import threading

@@ -63,11 +63,11 @@ def test_a_folder_that_nobody_may_write_to_is_pushed_and_stays_as_it_is(
 ) -> None:
     asked: list[Path] = []
 
-    def refuse_writing(path: Any, mode: int, **options: Any) -> bool:
+    def deny_write_access(path: Any, mode: int, **options: Any) -> bool:
         asked.append(Path(path))
         return mode != os.W_OK
 
-    monkeypatch.setattr(os, "access", refuse_writing)
+    monkeypatch.setattr(os, "access", deny_write_access)
     before = sorted(finished.rglob("*"))
     main(["push", str(finished / "hf"), REPO])
     assert finished in asked and sorted(finished.rglob("*")) == before
