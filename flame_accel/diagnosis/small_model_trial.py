@@ -26,7 +26,7 @@ from flame_accel.diagnosis.conformance.measures import (
     relative_error,
 )
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
-from flame_accel.kernels.install import Kind
+from flame_accel.kernels.install import KernelKind
 from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook, tuning_disabled
 from flame_accel.models import count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
@@ -149,7 +149,7 @@ def check_custom_model_keeps_documents_apart(config: PreTrainedConfig, device: s
         )
 
 
-def install_kernels_without_tuning(kind: Kind) -> None:
+def install_kernels_without_tuning(kind: KernelKind) -> None:
     """Installs kernels to see what they compute, not how fast.
 
     Triton kernels that are not tuned yet take the nearest configuration: tuning all kernels of a
@@ -185,7 +185,7 @@ def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator
 
 
 def _compute_logits_and_gradients(
-    kind: Kind, config: PreTrainedConfig, device: str, dtype: torch.dtype
+    kind: KernelKind, config: PreTrainedConfig, device: str, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Logits `[B, T, V]` and the gradient of the loss, flattened; with one kind of kernels."""
     install_kernels_without_tuning(kind)

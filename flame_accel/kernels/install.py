@@ -32,9 +32,9 @@ from flame_accel.kernels.tuning import (
 )
 from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_chosen_num_warps
 
-Kind = Literal["auto", "torch", "triton"]
+KernelKind = Literal["auto", "torch", "triton"]
 _undo_actions: list[Callable[[], None]] = []
-_active: list[Kind] = []
+_active: list[KernelKind] = []
 
 
 class ResolvedAttribute(NamedTuple):
@@ -63,7 +63,7 @@ def triton_has_device() -> bool:
     return any(backend.driver.is_active() for backend in backends.values())
 
 
-def install(kind: Kind = "auto") -> Kind:
+def install(kind: KernelKind = "auto") -> KernelKind:
     """Makes fla run on this machine. Calling it again is harmless.
 
     Install before a model is built: models keep the functions they are built with.

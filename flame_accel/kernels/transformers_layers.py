@@ -11,6 +11,7 @@ head, D channels, W taps of a filter.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -20,10 +21,15 @@ from fla.ops import gated_delta_rule, kda, simple_gla
 from torch import Tensor
 from transformers.activations import ACT2FN
 
+from flame_accel.kernels.recurrence.sequences import OutputsAndOptionalStates
+
 LayerFunction = Callable[..., Any]
 
+DELTA_RULE_OPTIONS = ("initial_state", "output_final_state", "use_qk_l2norm_in_kernel")
+"""Arguments of transformers' delta rules that fla's have too, under the same names."""
 
-def serve_packed_documents(modeling_module: ModuleType) -> bool:
+
+def install_packed_functions(modeling_module: ModuleType) -> bool:
     """Makes the functions of a modeling module keep documents apart where they get boundaries.
 
     The layers pass them on as `cu_seq_lens_q`, int32 [N + 1]. Calling it again is harmless.
@@ -69,62 +75,30 @@ def _packed_convolution(original: LayerFunction) -> LayerFunction:
     return causal_conv1d_fn
 
 
-def _packed_gated_delta_rule(original: LayerFunction) -> LayerFunction:
-    def torch_chunk_gated_delta_rule(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        g: Tensor,
-        beta: Tensor,
-        initial_state: Tensor | None = None,
-        output_final_state: bool = False,
-        use_qk_l2norm_in_kernel: bool = False,
-        cu_seqlens: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Outputs [B, T, H, V] and final states or None, as fla's `chunk_gated_delta_rule`."""
-        arguments: dict[str, Any] = {
-            "g": g,
-            "beta": beta,
-            "initial_state": initial_state,
-            "output_final_state": output_final_state,
-            "use_qk_l2norm_in_kernel": use_qk_l2norm_in_kernel,
-        }
+def _packed_delta_rule(
+    original: LayerFunction, *, fla_module: ModuleType, fla_name: str, boundaries_argument: str
+) -> LayerFunction:
+    """A delta rule of transformers, by an operator of fla where boundaries are given.
+
+    Args:
+        original: transformers' function.
+        fla_module: Has the operator, as it is installed when a layer runs.
+        fla_name: Its name.
+        boundaries_argument: The name under which layers give boundaries.
+    """
+
+    def chunk_delta_rule(
+        query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **options: Any
+    ) -> OutputsAndOptionalStates:
+        """Outputs [B, T, H, V] and final states or None."""
+        cu_seqlens = options.pop(boundaries_argument, None)
         if cu_seqlens is None:
-            return original(query, key, value, **arguments, **options)
-        operator: Any = gated_delta_rule.chunk_gated_delta_rule
-        return operator(query, key, value, **arguments, cu_seqlens=cu_seqlens)
+            return original(query, key, value, g=g, beta=beta, **options)
+        known = {name: options[name] for name in DELTA_RULE_OPTIONS if name in options}
+        operator = getattr(fla_module, fla_name)
+        return operator(query, key, value, g=g, beta=beta, **known, cu_seqlens=cu_seqlens)
 
-    return torch_chunk_gated_delta_rule
-
-
-def _packed_kda(original: LayerFunction) -> LayerFunction:
-    def chunk_kimi_delta_attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        g: Tensor,
-        beta: Tensor,
-        initial_state: Tensor | None = None,
-        output_final_state: bool = False,
-        use_qk_l2norm_in_kernel: bool = False,
-        cu_seq_lens_q: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Outputs [B, T, H, V] and final states or None, as fla's `chunk_kda`."""
-        arguments: dict[str, Any] = {
-            "g": g,
-            "beta": beta,
-            "initial_state": initial_state,
-            "output_final_state": output_final_state,
-            "use_qk_l2norm_in_kernel": use_qk_l2norm_in_kernel,
-        }
-        if cu_seq_lens_q is None:
-            return original(query, key, value, **arguments, **options)
-        operator: Any = kda.chunk_kda
-        return operator(query, key, value, **arguments, cu_seqlens=cu_seq_lens_q)
-
-    return chunk_kimi_delta_attention
+    return chunk_delta_rule
 
 
 def _packed_mamba2(original: LayerFunction) -> LayerFunction:
@@ -141,7 +115,7 @@ def _packed_mamba2(original: LayerFunction) -> LayerFunction:
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         cu_seq_lens_q: Tensor | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> Tensor:
         """Outputs [B, T, H, V] of inputs [B, T, H, V], steps [B, T, H], B and C [B, T, G, K]."""
         if cu_seq_lens_q is None:
             return original(
@@ -177,8 +151,18 @@ def _no_fused_mamba2_if_packed(original: LayerFunction) -> LayerFunction:
 
 PACKED_FUNCTIONS: dict[str, Callable[[LayerFunction], LayerFunction]] = {
     "causal_conv1d_fn": _packed_convolution,
-    "torch_chunk_gated_delta_rule": _packed_gated_delta_rule,
-    "chunk_kimi_delta_attention": _packed_kda,
+    "torch_chunk_gated_delta_rule": partial(
+        _packed_delta_rule,
+        fla_module=gated_delta_rule,
+        fla_name="chunk_gated_delta_rule",
+        boundaries_argument="cu_seqlens",
+    ),
+    "chunk_kimi_delta_attention": partial(
+        _packed_delta_rule,
+        fla_module=kda,
+        fla_name="chunk_kda",
+        boundaries_argument="cu_seq_lens_q",
+    ),
     "mamba2_chunk_scan": _packed_mamba2,
     "mamba2_split_conv1d_scan_combined": _no_fused_mamba2_if_packed,
 }

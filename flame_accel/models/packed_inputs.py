@@ -23,7 +23,7 @@ from flame_accel.kernels.attention.transformers_attention import (
     supports_packed_attention,
     use_packed_attention,
 )
-from flame_accel.kernels.transformers_layers import serve_packed_documents
+from flame_accel.kernels.transformers_layers import install_packed_functions
 
 TRANSFORMERS_MODELS = "transformers.models."
 
@@ -43,7 +43,7 @@ def make_transformers_model_accept_cu_seqlens(model: PreTrainedModel) -> None:
         return
     modules = {type(module).__module__ for module in model.modules()}
     has_state = [
-        serve_packed_documents(sys.modules[name])
+        install_packed_functions(sys.modules[name])
         for name in sorted(modules)
         if name.startswith(TRANSFORMERS_MODELS)
     ]

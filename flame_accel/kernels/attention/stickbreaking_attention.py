@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from fla.layers.utils import repad_hidden_states, unpad_hidden_states
+from fla.models.cache_utils import Cache
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
@@ -54,7 +55,7 @@ def forward_stickbreaking(
     layer: "StickBreakingAttention",
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     output_attentions: bool = False,
     use_cache: bool = False,
     **options: Any,

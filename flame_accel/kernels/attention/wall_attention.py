@@ -6,9 +6,10 @@ block starts, so that no exponent is positive; within the block every pair is de
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from fla.models.cache_utils import Cache
 from torch import Tensor
 
 from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
@@ -68,7 +69,7 @@ def decode_incremental(
     v: Tensor,
     g: Tensor,
     gs: Tensor | None,
-    past_key_values: Any,
+    past_key_values: Cache,
     q_len: int,
 ) -> Tensor:
     """Stands in for `WallAttention._decode_incremental`.

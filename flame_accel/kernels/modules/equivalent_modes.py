@@ -12,6 +12,7 @@ from typing import Any
 from fla.layers.gla import GatedLinearAttention
 from fla.layers.hgrn2 import HGRN2Attention
 from fla.layers.multiscale_retention import MultiScaleRetention
+from fla.models.cache_utils import Cache
 from torch import Tensor
 
 from flame_accel.kernels.modules.padded_rows import (
@@ -50,7 +51,7 @@ def forward_retention_in_chunk_mode(
     layer: MultiScaleRetention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     **options: Any,
 ) -> LayerOutput:
     """`MultiScaleRetention.forward`, in the mode `chunk` where `parallel` is configured.

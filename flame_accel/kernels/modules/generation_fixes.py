@@ -42,7 +42,7 @@ def forward_forgetting_with_mask(
     layer: ForgettingAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     **options: Any,
 ) -> LayerOutput:
     """`ForgettingAttention.forward` with a mask wherever there is a cache.
@@ -60,7 +60,7 @@ def forward_path_with_mask_uncompiled(
     layer: PaTHAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     **options: Any,
 ) -> LayerOutput:
     """`PaTHAttention.forward`; wherever there is a cache with a mask, and not compiled."""
@@ -80,13 +80,14 @@ def forward_mla_with_window_in_cache(
     layer: MultiheadLatentAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     **options: Any,
 ) -> LayerOutput:
     """`MultiheadLatentAttention.forward`; with a window the cache is cut to it, as its mask is."""
     if past_key_values is not None and len(past_key_values) > layer.layer_idx:
         several = hidden_states.shape[1] > 1
-        past_key_values.layers[layer.layer_idx].window_size = None if several else layer.window_size
+        layers: Any = past_key_values.layers
+        layers[layer.layer_idx].window_size = None if several else layer.window_size
     attention_mask = _drop_needless_mask_or_raise(
         layer, hidden_states, attention_mask, past_key_values
     )
@@ -97,7 +98,7 @@ def forward_moba_without_window_in_cache(
     layer: MoBA,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     **options: Any,
 ) -> LayerOutput:
     """`MoBA.forward`; its window is only one of the cache: in one pass tokens see all earlier."""
@@ -112,7 +113,7 @@ def _drop_needless_mask_or_raise(
     layer: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None,
-    past_key_values: Any,
+    past_key_values: Cache | None,
     *,
     continues_padding: bool = False,
 ) -> Tensor | None:
@@ -156,7 +157,7 @@ def _wrap_forward_to_drop_needless_mask(
         layer: Any,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        past_key_values: Cache | None = None,
         *args: Any,
         **options: Any,
     ) -> LayerOutput:
@@ -185,7 +186,7 @@ def forward_wall_without_padding(
     layer: WallAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     **options: Any,
 ) -> LayerOutput:
     """`WallAttention.forward`, which with a cache refuses a mask and would keep padding as keys."""
@@ -206,7 +207,7 @@ def _given_mask_or_ones_if_cached(
     layer: ForgettingAttention | PaTHAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None,
-    past_key_values: Any,
+    past_key_values: Cache | None,
 ) -> Tensor | None:
     if attention_mask is not None or past_key_values is None:
         return attention_mask

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from fla.models.cache_utils import Cache
 from fla.models.cat.modeling_cat import CATModel
 from fla.models.modeling_utils import FLAForCausalLM, FLAModel
 from fla.models.yoco.modeling_yoco import YOCOModel
@@ -83,7 +84,7 @@ def forward_yoco_without_trailing_padding(
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     inputs_embeds: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     use_cache: bool | None = None,
     **options: Any,
 ) -> Any:

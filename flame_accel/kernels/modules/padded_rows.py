@@ -6,12 +6,13 @@ positions that it has in the batch. Layers that leave padding out themselves do 
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fla.models.cache_utils import Cache, FLALayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from flame_accel.config.errors import UserError
 
@@ -38,7 +39,7 @@ def check_every_row_has_token(attention_mask: Tensor) -> None:
 
 
 def check_no_padding_after_cached_tokens(
-    layer: Any, attention_mask: Tensor | None, new_tokens: int, *, has_past: bool
+    layer: nn.Module, attention_mask: Tensor | None, new_tokens: int, *, has_past: bool
 ) -> None:
     """Raises a `UserError` if tokens that follow those of a cache contain padding.
 
@@ -57,10 +58,10 @@ def check_no_padding_after_cached_tokens(
 
 
 def forward_rows_without_padding(
-    forward_row: Callable[[Tensor, Any], LayerOutput],
+    forward_row: Callable[[Tensor, Cache | None], LayerOutput],
     hidden_states: Tensor,
     attention_mask: Tensor,
-    past_key_values: Any,
+    past_key_values: Cache | None,
     layer_index: int,
 ) -> LayerOutput:
     """Outputs [B, T, hidden size] with zeros for padding, and the cache with all rows' states.
@@ -93,7 +94,11 @@ def forward_rows_without_padding(
 
 
 def _copy_row_of_cache(
-    past_key_values: Any, attention_mask: Tensor, row: int, new_tokens: int, layer_index: int
+    past_key_values: Cache | None,
+    attention_mask: Tensor,
+    row: int,
+    new_tokens: int,
+    layer_index: int,
 ) -> Cache | None:
     """A cache with the state of one layer and row; keys and values of padding are left out."""
     if past_key_values is None:
@@ -104,7 +109,7 @@ def _copy_row_of_cache(
     state = None
     if past is not None:
         state = {
-            name: _map_corresponding_tensors(
+            name: map_corresponding_tensors(
                 lambda x, name=name: (
                     x[row : row + 1, before[-x.shape[1] :]]
                     if name == "attn_state"
@@ -137,7 +142,7 @@ def new_cache_with_layer_state(
 
 
 def _replace_cached_state(
-    cache: Any, state: dict[str, Any], layer_index: int, new_tokens: int
+    cache: Cache, state: dict[str, Any], layer_index: int, new_tokens: int
 ) -> None:
     """Replaces the state of a layer; its keys and values are not appended, but all there are."""
     attn_state = state.pop("attn_state")
@@ -147,17 +152,15 @@ def _replace_cached_state(
 
 def _concatenate_states(states: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        name: _map_corresponding_tensors(
-            lambda *rows, name=name: _pad_and_concatenate_rows(
-                rows, pad_before=name == "attn_state"
-            ),
+        name: map_corresponding_tensors(
+            partial(pad_and_concatenate_rows, pad_before=name == "attn_state"),
             *(state[name] for state in states),
         )
         for name in states[0]
     }
 
 
-def _pad_and_concatenate_rows(rows: tuple[Tensor, ...], *, pad_before: bool) -> Tensor:
+def pad_and_concatenate_rows(*rows: Tensor, pad_before: bool) -> Tensor:
     """[B, ...] of rows [1, ...]; a shorter second dimension is filled with zeros, where is told."""
     if rows[0].dim() > 1:
         longest = max(row.shape[1] for row in rows)
@@ -169,8 +172,11 @@ def _pad_and_concatenate_rows(rows: tuple[Tensor, ...], *, pad_before: bool) -> 
     return torch.cat(rows)
 
 
-def _map_corresponding_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
-    """Applies a function to the tensors at the same place of equally built states."""
+def map_corresponding_tensors(function: Callable[..., Tensor], *states: Any) -> Any:
+    """Applies a function to the tensors at the same place of equally built states.
+
+    A state is a tensor, None, or a tuple, list or dataclass of states; so is the result.
+    """
     first = states[0]
     if first is None:
         return None
@@ -178,13 +184,13 @@ def _map_corresponding_tensors(function: Callable[..., Tensor], *states: Any) ->
         return function(*states)
     if isinstance(first, tuple | list):
         return type(first)(
-            _map_corresponding_tensors(function, *items) for items in zip(*states, strict=True)
+            map_corresponding_tensors(function, *items) for items in zip(*states, strict=True)
         )
     if is_dataclass(first) and not isinstance(first, type):
         names = [field.name for field in fields(first)]
         return type(first)(
             *(
-                _map_corresponding_tensors(function, *(getattr(state, name) for state in states))
+                map_corresponding_tensors(function, *(getattr(state, name) for state in states))
                 for name in names
             )
         )

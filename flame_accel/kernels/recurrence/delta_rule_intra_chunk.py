@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import (
-    DqDkDg,
     IntraChunkTerms,
+    QueryKeyDecayGradients,
     compute_gentle_and_steep_chunks,
     exclusive_cumsum_tokens,
     reverse_cumsum_tokens,
@@ -103,10 +103,12 @@ def _backward_without_decay_overwriting_grads(
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: None,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     q, k = saved
     dscores.mul_(_stacked_causal_mask(q.shape[1] // 2, k.shape[1], q.device))
-    return dq_from_start.baddbmm_(dscores, k), dk_to_end.baddbmm_(dscores.mT, q), None
+    return QueryKeyDecayGradients(
+        dq_from_start.baddbmm_(dscores, k), dk_to_end.baddbmm_(dscores.mT, q), None
+    )
 
 
 def _compute_with_head_decay(
@@ -139,7 +141,7 @@ def _backward_with_head_decay_overwriting_grads(
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
     erase_before_decay: bool,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     q, k, scores, pair_decays, from_start, to_end, q_from_start, k_to_end = saved
     size, num_keys = pair_decays.shape[-1], k.shape[1]
     dlog_pair_decays = dscores * scores
@@ -155,7 +157,9 @@ def _backward_with_head_decay_overwriting_grads(
     dscores.mul_(_stacked_causal_mask(size, num_keys, q.device))
     _unstack_scores_view(dscores, size).mul_(pair_decays.unsqueeze(3))
     dq = _scale_stacked_tokens(dq_from_start, from_start).baddbmm_(dscores, k)
-    return dq, _scale_stacked_tokens(dk_to_end, to_end).baddbmm_(dscores.mT, q), dg
+    return QueryKeyDecayGradients(
+        dq, _scale_stacked_tokens(dk_to_end, to_end).baddbmm_(dscores.mT, q), dg
+    )
 
 
 def _compute_with_gentle_decay(
@@ -193,7 +197,7 @@ def _backward_with_gentle_decay_overwriting_grads(
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
     erase_before_decay: bool,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     q_from_middle, k_to_middle, from_middle, q_factors, *saved = saved
     start_to_middle, middle_to_end, k_to_end = saved
     size = from_middle.shape[2]
@@ -208,7 +212,7 @@ def _backward_with_gentle_decay_overwriting_grads(
         _scale_stacked_tokens(dq, q_factors),
         _scale_stacked_tokens(dk, from_middle.reciprocal()),
     )
-    return dq, dk, dg.add_(dlast)
+    return QueryKeyDecayGradients(dq, dk, dg.add_(dlast))
 
 
 def _compute_with_steep_decay(
@@ -257,9 +261,9 @@ def _backward_with_steep_decay_overwriting_grads(
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-    pairs_backward: Callable[..., DqDkDg],
+    pairs_backward: Callable[..., QueryKeyDecayGradients],
     erase_before_decay: bool,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     size = dscores.shape[1] // 2
     dscores.mul_(_stacked_causal_mask(size, dscores.shape[2], dscores.device))
     dscores, dq_in = (x.unflatten(1, (2, size)) for x in (dscores, dq_from_start))
@@ -282,4 +286,4 @@ def _backward_with_steep_decay_overwriting_grads(
     dq, dk = dq.sum(2), dk.sum(1).flatten(1, 2)
     if erase_before_decay:
         dq = torch.stack((dq[:, 0], torch.cat((dfirst_a, dq[:, 1, :-1]), 1)), 1)
-    return dq.flatten(1, 2), dk, dg.sum((1, 2))
+    return QueryKeyDecayGradients(dq.flatten(1, 2), dk, dg.sum((1, 2)))

@@ -269,7 +269,7 @@ def _inter_chunk_scan_backward(
     *,
     dv_new_inout: Tensor,
 ) -> _StateGradients:
-    """DqDkDg of the states after each chunk [P, K, V], and of the initial states [N, H, K, V].
+    """Gradients of the states after each chunk [P, K, V], and of the initial states [N, H, K, V].
 
     Args:
         dstates: of the states before each chunk, through the outputs of the chunk [P, K, V].

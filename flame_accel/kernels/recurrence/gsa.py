@@ -13,13 +13,19 @@ al., arXiv 2405.21022) does the same to the keys of GLA.
 Shape letters: B batch, T tokens, N sequences, H heads, K key width, V value width, M slots.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from fla.layers.abc import ABCAttention
+from fla.models.cache_utils import Cache
 from fla.ops.gsa import chunk, fused_recurrent, gate
 from torch import Tensor, nn
 
-from flame_accel.kernels.modules.padded_rows import forward_rows_without_padding, has_padding
+from flame_accel.kernels.modules.padded_rows import (
+    LayerOutput,
+    forward_rows_without_padding,
+    has_padding,
+)
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.gla import fused_recurrent_gla
 from flame_accel.kernels.recurrence.sequences import count_sequences, split_sequences
@@ -120,14 +126,14 @@ def chunk_abc(
 
 
 def call_abc_attention_per_document_or_unpadded_row(
-    layer: Any,
+    layer: ABCAttention,
     *,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     cu_seqlens: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Any, Any]:
+) -> LayerOutput:
     """`ABCAttention.__call__` on packed documents, which it refuses, or rows one by one.
 
     fla's layer hides the values of padding, but lets it into the sums of the slots.
@@ -141,7 +147,7 @@ def call_abc_attention_per_document_or_unpadded_row(
         options: for fla's forward pass.
     """
 
-    def call(tokens: Tensor, cache: Any) -> tuple[Tensor, Any, Any]:
+    def call(tokens: Tensor, cache: Cache | None) -> LayerOutput:
         return nn.Module.__call__(layer, hidden_states=tokens, past_key_values=cache, **options)
 
     if cu_seqlens is not None:
@@ -150,7 +156,7 @@ def call_abc_attention_per_document_or_unpadded_row(
         return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
     if attention_mask is not None and has_padding(attention_mask, hidden_states.shape[1]):
         return forward_rows_without_padding(
-            call, hidden_states, attention_mask, past_key_values, layer.layer_idx
+            call, hidden_states, attention_mask, past_key_values, cast(int, layer.layer_idx)
         )
     return call(hidden_states, past_key_values)
 

@@ -24,8 +24,13 @@ MAX_GENTLE_SUM = 30.0
 MIN_GENTLE_STEP = -4.0
 """Least log decay in a gentle chunk: gradients of g below it drown in what cancels around them."""
 
-DqDkDg = tuple[Tensor, Tensor, Tensor | None]
-"""dq, dk and dg, shaped as the queries, keys and log decays."""
+
+class QueryKeyDecayGradients(NamedTuple):
+    """Shaped as the queries, the keys and the log decays, which there may be none of."""
+
+    dq: Tensor
+    dk: Tensor
+    dg: Tensor | None
 
 
 class IntraChunkTerms(NamedTuple):
@@ -43,8 +48,8 @@ class IntraChunkTerms(NamedTuple):
     """Keys times their decay to the end of the chunk [P, keys, K]."""
     chunk_decay: Tensor | None
     """[P, K or 1, 1] decay of the state over the whole chunk."""
-    backward: Callable[..., DqDkDg]
-    """(saved, dscores, dq_from_start, dk_to_end, dlog_chunk_decay [P, K]) -> `DqDkDg`.
+    backward: Callable[..., QueryKeyDecayGradients]
+    """Takes (saved, dscores, dq_from_start, dk_to_end, dlog_chunk_decay [P, K]).
 
     It may overwrite the gradients that it is given.
     """
@@ -92,27 +97,27 @@ def compute_gentle_and_steep_chunks(
 
 
 def _backward_gentle_and_steep_chunks(
-    gentle_backward: Callable[..., DqDkDg],
-    steep_backward: Callable[..., DqDkDg],
+    gentle_backward: Callable[..., QueryKeyDecayGradients],
+    steep_backward: Callable[..., QueryKeyDecayGradients],
     num_gentle_saved: int,
     saved: list[Tensor],
     *grads: Tensor,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     gentle_index, steep_index, *saved = saved
     gentle_saved, steep_saved = saved[:num_gentle_saved], saved[num_gentle_saved:]
     gentle = gentle_backward(gentle_saved, *(x[gentle_index] for x in grads))
     steep = steep_backward(steep_saved, *(x[steep_index] for x in grads))
     index = torch.cat((gentle_index, steep_index))
-    dq, dk, dg = (
-        _concatenate_chunks_in_order(index, pair) for pair in zip(gentle, steep, strict=True)
-    )
-    return dq, dk, dg
+    pairs = zip(gentle, steep, strict=True)
+    return QueryKeyDecayGradients(*(_concatenate_chunks_in_order(index, pair) for pair in pairs))
 
 
-def _concatenate_chunks_in_order(index: Tensor, parts: Sequence[Tensor | None]) -> Tensor:
-    """Concatenates the parts, and puts chunk i of the result at `index[i]`."""
-    x = torch.cat([part for part in parts if part is not None])
-    return torch.empty_like(x).index_copy_(0, index, x)
+def _concatenate_chunks_in_order(
+    target_index: Tensor, gentle_and_steep: Sequence[Tensor | None]
+) -> Tensor:
+    """Concatenates the tensors, and puts chunk i of the result at `target_index[i]`."""
+    x = torch.cat([part for part in gentle_and_steep if part is not None])
+    return torch.empty_like(x).index_copy_(0, target_index, x)
 
 
 def reverse_cumsum_tokens(x: Tensor) -> Tensor:

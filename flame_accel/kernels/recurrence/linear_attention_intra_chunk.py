@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import (
-    DqDkDg,
     IntraChunkTerms,
+    QueryKeyDecayGradients,
     compute_gentle_and_steep_chunks,
     exclusive_cumsum_tokens,
     reverse_cumsum_tokens,
@@ -64,10 +64,12 @@ def _backward_without_decay_overwriting_grads(
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: None,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     q, k = saved
     dscores = dscores * _causal_mask(q.shape[1], q.device)
-    return dq_from_start.baddbmm_(dscores, k), dk_to_end.baddbmm_(dscores.mT, q), None
+    return QueryKeyDecayGradients(
+        dq_from_start.baddbmm_(dscores, k), dk_to_end.baddbmm_(dscores.mT, q), None
+    )
 
 
 def _compute_with_head_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms:
@@ -96,7 +98,7 @@ def _backward_with_head_decay_overwriting_grads(
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     q, k, products, pair_decays, from_start, to_end, q_from_start, k_to_end = saved
     dproducts = dscores.mul_(pair_decays)
     dlog_pair_decays = (dproducts * products).tril_(-1)
@@ -106,7 +108,7 @@ def _backward_with_head_decay_overwriting_grads(
     dlog_to_end = (k_to_end * dk_to_end).sum(-1, keepdim=True)
     dg += exclusive_cumsum_tokens(dlog_to_end) + dlog_chunk_decay.sum(-1)[:, None, None]
     dq = dq_from_start.mul_(from_start).baddbmm_(dproducts, k)
-    return dq, dk_to_end.mul_(to_end).baddbmm_(dproducts.mT, q), dg
+    return QueryKeyDecayGradients(dq, dk_to_end.mul_(to_end).baddbmm_(dproducts.mT, q), dg)
 
 
 def _compute_with_gentle_decay(q: Tensor, k: Tensor, cumulative_g: Tensor) -> IntraChunkTerms:
@@ -135,7 +137,7 @@ def _backward_with_gentle_decay_overwriting_grads(
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     q_from_middle, k_to_middle, from_middle, start_to_middle, middle_to_end, k_to_end = saved
     dscores = dscores.mul_(_causal_mask(q_from_middle.shape[1], q_from_middle.device))
     dlast = (k_to_end * dk_to_end).sum(1, keepdim=True) + dlog_chunk_decay.unsqueeze(1)
@@ -143,7 +145,7 @@ def _backward_with_gentle_decay_overwriting_grads(
     dq = dq_from_start.mul_(start_to_middle).baddbmm_(dscores, k_to_middle)
     dk = dk_to_end.mul_(middle_to_end).baddbmm_(dscores.mT, q_from_middle)
     dg = reverse_cumsum_tokens((q_from_middle * dq).addcmul_(k_to_middle, dk, value=-1)).add_(dlast)
-    return dq.mul_(from_middle), dk.div_(from_middle), dg
+    return QueryKeyDecayGradients(dq.mul_(from_middle), dk.div_(from_middle), dg)
 
 
 def _square_blocks_view(scores: Tensor, size: int, *, diagonal: bool) -> Tensor:
@@ -205,7 +207,7 @@ def _backward_with_steep_decay_overwriting_grads(
     dq_from_start: Tensor,
     dk_to_end: Tensor,
     dlog_chunk_decay: Tensor,
-) -> DqDkDg:
+) -> QueryKeyDecayGradients:
     from_start, to_end, q_from_start, k_to_end, q, k, *saved = saved
     from_middle, from_block_start, to_block_end, q_from_middle, k_to_middle, *rounds = saved
     size, width = q.shape[1:]
@@ -232,4 +234,4 @@ def _backward_with_steep_decay_overwriting_grads(
     dscores_of_itself = dscores.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     dq.addcmul_(dq_from_start, from_start).addcmul_(dscores_of_itself, k)
     dk.addcmul_(dk_to_end, to_end).addcmul_(dscores_of_itself, q)
-    return dq, dk, dg
+    return QueryKeyDecayGradients(dq, dk, dg)

@@ -13,12 +13,14 @@ Shape letters: B batch, T tokens, N sequences, R chunks of a sequence, H heads o
 queries and keys, C tokens of a chunk, K key width, V value width, L levels.
 """
 
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fla.layers.log_linear_mamba2 import LogLinearMamba2
 from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.models.cache_utils import Cache
 from fla.ops.log_linear_attn import chunk as fla_chunk
 from fla.ops.log_linear_attn.chunk import LogLinearAttentionState
 from torch import Tensor
@@ -27,6 +29,8 @@ from flame_accel.kernels.modules.padded_rows import (
     LayerOutput,
     forward_rows_without_padding,
     has_padding,
+    map_corresponding_tensors,
+    pad_and_concatenate_rows,
 )
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
@@ -78,16 +82,18 @@ def chunk_log_linear_attn(
     sequences = zip(*(split_sequences(x, cu_seqlens) for x in inputs), strict=True)
     results = [
         _attend_rows_with_equally_long_past(
-            sequence, _select_sequence_state(initial_state, i), factor
+            sequence,
+            map_corresponding_tensors(lambda x, i=i: x[i : i + 1], initial_state),
+            factor,
         )
         for i, sequence in enumerate(sequences)
     ]
-    state = (
-        _concatenate_sequence_states([state for _, state in results])
-        if output_final_state
-        else None
-    )
-    return torch.cat([o for o, _ in results], 1), state
+    o = torch.cat([result.outputs for result in results], 1)
+    if not output_final_state:
+        return o, None
+    # levels that a sequence has not reached are zeros
+    concatenate = partial(pad_and_concatenate_rows, pad_before=False)
+    return o, map_corresponding_tensors(concatenate, *(result.final_state for result in results))
 
 
 def run_triton_log_linear_attn_in_q_dtype(
@@ -103,10 +109,10 @@ def run_triton_log_linear_attn_in_q_dtype(
 
 
 def forward_log_linear_mamba2(
-    layer: Any,
+    layer: LogLinearMamba2,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     use_cache: bool | None = False,
     output_attentions: bool | None = False,
     cu_seqlens: Tensor | None = None,
@@ -133,7 +139,7 @@ def forward_log_linear_mamba2(
         o = torch.cat([layer.cuda_kernels_forward(x)[0] for x in documents], 1)
         return o, None, past_key_values
     last_state = get_layer_cache(layer, past_key_values)
-    o, conv_state, state = layer.cuda_kernels_forward(hidden_states, last_state, use_cache)
+    o, conv_state, state = layer.cuda_kernels_forward(hidden_states, last_state, bool(use_cache))
     update_layer_cache(
         layer,
         past_key_values,
@@ -144,9 +150,15 @@ def forward_log_linear_mamba2(
     return o, None, past_key_values
 
 
+class _OutputsAndState(NamedTuple):
+    outputs: Tensor
+    """[B, T, H, V]"""
+    final_state: LogLinearAttentionState
+
+
 def _attend_rows_with_equally_long_past(
     qkvg_and_level_scales: tuple[Tensor, ...], past: LogLinearAttentionState | None, scale: float
-) -> tuple[Tensor, LogLinearAttentionState]:
+) -> _OutputsAndState:
     """Outputs [B, T, H, V] and the final state of rows with equally many tokens in the past.
 
     Args:
@@ -174,7 +186,7 @@ def _attend_rows_with_equally_long_past(
     g = to_padded_fp32_chunks(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
     decays = compute_decay_factors(g)
     o = ((q @ k.mT) * decays.between_tokens * _intra_chunk_level_weights(levels)) @ v
-    o, ht = _add_inter_chunk_outputs(
+    o, level_states = _add_inter_chunk_outputs(
         o,
         q * decays.from_start.unsqueeze(-1),
         levels,
@@ -193,7 +205,7 @@ def _attend_rows_with_equally_long_past(
     offsets = torch.full(
         (batch,), first_chunk * CHUNK_SIZE + tokens, dtype=torch.int32, device=g.device
     )
-    return o, LogLinearAttentionState(ht, offsets, *tail)
+    return _OutputsAndState(o, LogLinearAttentionState(level_states, offsets, *tail))
 
 
 @lru_cache(maxsize=8)
@@ -214,34 +226,43 @@ def _intra_chunk_level_weights(level_weights: Tensor) -> Tensor:
     return torch.einsum("...il,ijl->...ij", intra, one_hot)
 
 
+class _OutputsAndLevelStates(NamedTuple):
+    outputs: Tensor
+    """[R, B, H, C, V]"""
+    level_states: Tensor
+    """States [B, levels, H, K, V] after the full chunks."""
+
+
 def _add_inter_chunk_outputs(
-    o: Tensor,
+    intra_chunk_outputs: Tensor,
     q_from_start: Tensor,
     level_weights: Tensor,
-    blocks: Tensor,
-    cumulative_g: Tensor,
-    past_blocks: Tensor | None,
-    first: int,
-    num_full: int,
-) -> tuple[Tensor, Tensor]:
-    """`o` plus what tokens read from other chunks, and the final states, one per level.
+    chunk_updates: Tensor,
+    cumulative_g_at_chunk_edges: Tensor,
+    past_level_states: Tensor | None,
+    num_past_chunks: int,
+    num_full_chunks: int,
+) -> _OutputsAndLevelStates:
+    """The outputs plus what tokens read from other chunks, and the final states, one per level.
 
-    Chunks are counted from the first token of the sequence; this call has those from `first` on.
+    Chunks are counted from the first token of the sequence; this call has those after the past.
 
     Args:
-        o: outputs of the intra-chunk levels [R, B, H, C, V].
+        intra_chunk_outputs: outputs of the intra-chunk levels [R, B, H, C, V].
         q_from_start: queries, decayed from the start of their chunk [R, B, H, C, K].
         level_weights: weights [R, B, H, C, L].
-        blocks: what each chunk adds to a state, decayed to its end [R, B, H, K, V].
-        cumulative_g: log decays from `first` to before each chunk, and to the end [R + 1, B, H].
-        past_blocks: states of the blocks before `first` [B, levels, H, K, V].
-        first: number of chunks before this call.
-        num_full: number of full chunks of this call.
+        chunk_updates: what each chunk adds to a state, decayed to its end [R, B, H, K, V].
+        cumulative_g_at_chunk_edges: log decays from the start of this call to before each chunk,
+            and to the end [R + 1, B, H].
+        past_level_states: states of the blocks before this call [B, levels, H, K, V].
+        num_past_chunks: number of chunks before this call.
+        num_full_chunks: number of full chunks of this call.
     """
-    num_chunks, last = len(blocks), first + num_full
+    o, blocks, cumulative_g = intra_chunk_outputs, chunk_updates, cumulative_g_at_chunk_edges
+    num_chunks, first, last = len(blocks), num_past_chunks, num_past_chunks + num_full_chunks
     final_states = []
 
-    def decay_between(begin: list[int], end: list[int]) -> Tensor:
+    def decay_between_chunk_edges(begin: list[int], end: list[int]) -> Tensor:
         """Decays between chunk boundaries [n, B, H, 1, 1]; none outside of this call."""
         begin, end = ([min(max(c - first, 0), num_chunks) for c in x] for x in (begin, end))
         return (cumulative_g[end] - cumulative_g[begin]).exp()[..., None, None].float()
@@ -249,48 +270,24 @@ def _add_inter_chunk_outputs(
     # at each level `blocks` are the states of blocks of 2^b chunks, the first one number `begin`
     for b in range(max(1, (first + num_chunks - 1).bit_length(), last.bit_length())):
         begin = first >> b
-        if begin % 2 and past_blocks is not None:
-            blocks, begin = torch.cat((past_blocks[None, :, b], blocks)), begin - 1
+        if begin % 2 and past_level_states is not None:
+            blocks, begin = torch.cat((past_level_states[None, :, b], blocks)), begin - 1
         readers = [c for c in range(first, first + num_chunks) if c >> b & 1]
         if readers and INTRA_CHUNK_LEVELS + b < level_weights.shape[-1]:
             here = torch.tensor([c - first for c in readers], device=o.device)
             left = blocks[[(c >> b) - 1 - begin for c in readers]]
-            q = q_from_start[here] * decay_between([c >> b << b for c in readers], readers)
+            q = q_from_start[here] * decay_between_chunk_edges(
+                [c >> b << b for c in readers], readers
+            )
             weights = level_weights[here][..., INTRA_CHUNK_LEVELS + b].unsqueeze(-1)
             o = o.index_add(0, here, (q @ left) * weights)
         if last >> b & 1:
             left = blocks[(last >> b) - 1 - begin]
-            final_states.append(left * decay_between([last >> b << b], [last])[0])
+            final_states.append(left * decay_between_chunk_edges([last >> b << b], [last])[0])
         else:
             final_states.append(torch.zeros_like(blocks[0]))
         blocks = F.pad(blocks, (0, 0) * 4 + (0, len(blocks) % 2))
         rights = [i << b for i in range(begin + 1, begin + 1 + len(blocks), 2)]
-        right_decays = decay_between(rights, [c + (1 << b) for c in rights])
+        right_decays = decay_between_chunk_edges(rights, [c + (1 << b) for c in rights])
         blocks = blocks[0::2] * right_decays + blocks[1::2]
-    return o, torch.stack(final_states, 1)
-
-
-def _state_fields_as_list(state: LogLinearAttentionState) -> list[Tensor]:
-    return [
-        state.ht, state.offsets, state.q_prev, state.k_prev, state.v_prev, state.g_prev,
-        state.level_scales_prev,
-    ]  # fmt: skip
-
-
-def _select_sequence_state(
-    state: LogLinearAttentionState | None, sequence_index: int
-) -> LogLinearAttentionState | None:
-    """The state of one sequence, with a batch dimension of 1."""
-    if state is None:
-        return None
-    return LogLinearAttentionState(
-        *(x[sequence_index : sequence_index + 1] for x in _state_fields_as_list(state))
-    )
-
-
-def _concatenate_sequence_states(states: list[LogLinearAttentionState]) -> LogLinearAttentionState:
-    """One state of several sequences; levels that a sequence has not reached are zeros."""
-    num_levels = max(state.ht.shape[1] for state in states)
-    padded = [F.pad(x.ht, (0, 0) * 3 + (0, num_levels - x.ht.shape[1])) for x in states]
-    rest = zip(*(_state_fields_as_list(state)[1:] for state in states), strict=True)
-    return LogLinearAttentionState(torch.cat(padded), *(torch.cat(x) for x in rest))
+    return _OutputsAndLevelStates(o, torch.stack(final_states, 1))

@@ -38,7 +38,7 @@ MAX_STATE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 
 def slow_forward(
-    layer: Any,
+    layer: Mamba,
     input_states: Tensor,
     last_state: dict[str, Any] | None = None,
     use_cache: bool | None = False,
@@ -84,7 +84,7 @@ def slow_forward(
 
 
 def cuda_kernels_forward(
-    layer: Any,
+    layer: Mamba,
     hidden_states: Tensor,
     last_state: dict[str, Any] | None = None,
     use_cache: bool | None = False,

@@ -15,24 +15,29 @@ of a head.
 from typing import Any
 
 import torch.nn.functional as F
+from fla.layers.mamba2 import Mamba2
 from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.models.cache_utils import Cache
 from fla.modules.causal_conv1d import ops as convolution
 from fla.ops import simple_gla
 from torch import Tensor
 
-from flame_accel.kernels.modules.padded_rows import check_no_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import (
+    LayerOutput,
+    check_no_padding_after_cached_tokens,
+)
 
 
 def forward_mamba2(
-    layer: Any,
+    layer: Mamba2,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     use_cache: bool | None = False,
     output_attentions: bool | None = False,
     cu_seqlens: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, None, Any]:
+) -> LayerOutput:
     """`Mamba2.forward`: outputs [B, T, hidden size], None, and the cache.
 
     Args:
@@ -73,7 +78,7 @@ def forward_mamba2(
     y, state = _run_ssm_as_simple_gla(
         layer, xbc, dt, past["recurrent_state"], bool(use_cache), cu_seqlens
     )
-    y = layer.norm(y, gate) if layer.rmsnorm else y * layer.act(gate)
+    y = y * layer.act(gate) if layer.norm is None else layer.norm(y, gate)
     update_layer_cache(
         layer,
         past_key_values,
@@ -85,7 +90,7 @@ def forward_mamba2(
 
 
 def _run_ssm_as_simple_gla(
-    layer: Any,
+    layer: Mamba2,
     xbc: Tensor,
     dt_before_softplus: Tensor,
     initial_state: Tensor | None,

@@ -26,11 +26,15 @@ from fla.layers.utils import (
     unpad_hidden_states,
     update_layer_cache,
 )
+from fla.models.cache_utils import Cache
 from fla.ops import simple_gla
-from torch import Tensor
+from torch import Tensor, nn
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.modules.padded_rows import check_no_padding_after_cached_tokens
+from flame_accel.kernels.modules.padded_rows import (
+    LayerOutput,
+    check_no_padding_after_cached_tokens,
+)
 from flame_accel.kernels.recurrence.sequences import (
     cumsum_per_sequence,
     first_tokens,
@@ -45,15 +49,15 @@ Mamba3State = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def forward_mamba3(
-    layer: Any,
+    layer: Mamba3,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     use_cache: bool | None = False,
     output_attentions: bool | None = False,
     cu_seqlens: torch.LongTensor | None = None,
     **options: Any,
-) -> tuple[Tensor, None, Any]:
+) -> LayerOutput:
     """`Mamba3.forward`: outputs [B, T, hidden size], None, and the cache.
 
     Args:
@@ -96,7 +100,7 @@ def forward_mamba3(
 
 
 def _run_layer_on_unpadded_tokens(
-    layer: Any, hidden_states: Tensor, past: Mamba3State | None, cu_seqlens: Tensor | None
+    layer: Mamba3, hidden_states: Tensor, past: Mamba3State | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Mamba3State]:
     """Outputs [B, T, hidden size] of the layer, and the state after the last tokens."""
     z, x, b, c, dt, rate, trap, angles = layer._project_and_split(hidden_states)
@@ -147,7 +151,7 @@ def _run_layer_on_unpadded_tokens(
     return layer.out_proj(y.to(x.dtype)), (last_angles, state, last_k.unsqueeze(1), last_x)
 
 
-def _normalize_groups_and_repeat_for_heads(layer: Any, norm: Any, x: Tensor) -> Tensor:
+def _normalize_groups_and_repeat_for_heads(layer: Mamba3, norm: nn.Module, x: Tensor) -> Tensor:
     """Normalised B or C [B, T, H, K] in fp32 from [B, T, groups K]."""
     x = norm(x.unflatten(-1, (layer.n_groups, layer.ssm_state_size))).float()
     return x.repeat_interleave(layer.num_heads // layer.n_groups, 2)

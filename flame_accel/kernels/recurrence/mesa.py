@@ -106,8 +106,10 @@ def mesa_net_decoding_one_step(
     Returns:
         Outputs [B, H, V] in the dtype of `q`, and the new R and S in fp32.
     """
-    rows = (x.unsqueeze(1) for x in (q, k, v, g, beta))
-    o, h_kk, h_kv = chunk_mesa_net(*rows, lamb, prev_h_kk, prev_h_kv, True, max_CG_iteration)
+    q_row, k_row, v_row, g_row, beta_row = (x.unsqueeze(1) for x in (q, k, v, g, beta))
+    o, h_kk, h_kv = chunk_mesa_net(
+        q_row, k_row, v_row, g_row, beta_row, lamb, prev_h_kk, prev_h_kv, True, max_CG_iteration
+    )
     assert h_kk is not None and h_kv is not None
     return o.squeeze(1).to(q.dtype), h_kk, h_kv
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from fla.layers.mom import MomAttention
 from fla.layers.utils import get_layer_cache, update_layer_cache
+from fla.models.cache_utils import Cache
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
@@ -25,14 +26,14 @@ _fla_forward: Any = MomAttention.forward
 
 
 def forward_mom(
-    layer: Any,
+    layer: MomAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
+    past_key_values: Cache | None = None,
     use_cache: bool | None = False,
     output_attentions: bool | None = False,
     **options: Any,
-) -> tuple[Tensor, None, Any, Tensor]:
+) -> tuple[Tensor, None, Cache | None, Tensor]:
     """`MomAttention.forward`: outputs [B, T, hidden size], None, the cache, logits of the router.
 
     Args:
@@ -93,14 +94,14 @@ def _map_memory_states(
     Both are lists [routed, shared] of states, or [routed] without a shared memory.
     """
 
-    def apply(states: list[Tensor | None]) -> list[Tensor | None]:
+    def map_routed_state(states: list[Tensor | None]) -> list[Tensor | None]:
         routed, *shared = states
         return [None if routed is None else function(routed), *shared]
 
     recurrent, convolutions = state["recurrent_state"], state["conv_state"]
     return {
-        "recurrent_state": apply(recurrent),
-        "conv_state": None if convolutions is None else tuple(map(apply, convolutions)),
+        "recurrent_state": map_routed_state(recurrent),
+        "conv_state": None if convolutions is None else tuple(map(map_routed_state, convolutions)),
         "attn_state": None,
         "ffn_state": None,
     }

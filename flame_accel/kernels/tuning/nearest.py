@@ -37,7 +37,7 @@ def rank_candidates(
     candidates: Sequence[TritonConfig],
     entries: Sequence[TunedEntry],
     key: Key,
-    arguments: Mapping[str, Any],
+    launch_arguments: Mapping[str, Any],
 ) -> list[TritonConfig]:
     """Sorts the candidates of a kernel by how well they may fit its shape.
 
@@ -48,7 +48,7 @@ def rank_candidates(
         candidates: Triton's `Config` objects.
         entries: What the kernel was tuned for, on GPUs like this one.
         key: Values and dtypes of this launch.
-        arguments: Arguments of this launch by name.
+        launch_arguments: Arguments of this launch by name.
     """
     wanted = key_to_json_list(key)
     distances = [
@@ -60,7 +60,11 @@ def rank_candidates(
     ranks = [known.index(config) if config in known else len(known) for config in described]
     order = sorted(
         range(len(candidates)),
-        key=lambda i: (not blocks_fit_dimensions(candidates[i].kwargs, arguments), ranks[i], i),
+        key=lambda i: (
+            not blocks_fit_dimensions(candidates[i].kwargs, launch_arguments),
+            ranks[i],
+            i,
+        ),
     )
     return [candidates[i] for i in order]
 
@@ -82,13 +86,15 @@ def key_distance(key: JsonKey, other_key: JsonKey) -> KeyDistance | None:
     return KeyDistance(mismatches + unshared.total() - index_tensors, octaves, index_tensors)
 
 
-def blocks_fit_dimensions(block_sizes: Mapping[str, Any], arguments: Mapping[str, Any]) -> bool:
+def blocks_fit_dimensions(
+    block_sizes: Mapping[str, Any], launch_arguments: Mapping[str, Any]
+) -> bool:
     """Whether no block is wider than the dimension that it cuts: `BK` cuts `K`, and so on.
 
     A dimension counts as its next power of two, as blocks are, and at least as `SMALLEST_BLOCK`.
     """
     for name, block in block_sizes.items():
-        size = arguments.get(name[1:]) if name.startswith("B") else None
+        size = launch_arguments.get(name[1:]) if name.startswith("B") else None
         if _is_positive_int(size) and _is_positive_int(block):
             widest = max(SMALLEST_BLOCK, 1 << (size - 1).bit_length())
             if block > widest:

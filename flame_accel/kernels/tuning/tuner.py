@@ -210,19 +210,19 @@ def pick_fastest_candidate(
     Arguments that the kernel adds to are reset, as before the first launch.
     """
 
-    def seconds(config: TritonConfig) -> float:
+    def median_milliseconds(config: TritonConfig) -> float:
         return kernel._bench(*args, config=config, **kwargs)[0]
 
     from triton.testing import do_bench
 
     with _benchmark_temporarily_replaced(kernel, partial(do_bench, **FIRST_PASS)):
-        first = {config: seconds(config) for config in candidates}
+        first = {config: median_milliseconds(config) for config in candidates}
     ranked = sorted(candidates, key=lambda config: first[config])
     finalists = [c for c in ranked[:FINALISTS] if first[c] <= FINALIST_RATIO * first[ranked[0]]]
     best = finalists[0]
     if len(finalists) > 1:
         with _benchmark_temporarily_replaced(kernel, partial(do_bench, **LAST_PASS)):
-            best = min(finalists, key=seconds)
+            best = min(finalists, key=median_milliseconds)
     kernel.pre_hook({**kernel.nargs, **kwargs, **best.all_kwargs()}, reset_only=True)
     return best
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.transformers_layers import PACKED_FUNCTIONS, serve_packed_documents
+from flame_accel.kernels.transformers_layers import PACKED_FUNCTIONS, install_packed_functions
 
 BOUNDARIES = (0, 3, 33, 103, 104, 130)
 HEADS, WIDTH = 4, 16
@@ -21,7 +21,7 @@ def randn(*shape: int, seed: int) -> Tensor:
 
 def modeling(name: str) -> ModuleType:
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
-    serve_packed_documents(module)
+    install_packed_functions(module)
     return module
 
 
@@ -101,9 +101,9 @@ def test_only_packed_documents_run_on_flas_functions():
     calls = []
     for name in PACKED_FUNCTIONS:
         setattr(module, name, lambda *arguments, name=name, **options: calls.append(name))
-    assert serve_packed_documents(module)
+    assert install_packed_functions(module)
     served = vars(module).copy()
-    assert serve_packed_documents(module) and vars(module) == served
+    assert install_packed_functions(module) and vars(module) == served
     module.causal_conv1d_fn(torch.zeros(1, 2, 3), torch.zeros(2, 4))
     module.mamba2_split_conv1d_scan_combined(torch.zeros(1))
     assert calls == ["causal_conv1d_fn", "mamba2_split_conv1d_scan_combined"]
@@ -113,4 +113,4 @@ def test_only_packed_documents_run_on_flas_functions():
 
 
 def test_a_module_without_such_functions_is_left_alone():
-    assert not serve_packed_documents(ModuleType("modeling"))
+    assert not install_packed_functions(ModuleType("modeling"))
