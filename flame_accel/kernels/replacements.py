@@ -233,7 +233,7 @@ FIXES: dict[str, dict[str, str]] = {
     # tokens gathered by a mask that is theirs
     "modules.unpadding": {
         "layers.utils": "get_unpad_indices_and_cu unpad_input",
-        "layers.cyfa": "CyclicFlowAttention.forward=forward_cyclic_flow_with_token_in_every_row",
+        "layers.cyfa": "CyclicFlowAttention.forward=forward_cyclic_flow_if_every_row_has_token",
     },
     # layers in the one of their equivalent modes that has all of their features
     "modules.equivalent_modes": {

@@ -15,8 +15,8 @@ from flame_accel.kernels.attention.per_document import map_rows_or_packed_docume
 from flame_accel.kernels.attention.query_blocks import (
     causally_masked_dot_products,
     expand_sink_logits_to_optional_list,
-    fold_groups_into_batch,
-    fold_key_heads_into_batch,
+    fold_groups_into_fp32_batch,
+    fold_key_heads_into_fp32_batch,
     map_query_blocks,
     scale_or_default,
     softmax_weighted_sum,
@@ -52,7 +52,9 @@ def parallel_attn(
         chunk_indices: Unused; fla's kernels take it.
         sink_bias: Logits of the heads' sinks [H].
     """
-    function = partial(_forgetting_attention, sink=sink_bias, scale=scale, window_size=window_size)
+    function = partial(
+        _forgetting_attention, sink_logits=sink_bias, scale=scale, window_size=window_size
+    )
     return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, g)
 
 
@@ -95,23 +97,23 @@ def _forgetting_attention(
     k: Tensor,
     v: Tensor,
     g: Tensor | None,
-    sink: Tensor | None,
+    sink_logits: Tensor | None,
     scale: float | None,
     window_size: int | None,
 ) -> Tensor:
     left_window = -1 if window_size is None else window_size - 1
-    if g is None and sink is None:
+    if g is None and sink_logits is None:
         return softmax_attention(q, k, v, scale, left_window, 0)
     groups = k.shape[2]
     scale = scale_or_default(scale, k.shape[-1])
     # double, since differences of large sums are what counts
     gates = k.new_zeros(*k.shape[:2], q.shape[2]) if g is None else g
-    sums = fold_groups_into_batch(gates.double().cumsum(1), groups)
+    sums = fold_groups_into_fp32_batch(gates.double().cumsum(1), groups)
     o = map_query_blocks(
         partial(_forgetting_attention_block, left_window=left_window),
-        [fold_groups_into_batch(q * scale, groups), sums[:, -q.shape[1] :]],
-        [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v), sums],
-        expand_sink_logits_to_optional_list(sink, q.shape[0], groups),
+        [fold_groups_into_fp32_batch(q * scale, groups), sums[:, -q.shape[1] :]],
+        [fold_key_heads_into_fp32_batch(k), fold_key_heads_into_fp32_batch(v), sums],
+        expand_sink_logits_to_optional_list(sink_logits, q.shape[0], groups),
         left_window=left_window,
     )
     return unfold_groups_from_batch(o, groups).to(q.dtype)

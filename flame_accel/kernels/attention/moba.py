@@ -13,8 +13,8 @@ from torch import Tensor
 from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
-    fold_groups_into_batch,
-    fold_key_heads_into_batch,
+    fold_groups_into_fp32_batch,
+    fold_key_heads_into_fp32_batch,
     hidden_key_mask,
     map_query_blocks,
     softmax_weighted_sum,
@@ -50,8 +50,8 @@ def _moba_attention(
     q: Tensor, k: Tensor, v: Tensor, chunk_size: int, num_earlier_chunks: int
 ) -> Tensor:
     groups = k.shape[2]
-    rows = [fold_groups_into_batch(q, groups)]
-    columns = [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v)]
+    rows = [fold_groups_into_fp32_batch(q, groups)]
+    columns = [fold_key_heads_into_fp32_batch(k), fold_key_heads_into_fp32_batch(v)]
     chunk_mean_keys = zero_padded_chunk_means(columns[0].detach(), chunk_size)
     formula = partial(
         _moba_attention_block,

@@ -16,8 +16,8 @@ from flame_accel.kernels.attention.moba import zero_padded_chunk_means
 from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
-    fold_groups_into_batch,
-    fold_key_heads_into_batch,
+    fold_groups_into_fp32_batch,
+    fold_key_heads_into_fp32_batch,
     hidden_key_mask,
     map_query_blocks,
     scale_or_default,
@@ -102,8 +102,8 @@ def _nsa_attention(
 ) -> Tensor:
     groups = k.shape[2]
     scale = scale_or_default(scale, q.shape[-1])
-    rows = [fold_groups_into_batch(x, groups) for x in (q * scale, g_cmp, g_slc)]
-    columns = [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v)]
+    rows = [fold_groups_into_fp32_batch(x, groups) for x in (q * scale, g_cmp, g_slc)]
+    columns = [fold_key_heads_into_fp32_batch(k), fold_key_heads_into_fp32_batch(v)]
     means = [zero_padded_chunk_means(x, block_size) for x in columns]
     formula = partial(
         _nsa_attention_block,

@@ -13,8 +13,8 @@ from flame_accel.kernels.attention.per_document import map_rows_or_packed_docume
 from flame_accel.kernels.attention.query_blocks import (
     causally_masked_dot_products,
     dot_products,
-    fold_groups_into_batch,
-    fold_key_heads_into_batch,
+    fold_groups_into_fp32_batch,
+    fold_key_heads_into_fp32_batch,
     map_query_blocks,
     scale_or_default,
     unfold_groups_from_batch,
@@ -69,11 +69,11 @@ def _parallax_attention(
 ) -> Tensor:
     groups, left_window = k.shape[2], -1 if window_size is None else window_size - 1
     scale = scale_or_default(scale, q.shape[-1])
-    columns = [fold_key_heads_into_batch(k), fold_key_heads_into_batch(v)]
+    columns = [fold_key_heads_into_fp32_batch(k), fold_key_heads_into_fp32_batch(v)]
     if cache_start is not None:
         is_padding_key = torch.arange(k.shape[1], device=k.device) < cache_start[:, None]
         columns.append(is_padding_key.repeat_interleave(groups, 0))
-    rows = [fold_groups_into_batch(q * scale, groups), fold_groups_into_batch(r, groups)]
+    rows = [fold_groups_into_fp32_batch(q * scale, groups), fold_groups_into_fp32_batch(r, groups)]
     o = map_query_blocks(
         partial(_parallax_attention_block, left_window=left_window),
         rows,

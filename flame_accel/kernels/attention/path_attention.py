@@ -16,8 +16,8 @@ from torch import Tensor
 
 from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.query_blocks import (
-    fold_groups_into_batch,
-    fold_key_heads_into_batch,
+    fold_groups_into_fp32_batch,
+    fold_key_heads_into_fp32_batch,
     hidden_key_mask,
     map_query_blocks,
     scale_or_default,
@@ -82,8 +82,8 @@ class _ChunkTransitions(NamedTuple):
 
 def _compute_chunk_transitions(k: Tensor, w: Tensor, beta: Tensor) -> _ChunkTransitions:
     groups = k.shape[2]
-    k, w = (_pad_into_chunks(fold_key_heads_into_batch(x)) for x in (k, w))
-    beta = _pad_into_chunks(fold_groups_into_batch(beta, groups))
+    k, w = (_pad_into_chunks(fold_key_heads_into_fp32_batch(x)) for x in (k, w))
+    beta = _pad_into_chunks(fold_groups_into_fp32_batch(beta, groups))
     scaled = w * beta
     inner = torch.eye(CHUNK, device=w.device) + (scaled @ w.mT).tril(-1)
     both = torch.cat([scaled, (scaled @ k.mT).tril(-1)], -1)
@@ -107,19 +107,19 @@ def _path_attention(
     chunks = _compute_chunk_transitions(k, w, beta)
     sums = []
     if g is not None:
-        gates = fold_groups_into_batch((g * scale).double().cumsum(1), groups)
+        gates = fold_groups_into_fp32_batch((g * scale).double().cumsum(1), groups)
         sums.append(_pad_into_chunks(gates))
-    q = _pad_into_chunks(fold_groups_into_batch(q * scale, groups))
+    q = _pad_into_chunks(fold_groups_into_fp32_batch(q * scale, groups))
     flat = q.flatten(2, 3)
     along = (flat @ chunks.w.mT).unflatten(2, q.shape[2:4])
     later = hidden_key_mask(CHUNK, CHUNK, q.device)
     along = along.masked_fill(later, 0.0).flatten(2, 3)
-    keys = _pad_into_chunks(fold_key_heads_into_batch(k))
+    keys = _pad_into_chunks(fold_key_heads_into_fp32_batch(k))
     scores = (flat @ keys.mT - along @ chunks.own).unflatten(2, q.shape[2:4])
     o = map_query_blocks(
         _path_attention_block,
         [(flat - along @ chunks.solve).view_as(q), scores.masked_fill(later, -torch.inf)],
-        [chunks.k, _pad_into_chunks(fold_key_heads_into_batch(v)), chunks.through, *sums],
+        [chunks.k, _pad_into_chunks(fold_key_heads_into_fp32_batch(v)), chunks.through, *sums],
         block_size=1,
     )
     return unfold_groups_from_batch(o.flatten(1, 2)[:, :length], groups).to(dtype)
@@ -127,16 +127,16 @@ def _path_attention(
 
 def _path_attention_block(
     q: Tensor,
-    scores: Tensor,
+    own_chunk_scores: Tensor,
     k: Tensor,
     v: Tensor,
-    chunk_transitions: Tensor,
+    transition_matrices: Tensor,
     *cumulative_g: Tensor,
 ) -> Tensor:
-    """`q` of one chunk [P, 1, C, R, D], `scores` within it; all else of the chunks up to it."""
+    """`q` of one chunk [P, 1, C, R, D]; keys, values and matrices of the chunks up to it."""
     shape, x = q.shape[2:4], q.flatten(1, 3)
-    blocks = [scores.squeeze(1)]
-    earlier = zip(k.unbind(1)[:-1], chunk_transitions.unbind(1)[:-1], strict=True)
+    blocks = [own_chunk_scores.squeeze(1)]
+    earlier = zip(k.unbind(1)[:-1], transition_matrices.unbind(1)[:-1], strict=True)
     for keys, matrix in reversed(list(earlier)):
         blocks.append((x @ keys.mT).unflatten(1, shape))
         x = x @ matrix

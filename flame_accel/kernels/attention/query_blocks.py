@@ -116,19 +116,19 @@ def _slice_query_block(
     ]
 
 
-def fold_groups_into_batch(x: Tensor, groups: int) -> Tensor:
+def fold_groups_into_fp32_batch(x: Tensor, groups: int) -> Tensor:
     """[B, T, H, ...] -> contiguous [B * groups, T, H / groups, ...] in fp32 (fp64 stays)."""
     x = x if x.dtype == torch.float64 else x.float()
     return x.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def fold_key_heads_into_batch(x: Tensor) -> Tensor:
+def fold_key_heads_into_fp32_batch(x: Tensor) -> Tensor:
     """[B, S, G, ...] -> contiguous [P, S, ...] in fp32 (fp64 stays), each head a group."""
-    return fold_groups_into_batch(x, x.shape[2]).squeeze(2)
+    return fold_groups_into_fp32_batch(x, x.shape[2]).squeeze(2)
 
 
 def unfold_groups_from_batch(x: Tensor, groups: int) -> Tensor:
-    """Inverse of `fold_groups_into_batch`."""
+    """Inverse of `fold_groups_into_fp32_batch`."""
     return x.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
 
 

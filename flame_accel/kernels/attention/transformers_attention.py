@@ -106,7 +106,7 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    cu_seqlens = _boundaries_of_mask(attention_mask)
+    cu_seqlens = _cached_boundaries(attention_mask)
     # of keys before a query's own; -1 is no limit
     window = attention_mask.shape[0] - 2
     if dropout or options.get("position_bias") is not None:
@@ -134,21 +134,21 @@ def packed_attention(
 
 
 @tensor_cache
-def _boundaries_of_mask(mask: Tensor) -> Tensor:
+def _cached_boundaries(expanded_boundaries: Tensor) -> Tensor:
     """The boundaries [N + 1]; one tensor for all layers, by which they share what they find out."""
-    return mask[0]
+    return expanded_boundaries[0]
 
 
-def packed_causal_mask(cu_seqlens: Tensor, num_tokens: int, window: int) -> Tensor:
+def packed_causal_mask(cu_seqlens: Tensor, num_tokens: int, left_window: int) -> Tensor:
     """Which key [1, 1, T, T] a query sees: those of its document, not later, in its window.
 
     Args:
         cu_seqlens: Boundaries of the documents [N + 1].
         num_tokens: Number of tokens T.
-        window: How many keys before its own; -1 is no limit.
+        left_window: How many keys before its own; -1 is no limit.
     """
     position = torch.arange(num_tokens, device=cu_seqlens.device)
     document = torch.searchsorted(cu_seqlens[1:], position, right=True)
     distance = position[:, None] - position
     seen = (distance >= 0) & (document[:, None] == document)
-    return (seen if window < 0 else seen & (distance <= window))[None, None]
+    return (seen if left_window < 0 else seen & (distance <= left_window))[None, None]

@@ -16,8 +16,8 @@ from flame_accel.kernels.attention.per_document import map_rows_or_packed_docume
 from flame_accel.kernels.attention.query_blocks import (
     dot_products,
     expand_sink_logits_to_optional_list,
-    fold_groups_into_batch,
-    fold_key_heads_into_batch,
+    fold_groups_into_fp32_batch,
+    fold_key_heads_into_fp32_batch,
     hidden_key_mask,
     map_query_blocks,
     scale_or_default,
@@ -58,7 +58,7 @@ def parallel_wall_attn(
         window_size: How many keys a query sees, its own included.
         cu_seqlens: Boundaries of packed documents [N + 1], with B = 1.
     """
-    function = partial(_wall_attention, sink=sink_bias, scale=scale, window_size=window_size)
+    function = partial(_wall_attention, sink_logits=sink_bias, scale=scale, window_size=window_size)
     return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, g, g_scalar)
 
 
@@ -97,7 +97,7 @@ def _wall_attention(
     v: Tensor,
     g: Tensor,
     g_scalar: Tensor | None,
-    sink: Tensor | None,
+    sink_logits: Tensor | None,
     scale: float | None,
     window_size: int | None,
 ) -> Tensor:
@@ -105,17 +105,17 @@ def _wall_attention(
     scale = scale_or_default(scale, q.shape[-1])
     shares = heads // k.shape[2]
     # every head has decays of its own, hence keys of its own
-    k, v = (fold_key_heads_into_batch(x.repeat_interleave(shares, 2)) for x in (k, v))
+    k, v = (fold_key_heads_into_fp32_batch(x.repeat_interleave(shares, 2)) for x in (k, v))
     # double, since differences of large sums are what counts
-    channels = fold_key_heads_into_batch(g.double().cumsum(1))
+    channels = fold_key_heads_into_fp32_batch(g.double().cumsum(1))
     scalars = channels[..., :1] * 0 if g_scalar is None else g_scalar.double().cumsum(1)
-    scalars = scalars if g_scalar is None else fold_groups_into_batch(scalars, heads)
+    scalars = scalars if g_scalar is None else fold_groups_into_fp32_batch(scalars, heads)
     own = slice(k.shape[1] - q.shape[1], None)
     o = map_query_blocks(
         partial(_wall_attention_block, left_window=left_window),
-        [fold_groups_into_batch(q * scale, heads), channels[:, own], scalars[:, own]],
+        [fold_groups_into_fp32_batch(q * scale, heads), channels[:, own], scalars[:, own]],
         [k, v, channels, scalars],
-        expand_sink_logits_to_optional_list(sink, q.shape[0], heads),
+        expand_sink_logits_to_optional_list(sink_logits, q.shape[0], heads),
         left_window=left_window,
         block_size=BLOCK,
     )

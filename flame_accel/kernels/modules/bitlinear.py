@@ -43,20 +43,16 @@ def layer_norm_linear_quant(
         x.float(), norm_weight, norm_bias, residual, eps, True, residual_in_fp32, is_rms_norm
     )
     out = F.linear(
-        _quantize_activations_straight_through(y).to(x.dtype),
-        _fake_quantize_weights_ternary(linear_weight),
+        _fake_quantize_activations_to_int8(y).to(x.dtype),
+        _fake_quantize_weights_to_ternary(linear_weight),
         linear_bias,
     )
-    return (out, kept.to(_residual_dtype(x, residual, residual_in_fp32))) if prenorm else out
+    if residual is None and not residual_in_fp32:
+        kept = kept.to(x.dtype)
+    return (out, kept) if prenorm else out
 
 
-def _residual_dtype(x: Tensor, residual: Tensor | None, residual_in_fp32: bool) -> torch.dtype:
-    if residual is not None:
-        return residual.dtype
-    return torch.float32 if residual_in_fp32 else x.dtype
-
-
-def _quantize_activations_straight_through(x: Tensor) -> Tensor:
+def _fake_quantize_activations_to_int8(x: Tensor) -> Tensor:
     """To -128..127 times the largest of a token over 127, halves away from zero."""
     with torch.no_grad():
         step = x.abs().amax(-1, keepdim=True).clamp_min_(1e-5).div_(127.0)
@@ -65,7 +61,7 @@ def _quantize_activations_straight_through(x: Tensor) -> Tensor:
     return _StraightThrough.apply(x, rounded)
 
 
-def _fake_quantize_weights_ternary(weight: Tensor) -> Tensor:
+def _fake_quantize_weights_to_ternary(weight: Tensor) -> Tensor:
     with torch.no_grad():
         size = weight.abs().mean().clamp_min_(1e-5)
         rounded = (weight / size).round_().clamp_(-1, 1).mul_(size)

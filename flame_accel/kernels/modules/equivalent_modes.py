@@ -26,7 +26,7 @@ parallelism changes what that calls."""
 _retention_forward = MultiScaleRetention.forward
 
 
-def _use_chunk_mode_for_fused_chunk(
+def _wrap_forward_to_use_chunk_mode(
     forward: Callable[..., LayerOutput],
 ) -> Callable[..., LayerOutput]:
     """The forward pass of a layer, in the mode `chunk` where `fused_chunk` is configured."""
@@ -42,8 +42,8 @@ def _use_chunk_mode_for_fused_chunk(
     return forward_in_chunk_mode
 
 
-forward_gla_in_chunk_mode = _use_chunk_mode_for_fused_chunk(GatedLinearAttention.forward)
-forward_hgrn2_in_chunk_mode = _use_chunk_mode_for_fused_chunk(HGRN2Attention.forward)
+forward_gla_in_chunk_mode = _wrap_forward_to_use_chunk_mode(GatedLinearAttention.forward)
+forward_hgrn2_in_chunk_mode = _wrap_forward_to_use_chunk_mode(HGRN2Attention.forward)
 
 
 @wraps(_retention_forward)

@@ -8,7 +8,7 @@ padding without a cache. Some layers treat a window in their cache otherwise tha
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from fla.layers.attn import Attention
@@ -30,6 +30,12 @@ from flame_accel.kernels.modules.padded_rows import (
     forward_rows_without_padding,
     has_padding,
 )
+
+
+class _WindowedLayer(Protocol):
+    layer_idx: Any
+    window_size: Any
+
 
 _forgetting_forward: Callable[..., LayerOutput] = ForgettingAttention.forward
 _mla_forward: Callable[..., LayerOutput] = MultiheadLatentAttention.forward
@@ -88,7 +94,7 @@ def forward_mla_with_window_in_cache(
         several = hidden_states.shape[1] > 1
         layers: Any = past_key_values.layers
         layers[layer.layer_idx].window_size = None if several else layer.window_size
-    attention_mask = _drop_needless_mask_or_raise(
+    attention_mask = _drop_needless_mask_after_cache_or_raise(
         layer, hidden_states, attention_mask, past_key_values
     )
     return _mla_forward(layer, hidden_states, attention_mask, past_key_values, **options)
@@ -103,19 +109,19 @@ def forward_moba_without_window_in_cache(
 ) -> LayerOutput:
     """`MoBA.forward`; its window is only one of the cache: in one pass tokens see all earlier."""
     layer.window_size = None
-    attention_mask = _drop_needless_mask_or_raise(
+    attention_mask = _drop_needless_mask_after_cache_or_raise(
         layer, hidden_states, attention_mask, past_key_values
     )
     return _moba_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def _drop_needless_mask_or_raise(
-    layer: Any,
+def _drop_needless_mask_after_cache_or_raise(
+    layer: _WindowedLayer,
     hidden_states: Tensor,
     attention_mask: Tensor | None,
     past_key_values: Cache | None,
     *,
-    continues_padding: bool = False,
+    continues_padded_rows: bool = False,
 ) -> Tensor | None:
     """The mask of an attention layer, or None if it is needless for tokens after cached ones.
 
@@ -127,7 +133,7 @@ def _drop_needless_mask_or_raise(
         hidden_states: [B, T, hidden size].
         attention_mask: [B, at least T], 0 for padding, or None.
         past_key_values: fla's cache, or None.
-        continues_padding: Whether the layer can have padding without a window.
+        continues_padded_rows: Whether the layer can have padding without a window.
 
     Raises:
         UserError: There is padding, and the layer cannot have it.
@@ -137,7 +143,7 @@ def _drop_needless_mask_or_raise(
         return attention_mask
     if not has_padding(attention_mask):
         return None
-    if continues_padding and layer.window_size is None:
+    if continues_padded_rows and layer.window_size is None:
         return attention_mask
     raise UserError(
         f"{type(layer).__name__} cannot continue a padded batch with {hidden_states.shape[1]} "
@@ -148,25 +154,25 @@ def _drop_needless_mask_or_raise(
 
 
 def _wrap_forward_to_drop_needless_mask(
-    forward: Callable[..., LayerOutput], *, continues_padding: bool = False
+    forward: Callable[..., LayerOutput], *, continues_padded_rows: bool = False
 ) -> Callable[..., LayerOutput]:
-    """The forward pass of an attention layer, with the mask of `_drop_needless_mask_or_raise`."""
+    """The forward pass with the mask of `_drop_needless_mask_after_cache_or_raise`."""
 
     @wraps(forward)
     def forward_without_needless_mask(
-        layer: Any,
+        layer: _WindowedLayer,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         *args: Any,
         **options: Any,
     ) -> LayerOutput:
-        attention_mask = _drop_needless_mask_or_raise(
+        attention_mask = _drop_needless_mask_after_cache_or_raise(
             layer,
             hidden_states,
             attention_mask,
             past_key_values,
-            continues_padding=continues_padding,
+            continues_padded_rows=continues_padded_rows,
         )
         return forward(layer, hidden_states, attention_mask, past_key_values, *args, **options)
 
@@ -176,7 +182,7 @@ def _wrap_forward_to_drop_needless_mask(
 forward_attention = _wrap_forward_to_drop_needless_mask(Attention.forward)
 forward_bit_attention = _wrap_forward_to_drop_needless_mask(BitAttention.forward)
 forward_nsa = _wrap_forward_to_drop_needless_mask(NativeSparseAttention.forward)
-forward_parallax = _wrap_forward_to_drop_needless_mask(Parallax.forward, continues_padding=True)
+forward_parallax = _wrap_forward_to_drop_needless_mask(Parallax.forward, continues_padded_rows=True)
 forward_rodimus_attention = _wrap_forward_to_drop_needless_mask(
     SlidingWindowSharedKeyAttention.forward
 )

@@ -140,8 +140,8 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         target: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        total: Tensor | int,
-        penalty: float,
+        loss_divisor: Tensor | int,
+        l2warp_factor: float,
         losses_and_z_losses_of_logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     ) -> Tensor:
         learning = any(ctx.needs_input_grad)
@@ -154,14 +154,14 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             here = slice(first, first + num_rows)
             logits = F.linear(x[here], weight, bias).requires_grad_(learning)
             with torch.set_grad_enabled(learning):
-                part = losses_and_z_losses_of_logits(logits, target[here])[0].sum() / total
+                part = losses_and_z_losses_of_logits(logits, target[here])[0].sum() / loss_divisor
             loss += part.detach()
             if not learning:
                 continue
             (dlogits,) = torch.autograd.grad(part, logits)
-            if penalty:
+            if l2warp_factor:
                 largest, index = logits.detach().max(-1, keepdim=True)
-                dlogits.scatter_add_(-1, index, largest * penalty)
+                dlogits.scatter_add_(-1, index, largest * l2warp_factor)
             dx[here] = dlogits @ weight
             dweight += dlogits.mT @ x[here]
             if dbias is not None:

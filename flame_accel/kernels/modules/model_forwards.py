@@ -1,5 +1,6 @@
 """Forward passes of whole models, where fla's own drop `cu_seqlens` or misread padding."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.padded_rows import has_padding
 
+ModelOutput = BaseModelOutputWithPast | tuple[Any, ...]
+"""The tuple if `return_dict` is False."""
+
 # what most of fla's models inherit; it hands all options on
 forward_model = FLAModel.forward
 forward_causal_lm = FLAForCausalLM.forward
 
-_cat_forward: Any = CATModel.forward
-_yoco_forward: Any = YOCOModel.forward
+_cat_forward: Callable[..., Any] = CATModel.forward
+_yoco_forward: Callable[..., ModelOutput] = YOCOModel.forward
 
 
 def forward_cat_without_padding(
@@ -29,7 +33,7 @@ def forward_cat_without_padding(
     output_hidden_states: bool | None = None,
     return_dict: bool | None = None,
     **options: Any,
-) -> Any:
+) -> ModelOutput:
     """`CATModel.forward`, which refuses padding; here rows of one length are a batch without it.
 
     CAT cuts a row into chunks from its first token on, so that padding would move all of them.
@@ -87,7 +91,7 @@ def forward_yoco_without_trailing_padding(
     past_key_values: Cache | None = None,
     use_cache: bool | None = None,
     **options: Any,
-) -> Any:
+) -> ModelOutput:
     """`YOCOModel.forward`, which counts positions as if all padding were on the left.
 
     Padding after the last token of a row is no token's past: as tokens it changes nothing.

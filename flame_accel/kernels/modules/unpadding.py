@@ -59,7 +59,7 @@ def unpad_input(
     return _unpad_input(q, states, attention_mask, q_len, keepdim)
 
 
-def forward_cyclic_flow_with_token_in_every_row(
+def forward_cyclic_flow_if_every_row_has_token(
     layer: CyclicFlowAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,

@@ -18,6 +18,7 @@ period of the clock), M = P + 1.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
@@ -103,9 +104,7 @@ def chunk_cyfa(
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x_fp32 = x.float()
-    normed = x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps) * weight.float()
-    return normed.to(x.dtype)
+    return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
 
 
 def _complex_clock_harmonics(clock: Tensor, period: int) -> Tensor:

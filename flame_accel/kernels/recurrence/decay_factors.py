@@ -21,11 +21,13 @@ class DecayFactors(NamedTuple):
     """[..., C] from each token to the end of the chunk."""
 
 
-def compute_decay_factors(g: Tensor) -> DecayFactors:
-    """Factors in fp32 from log decays `g` [..., C]; exponents never overflow."""
+def compute_chunk_decay_factors(log_decays: Tensor) -> DecayFactors:
+    """Factors in fp32 from `log_decays` [..., C]; exponents never overflow."""
     # sums in double, so that differences of large sums keep the precision of fp32; exp(-100) is 0
-    cumulative_g = g.double().clamp_min(-100.0).cumsum(-1)
-    is_later = torch.ones(2 * g.shape[-1:], dtype=torch.bool, device=g.device).triu_(1)
+    cumulative_g = log_decays.double().clamp_min(-100.0).cumsum(-1)
+    is_later = torch.ones(
+        2 * log_decays.shape[-1:], dtype=torch.bool, device=log_decays.device
+    ).triu_(1)
     between_tokens = cumulative_g.unsqueeze(-1) - cumulative_g.unsqueeze(-2)
     return DecayFactors(
         between_tokens.masked_fill(is_later, -torch.inf).float().exp(),

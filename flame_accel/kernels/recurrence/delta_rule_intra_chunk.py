@@ -69,7 +69,7 @@ def _stacked_decayed_pairs_mask(
 
 
 @lru_cache(maxsize=8)
-def _stacked_sum_to_end_matrix(
+def _stacked_reverse_cumsum_matrix(
     chunk_size: int, erase_before_decay: bool, device: torch.device
 ) -> Tensor:
     """[C, 2 C] from gradients of the cumulative log decays that [q; a] see to those of g."""
@@ -149,7 +149,7 @@ def _backward_with_head_decay_overwriting_grads(
     dlog_from_start = (q_from_start * dq_from_start).sum(-1, keepdim=True)
     dlog_to_end = (k_to_end * dk_to_end).sum(-1).unflatten(1, (-1, size)).sum(1).unsqueeze(-1)
     dseen_by_q = dlog_from_start + dlog_pair_decays.sum(-1, keepdim=True)
-    dg = _stacked_sum_to_end_matrix(size, erase_before_decay, q.device) @ dseen_by_q
+    dg = _stacked_reverse_cumsum_matrix(size, erase_before_decay, q.device) @ dseen_by_q
     dg -= reverse_cumsum_tokens(
         dlog_pair_decays.sum(1).unflatten(1, (-1, size)).sum(1).unsqueeze(-1)
     )
@@ -206,7 +206,7 @@ def _backward_with_gentle_decay_overwriting_grads(
     # first with respect to q_from_middle and k_to_middle, then to q and k
     dq = dq_from_start.mul_(start_to_middle).baddbmm_(dscores, k_to_middle)
     dk = dk_to_end.mul_(middle_to_end).baddbmm_(dscores.mT, q_from_middle)
-    dg = _stacked_sum_to_end_matrix(size, erase_before_decay, dq.device) @ (q_from_middle * dq)
+    dg = _stacked_reverse_cumsum_matrix(size, erase_before_decay, dq.device) @ (q_from_middle * dq)
     dg -= reverse_cumsum_tokens((k_to_middle * dk).unflatten(1, (-1, size)).sum(1))
     dq, dk = (
         _scale_stacked_tokens(dq, q_factors),

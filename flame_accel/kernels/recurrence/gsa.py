@@ -185,16 +185,14 @@ def fused_additive_gate(
     if initial_state is None:
         shape = (count_sequences(x.shape[0], cu_seqlens), 1, *x.shape[2:])
         initial_state = x.new_full(shape, LOG_ZERO, dtype=torch.float32)
-    past_z = initial_state.float().clamp_min(LOG_ZERO)
+    past_log_sums = initial_state.float().clamp_min(LOG_ZERO)
     sequences = split_sequences(x.float(), cu_seqlens)
-    past_zs = (past_z,) if cu_seqlens is None else past_z.split(1)
-    gated = [
-        _additive_gate_of_equal_lengths(*pair) for pair in zip(sequences, past_zs, strict=True)
-    ]
-    slots, g, last_z = zip(*gated, strict=True)
-    slots, g, last_z = torch.cat(slots, 1), torch.cat(g, 1), torch.cat(last_z)
-    last_z = last_z.masked_fill(last_z <= LOG_ZERO, -torch.inf)
-    return slots.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last_z
+    pasts = (past_log_sums,) if cu_seqlens is None else past_log_sums.split(1)
+    gated = map(_additive_gate_of_equally_long_rows, sequences, pasts)
+    slots, g, last_log_sums = zip(*gated, strict=True)
+    slots, g, last_log_sums = torch.cat(slots, 1), torch.cat(g, 1), torch.cat(last_log_sums)
+    last_log_sums = last_log_sums.masked_fill(last_log_sums <= LOG_ZERO, -torch.inf)
+    return slots.to(output_dtype or x.dtype), g.to(gate_dtype or x.dtype), last_log_sums
 
 
 class _AdditiveGate(NamedTuple):
@@ -202,12 +200,12 @@ class _AdditiveGate(NamedTuple):
     """exp(x_t - z_t)"""
     log_decays: Tensor
     """z_{t-1} - z_t"""
-    last_z: Tensor
+    last_log_sums: Tensor
 
 
-def _additive_gate_of_equal_lengths(x: Tensor, past_z: Tensor) -> _AdditiveGate:
-    """Of sequences [n, T, H, K] of equal length; `past_z` [n, 1, H, K]."""
-    all_z = torch.cat([past_z, x], 1).logcumsumexp(1)
+def _additive_gate_of_equally_long_rows(x: Tensor, past_log_sums: Tensor) -> _AdditiveGate:
+    """Of sequences [n, T, H, K] of equal length; `past_log_sums` [n, 1, H, K]."""
+    all_z = torch.cat([past_log_sums, x], 1).logcumsumexp(1)
     previous_z, z = all_z[:, :-1], all_z[:, 1:]
     log_decays = (previous_z - z).masked_fill(previous_z <= LOG_ZERO, 0.0)
     return _AdditiveGate((x - z).exp(), log_decays, all_z[:, -1:])

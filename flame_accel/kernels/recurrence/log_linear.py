@@ -38,7 +38,7 @@ from flame_accel.kernels.recurrence.chunking import (
     from_padded_chunks,
     to_padded_fp32_chunks,
 )
-from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
+from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
 _triton_chunk_log_linear_attn: Any = fla_chunk.chunk_log_linear_attn
@@ -184,7 +184,7 @@ def _attend_rows_with_equally_long_past(
         for x in (q.repeat_interleave(shared, 2), k.repeat_interleave(shared, 2), v, level_scales)
     )
     g = to_padded_fp32_chunks(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
-    decays = compute_decay_factors(g)
+    decays = compute_chunk_decay_factors(g)
     o = ((q @ k.mT) * decays.between_tokens * _intra_chunk_level_weights(levels)) @ v
     o, level_states = _add_inter_chunk_outputs(
         o,

@@ -28,7 +28,7 @@ from flame_accel.kernels.recurrence.chunking import (
     from_padded_chunks,
     to_padded_fp32_chunks,
 )
-from flame_accel.kernels.recurrence.decay_factors import compute_decay_factors
+from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
 from flame_accel.kernels.recurrence.linear_attention import inter_chunk_scan, linear_attention
 from flame_accel.kernels.recurrence.sequences import zeros_per_sequence
 
@@ -181,7 +181,7 @@ def _build_ridge_system(
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
     k = to_padded_fp32_chunks(k, layout)
     gc, beta = (to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
-    decays = compute_decay_factors(gc)
+    decays = compute_chunk_decay_factors(gc)
     updates = (k * (decays.to_end * beta).unsqueeze(-1)).mT @ k
     if initial_h_kk is None:
         initial_h_kk = zeros_per_sequence(g, cu_seqlens, num_heads, width, width)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from flame_accel.kernels.attention.query_blocks import (
     causally_masked_dot_products,
-    fold_groups_into_batch,
+    fold_groups_into_fp32_batch,
     hidden_key_mask,
     map_query_blocks,
     softmax_weighted_sum,
@@ -48,7 +48,7 @@ def test_keys_out_of_sight_of_a_window_are_left_out():
 
 def test_unfolding_groups_is_the_inverse_of_folding_them():
     (x,) = randn_each((2, 5, 6, 3))
-    folded = fold_groups_into_batch(x, 2)
+    folded = fold_groups_into_fp32_batch(x, 2)
     assert folded.shape == (4, 5, 3, 3)
     assert torch.equal(unfold_groups_from_batch(folded, 2), x)
 
