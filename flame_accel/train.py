@@ -160,7 +160,7 @@ def build_components(
             multiple=training.vocab_multiple,
             stored_rows=start.stored_config().get("vocab_size"),
         ),
-        **data.special_token_ids(tokenizer),
+        **data.bos_eos_pad_ids(tokenizer),
         norm_type=model_options.norm_type,
         seed=training.seed,
         trust_remote_code=model_options.trust_remote_code,

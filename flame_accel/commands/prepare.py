@@ -19,6 +19,7 @@ from flame_accel.cpu_cores import count_usable_cores
 
 if TYPE_CHECKING:
     from flame_accel.data.cache.cache_writer import CacheProgress
+    from flame_accel.data.cache.file_format import Manifest
     from flame_accel.data.sources.table import Table
 
 DATASET_OPTIONS = ("dataset_name", "dataset_split", "data_dir", "data_files", "text_column")
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flame_accel.data.bad_records import SkipPolicy
     from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
     from flame_accel.data.cache.file_format import read_manifest
-    from flame_accel.data.documents import Skipped
+    from flame_accel.data.documents import first_is_conversation
     from flame_accel.data.tokens.encoder import Encoder
     from flame_accel.data.tokens.tokenizer import (
         load_tokenizer,
@@ -67,10 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(str(arguments.tokenizer_path), arguments.trust_remote_code)
     add_bos = resolve_add_bos(tokenizer, arguments.add_bos)
     table = _open_single_table(options, arguments.max_document_bytes)
-    records = map(table.__getitem__, range(len(table)))
-    first = next((record for record in records if not isinstance(record, Skipped)), "")
+    conversations = first_is_conversation(map(table.__getitem__, range(len(table))))
     origin = CacheOrigin(
-        tokenizer_identity=tokenizer_identity(tokenizer, conversations=not isinstance(first, str)),
+        tokenizer_identity=tokenizer_identity(tokenizer, conversations=conversations),
         vocabulary_size=vocabulary_size(tokenizer),
         add_bos=add_bos,
         source=_options_that_decide_records(options, arguments.max_document_bytes),
@@ -174,7 +174,7 @@ def _format_progress(progress: "CacheProgress") -> str:
     )
 
 
-def _format_summary(folder: Path, manifest: dict[str, Any], written: bool) -> str:
+def _format_summary(folder: Path, manifest: "Manifest", written: bool) -> str:
     sizes = [file["size"] for shard in manifest["shards"] for file in shard["files"].values()]
     lines = [
         f"{folder}: "

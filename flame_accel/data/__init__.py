@@ -10,12 +10,12 @@ states.
 from flame_accel.data.bad_records import too_many_bad_records_error
 from flame_accel.data.from_options import (
     RunData,
+    bos_eos_pad_ids,
     build_batches,
     build_evaluation_batches,
     describe_evaluation_data,
     describe_training_data,
     open_data,
-    special_token_ids,
 )
 from flame_accel.data.loading.evaluation_batches import EvaluationBatches
 from flame_accel.data.loading.step_batches import StepBatches
@@ -25,13 +25,13 @@ __all__ = [
     "EvaluationBatches",
     "RunData",
     "StepBatches",
+    "bos_eos_pad_ids",
     "build_batches",
     "build_evaluation_batches",
     "describe_evaluation_data",
     "describe_training_data",
     "load_tokenizer",
     "open_data",
-    "special_token_ids",
     "too_many_bad_records_error",
     "vocabulary_size",
 ]

@@ -45,7 +45,7 @@ class EncodedRecord(NamedTuple):
     """What a record of a dataset gives."""
 
     document: Document | Skipped
-    num_bytes: int
+    num_text_bytes: int
     """Length of the record's text in UTF-8; 0 for a record that the source skipped."""
 
 

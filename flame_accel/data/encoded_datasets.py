@@ -16,6 +16,7 @@ from flame_accel.data.documents import (
     count_utf8_bytes,
     first_is_conversation,
 )
+from flame_accel.data.even_sampling import evenly_spread_indices
 from flame_accel.data.lanes.shuffled_stream import ShuffledStream
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from flame_accel.data.sources.held_out import HeldOut
@@ -39,9 +40,9 @@ class EncodedTable:
         return len(self._table)
 
     def __getitem__(self, index: int, /) -> Document | Skipped:
-        return self.read_with_num_bytes(index).document
+        return self.read_with_num_text_bytes(index).document
 
-    def read_with_num_bytes(self, index: int) -> EncodedRecord:
+    def read_with_num_text_bytes(self, index: int) -> EncodedRecord:
         """A document, and the size of its text."""
         record = self._table[index]
         document = self._encode(record)
@@ -88,19 +89,15 @@ class IndexedDataset:
         """Hash of the content, the same for a table and its token cache."""
         return self._documents.records_fingerprint
 
-    def shuffle(self, *, seed: int, block_size: int) -> ShuffledTable:
-        """The documents in the order in which lanes read them; `block_size` is for streams only."""
+    def shuffle(self, *, seed: int, stream_block_size: int) -> ShuffledTable:
+        """The documents in the order in which lanes read them; all are shuffled together."""
         return ShuffledTable(self._documents, seed=seed)
 
-    def read_all_in_order(self) -> Iterator[EncodedRecord]:
-        """What each record gives, in the order of the data."""
-        return map(self._documents.read_with_num_bytes, range(self.num_documents))
-
-    def read_even_sample_or_all(self, max_sampled: int) -> Iterator[EncodedRecord]:
-        """What evenly spread records give, at most `max_sampled` of them; 0: all."""
+    def read_in_order(self, *, table_sample_size: int = 0) -> Iterator[EncodedRecord]:
+        """What evenly spread records give, at most `table_sample_size` of them; 0: all."""
         return map(
-            self._documents.read_with_num_bytes,
-            evenly_spread_indices(self.num_documents, max_sampled),
+            self._documents.read_with_num_text_bytes,
+            evenly_spread_indices(self.num_documents, table_sample_size),
         )
 
     def __str__(self) -> str:
@@ -137,18 +134,14 @@ class SequentialDataset:
         """Hash of what is known of the content without reading it."""
         return self._shards.records_fingerprint
 
-    def shuffle(self, *, seed: int, block_size: int) -> ShuffledStream:
+    def shuffle(self, *, seed: int, stream_block_size: int) -> ShuffledStream:
         """The documents in the order in which lanes read them, shuffled in blocks of records."""
-        return ShuffledStream(self._shards, self._encode, seed=seed, block_size=block_size)
+        return ShuffledStream(self._shards, self._encode, seed=seed, block_size=stream_block_size)
 
-    def read_all_in_order(self) -> Iterator[EncodedRecord]:
-        """What each record gives, in the order of the data."""
+    def read_in_order(self, *, table_sample_size: int = 0) -> Iterator[EncodedRecord]:
+        """What each record gives, in the order of the data: all of them, even for a sample."""
         for record in _read_all_shards(self._shards):
             yield EncodedRecord(self._encode(record), count_utf8_bytes(record))
-
-    def read_even_sample_or_all(self, max_sampled: int) -> Iterator[EncodedRecord]:
-        """What the records give from the start, even more than `max_sampled`."""
-        return self.read_all_in_order()
 
     def __str__(self) -> str:
         return _describe_dataset(self.name, len(self._shards), "shard", self.held_out)
@@ -157,12 +150,6 @@ class SequentialDataset:
 def restrict_encode_to_side(encode: Encode, held_out: HeldOut | None) -> Encode:
     """`encode`, for the documents of one side of a split only; None: for all of them."""
     return encode if held_out is None else partial(_encode_if_on_side, encode, held_out)
-
-
-def evenly_spread_indices(total: int, max_indices: int) -> list[int]:
-    """At most `max_indices` evenly spread indices below `total`; with 0 all of them."""
-    count = min(total, max_indices) if max_indices else total
-    return [i * total // count for i in range(count)]
 
 
 def _encode_if_on_side(

@@ -5,6 +5,7 @@ Calls the stages of `stages` in their order; the work is done in `sources`, `lan
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypedDict, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -54,14 +55,20 @@ class RunData:
         return "; ".join(f"{share:.1%} {dataset}" for share, dataset in pairs)
 
 
-def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
-    """The token ids that a model's config has: `bos_token_id`, `eos_token_id`, `pad_token_id`."""
-    ids = {}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(tokenizer, name)
-        assert value is None or isinstance(value, int)
-        ids[name] = value
-    return ids
+class BosEosPadIds(TypedDict):
+    """The token ids that a model's config has; None: the tokenizer has no such token."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+
+def bos_eos_pad_ids(tokenizer: PreTrainedTokenizerBase) -> BosEosPadIds:
+    """The ids of a tokenizer's special tokens under the names that a model's config has."""
+    ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    # transformers' annotation has strings as well
+    bos, eos, pad = (cast(int | None, token_id) for token_id in ids)
+    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
 
 
 def open_data(
@@ -112,7 +119,8 @@ def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> L
     return Lanes(
         sources=[
             dataset.shuffle(
-                seed=training.seed + SOURCE_SEED_STRIDE * i, block_size=training.shuffle_block
+                seed=training.seed + SOURCE_SEED_STRIDE * i,
+                stream_block_size=training.shuffle_block,
             )
             for i, dataset in enumerate(data.training)
         ],
@@ -127,7 +135,7 @@ def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> L
 
 def build_packing(training: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> Packing:
     """How documents fill the rows of a run."""
-    ids = special_token_ids(tokenizer)
+    ids = bos_eos_pad_ids(tokenizer)
     pad = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
     assert pad is not None
     return Packing(
@@ -243,7 +251,7 @@ def _read_with_target_bytes(
 
     That is all of a text, and what the assistant says in a conversation.
     """
-    for document, size in dataset.read_all_in_order():
+    for document, size in dataset.read_in_order():
         if isinstance(document, Document) and document.targets is not None:
             text = tokenizer.decode(
                 document.tokens[document.targets].tolist(),

@@ -102,23 +102,22 @@ class EncodedDataset(Protocol):
         """Hash of the content, as far as it is known."""
         ...
 
-    def shuffle(self, *, seed: int, block_size: int) -> "ShuffledSource":
+    def shuffle(self, *, seed: int, stream_block_size: int) -> "ShuffledSource":
         """The documents in the order in which lanes read them.
 
         Args:
             seed: of the order.
-            block_size: number of records that are shuffled together where they come in sequence.
+            stream_block_size: number of records that are shuffled together where they come in
+                sequence; a table is shuffled as a whole.
         """
         ...
 
-    def read_all_in_order(self) -> Iterator[EncodedRecord]:
-        """What each record gives, once, in the order of the data."""
-        ...
+    def read_in_order(self, *, table_sample_size: int = 0) -> Iterator[EncodedRecord]:
+        """What each record gives, once, in the order of the data.
 
-    def read_even_sample_or_all(self, max_sampled: int) -> Iterator[EncodedRecord]:
-        """What evenly spread records give, at most `max_sampled` of them (0: all).
-
-        In sequence there are no others than the next ones: all of them then, from the start.
+        Args:
+            table_sample_size: read at most this many evenly spread records (0: all) of data that
+                has indices; a stream has none to spread and gives all of its records.
         """
         ...
 
@@ -158,7 +157,7 @@ class IndexedDocuments(Protocol):
 class SizedDocuments(IndexedDocuments, Protocol):
     """Documents in any order that know the size of their texts."""
 
-    def read_with_num_bytes(self, index: int) -> EncodedRecord:
+    def read_with_num_text_bytes(self, index: int) -> EncodedRecord:
         """A document, and the length of its text in UTF-8."""
         ...
 
@@ -187,11 +186,6 @@ class ShuffledSource(Protocol):
     """One source of a mixture: the documents of a dataset in the order in which lanes read them."""
 
     name: str
-
-    @property
-    def records_fingerprint(self) -> str:
-        """Hash of the content, as far as it is known."""
-        ...
 
     def open_reader(
         self,

@@ -57,7 +57,7 @@ def sample_dataset(dataset: EncodedDataset, max_records: int) -> DatasetSample:
         max_records: number of records to read; 0 reads all.
     """
     num_records = dataset.num_documents
-    documents = dataset.read_even_sample_or_all(max_records)
+    documents = dataset.read_in_order(table_sample_size=max_records)
     counts = count_records(islice(documents, max_records or None))
     # a stream whose end was reached has no further records
     if num_records is None and next(documents, None) is None:

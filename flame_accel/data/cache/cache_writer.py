@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from flame_accel.config.errors import UserError
@@ -33,6 +34,8 @@ from flame_accel.data.cache.file_format import (
     SHARD_PREFIX,
     TARGETS,
     UNFINISHED,
+    CacheInputs,
+    Manifest,
     ShardEntry,
     check_file_sizes,
     first_document_of_each_shard,
@@ -59,8 +62,8 @@ class CacheOrigin:
     tokenizer_identity: str
     vocabulary_size: int
     add_bos: bool
-    source: Mapping[str, Any]
-    """Where the records come from: options and their values, as JSON holds them."""
+    source: Mapping[str, str | int | None]
+    """Where the records come from: options and their values."""
 
 
 class CacheProgress(NamedTuple):
@@ -107,7 +110,7 @@ def write_cache_unless_finished(
         UserError: the folder holds another cache or other files or cannot be written, a record is
             not allowed by the policy, or the records changed while they were read.
     """
-    made_from = {
+    inputs: CacheInputs = {
         "format": FORMAT_VERSION,
         "tokenizer": origin.tokenizer_identity,
         "add_bos": origin.add_bos,
@@ -123,14 +126,15 @@ def write_cache_unless_finished(
             _delete_cache_files(folder)
         if (folder / MANIFEST).exists():
             manifest = read_manifest(folder)
-            _check_same_origin(folder, manifest, made_from)
+            _check_same_inputs(folder, manifest, inputs)
             check_file_sizes(folder, manifest)
             return False
         chunk_encoder = ChunkEncoder(records=records, encoder=encoder, dtype=dtype)
-        shards = _mark_unfinished_and_list_complete_shards(folder, made_from)
+        _check_and_mark_unfinished(folder, inputs)
+        shards = _keep_only_complete_shards(folder)
         policy = policy or SkipPolicy()
         _append_missing_shards(folder, shards, chunk_encoder, num_processes, policy, on_progress)
-        _check_unchanged_and_write_manifest(folder, shards, {**made_from, "dtype": dtype.name})
+        _check_unchanged_and_write_manifest(folder, shards, inputs, dtype)
     return True
 
 
@@ -177,10 +181,8 @@ def _delete_cache_files(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _check_same_origin(
-    folder: Path, existing: Mapping[str, Any], made_from: Mapping[str, Any]
-) -> None:
-    old, new = ({**made, **made["source"]} for made in (existing, made_from))
+def _check_same_inputs(folder: Path, existing: CacheInputs, inputs: CacheInputs) -> None:
+    old, new = ({**made_from, **made_from["source"]} for made_from in (existing, inputs))
     differences = [
         f"{name} was {old.get(name)}, now {value}"
         for name, value in new.items()
@@ -194,22 +196,28 @@ def _check_same_origin(
         )
 
 
-def _mark_unfinished_and_list_complete_shards(
-    folder: Path, made_from: Mapping[str, Any]
-) -> list[ShardEntry]:
-    """Mark the folder as unfinished; return its complete shards and delete incomplete ones."""
+def _check_and_mark_unfinished(folder: Path, inputs: CacheInputs) -> None:
+    """Mark the folder as a cache of these inputs that is not finished.
+
+    Raises:
+        UserError: it holds an unfinished cache of other inputs, or other files.
+    """
     path = folder / UNFINISHED
     if path.exists():
-        _check_same_origin(folder, json.loads(path.read_text(encoding="utf-8")), made_from)
-    else:
-        names = {entry.name for entry in folder.iterdir() if not has_temporary_name(entry)} - {LOCK}
-        if names:
-            raise UserError(
-                f"holds other files: {', '.join(sorted(names)[:3])}{' ...' * (len(names) > 3)}",
-                where=str(folder),
-                remedy="name a new or an empty folder",
-            )
-        write_json_atomically(path, made_from)
+        _check_same_inputs(folder, json.loads(path.read_text(encoding="utf-8")), inputs)
+        return
+    names = {entry.name for entry in folder.iterdir() if not has_temporary_name(entry)} - {LOCK}
+    if names:
+        raise UserError(
+            f"holds other files: {', '.join(sorted(names)[:3])}{' ...' * (len(names) > 3)}",
+            where=str(folder),
+            remedy="name a new or an empty folder",
+        )
+    write_json_atomically(path, inputs)
+
+
+def _keep_only_complete_shards(folder: Path) -> list[ShardEntry]:
+    """The complete shards, from the first on; deletes all files of the others."""
     shards: list[ShardEntry] = []
     while (shard := read_shard_entry_if_complete(folder, len(shards))) is not None:
         shards.append(shard)
@@ -265,16 +273,26 @@ def _resume_bad_record_counter(shards: list[ShardEntry], policy: SkipPolicy) -> 
 
 
 def _check_unchanged_and_write_manifest(
-    folder: Path, shards: list[ShardEntry], made_from: Mapping[str, Any]
+    folder: Path, shards: list[ShardEntry], inputs: CacheInputs, dtype: np.dtype
 ) -> None:
     """Finish the cache, if the records are still those that were there at the start."""
-    counts = {
-        name: sum(shard[name] for shard in shards)
-        for name in ("tokens", "bytes", "empty", "damaged")
+
+    def total(count: Literal["tokens", "bytes", "empty", "damaged"]) -> int:
+        return sum(shard[count] for shard in shards)
+
+    manifest: Manifest = {
+        **inputs,
+        "dtype": dtype.name,
+        "targets": any(name.endswith(f".{TARGETS}") for shard in shards for name in shard["files"]),
+        "tokens": total("tokens"),
+        "bytes": total("bytes"),
+        "empty": total("empty"),
+        "damaged": total("damaged"),
+        "shards": shards,
     }
-    if not counts["tokens"]:
+    if not manifest["tokens"]:
         raise UserError(
-            f"there is no text in any of the {made_from['documents']} documents",
+            f"there is no text in any of the {inputs['documents']} documents",
             where=str(folder),
             remedy="check the text column (training.text_column)",
         )
@@ -285,13 +303,11 @@ def _check_unchanged_and_write_manifest(
         number = bisect_right(first_documents, index) - 1
         return int(hashes[number][index - first_documents[number]])
 
-    if fingerprint_from_sample(made_from["documents"], hash_of_record) != made_from["fingerprint"]:
+    if fingerprint_from_sample(inputs["documents"], hash_of_record) != inputs["fingerprint"]:
         raise UserError(
             "the documents changed while they were tokenized",
             where=str(folder),
             remedy="prepare them again with --overwrite once nothing writes to them any more",
         )
-    targets = any(name.endswith(f".{TARGETS}") for shard in shards for name in shard["files"])
-    content = {**made_from, "targets": targets, **counts, "shards": shards}
-    write_json_atomically(folder / MANIFEST, content)
+    write_json_atomically(folder / MANIFEST, manifest)
     (folder / UNFINISHED).unlink()

@@ -4,10 +4,8 @@ A chunk is a range of successive records, chosen from the data alone. Chunks are
 whichever process encodes them, so the bytes do not depend on the number of processes.
 """
 
-import multiprocessing
 import os
 import signal
-import threading
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -28,8 +26,10 @@ from flame_accel.data.cache.file_format import (
     pack_index_entry,
 )
 from flame_accel.data.documents import Document, Record, Skipped, count_utf8_bytes
+from flame_accel.data.even_sampling import evenly_spread_indices
 from flame_accel.data.sources.record_hashes import record_hash
 from flame_accel.data.stages import IndexedRecords
+from flame_accel.data.worker_processes import start_exit_with_parent_thread
 
 CHUNK_BYTES = 1 << 19
 """Approximate text of a chunk: at most about a second of work."""
@@ -126,9 +126,9 @@ def record_hash_or_zero(record: Record | Skipped) -> int:
 
 def choose_records_per_chunk(records: IndexedRecords) -> int:
     """Records per chunk, by the mean size of a few evenly spread records."""
-    count = min(len(records), NUM_SAMPLED_RECORDS)
-    sizes = [count_utf8_bytes(records[i * len(records) // count]) for i in range(count)]
-    return min(max(CHUNK_BYTES * count // max(sum(sizes), 1), 1), MAX_CHUNK_DOCUMENTS)
+    sampled = evenly_spread_indices(len(records), NUM_SAMPLED_RECORDS)
+    num_bytes = sum(count_utf8_bytes(records[i]) for i in sampled)
+    return min(max(CHUNK_BYTES * len(sampled) // max(num_bytes, 1), 1), MAX_CHUNK_DOCUMENTS)
 
 
 def encode_chunks_in_order(
@@ -148,7 +148,7 @@ def encode_chunks_in_order(
         yield from map(encoder.encode_chunk, ranges)
         return
     pool = ProcessPoolExecutor(
-        num_processes, initializer=_init_encoder_process, initargs=(encoder,)
+        num_processes, initializer=_set_up_encoder_process, initargs=(encoder,)
     )
     pending = deque()
     try:
@@ -172,7 +172,7 @@ _worker_encoder: ChunkEncoder | None = None
 """Set in worker processes only."""
 
 
-def _init_encoder_process(encoder: ChunkEncoder) -> None:
+def _set_up_encoder_process(encoder: ChunkEncoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     # the workers already keep all cores busy
@@ -180,14 +180,7 @@ def _init_encoder_process(encoder: ChunkEncoder) -> None:
     # a signal sent to the whole group is handled by the main process, which then ends its workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_wait_for_parent_then_exit, daemon=True).start()
-
-
-def _wait_for_parent_then_exit() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    start_exit_with_parent_thread()
 
 
 def _encode_chunk_in_worker(indices: range) -> EncodedChunk:

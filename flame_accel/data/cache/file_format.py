@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -70,6 +70,37 @@ class ShardEntry(TypedDict):
     """Files of the shard by name."""
 
 
+class CacheInputs(TypedDict):
+    """What a cache is made from; `UNFINISHED` holds it until the manifest exists."""
+
+    format: int
+    """`FORMAT_VERSION` of the program that writes it."""
+    tokenizer: str
+    """Its identity."""
+    add_bos: bool
+    documents: int
+    """Records, skipped ones included."""
+    fingerprint: str
+    """Of the records."""
+    source: Mapping[str, str | int | None]
+    """Where the records come from: options and their values."""
+
+
+class Manifest(CacheInputs):
+    """What a finished cache holds."""
+
+    dtype: str
+    """numpy's name of the type of its tokens."""
+    targets: bool
+    """Whether any shard has a file of targets."""
+    tokens: int
+    bytes: int
+    """UTF-8 bytes of the texts."""
+    empty: int
+    damaged: int
+    shards: list[ShardEntry]
+
+
 class IndexEntry(NamedTuple):
     """What the index says of a document; fields as in `INDEX_DTYPE`."""
 
@@ -101,7 +132,7 @@ def smallest_token_dtype(vocabulary_size: int) -> np.dtype:
     return np.min_scalar_type(vocabulary_size - 1).newbyteorder("<")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a finished cache.
 
     Raises:
@@ -131,7 +162,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_file_sizes(folder: Path, manifest: Mapping[str, Any]) -> None:
+def check_file_sizes(folder: Path, manifest: Manifest) -> None:
     """Check that all files exist and have the sizes in the manifest; does not read them.
 
     Raises:

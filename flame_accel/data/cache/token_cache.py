@@ -10,7 +10,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -105,7 +105,8 @@ class TokenCache:
         Raises:
             UserError: its bytes are not what was written.
         """
-        shard, entry = self._read_shard_and_index_entry(index)
+        shard = self._mapped_shard_of_document(index)
+        entry = self._read_index_entry(shard, index)
         # a record that the source itself skipped has no hash and is on neither side
         if self._held_out is not None and entry.hash and not self._held_out.keeps(entry.hash):
             return HELD_OUT
@@ -130,15 +131,12 @@ class TokenCache:
             )
         return Document(tokens, targets)
 
-    def read_with_num_bytes(self, index: int) -> EncodedRecord:
-        """A document, and the UTF-8 bytes of its text."""
-        return EncodedRecord(self[index], self.document_num_bytes(index))
+    def read_with_num_text_bytes(self, index: int) -> EncodedRecord:
+        """A document, and the UTF-8 bytes of its text, which a held-out one has as well."""
+        shard = self._mapped_shard_of_document(index)
+        return EncodedRecord(self[index], self._read_index_entry(shard, index).num_bytes)
 
-    def document_num_bytes(self, index: int) -> int:
-        """UTF-8 bytes of a document's text, on whichever side of a split; 0 without tokens."""
-        return self._read_shard_and_index_entry(index)[1].num_bytes
-
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # memory maps cannot be sent to another process
         return {**self.__dict__, "_mapped": {}}
 
@@ -162,20 +160,23 @@ class TokenCache:
         if damage is not None:
             raise damaged_cache_error(self._folder, damage)
 
-    def _read_shard_and_index_entry(self, index: int) -> tuple["_MappedShard", IndexEntry]:
-        """The shard of a document and its index entry, verified except for the offset."""
+    def _mapped_shard_of_document(self, index: int) -> "_MappedShard":
+        """The shard that holds a document; its files are mapped if they are not yet."""
         if not 0 <= index < self._num_documents:
             raise IndexError(f"document {index} of {self._num_documents}")
         number = bisect_right(self._first_documents, index) - 1
-        shard = self._mapped.get(number) or self._memory_map_shard(number)
+        return self._mapped.get(number) or self._memory_map_shard(number)
+
+    def _read_index_entry(self, shard: "_MappedShard", index: int) -> IndexEntry:
+        """The index entry of a document of the shard, verified except for the offset."""
         start = (index - shard.first_document) * INDEX_DTYPE.itemsize
         entry = shard.index[start : start + INDEX_DTYPE.itemsize]
         if zlib.crc32(entry[:CHECKED_BYTES]) != CHECKED_CRC:
-            name = shard_file_name(number, INDEX)
+            name = shard_file_name(shard.number, INDEX)
             raise damaged_cache_error(
                 self._folder, f"the entry of document {index} in {name} is not what was written"
             )
-        return shard, IndexEntry._make(INDEX_STRUCT.unpack(entry))
+        return IndexEntry._make(INDEX_STRUCT.unpack(entry))
 
     def _memory_map_shard(self, number: int) -> "_MappedShard":
         """Map the files of a shard; unmaps the oldest one if too many are mapped."""

@@ -44,11 +44,6 @@ class ShuffledStream:
         self._block_size = block_size
         self._groups: WeakValueDictionary[tuple[int, int, int], LaneGroup] = WeakValueDictionary()
 
-    @property
-    def records_fingerprint(self) -> str:
-        """Hash of what is known of the content without reading it."""
-        return self._shards.records_fingerprint
-
     def open_reader(
         self,
         lane: int,

@@ -32,11 +32,6 @@ class ShuffledTable:
         self._documents = documents
         self._order = EpochOrder(num_documents=len(documents), seed=seed)
 
-    @property
-    def records_fingerprint(self) -> str:
-        """Hash of the content."""
-        return self._documents.records_fingerprint
-
     def open_reader(
         self,
         lane: int,

@@ -8,7 +8,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ from flame_accel.data.cursors import LaneCursor
 from flame_accel.data.documents import Skipped
 from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.lanes.rows import Row
+from flame_accel.data.worker_processes import start_exit_with_parent_thread
 
 T = TypeVar("T")
-ORPHAN_SECONDS = 1.0
-"""Interval at which a worker checks that the process of the run is still there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,21 +110,21 @@ def start_packing_workers(
         What the workers give, in turn and in the order of the lanes: one of each makes a step.
     """
     workers = options.num_workers_for(lane_numbers)
-    ending = multiprocessing.RawValue("b", 0)
+    exits_on_sigterm = multiprocessing.RawValue("b", 0)
     loader = DataLoader(
         _LaneRows(lanes, lane_numbers, cursors),
         batch_size=None,
         collate_fn=_return_unchanged,
         num_workers=workers,
         prefetch_factor=options.prefetch_factor if workers else None,
-        worker_init_fn=partial(_set_up_worker_process, ending),
+        worker_init_fn=partial(_set_up_worker_process, exits_on_sigterm),
         # torch draws a seed for its workers: keep it off the generator that the model uses
         generator=torch.Generator(),
     )
     with _disable_tokenizer_threads(workers > 0):
         steps = iter(loader)
     # once nothing uses the workers any more, or before multiprocessing terminates them at exit
-    Finalize(steps, setattr, (ending, "value", 1), exitpriority=0)
+    Finalize(steps, setattr, (exits_on_sigterm, "value", 1), exitpriority=0)
     return steps
 
 
@@ -143,37 +141,22 @@ def _return_unchanged(item: T) -> T:
     return item
 
 
-def _set_up_worker_process(ending: ctypes.c_byte, worker: int) -> None:
+def _set_up_worker_process(exits_on_sigterm: ctypes.c_byte, worker_id: int) -> None:
     """Ignore the signals that a terminal or a scheduler sends, and end with the run's process.
 
     A signal reaches every process of a run, which handles it at the end of a step and needs its
-    workers until then. SIGTERM ends a worker only once `ending` is set: the loader is gone, or the
-    run's process is exiting.
+    workers until then. SIGTERM ends a worker only once `exits_on_sigterm` is set: the loader is
+    gone, or the run's process is exiting.
     """
 
-    def exit_if_ending(number: int, frame: object) -> None:
-        if ending.value:
+    def exit_if_allowed(signal_number: int, frame: object) -> None:
+        if exits_on_sigterm.value:
             os._exit(0)
 
-    signal.signal(signal.SIGTERM, exit_if_ending)
+    signal.signal(signal.SIGTERM, exit_if_allowed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    threading.Thread(target=_wait_for_parent_then_exit, name="orphan watch", daemon=True).start()
-
-
-def _wait_for_parent_then_exit() -> None:
-    """Exit when the process that started this one is gone, even if it was killed.
-
-    torch's own check lets the worker return, which then waits without end to hand over the rows
-    that it has read ahead: nobody empties the pipe.
-    """
-    run = multiprocessing.parent_process()
-    assert run is not None
-    parent = os.getppid()
-    # the sentinel works at once, unless a process that was forked later still holds its other end
-    while run.is_alive() and os.getppid() == parent:
-        run.join(ORPHAN_SECONDS)
-    os._exit(1)
+    start_exit_with_parent_thread()
 
 
 @contextmanager

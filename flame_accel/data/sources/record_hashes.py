@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 
 from flame_accel.data.documents import Record
+from flame_accel.data.even_sampling import evenly_spread_indices
 
 FINGERPRINT_DOCUMENTS = 512
 """Number of documents, evenly spread, that a fingerprint reads; smaller data is read whole."""
@@ -25,17 +26,16 @@ def record_hash(record: Record) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
-def fingerprint_from_sample(count: int, hash_of: Callable[[int], int]) -> str:
+def fingerprint_from_sample(count: int, hash_of_record: Callable[[int], int]) -> str:
     """Fingerprint of indexed documents, 16 hexadecimal digits.
 
     Args:
         count: number of documents.
-        hash_of: `record_hash` of a document, 0 where it is skipped.
+        hash_of_record: `record_hash` by index, 0 where the record is skipped.
     """
     content = hashlib.sha256(str(count).encode())
-    sampled = min(count, FINGERPRINT_DOCUMENTS)
-    for i in range(sampled):
-        content.update(hash_of(i * count // sampled).to_bytes(8, "big"))
+    for index in evenly_spread_indices(count, FINGERPRINT_DOCUMENTS):
+        content.update(hash_of_record(index).to_bytes(8, "big"))
     return content.hexdigest()[:16]
 
 

@@ -153,7 +153,7 @@ def test_held_out_documents_are_those_that_training_does_not_read(files: dict[st
             tuple(
                 frozenset(
                     tuple(document.tokens.tolist())
-                    for document, _ in part.read_all_in_order()
+                    for document, _ in part.read_in_order()
                     if isinstance(document, Document)
                 )
                 for part in (data.training[0], data.evaluation)

@@ -10,7 +10,6 @@ from flame_accel.data.encoded_datasets import (
     EncodedTable,
     IndexedDataset,
     SequentialDataset,
-    evenly_spread_indices,
     restrict_encode_to_side,
 )
 from flame_accel.data.sources.held_out import HeldOut
@@ -54,31 +53,25 @@ def test_an_encoded_table_has_the_places_of_what_it_skips() -> None:
 
 
 def test_indexed_documents_come_in_order_with_the_sizes_of_their_texts() -> None:
-    found = list(dataset_of(["a", "na\u00efve"]).read_all_in_order())
+    found = list(dataset_of(["a", "na\u00efve"]).read_in_order())
     assert [(text_of(document), size) for document, size in found] == [("a", 1), ("na\u00efve", 6)]
 
 
 def test_a_sample_of_indexed_documents_is_spread_evenly() -> None:
     dataset = dataset_of(TEXTS)
-    sample = [text_of(document) for document, _ in dataset.read_even_sample_or_all(4)]
+    sample = [text_of(document) for document, _ in dataset.read_in_order(table_sample_size=4)]
     assert sample == [TEXTS[i] for i in (0, 50, 100, 150)]
-    assert [text_of(document) for document, _ in dataset.read_even_sample_or_all(0)] == TEXTS
-
-
-def test_a_sample_is_spread_evenly():
-    assert evenly_spread_indices(10, 5) == [0, 2, 4, 6, 8]
-    assert evenly_spread_indices(3, 5) == evenly_spread_indices(3, 0) == [0, 1, 2]
-    assert evenly_spread_indices(0, 5) == []
+    assert [text_of(document) for document, _ in dataset.read_in_order()] == TEXTS
 
 
 def test_documents_in_sequence_are_read_shard_after_shard() -> None:
     dataset = SequentialDataset(FakeShards([3, 2], {1: Skipped("damaged")}), encode, None)
     found = [
         document.tokens.tolist() if isinstance(document, Document) else document.why
-        for document, _ in dataset.read_all_in_order()
+        for document, _ in dataset.read_in_order()
     ]
     assert found == [[0], "damaged", [2], [100], [101]]
-    assert len(list(islice(dataset.read_even_sample_or_all(2), 9))) == 5
+    assert len(list(islice(dataset.read_in_order(table_sample_size=2), 9))) == 5
     assert (dataset.num_documents, dataset.num_tokens, dataset.conversations) == (None, None, False)
 
 
@@ -87,7 +80,7 @@ def test_the_sides_of_a_split_share_out_the_documents(share: float) -> None:
     kept = {
         side: [
             text_of(document)
-            for document, _ in dataset_of(TEXTS, HeldOut(share, side)).read_all_in_order()
+            for document, _ in dataset_of(TEXTS, HeldOut(share, side)).read_in_order()
             if isinstance(document, Document)
         ]
         for side in ("training", "evaluation")

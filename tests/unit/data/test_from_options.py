@@ -124,8 +124,7 @@ def texts_of(dataset: Any) -> list[str]:
     """Every document, without its last token, the end."""
     tokenizer = load_tokenizer("byte", False)
     return [
-        tokenizer.decode(document.tokens[:-1].tolist())
-        for document, _ in dataset.read_all_in_order()
+        tokenizer.decode(document.tokens[:-1].tolist()) for document, _ in dataset.read_in_order()
     ]
 
 
@@ -182,7 +181,7 @@ def test_documents_begin_with_bos_as_the_option_says(configured, library, policy
         **{"training.add_bos": policy, "training.dataset": library / "a.jsonl"},
     )
     [dataset] = open_data(config.training, config.evaluation, tokenizer).training
-    assert {int(document.tokens[0]) for document, _ in dataset.read_all_in_order()} == {first}
+    assert {int(document.tokens[0]) for document, _ in dataset.read_in_order()} == {first}
 
 
 @pytest.mark.covers_option("training.dataset_name", "evaluation.dataset_name")

@@ -31,7 +31,7 @@ def test_conversations_keep_their_targets(tmp_path: Path):
     assert file_format.read_manifest(tmp_path / "one")["targets"]
     for found, record in zip(documents, records, strict=True):
         assert same_document(found, ByteEncoder().encode(record))
-    assert documents.document_num_bytes(1) == len("why 2?soso")
+    assert documents.read_with_num_text_bytes(1).num_text_bytes == len("why 2?soso")
 
 
 def test_a_shard_that_an_interruption_damaged_is_made_again(cache: Path):

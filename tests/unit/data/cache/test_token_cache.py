@@ -34,7 +34,9 @@ def test_documents_of_a_cache_equal_those_of_the_texts(cache: Path):
     for found, text in zip(documents, texts, strict=True):
         assert same_document(found, ByteEncoder().encode(text))
     lengths = [0 if isinstance(t, Skipped) else len(t.encode()) for t in texts]
-    assert [documents.document_num_bytes(i) for i in range(len(texts))] == lengths
+    assert [
+        documents.read_with_num_text_bytes(i).num_text_bytes for i in range(len(texts))
+    ] == lengths
     tokens = [n + 1 if n else 0 for n in lengths]
     found = [0 if isinstance(d, Skipped) else len(d.tokens) for d in documents]
     assert found == tokens

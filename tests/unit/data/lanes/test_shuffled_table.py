@@ -79,11 +79,6 @@ def test_more_lanes_than_documents_are_refused_with_both_numbers() -> None:
         source.check_enough_documents_if_known(8)
 
 
-def test_the_source_is_known_by_its_documents() -> None:
-    source = ShuffledTable(Numbers([5, 6]), seed=0)
-    assert (source.name, source.records_fingerprint) == ("numbers 0", "[5, 6]")
-
-
 def test_documents_are_looked_up_ahead_but_read_when_they_are_due() -> None:
     seen: list[int] = []
 
