@@ -10,7 +10,9 @@ from flame_accel.config.schema import options
 from flame_accel.config.values import InvalidValue, parse_text_value
 
 
-def add_run_options(parser: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+def add_run_options(
+    parser: argparse.ArgumentParser, *names: str, **add_argument_overrides: Any
+) -> None:
     """Declares options of a run, with the values, choices and defaults that they have there.
 
     The value is stored under the name of the option without its section.
@@ -18,7 +20,8 @@ def add_run_options(parser: argparse.ArgumentParser, *names: str, **settings: An
     Args:
         parser: Parser of the command.
         names: section.option.
-        settings: Arguments of `ArgumentParser.add_argument` that are others than in a run.
+        add_argument_overrides: Arguments of `ArgumentParser.add_argument` that are others than in
+            a run.
     """
     for name in names:
         option = options()[name]
@@ -28,9 +31,21 @@ def add_run_options(parser: argparse.ArgumentParser, *names: str, **settings: An
         elif option.choices:
             declared |= {"choices": option.choices}
         else:
-            required = bool(settings.get("required"))
+            required = bool(add_argument_overrides.get("required"))
             declared |= {"type": partial(parse_run_option, name, required=required)}
-        parser.add_argument(f"--{name}", **{"dest": name.partition(".")[2], **declared, **settings})
+        declared |= {"dest": name.partition(".")[2], **add_argument_overrides}
+        parser.add_argument(f"--{name}", **declared)
+
+
+def add_custom_modules_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares --custom: model.custom of a run, which may be repeated."""
+    parser.add_argument(
+        "--custom",
+        action="extend",
+        default=[],
+        type=partial(parse_run_option, "model.custom"),
+        help="package or file that registers the architecture; may be repeated",
+    )
 
 
 def parse_run_option(name: str, text: str, *, required: bool = False) -> Any:

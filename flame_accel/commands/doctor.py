@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.config is None:
             report.print_and_record_section("models", summarize_models(machine))
         else:
-            report_model_and_small_trial(machine, arguments, findings, report)
+            report_known_problems_and_small_trial(machine, arguments, findings, report)
     report.print_json_if_asked()
     if report.stopped:
         raise SystemExit(1)
@@ -112,7 +112,7 @@ class Report:
         self.colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def print_and_record_section(
-        self, title: str, lines: Iterable[ReportLine], json_facts: Any = None
+        self, title: str, lines: Iterable[ReportLine], json_facts: dict[str, Any] | None = None
     ) -> None:
         """Shows a section; JSON has `json_facts` in place of its lines, where there are any."""
         shown = []
@@ -175,10 +175,10 @@ def describe_machine(machine: "Machine") -> Iterator[ReportLine]:
         yield ReportLine("disk", text)
 
 
-def format_problem(finding: "DetectedProblem") -> ReportLine:
-    """A finding as a line."""
+def format_problem(problem: "DetectedProblem") -> ReportLine:
+    """A problem as a line."""
     return ReportLine(
-        "problem" if finding.blocks_training else "warning", finding.description, finding.remedy
+        "problem" if problem.blocks_training else "warning", problem.description, problem.remedy
     )
 
 
@@ -211,7 +211,7 @@ def summarize_models(machine: "Machine") -> Iterator[ReportLine]:
     )
 
 
-def report_model_and_small_trial(
+def report_known_problems_and_small_trial(
     machine: "Machine",
     arguments: argparse.Namespace,
     already_reported: Sequence["DetectedProblem"],
@@ -239,10 +239,14 @@ def report_model_and_small_trial(
     ]
     report.print_and_record_section(f"model {arguments.config}", lines)
     if not report.stopped:
-        report.print_and_record_section("trial of a small one", try_small_model(config, machine))
+        report.print_and_record_section(
+            "trial of a small one", check_laws_and_kernels_of_small_model(config, machine)
+        )
 
 
-def try_small_model(config: "PreTrainedConfig", machine: "Machine") -> Iterator[ReportLine]:
+def check_laws_and_kernels_of_small_model(
+    config: "PreTrainedConfig", machine: "Machine"
+) -> Iterator[ReportLine]:
     """How a small version keeps the laws of models, and whether both kinds of kernels agree."""
     from flame_accel.diagnosis.conformance.laws import (
         TRIAL_LAWS,

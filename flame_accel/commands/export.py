@@ -5,10 +5,9 @@ a restart needs in addition.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
-from flame_accel.commands.arguments import parse_run_option
+from flame_accel.commands.arguments import add_custom_modules_argument
 from flame_accel.config import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -23,13 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="dtype of the exported weights (float32)"
     )
-    parser.add_argument(
-        "--custom",
-        action="extend",
-        default=[],
-        type=partial(parse_run_option, "model.custom"),
-        help="package or file that registers the architecture; may be repeated",
-    )
+    add_custom_modules_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_KINDS = (
     "a run folder, an export (hf/), a checkpoint (step-N) or a name on the Hub, with @REVISION"
@@ -26,11 +26,11 @@ class ModelSource(NamedTuple):
 class LoadedModel(NamedTuple):
     """A model on its device, and its tokenizer."""
 
-    model: Any
+    model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
 
 
-def find_model(name: str) -> ModelSource:
+def find_model(folder_or_hub_name: str) -> ModelSource:
     """The folder of a model, or its name and revision on the Hub.
 
     Of a run folder it is the export if there is one, else the newest checkpoint.
@@ -38,25 +38,27 @@ def find_model(name: str) -> ModelSource:
     Raises:
         UserError: There is no such folder, the Hub has no such model, or a checkpoint is damaged.
     """
-    path = Path(name).expanduser()
+    path = Path(folder_or_hub_name).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file() and not (path / "state.json").is_file():
             return ModelSource(str(path), None)
         if (path / "hf" / "config.json").is_file():
             return ModelSource(str(path / "hf"), None)
         return ModelSource(str(find_checkpoint_or_newest(path)), None)
-    repository, _, revision = name.partition("@")
-    looks_like_path = name.startswith((".", "/", "~")) or repository.count("/") != 1
+    repository, _, revision = folder_or_hub_name.partition("@")
+    looks_like_path = folder_or_hub_name.startswith((".", "/", "~")) or repository.count("/") != 1
     if path.exists() or looks_like_path:
         near = sorted(each.name for each in path.parent.glob("step-*"))
         raise UsageError(
             "no such model folder",
-            where=name,
+            where=folder_or_hub_name,
             remedy=f"choose one of {', '.join(near)} there" if near else f"give {MODEL_KINDS}",
         )
     from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 
-    check_model_exists_if_hub_reachable(repository, where=name, remedy=f"give {MODEL_KINDS}")
+    check_model_exists_if_hub_reachable(
+        repository, where=folder_or_hub_name, remedy=f"give {MODEL_KINDS}"
+    )
     return ModelSource(repository, revision or None)
 
 

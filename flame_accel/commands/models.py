@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"neither fla nor transformers has a model type {', '.join(unknown)}",
             remedy=f"name one of {', '.join((*registered, *of_transformers))}",
         )
-    results = start_device_results(arguments.device)
+    results = new_device_results(arguments.device)
     started_at = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         names = arguments.model or (of_transformers if arguments.transformers else registered)
@@ -85,13 +85,13 @@ def run(arguments: argparse.Namespace) -> None:
                 write_text_atomically(arguments.json, text + "\n")
 
 
-def start_device_results(kind: str | None) -> "DeviceResults":
+def new_device_results(device_kind: str | None) -> "DeviceResults":
     """The head of a file of results: device, date and versions; no models yet."""
     import platform
 
     import torch
 
-    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = device_kind or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.cuda.get_device_name() if kind == "cuda" else platform.machine()
     return {
         "kind": kind,
@@ -102,7 +102,9 @@ def start_device_results(kind: str | None) -> "DeviceResults":
     }
 
 
-def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) -> "ModelResult":
+def check_model_in_subprocess(
+    model_type: str, device_kind: str, limit_seconds: float
+) -> "ModelResult":
     """Checks one model in a process of its own.
 
     Returns:
@@ -111,7 +113,7 @@ def check_model_in_subprocess(model_type: str, kind: str, limit_seconds: float) 
     """
     from flame_accel.diagnosis.conformance.laws import law_names_in_results
 
-    command = [sys.executable, "-m", "flame_accel.diagnosis.conformance", model_type, kind]
+    command = [sys.executable, "-m", "flame_accel.diagnosis.conformance", model_type, device_kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(

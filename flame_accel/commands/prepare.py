@@ -174,11 +174,11 @@ def _format_progress(progress: "CacheProgress") -> str:
     )
 
 
-def _format_summary(folder: Path, manifest: "Manifest", written: bool) -> str:
+def _format_summary(folder: Path, manifest: "Manifest", newly_written: bool) -> str:
     sizes = [file["size"] for shard in manifest["shards"] for file in shard["files"].values()]
     lines = [
         f"{folder}: "
-        + ("finished" if written else "already finished, from the same data and tokenizer"),
+        + ("finished" if newly_written else "already finished, from the same data and tokenizer"),
         f"  {manifest['documents']:,} documents, {manifest['tokens']:,} tokens as "
         f"{manifest['dtype']}, {sum(sizes) / 1e6:,.1f} MB in {len(manifest['shards'])} shards",
     ]

@@ -16,6 +16,7 @@ from flame_accel.config import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from flame_accel.kernels.tuning import Tuner
 
@@ -86,14 +87,14 @@ def _tune_model_if_it_fits(model_name: str, arguments: argparse.Namespace, tuner
     from flame_accel.models import build_model, load_model_config
 
     config = load_model_config(model_name)
-    model: Any = build_model(
+    model = build_model(
         config,
         vocabulary_size=config.vocab_size,
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         seed=0,
     )
-    model.cuda()
+    torch.nn.Module.cuda(model)
     batch = _random_cuda_batch(arguments, config.vocab_size)
     begin, before = time.perf_counter(), dict(tuner.seconds)
     try:
@@ -130,13 +131,13 @@ def _random_cuda_batch(arguments: argparse.Namespace, vocabulary_size: int) -> d
 
 
 def _steps_that_call_every_kernel(
-    model: Any, batch: dict[str, "Tensor"], precision: str
+    model: "PreTrainedModel", batch: dict[str, "Tensor"], precision: str
 ) -> list[Callable[[], None]]:
     """Where a run meets kernels: validation and training as each engine computes, and a sample."""
     import torch
 
     def train_and_validate(dtype: torch.dtype, context: AbstractContextManager[object]) -> None:
-        model.train().to(dtype)
+        torch.nn.Module.to(model.train(), dtype)
         with context:
             model(**batch).loss.backward()
         model.zero_grad()
@@ -144,13 +145,14 @@ def _steps_that_call_every_kernel(
             model.eval()(**batch)
 
     def generate_sample() -> None:
-        model.eval().to(torch.float32)
+        torch.nn.Module.to(model.eval(), torch.float32)
+        generate: Any = model.generate
         # the lengths on both sides of what a chunked kernel leaves to a recurrent one
         for length in (1, 100):
             inputs = batch["input_ids"][:1, :length]
             mask = torch.ones_like(inputs)
             with torch.autocast("cuda", torch.bfloat16):
-                model.generate(inputs, attention_mask=mask, max_new_tokens=4, do_sample=False)
+                generate(inputs, attention_mask=mask, max_new_tokens=4, do_sample=False)
 
     if precision == "float32":
         return [lambda: train_and_validate(torch.float32, nullcontext()), generate_sample]

@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from flame_accel.__main__ import main
-from flame_accel.commands.data import parse_run_options
+from flame_accel.commands.data import parse_options_without_required_model
 from flame_accel.data.tokens.tokenizer import BYTE_TOKENIZER_FOLDER
 from tests.helpers.data_command import MARKED_TEMPLATE
 from tests.helpers.runs import ROOT
@@ -53,7 +53,7 @@ def test_every_command_runs(reader_folder: Path, capsys: pytest.CaptureFixture[s
         assert words[:3] == PREFIX and words[3] in ("data", "prepare"), command
         if "HuggingFaceFW" in command:
             # there is no network: that its options are accepted must do
-            parse_run_options(words[4:])
+            parse_options_without_required_model(words[4:])
         elif words[3] == "prepare":
             main([*words[3:], "--processes=1"])
         else:

@@ -48,26 +48,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Read some documents, pack some rows, and print what was found."""
-    config = parse_run_options(arguments.run_options)
+    config = parse_options_without_required_model(arguments.run_options)
 
     from transformers.utils import logging
 
     from flame_accel.commands.data import sections
-    from flame_accel.commands.data.dataset_sampling import format_dataset, sample_dataset
+    from flame_accel.commands.data.dataset_sampling import (
+        format_dataset,
+        sample_and_estimate_total_tokens,
+    )
     from flame_accel.commands.data.document_lengths import save_histogram_png
     from flame_accel.data.from_options import build_lanes, open_data
     from flame_accel.data.tokens.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()
     training = config.training
-    tokenizer_name = _require_tokenizer_name(config)
+    tokenizer_name = _require_tokenizer_or_model_name(config)
     tokenizer = load_tokenizer(tokenizer_name, config.model.trust_remote_code)
     data = open_data(training, config.evaluation, tokenizer)
     num_lanes = training.batch_size * training.gradient_accumulation_steps * arguments.ranks
-    sections.print_run_summary(config, data, tokenizer_name, num_lanes, arguments.ranks)
+    run_lines = sections.format_run(config, data, tokenizer_name, num_lanes, arguments.ranks)
+    sections.print_section("run", run_lines)
     samples, lengths, limits = [], {}, sections.cut_lengths_by_name(config)
     for label, dataset in zip(sections.dataset_labels(data), data.training, strict=True):
-        sample = sample_dataset(dataset, arguments.documents)
+        sample = sample_and_estimate_total_tokens(dataset, arguments.documents)
         samples.append(sample)
         sections.print_section(f"dataset {label}", format_dataset(dataset, sample, limits))
         if len(sample.counts.lengths):
@@ -81,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     sections.print_packing_mixture_rows_and_warnings(config, data, samples, stream, arguments.rows)
 
 
-def parse_run_options(argv: Sequence[str]) -> Config:
+def parse_options_without_required_model(argv: Sequence[str]) -> Config:
     """Parse the options of a run, of which the model may be left out.
 
     Raises:
@@ -96,7 +100,7 @@ def parse_run_options(argv: Sequence[str]) -> Config:
     return parse([*argv, f"--model.config={NO_MODEL}"])
 
 
-def _require_tokenizer_name(config: Config) -> str:
+def _require_tokenizer_or_model_name(config: Config) -> str:
     name = config.model.tokenizer_path or str(config.model.config)
     if name == NO_MODEL:
         raise UsageError(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flame_accel.commands.data.document_lengths import format_lengths
+from flame_accel.commands.data.document_lengths import format_length_statistics_and_histogram
 from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.stages import EncodedDataset
 
@@ -49,7 +49,7 @@ class DatasetSample(NamedTuple):
     """None if `num_records` is."""
 
 
-def sample_dataset(dataset: EncodedDataset, max_records: int) -> DatasetSample:
+def sample_and_estimate_total_tokens(dataset: EncodedDataset, max_records: int) -> DatasetSample:
     """Read records of a dataset: evenly spread ones, or the first ones of a stream.
 
     Args:
@@ -57,10 +57,10 @@ def sample_dataset(dataset: EncodedDataset, max_records: int) -> DatasetSample:
         max_records: number of records to read; 0 reads all.
     """
     num_records = dataset.num_documents
-    documents = dataset.read_in_order(table_sample_size=max_records)
-    counts = count_records(islice(documents, max_records or None))
+    records = dataset.read_in_order(table_sample_size=max_records)
+    counts = count_records(islice(records, max_records or None))
     # a stream whose end was reached has no further records
-    if num_records is None and next(documents, None) is None:
+    if num_records is None and next(records, None) is None:
         num_records = counts.num_read
     total = None
     if dataset.num_tokens is not None:
@@ -70,13 +70,13 @@ def sample_dataset(dataset: EncodedDataset, max_records: int) -> DatasetSample:
     return DatasetSample(counts, num_records, total)
 
 
-def count_records(documents: Iterable[EncodedRecord]) -> RecordCounts:
+def count_records(records: Iterable[EncodedRecord]) -> RecordCounts:
     """Count documents and skipped records, each given with the UTF-8 bytes of its text."""
     skipped = {"empty": 0, "damaged": 0, "held out": 0}
     lengths: list[int] = []
     damaged: list[Skipped] = []
     num_bytes = 0
-    for document, size in documents:
+    for document, size in records:
         if isinstance(document, Document):
             lengths.append(len(document.tokens))
             num_bytes += size
@@ -152,7 +152,7 @@ def format_dataset(
         yield "           there is no document among the records that were read"
         return
     yield f"bytes      {counts.num_bytes / counts.lengths.sum():.2f} per token"
-    yield from format_lengths(counts.lengths, cut_lengths_by_name)
+    yield from format_length_statistics_and_histogram(counts.lengths, cut_lengths_by_name)
 
 
 def _describe_number_read(sample: DatasetSample) -> str:

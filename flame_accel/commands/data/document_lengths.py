@@ -59,7 +59,9 @@ def count_lengths_by_power_of_two(lengths: np.ndarray) -> list[LengthBin]:
     return [LengthBin(2**e, 2 ** (e + 1) - 1, count) for e, count in enumerate(counts, first)]
 
 
-def format_lengths(lengths: np.ndarray, cut_lengths_by_name: Mapping[str, int]) -> Iterator[str]:
+def format_length_statistics_and_histogram(
+    lengths: np.ndarray, cut_lengths_by_name: Mapping[str, int]
+) -> Iterator[str]:
     """Lines for the lengths of documents.
 
     Args:

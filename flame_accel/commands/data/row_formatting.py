@@ -52,7 +52,7 @@ def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterato
             if number not in left_out:
                 yield _format_piece_heading(piece, vocabulary)
                 if piece.document is not None:
-                    yield from _format_piece_text(piece, vocabulary)
+                    yield from _format_text_by_loss_span(piece, vocabulary)
 
 
 def _boundary_mark(piece: Piece) -> str:
@@ -78,7 +78,7 @@ def _format_piece_heading(piece: Piece, vocabulary: RowVocabulary) -> str:
     return f"{at}{source}, {which}"
 
 
-def _format_piece_text(piece: Piece, vocabulary: RowVocabulary) -> Iterator[str]:
+def _format_text_by_loss_span(piece: Piece, vocabulary: RowVocabulary) -> Iterator[str]:
     """The text of a piece; a line per span if the loss is computed for some of it only."""
     targets = piece.targets.copy()
     if piece.starts_segment:

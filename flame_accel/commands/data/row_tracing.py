@@ -116,14 +116,17 @@ class _RegisteringReader:
 
 
 def trace_first_rows(
-    stream: Lanes, lanes: Iterable[int], num_rows: int, on_bad_record: Callable[[Skipped], None]
+    stream: Lanes,
+    lanes: Iterable[int],
+    rows_per_lane: int,
+    on_bad_record: Callable[[Skipped], None],
 ) -> list[TracedRow]:
     """Pack and trace the first rows of some lanes of a stream, step after step.
 
     Args:
         stream: sources, shares and packing of all lanes.
         lanes: indices of the lanes.
-        num_rows: rows of each lane.
+        rows_per_lane: rows of each lane.
         on_bad_record: called with every bad record that is skipped.
 
     Raises:
@@ -139,7 +142,7 @@ def trace_first_rows(
         )
         for lane in lanes
     ]
-    return [lane.next_row() for _ in range(num_rows) for lane in traced]
+    return [lane.next_row() for _ in range(rows_per_lane) for lane in traced]
 
 
 class TracedLane:

@@ -13,7 +13,6 @@ from flame_accel.commands.data.dataset_sampling import (
     DatasetSample,
 )
 from flame_accel.commands.data.mixture_statistics import (
-    DatasetUse,
     compute_dataset_uses,
     format_mixture_table,
 )
@@ -52,16 +51,10 @@ def print_section(title: str, lines: Iterable[str]) -> None:
             print(f"  {part}")
 
 
-def print_run_summary(
-    config: Config, data: RunData, tokenizer_name: str, num_lanes: int, ranks: int
-) -> None:
-    """Print steps, tokenizer, packing and evaluation of the run."""
-    print_section("run", _format_run(config, data, tokenizer_name, num_lanes, ranks))
-
-
-def _format_run(
+def format_run(
     config: Config, data: RunData, tokenizer_name: str, num_lanes: int, ranks: int
 ) -> Iterator[str]:
+    """Lines with the steps, tokenizer, packing and evaluation of the run."""
     training, tokenizer = config.training, data.tokenizer
     yield (
         f"{training.steps:,} steps of {num_lanes:,} rows (batch_size {training.batch_size} x "
@@ -98,7 +91,13 @@ def print_packing_mixture_rows_and_warnings(
     print_section("packing", format_packing_table(packings))
 
     names = dataset_labels(data)
-    uses = _print_mixture_and_return_uses(config, data, names, samples, packings, stream)
+    positions = config.training.steps * stream.num_lanes * config.training.seq_len
+    totals = [sample.total for sample in samples]
+    uses = compute_dataset_uses(data.shares, totals, packings[_packing_name(stream)], positions)
+    # read in order, the first rows show the shares exactly
+    measured = packings[SEQUENTIAL].tokens_of_sources
+    print_section("tokens of the run", format_mixture_table(names, uses, measured, positions))
+
     _print_first_rows(data, names, stream, num_rows, met.append)
     for name, use in zip(names, uses, strict=True):
         if use.epochs is not None and use.epochs > MAX_GOOD_EPOCHS:
@@ -106,23 +105,6 @@ def print_packing_mixture_rows_and_warnings(
             print_section("warning", [f"{name} is read {use.epochs:.1f} times: {effect}"])
     damaged = [skipped for sample in samples for skipped in sample.counts.damaged]
     print_damaged_records_warning(damaged + met, policy)
-
-
-def _print_mixture_and_return_uses(
-    config: Config,
-    data: RunData,
-    names: Sequence[str],
-    samples: Sequence[DatasetSample],
-    packings: dict[str, PackingStatistics],
-    stream: Lanes,
-) -> list[DatasetUse]:
-    positions = config.training.steps * stream.num_lanes * config.training.seq_len
-    totals = [sample.total for sample in samples]
-    uses = compute_dataset_uses(data.shares, totals, packings[_packing_name(stream)], positions)
-    # read in order, the first rows show the shares exactly
-    measured = packings[SEQUENTIAL].tokens_of_sources
-    print_section("tokens of the run", format_mixture_table(names, uses, measured, positions))
-    return uses
 
 
 def _print_first_rows(

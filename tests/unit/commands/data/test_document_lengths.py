@@ -12,7 +12,7 @@ from flame_accel.commands.data.document_lengths import (
     compute_length_statistics,
     count_lengths_by_power_of_two,
     format_histogram,
-    format_lengths,
+    format_length_statistics_and_histogram,
     save_histogram_png,
 )
 
@@ -44,7 +44,7 @@ def test_every_document_is_in_the_bin_of_its_length(lengths):
 
 
 def test_the_lengths_say_what_is_longer_than_a_row():
-    lines = list(format_lengths(np.array([1, 2, 3, 4000]), {"a row": 3}))
+    lines = list(format_length_statistics_and_histogram(np.array([1, 2, 3, 4000]), {"a row": 3}))
     assert lines[0] == "lengths    median 2, mean 1,001.5, 1 to 4,000 tokens"
     assert lines[2] == "           1 (25.0%) longer than a row, 3"
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from flame_accel.__main__ import main
-from flame_accel.commands.data import PICTURE, parse_run_options
+from flame_accel.commands.data import PICTURE, parse_options_without_required_model
 from tests.helpers.data_command import FORMS, ROW_OPTIONS, to_flags, to_json_lines
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -57,7 +57,9 @@ def test_the_help_names_its_arguments(capsys):
 
 
 def test_a_model_may_be_left_out_and_nothing_else():
-    config = parse_run_options(["--training.dataset=python-stdlib", "--model.tokenizer_path=byte"])
+    config = parse_options_without_required_model(
+        ["--training.dataset=python-stdlib", "--model.tokenizer_path=byte"]
+    )
     assert config.training.dataset == "python-stdlib"
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.commands.data import parse_run_options
+from flame_accel.commands.data import parse_options_without_required_model
 from flame_accel.commands.data.row_tracing import TracedLane, trace_first_rows
 from flame_accel.data import build_batches, load_tokenizer, open_data
 from flame_accel.data.cursors import LaneCursor, SourceCursor
@@ -63,7 +63,7 @@ def test_the_rows_are_those_of_step_1(form, data_folder, monkeypatch):
         "training.num_workers": 0,
         **FORMS[form],
     }
-    config = parse_run_options(to_flags(options))
+    config = parse_options_without_required_model(to_flags(options))
     data = open_data(
         config.training,
         config.evaluation,
