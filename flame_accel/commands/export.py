@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from flame_accel.commands.arguments import add_custom_modules_argument
+from flame_accel.commands.loaded_model import find_checkpoint_or_newest
 from flame_accel.config import UserError
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -32,15 +33,6 @@ def run(arguments: argparse.Namespace) -> None:
             "already exists",
             where=str(arguments.output),
             remedy="choose a folder that does not exist",
-        )
-    if not arguments.source.is_dir():
-        steps = sorted(path.name for path in arguments.source.parent.glob("step-*"))
-        raise UserError(
-            "no such folder",
-            where=str(arguments.source),
-            remedy=f"choose one of {', '.join(steps)} there"
-            if steps
-            else "choose a run folder, or a step-N folder of a run",
         )
     checkpoint = find_checkpoint_or_newest(arguments.source)
 
@@ -70,30 +62,3 @@ def run(arguments: argparse.Namespace) -> None:
         origin=origin_of_checkpoint(checkpoint),
     )
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")
-
-
-def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
-    """The checkpoint itself, or the newest one of a run folder.
-
-    Raises:
-        UserError: There is no checkpoint, or it is damaged.
-    """
-    from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, find_checkpoint_damage
-
-    folders = [checkpoint_or_run_folder] if (checkpoint_or_run_folder / MANIFEST).is_file() else []
-    if not folders:
-        found = checkpoint_or_run_folder.glob(f"*/{STEP_PREFIX}*/{MANIFEST}")
-        complete = [m.parent for m in found if m.parent.name.removeprefix(STEP_PREFIX).isdecimal()]
-        folders = sorted(complete, key=lambda f: int(f.name.removeprefix(STEP_PREFIX)))
-    if not folders:
-        raise UserError(
-            "contains no complete checkpoint",
-            where=str(checkpoint_or_run_folder),
-            remedy="choose a run folder, or a step-N folder of a run",
-        )
-    damage = find_checkpoint_damage(folders[-1])
-    if damage is not None:
-        raise UserError(
-            f"is damaged: {damage}", where=str(folders[-1]), remedy="choose another checkpoint"
-        )
-    return folders[-1]

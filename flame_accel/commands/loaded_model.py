@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flame_accel.commands.export import find_checkpoint_or_newest
 from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
 
@@ -33,18 +32,12 @@ class LoadedModel(NamedTuple):
 def find_model(folder_or_hub_name: str) -> ModelSource:
     """The folder of a model, or its name and revision on the Hub.
 
-    Of a run folder it is the export if there is one, else the newest checkpoint.
-
     Raises:
         UserError: There is no such folder, the Hub has no such model, or a checkpoint is damaged.
     """
     path = Path(folder_or_hub_name).expanduser()
     if path.is_dir():
-        if (path / "config.json").is_file() and not (path / "state.json").is_file():
-            return ModelSource(str(path), None)
-        if (path / "hf" / "config.json").is_file():
-            return ModelSource(str(path / "hf"), None)
-        return ModelSource(str(find_checkpoint_or_newest(path)), None)
+        return ModelSource(str(find_model_folder(path)), None)
     repository, _, revision = folder_or_hub_name.partition("@")
     looks_like_path = folder_or_hub_name.startswith((".", "/", "~")) or repository.count("/") != 1
     if path.exists() or looks_like_path:
@@ -60,6 +53,60 @@ def find_model(folder_or_hub_name: str) -> ModelSource:
         repository, where=folder_or_hub_name, remedy=f"give {MODEL_KINDS}"
     )
     return ModelSource(repository, revision or None)
+
+
+def find_model_folder(path: Path) -> Path:
+    """The folder of the model that a path means: an export or a checkpoint.
+
+    Of a run folder it is the export if there is one, else the newest checkpoint.
+
+    Raises:
+        UserError: There is no model, or a checkpoint is damaged.
+    """
+    from flame_accel.checkpoint.folder import MANIFEST
+
+    if not any((path / name).is_file() for name in (MANIFEST, "state.json")):
+        for folder in (path, path / "hf"):
+            if (folder / "config.json").is_file():
+                return folder
+    return find_checkpoint_or_newest(path)
+
+
+def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
+    """The checkpoint itself, or the newest one of a run folder.
+
+    Raises:
+        UserError: There is no checkpoint, or it is damaged.
+    """
+    path = checkpoint_or_run_folder
+    from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, find_checkpoint_damage
+
+    if not path.is_dir():
+        steps = sorted(near.name for near in path.parent.glob(f"{STEP_PREFIX}*"))
+        raise UserError(
+            "no such folder",
+            where=str(path),
+            remedy=f"choose one of {', '.join(steps)} there"
+            if steps
+            else "choose a run folder, or a step-N folder of a run",
+        )
+    folders = [path] if (path / MANIFEST).is_file() else []
+    if not folders:
+        found = path.glob(f"*/{STEP_PREFIX}*/{MANIFEST}")
+        complete = [m.parent for m in found if m.parent.name.removeprefix(STEP_PREFIX).isdecimal()]
+        folders = sorted(complete, key=lambda f: int(f.name.removeprefix(STEP_PREFIX)))
+    if not folders:
+        raise UserError(
+            "contains no complete checkpoint",
+            where=str(path),
+            remedy="choose a run folder, or a step-N folder of a run",
+        )
+    damage = find_checkpoint_damage(folders[-1])
+    if damage is not None:
+        raise UserError(
+            f"is damaged: {damage}", where=str(folders[-1]), remedy="choose another checkpoint"
+        )
+    return folders[-1]
 
 
 def load_model_and_tokenizer(
