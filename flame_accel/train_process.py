@@ -22,10 +22,13 @@ def run_training(argv: Sequence[str]) -> None:
     from flame_accel.cache_folders import redirect_unwritable_caches
     from flame_accel.config import parse_or_exit
     from flame_accel.config.errors import exit_on_user_error
+    from flame_accel.config.secrets import mask_secrets
     from flame_accel.standard_streams import protect_standard_streams
 
     protect_standard_streams()
     config = parse_or_exit(argv)
+    # trackers record the command line
+    sys.argv[1:] = map(mask_secrets, sys.argv[1:])
     redirect_unwritable_caches()
     from flame_accel.parallel import explain_timeout_errors
     from flame_accel.train import main

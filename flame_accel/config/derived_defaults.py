@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flame_accel.config.schema import Config
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.config.training_options import TrainingConfig, dataset_names
 
 DERIVED_DEFAULTS = {
@@ -73,7 +74,7 @@ def derive_run_name(config: Config, run_file: str | None, run_file_config: Confi
 
 
 def _model_name_from_config_path(model_config: str | None) -> str:
-    path = Path(model_config or "")
+    path = Path(mask_secrets(model_config or ""))
     # a folder names the model, its config.json does not
     return _sanitize_for_folder_name(
         path.parent.name if path.name == "config.json" else _last_part_without_extensions(path)
@@ -84,7 +85,7 @@ def _joined_dataset_names(training: TrainingConfig) -> str:
     names = []
     for dataset in dataset_names(training):
         # the last part of a glob pattern that is not a pattern itself
-        parts = [part for part in Path(dataset).parts if not set(part) & set("*?[")]
+        parts = [part for part in Path(mask_secrets(dataset)).parts if not set(part) & set("*?[")]
         names.append(_last_part_without_extensions(Path(parts[-1])) if parts else "")
     return "-".join(
         filter(None, map(_sanitize_for_folder_name, [*names, training.dataset_name or ""]))

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from flame_accel.config.secrets import mask_secrets
+
 
 class UserError(Exception):
-    """A problem that the user can solve; `str()` is the whole message.
+    """A problem that the user can solve; `str()` is the whole message, without secrets.
 
     Args:
         what: The value and the rule that it breaks.
@@ -24,12 +26,12 @@ class UserError(Exception):
     def __init__(
         self, what: str, *, where: str | None = None, remedy: str | None = None, exit_code: int = 1
     ) -> None:
-        self.what = what
-        self.where = where
-        self.remedy = remedy
+        self.what = mask_secrets(what)
+        self.where = mask_secrets(where) if where else where
+        self.remedy = mask_secrets(remedy) if remedy else remedy
         self.exit_code = exit_code
-        message = f"{where}: {what}" if where else what
-        super().__init__(f"{message}\n    {remedy}" if remedy else message)
+        message = f"{self.where}: {self.what}" if where else self.what
+        super().__init__(f"{message}\n    {self.remedy}" if remedy else message)
 
 
 class UsageError(UserError):

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flame_accel.config.errors import BrokenRule
-from flame_accel.config.schema import Config, option_value
+from flame_accel.config.schema import Config, option_value, options
+from flame_accel.config.secrets import MASK
 from flame_accel.config.training_options import PER_DATASET, dataset_names, values_per_dataset
 from flame_accel.presets import MODELS, find_preset, nearest_preset_names, resolve_preset
 
@@ -27,11 +28,26 @@ _SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
 
 def find_broken_dataset_and_path_rules(config: Config) -> Iterator[BrokenRule]:
     """Dataset options that do not match, missing inputs, and a run folder that cannot be made."""
+    masked = list(_find_masked_secrets(config))
+    if masked:
+        yield from masked
+        return
     yield from _find_dataset_count_mismatches(config)
     yield from _find_missing_input_paths(config)
     yield from _find_missing_tokenizer(config)
     yield from _find_unusable_run_folder(config.job.dump_folder)
     yield from _find_run_folder_that_is_data_folder(config)
+
+
+def _find_masked_secrets(config: Config) -> Iterator[BrokenRule]:
+    """Values of the config.toml of a run, which holds no secrets."""
+    for name in options():
+        if MASK in str(option_value(config, name)):
+            yield BrokenRule(
+                options=(name,),
+                rule=f"had an access token or a password where {MASK} is, which was not recorded",
+                remedy=f"Give the whole value again: --{name} ...",
+            )
 
 
 def _find_dataset_count_mismatches(config: Config) -> Iterator[BrokenRule]:

@@ -12,6 +12,7 @@ from flame_accel.config.errors import ConfigError, Problem
 from flame_accel.config.file_formats import PARSERS, FileEntry, SyntaxProblem
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.schema import Config, option_value, options, sections
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.config.settings import OptionSource, find_own_or_flame_option
 from flame_accel.config.suggestions import nearest_option_name
 from flame_accel.config.values import InvalidValue, convert_file_value, format_value
@@ -117,7 +118,10 @@ def _add_unknown_section_problem(
 
 
 def to_toml(config: Config) -> str:
-    """All options as a TOML run file that reads back equal; "none" stands for None."""
+    """All options as a TOML run file that reads back equal; "none" stands for None.
+
+    Secrets are masked: a run that reads the file asks for these options.
+    """
     lines: list[str] = []
     for name in options():
         section, _, key = name.partition(".")
@@ -136,5 +140,5 @@ def _format_toml_value(value: Any) -> str:
         return f"[{', '.join(map(_format_toml_value, value))}]"
     if isinstance(value, str):
         # json escapes everything that toml needs escaped, except the delete character
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return json.dumps(mask_secrets(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -10,6 +10,7 @@ from typing import Any
 
 from flame_accel.config.paths import PathKind, expand_comma_separated_paths, expand_path
 from flame_accel.config.schema import Option
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.config.suggestions import nearest_text
 
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -125,7 +126,7 @@ def _wrong_type_or_choice_error(option: Option, value: Any) -> InvalidValue:
 
 
 def format_value(value: Any) -> str:
-    """The value as messages show it: short, on one line, in plain ASCII."""
+    """The value as messages show it: short, on one line, in plain ASCII, without secrets."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -137,6 +138,9 @@ def format_value(value: Any) -> str:
         return "a table"
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a huge number"
+    if isinstance(value, str):
+        # before it is shortened: half a token is not recognised
+        value = mask_secrets(value)
     if isinstance(value, str) and len(value) > 150:
         # both ends of a path tell which one it is
         value = f"{value[:72]}...{value[-72:]}"

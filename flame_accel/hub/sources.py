@@ -5,6 +5,7 @@ from typing import TypedDict
 
 from flame_accel import data
 from flame_accel.config import Config
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
 
 
@@ -36,7 +37,8 @@ def describe_sources(config: Config, run_data: data.RunData) -> ModelSources:
     described: StartingWeights | None = None
     if weights is not None:
         on_hub = not Path(weights).exists()
-        described = {"name": weights if on_hub else PurePath(weights).name, "on_hub": on_hub}
+        name = mask_secrets(weights)
+        described = {"name": name if on_hub else PurePath(name).name, "on_hub": on_hub}
     return {
         "training_data": data.describe_training_data(config.training, run_data),
         "evaluation_data": data.describe_evaluation_data(

@@ -17,6 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
+from flame_accel.config.secrets import mask_secrets
+
 FIELDS = (
     ("train/loss", "loss {:.4f}"),
     ("optimizer/lr", "lr {:.3e}"),
@@ -38,6 +40,12 @@ BEGINNING = re.compile(r"step +\d+/\d+ +\d+%|[^:\n]{1,40}(?=: )")
 def get_logger() -> logging.Logger:
     """The run's logger; silent until `setup_console_logging`."""
     return logging.getLogger("flame_accel")
+
+
+def _mask_secrets_in_record(record: logging.LogRecord) -> bool:
+    """A filter that lets every record through, without secrets."""
+    record.msg, record.args = mask_secrets(record.getMessage()), ()
+    return True
 
 
 class _AboveProgressBarHandler(logging.StreamHandler):
@@ -77,6 +85,8 @@ def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     logger.handlers.clear()
     logger.propagate = False
     handler = _AboveProgressBarHandler()
+    # of the first handler that a record passes, so that the others get it masked
+    handler.addFilter(_mask_secrets_in_record)
     formatter = _ColoredStartFormatter if should_use_colors(colored) else logging.Formatter
     handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)

@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from flame_accel.config import MetricsConfig, UserError
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.observe.console import format_record, get_logger
 from flame_accel.observe.metrics_file import METRICS_FILE, append_record, delete_records_after
 
@@ -118,9 +119,9 @@ class MetricLogger:
 
 
 def flatten_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """`section.option` -> value, as text where trackers do not support its type."""
+    """`section.option` -> value, as text without secrets where it is no number."""
     return {
-        f"{section}.{name}": value if isinstance(value, (int, float, str)) else str(value)
+        f"{section}.{name}": value if isinstance(value, (int, float)) else mask_secrets(str(value))
         for section, values in options.items()
         for name, value in values.items()
     }

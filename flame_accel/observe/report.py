@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.files import write_text_atomically
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 
@@ -42,6 +43,7 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
     Returns:
         Path of the page.
     """
+    title, sample = mask_secrets(title), mask_secrets(sample)
     records = read_records(run_folder / METRICS_FILE)
     body = [f"<h1>{html.escape(title)}</h1>", _render_last_values_html(records)]
     for heading, keys in CURVES:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 
 from flame_accel import __version__
 from flame_accel.config import Config, UserError, load_run_file, to_toml
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.files import write_json_atomically, write_text_atomically
 from flame_accel.observe.console import add_log_file, get_logger
 from flame_accel.observe.metric_logger import flatten_options
@@ -201,7 +202,8 @@ def check_same_model_and_data(before: Config, after: Config) -> None:
 def _last_path_parts(comma_separated_paths: str | None) -> list[str]:
     """The last part of each of several paths or names, which stays when a file or folder moves."""
     names = []
-    for text in (comma_separated_paths or "").split(","):
+    # config.toml, from which the options before were read, has no secrets
+    for text in mask_secrets(comma_separated_paths or "").split(","):
         path = Path(text.strip())
         # a model config may be named by its folder, its file, or as a preset
         path = path.parent if path.name == "config.json" else path
@@ -222,7 +224,7 @@ def describe_changed_options(before: Config, after: Config) -> list[str]:
 def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[str, Any]:
     """What is needed to understand a run later: versions, git commit, devices, command line."""
     return {
-        "command": shlex.join([sys.executable, *argv]),
+        "command": mask_secrets(shlex.join([sys.executable, *argv])),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {"flame_accel": __version__} | package_versions(),

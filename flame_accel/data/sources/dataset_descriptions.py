@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.data.sources.named_datasets import NamedDataset
 from flame_accel.data.sources.opening import DATASET_KINDS
 from flame_accel.data.sources.options import DatasetOptions
@@ -47,8 +48,9 @@ def describe_dataset(
         share: In the tokens of training; 1 for validation.
     """
     on_hub = is_hub_dataset(options)
+    name = mask_secrets(options.dataset)
     return {
-        "name": options.dataset if on_hub else PurePath(options.dataset).name,
+        "name": name if on_hub else PurePath(name).name,
         "on_hub": on_hub,
         "config": options.dataset_name,
         "split": options.dataset_split,
