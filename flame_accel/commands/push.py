@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
     repository = check_hub_access(
         arguments.repo_id, private=not arguments.public, run_folder=folder, where="REPO_ID"
     )
+    if repository.warning is not None:
+        print(repository.warning)
     origin = find_origin(folder)
     # hard links need the same filesystem; a colleague's folder may be read-only
     parent = folder.parent if os.access(folder.parent, os.W_OK) else None

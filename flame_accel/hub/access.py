@@ -65,17 +65,27 @@ def check_hub_access(
         if known is not None and problem.reason == "public":
             # somebody has published it on purpose: this run has uploaded to it before
             found = HubProcess().check_repository(repo_id, private=False)
-            return AcceptedRepository(
-                found.repo_id, found.url, False, known, f"{found.url} is public by now"
-            )
+            return _accept(found, run_folder, f"{found.url} is public by now")
         raise access_error(problem, repo_id, where=where) from problem
-    return _accept(found, run_folder)
+    warning = None
+    if found.private and not private:
+        warning = (
+            f"{found.url} is private and stays so: an upload does not publish a repository that "
+            f"exists; its visibility is changed at {found.url}/settings"
+        )
+    return _accept(found, run_folder, warning)
 
 
-def _accept(found: CheckedRepository, run_folder: Path) -> AcceptedRepository:
+def _accept(
+    found: CheckedRepository, run_folder: Path, warning: str | None
+) -> AcceptedRepository:
     record = None if found.created else read_record(run_folder, found.repo_id)
     return AcceptedRepository(
-        found.repo_id, found.url, found.private, record or UploadRecord(repo_id=found.repo_id), None
+        found.repo_id,
+        found.url,
+        found.private,
+        record or UploadRecord(repo_id=found.repo_id),
+        warning,
     )
 
 

@@ -182,7 +182,8 @@ def _load_run_config(run_folder: Path | None) -> Config | None:
 
 def _stage_logs(logs: Path, run_folder: Path, config: Config) -> None:
     """Copies the measurements and options of a run, and draws its report from the copies."""
-    logs.mkdir()
+    # an attempt before this one may have made them
+    logs.mkdir(exist_ok=True)
     files.write_text_atomically(logs / CONFIG_FILE, to_toml(config))
     metrics = run_folder / METRICS_FILE
     if metrics.is_file():

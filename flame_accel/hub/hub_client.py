@@ -8,6 +8,7 @@ What is uploaded is decided in `contents`.
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ SILENCE_SECONDS = 60.0
 STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 """Weights of an earlier upload, which `from_pretrained` might prefer to the new ones."""
 SEARCHED_BLOCK_BYTES = 1 << 22
+ADDRESSES = re.compile(r"(?: for url:?| For more \S+ (?:check|see):?)? '?https?://[^\s']+'?\.?")
+"""Addresses in messages of the client, with the words that lead to them."""
 
 Reason = Literal[
     "offline",  # the environment forbids connections
@@ -296,11 +299,23 @@ def _retry_after_seconds(headers: Any) -> float | None:
 
 
 def _one_line_without_token(error: BaseException) -> str:
-    """The messages of an exception and its cause on one line, without the access token."""
-    from huggingface_hub import get_token
+    """What the Hub answered, or else the messages of an exception and its causes, on one line.
 
-    texts = [str(cause) or type(cause).__name__ for cause in _causes(error)]
-    text = " ".join(" ".join(dict.fromkeys(texts)).split())
+    Without the access token, and without the addresses that the client adds.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    causes = list(_causes(error))
+    answers = [cause for cause in causes if isinstance(cause, HfHubHTTPError)]
+    if answers:
+        status, phrase = answers[0].response.status_code, answers[0].response.reason_phrase
+        said = next((answer.server_message for answer in answers if answer.server_message), phrase)
+        reason = said.removeprefix(phrase).removeprefix(": ")
+        texts = [f"{status} {phrase}" + (f": {reason}" if reason else "")]
+    else:
+        texts = [str(cause) or type(cause).__name__ for cause in causes]
+    text = ADDRESSES.sub("", " ".join(" ".join(dict.fromkeys(texts)).split()))
     token = get_token() or ""
     # an illegal header is quoted as Python writes it
     for spelling in (token, repr(token)[1:-1], repr(token.encode())[2:-1]):

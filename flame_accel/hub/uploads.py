@@ -48,10 +48,19 @@ class HubUploads:
         accelerator: The run's accelerator.
         options: Options of section hub.
         run_folder: The run folder.
+        custom_modules: Packages and files that register the architecture of the model.
     """
 
-    def __init__(self, accelerator: Accelerator, options: HubConfig, run_folder: Path) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        options: HubConfig,
+        run_folder: Path,
+        *,
+        custom_modules: tuple[str, ...],
+    ) -> None:
         self._accelerator, self._options, self._run_folder = accelerator, options, run_folder
+        self._custom_modules = custom_modules
         self._process = HubProcess()
         self._repository: AcceptedRepository | None = None
         # the record is changed by the run and by the thread of the queue
@@ -279,6 +288,8 @@ class HubUploads:
         """What uploads the same by hand: a command for each branch."""
         options = [] if self._options.private else ["--public"]
         options += ["--include-logs"] if self._options.include_logs else []
+        for module in self._custom_modules:
+            options += ["--custom", module]
         model = ["flame-accel", "push", str(self._run_folder / planned.source)]
         commands = [
             [*model, self._record.repo_id, "--revision", revision, *options]

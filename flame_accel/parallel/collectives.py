@@ -23,15 +23,23 @@ def run_on_main_and_broadcast(accelerator: Accelerator, compute: Callable[[], Re
     """Calls `compute` on the main process; every rank gets its result, which must be picklable.
 
     Raises:
-        UserError: On every rank, where `compute` raised it.
+        UserError: On every rank, where `compute` raised it. Another exception is raised as it is on
+            the main process, and as a `UserError` that names it on the others, which would wait
+            for the main process otherwise.
     """
     outcome: list[Any] = [None]
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             outcome = [compute()]
         except UserError as error:
             outcome = [error]
+        except Exception as error:
+            failure = error
+            outcome = [UserError(f"the main process failed: {type(error).__name__}: {error}")]
     [result] = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
     if isinstance(result, UserError):
         raise result
     return result

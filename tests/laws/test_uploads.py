@@ -136,17 +136,21 @@ def test_a_hub_that_goes_down_changes_no_weight_and_ends_no_run(
 
     train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": tmp_path / "alone"}))
     monkeypatch.setattr(train, "save", save_then_lose_the_hub)
-    upload_run(**{"checkpoint.interval": 4, "hub.when": "checkpoint", "hub.wait_seconds": 3})
+    own = tmp_path / "own.py"
+    own.touch()
+    options = {"checkpoint.interval": 4, "hub.when": "checkpoint", "model.custom": own}
+    upload_run(**options, **{"hub.wait_seconds": 3})
     alone, run = read_weights(tmp_path / "alone/hf"), read_weights(tmp_path / "run/hf")
     assert equal_tensors(alone, run)
     log = read_log(tmp_path / "run")
-    assert f"flame-accel push {tmp_path / 'run/hf'} {REPO} --revision main" in log
+    command = f"flame-accel push {tmp_path / 'run/hf'} {REPO} --revision main --custom {own}"
+    assert command in log
     assert json.loads((tmp_path / "run/ended.json").read_text())["reason"] == "finished"
     monkeypatch.setattr(train, "save", first_save)
     # the same command once the Hub is back: only the upload is left to do
     before = describe_files(tmp_path / "run/hf")
     local_hub.start()
-    upload_run(**{"checkpoint.interval": 4, "hub.when": "checkpoint"})
+    upload_run(**options)
     assert (
         local_hub.read_file(REPO, "model.safetensors", "main")
         == (tmp_path / "run/hf/model.safetensors").read_bytes()

@@ -72,3 +72,12 @@ def test_a_folder_that_nobody_may_write_to_is_pushed_and_stays_as_it_is(
     main(["push", str(finished / "hf"), REPO])
     assert finished in asked and sorted(finished.rglob("*")) == before
     assert "model.safetensors" in local_hub.file_names(REPO)
+
+
+def test_an_upload_does_not_publish_a_repository_that_exists(
+    local_hub: HubServer, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local_hub.add_repository(REPO, private=True)
+    main(["push", str(finished), REPO, "--public"])
+    assert "is private and stays so" in capsys.readouterr().out
+    assert local_hub.repository(REPO).private

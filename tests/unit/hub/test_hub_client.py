@@ -1,5 +1,7 @@
 """Answers of the Hub become problems with a reason, in one line without the access token."""
 
+import re
+
 import pytest
 from huggingface_hub import HfApi
 
@@ -38,7 +40,9 @@ def problem_of(status: int, local_hub, retry_after: int | None = None) -> HubPro
 def test_statuses_have_reasons(local_hub, retry_waits, status, reason, retried):
     problem = problem_of(status, local_hub)
     assert (problem.reason, problem.is_worth_retrying) == (reason, retried)
-    assert "\n" not in problem.message and WRITE_TOKEN not in problem.message
+    assert WRITE_TOKEN not in problem.message
+    # one short sentence: neither addresses nor the client's advice
+    assert re.fullmatch(rf"{status} [\w -]+(: [\w -]+)?", problem.message)
 
 
 def test_a_hub_that_asks_for_patience_says_how_much(local_hub, retry_waits):
@@ -96,6 +100,13 @@ def test_an_upload_replaces_the_weights_of_an_earlier_one(local_hub, tmp_path):
 def test_an_error_that_quotes_the_token_does_not_show_it(local_hub):
     problem = describe_error(ValueError(f"illegal header: {WRITE_TOKEN}\nand more"))
     assert problem.message == "illegal header: <token> and more"
+
+
+def test_an_error_without_an_answer_is_told_without_addresses():
+    error = ValueError(
+        "Server error '500 X' for url 'https://hub/a?b'\nFor more information check: https://x/y"
+    )
+    assert describe_error(error).message == "Server error '500 X'"
 
 
 def test_requests_and_answers_are_json(local_hub):

@@ -3,9 +3,17 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
-from flame_accel.parallel import all_gather, all_reduce_sum_over_dp, widest_float_dtype
+from flame_accel.config import UserError
+from flame_accel.parallel import (
+    all_gather,
+    all_reduce_sum_over_dp,
+    collectives,
+    run_on_main_and_broadcast,
+    widest_float_dtype,
+)
 from flame_accel.parallel.collectives import all_gather_stacked
 from tests.helpers.process_groups import fake_process_group
 
@@ -45,3 +53,24 @@ def test_stacked_gathering_has_one_row_per_rank_of_the_group():
 def test_sums_use_the_widest_type_of_a_device():
     assert widest_float_dtype(torch.device("cpu")) is torch.float64
     assert widest_float_dtype(torch.device("mps")) is torch.float32
+
+
+@pytest.mark.parametrize("raised", [UserError("no such name", exit_code=2), OSError("disk is full")])
+def test_what_the_main_process_raises_ends_every_rank(
+    raised: Exception, monkeypatch: pytest.MonkeyPatch
+):
+    sent: list[Any] = []
+
+    def fail() -> None:
+        raise raised
+
+    def on_main(is_main: bool) -> Any:
+        return SimpleNamespace(is_main_process=is_main)
+
+    monkeypatch.setattr(collectives, "broadcast_object_list", lambda o: sent.append(o) or o)
+    with pytest.raises(type(raised)) as on_the_main:
+        run_on_main_and_broadcast(on_main(True), fail)
+    assert on_the_main.value is raised
+    monkeypatch.setattr(collectives, "broadcast_object_list", lambda _: sent[0])
+    with pytest.raises(UserError, match=str(raised)):
+        run_on_main_and_broadcast(on_main(False), fail)
