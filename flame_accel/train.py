@@ -83,9 +83,7 @@ def main(config: Config) -> None:
         tensorboard_folder=str(run_folder / config.metrics.save_tb_folder),
         tracker_names=observe.enabled_tracker_names(config.metrics),
     )
-    uploads = HubUploads(
-        accelerator, config.hub, run_folder, custom_modules=config.model.custom
-    )
+    uploads = HubUploads(accelerator, config.hub, run_folder, custom_modules=config.model.custom)
     try:
         active_kernels = setup_run(config, accelerator, run_folder)
         if observe.has_finished(accelerator, run_folder, config):

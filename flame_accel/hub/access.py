@@ -76,9 +76,7 @@ def check_hub_access(
     return _accept(found, run_folder, warning)
 
 
-def _accept(
-    found: CheckedRepository, run_folder: Path, warning: str | None
-) -> AcceptedRepository:
+def _accept(found: CheckedRepository, run_folder: Path, warning: str | None) -> AcceptedRepository:
     record = None if found.created else read_record(run_folder, found.repo_id)
     return AcceptedRepository(
         found.repo_id,
