@@ -30,7 +30,7 @@ from flame_accel.kernels.tuning import (
     uninstall_autotune_hook,
     user_cache_folder,
 )
-from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_chosen_num_warps
+from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_safe_num_warps
 
 KernelKind = Literal["auto", "torch", "triton"]
 _undo_actions: list[Callable[[], None]] = []
@@ -125,11 +125,11 @@ def _install_triton_hooks() -> None:
     if importlib.import_module("fla.utils").IS_NVIDIA_HOPPER:
         for path in MISCOMPILED:
             owner, name, kernel = _resolve_attribute(f"fla.{path}")
-            _set_attribute_with_undo(owner, name, wrap_with_chosen_num_warps(kernel))
-    _count_chunks_on_host()
+            _set_attribute_with_undo(owner, name, wrap_with_safe_num_warps(kernel))
+    _install_host_chunk_counting()
 
 
-def _count_chunks_on_host() -> None:
+def _install_host_chunk_counting() -> None:
     """Spares fla's operators from asking the device how long the documents of a batch are."""
     from fla import backends
 

@@ -47,7 +47,7 @@ def install_packed_functions(modeling_module: ModuleType) -> bool:
     return bool(names)
 
 
-def _packed_convolution(original: LayerFunction) -> LayerFunction:
+def _wrap_convolution_to_separate_documents(original: LayerFunction) -> LayerFunction:
     def causal_conv1d_fn(
         hidden_states: Tensor,
         weight: Tensor,
@@ -75,7 +75,7 @@ def _packed_convolution(original: LayerFunction) -> LayerFunction:
     return causal_conv1d_fn
 
 
-def _packed_delta_rule(
+def _wrap_delta_rule_to_separate_documents(
     original: LayerFunction, *, fla_module: ModuleType, fla_name: str, boundaries_argument: str
 ) -> LayerFunction:
     """A delta rule of transformers, by an operator of fla where boundaries are given.
@@ -101,7 +101,7 @@ def _packed_delta_rule(
     return chunk_delta_rule
 
 
-def _packed_mamba2(original: LayerFunction) -> LayerFunction:
+def _wrap_mamba2_to_separate_documents(original: LayerFunction) -> LayerFunction:
     def mamba2_chunk_scan(
         hidden_states: Tensor,
         dt: Tensor,
@@ -139,7 +139,7 @@ def _packed_mamba2(original: LayerFunction) -> LayerFunction:
     return mamba2_chunk_scan
 
 
-def _no_fused_mamba2_if_packed(original: LayerFunction) -> LayerFunction:
+def _wrap_fused_mamba2_to_return_none_if_packed(original: LayerFunction) -> LayerFunction:
     def mamba2_split_conv1d_scan_combined(
         *arguments: Any, cu_seq_lens_q: Tensor | None = None, **options: Any
     ) -> Any:
@@ -150,20 +150,20 @@ def _no_fused_mamba2_if_packed(original: LayerFunction) -> LayerFunction:
 
 
 PACKED_FUNCTIONS: dict[str, Callable[[LayerFunction], LayerFunction]] = {
-    "causal_conv1d_fn": _packed_convolution,
+    "causal_conv1d_fn": _wrap_convolution_to_separate_documents,
     "torch_chunk_gated_delta_rule": partial(
-        _packed_delta_rule,
+        _wrap_delta_rule_to_separate_documents,
         fla_module=gated_delta_rule,
         fla_name="chunk_gated_delta_rule",
         boundaries_argument="cu_seqlens",
     ),
     "chunk_kimi_delta_attention": partial(
-        _packed_delta_rule,
+        _wrap_delta_rule_to_separate_documents,
         fla_module=kda,
         fla_name="chunk_kda",
         boundaries_argument="cu_seq_lens_q",
     ),
-    "mamba2_chunk_scan": _packed_mamba2,
-    "mamba2_split_conv1d_scan_combined": _no_fused_mamba2_if_packed,
+    "mamba2_chunk_scan": _wrap_mamba2_to_separate_documents,
+    "mamba2_split_conv1d_scan_combined": _wrap_fused_mamba2_to_return_none_if_packed,
 }
 """A function of transformers' modeling modules -> what makes one that keeps documents apart."""

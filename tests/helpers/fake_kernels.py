@@ -6,6 +6,7 @@ from typing import Any
 from triton import Config
 
 from flame_accel.kernels.tuning import Gpu, Tuner
+from flame_accel.kernels.tuning.tuner import KernelLaunch
 
 GPU = Gpu("NVIDIA_Imaginary", "sm_00")
 
@@ -50,5 +51,5 @@ def choose_block(
 ) -> int:
     """The BT that a tuner chooses for a launch."""
     arguments = (object(), tokens, width)
-    launch = {"grid": (1,), "warmup": False}
-    return tuner.choose_config(kernel, (tokens, width, dtype), arguments, launch).kwargs["BT"]
+    launch = KernelLaunch(kernel, arguments, {"grid": (1,), "warmup": False})
+    return tuner.choose_config(launch, (tokens, width, dtype)).kwargs["BT"]

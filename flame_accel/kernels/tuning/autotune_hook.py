@@ -5,7 +5,7 @@ Which configuration a kernel gets is decided in `tuner`.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from typing import Any, cast
 from flame_accel.kernels.tuning.gpu import detect_gpu
 from flame_accel.kernels.tuning.policy import TuneKernels, decide_tuning
 from flame_accel.kernels.tuning.tuned_configs import TritonAutotuner
-from flame_accel.kernels.tuning.tuner import Tuner
+from flame_accel.kernels.tuning.tuner import KernelLaunch, Tuner
 
 log = logging.getLogger("flame_accel")
 
@@ -34,15 +34,16 @@ def install_autotune_hook(tuner: Tuner | None = None) -> Tuner:
     if _original_run is None:
         original_run = _original_run = Autotuner.run
 
-        def run(kernel: TritonAutotuner, *args: Any, **kwargs: Any) -> Any:
+        def run_with_chosen_config(kernel: TritonAutotuner, *args: Any, **kwargs: Any) -> Any:
             if _active is not None and len(kernel.configs) > 1 and _is_fla_kernel(kernel):
-                key = _autotune_key(kernel, args, kwargs)
+                launch = KernelLaunch(kernel, args, kwargs)
+                key = _autotune_key(launch)
                 if key not in kernel.cache:
-                    kernel.cache[key] = _active.choose_config(kernel, key, args, kwargs)
+                    kernel.cache[key] = _active.choose_config(launch, key)
                     _active.chosen.append((kernel.cache, key))
             return original_run(kernel, *args, **kwargs)
 
-        cast(Any, Autotuner).run = run
+        cast(Any, Autotuner).run = run_with_chosen_config
     return _active
 
 
@@ -106,11 +107,9 @@ def _is_fla_kernel(kernel: TritonAutotuner) -> bool:
     return kernel.base_fn.__module__.startswith("fla.")
 
 
-def _autotune_key(
-    kernel: TritonAutotuner, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Any, ...]:
+def _autotune_key(launch: KernelLaunch) -> tuple[Any, ...]:
     """The key of a launch, built as Triton's `Autotuner.run` builds it."""
-    arguments = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
-    known = {name: value for name, value in arguments.items() if name in kernel.arg_names}
+    kernel = launch.kernel
+    known = {name: x for name, x in launch.arguments.items() if name in kernel.arg_names}
     dtypes = [str(value.dtype) for value in known.values() if hasattr(value, "dtype")]
     return (*(known[name] for name in kernel.keys if name in known), *dtypes)

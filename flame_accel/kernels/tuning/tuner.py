@@ -13,12 +13,12 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -37,6 +37,20 @@ FINALISTS = 4
 """Largest number of candidates in the last pass."""
 FINALIST_RATIO = 1.15
 """A finalist takes at most this times as long as the fastest of the first pass."""
+
+
+class KernelLaunch(NamedTuple):
+    """One call of Triton's `Autotuner.run`."""
+
+    kernel: TritonAutotuner
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    """`grid` and `warmup` among them."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name."""
+        return {**dict(zip(self.kernel.arg_names, self.args, strict=False)), **self.kwargs}
 
 
 class Tuner:
@@ -72,40 +86,32 @@ class Tuner:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.num_threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
-    def choose_config(
-        self,
-        kernel: TritonAutotuner,
-        key: Key,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> TritonConfig:
-        """Returns the configuration, one of Triton's `Config` objects, that `kernel` runs with.
+    def choose_config(self, launch: KernelLaunch, key: Key) -> TritonConfig:
+        """Returns the configuration, one of Triton's `Config` objects, that a kernel runs with.
 
         Args:
-            kernel: Triton's `Autotuner`.
-            key: Under which it looks its configurations up.
-            args: Positional arguments of the launch.
-            kwargs: Keyword arguments of the launch, `grid` and `warmup` among them.
+            launch: The first one with this key.
+            key: Under which the kernel looks its configurations up.
         """
-        kernel.nargs = dict(zip(kernel.arg_names, args, strict=False))
-        candidates = kernel.prune_configs(kwargs)
+        kernel = launch.kernel
+        kernel.nargs = dict(zip(kernel.arg_names, launch.args, strict=False))
+        candidates = kernel.prune_configs(launch.kwargs)
         if len(candidates) == 1:
             return candidates[0]
         name = kernel.base_fn.__name__
-        key_argument_names = [n for n in kernel.keys if n in kernel.nargs or n in kwargs]
+        key_argument_names = [n for n in kernel.keys if n in launch.arguments]
         config = self._load_tuned_config(name, key_argument_names, key, candidates)
         if config is None and not self.tunes:
             entries = [e for f in self.folders for e in tuned_configs.load_tuned_entries(f, name)]
-            sizes = {**kernel.nargs, **kwargs}
-            ranked = rank_candidates(candidates, entries, key, sizes)
-            config = first_candidate_that_runs(kernel, ranked, args, kwargs)
+            ranked = rank_candidates(candidates, entries, key, launch.arguments)
+            config = first_candidate_that_runs(launch, ranked)
         elif config is None:
             self.tuned_folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.tuned_folder / ".tuning.lock"):
                 # another process of this machine may have tuned it while this one waited
                 config = self._load_tuned_config(name, key_argument_names, key, candidates)
                 if config is None:
-                    config = self._tune_kernel(name, kernel, candidates, args, kwargs)
+                    config = self._tune_kernel(launch, candidates)
                     self._save_config(self.tuned_folder, name, key, config)
         if self.run_folder is not None:
             self._save_config(self.run_folder, name, key, config)
@@ -140,12 +146,7 @@ class Tuner:
         )
 
     def _tune_kernel(
-        self,
-        name: str,
-        kernel: TritonAutotuner,
-        candidates: Sequence[TritonConfig],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+        self, launch: KernelLaunch, candidates: Sequence[TritonConfig]
     ) -> TritonConfig:
         """Compiles and times all candidates, returns the fastest, and logs how long it took."""
         if not self.tuned:
@@ -155,10 +156,11 @@ class Tuner:
                 self.tuned_folder,
             )
         begin = time.perf_counter()
-        compile_candidates(kernel, candidates, args, kwargs, self.num_threads)
+        compile_candidates(launch, candidates, self.num_threads)
         compiled = time.perf_counter()
-        best = pick_fastest_candidate(kernel, candidates, args, kwargs)
+        best = pick_fastest_candidate(launch, candidates)
         timed = time.perf_counter()
+        name = launch.kernel.base_fn.__name__
         self.tuned[name] = len(candidates)
         self.seconds["compiling"] += compiled - begin
         self.seconds["timing"] += timed - compiled
@@ -175,11 +177,7 @@ class Tuner:
 
 
 def compile_candidates(
-    kernel: TritonAutotuner,
-    candidates: Sequence[TritonConfig],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    num_threads: int,
+    launch: KernelLaunch, candidates: Sequence[TritonConfig], num_threads: int
 ) -> None:
     """Compiles all candidates, `num_threads` at a time; those that do not compile are ignored.
 
@@ -192,23 +190,21 @@ def compile_candidates(
         AsyncCompileMode(pool, ignore_errors=True),
     ):
         for config in candidates:
-            options = {**kwargs, **config.all_kwargs()}
+            options = config.all_kwargs()
             if config.pre_hook is not None:
                 # what it changes in tensor descriptors is part of what is compiled
-                config.pre_hook({**kernel.nargs, **options})
-            kernel.fn.run(*args, **{**options, "warmup": True})
+                config.pre_hook({**launch.arguments, **options})
+            launch.kernel.fn.run(*launch.args, **{**launch.kwargs, **options, "warmup": True})
 
 
 def pick_fastest_candidate(
-    kernel: TritonAutotuner,
-    candidates: Sequence[TritonConfig],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    launch: KernelLaunch, candidates: Sequence[TritonConfig]
 ) -> TritonConfig:
     """Returns the candidate with the lowest median time.
 
     Arguments that the kernel adds to are reset, as before the first launch.
     """
+    kernel, args, kwargs = launch
 
     def median_milliseconds(config: TritonConfig) -> float:
         return kernel._bench(*args, config=config, **kwargs)[0]
@@ -223,26 +219,24 @@ def pick_fastest_candidate(
     if len(finalists) > 1:
         with _benchmark_temporarily_replaced(kernel, partial(do_bench, **LAST_PASS)):
             best = min(finalists, key=median_milliseconds)
-    kernel.pre_hook({**kernel.nargs, **kwargs, **best.all_kwargs()}, reset_only=True)
+    kernel.pre_hook({**launch.arguments, **best.all_kwargs()}, reset_only=True)
     return best
 
 
 def first_candidate_that_runs(
-    kernel: TritonAutotuner,
-    candidates: Sequence[TritonConfig],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    launch: KernelLaunch, candidates: Sequence[TritonConfig]
 ) -> TritonConfig:
     """Returns the first candidate that this GPU has the resources for; the last if none has.
 
     Arguments that the kernel adds to are reset, as before the first launch.
     """
+    kernel, args, kwargs = launch
     config = candidates[0]
     with _benchmark_temporarily_replaced(kernel, _launch_once_untimed):
         for config in candidates:
             if kernel._bench(*args, config=config, **kwargs)[0] < math.inf:
                 break
-    kernel.pre_hook({**kernel.nargs, **kwargs, **config.all_kwargs()}, reset_only=True)
+    kernel.pre_hook({**launch.arguments, **config.all_kwargs()}, reset_only=True)
     return config
 
 

@@ -24,14 +24,14 @@ TRITONS_WARPS = 4
 """What Triton takes where a launch names no number."""
 
 
-def wrap_with_chosen_num_warps(kernel: Any) -> Any:
-    """Wraps one of `MISCOMPILED` so that `choose_num_warps` decides its number of warps."""
+def wrap_with_safe_num_warps(kernel: Any) -> Any:
+    """Wraps one of `MISCOMPILED` so that `choose_safe_num_warps` decides its number of warps."""
     import triton
 
-    return triton.heuristics({"num_warps": choose_num_warps})(kernel)
+    return triton.heuristics({"num_warps": choose_safe_num_warps})(kernel)
 
 
-def choose_num_warps(launch_arguments: dict[str, Any]) -> int:
+def choose_safe_num_warps(launch_arguments: dict[str, Any]) -> int:
     """Number of warps of a launch of one of `MISCOMPILED`: too few for `wgmma` in narrow blocks.
 
     Args:
