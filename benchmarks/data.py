@@ -38,7 +38,7 @@ from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.encoded_datasets import EncodedTable
-from flame_accel.data.lanes.lane import Lane
+from flame_accel.data.lanes.lane import Lane, build_lane
 from flame_accel.data.lanes.rows import Packing
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from flame_accel.data.sources.python_stdlib import read_stdlib_sources
@@ -253,7 +253,7 @@ def _resume_lane(
     source = ShuffledTable(documents, seed=1)
     reader = source.open_reader(lane, num_lanes, cursor, SkipPolicy(), lambda skipped: None)
     packing = Packing(seq_len=SEQ_LEN, context_len=context_len)
-    return Lane([reader], [1.0], packing, LaneCursor(sources=(cursor,)))
+    return build_lane([reader], [1.0], packing, LaneCursor(sources=(cursor,)))
 
 
 def _iterate_documents(documents: IndexedDocuments) -> Iterator[Document]:

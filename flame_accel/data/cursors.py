@@ -5,12 +5,14 @@ A checkpoint stores them (see `loading.stream_state`); the readers in `lanes` in
 
 from typing import NamedTuple
 
+SourcePosition = tuple[int, ...]
+"""Where a reader stands in a source, in the form that it defines; empty: the start."""
+
 
 class SourceCursor(NamedTuple):
     """Where a lane stands in one source, at the start of a document; integers in JSON."""
 
-    position: tuple[int, ...] = ()
-    """Position, in the form that the source's reader defines; empty: the start."""
+    position: SourcePosition = ()
     consumed: int = 0
     """Number of documents used so far."""
     skipped: int = 0

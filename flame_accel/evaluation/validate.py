@@ -51,7 +51,10 @@ def validate(
     model.train()
     nats, correct, targets = all_reduce_sum_over_dp(accelerator, sums).tolist()
     figures = LanguageModelingMetricFromSums().compute(
-        nats=[nats], correct=[int(correct)], targets=[int(targets)], bytes=[batches.num_bytes]
+        nats=[nats],
+        correct=[int(correct)],
+        targets=[int(targets)],
+        bytes=[batches.num_target_bytes],
     )
     return {f"eval/{name}": value for name, value in (figures or {}).items()}
 

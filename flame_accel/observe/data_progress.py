@@ -27,11 +27,9 @@ def reduce_and_check_data_metrics(
         UserError: All ranks together have skipped more than `max_bad_records` bad records.
     """
     local = (
-        batches.epoch,
-        batches.consumed_documents,
-        batches.skipped_documents,
-        batches.bad_documents,
-        batches.packing_efficiency,
+        batches.epoch_of_rank,
+        *batches.counts_of_rank,
+        batches.packing_efficiency_of_rank,
     )
     device = accelerator.device
     totals = all_reduce_sum_over_dp(

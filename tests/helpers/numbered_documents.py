@@ -14,7 +14,7 @@ from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.lanes.epoch_order import EpochOrder
-from flame_accel.data.lanes.lane import Lane
+from flame_accel.data.lanes.lane import Lane, build_lane
 from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
 
@@ -67,7 +67,7 @@ def open_lane(
         )
         for i, (documents, source_cursor) in enumerate(zip(sources, cursor.sources, strict=True))
     ]
-    return Lane(readers, shares, packing, cursor)
+    return build_lane(readers, shares, packing, cursor)
 
 
 def through_json(cursor: LaneCursor) -> LaneCursor:

@@ -15,7 +15,7 @@ import numpy as np
 
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, Skipped
-from flame_accel.data.lanes.lane import Lane, Lanes
+from flame_accel.data.lanes.lane import Lanes, build_lane
 from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.stages import DocumentReader
 
@@ -165,7 +165,7 @@ class TracedLane:
         self._register = _TokenRegister()
         registering = [_RegisteringReader(r, i, self._register) for i, r in enumerate(readers)]
         cursor = LaneCursor(sources=tuple(reader.cursor for reader in readers))
-        self._packer = Lane(registering, shares, replace(packing, padding=PADDING_ID), cursor)
+        self._packer = build_lane(registering, shares, replace(packing, padding=PADDING_ID), cursor)
         self._packing = packing
         self._lane = lane
 

@@ -7,6 +7,7 @@ of successive documents. With lognormal lengths around 500 to 2000 tokens and ro
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -116,19 +117,22 @@ class BestFitPacker:
         """The start of the window, and the next row in it."""
         return LaneCursor(row=self._row, sources=self._start)
 
-    def read_ahead_has_more(self) -> bool:
-        """Read a row's worth of documents for the next window, if the next row needs them.
+    def read_ahead_in_steps(self) -> Iterator[None]:
+        """Read the documents that the next row needs; yields after each row's worth of them.
 
-        Returns:
-            Whether there are more to read.
+        Lanes that read ahead in turns read a stream together; one after the other, each would come
+        too late for what the first one has read, and read it again.
         """
-        if self._rows:
-            return False
-        self._fill_next_window(self._next_window.num_tokens + self._packing.seq_len)
-        return not self._next_window.is_full
+        while not self._rows and not self._next_window.is_full:
+            self._fill_next_window(self._next_window.num_tokens + self._packing.seq_len)
+            yield
 
     def next_row(self) -> Row:
-        """Pack the next row and move the cursor behind it."""
+        """Pack the next row and move the cursor behind it.
+
+        Raises:
+            UserError: a source has nothing to read, or its documents are not those of the cursor.
+        """
         size = self._packing.seq_len
         if not self._rows:
             self._fill_next_window(math.inf)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import SkipPolicy, refused_record_error
-from flame_accel.data.cursors import SourceCursor
+from flame_accel.data.cursors import SourceCursor, SourcePosition
 from flame_accel.data.documents import Document, Skipped
 
 EMPTY_PASSES = 100
@@ -66,7 +66,7 @@ class CountingReader(ABC):
         self._move_to_next_record()
 
     @abstractmethod
-    def _current_position(self) -> tuple[int, ...]:
+    def _current_position(self) -> SourcePosition:
         """The position of the record under the cursor."""
 
     @abstractmethod

@@ -52,7 +52,7 @@ class EpochOrder:
 
     def document_index_at(self, epoch: int, position: int) -> int:
         """Index of the document at a position, 0 <= position < num_documents, of an epoch."""
-        half_bits = self._half_bits()
+        half_bits = self._feistel_half_bits()
         mask = (1 << half_bits) - 1
         keys = _derive_round_keys(self.seed, epoch)
         index = position
@@ -66,7 +66,7 @@ class EpochOrder:
 
     def document_indices_at(self, epoch: int, positions: Sequence[int]) -> list[int]:
         """Indices of the documents at many positions of an epoch, each in a tenth of the time."""
-        shift = np.uint64(self._half_bits())
+        shift = np.uint64(self._feistel_half_bits())
         mask = (np.uint64(1) << shift) - np.uint64(1)
         keys = [np.uint64(key) for key in _derive_round_keys(self.seed, epoch)]
         indices = np.array(positions, dtype=np.uint64)
@@ -82,5 +82,5 @@ class EpochOrder:
             indices[missing_index] = self.document_index_at(epoch, int(indices[missing_index]))
         return indices.tolist()
 
-    def _half_bits(self) -> int:
+    def _feistel_half_bits(self) -> int:
         return max(MIN_HALF_BITS, ((self.num_documents - 1).bit_length() + 1) // 2)

@@ -12,12 +12,20 @@ from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Skipped
 from flame_accel.data.lanes.best_fit_packing import BestFitPacker
 from flame_accel.data.lanes.mixture import MixtureReader
-from flame_accel.data.lanes.rows import Packing, Row
+from flame_accel.data.lanes.rows import Packing
 from flame_accel.data.lanes.sequential_packing import SequentialPacker
 from flame_accel.data.stages import DocumentReader, ShuffledSource
 
+Lane = SequentialPacker | BestFitPacker
+"""The rows of one lane; `cursor` says where the next one starts."""
 
-class Lane:
+
+def build_lane(
+    readers: Sequence[DocumentReader],
+    shares: Sequence[float],
+    packing: Packing,
+    cursor: LaneCursor,
+) -> Lane:
     """The rows of one lane, from a cursor.
 
     Args:
@@ -26,45 +34,11 @@ class Lane:
         packing: how rows are filled.
         cursor: where to start; from a lane of the same sources, shares and packing.
     """
-
-    def __init__(
-        self,
-        readers: Sequence[DocumentReader],
-        shares: Sequence[float],
-        packing: Packing,
-        cursor: LaneCursor,
-    ) -> None:
-        assert packing.varlen or not packing.best_fit
-        mixture = MixtureReader(readers, shares, cursor.source)
-        self._packer = (
-            BestFitPacker(mixture, packing, cursor.row)
-            if packing.best_fit
-            else SequentialPacker(mixture, packing, cursor.offset)
-        )
-
-    @property
-    def cursor(self) -> LaneCursor:
-        """Where the next row starts."""
-        return self._packer.cursor
-
-    def read_ahead_has_more(self) -> bool:
-        """Read some of the documents that the next row needs.
-
-        Lanes that read ahead in turns read a stream together; one after the other, each would come
-        too late for what the first one has read, and read it again.
-
-        Returns:
-            Whether there are more to read.
-        """
-        return self._packer.read_ahead_has_more()
-
-    def next_row(self) -> Row:
-        """Pack the next row and move the cursor behind it.
-
-        Raises:
-            UserError: a source has nothing to read, or its documents are not those of the cursor.
-        """
-        return self._packer.next_row()
+    assert packing.varlen or not packing.best_fit
+    mixture = MixtureReader(readers, shares, cursor.source)
+    if packing.best_fit:
+        return BestFitPacker(mixture, packing, cursor.row)
+    return SequentialPacker(mixture, packing, cursor.offset)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +76,5 @@ class Lanes:
         self, lane: int, cursor: LaneCursor, on_bad_record: Callable[[Skipped], None]
     ) -> Lane:
         """A lane from a cursor; `on_bad_record` is called with every bad record that is skipped."""
-        return Lane(
-            self.open_readers(lane, cursor, on_bad_record), self.shares, self.packing, cursor
-        )
+        readers = self.open_readers(lane, cursor, on_bad_record)
+        return build_lane(readers, self.shares, self.packing, cursor)

@@ -4,6 +4,8 @@ Rows overlap by one token (with varlen segments do), because fla shifts labels i
 token is a target exactly once, except the very first of the lane (with varlen: of each document).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from flame_accel.config.errors import UserError
@@ -33,9 +35,9 @@ class SequentialPacker:
         source = self._mixture.source if self._offset else 0
         return LaneCursor(source, self._offset, sources=self._mixture.cursors)
 
-    def read_ahead_has_more(self) -> bool:
-        """Whether more documents are to be read before the next row can be packed: never."""
-        return False
+    def read_ahead_in_steps(self) -> Iterator[None]:
+        """Nothing: a row is packed from the documents that it holds, as they are read."""
+        return iter(())
 
     def next_row(self) -> Row:
         """Pack the next row and move the cursor behind it.
@@ -44,6 +46,9 @@ class SequentialPacker:
         document, at `context_len` or at the end of the row; a cut document continues in a new
         segment with the last token before the cut. So the last place of a row may hold a lone first
         token, which comes again in the next row: no target is lost.
+
+        Raises:
+            UserError: a source has nothing to read, or its documents are not those of the cursor.
         """
         size, varlen = self._packing.seq_len, self._packing.varlen
         tokens = np.empty(size, dtype=np.int32)

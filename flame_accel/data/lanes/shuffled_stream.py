@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import SkipPolicy
-from flame_accel.data.cursors import SourceCursor
+from flame_accel.data.cursors import SourceCursor, SourcePosition
 from flame_accel.data.documents import Document, Encode, Skipped
 from flame_accel.data.lanes.counting_reader import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
 from flame_accel.data.lanes.stream_blocks import BlockStart, LaneBlockQueue, LaneGroup
@@ -103,7 +103,7 @@ class StreamReader(CountingReader):
         """Passes over the group's shards, counted in whole shards."""
         return self._start.epoch + self._start.shard / self._group.num_shards
 
-    def _current_position(self) -> tuple[int, ...]:
+    def _current_position(self) -> SourcePosition:
         return *self._start, self._index
 
     def _skip_to_document(self) -> Document:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import SkipPolicy
-from flame_accel.data.cursors import SourceCursor
+from flame_accel.data.cursors import SourceCursor, SourcePosition
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.lanes.counting_reader import EMPTY_DOCUMENTS, EMPTY_PASSES, CountingReader
 from flame_accel.data.lanes.epoch_order import EpochOrder
@@ -89,7 +89,7 @@ class TableReader(CountingReader):
         """Passes over the lane's documents."""
         return self._epoch + self._position / len(self._positions)
 
-    def _current_position(self) -> tuple[int, ...]:
+    def _current_position(self) -> SourcePosition:
         return self._epoch, self._position
 
     def _skip_to_document(self) -> Document:
@@ -97,7 +97,7 @@ class TableReader(CountingReader):
         most_read = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
         for _ in range(max(most_read, len(self._positions))):
             if self._index == len(self._indices):
-                self._look_up_next_indices()
+                self._look_up_next_document_indices()
             found = self._documents[self._indices[self._index]]
             if isinstance(found, Document):
                 return found
@@ -111,7 +111,7 @@ class TableReader(CountingReader):
             self._epoch += 1
             self._position = 0
 
-    def _look_up_next_indices(self) -> None:
+    def _look_up_next_document_indices(self) -> None:
         """Look up the next indices of this epoch, twice as many as the last time."""
         count = min(READ_AHEAD, max(1, 2 * len(self._indices)))
         positions = self._positions[self._position : self._position + count]

@@ -5,7 +5,6 @@ are computed in `flame_accel.evaluation`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.lanes.best_fit_packing import Window, build_padded_row
-from flame_accel.data.lanes.lane import Lane
+from flame_accel.data.lanes.lane import build_lane
 from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
 
@@ -28,10 +27,7 @@ class EvaluationBatches:
         batch_size: rows per rank and batch.
         rank: data-parallel rank of this process.
         world_size: number of data-parallel ranks.
-        num_documents: number of documents in all rows.
-        num_skipped: number of records that gave no document.
-        num_tokens: number of tokens of the documents, bos and eos included.
-        num_bytes: length in UTF-8 of the text of their targets.
+        num_target_bytes: length in UTF-8 of the text of the targets, over all ranks.
     """
 
     def __init__(
@@ -42,15 +38,9 @@ class EvaluationBatches:
         batch_size: int,
         rank: int,
         world_size: int,
-        num_documents: int,
-        num_skipped: int,
-        num_tokens: int,
-        num_bytes: int,
+        num_target_bytes: int,
     ) -> None:
-        self.num_documents = num_documents
-        self.num_skipped = num_skipped
-        self.num_tokens = num_tokens
-        self.num_bytes = num_bytes
+        self.num_target_bytes = num_target_bytes
         self._packing = packing
         self._batch_size = batch_size
         empty = build_padded_row([], packing.seq_len, packing.padding)
@@ -95,56 +85,33 @@ def pack_evaluation_batches(
     Raises:
         UserError: no document at all, or a record that the policy does not allow.
     """
-    found = _collect_documents_and_counts(records, policy, name, max_tokens)
-    if not found.documents:
-        raise UserError(
-            f"none of its {found.num_skipped} documents can be evaluated on",
-            where=name,
-            remedy="name other data, or raise evaluation.held_out_share if these are held out",
-        )
-    return EvaluationBatches(
-        pack_single_pass(found.documents, packing),
-        packing,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        num_documents=len(found.documents),
-        num_skipped=found.num_skipped,
-        num_tokens=found.num_tokens,
-        num_bytes=found.num_bytes,
-    )
-
-
-class _EvaluationDocuments(NamedTuple):
-    """The documents of an evaluation, and what they amount to."""
-
-    documents: list[Document]
-    num_skipped: int
-    num_tokens: int
-    num_bytes: int
-
-
-def _collect_documents_and_counts(
-    records: Iterable[EncodedRecord],
-    policy: SkipPolicy,
-    name: str,
-    max_tokens: int,
-) -> _EvaluationDocuments:
-    """Read documents until there are `max_tokens` tokens; 0: all of them."""
     documents: list[Document] = []
-    bad = BadRecordCounter(policy.max_bad)
-    num_skipped = num_tokens = num_bytes = 0
-    for document, size in records:
+    bad_records = BadRecordCounter(policy.max_bad)
+    num_skipped = num_tokens = num_target_bytes = 0
+    for document, num_text_bytes in records:
         if isinstance(document, Skipped):
-            bad.raise_or_count_record(document, policy, name)
+            bad_records.raise_or_count_record(document, policy, name)
             num_skipped += 1
             continue
         documents.append(document)
         num_tokens += len(document.tokens)
-        num_bytes += size
+        num_target_bytes += num_text_bytes
         if max_tokens and num_tokens >= max_tokens:
             break
-    return _EvaluationDocuments(documents, num_skipped, num_tokens, num_bytes)
+    if not documents:
+        raise UserError(
+            f"none of its {num_skipped} documents can be evaluated on",
+            where=name,
+            remedy="name other data, or raise evaluation.held_out_share if these are held out",
+        )
+    return EvaluationBatches(
+        pack_single_pass(documents, packing),
+        packing,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        num_target_bytes=num_target_bytes,
+    )
 
 
 class _SinglePassReader:
@@ -186,7 +153,7 @@ def pack_single_pass(documents: Sequence[Document], packing: Packing) -> list[Ro
     reader = _SinglePassReader(
         documents, Document(np.full(size, packing.padding, dtype=np.int32), np.zeros(size, bool))
     )
-    lane = Lane([reader], [1.0], packing, LaneCursor(sources=(reader.cursor,)))
+    lane = build_lane([reader], [1.0], packing, LaneCursor(sources=(reader.cursor,)))
     rows: list[Row] = []
     while not reader.is_done:
         rows.append(lane.next_row())

@@ -7,14 +7,14 @@ with the rows, so that the state is that of the last step yielded, however far t
 ahead. The caller moves batches to a device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecordCounter
-from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin_memory
 from flame_accel.data.loading.stream_state import (
@@ -51,6 +51,17 @@ class StepLayout:
         """The lanes of this rank."""
         count = self.micro_batch_size * self.accumulation
         return range(self.rank * count, (self.rank + 1) * count)
+
+
+class RecordCounts(NamedTuple):
+    """What became of the records that were read, since the run began."""
+
+    consumed: int
+    """Number of documents that were used."""
+    skipped: int
+    """Number of records that were read and skipped."""
+    bad: int
+    """Number of the skipped records that count against `training.max_bad_records`."""
 
 
 class StepBatches:
@@ -110,7 +121,7 @@ class StepBatches:
                 self._lanes, layout.lanes_of_rank, self._cursors, self._loader
             )
             # readers report again what is behind the cursors
-            self._bad.total = self.bad_documents
+            self._bad.total = self.counts_of_rank.bad
         if self._loader.persistent_workers:
             self._kept_workers = workers
         size = layout.micro_batch_size
@@ -152,7 +163,7 @@ class StepBatches:
         )
 
     @property
-    def epoch(self) -> float:
+    def epoch_of_rank(self) -> float:
         """Passes of this rank's lanes over the data so far; the most over any source."""
         opened = [
             self._lanes.open_readers(lane, cursor, lambda record: None)
@@ -164,28 +175,17 @@ class StepBatches:
         )
 
     @property
-    def consumed_documents(self) -> int:
-        """Number of documents that this rank's lanes have used so far."""
-        return sum(cursor.consumed for cursor in _source_cursors(self._cursors))
+    def counts_of_rank(self) -> RecordCounts:
+        """What became of the records that this rank's lanes have read so far."""
+        sources = [source for cursor in self._cursors for source in cursor.sources]
+        return RecordCounts(
+            consumed=sum(source.consumed for source in sources),
+            skipped=sum(source.skipped for source in sources),
+            bad=sum(source.bad for source in sources),
+        )
 
     @property
-    def skipped_documents(self) -> int:
-        """Number of records that they have read and skipped."""
-        return sum(cursor.skipped for cursor in _source_cursors(self._cursors))
-
-    @property
-    def bad_documents(self) -> int:
-        """Number of the skipped records that count against `training.max_bad_records`."""
-        return sum(cursor.bad for cursor in _source_cursors(self._cursors))
-
-    @property
-    def tokens_per_source(self) -> list[int]:
-        """Number of tokens in the documents that this rank's lanes have used, for each source."""
-        lanes = [cursor.sources for cursor in self._cursors]
-        return [sum(source.tokens for source in sources) for sources in zip(*lanes, strict=True)]
-
-    @property
-    def packing_efficiency(self) -> float:
+    def packing_efficiency_of_rank(self) -> float:
         """Share of the tokens yielded by this process that is not padding; 1 before the first."""
         return 1 - self._num_padding / max(1, self._num_slots)
 
@@ -193,10 +193,6 @@ class StepBatches:
     def constant_targets(self) -> bool:
         """Whether every rank has the same number of targets in every step."""
         return self._lanes.constant_targets
-
-
-def _source_cursors(lane_cursors: Sequence[LaneCursor]) -> Iterator[SourceCursor]:
-    return (source for cursor in lane_cursors for source in cursor.sources)
 
 
 def _raise_if_error(item: WorkerStep | UserError) -> WorkerStep:

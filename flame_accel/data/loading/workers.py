@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from multiprocessing.util import Finalize
 from typing import NamedTuple, TypeVar
 
@@ -84,7 +85,7 @@ class _LaneRows(IterableDataset):
                 )
                 for i in _lane_indices_of_this_worker(len(self._lane_numbers))
             ]
-            while sum(lane.read_ahead_has_more() for lane in lanes):
+            for _ in zip_longest(*(lane.read_ahead_in_steps() for lane in lanes)):
                 pass
             while True:
                 rows = [lane.next_row() for lane in lanes]

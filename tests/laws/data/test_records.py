@@ -107,8 +107,8 @@ def test_what_is_used_up_and_what_is_skipped_is_what_was_read(
     skipped = [record for record in read if isinstance(record, Skipped)]
     state = merge_rank_states([batches.state_dict()])
     # without varlen each lane is inside of a document, which is not used up yet
-    assert batches.consumed_documents + batches.skipped_documents + ROWS == len(read)
-    assert batches.bad_documents == batches.skipped_documents == len(skipped)
+    assert batches.counts_of_rank.consumed + batches.counts_of_rank.skipped + ROWS == len(read)
+    assert batches.counts_of_rank.bad == batches.counts_of_rank.skipped == len(skipped)
     kinds = {record.where: record.why for record in skipped}
     assert Counter(kinds.values()) == expected
     epochs = [*chain(*epochs_of(state))]
@@ -127,16 +127,16 @@ def test_a_file_that_vanishes_is_skipped_or_stops_a_stream(tmp_path: Path) -> No
         batches = build_batches(training, data, rank=0, world_size=1)
         steps = iter(batches)
         assert len([next(steps) for _ in range(5)]) == 5
-        assert batches.bad_documents == 0
+        assert batches.counts_of_rank.bad == 0
         gone.unlink()
         if limit is None or limit < 10:
             with pytest.raises(UserError, match=r"2\.jsonl.*\n.*--training\.max_bad_records"):
                 assert len([next(steps) for _ in range(99)]) == 99
-            assert batches.bad_documents <= (limit or 0)
+            assert batches.counts_of_rank.bad <= (limit or 0)
             continue
         assert len([next(steps) for _ in range(99)]) == 99
-        assert batches.consumed_documents + batches.skipped_documents + ROWS == len(read)
-        assert batches.bad_documents > 3
+        assert batches.counts_of_rank.consumed + batches.counts_of_rank.skipped + ROWS == len(read)
+        assert batches.counts_of_rank.bad > 3
 
 
 EVALUATION = EvaluationConfig(held_out_share=0.3, batch_size=2)
@@ -163,12 +163,13 @@ def test_held_out_documents_are_those_that_training_does_not_read(files: dict[st
         batches = build_batches(training, data, rank=0, world_size=1)
         assert len([*islice(batches, 50)]) == 50
         # held-out documents are passed over, but not bad; one text is empty
-        assert batches.skipped_documents > batches.bad_documents == 0
+        assert batches.counts_of_rank.skipped > batches.counts_of_rank.bad == 0
         held_out = build_evaluation_batches(training, EVALUATION, data, rank=0, world_size=1)
         assert held_out is not None
         _, evaluated = next(iter(sides))
-        assert held_out.num_documents == len(evaluated)
-        assert held_out.num_tokens == held_out.num_bytes + len(evaluated)
+        num_tokens = sum(map(len, evaluated))
+        assert sum(batch["num_targets"] for batch in held_out) == num_tokens - 1
+        assert held_out.num_target_bytes == num_tokens - len(evaluated)
     ((trained, evaluated),) = sides
     assert not trained & evaluated
     assert trained | evaluated == {(*text.encode(), EOS) for text in TEXTS["c"] if text}
@@ -209,10 +210,13 @@ def test_conversations_have_targets_that_differ_between_ranks(tmp_path: Path) ->
     assert batch["num_targets"] == (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
     held_out = build_evaluation_batches(training, evaluation, data, rank=0, world_size=1)
     assert held_out is not None
-    assert 0 < sum(batch["num_targets"] for batch in held_out) < held_out.num_tokens
+    assert data.evaluation is not None
+    found = [document for document, _ in data.evaluation.read_in_order()]
+    documents = [document for document in found if isinstance(document, Document)]
+    num_targets = sum(batch["num_targets"] for batch in held_out)
+    assert 0 < num_targets < sum(len(document.tokens) for document in documents)
     # all of them but the end of the document stand for text
-    said = sum(batch["num_targets"] for batch in held_out) - held_out.num_documents
-    assert held_out.num_bytes == said
+    assert held_out.num_target_bytes == num_targets - len(documents)
     state = merge_rank_states([batches.state_dict()])
     tokenizer.chat_template = TEMPLATE.replace("?", "!")
     changed = open_data(training, evaluation, tokenizer)

@@ -22,7 +22,7 @@ def test_bad_records_are_counted_logged_and_skipped(
     with caplog.at_level(logging.WARNING):
         steps = [content(step, FIXED) for step in islice(batches, 20)]
     assert not any(token // 1000 % 4 == 0 for rows in steps for ids, *_ in rows for token in ids)
-    assert batches.bad_documents == batches.skipped_documents > 2 * MAX_LOGGED_RECORDS
+    assert batches.counts_of_rank.bad == batches.counts_of_rank.skipped > 2 * MAX_LOGGED_RECORDS
     named, counted = caplog.messages[:MAX_LOGGED_RECORDS], caplog.messages[MAX_LOGGED_RECORDS:]
     assert all("bad record skipped: line" in message for message in named)
     assert 1 <= len(counted) <= 2
@@ -38,7 +38,7 @@ def test_too_many_bad_records_stop_the_run_behind_the_last_good_step(num_workers
             steps += 1
     state = merge_rank_states([batches.state_dict()])
     assert state["steps"] == steps
-    assert batches.bad_documents <= 5
+    assert batches.counts_of_rank.bad <= 5
     further = build(FIXED, skipped=DAMAGED, max_bad=13, state=state)
     found = [content(step, FIXED) for step in islice(further, 2)]
     whole = build(FIXED, skipped=DAMAGED, max_bad=99)
@@ -50,10 +50,10 @@ def test_bad_records_of_earlier_starts_count() -> None:
     assert len([*islice(batches, 10)]) == 10
     state = merge_rank_states([batches.state_dict()])
     assert len([*islice(batches, 10)]) == 10
-    last = batches.bad_documents
+    last = batches.counts_of_rank.bad
     # two starts, and what the first has read ahead is read again
     further = build(FIXED, skipped=DAMAGED, max_bad=last, state=state, num_workers=1)
     assert [len([*islice(further, 5)]) for _ in range(2)] == [5, 5]
-    assert further.bad_documents == last
+    assert further.counts_of_rank.bad == last
     with pytest.raises(UserError, match=f"{last} bad records are more than .* {last - 1}"):
         list(islice(build(FIXED, skipped=DAMAGED, max_bad=last - 1, state=state), 10))

@@ -29,7 +29,7 @@ def test_rows_of_padding_count_for_nothing():
 
 
 class Batches(list):
-    num_bytes = 100
+    num_target_bytes = 100
 
 
 def test_the_sums_of_all_ranks_are_added_before_they_are_divided(monkeypatch):

@@ -7,21 +7,19 @@ import pytest
 import torch
 
 from flame_accel.config import UserError
+from flame_accel.data.loading.step_batches import RecordCounts
 from flame_accel.observe import data_progress, reduce_and_check_data_metrics
 
 ACCELERATOR: Any = SimpleNamespace(device=torch.device("cpu"))
 
 
-def batches(**changes: float) -> Any:
+def batches(*, skipped: int = 0, bad: int = 0, packing_efficiency: float = 1.0) -> Any:
     """A rank's batches as far as they are read here."""
-    counts = {
-        "epoch": 1.5,
-        "consumed_documents": 10,
-        "skipped_documents": 0,
-        "bad_documents": 0,
-        "packing_efficiency": 1.0,
-    }
-    return SimpleNamespace(**{**counts, **changes})
+    return SimpleNamespace(
+        epoch_of_rank=1.5,
+        counts_of_rank=RecordCounts(10, skipped, bad),
+        packing_efficiency_of_rank=packing_efficiency,
+    )
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def test_without_skipped_documents_and_padding_there_is_only_the_epoch(ranks):
 
 def test_counts_are_summed_and_fractions_averaged_over_ranks(ranks):
     record = reduce_and_check_data_metrics(
-        ACCELERATOR, batches(skipped_documents=3, packing_efficiency=0.75), None
+        ACCELERATOR, batches(skipped=3, packing_efficiency=0.75), None
     )
     assert record == {
         "epoch": 1.5,
@@ -49,7 +47,7 @@ def test_counts_are_summed_and_fractions_averaged_over_ranks(ranks):
 
 
 def test_bad_records_of_all_ranks_together_end_a_run(ranks):
-    bad = batches(bad_documents=3, skipped_documents=3)
+    bad = batches(bad=3, skipped=3)
     assert reduce_and_check_data_metrics(ACCELERATOR, bad, 6)["data/skipped_documents"] == 6
     with pytest.raises(UserError, match="6"):
         reduce_and_check_data_metrics(ACCELERATOR, bad, 5)

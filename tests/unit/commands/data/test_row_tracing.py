@@ -10,7 +10,7 @@ from flame_accel.commands.data.row_tracing import TracedLane, trace_first_rows
 from flame_accel.data import build_batches, load_tokenizer, open_data
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.from_options import build_lanes
-from flame_accel.data.lanes.lane import Lane
+from flame_accel.data.lanes.lane import build_lane
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
 from tests.helpers.data_command import FORMS, ROW_OPTIONS, to_flags
@@ -26,7 +26,9 @@ def test_traced_rows_are_the_rows_of_the_lane(packing, lengths):
     sources = [ShuffledTable(LetterDocuments([*of, 5]), seed=s) for s, of in enumerate(lengths)]
     shares = [1.0, 2.5, 0.5][: len(sources)]
     readers = [open_only_reader(source) for source in sources]
-    lane = Lane(readers, shares, packing, LaneCursor(sources=(SourceCursor(),) * len(sources)))
+    lane = build_lane(
+        readers, shares, packing, LaneCursor(sources=(SourceCursor(),) * len(sources))
+    )
     traced = TracedLane([open_only_reader(source) for source in sources], shares, packing, 0)
     for _ in range(40):
         found, row = traced.next_row(), lane.next_row()

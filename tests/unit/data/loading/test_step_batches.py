@@ -21,7 +21,7 @@ def test_the_efficiency_of_packing_is_what_the_rows_show() -> None:
     rows = [ids for step in islice(batches, 5) for ids, *_ in content(step, packing)]
     padding = sum(token == 99_999 for ids in rows for token in ids)
     assert padding > 0
-    assert batches.packing_efficiency == pytest.approx(1 - padding / (64 * len(rows)))
+    assert batches.packing_efficiency_of_rank == pytest.approx(1 - padding / (64 * len(rows)))
 
 
 def test_fewer_documents_than_lanes_names_both_and_the_remedies() -> None:
@@ -31,18 +31,17 @@ def test_fewer_documents_than_lanes_names_both_and_the_remedies() -> None:
 
 def test_progress_counts_documents() -> None:
     batches = build(FIXED)
-    assert batches.epoch == 0
-    epochs = [batches.epoch for _ in islice(batches, STEPS)]
+    assert batches.epoch_of_rank == 0
+    epochs = [batches.epoch_of_rank for _ in islice(batches, STEPS)]
     assert epochs == sorted(epochs)
     assert epochs[-1] > 1
     places = [source for _, _, _, source in batches.state_dict()["cursors"]]
-    assert batches.consumed_documents == sum(
+    assert batches.counts_of_rank.consumed == sum(
         epoch * len(range(lane, 50, NUM_LANES)) + position
         for lane, (epoch, position, *_) in enumerate(places)
     )
-    assert batches.skipped_documents == batches.bad_documents == 0
-    assert batches.tokens_per_source == [sum(tokens for *_, tokens in places)]
-    assert batches.packing_efficiency == 1
+    assert batches.counts_of_rank.skipped == batches.counts_of_rank.bad == 0
+    assert batches.packing_efficiency_of_rank == 1
 
 
 def test_other_rows_per_step_are_refused_with_the_accumulation_that_works() -> None:
