@@ -293,7 +293,7 @@ def train(
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.write_record(record, steps=steps)
             meter.check_consecutive_skips(training.max_consecutive_skips)
-        if saves.is_due(state.step, step_was_logged=bool(record)):
+        if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
         garbage.collect_if_due(state.step)

@@ -182,12 +182,12 @@ def load_checkpoint(
     state = TrainState(**read_json(checkpoint / "state.json"))
     if not full:
         return RestoredState(state)
-    _restore_rng_states_of_rank(accelerator, checkpoint)
+    _restore_rng_states_of_rank_if_saved(accelerator, checkpoint)
     meter_states = [rank["meter"] for rank in read_json(checkpoint / "ranks.json")]
     return RestoredState(state, stream_state, meter_states)
 
 
-def _restore_rng_states_of_rank(accelerator: Accelerator, checkpoint: Path) -> None:
+def _restore_rng_states_of_rank_if_saved(accelerator: Accelerator, checkpoint: Path) -> None:
     path = checkpoint / f"rank-{accelerator.process_index}.json"
     if path.exists():
         set_all_rng_states(read_json(path))

@@ -137,7 +137,8 @@ class CheckpointFolder:
             if loaded is None or step > step_of_checkpoint(loaded):
                 # the run continues from the older one: a later start must not return to these
                 suffix = SUPERSEDED if requested else DAMAGED
-                aside = _rename_with_suffix(self.checkpoint_path(step), suffix)
+                aside = _first_free_path_with_suffix(self.checkpoint_path(step), suffix)
+                files.rename_and_sync(self.checkpoint_path(step), aside)
                 get_logger().info("the checkpoint of step %d is now %s", step, aside)
 
 
@@ -158,13 +159,7 @@ def find_checkpoint_damage(folder: Path) -> str | None:
     return files.describe_first_damage(folder, descriptions, compare_checksums=True)
 
 
-def _rename_with_suffix(folder: Path, suffix: str) -> Path:
-    """Renames `step-N` to the first free `step-N.suffix-I`, which is never loaded."""
-    aside = _first_free_path_with_suffix(folder, suffix)
-    files.rename_and_sync(folder, aside)
-    return aside
-
-
 def _first_free_path_with_suffix(folder: Path, suffix: str) -> Path:
+    """The first free `step-N.suffix-I`, which is never loaded."""
     names = (folder.with_name(f"{folder.name}.{suffix}-{number}") for number in itertools.count())
     return next(name for name in names if not name.exists())

@@ -50,18 +50,13 @@ def gather_full_weights_to_main(
         return gather_zero_weights_to_main(accelerator, model, dtype)
     inner = unwrap(accelerator, model)
     # tied weights have several names; under FSDP each name would be gathered into its own memory
-    first_names: dict[Tensor, str] = {}
-    for name, parameter in inner.named_parameters(remove_duplicate=False):
-        first_names.setdefault(parameter, name)
-    tied_to = {
-        name: first_names[parameter]
-        for name, parameter in inner.named_parameters(remove_duplicate=False)
-    }
+    first_names = {parameter: name for name, parameter in inner.named_parameters()}
+    parameters = dict(inner.named_parameters(remove_duplicate=False))
     stored: dict[str, Any] = get_model_state_dict(inner)
     weights: dict[str, Tensor] = {}
     tied_names: list[tuple[str, str]] = []
     for name, sharded in stored.items():
-        first = tied_to.get(name, name)
+        first = first_names[parameters[name]] if name in parameters else name
         # decided alike on every rank: all of them take part in the gathering
         if first != name and first in stored:
             tied_names.append((name, first))
@@ -91,19 +86,21 @@ def save_hf_model(
         dtype: Dtype of the weights, which `config.dtype` names.
     """
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
-    _complete_config(model, folder / "config.json", dtype)
+    _set_dtype_and_drop_init_fields(model, folder / "config.json", dtype)
     tokenizer.save_pretrained(folder)
     if tokenizer.pad_token is None:
-        _pad_with_eos(folder)
+        _set_missing_pad_tokens_to_eos(folder)
     _apply_umask_to_weights(folder)
 
 
-def _complete_config(model: PreTrainedModel, file: Path, dtype: torch.dtype) -> None:
+def _set_dtype_and_drop_init_fields(
+    model: PreTrainedModel, config_file: Path, dtype: torch.dtype
+) -> None:
     """Makes a config.json that of a trained model, stored in `dtype`.
 
     What only says how weights are drawn is left out: transformers' Mamba2 would draw some anew.
     """
-    fields = json.loads(file.read_text(encoding="utf-8"))
+    fields = json.loads(config_file.read_text(encoding="utf-8"))
     # save_pretrained wrote the dtype of the model in memory; from_pretrained loads in the config's
     fields["dtype"] = str(dtype).removeprefix("torch.")
     if base_model_type(model.config) in fla_config_classes():
@@ -114,10 +111,10 @@ def _complete_config(model: PreTrainedModel, file: Path, dtype: torch.dtype) -> 
     if not model.is_remote_code():
         # of the folder that the config was read from
         fields.pop("auto_map", None)
-    write_json_atomically(file, fields, indent=2)
+    write_json_atomically(config_file, fields, indent=2)
 
 
-def _pad_with_eos(folder: Path) -> None:
+def _set_missing_pad_tokens_to_eos(folder: Path) -> None:
     """Has a stored tokenizer and the generation pad with eos, without which batches are refused."""
     for name, field, eos in (
         ("tokenizer_config.json", "pad_token", "eos_token"),

@@ -57,18 +57,18 @@ def check_weights_match_config_and_tokenizer(
     Raises:
         UserError: They are another model's; names every field that differs, with both values.
     """
-    differences = _find_differences(folder, config, tokenizer)
-    refused = [
-        each for each in differences if not any(_names(name, each.name) for name in accepted)
-    ]
+    differences = _find_config_and_tokenizer_differences(folder, config, tokenizer)
+    # with the dot, `attn` is also `attn.window_size`, but not `attn_mode`
+    prefixes = tuple(f"{name}." for name in accepted)
+    refused = [each for each in differences if not f"{each.name}.".startswith(prefixes)]
     for name in accepted:
-        if not any(_names(name, each.name) for each in differences):
+        if not any(f"{each.name}.".startswith(f"{name}.") for each in differences):
             get_logger().info(
                 "%s: %s of checkpoint.accept_differences does not differ", where, name
             )
     if refused:
         raise UserError(
-            f"the weights are those of another model:\n{_format_table(refused)}",
+            f"the weights are those of another model:\n{_format_difference_table(refused)}",
             where=where,
             remedy=remedy,
         )
@@ -82,16 +82,11 @@ def check_weights_match_config_and_tokenizer(
         )
 
 
-def _names(accepted: str, field: str) -> bool:
-    """Whether an accepted name is that of a field, or of the nested fields that it is one of."""
-    return field == accepted or field.startswith(f"{accepted}.")
-
-
-def _find_differences(
+def _find_config_and_tokenizer_differences(
     folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[FieldDifference]:
     """Decisive config fields that differ, and the tokenizer if it does."""
-    stored = read_stored_config(folder)
+    stored = read_stored_config_or_empty(folder)
     differences = find_decisive_differences(stored, config) if stored else []
     if not any(folder.glob("tokenizer*")):
         return differences
@@ -116,20 +111,26 @@ def _list_differing_pipeline_parts(
     The identity hashes what a tokenizer does with one text; other merges or a post-processor that
     adds bos do not show in it. Slow tokenizers are not compared.
     """
-    before, after = _read_pipeline(stored), _read_pipeline(tokenizer)
+    before, after = (
+        _fast_tokenizer_pipeline_or_none(stored),
+        _fast_tokenizer_pipeline_or_none(tokenizer),
+    )
     if before is None or after is None or before == after:
         return []
     # storing may change how a tokenizer is written: what the run's own would be stored as is equal
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         try:
-            after = _read_pipeline(load_tokenizer(folder, trust_remote_code=False)) or after
+            after = (
+                _fast_tokenizer_pipeline_or_none(load_tokenizer(folder, trust_remote_code=False))
+                or after
+            )
         except UserError as error:
             get_logger().debug("the tokenizer is compared as it is in memory: %s", error.what)
     return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
 
 
-def _read_pipeline(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+def _fast_tokenizer_pipeline_or_none(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     """What tokenizer.json says of a fast tokenizer, without batching; None of a slow one."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None
@@ -137,7 +138,7 @@ def _read_pipeline(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     return {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
 
 
-def read_stored_config(folder: Path) -> dict[str, Any]:
+def read_stored_config_or_empty(folder: Path) -> dict[str, Any]:
     """The config.json next to stored weights; empty if there is none.
 
     Raises:
@@ -159,7 +160,7 @@ def read_stored_config(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def _format_table(differences: Collection[FieldDifference]) -> str:
+def _format_difference_table(differences: Collection[FieldDifference]) -> str:
     rows = [("field", "of the weights", "of this run")]
     rows += [(each.name, str(each.stored), str(each.built)) for each in differences]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]

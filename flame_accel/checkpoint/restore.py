@@ -27,7 +27,7 @@ from flame_accel.checkpoint.folder import (
 from flame_accel.checkpoint.identity import (
     TOKENIZER_PATTERNS,
     check_weights_match_config_and_tokenizer,
-    read_stored_config,
+    read_stored_config_or_empty,
 )
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
@@ -51,7 +51,7 @@ class StartingPoint(NamedTuple):
 
     def stored_config(self) -> dict[str, Any]:
         """The model config stored next to the weights; empty if there is none."""
-        return read_stored_config(self.folder) if self.folder else {}
+        return read_stored_config_or_empty(self.folder) if self.folder else {}
 
 
 def find_starting_point(
@@ -111,29 +111,27 @@ def restore_starting_point(
     Raises:
         UserError: The weights belong to another model, or the checkpoint cannot be resumed.
     """
-    if start.folder is not None:
-        _check_weights_match_model_and_tokenizer(
-            accelerator, start, start.folder, config, model, tokenizer
-        )
     if start.folder is None:
-        restored = RestoredState(TrainState())
-    elif start.own:
+        return RestoredState(TrainState())
+    _check_weights_match_model_and_tokenizer(
+        accelerator, start, start.folder, config, model, tokenizer
+    )
+    if start.own:
         # a run that is started again resumes everything from its newest checkpoint
         excluded = config.exclude_from_loading if config.load_step >= 0 else ()
         restored = load_checkpoint(
             accelerator, start.folder, model=model, optimizer=optimizer, excluded_parts=excluded
         )
         get_logger().info("continuing after step %d, from %s", restored.state.step, start.folder)
-    else:
-        restored = _load_from_initial_load_path(
-            accelerator,
-            start.folder,
-            config,
-            model=model,
-            optimizer=optimizer,
-            total_steps=total_steps,
-        )
-    return restored
+        return restored
+    return _load_from_initial_load_path(
+        accelerator,
+        start.folder,
+        config,
+        model=model,
+        optimizer=optimizer,
+        total_steps=total_steps,
+    )
 
 
 def set_aside_unused_checkpoints(

@@ -37,7 +37,7 @@ class SaveSchedule:
         self.clock = clock
         self.saved_at = clock()
 
-    def is_due(self, completed_steps: int, *, step_was_logged: bool) -> bool:
+    def is_due_on_all_ranks(self, completed_steps: int, *, step_was_logged: bool) -> bool:
         """Whether to save after a step. Every rank must call it with the same arguments.
 
         Args:

@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flame_accel.checkpoint import deepspeed_zero as zero
 from flame_accel.checkpoint.weight_conversion import (
-    has_weights_under_other_names,
     load_converted_weights,
+    needs_conversion_by_transformers,
 )
 from flame_accel.config import UserError
 from flame_accel.parallel import is_deepspeed, unwrap
@@ -46,7 +46,7 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
         UserError: The folder contains another model.
     """
     inner = unwrap(accelerator, model)
-    if has_weights_under_other_names(inner, _read_stored_shapes(folder)):
+    if needs_conversion_by_transformers(inner, _read_stored_tensor_shapes(folder)):
         load_converted_weights(accelerator, inner, folder)
         if is_deepspeed(accelerator):
             zero.refresh_fp32_copies(model)
@@ -151,10 +151,10 @@ def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
         yield names
 
 
-def _read_stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _read_stored_tensor_shapes(path: Path) -> dict[str, torch.Size]:
     """Name and shape of every stored tensor."""
     return {
-        name: tuple(metadata.size)
+        name: metadata.size
         for name, metadata in HuggingFaceStorageReader(str(path))
         .read_metadata()
         .state_dict_metadata.items()
@@ -166,13 +166,13 @@ def _check_stored_names_and_shapes(
     expected: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
 ) -> None:
     """Compares names and shapes with those stored, before anything is overwritten."""
-    stored = _read_stored_shapes(path)
+    stored = _read_stored_tensor_shapes(path)
     missing = sorted(set(expected) - set(stored))
     extra = sorted(set(stored) - set(expected) - set(allowed_extra_names))
     other = [
         f"{name}, {list(stored[name])} there and {list(tensor.shape)} here"
         for name, tensor in expected.items()
-        if name in stored and stored[name] != tuple(tensor.shape)
+        if name in stored and stored[name] != tensor.shape
     ]
     if missing or extra or other:
         named = other or missing or extra

@@ -9,7 +9,7 @@ shard by shard.
 import copy
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,15 @@ from flame_accel.models.packed_inputs import is_transformers_model
 from flame_accel.parallel import is_deepspeed
 
 
-def has_weights_under_other_names(model: PreTrainedModel, stored_names: Collection[str]) -> bool:
+class LoadingInfo(TypedDict):
+    """transformers' report about the tensors that it loaded."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, torch.Size, torch.Size]]
+
+
+def needs_conversion_by_transformers(model: PreTrainedModel, stored_names: Collection[str]) -> bool:
     """Whether weights of a model of transformers are stored under other names than it has now.
 
     Args:
@@ -54,7 +62,16 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
     weights: dict[str, Any] = {}
     problem: str | None = None
     if accelerator.is_main_process or deepspeed:
-        loaded, loading_info = _load_on_cpu_with_loading_info(model, folder)
+        from_pretrained: Any = AutoModelForCausalLM.from_pretrained
+        loaded, loading_info = from_pretrained(
+            folder,
+            config=copy.deepcopy(model.config),
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
         weights, problem = loaded.state_dict(), _describe_mismatch(loading_info)
     [problem] = broadcast_object_list([problem])
     if problem is not None:
@@ -71,36 +88,6 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
         full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1
     )
     set_model_state_dict(model, weights, options=options)
-
-
-class LoadingInfo(TypedDict):
-    """transformers' report about the tensors that it loaded."""
-
-    missing_keys: Collection[str]
-    unexpected_keys: Collection[str]
-    mismatched_keys: Collection[tuple[str, torch.Size, torch.Size]]
-
-
-class LoadedModel(NamedTuple):
-    """A model and how well its files fitted."""
-
-    model: PreTrainedModel
-    loading_info: LoadingInfo
-
-
-def _load_on_cpu_with_loading_info(model: PreTrainedModel, folder: Path) -> LoadedModel:
-    """The model of a folder on the CPU in float32, and transformers' report about its tensors."""
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
-    loaded = from_pretrained(
-        folder,
-        config=copy.deepcopy(model.config),
-        dtype=torch.float32,
-        local_files_only=True,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    return LoadedModel(*loaded)
 
 
 def _describe_mismatch(loading_info: LoadingInfo) -> str | None:

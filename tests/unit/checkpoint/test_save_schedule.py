@@ -31,7 +31,7 @@ def test_an_interval_in_seconds_ends_at_the_next_logged_step():
     due = []
     for step in range(1, 101):
         clock.now += 3
-        if subject.is_due(step, step_was_logged=step % 5 == 0):
+        if subject.is_due_on_all_ranks(step, step_was_logged=step % 5 == 0):
             due.append(step)
     # every fifth step is logged, after 15 seconds each
     assert due == [*range(5, 101, 5)]
@@ -39,7 +39,7 @@ def test_an_interval_in_seconds_ends_at_the_next_logged_step():
     due = []
     for step in range(1, 101):
         clock.now += 0.6
-        if subject.is_due(step, step_was_logged=step % 5 == 0):
+        if subject.is_due_on_all_ranks(step, step_was_logged=step % 5 == 0):
             due.append(step)
     assert due == [20, 40, 60, 80, 100]
 
@@ -49,9 +49,11 @@ def test_the_last_step_is_always_saved_and_nothing_without_checkpoints():
     never = partial(SaveSchedule, ONE_PROCESS, steps=7, clock=Clock())
     for unit in ("step", "seconds"):
         subject = never(CheckpointConfig(interval_type=unit, interval=1000))
-        assert [s for s in range(1, 8) if subject.is_due(s, step_was_logged=s == 3)] == [7]
+        assert [
+            s for s in range(1, 8) if subject.is_due_on_all_ranks(s, step_was_logged=s == 3)
+        ] == [7]
     subject = never(CheckpointConfig(enable_checkpoint=False, interval=1))
-    assert not any(subject.is_due(step, step_was_logged=True) for step in range(1, 8))
+    assert not any(subject.is_due_on_all_ranks(step, step_was_logged=True) for step in range(1, 8))
 
 
 @pytest.mark.parametrize("main_decides", [True, False])
@@ -67,8 +69,8 @@ def test_the_clock_of_the_main_process_decides_for_all(monkeypatch, main_decides
     subject = SaveSchedule(ONE_PROCESS, config, steps=100, clock=(clock := Clock()))
     clock.now = 9.99 if main_decides else 10.0
     # ranks exchange nothing where nothing is logged
-    assert not subject.is_due(1, step_was_logged=False) and asked == []
-    assert subject.is_due(2, step_was_logged=True) is main_decides
+    assert not subject.is_due_on_all_ranks(1, step_was_logged=False) and asked == []
+    assert subject.is_due_on_all_ranks(2, step_was_logged=True) is main_decides
     assert asked == [not main_decides]
 
 

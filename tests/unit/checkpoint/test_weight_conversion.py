@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from flame_accel.checkpoint.tensor_storage import load_weights
-from flame_accel.checkpoint.weight_conversion import has_weights_under_other_names
+from flame_accel.checkpoint.weight_conversion import needs_conversion_by_transformers
 from flame_accel.config import UserError
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
@@ -66,11 +66,11 @@ def test_another_model_is_refused_before_anything_is_overwritten(
 def test_only_models_of_transformers_with_other_names_are_converted():
     llama = build("llama", 0)
     names = set(llama.state_dict())
-    assert not has_weights_under_other_names(llama, names)
-    assert has_weights_under_other_names(llama, {f"old.{name}" for name in names})
+    assert not needs_conversion_by_transformers(llama, names)
+    assert needs_conversion_by_transformers(llama, {f"old.{name}" for name in names})
     tied = build("llama", 0, tie_word_embeddings=True)
-    assert not has_weights_under_other_names(tied, names - {"lm_head.weight"})
-    assert not has_weights_under_other_names(instantiate(tiny_config("gla")), {"other"})
+    assert not needs_conversion_by_transformers(tied, names - {"lm_head.weight"})
+    assert not needs_conversion_by_transformers(instantiate(tiny_config("gla")), {"other"})
 
 
 def test_the_state_of_a_model_is_not_shared_with_what_was_loaded(accelerator, tmp_path: Path):
