@@ -169,12 +169,14 @@ def build_components(
     # sharding hides the full sizes
     num_parameters = models.count_parameters(model)
     flops_per_token = models.train_flops_per_token(model, training.context_len or training.seq_len)
-    parallel.transform_model(
+    parallel.apply_tp_float8_compile_and_checkpointing(
         accelerator, model, training, config.activation_checkpoint, config.float8
     )
     optimizer = build_optimizer(accelerator, model, config.optimizer)
     # batches are already this rank's, and the learning rate is a function of the step
-    model, optimizer = parallel.prepare(accelerator, model, optimizer, training, config.float8)
+    model, optimizer = parallel.prepare_model_and_optimizer(
+        accelerator, model, optimizer, training, config.float8
+    )
     graphs = build_pass_graphs(accelerator, model, optimizer, config)
     return Components(
         tokenizer, run_data, model, optimizer, num_parameters, flops_per_token, graphs

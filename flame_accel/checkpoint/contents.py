@@ -40,7 +40,7 @@ from flame_accel.files import write_json_atomically
 from flame_accel.observe import get_logger
 from flame_accel.observe.meter import MeterState
 from flame_accel.observe.run_folder import package_versions
-from flame_accel.parallel import tp_size, unwrap
+from flame_accel.parallel import tp_size, unwrap_model
 
 
 class RestoredState(NamedTuple):
@@ -85,7 +85,7 @@ def save_checkpoint(
     weights = gather_full_weights_to_main(accelerator, model, weights_dtype)
     if accelerator.is_main_process:
         temporary = folder.create_temporary_folder(state.step)
-        inner = unwrap(accelerator, model)
+        inner = unwrap_model(accelerator, model)
         save_hf_model(inner, weights, tokenizer, temporary, weights_dtype)
         write_json_atomically(temporary / "state.json", asdict(state))
     accelerator.wait_for_everyone()

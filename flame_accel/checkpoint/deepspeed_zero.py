@@ -15,7 +15,7 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from flame_accel.parallel import unwrap
+from flame_accel.parallel import unwrap_model
 from flame_accel.parallel.sharded_tensors import full_shape
 
 
@@ -67,7 +67,7 @@ def gather_zero_weights_to_main(
     """
     from deepspeed.runtime.zero import GatheredParameters
 
-    model = unwrap(accelerator, engine)
+    model = unwrap_model(accelerator, engine)
     gathered: dict[Tensor, Tensor] = {}
     for parameter in model.parameters():
         with GatheredParameters(parameter):
@@ -180,7 +180,7 @@ def gather_zero_optimizer_state_per_owner(
     Each tensor is on exactly one rank, and all ranks have about as many elements. Every rank must
     call it.
     """
-    model = unwrap(accelerator, engine)
+    model = unwrap_model(accelerator, engine)
     loads = [0] * accelerator.num_processes
     owned: dict[str, Tensor] = {}
     for name, parameter, fragment, state in _iterate_local_optimizer_states(model, engine):

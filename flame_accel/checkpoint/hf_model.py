@@ -20,7 +20,7 @@ from flame_accel.files import write_json_atomically
 from flame_accel.models.catalogue import fla_config_classes
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.norms import base_model_type
-from flame_accel.parallel import is_deepspeed, unwrap
+from flame_accel.parallel import is_deepspeed, unwrap_model
 
 MAX_SHARD_SIZE = "5GB"
 """Larger models are written as several files, so that a broken transfer repeats a part."""
@@ -48,7 +48,7 @@ def gather_full_weights_to_main(
     """
     if is_deepspeed(accelerator):
         return gather_zero_weights_to_main(accelerator, model, dtype)
-    inner = unwrap(accelerator, model)
+    inner = unwrap_model(accelerator, model)
     # tied weights have several names; under FSDP each name would be gathered into its own memory
     first_names = {parameter: name for name, parameter in inner.named_parameters()}
     parameters = dict(inner.named_parameters(remove_duplicate=False))

@@ -36,7 +36,7 @@ from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
-from flame_accel.parallel import run_on_main_and_broadcast, unwrap
+from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
 
 class StartingPoint(NamedTuple):
@@ -165,7 +165,7 @@ def _check_weights_match_model_and_tokenizer(
         )
     check_weights_match_config_and_tokenizer(
         folder,
-        unwrap(accelerator, model).config,
+        unwrap_model(accelerator, model).config,
         tokenizer,
         accepted=config.accept_differences,
         where=where,

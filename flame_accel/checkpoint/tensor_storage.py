@@ -28,7 +28,7 @@ from flame_accel.checkpoint.weight_conversion import (
     needs_conversion_by_transformers,
 )
 from flame_accel.config import UserError
-from flame_accel.parallel import is_deepspeed, unwrap
+from flame_accel.parallel import is_deepspeed, unwrap_model
 
 BATCH_BYTES = 1 << 30
 """Limit in bytes of the full tensors that a rank reads at a time."""
@@ -45,7 +45,7 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
     Raises:
         UserError: The folder contains another model.
     """
-    inner = unwrap(accelerator, model)
+    inner = unwrap_model(accelerator, model)
     if needs_conversion_by_transformers(inner, _read_stored_tensor_shapes(folder)):
         load_converted_weights(accelerator, inner, folder)
         if is_deepspeed(accelerator):
@@ -79,7 +79,7 @@ def load_optimizer_state(
     Raises:
         UserError: The checkpoint belongs to another model or optimizer.
     """
-    inner = unwrap(accelerator, model)
+    inner = unwrap_model(accelerator, model)
     if is_deepspeed(accelerator):
         zero.initialize_zero_optimizer_state(model)
         _load_full_tensors_in_batches(
@@ -217,7 +217,7 @@ def save_optimizer_state(
     if is_deepspeed(accelerator):
         tensors = zero.gather_zero_optimizer_state_per_owner(accelerator, model)
     else:
-        tensors = named_optimizer_state(unwrap(accelerator, model), optimizer)
+        tensors = named_optimizer_state(unwrap_model(accelerator, model), optimizer)
     state_dict_saver.save(
         tensors,
         storage_writer=HuggingFaceStorageWriter(

@@ -27,7 +27,9 @@ def log_run_summary(
         run_data: The datasets.
     """
     log = get_logger()
-    log.info("model: %s, %s", parallel.unwrap(accelerator, model).config.model_type, num_parameters)
+    log.info(
+        "model: %s, %s", parallel.unwrap_model(accelerator, model).config.model_type, num_parameters
+    )
     if parallel.casts_residual_stream_to_bf16(accelerator, training):
         log.info("residual stream: bfloat16; weights: float32")
     log.info("data: %s", run_data)

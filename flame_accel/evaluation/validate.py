@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from flame_accel.data import EvaluationBatches
 from flame_accel.evaluation.metrics import LanguageModelingMetricFromSums
-from flame_accel.parallel import all_reduce_sum_over_dp, autocast, widest_float_dtype
+from flame_accel.parallel import all_reduce_sum_over_dp, autocast_unless_fsdp2, widest_float_dtype
 
 CHUNK_TOKENS = 4096
 """Number of tokens whose logits are converted to fp32 at a time."""
@@ -45,7 +45,7 @@ def validate(
                 if isinstance(value, Tensor)
             }
             labels = inputs.pop("labels")
-            with autocast(accelerator):
+            with autocast_unless_fsdp2(accelerator):
                 logits = model(**inputs, use_cache=False).logits
             sums += torch.stack(sum_nats_correct_and_targets(logits, labels))
     model.train()

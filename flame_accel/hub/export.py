@@ -15,7 +15,7 @@ from flame_accel.files import replace_folder
 from flame_accel.hub.model_card import ModelOrigin, write_model_card
 from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
 from flame_accel.hub.remote_code import CODE_FILE, write_remote_code
-from flame_accel.parallel import run_on_main_and_broadcast, unwrap
+from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
 STALE_FILES = (
     "model.safetensors",
@@ -46,7 +46,7 @@ def export_model(
         origin: The run and the step, for the model card.
     """
     weights = gather_full_weights_to_main(accelerator, model, dtype)
-    inner = unwrap(accelerator, model)
+    inner = unwrap_model(accelerator, model)
     run_on_main_and_broadcast(
         accelerator,
         lambda: write_export(folder, inner, weights, tokenizer, dtype=dtype, origin=origin),

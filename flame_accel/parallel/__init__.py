@@ -12,7 +12,11 @@ from flame_accel.parallel.describe import compute_dtype, describe_topology
 from flame_accel.parallel.fp32_parameters import average_fsdp2_ignored_gradients
 from flame_accel.parallel.gradients import UpdateResult, clip_gradients
 from flame_accel.parallel.option_checks import check_parallel_options
-from flame_accel.parallel.prepare import autocast, prepare, unwrap
+from flame_accel.parallel.prepare import (
+    autocast_unless_fsdp2,
+    prepare_model_and_optimizer,
+    unwrap_model,
+)
 from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
 from flame_accel.parallel.residual_stream import casts_residual_stream_to_bf16
 from flame_accel.parallel.timeouts import (
@@ -20,13 +24,14 @@ from flame_accel.parallel.timeouts import (
     extended_timeout,
     set_train_timeout,
 )
-from flame_accel.parallel.transform import transform_model
+from flame_accel.parallel.transform import apply_tp_float8_compile_and_checkpointing
 
 __all__ = [
     "UpdateResult",
     "all_gather",
     "all_reduce_sum_over_dp",
-    "autocast",
+    "apply_tp_float8_compile_and_checkpointing",
+    "autocast_unless_fsdp2",
     "average_fsdp2_ignored_gradients",
     "build_accelerator",
     "casts_residual_stream_to_bf16",
@@ -39,13 +44,12 @@ __all__ = [
     "explain_timeout_errors",
     "extended_timeout",
     "is_deepspeed",
-    "prepare",
+    "prepare_model_and_optimizer",
     "read_deepspeed_update_result",
     "run_on_main_and_broadcast",
     "set_train_timeout",
     "tokens_per_step",
     "tp_size",
-    "transform_model",
-    "unwrap",
+    "unwrap_model",
     "widest_float_dtype",
 ]

@@ -35,7 +35,7 @@ from flame_accel.parallel.deepspeed_config import (
 )
 from flame_accel.parallel.launch_settings import is_variable_true
 from flame_accel.parallel.timeouts import enable_flight_recorder
-from flame_accel.parallel.topology import Topology, resolve_topology
+from flame_accel.parallel.topology import Topology, resolve_engine_mesh_and_precision
 
 
 def build_accelerator(
@@ -63,8 +63,8 @@ def build_accelerator(
         os.environ, "ACCELERATE_USE_CPU"
     )
     num_devices = None if on_cpu else torch.accelerator.device_count()
-    topology = resolve_topology(training, os.environ, num_devices=num_devices)
-    _overwrite_launch_variables_in_environ(topology, on_cpu)
+    topology = resolve_engine_mesh_and_precision(training, os.environ, num_devices=num_devices)
+    _unset_contradicting_launch_variables(topology, on_cpu)
     bf16 = topology.param_dtype == "bfloat16"
     # deepspeed looks for its device when it is imported
     zero = None
@@ -105,7 +105,7 @@ def build_accelerator(
     return accelerator
 
 
-def _overwrite_launch_variables_in_environ(topology: Topology, on_cpu: bool) -> None:
+def _unset_contradicting_launch_variables(topology: Topology, on_cpu: bool) -> None:
     """Removes what the launcher exported and the resolved topology contradicts, in os.environ.
 
     Accelerate and transformers read these variables themselves, whatever arguments they get.

@@ -15,13 +15,13 @@ Compiled code lies inside the checkpoint.
 
 import functools
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -114,7 +114,7 @@ class _BlockPass:
             raise RuntimeError(
                 f"a block called {first_called} at first, and {operator} when recomputed"
             )
-        return _map_corresponding_tensors(outputs, _restore_output)
+        return tree_map_only(_SavedOutput, _restore_output, outputs)
 
     def _call_and_save(
         self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -126,7 +126,7 @@ class _BlockPass:
                 outputs = operator(*args, **kwargs)
         finally:
             _thread.block_pass = self
-        self.saved.append((operator, _map_corresponding_tensors(outputs, _save_output)))
+        self.saved.append((operator, tree_map_only(Tensor, _save_output, outputs)))
         return outputs
 
 
@@ -171,13 +171,3 @@ def _restore_output(saved: _SavedOutput) -> Tensor:
     if saved.tensor._version != saved.version:
         raise RuntimeError("a block wrote to the result of an operator, which it needs again")
     return saved.tensor.detach().requires_grad_(saved.needs_grad)
-
-
-def _map_corresponding_tensors(outputs: Any, function: Callable[[Any], Any]) -> Any:
-    """The outputs of an operator, nested tuples and lists, with a function of each tensor."""
-    if outputs is None:
-        return None
-    if isinstance(outputs, (tuple, list)):
-        mapped = [_map_corresponding_tensors(output, function) for output in outputs]
-        return mapped if isinstance(outputs, list) else tuple(mapped)
-    return function(outputs)

@@ -59,10 +59,12 @@ def replace_training_forward(block: nn.Module, training_forward: Forward) -> Non
     In training caches are dropped: nothing reads them, a recomputing pass would write into them
     again, and a compiled block would be recompiled for every length.
     """
-    block.forward = partial(_call_forward_by_mode, block, block.forward, training_forward)
+    block.forward = partial(
+        _call_by_mode_dropping_training_caches, block, block.forward, training_forward
+    )
 
 
-def _call_forward_by_mode(
+def _call_by_mode_dropping_training_caches(
     block: nn.Module,
     original_forward: Forward,
     training_forward: Forward,

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from flame_accel.config import UserError
 from flame_accel.parallel.collectives import all_gather_stacked
-from flame_accel.parallel.deepspeed import is_deepspeed, iterate_zero_parameters
+from flame_accel.parallel.deepspeed import is_deepspeed, iterate_model_parameters_under_zero
 from flame_accel.parallel.describe import mesh_degrees
 from flame_accel.parallel.fp32_parameters import ignored_fp32_parameters
 from flame_accel.parallel.ranks import dp_size, tp_size
@@ -84,13 +84,14 @@ def check_initial_weights_equal(accelerator: Accelerator, model: nn.Module) -> N
     if accelerator.num_processes == 1:
         return
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    # TP ranks are neighbors; once sharded, they hold different parts
-    num_parts = tp_size(accelerator) if sharded else 1
     checksums = {
         name: _bit_checksum(local_tensor(parameter)).to(accelerator.device)
         for name, parameter in model.named_parameters()
     }
-    different = _names_that_differ_over_ranks(checksums, None, num_parts)
+    # TP ranks are neighbors; once sharded, they hold different parts
+    different = _names_that_differ_between_copies(
+        checksums, None, ranks_per_copy=tp_size(accelerator) if sharded else 1
+    )
     if different:
         raise RuntimeError(
             f"ranks have built different initial weights of {len(different)} parameters, such as "
@@ -110,7 +111,7 @@ def check_prepared_parameters(
             its copies.
     """
     if is_deepspeed(accelerator):
-        optimized = {id(p) for p in iterate_zero_parameters(optimizer)}
+        optimized = {id(p) for p in iterate_model_parameters_under_zero(optimizer)}
     else:
         optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
@@ -164,7 +165,7 @@ def _check_replicated_weights_equal(model: nn.Module) -> None:
                 by_name[name] = _bit_checksum(local_tensor(parameter))
     for key, by_name in checksums.items():
         group = None if key is None else key[0].get_group(key[1])
-        different = _names_that_differ_over_ranks(by_name, group)
+        different = _names_that_differ_between_copies(by_name, group)
         if different:
             raise RuntimeError(
                 f"the {get_world_size(group)} copies of {len(different)} parameters differ, such "
@@ -172,13 +173,13 @@ def _check_replicated_weights_equal(model: nn.Module) -> None:
             )
 
 
-def _names_that_differ_over_ranks(
-    checksums: Mapping[str, Tensor], group: ProcessGroup | None, num_parts: int = 1
+def _names_that_differ_between_copies(
+    checksums: Mapping[str, Tensor], group: ProcessGroup | None, *, ranks_per_copy: int = 1
 ) -> list[str]:
-    """Names whose checksum is not the same on all ranks of a group, every `num_parts`-th rank."""
+    """Names whose checksum differs between ranks of a group that hold the same part of a copy."""
     gathered = all_gather_stacked(torch.stack(list(checksums.values())), group)
-    # [copies, parts, parameters]
-    gathered = gathered.unflatten(0, (-1, num_parts))
+    # [copies, ranks, parameters]
+    gathered = gathered.unflatten(0, (-1, ranks_per_copy))
     differs = (gathered != gathered[:1]).any(dim=(0, 1)).tolist()
     return [name for name, differ in zip(checksums, differs, strict=True) if differ]
 

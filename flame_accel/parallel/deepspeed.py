@@ -21,7 +21,7 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
-def iterate_zero_parameters(optimizer: AcceleratedOptimizer) -> Iterator[nn.Parameter]:
+def iterate_model_parameters_under_zero(optimizer: AcceleratedOptimizer) -> Iterator[nn.Parameter]:
     """The model's parameters of which ZeRO's optimizer updates slices."""
     zero: Any = optimizer.optimizer
     for group in zero.fp16_groups if hasattr(zero, "fp16_groups") else zero.bit16_groups:

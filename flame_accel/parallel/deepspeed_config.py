@@ -53,7 +53,7 @@ def build_deepspeed_plugin(
     config = build_deepspeed_config(training, bf16=bf16, pin_memory=not on_cpu)
     _import_deepspeed_quietly(on_cpu)
     if "offload_optimizer" in config["zero_optimization"] and not on_cpu:
-        _set_threads_to_share_of_cores()
+        _set_torch_threads_to_share_of_cores()
     # accelerate takes a complete configuration only from a file, and refuses one next to this
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     return DeepSpeedPlugin(hf_ds_config=config, zero3_init_flag=False)
@@ -267,7 +267,7 @@ def _import_deepspeed_quietly(on_cpu: bool) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _set_threads_to_share_of_cores() -> None:
+def _set_torch_threads_to_share_of_cores() -> None:
     """Divides the cores of this machine among its ranks, for updates in CPU memory.
 
     torchrun leaves every rank one thread, which is enough for everything else.

@@ -8,7 +8,7 @@ FSDP2 ignores: this module does. `models.parameter_groups` knows which parameter
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import all_reduce
 from transformers import PreTrainedModel
 
@@ -52,7 +52,13 @@ def average_fsdp2_ignored_gradients(accelerator: Accelerator) -> None:
     One all-reduce for all of them; to be called by all ranks once per step, after the last backward
     pass. A gradient that is missing on a rank counts as zeros.
     """
-    gradients = [_local_reduced_gradient_or_zeros(p) for p in ignored_fp32_parameters(accelerator)]
+    gradients = []
+    for parameter in ignored_fp32_parameters(accelerator):
+        if parameter.grad is None:
+            # this rank's batches did not reach the parameter
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = gradient_in_parameter_placements(parameter)
+        gradients.append(local_tensor(parameter.grad))
     if not gradients or accelerator.num_processes == 1:
         return
     group = dp_group(accelerator)
@@ -62,12 +68,3 @@ def average_fsdp2_ignored_gradients(accelerator: Accelerator) -> None:
     means = flat.split([gradient.numel() for gradient in gradients])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
-
-
-def _local_reduced_gradient_or_zeros(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a gradient, which is created, and reduced over TP ranks, in place."""
-    if parameter.grad is None:
-        # this rank's batches did not reach the parameter
-        parameter.grad = torch.zeros_like(parameter)
-    parameter.grad = gradient_in_parameter_placements(parameter)
-    return local_tensor(parameter.grad)

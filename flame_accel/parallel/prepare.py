@@ -19,7 +19,6 @@ from flame_accel.parallel.deepspeed import is_deepspeed
 from flame_accel.parallel.float8 import register_float8_scale_hooks
 from flame_accel.parallel.ranks import tp_size
 from flame_accel.parallel.resharding import set_reshard_after_forward
-from flame_accel.parallel.tensor import prepare_tensor_parallel
 
 
 @runtime_checkable
@@ -27,18 +26,18 @@ class HasBackwardHooks(Protocol):
     """An optimizer that hooks parameters for the backward pass, once they have been prepared."""
 
     def register_backward_hooks(self, device: torch.device) -> None:
-        """Hooks the parameters that the optimizer holds, which `prepare` may have replaced."""
+        """Hooks the parameters that the optimizer holds, which preparing may have replaced."""
 
 
 class Prepared(NamedTuple):
     """A model and an optimizer that Accelerate has prepared."""
 
     model: torch.nn.Module
-    """What to call in the step; wrapped under DDP and DeepSpeed, see `unwrap`."""
+    """What to call in the step; wrapped under DDP and DeepSpeed, see `unwrap_model`."""
     optimizer: AcceleratedOptimizer
 
 
-def prepare(
+def prepare_model_and_optimizer(
     accelerator: Accelerator,
     model: PreTrainedModel,
     optimizer: Optimizer,
@@ -51,7 +50,7 @@ def prepare(
 
     Args:
         accelerator: The run's Accelerator.
-        model: Transformed (`transform_model`).
+        model: Transformed (`apply_tp_float8_compile_and_checkpointing`).
         optimizer: Over the model's parameters.
         training: When FSDP2 frees gathered weights.
         float8: Whether scales of 8-bit gathering are computed in advance.
@@ -62,13 +61,13 @@ def prepare(
     """
     check_initial_weights_equal(accelerator, model)
     if tp_size(accelerator) > 1:
-        prepared, prepared_optimizer = prepare_tensor_parallel(accelerator, model, optimizer)
+        prepared, prepared_optimizer = _prepare_tensor_parallel(accelerator, model, optimizer)
     else:
         prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     assert isinstance(prepared_optimizer, AcceleratedOptimizer)
-    inner = unwrap(accelerator, prepared)
+    inner = unwrap_model(accelerator, prepared)
     # accelerate's wrapper of forward copies every output to fp32, logits included: gigabytes in
-    # each step. the step opens `autocast` itself instead
+    # each step. the step opens `autocast_unless_fsdp2` itself instead
     inner.__dict__.pop("forward", None)
     inner.__dict__.pop("_original_forward", None)
     set_reshard_after_forward(accelerator, inner, training.fsdp_reshard_after_forward)
@@ -80,7 +79,27 @@ def prepare(
     return Prepared(prepared, prepared_optimizer)
 
 
-def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
+def _prepare_tensor_parallel(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: Optimizer
+) -> Prepared:
+    """Has Accelerate prepare a tensor-parallel model, which its `prepare` cannot.
+
+    With a TP mesh that imports a name that transformers 5 no longer has (accelerate 1.15.0,
+    accelerator.py:1618); what it would do there, making every parameter a DTensor,
+    `apply_tensor_parallel` has done. Under FSDP2 the model is sharded further.
+    """
+    if accelerator.is_fsdp2:
+        prepared = Prepared(*accelerator._prepare_fsdp2(model, optimizer))
+    else:
+        accelerator._models.append(model.to(accelerator.device))
+        prepared = Prepared(model, accelerator.prepare_optimizer(optimizer))
+    known: tuple[Any, ...] = prepared
+    for item in known:
+        item._is_accelerate_prepared = True
+    return prepared
+
+
+def unwrap_model(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
     """The model itself, without the wrapper of DDP or DeepSpeed."""
     # accelerate's own function would import deepspeed in every run, for a second and a warning
     wrapped = isinstance(model, DistributedDataParallel) or (
@@ -90,7 +109,7 @@ def unwrap(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
     return inner
 
 
-def autocast(accelerator: Accelerator) -> AbstractContextManager[None]:
+def autocast_unless_fsdp2(accelerator: Accelerator) -> AbstractContextManager[None]:
     """The autocast context of a forward pass; FSDP2 casts parameters itself and needs none."""
     if accelerator.is_fsdp2:
         return nullcontext()

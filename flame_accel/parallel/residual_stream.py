@@ -33,10 +33,12 @@ def cast_embeddings_under_autocast(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
-            module.register_forward_hook(_cast_output_to_bf16)
+            module.register_forward_hook(_cast_output_to_bf16_under_autocast)
 
 
-def _cast_output_to_bf16(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+def _cast_output_to_bf16_under_autocast(
+    module: nn.Module, inputs: object, output: Tensor
+) -> Tensor:
     device = output.device.type
     autocasts = torch.is_autocast_enabled(device)
     to_bf16 = autocasts and torch.get_autocast_dtype(device) is torch.bfloat16

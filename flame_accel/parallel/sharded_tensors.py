@@ -6,7 +6,7 @@ DeepSpeed shard by themselves.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,9 +85,9 @@ def num_ranks_with_copy(tensor: Tensor) -> int:
     return get_world_size() // num_shards
 
 
-def full_shape(parameter: Any) -> torch.Size:
+def full_shape(parameter: Tensor) -> torch.Size:
     """The shape of a parameter before any sharding.
 
     A DTensor reports it as its shape; ZeRO-3 empties parameters between uses and keeps it apart.
     """
-    return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+    return vars(parameter).get("ds_shape", parameter.shape)

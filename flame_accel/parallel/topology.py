@@ -55,7 +55,7 @@ class Degrees(NamedTuple):
         return " x ".join(map(str, self))
 
 
-def resolve_topology(
+def resolve_engine_mesh_and_precision(
     training: TrainingConfig, environment: Mapping[str, str], *, num_devices: int | None
 ) -> Topology:
     """Resolves how a run is distributed over the processes that were launched.

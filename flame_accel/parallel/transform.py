@@ -19,7 +19,7 @@ from flame_accel.parallel.residual_stream import (
 from flame_accel.parallel.tensor import apply_tensor_parallel
 
 
-def transform_model(
+def apply_tp_float8_compile_and_checkpointing(
     accelerator: Accelerator,
     model: PreTrainedModel,
     training: TrainingConfig,

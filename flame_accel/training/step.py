@@ -21,13 +21,13 @@ from flame_accel.kernels.document_boundaries import remember_boundaries
 from flame_accel.parallel import (
     UpdateResult,
     all_reduce_sum_over_dp,
-    autocast,
+    autocast_unless_fsdp2,
     average_fsdp2_ignored_gradients,
     clip_gradients,
     dp_size,
     is_deepspeed,
     read_deepspeed_update_result,
-    unwrap,
+    unwrap_model,
 )
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 from flame_accel.training.pass_graphs import PassGraphs
@@ -177,10 +177,10 @@ def compute_micro_batch_loss(
         global_targets: Number of target tokens of the step on all ranks.
     """
     inputs = {name: value for name, value in batch.items() if name != "num_targets"}
-    if accepts_num_items_in_batch(type(unwrap(accelerator, model))):
-        with autocast(accelerator):
+    if accepts_num_items_in_batch(type(unwrap_model(accelerator, model))):
+        with autocast_unless_fsdp2(accelerator):
             return model(**inputs, num_items_in_batch=global_targets).loss
-    with autocast(accelerator):
+    with autocast_unless_fsdp2(accelerator):
         mean = model(**inputs).loss
     if not batch["num_targets"]:
         # a mean over no targets; its gradients are zeros, and every rank takes part in backward

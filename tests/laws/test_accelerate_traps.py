@@ -18,7 +18,7 @@ from flame_accel.checkpoint import CheckpointFolder
 from flame_accel.config import OptimizerConfig, TrainingConfig, UserError
 from flame_accel.parallel.accelerator import _build_fsdp_plugin
 from flame_accel.parallel.deepspeed_config import build_deepspeed_config
-from flame_accel.parallel.topology import resolve_topology
+from flame_accel.parallel.topology import resolve_engine_mesh_and_precision
 from flame_accel.training import learning_rate
 from tests.helpers.runs import ROOT, launch, read_records
 
@@ -153,14 +153,16 @@ def test_7_a_save_that_is_interrupted_costs_nothing(tmp_path):
 
 def test_8_defaults_that_cost_precision_or_memory_are_not_taken():
     training = TrainingConfig(batch_size=3, max_norm=0.5)
-    topology = resolve_topology(training, FSDP2, num_devices=None)
+    topology = resolve_engine_mesh_and_precision(training, FSDP2, num_devices=None)
     plugin = _build_fsdp_plugin(topology, on_cpu=True)
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
     assert plugin.mixed_precision_policy.reduce_dtype == torch.float32
     assert plugin.auto_wrap_policy is not None
     assert not plugin.cpu_ram_efficient_loading
     with pytest.raises(UserError, match="saves no memory"):
-        resolve_topology(training, FSDP2 | {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, num_devices=None)
+        resolve_engine_mesh_and_precision(
+            training, FSDP2 | {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, num_devices=None
+        )
 
     zero = build_deepspeed_config(training, bf16=True, pin_memory=False)
     assert zero["gradient_clipping"] == 0.5

@@ -4,7 +4,6 @@
 """
 
 from flame_accel.parallel.tensor.apply import apply_tensor_parallel
-from flame_accel.parallel.tensor.prepare import prepare_tensor_parallel
 from flame_accel.parallel.tensor.regions import check_tensor_parallel_support
 
-__all__ = ["apply_tensor_parallel", "check_tensor_parallel_support", "prepare_tensor_parallel"]
+__all__ = ["apply_tensor_parallel", "check_tensor_parallel_support"]

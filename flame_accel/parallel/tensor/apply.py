@@ -27,7 +27,7 @@ from flame_accel.parallel.tensor.instance_patching import replace_forward_global
 from flame_accel.parallel.tensor.plans import SHARDED_OUTSIDE_REGIONS
 from flame_accel.parallel.tensor.regions import Region, match_regions_with_plans, planned_shard_dim
 from flame_accel.parallel.tensor.vocabulary import (
-    replace_embedding_forward,
+    make_embedding_vocab_parallel,
     replace_head_forward_and_loss,
 )
 
@@ -75,7 +75,7 @@ def shard_model_over_mesh(
     for region in regions:
         _parallelize_region(region, mesh.get_group())
     inputs: Any = model.get_input_embeddings()
-    replace_embedding_forward(inputs, mesh)
+    make_embedding_vocab_parallel(inputs, mesh)
     replace_head_forward_and_loss(model, mesh, loss_parallel=loss_parallel)
 
 

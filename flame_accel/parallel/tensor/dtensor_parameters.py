@@ -56,7 +56,7 @@ def shard_parameter(
     return sharded
 
 
-def local_tp_shard(parameter: Tensor) -> Tensor:
+def differentiable_tp_shard(parameter: Tensor) -> Tensor:
     """This TP rank's shard of a parameter, differentiable.
 
     Raises:

@@ -18,7 +18,10 @@ from flame_accel.parallel.tensor.differentiable_collectives import (
     all_reduce_without_gradient,
     copy_to_tp_region,
 )
-from flame_accel.parallel.tensor.dtensor_parameters import local_tp_shard, tp_shard_start_and_length
+from flame_accel.parallel.tensor.dtensor_parameters import (
+    differentiable_tp_shard,
+    tp_shard_start_and_length,
+)
 
 CHUNK_LOGITS = 2**25
 """Number of fp32 logits that are held at a time (128 MiB)."""
@@ -49,7 +52,7 @@ class VocabParallelLoss(nn.Module):
         """
         assert bias is None
         group = self.mesh.get_group()
-        rows, local = hidden.flatten(0, -2), local_tp_shard(weight)
+        rows, local = hidden.flatten(0, -2), differentiable_tp_shard(weight)
         if torch.is_autocast_enabled(rows.device.type):
             dtype = torch.get_autocast_dtype(rows.device.type)
             rows, local = rows.to(dtype), local.to(dtype)

@@ -17,7 +17,7 @@ from flame_accel.parallel.checks import (
     check_initial_weights_equal,
     check_prepared_parameters,
 )
-from flame_accel.parallel.topology import resolve_topology
+from flame_accel.parallel.topology import resolve_engine_mesh_and_precision
 from tests.helpers.launches import FSDP2, launch_variables
 
 
@@ -28,8 +28,10 @@ def accelerator(distributed_type: DistributedType, num_processes: int, **changes
     )
 
 
-DDP = resolve_topology(TrainingConfig(), launch_variables(4), num_devices=None)
-SHARDED = resolve_topology(TrainingConfig(), launch_variables(4, FSDP2), num_devices=None)
+DDP = resolve_engine_mesh_and_precision(TrainingConfig(), launch_variables(4), num_devices=None)
+SHARDED = resolve_engine_mesh_and_precision(
+    TrainingConfig(), launch_variables(4, FSDP2), num_devices=None
+)
 
 
 def test_a_launch_that_gave_what_was_asked_for_passes():

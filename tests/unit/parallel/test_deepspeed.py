@@ -9,7 +9,10 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from flame_accel.parallel import is_deepspeed, read_deepspeed_update_result
-from flame_accel.parallel.deepspeed import describe_zero_stage_and_offload, iterate_zero_parameters
+from flame_accel.parallel.deepspeed import (
+    describe_zero_stage_and_offload,
+    iterate_model_parameters_under_zero,
+)
 
 
 def test_only_deepspeed_is_deepspeed():
@@ -35,7 +38,7 @@ def test_parameters_are_found_under_every_stage(groups):
     parameters = [nn.Parameter(torch.ones(1)) for _ in range(3)]
     zero = SimpleNamespace(**{groups: [parameters[:1], parameters[1:]]})
     optimizer: Any = SimpleNamespace(optimizer=zero)
-    assert list(iterate_zero_parameters(optimizer)) == parameters
+    assert list(iterate_model_parameters_under_zero(optimizer)) == parameters
 
 
 def test_stage_and_offloading_are_described():

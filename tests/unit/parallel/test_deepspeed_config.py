@@ -137,11 +137,11 @@ def test_the_ranks_of_a_machine_divide_its_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     try:
-        deepspeed_config._set_threads_to_share_of_cores()
+        deepspeed_config._set_torch_threads_to_share_of_cores()
         assert torch.get_num_threads() == cores
         monkeypatch.setenv("OMP_NUM_THREADS", "2")
         torch.set_num_threads(1)
-        deepspeed_config._set_threads_to_share_of_cores()
+        deepspeed_config._set_torch_threads_to_share_of_cores()
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)

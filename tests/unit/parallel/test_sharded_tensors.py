@@ -1,6 +1,7 @@
 """What one rank holds of a sharded tensor, of all kinds of sharding."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -89,5 +90,5 @@ def test_a_gradient_takes_the_placements_of_its_parameter(mesh):
 def test_the_full_shape_is_that_before_sharding(mesh):
     sharded = DTensor.from_local(torch.ones(2, 2), mesh, [Shard(0), Shard(1)], run_check=False)
     assert full_shape(sharded) == (4, 6)
-    emptied_by_zero_3 = SimpleNamespace(shape=torch.Size([0]), ds_shape=torch.Size([4, 6]))
+    emptied_by_zero_3: Any = SimpleNamespace(shape=torch.Size([0]), ds_shape=torch.Size([4, 6]))
     assert full_shape(emptied_by_zero_3) == (4, 6)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flame_accel.config import ConfigError, TrainingConfig, UserError
-from flame_accel.parallel.topology import Topology, resolve_topology
+from flame_accel.parallel.topology import Topology, resolve_engine_mesh_and_precision
 from tests.helpers.launches import DEEPSPEED, FSDP2, launch_variables
 
 DEFAULTS = TrainingConfig()
@@ -27,7 +27,7 @@ OPTIONS = {
 
 def resolve(environment: dict[str, str], *, devices: int | None = None, **options: Any) -> Topology:
     training = replace(DEFAULTS, **options)
-    return resolve_topology(training, environment, num_devices=devices)
+    return resolve_engine_mesh_and_precision(training, environment, num_devices=devices)
 
 
 def refusal(environment: dict[str, str], **options: Any) -> str:
@@ -304,7 +304,7 @@ def test_accumulation_left_to_the_options_or_the_same_is_no_contradiction(messag
 def test_gradients_are_summed_in_fp32_with_parameters_in_bf16(configured):
     config = configured(**{"training.mixed_precision_reduce": "float32"})
     launch = launch_variables(2, FSDP2, {"ACCELERATE_MIXED_PRECISION": "bf16"})
-    topology = resolve_topology(config.training, launch, num_devices=None)
+    topology = resolve_engine_mesh_and_precision(config.training, launch, num_devices=None)
     assert (topology.param_dtype, topology.reduce_dtype) == ("bfloat16", "float32")
     with pytest.raises(ConfigError, match="must be one of float32"):
         configured(**{"training.mixed_precision_reduce": "bfloat16"})

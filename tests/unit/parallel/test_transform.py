@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
-from flame_accel.parallel import transform_model
+from flame_accel.parallel import apply_tp_float8_compile_and_checkpointing
 
 FLOAT8 = Float8Config(recipe_name="tensorwise", emulate=True)
 
@@ -29,7 +29,9 @@ def transform(
     model = instantiate(tiny_config("gla", hidden_size=128))
     names = list(model.state_dict())
     checkpointing = ActivationCheckpointConfig(mode=mode)
-    transform_model(accelerator, model, training, checkpointing, float8 or Float8Config())
+    apply_tp_float8_compile_and_checkpointing(
+        accelerator, model, training, checkpointing, float8 or Float8Config()
+    )
     assert list(model.state_dict()) == names
     return model
 
