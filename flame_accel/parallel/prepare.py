@@ -89,14 +89,13 @@ def _prepare_tensor_parallel(
     `apply_tensor_parallel` has done. Under FSDP2 the model is sharded further.
     """
     if accelerator.is_fsdp2:
-        prepared = Prepared(*accelerator._prepare_fsdp2(model, optimizer))
+        prepared: Any = accelerator._prepare_fsdp2(model, optimizer)
     else:
         accelerator._models.append(model.to(accelerator.device))
-        prepared = Prepared(model, accelerator.prepare_optimizer(optimizer))
-    known: tuple[Any, ...] = prepared
-    for item in known:
+        prepared = model, accelerator.prepare_optimizer(optimizer)
+    for item in prepared:
         item._is_accelerate_prepared = True
-    return prepared
+    return Prepared(*prepared)
 
 
 def unwrap_model(accelerator: Accelerator, model: torch.nn.Module) -> PreTrainedModel:
