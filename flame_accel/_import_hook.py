@@ -31,7 +31,9 @@ def _import_fla_or_install_kernels(name: str) -> None:
         importlib.import_module(FLA)
     else:
         importlib.import_module("flame_accel.kernels").install()
-        importlib.import_module("flame_accel.models.mamba_fields").accept_transformers_field_names()
+        importlib.import_module(
+            "flame_accel.models.mamba_fields"
+        ).make_mamba_configs_accept_transformers_fields()
         importlib.import_module("flame_accel.models.norms").register_norm_variants()
 
 

@@ -34,12 +34,12 @@ from flame_accel.hub import HubUploads, ModelOrigin, describe_sources, export_mo
 from flame_accel.training import (
     GarbageCollection,
     PassGraphs,
-    batch_to_device,
+    batch_to_device_with_host_boundaries,
     build_optimizer,
     build_pass_graphs,
     is_due,
     learning_rate,
-    seed_process,
+    seed_process_and_set_determinism,
     train_step,
 )
 
@@ -139,7 +139,7 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str
     # a restart is bit-identical only with the same kernel configurations
     kernels.keep_configs_in_run_folder(run_folder / "tuning")
     models.register_models(config.model.custom)
-    seed_process(config.training)
+    seed_process_and_set_determinism(config.training)
     return active_kernels
 
 
@@ -260,7 +260,10 @@ def train(
             state.step, config.optimizer, steps=steps, warmup_steps=training.warmup_steps
         )
         with meter.waiting_for_data():
-            micro_batches = [batch_to_device(batch, accelerator.device) for batch in next(stream)]
+            micro_batches = [
+                batch_to_device_with_host_boundaries(batch, accelerator.device)
+                for batch in next(stream)
+            ]
         result = train_step(
             accelerator,
             components.model,
@@ -298,7 +301,7 @@ def train(
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record)):
             with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
-        garbage.collect_if_due(state.step)
+        garbage.freeze_first_or_collect_if_due(state.step)
     garbage.unfreeze()
     progress.close()
 

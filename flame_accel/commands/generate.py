@@ -93,11 +93,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     from flame_accel import kernels
     from flame_accel.evaluation.generate import GenerationSettings
-    from flame_accel.evaluation.prompts import Prompt, read_prompts_file
+    from flame_accel.evaluation.prompts import Prompt, read_text_or_jsonl_prompts
 
     # before the model: a mistake in the file should not wait for it
     prompts = (
-        list(read_prompts_file(arguments.prompts_file))
+        list(read_text_or_jsonl_prompts(arguments.prompts_file))
         if text is None
         else [Prompt(content=text, where="--prompt")]
     )

@@ -35,7 +35,7 @@ from flame_accel.models.norms import base_model_type
 from flame_accel.models.transformers_catalogue import (
     MAX_POSITIONS,
     tiny_transformers_config,
-    transformers_config_classes,
+    transformers_decoder_config_classes,
 )
 
 MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
@@ -104,7 +104,7 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     if count_config_parameters(small) > MAX_PARAMETERS[device]:
         if config.model_type in fla_config_classes():
             return tiny_config(config.model_type)
-        if config.model_type in transformers_config_classes():
+        if config.model_type in transformers_decoder_config_classes():
             return tiny_transformers_config(config.model_type)
     return small
 

@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from fla.models.cache_utils import Cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from flame_accel import kernels
@@ -39,7 +44,7 @@ class GenerationSettings:
 
 
 def generate_continuations(
-    model: Any,
+    model: PreTrainedModel,
     prompt_token_ids: Sequence[Sequence[int]],
     settings: GenerationSettings,
     *,
@@ -79,7 +84,8 @@ def generate_continuations(
     if prefill_chunk_tokens is not None and prefill_chunk_tokens < longest and bool(mask.all()):
         options |= {"prefill_chunk_size": prefill_chunk_tokens, "past_key_values": Cache()}
     with _no_grad_autocast_and_seed(model.device, settings.seed):
-        output = model.generate(
+        generate: Any = model.generate
+        output = generate(
             ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=settings.max_new_tokens,
@@ -88,12 +94,15 @@ def generate_continuations(
             streamer=streamer,
             **options,
         )
-    ends = model.generation_config.eos_token_id
+    generation_config: Any = model.generation_config
+    ends = generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     return [_cut_after_end_token(row, ends) for row in output[:, longest:].tolist()]
 
 
-def check_prompt_fits_context(model: Any, prompt_tokens: int, max_new_tokens: int) -> None:
+def check_prompt_fits_context(
+    model: PreTrainedModel, prompt_tokens: int, max_new_tokens: int
+) -> None:
     """Checks that a model with attention has positions for a prompt and its continuation.
 
     A model whose whole past is a recurrent state has no such limit.
@@ -118,7 +127,7 @@ def check_prompt_fits_context(model: Any, prompt_tokens: int, max_new_tokens: in
     )
 
 
-def _keeps_keys_and_values_or_has_no_cache(model: Any) -> bool:
+def _keeps_keys_and_values_or_has_no_cache(model: PreTrainedModel) -> bool:
     """Whether a model holds keys and values of earlier tokens, or has no cache at all."""
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     with _no_grad_autocast_and_seed(model.device, 0):
@@ -171,7 +180,7 @@ def load_export_and_sample_prompt_with_continuation(
 
 
 def sample_prompt_with_continuation(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
     prompt: str,

@@ -29,7 +29,7 @@ class Prompt:
         return {"prompt" if isinstance(self.content, str) else "messages": self.content}
 
 
-def read_prompts_file(file: Path) -> Iterator[Prompt]:
+def read_text_or_jsonl_prompts(file: Path) -> Iterator[Prompt]:
     """The prompts of a file: of `.jsonl` an object per line, else every line that is not empty.
 
     Lines end with LF or CRLF. An object has `prompt`, a text, or `messages`, a conversation.

@@ -28,7 +28,7 @@ from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hu
 from flame_accel.models.instantiate import describe_error, instantiate
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.models.packed_inputs import make_transformers_model_accept_cu_seqlens
-from flame_accel.models.training_checks import check_loss_is_of_targets, check_positions_suffice
+from flame_accel.models.training_checks import check_no_router_loss, check_positions_suffice
 from flame_accel.presets import MODELS, resolve_preset
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def build_model(
         UserError: as `instantiate`, or the model does not take such norms, has fewer positions than
             it is trained on, or a loss that is not of its targets alone.
     """
-    check_loss_is_of_targets(config)
+    check_no_router_loss(config)
     config = (
         copy.deepcopy(config) if norm_type is None else copy_config_with_norm(config, norm_type)
     )

@@ -85,20 +85,15 @@ def _forward_mixer_flops_per_token(config: PreTrainedConfig, seq_len: int) -> fl
     # attention over the residuals of earlier layers is no mixer of tokens, and has no formula here
     if formula is None or getattr(config, "attnres_block_size", None) is not None:
         return None
+    # a hybrid's layers with softmax attention, in one group or several
+    groups = getattr(config, "attn", None) or []
     attention = {
-        layer: _softmax_attention_flops_per_token(
-            config.hidden_size, seq_len, softmax_layers["window_size"]
-        )
-        for softmax_layers in _softmax_layer_groups_of_hybrid(config)
-        for layer in softmax_layers["layers"]
+        layer: _softmax_attention_flops_per_token(config.hidden_size, seq_len, group["window_size"])
+        for group in ([groups] if isinstance(groups, dict) else groups)
+        for layer in group["layers"]
     }
     layers = range(config.num_hidden_layers)
     return sum(attention.get(layer) or formula(config, layer, seq_len) for layer in layers)
-
-
-def _softmax_layer_groups_of_hybrid(config: PreTrainedConfig) -> list[dict[str, Any]]:
-    attention_layers = getattr(config, "attn", None) or []
-    return [attention_layers] if isinstance(attention_layers, dict) else attention_layers
 
 
 def _softmax_attention_flops_per_token(
@@ -119,37 +114,6 @@ def _state_elements_from_head_dim(config: PreTrainedConfig) -> float:
     """Elements of all heads' states, where a key is `head_dim` wide; values may have more heads."""
     heads = getattr(config, "num_v_heads", None) or config.num_heads
     return heads * config.head_dim**2 * config.expand_v
-
-
-def _hgrn2_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
-    return DECAY_FLOPS * config.hidden_size * config.expand_ratio
-
-
-def _mamba2_mixer_flops_per_token(
-    config: PreTrainedConfig, layer_index: int, seq_len: int
-) -> float:
-    return DECAY_FLOPS * config.expand * config.hidden_size * config.state_size
-
-
-def _gsa_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
-    slots = config.num_slots or config.hidden_size * config.expand_k / config.num_heads
-    return DECAY_FLOPS * slots * config.hidden_size * (config.expand_k + config.expand_v)
-
-
-def _gated_deltaproduct_mixer_flops_per_token(
-    config: PreTrainedConfig, layer_index: int, seq_len: int
-) -> float:
-    return (4 * config.num_householder + 2) * _state_elements_from_head_dim(config)
-
-
-def _rwkv7_mixer_flops_per_token(config: PreTrainedConfig, layer_index: int, seq_len: int) -> float:
-    return GENERALIZED_DELTA_RULE_FLOPS * config.head_dim * config.value_dim[layer_index]
-
-
-def _transformer_mixer_flops_per_token(
-    config: PreTrainedConfig, layer_index: int, seq_len: int
-) -> float:
-    return _softmax_attention_flops_per_token(config.hidden_size, seq_len, config.window_size)
 
 
 def _transformers_mixer_flops_per_token(
@@ -177,14 +141,23 @@ MIXER_FLOPS: dict[str, Callable[[Any, int, int], float]] = {
     "gated_deltanet": lambda config, layer, seq_len: (
         DELTA_RULE_FLOPS * _state_elements_from_head_dim(config)
     ),
-    "gated_deltaproduct": _gated_deltaproduct_mixer_flops_per_token,
+    "gated_deltaproduct": lambda config, layer, seq_len: (
+        (4 * config.num_householder + 2) * _state_elements_from_head_dim(config)
+    ),
     "gla": lambda config, layer, seq_len: DECAY_FLOPS * _state_elements_from_expand_k(config),
     "gpt2": _transformers_mixer_flops_per_token,
-    "gsa": _gsa_mixer_flops_per_token,
-    "hgrn2": _hgrn2_mixer_flops_per_token,
+    "gsa": lambda config, layer, seq_len: (
+        DECAY_FLOPS
+        * (config.num_slots or config.hidden_size * config.expand_k / config.num_heads)
+        * config.hidden_size
+        * (config.expand_k + config.expand_v)
+    ),
+    "hgrn2": lambda config, layer, seq_len: DECAY_FLOPS * config.hidden_size * config.expand_ratio,
     "kda": lambda config, layer, seq_len: DELTA_RULE_FLOPS * _state_elements_from_head_dim(config),
     "llama": _transformers_mixer_flops_per_token,
-    "mamba2": _mamba2_mixer_flops_per_token,
+    "mamba2": lambda config, layer, seq_len: (
+        DECAY_FLOPS * config.expand * config.hidden_size * config.state_size
+    ),
     "mistral": _transformers_mixer_flops_per_token,
     "olmo2": _transformers_mixer_flops_per_token,
     "olmo3": _transformers_mixer_flops_per_token,
@@ -193,9 +166,13 @@ MIXER_FLOPS: dict[str, Callable[[Any, int, int], float]] = {
     "qwen3": _transformers_mixer_flops_per_token,
     "qwen3_5_text": _transformers_mixer_flops_per_token,
     "retnet": lambda config, layer, seq_len: DECAY_FLOPS * _state_elements_from_expand_k(config),
-    "rwkv7": _rwkv7_mixer_flops_per_token,
+    "rwkv7": lambda config, layer, seq_len: (
+        GENERALIZED_DELTA_RULE_FLOPS * config.head_dim * config.value_dim[layer]
+    ),
     "smollm3": _transformers_mixer_flops_per_token,
-    "transformer": _transformer_mixer_flops_per_token,
+    "transformer": lambda config, layer, seq_len: _softmax_attention_flops_per_token(
+        config.hidden_size, seq_len, config.window_size
+    ),
 }
 """Forward operations per token of an architecture's own mixer, by config, layer and row length."""
 

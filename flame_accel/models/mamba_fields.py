@@ -35,7 +35,7 @@ AUTO = "auto"
 """Value of a field that stands for a rule, whatever its name."""
 
 
-def accept_transformers_field_names() -> None:
+def make_mamba_configs_accept_transformers_fields() -> None:
     """Makes fla's config classes read and write transformers' names, too. Once is enough."""
     from fla.models import Mamba2Config, MambaConfig
 
@@ -47,19 +47,23 @@ def accept_transformers_field_names() -> None:
 
 
 def _patch_config_class_to_accept_both_names(
-    config_class: type[PreTrainedConfig], fla_names: Mapping[str, str]
+    config_class: type[PreTrainedConfig], fla_name_by_transformers_name: Mapping[str, str]
 ) -> None:
     init_fla_config: Any = config_class.__init__
     fla_to_dict = config_class.to_dict
 
     @functools.wraps(init_fla_config)
     def init_with_both_names(self: PreTrainedConfig, *arguments: Any, **fields: Any) -> None:
-        init_fla_config(self, *arguments, **rename_fields_to_fla_names(fields, fla_names))
+        init_fla_config(
+            self, *arguments, **rename_fields_to_fla_names(fields, fla_name_by_transformers_name)
+        )
 
     @functools.wraps(fla_to_dict)
     def to_dict_with_both_names(self: PreTrainedConfig) -> dict[str, Any]:
         fields = fla_to_dict(self)
-        return fields | {theirs: fields[ours] for theirs, ours in fla_names.items()}
+        return fields | {
+            theirs: fields[ours] for theirs, ours in fla_name_by_transformers_name.items()
+        }
 
     marked: Any = init_with_both_names
     marked.reads_transformers_names = True
@@ -68,16 +72,18 @@ def _patch_config_class_to_accept_both_names(
 
 
 def rename_fields_to_fla_names(
-    fields: Mapping[str, Any], fla_names: Mapping[str, str]
+    fields: Mapping[str, Any], fla_name_by_transformers_name: Mapping[str, str]
 ) -> dict[str, Any]:
     """The fields of a config under fla's names alone.
 
     Raises:
         ValueError: A field has two values, one under each name.
     """
-    renamed = {name: value for name, value in fields.items() if name not in fla_names}
-    for theirs in fla_names.keys() & fields.keys():
-        ours, value = fla_names[theirs], fields[theirs]
+    renamed = {
+        name: value for name, value in fields.items() if name not in fla_name_by_transformers_name
+    }
+    for theirs in fla_name_by_transformers_name.keys() & fields.keys():
+        ours, value = fla_name_by_transformers_name[theirs], fields[theirs]
         if renamed.get(ours, AUTO) == AUTO:
             renamed[ours] = value
         elif value != AUTO and _values_differ(value, renamed[ours]):

@@ -45,7 +45,10 @@ def register_norm_variants() -> None:
 
     A type of transformers whose module is being imported right now is left for the next call.
     """
-    for base_type, config_class in {**fla_config_classes(), **_llama_like_classes()}.items():
+    for base_type, config_class in {
+        **fla_config_classes(),
+        **_importable_llama_like_config_classes(),
+    }.items():
         if base_type in _base_types:
             continue
         for kind in NORM_NAMES:
@@ -54,7 +57,7 @@ def register_norm_variants() -> None:
         _base_types[base_type] = base_type
 
 
-def _llama_like_classes() -> dict[str, type[PreTrainedConfig]]:
+def _importable_llama_like_config_classes() -> dict[str, type[PreTrainedConfig]]:
     found: dict[str, type[PreTrainedConfig]] = {}
     for name in LLAMA_LIKE:
         # `from transformers import LlamaConfig` imports fla in the middle of Llama's own module

@@ -34,7 +34,7 @@ def register_models(custom_modules: Sequence[str] = ()) -> None:
     for name in custom_modules:
         path = Path(name)
         if path.exists():
-            _import_file_or_package_folder(name, path.resolve())
+            _import_path_and_record_custom_code(name, path.resolve())
         elif path.suffix == ".py" or os.sep in name:
             raise _custom_model_error(
                 name,
@@ -43,14 +43,14 @@ def register_models(custom_modules: Sequence[str] = ()) -> None:
                 "name of an installed package",
             )
         else:
-            _import_installed_package(name)
+            _import_package_and_record_custom_code(name)
 
 
 def _custom_model_error(where: str, what: str, remedy: str) -> UserError:
     return UsageError(what, where=f"--model.custom {where}", remedy=remedy)
 
 
-def _import_installed_package(name: str) -> None:
+def _import_package_and_record_custom_code(name: str) -> None:
     spec = importlib.util.find_spec(name.partition(".")[0])
     if spec is None:
         raise _custom_model_error(
@@ -70,7 +70,7 @@ def _import_installed_package(name: str) -> None:
         custom_code.record_files(name, source, modules_before)
 
 
-def _import_file_or_package_folder(name: str, path: Path) -> None:
+def _import_path_and_record_custom_code(name: str, path: Path) -> None:
     source = path / "__init__.py" if path.is_dir() else path
     if source.suffix != ".py" or not source.is_file():
         raise _custom_model_error(

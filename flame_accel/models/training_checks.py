@@ -12,7 +12,7 @@ UNUSED_ROWS = 2
 """Rows that some tables of positions have in addition to the positions (OPT, BioGPT)."""
 
 
-def has_table_of_positions(model: PreTrainedModel) -> bool:
+def has_learned_position_table(model: PreTrainedModel) -> bool:
     """Whether a model looks positions up in an embedding of its own."""
     positions = getattr(model.config, "max_position_embeddings", None)
     return isinstance(positions, int) and any(
@@ -33,7 +33,7 @@ def check_positions_suffice(model: PreTrainedModel, trained_length: int) -> None
     Raises:
         UserError: It has fewer.
     """
-    if not has_table_of_positions(model):
+    if not has_learned_position_table(model):
         return
     positions: int = model.config.max_position_embeddings
     if positions < trained_length:
@@ -46,7 +46,7 @@ def check_positions_suffice(model: PreTrainedModel, trained_length: int) -> None
         )
 
 
-def check_loss_is_of_targets(config: PreTrainedConfig) -> None:
+def check_no_router_loss(config: PreTrainedConfig) -> None:
     """Checks that a model's loss is that of its targets alone.
 
     Raises:

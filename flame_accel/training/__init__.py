@@ -3,20 +3,25 @@
 from flame_accel.training.garbage_collection import GarbageCollection
 from flame_accel.training.optimizer import build_optimizer, check_optimizer_support
 from flame_accel.training.pass_graphs import PassGraphs
-from flame_accel.training.randomness import seed_process
+from flame_accel.training.randomness import seed_process_and_set_determinism
 from flame_accel.training.schedule import is_due, learning_rate
-from flame_accel.training.step import StepResult, batch_to_device, build_pass_graphs, train_step
+from flame_accel.training.step import (
+    StepResult,
+    batch_to_device_with_host_boundaries,
+    build_pass_graphs,
+    train_step,
+)
 
 __all__ = [
     "GarbageCollection",
     "PassGraphs",
     "StepResult",
-    "batch_to_device",
+    "batch_to_device_with_host_boundaries",
     "build_optimizer",
     "build_pass_graphs",
     "check_optimizer_support",
     "is_due",
     "learning_rate",
-    "seed_process",
+    "seed_process_and_set_determinism",
     "train_step",
 ]

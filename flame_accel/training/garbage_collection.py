@@ -21,7 +21,7 @@ class GarbageCollection:
         if frequency:
             gc.disable()
 
-    def collect_if_due(self, step: int) -> None:
+    def freeze_first_or_collect_if_due(self, step: int) -> None:
         """Collects if it is time; after the first step of a process, also puts all aside."""
         if not self.frequency:
             return

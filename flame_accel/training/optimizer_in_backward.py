@@ -24,8 +24,8 @@ class OptimizerInBackward(Adam):
     def register_backward_hooks(self, device: torch.device) -> None:
         """Hooks the parameters that the optimizer holds; `parallel.prepare` calls it once.
 
-        Where some are sharded, those that are not are updated in `finish_step`: their gradients
-        are complete only when the ranks have averaged them, after the backward pass.
+        Where some are sharded, `update_remaining_parameters` updates those that are not: their
+        gradients are complete only when the ranks have averaged them, after the backward pass.
 
         Args:
             device: Device of the gradient norm; weights may be kept in CPU memory.
@@ -60,7 +60,7 @@ class OptimizerInBackward(Adam):
         self._norms.append(norm.to(self._device) / num_ranks_with_copy(parameter) ** 0.5)
 
     @torch.no_grad()
-    def finish_step(self) -> UpdateResult:
+    def update_remaining_parameters(self) -> UpdateResult:
         """Updates the parameters that the backward pass has left; all ranks must call it.
 
         Returns:

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from flame_accel.config import TrainingConfig
 
 
-def seed_process(training: TrainingConfig) -> None:
+def seed_process_and_set_determinism(training: TrainingConfig) -> None:
     """Seeds Python, NumPy and torch, differently on each rank, so that dropout differs as well."""
     if training.deterministic:
         # cuBLAS reads it when it is first used

@@ -121,7 +121,7 @@ def train_step(
                 loss = compute_micro_batch_loss(accelerator, model, batch, global_targets)
                 accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
-    result = clip_and_update(
+    result = clip_update_and_zero_grad(
         accelerator,
         model,
         optimizer,
@@ -137,7 +137,7 @@ def train_step(
     )
 
 
-def clip_and_update(
+def clip_update_and_zero_grad(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
@@ -155,7 +155,7 @@ def clip_and_update(
     average_fsdp2_ignored_gradients(accelerator)
     inner = optimizer.optimizer
     if isinstance(inner, OptimizerInBackward):
-        return inner.finish_step()
+        return inner.update_remaining_parameters()
     grad_norm = clip_gradients(accelerator, model, max_norm)
     found_inf = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
     step_unless_found_inf_and_zero_grad(optimizer, found_inf, set_to_none=not keep_gradients)
@@ -210,7 +210,9 @@ def step_unless_found_inf_and_zero_grad(
     optimizer.zero_grad(set_to_none=set_to_none)
 
 
-def batch_to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def batch_to_device_with_host_boundaries(
+    batch: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
     """A micro-batch with its tensors on a device; copies from pinned memory are asynchronous.
 
     The boundaries of its documents stay known on the host, for kernels that need them there.

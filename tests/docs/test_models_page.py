@@ -14,7 +14,7 @@ from flame_accel.diagnosis.conformance.transformers_table import (
     render_transformers_section,
 )
 from flame_accel.models.catalogue import fla_config_classes
-from flame_accel.models.transformers_catalogue import transformers_config_classes
+from flame_accel.models.transformers_catalogue import transformers_decoder_config_classes
 from tests.helpers.runs import ROOT
 
 RESULTS = load_results_by_device()
@@ -39,7 +39,7 @@ def test_the_page_has_every_model():
 
 @pytest.mark.parametrize("kind", OF_TRANSFORMERS)
 def test_the_results_have_every_model_of_transformers(kind):
-    assert OF_TRANSFORMERS[kind]["models"].keys() == transformers_config_classes().keys()
+    assert OF_TRANSFORMERS[kind]["models"].keys() == transformers_decoder_config_classes().keys()
 
 
 @pytest.mark.parametrize("kind", RESULTS)

@@ -22,7 +22,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "kda": {"num_heads": 8, "head_dim": 128, "hidden_size": 1024},
     "delta_net": {"num_heads": 8, "hidden_size": 1024},
 }
-PARTS = ("train_step", "batch_to_device")
+PARTS = ("train_step", "batch_to_device_with_host_boundaries")
 
 
 def fail_on_waits(function: Callable[..., Any], *, from_call: int) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from flame_accel.diagnosis.conformance.laws import TRIAL_LAWS, run_law_checks
 from flame_accel.diagnosis.small_model_trial import check_custom_model_keeps_documents_apart
 from flame_accel.models.transformers_catalogue import (
     tiny_transformers_config,
-    transformers_config_classes,
+    transformers_decoder_config_classes,
 )
 
 MODELS = (
@@ -61,5 +61,5 @@ def test_packing_is_refused_where_documents_mix(model_type, reason):
 
 
 def test_the_catalogue_has_the_models_that_are_tried():
-    assert {*MODELS, *MIXING} <= transformers_config_classes().keys()
-    assert not {"bert", "bart", "mamba2", "gemma3"} & transformers_config_classes().keys()
+    assert {*MODELS, *MIXING} <= transformers_decoder_config_classes().keys()
+    assert not {"bert", "bart", "mamba2", "gemma3"} & transformers_decoder_config_classes().keys()

@@ -4,7 +4,7 @@ import pytest
 
 from flame_accel.config import UserError
 from flame_accel.data import load_tokenizer
-from flame_accel.evaluation.prompts import Prompt, encode_prompt, read_prompts_file
+from flame_accel.evaluation.prompts import Prompt, encode_prompt, read_text_or_jsonl_prompts
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -16,7 +16,7 @@ TEMPLATE = (
 def test_lines_of_text_are_prompts(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text('one\n\n {"prompt": 1}\n', encoding="utf-8")
-    prompts = list(read_prompts_file(file))
+    prompts = list(read_text_or_jsonl_prompts(file))
     assert [prompt.content for prompt in prompts] == ["one", ' {"prompt": 1}']
     assert prompts[1].where == f"{file}:3"
 
@@ -27,7 +27,7 @@ def test_a_prompt_ends_at_a_line_feed_only(suffix, line, tmp_path):
     texts = ["one\u2028line\x85next", "two" if suffix == "jsonl" else "two\x0cpage\rword"]
     file = tmp_path / f"prompts.{suffix}"
     file.write_bytes(f"{line.format(texts[0])}\r\n{line.format(texts[1])}\n".encode())
-    prompts = list(read_prompts_file(file))
+    prompts = list(read_text_or_jsonl_prompts(file))
     assert [prompt.content for prompt in prompts] == texts
     assert prompts[1].where == f"{file}:2"
 
@@ -36,7 +36,7 @@ def test_records_of_jsonl_are_texts_or_conversations(tmp_path):
     file = tmp_path / "prompts.jsonl"
     messages = [{"role": "user", "content": "hi"}]
     file.write_text('{"prompt": "one"}\n{"messages": [{"role": "user", "content": "hi"}]}\n')
-    prompts = list(read_prompts_file(file))
+    prompts = list(read_text_or_jsonl_prompts(file))
     assert [prompt.record for prompt in prompts] == [{"prompt": "one"}, {"messages": messages}]
 
 
@@ -54,7 +54,7 @@ def test_a_record_that_is_no_prompt_is_named(line, message, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'{{"prompt": "one"}}\n{line}\n')
     with pytest.raises(UserError, match=rf"prompts\.jsonl:2: .*{message}"):
-        list(read_prompts_file(file))
+        list(read_text_or_jsonl_prompts(file))
 
 
 def test_a_file_without_prompts_or_that_is_missing_is_refused(tmp_path):
@@ -62,7 +62,7 @@ def test_a_file_without_prompts_or_that_is_missing_is_refused(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name, message in (("empty", "no prompt"), ("none", "read"), ("binary", "cannot be read")):
         with pytest.raises(UserError, match=message):
-            list(read_prompts_file(tmp_path / name))
+            list(read_text_or_jsonl_prompts(tmp_path / name))
 
 
 def encode(content: object, *, template: str | None = None, chat: bool = False) -> list[int]:

@@ -19,7 +19,7 @@ from flame_accel.kernels.document_boundaries import (
     wrap_prepare_chunk_indices,
     wrap_prepare_position_ids,
 )
-from flame_accel.training import batch_to_device
+from flame_accel.training import batch_to_device_with_host_boundaries
 
 DOCUMENTS = {
     "one": [0, 300],
@@ -95,7 +95,7 @@ def test_a_batch_on_a_device_has_known_boundaries():
         "input_ids": torch.zeros(1, 9, dtype=torch.int64),
         "cu_seqlens": torch.tensor([0, 4, 9], dtype=torch.int32),
     }
-    moved = batch_to_device(batch, torch.device("meta"))["cu_seqlens"]
+    moved = batch_to_device_with_host_boundaries(batch, torch.device("meta"))["cu_seqlens"]
     found = find_known_boundaries(moved)
     assert found is not None and found.numbers == (0, 4, 9) and found.longest == 5
 

@@ -5,7 +5,7 @@ import pytest
 from flame_accel.config.errors import UserError
 from flame_accel.models.build import build_model
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
-from flame_accel.models.training_checks import has_table_of_positions
+from flame_accel.models.training_checks import has_learned_position_table
 from flame_accel.models.transformers_catalogue import tiny_transformers_config
 
 
@@ -33,7 +33,7 @@ def test_other_models_have_no_table_of_positions():
         tiny_config("gla"),
         *map(tiny_transformers_config, ("llama", "gemma3n_text", "gptj")),
     ):
-        assert not has_table_of_positions(build(config))
+        assert not has_learned_position_table(build(config))
 
 
 def test_a_loss_of_the_router_is_refused():

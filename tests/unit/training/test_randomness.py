@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 
 from flame_accel.config import TrainingConfig
-from flame_accel.training import seed_process
+from flame_accel.training import seed_process_and_set_determinism
 from tests.helpers.runs import SHORT_RUN, read_records
 
 
@@ -29,20 +29,20 @@ def draw() -> tuple[float, float, float]:
 
 @pytest.mark.usefixtures("single_process")
 def test_the_same_seed_draws_the_same_numbers_and_another_seed_others():
-    seed_process(TrainingConfig(seed=3))
+    seed_process_and_set_determinism(TrainingConfig(seed=3))
     first = draw()
-    seed_process(TrainingConfig(seed=3))
+    seed_process_and_set_determinism(TrainingConfig(seed=3))
     assert draw() == first
-    seed_process(TrainingConfig(seed=4))
+    seed_process_and_set_determinism(TrainingConfig(seed=4))
     assert all(a != b for a, b in zip(draw(), first, strict=True))
 
 
 @pytest.mark.usefixtures("single_process")
 def test_ranks_draw_different_numbers(monkeypatch):
-    seed_process(TrainingConfig(seed=3))
+    seed_process_and_set_determinism(TrainingConfig(seed=3))
     rank_0 = draw()
     monkeypatch.setitem(PartialState._shared_state, "process_index", 1)
-    seed_process(TrainingConfig(seed=3))
+    seed_process_and_set_determinism(TrainingConfig(seed=3))
     assert all(a != b for a, b in zip(draw(), rank_0, strict=True))
 
 
@@ -50,7 +50,7 @@ def test_ranks_draw_different_numbers(monkeypatch):
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_deterministic_algorithms_are_used_where_asked_for(monkeypatch, deterministic):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    seed_process(TrainingConfig(deterministic=deterministic))
+    seed_process_and_set_determinism(TrainingConfig(deterministic=deterministic))
     assert torch.are_deterministic_algorithms_enabled() is deterministic
 
 

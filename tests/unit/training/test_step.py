@@ -13,7 +13,7 @@ from flame_accel import kernels
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.training.step import (
     accepts_num_items_in_batch,
-    batch_to_device,
+    batch_to_device_with_host_boundaries,
     compute_micro_batch_loss,
     count_global_targets,
     step_unless_found_inf_and_zero_grad,
@@ -161,7 +161,7 @@ def test_an_update_that_found_inf_changes_nothing_and_clears_the_gradients(fused
 
 
 def test_only_tensors_of_a_batch_move_to_the_device():
-    batch = batch_to_device(
+    batch = batch_to_device_with_host_boundaries(
         {"input_ids": torch.zeros(1, 2), "num_targets": 2}, torch.device("meta")
     )
     assert batch["input_ids"].is_meta
