@@ -27,7 +27,7 @@ from flame_accel.checkpoint import (
     weights_only_dtype_or_none,
 )
 from flame_accel.config import Config, to_toml
-from flame_accel.diagnosis.run_checks import check_run
+from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
 from flame_accel.evaluation import sample_export_and_write_report, validate
 from flame_accel.hub import HubUploads, ModelOrigin, describe_sources, export_model
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
             trust_remote_code=config.model.trust_remote_code,
             custom_modules=config.model.custom,
         )
-        check_run(config, accelerator, model_config, active_kernels)
+        check_run_support_and_log_warnings(config, accelerator, model_config, active_kernels)
         uploads.check_access()
         components = build_components(config, accelerator, model_config, start)
         loop = restore_run(config, accelerator, components, start, uploads)

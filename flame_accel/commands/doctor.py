@@ -69,12 +69,12 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the sections; exit code 1 where a problem stops training."""
     warnings.simplefilter("ignore")
     from flame_accel import kernels
-    from flame_accel.diagnosis.known_problems import detect_problems
+    from flame_accel.diagnosis.known_problems import detect_known_problems
     from flame_accel.diagnosis.machine import cache_folders_by_purpose, collect_machine_facts
 
     folders = {"the run": arguments.dump_folder, **cache_folders_by_purpose()}
     machine = collect_machine_facts(arguments.kernels, folders, query_free_memory=True)
-    findings = detect_problems(machine)
+    findings = detect_known_problems(machine)
     report = Report(as_json=arguments.json)
     report.print_and_record_section(
         "machine", describe_machine(machine), json_facts=asdict(machine)

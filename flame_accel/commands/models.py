@@ -46,16 +46,19 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.write is not None:
         from flame_accel.diagnosis.conformance.support_table import (
+            RESULT_FILES,
             load_results_by_device,
             render_models_page,
         )
         from flame_accel.diagnosis.conformance.transformers_table import (
-            load_transformers_results_by_device,
+            TRANSFORMERS_RESULT_FILES,
             render_transformers_section,
         )
 
-        of_fla = render_models_page(load_results_by_device())
-        of_transformers = render_transformers_section(load_transformers_results_by_device())
+        of_fla = render_models_page(load_results_by_device(RESULT_FILES))
+        of_transformers = render_transformers_section(
+            load_results_by_device(TRANSFORMERS_RESULT_FILES)
+        )
         write_text_atomically(arguments.write, of_fla + of_transformers)
         print(arguments.write)
         return
@@ -111,7 +114,7 @@ def check_model_in_subprocess(
         Its findings in the order of the laws, and the kernels that it tells of. A process that dies
         or runs out of time says so in place of the law that it was at, and of those after it.
     """
-    from flame_accel.diagnosis.conformance.laws import law_names_in_results
+    from flame_accel.diagnosis.conformance.laws import law_names_for_model_type
 
     command = [sys.executable, "-m", "flame_accel.diagnosis.conformance", model_type, device_kind]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -131,7 +134,7 @@ def check_model_in_subprocess(
             record["findings"].append(json.loads(text)["finding"])
         elif text.startswith('{"kernels": '):
             record["kernels"] = json.loads(text)["kernels"]
-    for law in law_names_in_results(model_type)[len(record["findings"]) :]:
+    for law in law_names_for_model_type(model_type)[len(record["findings"]) :]:
         record["findings"].append({"law": law, "holds": False, "reason": reason, "seconds": 0.0})
     return record
 

@@ -6,7 +6,7 @@ ask lives in `conditions`, trying a model out in `small_model_trial`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Set
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flame_accel.diagnosis.conditions import (
     can_use_tilelang,
@@ -23,6 +23,9 @@ from flame_accel.diagnosis.conditions import (
 )
 from flame_accel.diagnosis.machine import Machine
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 GIB, MIB = 2**30, 2**20
 SUPPORTED = {
     "torch": ("2.11", "2.13"),
@@ -35,7 +38,7 @@ SUPPORTED = {
 """Package -> the lowest version that serves, and the newest `major.minor` that was tried."""
 
 
-class KnownProblem(NamedTuple):
+class ProblemCheck(NamedTuple):
     """A row of the table."""
 
     name: str
@@ -56,16 +59,16 @@ UPGRADE = (
 )
 
 
-def known_kernel_problems() -> Iterator[KnownProblem]:
+def kernel_problem_checks() -> Iterator[ProblemCheck]:
     """What keeps fla's kernels from compiling, or makes them wrong."""
-    yield KnownProblem(
+    yield ProblemCheck(
         "no Triton",
         True,
         lambda machine: machine.versions["triton"] is None,
         lambda machine: "Triton is not installed; fla imports it, even where PyTorch kernels serve",
         "pip install triton, or triton-windows on Windows",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "gated kernels on Hopper",
         True,
         lambda machine: (
@@ -83,7 +86,7 @@ def known_kernel_problems() -> Iterator[KnownProblem]:
             "ops.precond_gated_delta_rule.chunk.chunk_precond_gated_delta_rule": None,
         },
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "simple GLA on Hopper",
         True,
         has_miscompiling_triton_on_hopper,
@@ -94,35 +97,35 @@ def known_kernel_problems() -> Iterator[KnownProblem]:
         UPGRADE,
         {"ops.simple_gla.chunk.chunk_simple_gla": None},
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "no C compiler",
         True,
         lambda machine: uses_triton(machine) and machine.compiler is None,
         lambda machine: "there is no C compiler; Triton compiles a launcher for every kernel",
         "install gcc or clang (apt-get install gcc), or name a compiler in CC",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "no Python.h",
         True,
         lambda machine: uses_triton(machine) and not machine.python_headers,
         lambda machine: "Python's headers are missing; Triton's launchers include Python.h",
         "apt-get install python3-dev, or use a Python that comes with its headers",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "no ptxas",
         True,
         lambda machine: uses_triton(machine) and machine.platform == "cuda" and not machine.ptxas,
         lambda machine: "Triton has lost ptxas, NVIDIA's assembler",
         "pip install --force-reinstall --no-deps triton, or name one in TRITON_PTXAS_PATH",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "interpreted kernels",
         False,
         lambda machine: uses_triton(machine) and machine.interpreted,
         lambda machine: "TRITON_INTERPRET makes Triton run every kernel in Python, on the CPU",
         "unset TRITON_INTERPRET",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "another Triton",
         False,
         lambda machine: uses_triton(machine) and has_mismatched_triton(machine),
@@ -135,9 +138,9 @@ def known_kernel_problems() -> Iterator[KnownProblem]:
     )
 
 
-def known_device_problems() -> Iterator[KnownProblem]:
+def device_problem_checks() -> Iterator[ProblemCheck]:
     """GPUs that are not used, or not well."""
-    yield KnownProblem(
+    yield ProblemCheck(
         "GPU unknown to torch",
         True,
         lambda machine: bool(machine.architectures and devices_without_torch_kernels(machine)),
@@ -148,7 +151,7 @@ def known_device_problems() -> Iterator[KnownProblem]:
         ),
         "install a torch that has: https://pytorch.org/get-started/locally",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "old GPU",
         False,
         lambda machine: uses_triton(machine) and bool(devices_below_ampere(machine)),
@@ -158,7 +161,7 @@ def known_device_problems() -> Iterator[KnownProblem]:
         ),
         "--model.kernels torch, and mixed_precision: no in the accelerate configuration",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "torch without CUDA",
         False,
         lambda machine: torch_misses_driver_gpus(machine) and machine.cuda is None,
@@ -168,7 +171,7 @@ def known_device_problems() -> Iterator[KnownProblem]:
         ),
         "install torch with CUDA: https://pytorch.org/get-started/locally",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "driver too old",
         False,
         lambda machine: torch_misses_driver_gpus(machine) and machine.cuda is not None,
@@ -179,7 +182,7 @@ def known_device_problems() -> Iterator[KnownProblem]:
         ),
         "update the driver, or install torch for an older CUDA",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "GPU in use",
         False,
         lambda machine: bool(devices_with_memory_in_use(machine)),
@@ -189,7 +192,7 @@ def known_device_problems() -> Iterator[KnownProblem]:
         ),
         "nvidia-smi shows them; CUDA_VISIBLE_DEVICES chooses other GPUs",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "no NCCL",
         False,
         lambda machine: (
@@ -200,9 +203,9 @@ def known_device_problems() -> Iterator[KnownProblem]:
     )
 
 
-def known_system_problems() -> Iterator[KnownProblem]:
+def system_problem_checks() -> Iterator[ProblemCheck]:
     """Memory between processes, and disks."""
-    yield KnownProblem(
+    yield ProblemCheck(
         "small shared memory",
         False,
         lambda machine: (
@@ -213,7 +216,7 @@ def known_system_problems() -> Iterator[KnownProblem]:
         ),
         "docker run --shm-size 1g; or --training.num_workers 0",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "disk nearly full",
         False,
         lambda machine: any(folder.free_bytes < GIB for folder in machine.folders),
@@ -224,7 +227,7 @@ def known_system_problems() -> Iterator[KnownProblem]:
         "free some, or name another place: --job.dump_folder, TRITON_CACHE_DIR, FLAME_ACCEL_CACHE, "
         "HF_HOME",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         "no writing",
         False,
         lambda machine: not all(folder.writable for folder in machine.folders),
@@ -236,9 +239,11 @@ def known_system_problems() -> Iterator[KnownProblem]:
     )
 
 
-def known_version_problems(package: str, lowest: str, newest_minor: str) -> Iterator[KnownProblem]:
+def version_problem_checks(
+    package: str, lowest: str, newest_tried_minor: str
+) -> Iterator[ProblemCheck]:
     """An installed package that is older than the lowest version, or newer than what was tried."""
-    yield KnownProblem(
+    yield ProblemCheck(
         f"old {package}",
         True,
         lambda machine: is_package_older(machine, package, lowest),
@@ -247,23 +252,23 @@ def known_version_problems(package: str, lowest: str, newest_minor: str) -> Iter
         ),
         f"pip install '{package}>={lowest}'",
     )
-    yield KnownProblem(
+    yield ProblemCheck(
         f"new {package}",
         False,
-        lambda machine: is_package_newer_than_minor(machine, package, newest_minor),
+        lambda machine: is_package_newer_than_minor(machine, package, newest_tried_minor),
         lambda machine: (
-            f"{package} {machine.versions[package]} is newer than {newest_minor}, the newest that "
-            "was tried"
+            f"{package} {machine.versions[package]} is newer than {newest_tried_minor}, the newest "
+            "that was tried"
         ),
         "where something breaks: pip install -r requirements.txt has the tested versions",
     )
 
 
 PROBLEMS = (
-    *known_kernel_problems(),
-    *known_device_problems(),
-    *known_system_problems(),
-    *(row for name, limits in SUPPORTED.items() for row in known_version_problems(name, *limits)),
+    *kernel_problem_checks(),
+    *device_problem_checks(),
+    *system_problem_checks(),
+    *(row for name, limits in SUPPORTED.items() for row in version_problem_checks(name, *limits)),
 )
 """The whole table."""
 
@@ -278,31 +283,37 @@ class DetectedProblem(NamedTuple):
     remedy: str
 
 
-def detect_problems(
-    machine: Machine, *, parts: Set[str] = frozenset(), config: object = None
+def detect_known_problems(
+    machine: Machine,
+    *,
+    model_parts: Set[str] = frozenset(),
+    model_config: "PreTrainedConfig | None" = None,
 ) -> list[DetectedProblem]:
     """Detects the known problems of a machine; those that prevent training come first.
 
     Args:
         machine: Facts about the machine.
-        parts: Layers and operators of fla that a model uses; empty for problems of every model.
-        config: Config of that model.
+        model_parts: Layers and operators of fla that a model uses; empty for problems of every
+            model.
+        model_config: Config of that model.
     """
     findings = [
         DetectedProblem(
             problem.name, problem.blocks_training, problem.description(machine), problem.remedy
         )
         for problem in PROBLEMS
-        if _applies_to_model(problem, parts, config) and problem.applies(machine)
+        if _concerns_model(problem, model_parts, model_config) and problem.applies(machine)
     ]
     return sorted(findings, key=lambda finding: not finding.blocks_training)
 
 
-def _applies_to_model(problem: KnownProblem, parts: Set[str], config: object) -> bool:
+def _concerns_model(
+    problem: ProblemCheck, model_parts: Set[str], model_config: "PreTrainedConfig | None"
+) -> bool:
     """Whether a row concerns every model, or a part that this model uses and its config enables."""
     return problem.parts is None or any(
         # a config without the field always uses the part
-        switch is None or getattr(config, switch, True)
+        switch is None or getattr(model_config, switch, True)
         for part, switch in problem.parts.items()
-        if part in parts
+        if part in model_parts
     )

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from flame_accel.config import Config
 from flame_accel.diagnosis.conformance.packing_support import check_packing_support
-from flame_accel.diagnosis.small_model_trial import check_custom_model_keeps_documents_apart
+from flame_accel.diagnosis.small_model_trial import check_non_fla_model_keeps_documents_apart
 from flame_accel.diagnosis.trainability import check_machine_and_list_warnings
 from flame_accel.observe import get_logger
 from flame_accel.observe.profiling import check_memory_snapshot_support
@@ -17,7 +17,7 @@ from flame_accel.parallel import check_parallel_options, compute_dtype
 from flame_accel.training import check_optimizer_support
 
 
-def check_run(
+def check_run_support_and_log_warnings(
     config: Config, accelerator: Accelerator, model_config: PreTrainedConfig, active_kernels: str
 ) -> None:
     """Checks that the model can train on this machine as the options ask; logs warnings.
@@ -42,7 +42,7 @@ def check_run(
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
         check_packing_support(model_config, active_kernels=active_kernels)
-        check_custom_model_keeps_documents_apart(model_config, accelerator.device.type)
+        check_non_fla_model_keeps_documents_apart(model_config, accelerator.device.type)
     for warning in check_machine_and_list_warnings(
         model_config,
         config.model.kernels,

@@ -118,7 +118,7 @@ def _one_layer_of_each_kind(fields: Mapping[str, Any]) -> list[int]:
     return first if len(first) > 1 else [0, 1]
 
 
-def check_custom_model_keeps_documents_apart(config: PreTrainedConfig, device: str) -> None:
+def check_non_fla_model_keeps_documents_apart(config: PreTrainedConfig, device: str) -> None:
     """Checks by running it that a model that is not fla's keeps packed documents apart.
 
     For fla's models it is known (`conformance/packing_support`). Random states are left alone. The

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conditions import uses_triton
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
-from flame_accel.diagnosis.known_problems import DetectedProblem, detect_problems
+from flame_accel.diagnosis.known_problems import DetectedProblem, detect_known_problems
 from flame_accel.diagnosis.machine import Machine, cache_folders_by_purpose, collect_machine_facts
 from flame_accel.diagnosis.model_parts import find_reachable_fla_layers_and_operators
 
@@ -45,7 +45,7 @@ def find_training_problems(
         precision: Precision of the computation, "bfloat16" or "float32".
     """
     parts = find_reachable_fla_layers_and_operators(config)
-    findings = detect_problems(machine, parts=parts, config=config)
+    findings = detect_known_problems(machine, model_parts=parts, model_config=config)
     if precision == "float32" and uses_triton(machine) and parts & TRITON_OPERATORS_WITHOUT_FP32:
         description = (
             f"fla's Triton kernel of {min(parts & TRITON_OPERATORS_WITHOUT_FP32)} takes no float32"
@@ -94,30 +94,30 @@ def _find_memory_and_disk_shortages(machine: Machine, num_parameters: int) -> li
     """Compares memory and disk with what this number of parameters needs."""
     needed = num_parameters * STATE_BYTES
     sizes = [device.memory_bytes for device in machine.devices] or [machine.memory_bytes]
-    state = f"{_format_gib(needed)} GiB of weights, gradients and AdamW state"
+    state = f"{_format_gib_number(needed)} GiB of weights, gradients and AdamW state"
     findings = []
     if needed > sum(sizes):
         where = f"{len(sizes)} GPU(s)" if machine.devices else "this machine"
-        description = f"{state} do not fit into the {_format_gib(sum(sizes))} GiB of {where}"
+        description = f"{state} do not fit into the {_format_gib_number(sum(sizes))} GiB of {where}"
         findings.append(
             DetectedProblem("too large", True, description, "use more GPUs, or a smaller model")
         )
     elif needed > min(sizes):
-        description = f"{state} do not fit into the {_format_gib(min(sizes))} GiB of one GPU"
+        description = f"{state} do not fit into the {_format_gib_number(min(sizes))} GiB of one GPU"
         findings.append(
             DetectedProblem("too large for one GPU", False, description, "ACCELERATE_CONFIG=fsdp2")
         )
     for folder in machine.folders[:1]:
         if folder.free_bytes < num_parameters * SAVED_BYTES:
             description = (
-                f"{_format_gib(folder.free_bytes)} GiB are free for {folder.purpose} "
+                f"{_format_gib_number(folder.free_bytes)} GiB are free for {folder.purpose} "
                 f"({folder.path}), and its checkpoints and export take up to "
-                f"{_format_gib(num_parameters * SAVED_BYTES)} GiB"
+                f"{_format_gib_number(num_parameters * SAVED_BYTES)} GiB"
             )
             remedy = "free some, name another --job.dump_folder, or --checkpoint.keep_latest_k 1"
             findings.append(DetectedProblem("little disk", False, description, remedy))
     return findings
 
 
-def _format_gib(number_of_bytes: float) -> str:
+def _format_gib_number(number_of_bytes: float) -> str:
     return f"{number_of_bytes / 2**30:,.1f}"

@@ -5,20 +5,21 @@ import pytest
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.diagnosis.conformance.laws import LAWS
 from flame_accel.diagnosis.conformance.support_table import (
+    RESULT_FILES,
     broken_law_reasons,
     load_results_by_device,
     render_models_page,
 )
 from flame_accel.diagnosis.conformance.transformers_table import (
-    load_transformers_results_by_device,
+    TRANSFORMERS_RESULT_FILES,
     render_transformers_section,
 )
 from flame_accel.models.catalogue import fla_config_classes
 from flame_accel.models.transformers_catalogue import transformers_decoder_config_classes
 from tests.helpers.runs import ROOT
 
-RESULTS = load_results_by_device()
-OF_TRANSFORMERS = load_transformers_results_by_device()
+RESULTS = load_results_by_device(RESULT_FILES)
+OF_TRANSFORMERS = load_results_by_device(TRANSFORMERS_RESULT_FILES)
 
 
 PAGE = ROOT / "docs" / "models.md"

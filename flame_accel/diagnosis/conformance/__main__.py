@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from flame_accel.diagnosis.conformance.laws import (
     find_cpu_mixer_kernel_modules,
-    law_names_in_results,
+    law_names_for_model_type,
     run_law_checks,
 )
 from flame_accel.kernels.tuning import tuning_disabled
@@ -24,7 +24,7 @@ def print_law_results(model_type: str, device: str) -> None:
     computes = False
     # what kernels compute is asked here, not how fast: tuning all of them would take an hour
     with tuning_disabled():
-        for finding in run_law_checks(config, device, law_names_in_results(model_type)):
+        for finding in run_law_checks(config, device, law_names_for_model_type(model_type)):
             computes = computes or finding.holds
             print(json.dumps({"finding": finding._asdict()}), flush=True)
     if computes and device == "cpu":

@@ -136,11 +136,11 @@ def _take_optimizer_step_and_get_loss(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     ids: torch.Tensor,
-    out_without_gradient: set[str],
+    names_without_gradient_yet: set[str],
 ) -> float:
     """Steps, and returns the loss.
 
-    Takes from `out_without_gradient` the names of parameters with a gradient that is not 0.
+    Takes from `names_without_gradient_yet` the names of parameters with a gradient that is not 0.
     """
     with fixed_seed_and_training_autocast(model):
         loss = model(input_ids=ids, labels=ids).loss
@@ -148,7 +148,7 @@ def _take_optimizer_step_and_get_loss(
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     raise_law_broken_unless(not wrong, f"gradients are not finite: {', '.join(wrong)}")
-    out_without_gradient -= {name for name, gradient in gradients.items() if gradient.any()}
+    names_without_gradient_yet -= {name for name, gradient in gradients.items() if gradient.any()}
     optimizer.step()
     optimizer.zero_grad()
     return loss.item()
@@ -217,7 +217,7 @@ TRIAL_LAWS = ("trains", "reloads", "generates", "keeps documents apart")
 """Those of `LAWS` that tell whether a model can be trained, exported and sampled from."""
 
 
-def law_names_in_results(model_type: str) -> tuple[str, ...]:
+def law_names_for_model_type(model_type: str) -> tuple[str, ...]:
     """Names of the laws that results hold: all for fla's models, else `TRIAL_LAWS`."""
     return tuple(LAWS) if model_type in fla_config_classes() else TRIAL_LAWS
 

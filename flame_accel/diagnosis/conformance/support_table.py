@@ -5,7 +5,7 @@ Nothing here runs a model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -98,11 +98,11 @@ when it generates (2502.13189, section 3.3); here it does so in one pass too.
 """
 
 
-def load_results_by_device() -> dict[str, DeviceResults]:
-    """Loads the files of `RESULT_FILES`, by kind of device; a kind without a file is left out."""
+def load_results_by_device(files_by_device: Mapping[str, Path]) -> dict[str, DeviceResults]:
+    """Loads results by kind of device, as the files are given; one without a file is left out."""
     return {
         kind: json.loads(file.read_text(encoding="utf-8"))
-        for kind, file in RESULT_FILES.items()
+        for kind, file in files_by_device.items()
         if file.is_file()
     }
 
@@ -122,22 +122,20 @@ def render_models_page(results_by_device: Mapping[str, DeviceResults]) -> str:
         results_by_device: by kind of device, as `load_results_by_device` gives them.
     """
     models = sorted(fla_config_classes())
-    measured = {
-        model_type: {k: v for k, v in results_by_device.items() if model_type in v["models"]}
-        for model_type in models
-    }
     machines = "\n".join(map(_render_machine_line, results_by_device.values()))
     columns = ("model", *DEVICE_NAMES.values(), *LAW_COLUMNS.values(), "kernels without a GPU")
-    lines = [
-        HEAD.format(machines=machines),
-        "| " + " | ".join(columns) + " |",
-        "|---" * len(columns) + "|",
-        *(_render_model_row(model_type, measured[model_type]) for model_type in models),
-    ]
-    reasons = [line for name in models for line in _render_broken_law_lines(name, measured[name])]
+    rows = [_model_row_cells(model_type, results_by_device) for model_type in models]
+    lines = [HEAD.format(machines=machines), *render_table(columns, rows)]
+    reasons = render_broken_law_lines(models, results_by_device, DEVICE_NAMES)
     if reasons:
         lines += ["", "## What does not work, and why", "", *reasons]
     return "\n".join(lines) + "\n"
+
+
+def render_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
+    return [lines[0], "|---" * len(columns) + "|", *lines[1:]]
 
 
 def _render_machine_line(device_results: DeviceResults) -> str:
@@ -155,28 +153,46 @@ def _render_machine_line(device_results: DeviceResults) -> str:
     return f"* {name}: {device_results['device']}, {device_results['date']}; {packages}{older}"
 
 
-def _render_model_row(model_type: str, results_by_device: Mapping[str, DeviceResults]) -> str:
-    broken = {
-        kind: broken_law_reasons(values, model_type) for kind, values in results_by_device.items()
-    }
-    cells = [f"`{model_type}`"]
-    for kind in DEVICE_NAMES:
+def _model_row_cells(
+    model_type: str, results_by_device: Mapping[str, DeviceResults]
+) -> tuple[str, ...]:
+    cells = cells_by_device_and_law(model_type, results_by_device, DEVICE_NAMES, LAW_COLUMNS)
+    if not tiny_config(model_type).use_cache:
+        cells |= dict.fromkeys(NEED_CACHE, "no cache")
+    kernels = results_by_device["cpu"]["models"][model_type]["kernels"]
+    served = ", ".join(f"`{name}`" for name in kernels) or "fla's own PyTorch code"
+    return f"`{model_type}`", *cells.values(), served
+
+
+def cells_by_device_and_law(
+    model_type: str,
+    results_by_device: Mapping[str, DeviceResults],
+    device_names: Mapping[str, str],
+    laws: Iterable[str],
+) -> dict[str, str]:
+    """The cells of a model's row: whether it trains on each device, and where each law holds.
+
+    Args:
+        model_type: As its own package registers it.
+        results_by_device: By kind of device.
+        device_names: Kind of device -> its name in the table.
+        laws: Those that have a column.
+    """
+    broken = _broken_law_reasons_by_device(model_type, results_by_device)
+    cells: dict[str, str] = {}
+    for kind in device_names:
         trains = kind in broken and not {"trains", "reloads"} & broken[kind].keys()
-        cells.append(("yes" if trains else "no") if kind in broken else "not run")
-    for law in LAW_COLUMNS:
+        cells[kind] = ("yes" if trains else "no") if kind in broken else "not run"
+    for law in laws:
         working = [
             name
-            for kind, name in DEVICE_NAMES.items()
+            for kind, name in device_names.items()
             if kind in broken
             and law not in broken[kind]
             and _was_checked(results_by_device[kind], model_type, law)
         ]
-        cells.append("yes" if len(working) == len(DEVICE_NAMES) else ", ".join(working) or "no")
-        if law in NEED_CACHE and not tiny_config(model_type).use_cache:
-            cells[-1] = "no cache"
-    kernels = results_by_device["cpu"]["models"][model_type]["kernels"]
-    cells.append(", ".join(f"`{name}`" for name in kernels) or "fla's own PyTorch code")
-    return "| " + " | ".join(cells) + " |"
+        cells[law] = "yes" if len(working) == len(device_names) else ", ".join(working) or "no"
+    return cells
 
 
 def _was_checked(device_results: DeviceResults, model_type: str, law: str) -> bool:
@@ -184,12 +200,29 @@ def _was_checked(device_results: DeviceResults, model_type: str, law: str) -> bo
     return any(finding["law"] == law for finding in findings)
 
 
-def _render_broken_law_lines(
+def _broken_law_reasons_by_device(
     model_type: str, results_by_device: Mapping[str, DeviceResults]
+) -> dict[str, dict[str, str]]:
+    """`broken_law_reasons` by kind of device, of those on which the model was checked."""
+    return {
+        kind: broken_law_reasons(device_results, model_type)
+        for kind, device_results in results_by_device.items()
+        if model_type in device_results["models"]
+    }
+
+
+def render_broken_law_lines(
+    model_types: Iterable[str],
+    results_by_device: Mapping[str, DeviceResults],
+    device_names: Mapping[str, str],
 ) -> list[str]:
-    """One line for each reason, with the laws and devices that it breaks."""
-    places: dict[str, list[str]] = {}
-    for kind, values in results_by_device.items():
-        for law, reason in broken_law_reasons(values, model_type).items():
-            places.setdefault(reason, []).append(f"{law} ({DEVICE_NAMES[kind]})")
-    return [f"* `{model_type}`, {', '.join(where)}: {why}" for why, where in places.items()]
+    """One line for each model and reason, with the laws and devices that it breaks."""
+    lines: list[str] = []
+    for model_type in model_types:
+        places: dict[str, list[str]] = {}
+        broken = _broken_law_reasons_by_device(model_type, results_by_device)
+        for kind, reasons in broken.items():
+            for law, reason in reasons.items():
+                places.setdefault(reason, []).append(f"{law} ({device_names[kind]})")
+        lines += [f"* `{model_type}`, {', '.join(where)}: {why}" for why, where in places.items()]
+    return lines

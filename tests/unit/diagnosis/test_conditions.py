@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flame_accel.diagnosis.known_problems import detect_problems
+from flame_accel.diagnosis.known_problems import detect_known_problems
 from tests.helpers.machines import with_device
 
 
@@ -23,5 +23,5 @@ def test_machine_code_runs_within_a_major_version_and_ptx_on_newer_devices(
     capability, architectures, known
 ):
     machine = replace(with_device(capability=capability), architectures=architectures)
-    found = {finding.name for finding in detect_problems(machine)}
+    found = {finding.name for finding in detect_known_problems(machine)}
     assert ("GPU unknown to torch" not in found) == known

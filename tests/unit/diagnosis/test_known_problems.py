@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from flame_accel.diagnosis import trainability
-from flame_accel.diagnosis.known_problems import PROBLEMS, SUPPORTED, detect_problems
+from flame_accel.diagnosis.known_problems import PROBLEMS, SUPPORTED, detect_known_problems
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from tests.helpers.machines import BAD_TRITON, GOOD, H200, ON_CPU, SICK, with_versions
 from tests.helpers.runs import ROOT
@@ -22,8 +22,8 @@ def test_a_good_machine_has_no_problem():
     hidden = replace(ON_CPU, driver_devices=1, hidden_devices=True)
     patched = with_versions(torch="2.13.2+cu130", triton="3.7.9", transformers="5.23.4")
     for machine in (GOOD, ON_CPU, hidden):
-        assert detect_problems(machine) == []
-    assert detect_problems(replace(patched, triton_required_by_torch=">=3.7")) == []
+        assert detect_known_problems(machine) == []
+    assert detect_known_problems(replace(patched, triton_required_by_torch=">=3.7")) == []
 
 
 def test_every_row_has_a_machine():
@@ -33,7 +33,7 @@ def test_every_row_has_a_machine():
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 def test_a_row_applies_where_it_should_and_alone(problem):
     machine = SICK[problem.name]
-    findings = detect_problems(machine, parts=frozenset(list(problem.parts or ())[:1]))
+    findings = detect_known_problems(machine, model_parts=frozenset(list(problem.parts or ())[:1]))
     assert [finding.name for finding in findings] == [problem.name]
     assert findings[0].blocks_training == problem.blocks_training
     for text in (findings[0].description, findings[0].remedy):

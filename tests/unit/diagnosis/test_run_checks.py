@@ -8,7 +8,7 @@ from accelerate.utils import DistributedType
 
 from flame_accel.config import UserError, parse
 from flame_accel.diagnosis import trainability
-from flame_accel.diagnosis.run_checks import check_run
+from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.models.catalogue import tiny_config
 from tests.helpers.machines import SICK
 from tests.helpers.optimizers import STEP_IN_BACKWARD, fake_accelerator
@@ -71,5 +71,5 @@ def test_options_that_the_engine_does_not_support_are_refused(
 ):
     config = parse(flags(**changes))
     with pytest.raises(UserError) as caught:
-        check_run(config, accelerator, tiny_config("gla"), "torch")
+        check_run_support_and_log_warnings(config, accelerator, tiny_config("gla"), "torch")
     assert caught.value.where == where

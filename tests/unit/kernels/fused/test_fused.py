@@ -201,7 +201,7 @@ def test_model_fused_kernels_replaces_those_of_fla_where_triton_runs(
     asked: list[bool] = []
     monkeypatch.setattr(kernels, "install", lambda kind: active)
     monkeypatch.setattr(kernels, "install_fused_kernels", lambda: asked.append(True))
-    monkeypatch.setattr(train, "check_run", stop)
+    monkeypatch.setattr(train, "check_run_support_and_log_warnings", stop)
     with pytest.raises(StopIteration):
         train_here(flags(**{"model.fused_kernels": fused_kernels}))
     assert bool(asked) == (active == "triton" and fused_kernels)
