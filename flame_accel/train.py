@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     uploads = HubUploads(accelerator, config.hub, run_folder, custom_modules=config.model.custom)
     try:
         active_kernels = setup_run(config, accelerator, run_folder)
-        if observe.has_finished(accelerator, run_folder, config):
+        if observe.has_nothing_left_to_train(accelerator, run_folder, config):
             uploads.upload_missing()
             return
         start = find_starting_point(
@@ -211,7 +211,9 @@ def restore_run(
     # nothing refuses the start any more: until here the run folder was only read
     set_aside_unused_checkpoints(accelerator, start, config.checkpoint)
     sources = describe_sources(config, components.run_data)
-    observe.open_run_folder(accelerator, run_folder, config, step=state.step, sources=sources)
+    observe.describe_run_and_open_log(
+        accelerator, run_folder, config, step=state.step, model_sources=sources
+    )
     meter = observe.Meter(
         accelerator,
         flops_per_token=components.flops_per_token,
@@ -244,7 +246,7 @@ def train(
     training, steps = config.training, config.training.steps
     state, batches, meter = loop.state, loop.batches, loop.meter
     step_tokens = parallel.tokens_per_step(training, accelerator)
-    progress = observe.ProgressBar(
+    progress = observe.build_progress_bar(
         step=state.step,
         steps=steps,
         shown=accelerator.is_main_process,
@@ -279,7 +281,7 @@ def train(
         state.tokens += step_tokens
         meter.add_step(result, tokens=step_tokens)
         profiler.step()
-        progress.advance()
+        progress.update()
         if state.step == first_step:
             parallel.set_train_timeout(accelerator, config.comm)
 
@@ -289,7 +291,7 @@ def train(
             loop.metric_logger.write_local_values_to_tensorboard(meter.local, step=state.step)
         if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
             # kernels may be tuned for its shapes first
-            with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
+            with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
                 record |= validate(accelerator, components.model, loop.eval_batches)
         if record:
             record |= observe.reduce_and_check_data_metrics(
@@ -299,7 +301,7 @@ def train(
             loop.metric_logger.write_record(record, steps=steps)
             meter.check_consecutive_skips(training.max_consecutive_skips)
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record)):
-            with meter.paused(), parallel.extended_timeout(accelerator, config.comm):
+            with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
         garbage.freeze_first_or_collect_if_due(state.step)
     garbage.unfreeze()

@@ -1,7 +1,7 @@
 """What a run measures, shows and records: meter, console, metrics, profiles, report, run folder."""
 
 from flame_accel.observe.console import (
-    ProgressBar,
+    build_progress_bar,
     get_logger,
     setup_console_logging,
 )
@@ -13,24 +13,24 @@ from flame_accel.observe.report import write_report
 from flame_accel.observe.run_folder import (
     check_run_folder_and_log_changes,
     describe_environment,
+    describe_run_and_open_log,
     device_name,
-    has_finished,
-    open_run_folder,
+    has_nothing_left_to_train,
     write_ended,
 )
 
 __all__ = [
     "Meter",
     "MetricLogger",
-    "ProgressBar",
     "StepProfiler",
+    "build_progress_bar",
     "check_run_folder_and_log_changes",
     "describe_environment",
+    "describe_run_and_open_log",
     "device_name",
     "enabled_tracker_names",
     "get_logger",
-    "has_finished",
-    "open_run_folder",
+    "has_nothing_left_to_train",
     "profile_steps",
     "reduce_and_check_data_metrics",
     "setup_console_logging",

@@ -71,15 +71,15 @@ KEPT_LOG_RECORDS = 10_000
 """Most records that are kept before the log file is opened."""
 
 
-def should_use_colors(enabled: bool) -> bool:
+def should_use_colors(colors_enabled: bool) -> bool:
     """Whether standard output gets colours: it is a terminal, and NO_COLOR is not set."""
-    return enabled and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return colors_enabled and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     """Sends the run's log to standard output; ranks other than the main one log only warnings.
 
-    The main process also keeps it in memory until `add_log_file`.
+    The main process also keeps it in memory until `add_log_file_with_earlier_lines`.
     """
     logger = get_logger()
     logger.handlers.clear()
@@ -99,7 +99,7 @@ def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def add_log_file(path: Path) -> None:
+def add_log_file_with_earlier_lines(path: Path) -> None:
     """Appends all that is and has been logged to a file, with date and time."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
@@ -128,25 +128,15 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-class ProgressBar:
+def build_progress_bar(*, step: int, steps: int, shown: bool, colored: bool) -> tqdm:
     """A progress bar on a terminal; nothing elsewhere, where the logged lines show the progress."""
-
-    def __init__(self, *, step: int, steps: int, shown: bool, colored: bool) -> None:
-        self.bar = tqdm(
-            total=steps,
-            initial=step,
-            unit="step",
-            disable=not (shown and sys.stdout.isatty()),
-            file=sys.stdout,
-            dynamic_ncols=True,
-            leave=False,
-            colour="cyan" if should_use_colors(colored) else None,
-        )
-
-    def advance(self) -> None:
-        """Counts one more completed step."""
-        self.bar.update()
-
-    def close(self) -> None:
-        """Removes the bar."""
-        self.bar.close()
+    return tqdm(
+        total=steps,
+        initial=step,
+        unit="step",
+        disable=not (shown and sys.stdout.isatty()),
+        file=sys.stdout,
+        dynamic_ncols=True,
+        leave=False,
+        colour="cyan" if should_use_colors(colored) else None,
+    )

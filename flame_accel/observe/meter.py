@@ -119,7 +119,7 @@ class Meter:
         self.data_seconds += self.clock() - started_at
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def throughput_paused(self) -> Iterator[None]:
         """Excludes the time inside the block (evaluation, checkpoints) from the throughput."""
         started_at = self.clock()
         yield
@@ -142,7 +142,7 @@ class Meter:
         costs = {
             "time/step_seconds": elapsed_seconds / self.steps,
             "time/data_seconds": self.data_seconds / self.steps,
-            "memory/peak_gib": peak_memory_gib(accelerator.device),
+            "memory/peak_gib": peak_allocated_or_resident_gib(accelerator.device),
         }
         self.local = local_losses | costs
         record = {
@@ -242,7 +242,7 @@ def none_if_infinite(value: Tensor) -> float | None:
     return number if number not in (float("inf"), float("-inf")) else None
 
 
-def peak_memory_gib(device: torch.device) -> float:
+def peak_allocated_or_resident_gib(device: torch.device) -> float:
     """Peak memory in GiB: allocated on a GPU, or resident in this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30

@@ -80,7 +80,7 @@ class MetricLogger:
         }
         self.accelerator.init_trackers(
             os.environ.get("WANDB_PROJECT", "flame_accel"),
-            flatten_options(options),
+            flatten_options_without_secrets(options),
             {name: init_kwargs[name] for name in names},
         )
         if not self.accelerator.is_main_process:
@@ -118,7 +118,7 @@ class MetricLogger:
         self.local_writer.flush()
 
 
-def flatten_options(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def flatten_options_without_secrets(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`section.option` -> value, as text without secrets where it is no number."""
     return {
         f"{section}.{name}": value if isinstance(value, (int, float)) else mask_secrets(str(value))

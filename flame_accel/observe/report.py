@@ -32,6 +32,9 @@ pre { background: #f3f4f6; padding: 1em; white-space: pre-wrap; overflow-wrap: a
 """
 
 
+StepAndValue = tuple[float, float]
+
+
 def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
     """Draws `metrics.jsonl` of a run folder into its `report.html`.
 
@@ -65,9 +68,7 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
     return path
 
 
-def select_finite_points(
-    records: Sequence[Mapping[str, float]], key: str
-) -> list[tuple[float, float]]:
+def select_finite_points(records: Sequence[Mapping[str, float]], key: str) -> list[StepAndValue]:
     """(step, value) of every record with a finite value of `key`."""
     return [
         (record["step"], record[key])
@@ -76,7 +77,7 @@ def select_finite_points(
     ]
 
 
-def render_curves_svg(series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def render_curves_svg(series: Mapping[str, Sequence[StepAndValue]]) -> str:
     """One SVG chart with a line for each series of (step, value)."""
     points = [point for values in series.values() for point in values]
     low_x, high_x = _axis_limits([x for x, _ in points])

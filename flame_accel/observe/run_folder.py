@@ -23,8 +23,8 @@ from flame_accel import __version__
 from flame_accel.config import Config, UserError, load_run_file, to_toml
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.files import write_json_atomically, write_text_atomically
-from flame_accel.observe.console import add_log_file, get_logger
-from flame_accel.observe.metric_logger import flatten_options
+from flame_accel.observe.console import add_log_file_with_earlier_lines, get_logger
+from flame_accel.observe.metric_logger import flatten_options_without_secrets
 from flame_accel.observe.metrics_file import METRICS_FILE
 from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE, list_kept_starts_and_this_one
 from flame_accel.parallel import run_on_main_and_broadcast
@@ -45,7 +45,9 @@ DESCRIBE_START = ("packages", "git", "processes", "engine", "mixed_precision", "
 """Entries of `describe_environment` that may differ from one start of a run to the next."""
 
 
-def check_run_folder_and_log_changes(accelerator: Accelerator, path: Path, config: Config) -> None:
+def check_run_folder_and_log_changes(
+    accelerator: Accelerator, run_folder: Path, config: Config
+) -> None:
     """Checks that a folder can be this run's, and logs what changed; reads only.
 
     Every rank must call it.
@@ -54,12 +56,12 @@ def check_run_folder_and_log_changes(accelerator: Accelerator, path: Path, confi
         UserError: The folder holds a run of another model or other data.
     """
     for change in run_on_main_and_broadcast(
-        accelerator, lambda: check_run_folder_and_list_changes(path, config)
+        accelerator, lambda: check_run_folder_and_list_changes(run_folder, config)
     ):
         get_logger().info("changed since the last start: %s", change)
 
 
-def check_run_folder_and_list_changes(path: Path, config: Config) -> list[str]:
+def check_run_folder_and_list_changes(run_folder: Path, config: Config) -> list[str]:
     """Checks that a folder can be this run's; reads only.
 
     Returns:
@@ -68,39 +70,39 @@ def check_run_folder_and_list_changes(path: Path, config: Config) -> list[str]:
     Raises:
         UserError: The folder holds a run of another model or other data.
     """
-    resolved = path / CONFIG_FILE
+    resolved = run_folder / CONFIG_FILE
     if not resolved.exists():
         return []
     before = load_run_file(resolved)
-    if _has_progress(path, before):
+    if _has_metrics_or_checkpoints(run_folder, before):
         check_same_model_and_data(before, config)
     return describe_changed_options(before, config)
 
 
-def has_finished(accelerator: Accelerator, path: Path, config: Config) -> bool:
+def has_nothing_left_to_train(accelerator: Accelerator, run_folder: Path, config: Config) -> bool:
     """Whether the run in a folder has nothing left to do; it then keeps every byte.
 
     Every rank must call it.
     """
-    step = run_on_main_and_broadcast(accelerator, lambda: read_finished_step(path))
+    step = run_on_main_and_broadcast(accelerator, lambda: read_finished_step(run_folder))
     if step is None or step < config.training.steps or config.checkpoint.load_step >= 0:
         return False
     get_logger().info(
         "%s: this run has finished, after step %d; nothing in it is changed. To train on, raise "
         "training.steps; to train anew, choose another job.dump_folder",
-        path,
+        run_folder,
         step,
     )
     return True
 
 
-def open_run_folder(
+def describe_run_and_open_log(
     accelerator: Accelerator,
-    path: Path,
+    run_folder: Path,
     config: Config,
     *,
     step: int,
-    sources: Mapping[str, Any],
+    model_sources: Mapping[str, Any],
 ) -> None:
     """Starts to write to a run folder, once nothing can refuse the start any more.
 
@@ -108,68 +110,70 @@ def open_run_folder(
 
     Args:
         accelerator: The run's accelerator.
-        path: The run folder.
+        run_folder: Created if it does not exist.
         config: The options.
         step: Number of completed steps.
-        sources: What the model is made from: data and, if it has any, the weights of the start.
+        model_sources: Data and, if it has any, the weights that the model starts from.
 
     Raises:
         UserError: The folder cannot be written to.
     """
     if accelerator.is_main_process:
         environment = describe_environment(accelerator, sys.argv)
-        start = {name: environment[name] for name in DESCRIBE_START} | dict(sources)
+        start = {name: environment[name] for name in DESCRIBE_START} | dict(model_sources)
         environment["starts"] = list_kept_starts_and_this_one(
-            path, config, step=step, environment=start
+            run_folder, config, step=step, environment=start
         )
-        write_run_files(path, config, environment)
-        add_log_file(path / "log.txt")
+        write_config_environment_and_clear_ended(run_folder, config, environment)
+        add_log_file_with_earlier_lines(run_folder / "log.txt")
 
 
-def write_run_files(path: Path, config: Config, environment: dict[str, Any]) -> None:
+def write_config_environment_and_clear_ended(
+    run_folder: Path, config: Config, environment: dict[str, Any]
+) -> None:
     """Creates the run folder with config.toml and environment.json; the run has not ended.
 
     Raises:
         UserError: The folder cannot be written to.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ENDED_FILE).unlink(missing_ok=True)
-        write_text_atomically(path / CONFIG_FILE, to_toml(config))
-        write_json_atomically(path / ENVIRONMENT_FILE, environment, indent=2)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        (run_folder / ENDED_FILE).unlink(missing_ok=True)
+        write_text_atomically(run_folder / CONFIG_FILE, to_toml(config))
+        write_json_atomically(run_folder / ENVIRONMENT_FILE, environment, indent=2)
     except OSError as error:
         raise UserError(
             f"the run folder cannot be written to: {error.strerror}",
-            where=f"job.dump_folder = {path}",
+            where=f"job.dump_folder = {run_folder}",
             remedy="choose a folder that you can write to",
         ) from error
 
 
-def write_ended(path: Path, *, reason: str, step: int) -> None:
+def write_ended(run_folder: Path, *, reason: str, step: int) -> None:
     """Records why, when and after which step a run ended. Called by the main process.
 
     Args:
-        path: The run folder.
+        run_folder: The run folder.
         reason: `finished`: all steps are done, and the model is exported.
         step: Number of completed updates.
     """
     time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json_atomically(path / ENDED_FILE, {"reason": reason, "step": step, "time": time})
+    write_json_atomically(run_folder / ENDED_FILE, {"reason": reason, "step": step, "time": time})
 
 
-def read_finished_step(path: Path) -> int | None:
+def read_finished_step(run_folder: Path) -> int | None:
     """The step at which the run in a folder finished; None if it has not."""
     try:
-        ended = json.loads((path / ENDED_FILE).read_text(encoding="utf-8"))
+        ended = json.loads((run_folder / ENDED_FILE).read_text(encoding="utf-8"))
         return int(ended["step"]) if ended["reason"] == "finished" else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _has_progress(path: Path, config: Config) -> bool:
+def _has_metrics_or_checkpoints(run_folder: Path, config: Config) -> bool:
     """Whether a run in the folder has reported metrics or saved a checkpoint."""
-    metrics = path / METRICS_FILE
-    checkpoints = path / config.checkpoint.folder
+    metrics = run_folder / METRICS_FILE
+    checkpoints = run_folder / config.checkpoint.folder
     return (metrics.is_file() and metrics.stat().st_size > 0) or any(checkpoints.glob("step-*"))
 
 
@@ -213,7 +217,10 @@ def _last_path_parts(comma_separated_paths: str | None) -> list[str]:
 
 def describe_changed_options(before: Config, after: Config) -> list[str]:
     """`section.option: old -> new` for every option that differs between two configurations."""
-    old, new = flatten_options(asdict(before)), flatten_options(asdict(after))
+    old, new = (
+        flatten_options_without_secrets(asdict(before)),
+        flatten_options_without_secrets(asdict(after)),
+    )
     return [
         f"{name}: {old[name]} -> {new[name]}"
         for name in new

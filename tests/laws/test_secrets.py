@@ -8,7 +8,11 @@ from urllib.parse import quote
 import pytest
 
 from flame_accel.config import ConfigError, UserError, load_run_file, parse
-from flame_accel.observe.console import add_log_file, get_logger, setup_console_logging
+from flame_accel.observe.console import (
+    add_log_file_with_earlier_lines,
+    get_logger,
+    setup_console_logging,
+)
 from tests.helpers.runs import SHORT_RUN, launch, read_losses
 
 TOKEN = "hf_" + "Zq7" * 11
@@ -129,7 +133,7 @@ def test_what_any_module_logs_is_masked_on_every_handler(capsys, tmp_path):
     logger = get_logger()
     setup_console_logging(main_process=True)
     logger.getChild("models.some").warning("see %s", URL)
-    add_log_file(tmp_path / "log.txt")
+    add_log_file_with_earlier_lines(tmp_path / "log.txt")
     logger.info("and %s", TOKEN)
     logger.handlers.clear()
     for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):

@@ -17,7 +17,7 @@ from flame_accel.hub.contents import (
     prepare_for_upload,
     select_model_files,
 )
-from flame_accel.observe.run_folder import write_run_files
+from flame_accel.observe.run_folder import write_config_environment_and_clear_ended
 
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
 CHECKPOINT = ("manifest.json", "state.json", "data.json", "ranks.json", "rank-0.json")
@@ -126,7 +126,7 @@ def test_paths_of_all_options_are_hidden_one_or_several(model, configured, tmp_p
         path.write_text("")
     run_folder = tmp_path / "run"
     config = configured(**{"model.custom": ",".join(map(str, own))})
-    write_run_files(run_folder, config, {})
+    write_config_environment_and_clear_ended(run_folder, config, {})
     (model / "config.json").write_text('{"auto_map": {}}')
     (model / "README.md").write_text(f"{own[0]} {own[1]} {config.training.dataset}")
     prepare_for_upload(

@@ -62,7 +62,7 @@ def test_time_spent_elsewhere_is_not_the_steps():
     with subject.waiting_for_data():
         clock.now += 1
     subject.add_step(step(1.0, 1), tokens=10)
-    with subject.paused():
+    with subject.throughput_paused():
         clock.now += 50
     clock.now += 1
     record = subject.finish_window(lr=0.1)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from flame_accel.config import ConfigError, parse
-from flame_accel.observe.metric_logger import flatten_options
+from flame_accel.observe.metric_logger import flatten_options_without_secrets
 from tests.helpers.runs import launch, read_records
 
 
 def test_trackers_get_flat_plain_options():
     options = {"training": {"steps": 3, "dataset": None}, "model": {"custom": ("a", "b")}}
-    assert flatten_options(options) == {
+    assert flatten_options_without_secrets(options) == {
         "training.steps": 3,
         "training.dataset": "None",
         "model.custom": "('a', 'b')",

@@ -15,8 +15,8 @@ from flame_accel.observe.run_folder import (
     git_commit_and_dirty,
     package_versions,
     read_finished_step,
+    write_config_environment_and_clear_ended,
     write_ended,
-    write_run_files,
 )
 from tests.helpers.runs import ROOT, read_losses
 
@@ -45,7 +45,7 @@ def test_only_options_that_differ_are_listed_and_not_the_run_file(configured):
 
 def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):
     config = configured()
-    write_run_files(tmp_path / "a/b", config, {"python": "3"})
+    write_config_environment_and_clear_ended(tmp_path / "a/b", config, {"python": "3"})
     assert load_run_file(tmp_path / "a/b/config.toml") == config
     assert json.loads((tmp_path / "a/b/environment.json").read_text()) == {"python": "3"}
 
@@ -53,7 +53,7 @@ def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(configured, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"job\.dump_folder = .*file/run: .*cannot be written to"):
-        write_run_files(tmp_path / "file/run", configured(), {})
+        write_config_environment_and_clear_ended(tmp_path / "file/run", configured(), {})
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
@@ -82,7 +82,7 @@ def build_config(
 def prepare(folder: Path, *flags: str, **names: str) -> list[str]:
     config = build_config(folder, *flags, **names)
     changes = check_run_folder_and_list_changes(folder, config)
-    write_run_files(folder, config, {})
+    write_config_environment_and_clear_ended(folder, config, {})
     return changes
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flame_accel.config import Config
-from flame_accel.observe.run_folder import write_run_files
+from flame_accel.observe.run_folder import write_config_environment_and_clear_ended
 from flame_accel.observe.starts import (
     list_kept_starts_and_this_one,
     read_options_at,
@@ -24,7 +24,7 @@ def start(configured, tmp_path: Path):
         starts = list_kept_starts_and_this_one(
             tmp_path, config, step=step, environment={"processes": step + 1}
         )
-        write_run_files(tmp_path, config, {"starts": starts})
+        write_config_environment_and_clear_ended(tmp_path, config, {"starts": starts})
         return starts
 
     return begin
