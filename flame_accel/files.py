@@ -165,13 +165,21 @@ def rename_and_sync(source: Path, target: Path) -> None:
 
 def link_or_copy_file(source: Path, target: Path) -> None:
     """Create a hard link to a file, or a copy where the filesystem has none; makes the folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # a link to a link would point nowhere from another folder
-    source = source.resolve(strict=True)
     try:
-        os.link(source, target)
+        link_file(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Create a hard link to a file; makes the folder.
+
+    Raises:
+        OSError: There is no such file, or the filesystem has no hard links.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a link to a link would point nowhere from another folder
+    os.link(source.resolve(strict=True), target)
 
 
 def has_temporary_name(path: Path) -> bool:

@@ -231,7 +231,7 @@ def restore_run(
     state.tracker_ids = metric_logger.tracker_ids
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))
-    uploads.resume()
+    uploads.resume(start.checkpoints.in_use)
     return LoopState(state, start.checkpoints, batches, eval_batches, meter, metric_logger, uploads)
 
 

@@ -29,11 +29,16 @@ class CheckpointFolder:
         path: Folder that contains a `step-N` folder for every checkpoint.
         keep_latest_k: Number of checkpoints to keep; older ones are deleted once a new one is
             complete. 0 keeps all.
+
+    Attributes:
+        in_use: Paths of checkpoints that something reads in the background; they are not deleted
+            before the first save after that.
     """
 
     def __init__(self, path: Path, *, keep_latest_k: int) -> None:
         self.path = path
         self.keep_latest_k = keep_latest_k
+        self.in_use: set[Path] = set()
 
     def checkpoint_path(self, step: int) -> Path:
         """The `step-N` folder of a complete checkpoint, whether or not it exists."""
@@ -83,7 +88,8 @@ class CheckpointFolder:
     def _delete_all_but_latest_k(self) -> None:
         if self.keep_latest_k:
             for step in self.list_steps()[: -self.keep_latest_k]:
-                shutil.rmtree(self.checkpoint_path(step))
+                if self.checkpoint_path(step) not in self.in_use:
+                    shutil.rmtree(self.checkpoint_path(step))
 
     def find_intact_checkpoint(self, load_step: int) -> Path | None:
         """Finds the checkpoint to load. Changes nothing.

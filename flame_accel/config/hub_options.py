@@ -34,7 +34,7 @@ class HubConfig:
     when: str = "end"
     """When to upload: `end` (the exported model, once training has ended), `checkpoint` (also every
     checkpoint on the way) or N (also every N-th checkpoint). If checkpoints are saved faster than
-    they can be uploaded, only the newest one is."""
+    they can be uploaded, only the newest one of a branch is, unless each has a tag of its own."""
     revision: str = "main"
     """Branch to upload to. `{step}` in it stands for the step, such as step-{step}: every
     checkpoint then has a branch of its own, and the exported model is also on main."""

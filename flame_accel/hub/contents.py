@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -112,18 +112,26 @@ def find_origin(folder: Path) -> ModelOrigin:
     return ModelOrigin(run_folder=run_folder if (run_folder / CONFIG_FILE).is_file() else None)
 
 
-def link_model_files(folder: Path, stage: Path) -> None:
-    """Fills a new folder with hard links to the files of a model, which may then be deleted.
+def link_model_files(
+    folder: Path, stage: Path, place: Callable[[Path, Path], None] = files.link_or_copy_file
+) -> None:
+    """Fills a new folder with the files of a model, which may then be deleted.
 
-    Where the file system has no hard links they are copied.
+    Args:
+        folder: Of the model.
+        stage: The new folder; there is none until all files are in it.
+        place: Puts a file (the first path) at another place (the second path).
 
     Raises:
-        OSError: A file cannot be linked or copied.
+        OSError: A file cannot be placed.
         UserError: The folder holds no model in the Hugging Face format.
     """
-    shutil.rmtree(stage, ignore_errors=True)
+    partial = stage.with_name(f"{stage.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     for name in check_can_be_uploaded(folder).files:
-        files.link_or_copy_file(folder / name, stage / name)
+        place(folder / name, partial / name)
+    shutil.rmtree(stage, ignore_errors=True)
+    partial.rename(stage)
 
 
 def prepare_for_upload(

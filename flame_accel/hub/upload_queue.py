@@ -1,8 +1,8 @@
-"""A background thread that makes uploads, one at a time; of those that wait, only the newest.
+"""A background thread that makes uploads, one at a time and in order, but for needless ones.
 
 Whoever adds an upload never waits for it. An upload that fails is tried again, after longer and
 longer waits, until it succeeds, a newer one takes its place, or time is up. What an upload consists
-of is up to the function that makes it; this module only decides when.
+of, and whose place it takes, is up to functions of the caller; this module only decides when.
 """
 
 import threading
@@ -53,46 +53,55 @@ class UploadQueue(Generic[Task]):
 
     Args:
         upload: Makes an upload; called by the thread. A `HubProblem` is a failure.
+        replaces: Whether the first of two uploads, the newer one, makes the second one needless.
         abort: Ends the upload that is being made, from another thread.
         report_success: Called by the thread after each upload.
         report_failure: Called by the thread after each attempt that failed.
+        report_replaced: Called with the newer and the older upload when the older one is dropped.
     """
 
     def __init__(
         self,
         upload: Callable[[Task], None],
         *,
+        replaces: Callable[[Task, Task], bool],
         abort: Callable[[], None],
         report_success: Callable[[Task], None],
         report_failure: Callable[[Failure[Task]], None],
+        report_replaced: Callable[[Task, Task], None],
     ) -> None:
-        self._upload, self._abort = upload, abort
+        self._upload, self._replaces, self._abort = upload, replaces, abort
         self._report_success, self._report_failure = report_success, report_failure
+        self._report_replaced = report_replaced
         self._changed = threading.Condition()
-        self._waiting: Task | None = None
+        self._waiting: list[Task] = []
         self._current: Task | None = None
-        self._given_up: Task | None = None
+        self._given_up: list[Task] = []
         self._attempts = 0
         self._ending_since: float | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def add(self, task: Task) -> Task | None:
-        """Adds an upload; returns at once, with the upload that it replaces."""
+    def add(self, task: Task) -> None:
+        """Adds an upload, which takes the place of those that it replaces; returns at once."""
         with self._changed:
-            replaced, self._waiting = self._waiting, task
-            self._given_up = None
+            replaced = [
+                old for old in (*self._given_up, *self._waiting) if self._replaces(task, old)
+            ]
+            self._given_up = [old for old in self._given_up if old not in replaced]
+            self._waiting = [old for old in self._waiting if old not in replaced] + [task]
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="hub-uploads", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-        return replaced
+        for old in replaced:
+            self._report_replaced(task, old)
 
     def unfinished(self) -> list[Task]:
         """Uploads that are being made, wait, or were given up; the oldest first."""
         with self._changed:
-            tasks = (self._given_up, self._current, self._waiting)
-            return [task for task in tasks if task is not None]
+            current = [] if self._current is None else [self._current]
+            return [*self._given_up, *current, *self._waiting]
 
     def finish(self, limit_seconds: float) -> list[Task]:
         """Waits until everything is uploaded, given up, or time is up; returns what is missing."""
@@ -102,7 +111,7 @@ class UploadQueue(Generic[Task]):
             # a failed upload waits for its next attempt, perhaps for minutes
             self._attempts = 0
             self._changed.notify_all()
-            while self._current is not None or self._waiting is not None:
+            while self._current is not None or self._waiting:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     break
@@ -131,22 +140,19 @@ class UploadQueue(Generic[Task]):
                 if not self._closed:
                     self._report_success(task)
                 self._attempts = 0
-                self._finish_current(given_up=None)
+                with self._changed:
+                    self._current = None
+                    self._changed.notify_all()
 
     def _take_next(self) -> Task | None:
-        """The newest upload, once there is one; None when the queue is closed."""
+        """The oldest upload that waits, once there is one; None when the queue is closed."""
         with self._changed:
-            while self._waiting is None and not self._closed:
+            while not self._waiting and not self._closed:
                 self._changed.wait()
             if self._closed:
                 return None
-            self._current, self._waiting = self._waiting, None
+            self._current = self._waiting.pop(0)
             return self._current
-
-    def _finish_current(self, *, given_up: Task | None) -> None:
-        with self._changed:
-            self._current, self._given_up = None, given_up
-            self._changed.notify_all()
 
     def _handle_failure(self, task: Task, problem: HubProblem) -> None:
         """Puts a failed upload back and waits, or gives it up."""
@@ -156,14 +162,19 @@ class UploadQueue(Generic[Task]):
             ending_since = self._ending_since
         delay = self._retry_delay_seconds(problem, ending_since)
         self._report_failure(Failure(task=task, problem=problem, retry_seconds=delay))
-        if delay is None:
-            self._finish_current(given_up=task)
-            return
-        retry_at = time.monotonic() + delay
+        retry_at = time.monotonic() + (delay or 0.0)
         with self._changed:
-            if self._waiting is None:
-                self._waiting = task
             self._current = None
+            self._changed.notify_all()
+            newer = next((new for new in self._waiting if self._replaces(new, task)), None)
+            if newer is None and delay is None:
+                self._given_up.append(task)
+            elif newer is None:
+                # before those that were added after it: the newest one is the last on a branch
+                self._waiting.insert(0, task)
+        if newer is not None:
+            self._report_replaced(newer, task)
+        with self._changed:
             while not self._closed and (remaining := retry_at - time.monotonic()) > 0:
                 if self._ending_since != ending_since:
                     # the run has ended: the last attempts begin now

@@ -27,6 +27,10 @@ class PlannedUpload:
     message: str
     """First line of the commit message."""
 
+    def replaces(self, older: "PlannedUpload") -> bool:
+        """Whether nothing that was promised is missing if only this upload is made."""
+        return older.tag in (None, self.tag) and set(older.revisions) <= set(self.revisions)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinishedUpload:
@@ -47,14 +51,14 @@ class UploadRecord:
     """NAMESPACE/NAME on the Hub."""
     finished: dict[str, FinishedUpload] = field(default_factory=dict)
     """By branch."""
-    planned: PlannedUpload | None = None
-    """The newest upload that is not finished."""
+    planned: list[PlannedUpload] = field(default_factory=list)
+    """The uploads that are not finished, the oldest first."""
     checkpoints_since_upload: int = 0
     """Number of checkpoints since the last one that was planned."""
 
     def holds(self, checksum: str) -> bool:
         """Whether nothing is planned and a branch holds this very model."""
-        return self.planned is None and any(
+        return not self.planned and any(
             done.checksum == checksum for done in self.finished.values()
         )
 
@@ -75,13 +79,13 @@ def read_record(run_folder: Path, repo_id: str) -> UploadRecord | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["repo_id"] != repo_id:
             return None
-        planned = content["planned"]
-        if planned is not None:
-            planned = PlannedUpload(**{**planned, "revisions": tuple(planned["revisions"])})
         return UploadRecord(
             repo_id=repo_id,
             finished={name: FinishedUpload(**done) for name, done in content["finished"].items()},
-            planned=planned,
+            planned=[
+                PlannedUpload(**{**planned, "revisions": tuple(planned["revisions"])})
+                for planned in content["planned"]
+            ],
             checkpoints_since_upload=content["checkpoints_since_upload"],
         )
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -18,6 +18,7 @@ from flame_accel.hub.access import AcceptedRepository, check_hub_access
 from flame_accel.hub.contents import (
     checksum_of_model,
     find_origin,
+    is_checkpoint,
     link_model_files,
     prepare_for_upload,
 )
@@ -38,6 +39,8 @@ from flame_accel.parallel import run_on_main_and_broadcast
 
 STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
 """Start of the names of the folders, in the run folder, that hold what is being uploaded."""
+MODEL = "model"
+"""Folder of the model's files in each of these."""
 log = get_logger()
 
 
@@ -67,10 +70,13 @@ class HubUploads:
         self._record_lock = threading.RLock()
         self._queue: UploadQueue[PlannedUpload] = UploadQueue(
             self._upload,
+            replaces=PlannedUpload.replaces,
             abort=self._process.kill,
             report_success=self._report_success,
             report_failure=self._report_failure,
+            report_replaced=self._report_replaced,
         )
+        self._checkpoints_in_use: set[Path] = set()
 
     def check_access(self) -> None:
         """Checks login, name and permissions, and creates the repository. Every rank must call it.
@@ -92,13 +98,19 @@ class HubUploads:
         if self._accelerator.is_main_process:
             self._repository = accepted
 
-    def resume(self) -> None:
-        """Makes the upload that an earlier start of the run planned and did not finish."""
+    def resume(self, checkpoints_in_use: set[Path]) -> None:
+        """Makes the uploads that an earlier start of the run planned and did not finish.
+
+        Args:
+            checkpoints_in_use: Gets the checkpoints that must not be deleted for the time being.
+        """
         if self._repository is None:
             return
-        self._remove_stages()
-        planned = self._record.planned
-        if planned is not None and (self._run_folder / planned.source).is_dir():
+        self._checkpoints_in_use = checkpoints_in_use
+        needed = [self._stage(planned) for planned in self._record.planned]
+        for stage in set(self._run_folder.glob(f"{STAGES_PREFIX}*")) - set(needed):
+            _remove(stage)
+        for planned in list(self._record.planned):
             log.info("the upload of step %d was interrupted and is made now", planned.step)
             self._plan(planned)
 
@@ -118,7 +130,7 @@ class HubUploads:
         """Uploads the exported model, unless the Hub has it. Returns at once."""
         if self._repository is None:
             return
-        revisions = tuple(dict.fromkeys((self._revision(step), "main")))
+        revisions = tuple(dict.fromkeys(("main", self._revision(step))))
         if STEP not in self._options.revision:
             revisions = (self._options.revision,)
         planned = self._describe_upload(folder, step, revisions)
@@ -140,6 +152,7 @@ class HubUploads:
         # what is there already needs neither the Hub nor a login
         if not run_on_main_and_broadcast(self._accelerator, lambda: self._is_on_hub(exported)):
             self.check_access()
+            self.resume(set())
             self.finish_with_export(exported, step)
 
     def _is_on_hub(self, exported: Path) -> bool:
@@ -158,23 +171,19 @@ class HubUploads:
             log.info("waiting for the last upload, at most %d s", self._options.wait_seconds)
         missing = self._queue.finish(self._options.wait_seconds)
         self.close()
-        for planned in missing[-1:]:
+        for planned in missing:
+            folder = self._folder_to_push(planned)
             log.warning(
                 "not on the Hub: step %d (%s). To upload it:\n%s",
                 planned.step,
-                self._run_folder / planned.source,
-                "\n".join(f"  {command}" for command in self._push_commands(planned)),
+                folder,
+                "\n".join(f"  {command}" for command in self._push_commands(folder, planned)),
             )
 
     def close(self) -> None:
         """Ends what is being uploaded; a restart of the run continues with it."""
         if self._repository is not None:
             self._queue.close()
-            self._remove_stages()
-
-    def _remove_stages(self) -> None:
-        for stage in self._run_folder.glob(f"{STAGES_PREFIX}*"):
-            _remove(stage)
 
     @property
     def _record(self) -> UploadRecord:
@@ -197,22 +206,37 @@ class HubUploads:
     def _plan(self, planned: PlannedUpload) -> None:
         """Links the files, so that pruning does not remove them, and leaves the rest to the queue.
 
-        An error here costs an upload and not the run.
+        Where there are no hard links the queue's thread copies them, and until then the checkpoint
+        is not pruned. An error here costs an upload and not the run.
         """
         if planned in self._queue.unfinished():
             return
+        source, staged = self._run_folder / planned.source, self._stage(planned) / MODEL
         try:
-            link_model_files(self._run_folder / planned.source, self._stage(planned))
-            with self._record_lock:
-                self._record.planned = planned
-                self._write_record()
-        except (OSError, UserError) as error:
+            if not staged.is_dir():
+                link_model_files(source, staged, files.link_file)
+        except OSError:
+            self._checkpoints_in_use.add(source)
+        except UserError as error:
             log.warning("step %d is not uploaded: %s", planned.step, error)
+            self._forget(planned)
             return
-        replaced = self._queue.add(planned)
-        if replaced is not None and replaced != planned:
-            log.info("step %d is not uploaded: step %d is newer", replaced.step, planned.step)
-            _remove(self._stage(replaced))
+        with self._record_lock:
+            if planned not in self._record.planned:
+                self._record.planned.append(planned)
+            self._write_record()
+        self._queue.add(planned)
+
+    def _forget(self, planned: PlannedUpload) -> None:
+        """Removes an upload that is made, or that is never made, from record and disk."""
+        with self._record_lock:
+            if planned in self._record.planned:
+                self._record.planned.remove(planned)
+            self._write_record()
+            stage = self._stage(planned)
+            if all(self._stage(other) != stage for other in self._record.planned):
+                _remove(stage)
+                self._checkpoints_in_use.discard(self._run_folder / planned.source)
 
     def _stage(self, planned: PlannedUpload) -> Path:
         """The folder of one upload alone: another step has another one."""
@@ -223,24 +247,31 @@ class HubUploads:
     def _upload(self, planned: PlannedUpload) -> None:
         """Called by the queue's thread; raises `HubProblem`."""
         stage, source = self._stage(planned), self._run_folder / planned.source
+        staged, checksum_file = stage / MODEL, stage / "checksum"
         try:
-            checksum = checksum_of_model(stage)
+            if not staged.is_dir():
+                link_model_files(source, staged)
+                self._checkpoints_in_use.discard(source)
+            if not checksum_file.exists():
+                # of the files as they are in the source, before they are prepared
+                files.write_text_atomically(checksum_file, checksum_of_model(staged))
+            checksum = checksum_file.read_text(encoding="utf-8")
             # a checkpoint may have been deleted meanwhile; its files are still here
             known = find_origin(source) if source.is_dir() else None
             origin = known or ModelOrigin(run_folder=self._run_folder, step=planned.step)
             prepare_for_upload(
-                stage,
+                staged,
                 self._run_folder,
                 origin,
                 repo_id=self._record.repo_id,
                 revision="main" if "main" in planned.revisions else planned.revisions[0],
                 include_logs=self._options.include_logs,
             )
-        except (OSError, ValueError) as error:
-            raise HubProblem("local", f"{stage}: {error}") from error
+        except (OSError, ValueError, UserError) as error:
+            raise HubProblem("local", f"{source}: {error}") from error
         commits = self._process.upload(
             Upload(
-                folder=str(stage),
+                folder=str(staged),
                 repo_id=self._record.repo_id,
                 revisions=planned.revisions,
                 tag=planned.tag,
@@ -254,11 +285,7 @@ class HubUploads:
                 )
 
     def _report_success(self, planned: PlannedUpload) -> None:
-        with self._record_lock:
-            if self._record.planned == planned:
-                self._record.planned = None
-            self._write_record()
-        _remove(self._stage(planned))
+        self._forget(planned)
         assert self._repository is not None
         log.info(
             "uploaded: step %d to %s, %s",
@@ -266,6 +293,11 @@ class HubUploads:
             self._repository.url or self._record.repo_id,
             ", ".join(planned.revisions),
         )
+
+    def _report_replaced(self, newer: PlannedUpload, older: PlannedUpload) -> None:
+        if newer != older:
+            log.info("step %d is not uploaded: step %d is newer", older.step, newer.step)
+            self._forget(older)
 
     def _report_failure(self, failure: Failure[PlannedUpload]) -> None:
         when = "it is not tried again"
@@ -284,13 +316,19 @@ class HubUploads:
         except OSError as error:
             log.warning("hub.json is not written: %s", error)
 
-    def _push_commands(self, planned: PlannedUpload) -> list[str]:
+    def _folder_to_push(self, planned: PlannedUpload) -> Path:
+        """Where the files of an upload are: what was to be uploaded, or what is left of it."""
+        source = self._run_folder / planned.source
+        is_same = is_checkpoint(source) or read_finished_step(self._run_folder) == planned.step
+        return source if is_same else self._stage(planned) / MODEL
+
+    def _push_commands(self, folder: Path, planned: PlannedUpload) -> list[str]:
         """What uploads the same by hand: a command for each branch."""
         options = [] if self._options.private else ["--public"]
         options += ["--include-logs"] if self._options.include_logs else []
         for module in self._custom_modules:
             options += ["--custom", module]
-        model = ["flame-accel", "push", str(self._run_folder / planned.source)]
+        model = ["flame-accel", "push", str(folder)]
         commands = [
             [*model, self._record.repo_id, "--revision", revision, *options]
             for revision in planned.revisions

@@ -1,8 +1,11 @@
 """A run and the Hub: what it uploads, and that nothing of the Hub changes what the run computes."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +56,7 @@ def test_the_exported_model_is_on_the_hub_when_the_run_ends(upload_run, local_hu
     exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
     assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
     record = json.loads((tmp_path / "run/hub.json").read_text())
-    assert record["planned"] is None and record["finished"]["main"]["step"] == 8
+    assert record["planned"] == [] and record["finished"]["main"]["step"] == 8
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
@@ -81,7 +84,7 @@ def test_checkpoints_have_branches_or_tags_of_their_own(upload_run, local_hub, t
     upload_run(**options, **{"hub.tag": "after-{step}", "checkpoint.keep_latest_k": 1})
     refs = local_hub.repository(REPO)
     assert set(refs.branches) >= {"main", "step-8"}
-    assert "after-8" in refs.tags
+    assert refs.tags["after-8"] == refs.branches["main"]
     finished = json.loads((tmp_path / "run/hub.json").read_text())["finished"]
     assert {name: done["commit"] for name, done in finished.items()} == {
         name: refs.branches[name] for name in finished
@@ -199,7 +202,7 @@ def test_a_run_killed_during_an_upload_finishes_it_after_its_restart(flags, loca
         time.sleep(0.1)
     killed.kill()
     killed.communicate()
-    assert json.loads((tmp_path / "run/hub.json").read_text())["planned"]["step"] == 4
+    assert json.loads((tmp_path / "run/hub.json").read_text())["planned"][0]["step"] == 4
     local_hub.heal()
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -268,6 +271,47 @@ def test_an_upload_in_flight_keeps_its_own_files_when_the_run_goes_on(
     assert local_hub.read_file(REPO, "model.safetensors", "s-4") == fourth != sixth
     assert local_hub.read_file(REPO, "model.safetensors", "s-6") == sixth
     assert local_hub.read_file(REPO, "model.safetensors", "main") == sixth
+
+
+@pytest.mark.parametrize("has_hard_links", [True, False])
+def test_every_branch_that_was_promised_is_made_or_named_at_the_end(
+    upload_run, local_hub, tmp_path, monkeypatch, has_hard_links
+):
+    copying_threads: list[str] = []
+
+    def copy(source: Path, target: Path) -> None:
+        copying_threads.append(threading.current_thread().name)
+        Path(target).write_bytes(Path(source).read_bytes())
+
+    def refuse_link(source: Path, target: Path) -> None:
+        raise OSError("no hard links here")
+
+    if not has_hard_links:
+        monkeypatch.setattr(os, "link", refuse_link)
+        monkeypatch.setattr(shutil, "copyfile", copy)
+    options = {
+        "checkpoint.interval": 2,
+        "checkpoint.keep_latest_k": 1,
+        "hub.when": "checkpoint",
+        "hub.revision": "step-{step}",
+    }
+    local_hub.delay_next(60.0, method="POST", path_contains="preupload", times=float("inf"))
+    upload_run(**options, **{"hub.wait_seconds": 0})
+    log = read_log(tmp_path / "run")
+    for step in (2, 4, 6, 8):
+        assert f"not on the Hub: step {step} (" in log
+        assert f"--revision step-{step}" in log
+    local_hub.heal()
+    upload_run(**options)
+    weights = {
+        local_hub.read_file(REPO, "model.safetensors", f"step-{step}") for step in (2, 4, 6, 8)
+    }
+    assert len(weights) == 4
+    for branch in ("main", "step-8"):
+        exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
+        assert local_hub.read_file(REPO, "model.safetensors", branch) == exported
+    assert set(copying_threads) <= {"hub-uploads"} and bool(copying_threads) != has_hard_links
+    assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
 def test_initial_weights_are_not_uploaded(upload_run, local_hub, tmp_path):

@@ -1,4 +1,7 @@
-"""Uploads in the background: one at a time, the newest one that waits, again after a failure."""
+"""Uploads in the background: one at a time, none that a newer one replaces, again if it fails.
+
+A number replaces smaller ones of its own parity.
+"""
 
 import threading
 import time
@@ -21,6 +24,7 @@ class Hub:
         self.received: list[int] = []
         self.problems: list[HubProblem] = []
         self.failures: list[Failure[int]] = []
+        self.replaced: list[tuple[int, int]] = []
         self.at_once = self.most_at_once = 0
 
     def upload(self, number: int) -> None:
@@ -44,24 +48,27 @@ def queue(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(upload_queue, "FIRST_RETRY_SECONDS", 0.01)
     queue: UploadQueue[int] = UploadQueue(
         hub.upload,
+        replaces=lambda new, old: new > old and (new - old) % 2 == 0,
         abort=hub.gate.set,
         report_success=lambda task: None,
         report_failure=hub.failures.append,
+        report_replaced=lambda new, old: hub.replaced.append((new, old)),
     )
     yield queue
     queue.close()
 
 
-def test_adding_returns_at_once_and_of_those_that_wait_only_the_newest_is_uploaded(hub, queue):
-    assert queue.add(1) is None
+def test_adding_returns_at_once_and_only_what_a_newer_upload_replaces_is_left_out(hub, queue):
+    queue.add(1)
     assert hub.begun.wait(WAIT)
     started = time.monotonic()
-    replaced = [queue.add(number) for number in (2, 3, 4)]
+    for number in (2, 3, 4, 6):
+        queue.add(number)
     assert time.monotonic() - started < 1.0
-    assert replaced == [None, 2, 3]
+    assert hub.replaced == [(4, 2), (6, 4)]
     hub.gate.set()
     assert queue.finish(WAIT) == []
-    assert hub.received == [1, 4] and hub.most_at_once == 1
+    assert hub.received == [1, 3, 6] and hub.most_at_once == 1
 
 
 def test_a_failure_that_may_pass_is_retried_and_another_is_not(hub, queue):
@@ -71,10 +78,14 @@ def test_a_failure_that_may_pass_is_retried_and_another_is_not(hub, queue):
     assert queue.finish(WAIT) == []
     assert hub.received == [1]
     assert [failure.retry_seconds for failure in hub.failures] == [0.01, 0.02]
-    hub.problems = [HubProblem("refused", "400")]
+    hub.problems = [HubProblem("refused", "400"), HubProblem("refused", "400")]
     queue.add(2)
-    assert queue.finish(WAIT) == [2]
+    queue.add(3)
+    assert queue.finish(WAIT) == [2, 3]
     assert hub.failures[-1].retry_seconds is None
+    queue.add(4)
+    assert queue.finish(WAIT) == [3]
+    assert hub.received == [1, 4] and hub.replaced == [(4, 2)]
 
 
 def test_a_newer_upload_replaces_one_that_waits_for_its_next_attempt(hub, queue, monkeypatch):
@@ -84,8 +95,19 @@ def test_a_newer_upload_replaces_one_that_waits_for_its_next_attempt(hub, queue,
     queue.add(1)
     wait_until(lambda: len(hub.failures) == 1)
     queue.add(2)
+    queue.add(3)
     assert queue.finish(WAIT) == []
-    assert hub.received == [2]
+    assert hub.received == [2, 3]
+
+
+def test_an_upload_that_failed_is_made_before_later_ones(hub, queue):
+    hub.problems = [HubProblem("busy", "500")]
+    queue.add(1)
+    assert hub.begun.wait(WAIT)
+    queue.add(2)
+    hub.gate.set()
+    assert queue.finish(WAIT) == []
+    assert hub.received == [1, 2]
 
 
 def test_the_hub_says_how_long_to_wait(hub, queue, monkeypatch):
