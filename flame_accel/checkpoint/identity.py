@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from flame_accel.checkpoint.hf_model import REFUSED_BY_TRANSFORMERS
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
 from flame_accel.models.config_fields import FieldDifference, find_decisive_differences
@@ -87,6 +88,9 @@ def _find_config_and_tokenizer_differences(
 ) -> list[FieldDifference]:
     """Decisive config fields that differ, and the tokenizer if it does."""
     stored = read_stored_config_or_empty(folder)
+    for name in REFUSED_BY_TRANSFORMERS.get(str(stored.get("model_type")), ()):
+        if not hasattr(config, name):
+            stored.pop(name, None)
     differences = find_decisive_differences(stored, config) if stored else []
     if not any(folder.glob("tokenizer*")):
         return differences
@@ -157,7 +161,8 @@ def read_stored_config_or_empty(folder: Path) -> dict[str, Any]:
             where=str(file),
             remedy="copy or download the folder again",
         )
-    return stored
+    # transformers writes infinity, which JSON has not, as an object
+    return PreTrainedConfig._decode_special_floats(stored)
 
 
 def _format_difference_table(differences: Collection[FieldDifference]) -> str:

@@ -248,7 +248,7 @@ def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     )
     repo_id, revision = split_hub_name(name)
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             repo_id,
             revision=revision,
             trust_remote_code=trust_remote_code,
@@ -263,6 +263,8 @@ def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
         elif "trust_remote_code" in str(error):
             remedy = "it needs code of its own: --model.trust_remote_code, if you trust its author"
         raise _model_config_error(name, what, remedy) from error
+    _warn_about_unknown_fields(name, config.to_dict(), type(config))
+    return config
 
 
 def _unknown_model_type_error(
@@ -287,7 +289,7 @@ def _unknown_model_type_error(
 
 
 def _warn_about_unknown_fields(
-    file: Path, fields: Mapping[str, Any], config_class: type[PreTrainedConfig]
+    where: object, fields: Mapping[str, Any], config_class: type[PreTrainedConfig]
 ) -> None:
     parameters = inspect.signature(config_class).parameters
     # attributes that the class sets by itself are saved too, and come back as fields
@@ -297,4 +299,4 @@ def _warn_about_unknown_fields(
     for name in sorted(fields.keys() - known):
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        logger.warning("%s: %s has no field '%s'%s", file, config_class.__name__, name, hint)
+        logger.warning("%s: %s has no field '%s'%s", where, config_class.__name__, name, hint)

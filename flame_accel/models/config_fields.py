@@ -53,6 +53,25 @@ RECORD_FIELDS = frozenset({*PreTrainedConfig().to_dict(), "auto_map", "torch_dty
     "model_type"
 }
 """Fields of every config that say who wrote it, in which dtype, and what calls return."""
+FORMER_RECORD_FIELDS = frozenset(
+    {
+        "_attn_implementation_autoset",
+        "add_cross_attention",
+        "cross_attention_hidden_size",
+        "finetuning_task",
+        "is_decoder",
+        "prefix",
+        "pruned_heads",
+        "sep_token_id",
+        "task_specific_params",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "tokenizer_class",
+        "torchscript",
+        "use_bfloat16",
+    }
+)
+"""Fields that earlier versions of transformers wrote into every config."""
 
 
 class FieldDifference(NamedTuple):
@@ -73,6 +92,8 @@ def find_decisive_differences(
 
     `vocab_size` is one of them; `max_position_embeddings` is not, unless rotary embeddings are
     scaled by it: otherwise it is a size of a cache, or learned positions whose shapes differ.
+    Fields that the config class does not know count too: a model that it was not written for, or
+    the code of the user's own, may read them.
 
     Args:
         stored: The content of a config.json, as a checkpoint or an export has it.
@@ -84,8 +105,8 @@ def find_decisive_differences(
     # both pass through the class, which fills in defaults and renames old fields
     before = _flatten_to_dotted_names(config_class.from_dict(dict(stored)).to_dict())
     after = _flatten_to_dotted_names(config_class.from_dict(built.to_dict()).to_dict())
-    known = config_class().to_dict().keys()
     ignored = {*NEVER_DECISIVE, *TOKEN_FIELDS, *RECORD_FIELDS}
+    ignored |= FORMER_RECORD_FIELDS - config_class().to_dict().keys()
     if base_model_type(built) in fla_config_classes():
         ignored |= INITIALIZATION_FIELDS | IMPLEMENTATION_FIELDS
     if not _scales_rotary_embeddings(after):
@@ -93,9 +114,7 @@ def find_decisive_differences(
     return [
         FieldDifference(name, before.get(name), after.get(name))
         for name in [*after, *(before.keys() - after.keys())]
-        if (field := name.partition(".")[0]) in known
-        and field not in ignored
-        and before.get(name) != after.get(name)
+        if name.partition(".")[0] not in ignored and before.get(name) != after.get(name)
     ]
 
 

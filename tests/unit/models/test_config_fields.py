@@ -86,7 +86,24 @@ def test_nested_fields_are_compared_one_by_one():
 def test_a_config_that_was_written_before_a_field_existed_has_its_default():
     config = tiny_config("gla")
     stored = {name: value for name, value in config.to_dict().items() if name != "use_gv"}
-    assert find_decisive_differences(stored | {"unknown_to_the_class": 3}, config) == []
+    assert find_decisive_differences(stored, config) == []
+
+
+def test_a_field_that_the_class_does_not_know_is_a_difference_on_either_side():
+    config = tiny_config("gla")
+    stored = config.to_dict() | {"of_a_later_version": {"scale": 3}}
+    missing = FieldDifference("of_a_later_version.scale", 3, None)
+    assert find_decisive_differences(stored, config) == [missing]
+    later = type(config).from_dict(stored)
+    assert find_decisive_differences(stored, later) == []
+    [found] = find_decisive_differences(config.to_dict(), later)
+    assert found == missing._replace(stored=None, built=3)
+
+
+def test_what_transformers_once_wrote_into_every_config_is_no_difference():
+    former = {"torchscript": False, "pruned_heads": {}, "is_decoder": True, "temperature": 0.5}
+    config = tiny_config("gla")
+    assert find_decisive_differences(config.to_dict() | former, config) == []
 
 
 def test_the_trained_length_is_no_difference_unless_rotary_embeddings_are_scaled_by_it():
