@@ -18,7 +18,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationMixin, PreTraine
 from transformers.utils.hub import cached_file
 
 FLA_COMMAND = "pip install flash-linear-attention"
-FLAME_ACCEL_COMMAND = "pip install flame_accel"
+FLAME_ACCEL_COMMAND = "pip install /path/to/the/checkout"
+"""It is on no package index: installed from a checkout of its repository."""
 CUSTOM_FOLDER = "custom_code"
 CUSTOM_CLASSES: dict[str, str] = {}
 """Classes that are not fla's: name of the class to name of the module that has it."""
@@ -48,7 +49,7 @@ def import_packages() -> None:
     """
     # not import statements: transformers looks for those in this file, and names other packages
     try:
-        if importlib.util.find_spec("flame_accel") is not None:
+        if has_flame_accel():
             importlib.import_module("flame_accel")
         importlib.import_module("fla.models")
     except ModuleNotFoundError as error:
@@ -66,12 +67,19 @@ def check_kernels() -> None:
     Raises:
         ImportError: Triton has no device, and flame_accel is not installed.
     """
-    if importlib.util.find_spec("flame_accel") is None and not triton_has_device():
+    if not has_flame_accel() and not triton_has_device():
         raise ImportError(
             "Triton, in which flash-linear-attention is written, has no device on this machine. "
-            "The package flame_accel runs it on PyTorch instead, and is not installed: "
-            f"{FLAME_ACCEL_COMMAND} (from a checkout of it: pip install .)"
+            "The package flame_accel runs it on PyTorch instead, and is not installed (a folder of "
+            "that name does not count): it is on no package index, but in a checkout of its "
+            f"repository, {FLAME_ACCEL_COMMAND}"
         )
+
+
+def has_flame_accel() -> bool:
+    """Whether the package is there, and not only a folder of its name, such as a checkout's."""
+    spec = importlib.util.find_spec("flame_accel")
+    return spec is not None and spec.origin is not None
 
 
 def triton_has_device() -> bool:

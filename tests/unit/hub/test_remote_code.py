@@ -23,7 +23,7 @@ from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import copy_config_with_norm
-from tests.helpers.runs import launch_environment
+from tests.helpers.runs import ROOT, launch_environment
 
 NORM_VARIANTS = {
     "gla_np_layernorm": ("gla", "np_layernorm"),
@@ -196,9 +196,23 @@ def test_the_code_says_which_package_is_missing(monkeypatch):
     with monkeypatch.context() as patch:
         hide_packages(patch, "flame_accel", "triton")
         modeling_fla.import_packages()
-        with pytest.raises(ImportError, match=r"no device .*: pip install flame_accel"):
+        with pytest.raises(ImportError, match=r"no device .*, pip install /path/to"):
             modeling_fla.check_kernels()
     modeling_fla.check_kernels()
+
+
+def test_a_folder_with_the_name_of_flame_accel_is_not_taken_for_the_package(monkeypatch, tmp_path):
+    (tmp_path / "flame_accel/flame_accel").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *(each for each in sys.path if Path(each) != ROOT)])
+    loaded = [name for name in sys.modules if name.partition(".")[0] == "flame_accel"]
+    for name in loaded:
+        monkeypatch.delitem(sys.modules, name)
+    assert importlib.util.find_spec("flame_accel") is not None
+    assert not modeling_fla.has_flame_accel()
+    monkeypatch.setattr(modeling_fla, "triton_has_device", lambda: False)
+    with pytest.raises(ImportError, match="a folder of that name does not count"):
+        modeling_fla.check_kernels()
 
 
 def test_the_code_says_that_fla_is_too_old():
