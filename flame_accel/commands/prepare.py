@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     table = _open_single_table(options, arguments.max_document_bytes)
     conversations = first_is_conversation(map(table.__getitem__, range(len(table))))
     origin = CacheOrigin(
-        tokenizer_identity=tokenizer_identity(tokenizer, conversations=conversations),
+        tokenizer_identity=tokenizer_identity(tokenizer, with_chat_template=conversations),
         vocabulary_size=vocabulary_size(tokenizer),
         add_bos=add_bos,
         source=_options_that_decide_records(options, arguments.max_document_bytes),

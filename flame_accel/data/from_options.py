@@ -228,7 +228,7 @@ def stream_identity(training: TrainingConfig, data: RunData) -> Identity:
         # longer documents are skipped
         "training.max_document_bytes": training.max_document_bytes,
         "bos added": data.add_bos,
-        "tokenizer": tokenizer_identity(data.tokenizer, conversations=conversations),
+        "tokenizer": tokenizer_identity(data.tokenizer, with_chat_template=conversations),
     }
     if len(data.training) > 1:
         identity["training.data_probs"] = list(data.shares)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from flame_accel.data.sources.file_readers import read_records
+from flame_accel.data.sources.record_parsing import RecordColumn
 
 MAX_BYTES = 60
 
@@ -19,7 +20,7 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "\u0
 def read(
     file: str | Path, position: int = 0, *, column: str | None = None, max_bytes: int = MAX_BYTES
 ) -> list[tuple[Any, int]]:
-    return list(read_records(str(file), position, text_column=column, max_bytes=max_bytes))
+    return list(read_records(str(file), position, RecordColumn(column, max_bytes)))
 
 
 def records(file: str | Path, **options: Any) -> list[Any]:

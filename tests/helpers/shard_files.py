@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flame_accel.data.sources.file_shards import FileShards
+from flame_accel.data.sources.record_parsing import RecordColumn
 from flame_accel.data.stages import Shards
 
 
@@ -21,4 +22,4 @@ def write_files(folder: Path) -> list[str]:
 
 
 def file_shards(files: list[str], column: str | None = None) -> FileShards:
-    return FileShards("mine", files, text_column=column, max_bytes=1000)
+    return FileShards("mine", files, RecordColumn(column, 1000))

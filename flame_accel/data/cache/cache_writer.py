@@ -25,7 +25,6 @@ from flame_accel.data.cache.chunk_encoder import (
     ChunkEncoder,
     choose_records_per_chunk,
     encode_chunks_in_order,
-    record_hash_or_zero,
 )
 from flame_accel.data.cache.file_format import (
     FORMAT_VERSION,
@@ -47,7 +46,7 @@ from flame_accel.data.cache.shard_writer import (
     memory_map_record_hashes,
     read_shard_entry_if_complete,
 )
-from flame_accel.data.sources.record_hashes import fingerprint_from_sample
+from flame_accel.data.sources.record_hashes import fingerprint_from_sample, record_hash_or_zero
 from flame_accel.data.stages import IndexedRecords
 from flame_accel.files import has_temporary_name, sync_to_disk, write_json_atomically
 

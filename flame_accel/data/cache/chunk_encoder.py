@@ -27,7 +27,7 @@ from flame_accel.data.cache.file_format import (
 )
 from flame_accel.data.documents import Document, Record, Skipped, count_utf8_bytes
 from flame_accel.data.even_sampling import evenly_spread_indices
-from flame_accel.data.sources.record_hashes import record_hash
+from flame_accel.data.sources.record_hashes import record_hash_or_zero
 from flame_accel.data.stages import IndexedRecords
 from flame_accel.data.worker_processes import start_exit_with_parent_thread
 
@@ -117,11 +117,6 @@ class ChunkEncoder:
                 batch, size = [], count_utf8_bytes(record)
             batch.append(record)
         yield from zip(batch, self.encoder.encode_many(batch), strict=True)
-
-
-def record_hash_or_zero(record: Record | Skipped) -> int:
-    """`record_hash` of a record; 0 if it was skipped."""
-    return 0 if isinstance(record, Skipped) else record_hash(record)
 
 
 def choose_records_per_chunk(records: IndexedRecords) -> int:

@@ -11,9 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from io import BufferedReader, FileIO, RawIOBase
 from itertools import chain, repeat
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
@@ -39,11 +40,22 @@ class RemoteReadError(OSError):
     """A remote file that could not be read, in spite of all retries."""
 
 
+class ByteStream(Protocol):
+    """What is used of a binary file that is open for reading."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; none only at the end."""
+        ...
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Set the offset of the next read; returns it."""
+        ...
+
+
 class OpenFile(NamedTuple):
     """An open file, decompressed if its name says that it is compressed."""
 
-    stream: Any
-    """Has the methods `read` and `seek` of a binary file."""
+    stream: ByteStream
     seekable: bool
     """Whether reading from a position costs nothing for the bytes before it."""
 
@@ -67,7 +79,7 @@ def open_decompressed(file: str) -> Iterator[OpenFile]:
 
 
 @contextmanager
-def open_decompressed_seekable(file: str) -> Iterator[Any]:
+def open_decompressed_seekable(file: str) -> Iterator[ByteStream]:
     """Open a file for reading anywhere in it: copied to a temporary file if need be."""
     with open_decompressed(file) as opened:
         if opened.seekable:
@@ -80,7 +92,11 @@ def open_decompressed_seekable(file: str) -> Iterator[Any]:
 
 
 def read_chunks_from(
-    opened: OpenFile, bytes_already_read: bytes, start_position: int, byte_by_byte: bool = False
+    opened: OpenFile,
+    bytes_already_read: bytes,
+    start_position: int,
+    *,
+    start_byte_by_byte: bool = False,
 ) -> Iterator[bytes]:
     """Read the bytes from a position to the end, in chunks.
 
@@ -88,8 +104,8 @@ def read_chunks_from(
         opened: the file.
         bytes_already_read: the bytes that were already read from its start.
         start_position: offset of the first byte wanted.
-        byte_by_byte: begin with single bytes: a failing read loses its whole chunk, though a part
-            of it may have been decompressed.
+        start_byte_by_byte: begin with single bytes: a failing read loses its whole chunk, though a
+            part of it may have been decompressed.
     """
     if start_position < len(bytes_already_read):
         yield bytes_already_read[start_position:]
@@ -97,7 +113,7 @@ def read_chunks_from(
         opened.stream.seek(start_position)
     else:
         _read_and_discard(opened.stream, start_position - len(bytes_already_read))
-    num_single = SINGLE_BYTE_READS if byte_by_byte and not opened.seekable else 0
+    num_single = SINGLE_BYTE_READS if start_byte_by_byte and not opened.seekable else 0
     for size in chain(repeat(1, num_single), repeat(CHUNK_BYTES)):
         if not (piece := opened.stream.read(size)):
             return
@@ -113,8 +129,8 @@ def stored_file_size_or_none(file: str) -> int | None:
     if not _is_remote(file):
         return os.stat(file).st_size if os.path.exists(file) else None
     try:
-        system, path = _open_filesystem_and_path(file)
-        return _call_with_retries(file, lambda: system.info(path).get("size"))
+        remote = _resolve_remote_path(file)
+        return _call_with_retries(file, lambda: remote.filesystem.info(remote.path).get("size"))
     except RemoteReadError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -145,7 +161,7 @@ class RemoteFile(RawIOBase):
         super().__init__()
         self._file = file
         self._stream: Any = None
-        self._system, self._path = _open_filesystem_and_path(file)
+        self._remote = _resolve_remote_path(file)
         self._position = 0
         self._size: int | None = None
         """None: it can only be read from its start."""
@@ -171,7 +187,7 @@ class RemoteFile(RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """Read at most `size` bytes; none only at the end."""
-        data = _call_with_retries(self._file, lambda: self._try_read_at_position(size))
+        data = _call_with_retries(self._file, lambda: self._read_once_at_position(size))
         self._position += len(data)
         return data
 
@@ -181,7 +197,7 @@ class RemoteFile(RawIOBase):
             self._stream.close()
         super().close()
 
-    def _try_read_at_position(self, size: int) -> bytes:
+    def _read_once_at_position(self, size: int) -> bytes:
         stream = self._open_stream_if_closed()
         try:
             if stream.tell() != self._position:
@@ -199,10 +215,11 @@ class RemoteFile(RawIOBase):
 
     def _open_stream_if_closed(self) -> Any:
         if self._stream is None:
-            stream: Any = self._system.open(self._path, "rb")
+            open_stream = partial(self._remote.filesystem.open, self._remote.path, "rb")
+            stream: Any = open_stream()
             if _is_http(self._file) and not _supports_range_requests(stream):
                 stream.close()
-                stream, self._size = self._system.open(self._path, "rb", block_size=0), None
+                stream, self._size = open_stream(block_size=0), None
                 _read_and_discard(stream, self._position)
             else:
                 self._size = stream.size
@@ -231,7 +248,7 @@ def _call_with_retries(file: str, operation: Callable[[], T]) -> T:
             sleep(pause)
 
 
-def _read_and_discard(stream: Any, num_bytes: int) -> None:
+def _read_and_discard(stream: ByteStream, num_bytes: int) -> None:
     while num_bytes and (data := stream.read(min(num_bytes, CHUNK_BYTES))):
         num_bytes -= len(data)
 
@@ -244,7 +261,14 @@ def _is_http(file: str) -> bool:
     return file.startswith(("http://", "https://"))
 
 
-def _open_filesystem_and_path(file: str) -> tuple[AbstractFileSystem, str]:
+class _RemotePath(NamedTuple):
+    """Where `fsspec` finds a remote file."""
+
+    filesystem: AbstractFileSystem
+    path: str
+
+
+def _resolve_remote_path(file: str) -> _RemotePath:
     options: dict[str, Any] = {}
     if _is_http(file):
         import aiohttp
@@ -253,7 +277,7 @@ def _open_filesystem_and_path(file: str) -> tuple[AbstractFileSystem, str]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
         options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
     try:
-        return url_to_fs(file, **options)
+        return _RemotePath(*url_to_fs(file, **options))
     # no such protocol, or no package for it: retrying cannot help
     except (ImportError, ValueError) as error:
         raise RemoteReadError(f"cannot be opened: {error}") from error

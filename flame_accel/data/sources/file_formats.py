@@ -5,21 +5,29 @@ How each format is read is in `file_readers`.
 
 import re
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-PARQUET = "parquet"
-JSON = "json"
-TEXT = "text"
-FORMATS = {".parquet": PARQUET, ".json": JSON, ".jsonl": JSON, ".ndjson": JSON}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+FileFormat = Literal["parquet", "json", "text"]
+Compression = Literal["gzip", "zstd"]
+PARQUET: FileFormat = "parquet"
+JSON: FileFormat = "json"
+TEXT: FileFormat = "text"
+FORMATS: dict[str, FileFormat] = {
+    ".parquet": PARQUET,
+    ".json": JSON,
+    ".jsonl": JSON,
+    ".ndjson": JSON,
+}
+COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 
-def file_format(file: str | Path) -> str:
+def file_format(file: str | Path) -> FileFormat:
     """PARQUET, JSON (lines or an array) or TEXT, by the name of a path or URL."""
     suffixes = [suffix for suffix in _lowercase_suffixes(file) if suffix not in COMPRESSIONS]
     return FORMATS.get("".join(suffixes[-1:]), TEXT)
 
 
-def file_compression(file: str | Path) -> str | None:
+def file_compression(file: str | Path) -> Compression | None:
     """The compression, gzip or zstd, by the name of a path or URL; None: not compressed."""
     return COMPRESSIONS.get("".join(_lowercase_suffixes(file)[-1:]))
 

@@ -6,7 +6,7 @@ what a record must be is in `record_parsing`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +40,7 @@ PARQUET_BUFFER_BYTES = 1 << 22
 
 
 def read_records(
-    file: str, position: int, *, text_column: str | None, max_bytes: int
+    file: str, position: int, record_column: RecordColumn
 ) -> Iterator[PositionedRecord]:
     """Read the records of a file from a position, each with the position behind it.
 
@@ -50,32 +50,30 @@ def read_records(
         file: path or URL.
         position: row of Parquet, element of a JSON array, byte (decompressed) of JSON lines; 0 is
             the start. A text file is one record, its end is 1.
-        text_column: column that holds texts or conversations; None: text, content or messages.
-        max_bytes: longer records count as damaged: the line in JSON lines, otherwise the text.
+        record_column: which column is read; of JSON lines, `max_bytes` limits the whole line.
 
     Raises:
         UserError: the first record of the file has no such column, or one of another type.
     """
     read = FILE_READERS[file_format(file)]
-    record_column = RecordColumn(text_column, max_bytes)
-    smallest_pieces = False
+    recover_damaged = False
     while position < END:
         try:
-            for record in read(file, position, record_column, smallest_pieces):
+            for record in read(file, position, record_column, recover_damaged):
                 yield record
                 position = record.next_position
             return
         except (OSError, pa.ArrowException) as error:
             # a torn file may still hold some records: once more, in the smallest pieces
-            if smallest_pieces or isinstance(error, RemoteReadError):
+            if recover_damaged or isinstance(error, RemoteReadError):
                 damaged = Skipped("damaged", file, _describe_read_error(file, error))
                 yield PositionedRecord(damaged, END)
                 return
-            smallest_pieces = True
+            recover_damaged = True
 
 
 def _read_text_file_as_one_record(
-    file: str, position: int, record_column: RecordColumn, smallest_pieces: bool
+    file: str, position: int, record_column: RecordColumn, recover_damaged: bool
 ) -> Iterator[PositionedRecord]:
     if position:
         return
@@ -103,7 +101,7 @@ def _read_text_file_as_one_record(
 
 
 def _read_json_array_or_lines(
-    file: str, position: int, record_column: RecordColumn, smallest_pieces: bool
+    file: str, position: int, record_column: RecordColumn, recover_damaged: bool
 ) -> Iterator[PositionedRecord]:
     """Records of JSON lines, or of one JSON array."""
     with open_decompressed(file) as opened:
@@ -111,15 +109,17 @@ def _read_json_array_or_lines(
         if head == BYTE_ORDER_MARK[:1]:
             head += opened.stream.read(3)
         if head[-1:] != b"[":
-            chunks = read_chunks_from(opened, head, position, smallest_pieces)
+            chunks = read_chunks_from(opened, head, position, start_byte_by_byte=recover_damaged)
             yield from _read_json_lines(chunks, file, position, record_column)
             return
         array = parse_json_or_skipped(b"".join(read_chunks_from(opened, head, 0)), file)
     if isinstance(array, Skipped):
         yield PositionedRecord(array, END)
         return
+    assert isinstance(array, list)
     for i in range(position, len(array)):
-        record = extract_record(array[i], record_column, f"{file}, element {i}", i == 0)
+        where = f"{file}, element {i}"
+        record = extract_record(array[i], record_column, where, raise_errors=i == 0)
         yield PositionedRecord(record, i + 1)
 
 
@@ -138,8 +138,11 @@ def _read_json_lines(
             continue
         else:
             value = parse_json_or_skipped(line, where)
-            skipped = isinstance(value, Skipped)
-            record = value if skipped else extract_record(value, record_column, where, first)
+            record = (
+                value
+                if isinstance(value, Skipped)
+                else extract_record(value, record_column, where, raise_errors=first)
+            )
         first = False
         yield PositionedRecord(record, end)
 
@@ -178,7 +181,7 @@ def _split_lines(chunks: Iterable[bytes], position: int, max_bytes: int) -> Iter
 
 
 def _read_parquet_file(
-    file: str, position: int, record_column: RecordColumn, smallest_pieces: bool
+    file: str, position: int, record_column: RecordColumn, recover_damaged: bool
 ) -> Iterator[PositionedRecord]:
     """Records of a Parquet file: only the text column, without the row groups before it."""
     with open_decompressed_seekable(file) as stream:
@@ -186,7 +189,7 @@ def _read_parquet_file(
             source = pq.ParquetFile(stream, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise OSError(f"not a Parquet file: {str(error).splitlines()[0]}") from error
-        column = choose_text_column(source.schema_arrow.names, record_column.column, file)
+        column = choose_text_column(source.schema_arrow.names, record_column.name, file)
         row, group = 0, 0
         while group < source.num_row_groups:
             behind = row + source.metadata.row_group(group).num_rows
@@ -194,7 +197,7 @@ def _read_parquet_file(
                 break
             row, group = behind, group + 1
         for batch in source.iter_batches(
-            1 if smallest_pieces else PARQUET_BATCH_ROWS,
+            1 if recover_damaged else PARQUET_BATCH_ROWS,
             row_groups=range(group, source.num_row_groups),
             columns=[column],
             use_threads=False,
@@ -203,12 +206,14 @@ def _read_parquet_file(
             row += before
             for value in _decode_values_or_errors(batch.column(0).slice(before)):
                 where = f"{file}, row {row}"
-                record = extract_record({column: value}, record_column, where, row == 0)
+                record = extract_record(
+                    {column: value}, record_column, where, raise_errors=row == 0
+                )
                 yield PositionedRecord(record, row + 1)
                 row += 1
 
 
-def _decode_values_or_errors(column: pa.Array) -> Sequence[Any]:
+def _decode_values_or_errors(column: pa.Array) -> Sequence[object]:
     """Python values of a column; in place of one that is not UTF-8, its error."""
 
     def decode_value_or_error(i: int) -> object:

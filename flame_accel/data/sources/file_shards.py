@@ -13,6 +13,7 @@ from flame_accel.data.sources.file_access import stored_file_size_or_none
 from flame_accel.data.sources.file_readers import read_records
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.sources.record_hashes import hash_as_json
+from flame_accel.data.sources.record_parsing import RecordColumn
 from flame_accel.data.tokens.encoder import Encoder
 
 NUM_REQUESTS = 16
@@ -25,17 +26,13 @@ class FileShards:
     Args:
         name: how messages name the data.
         files: paths or URLs, at least one, in the order of the shards.
-        text_column: column that holds texts or conversations; None: text, content or messages.
-        max_bytes: longer records count as damaged.
+        record_column: which column of the records is read.
     """
 
-    def __init__(
-        self, name: str, files: Sequence[str], *, text_column: str | None, max_bytes: int
-    ) -> None:
+    def __init__(self, name: str, files: Sequence[str], record_column: RecordColumn) -> None:
         self.name = name
         self._files = list(files)
-        self._text_column = text_column
-        self._max_bytes = max_bytes
+        self._record_column = record_column
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -43,8 +40,7 @@ class FileShards:
 
     def read(self, shard: int, start_position: int, /) -> Iterator[PositionedRecord]:
         """Records of a file from a position; see `read_records`."""
-        file, column, max_bytes = self._files[shard], self._text_column, self._max_bytes
-        return read_records(file, start_position, text_column=column, max_bytes=max_bytes)
+        return read_records(self._files[shard], start_position, self._record_column)
 
     @property
     def records_fingerprint(self) -> str:
@@ -56,7 +52,7 @@ class FileShards:
             names = ["/".join(path[num_shared:]) for path in paths]
             with ThreadPoolExecutor(NUM_REQUESTS) as threads:
                 sizes = list(threads.map(stored_file_size_or_none, self._files))
-            self._fingerprint = hash_as_json([self._text_column, names, sizes])
+            self._fingerprint = hash_as_json([self._record_column.name, names, sizes])
         return self._fingerprint
 
     def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:

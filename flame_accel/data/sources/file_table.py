@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Record, Skipped
 from flame_accel.data.sources.file_readers import READER_VERSION, read_records
-from flame_accel.data.sources.options import MAX_DOCUMENT_BYTES
+from flame_accel.data.sources.record_parsing import RecordColumn
 from flame_accel.data.sources.table import CACHE_FEATURES, RowKind, Table
 
 BATCH_ROWS = 1000
@@ -31,12 +31,8 @@ BATCH_CHARACTERS = 2**24
 logger = logging.getLogger(__name__)
 
 
-def copy_files_to_table(
-    files: Sequence[str],
-    *,
-    name: str,
-    text_column: str | None = None,
-    max_bytes: int = MAX_DOCUMENT_BYTES,
+def copy_files_to_cached_table(
+    files: Sequence[str], record_column: RecordColumn, *, name: str
 ) -> Table:
     """Copy the records of files into a table of the `datasets` cache, once, and map it into memory.
 
@@ -46,9 +42,8 @@ def copy_files_to_table(
 
     Args:
         files: local files, in their order.
+        record_column: which column of the records is read.
         name: how messages name the data.
-        text_column: column of the records; None: text, else content, else messages.
-        max_bytes: longer texts count as damaged.
 
     Raises:
         UserError: the files have another form or no records, or the copy cannot be written.
@@ -56,10 +51,9 @@ def copy_files_to_table(
     try:
         builder = _RecordsBuilder(
             dataset_name="flame_accel_records",
-            config_id=f"records-{_hash_copy_inputs(files, text_column, max_bytes)}",
+            config_id=f"records-{_table_cache_key(files, record_column)}",
             files=tuple(files),
-            text_column=text_column,
-            max_bytes=max_bytes,
+            record_column=record_column,
         )
         builder.download_and_prepare()
     except (DatasetGenerationError, OSError) as error:
@@ -77,23 +71,22 @@ def copy_files_to_table(
         ) from error
     dataset = builder.as_dataset("train")
     assert isinstance(dataset, Dataset)
-    return Table(name, dataset, "value", max_bytes=max_bytes)
+    return Table(name, dataset, "value", max_bytes=record_column.max_bytes)
 
 
-def _hash_copy_inputs(files: Sequence[str], text_column: str | None, max_bytes: int) -> str:
+def _table_cache_key(files: Sequence[str], record_column: RecordColumn) -> str:
     """Hash of the names, sizes and times of the files and of how they are read."""
     stats = [(str(Path(file).resolve()), Path(file).stat()) for file in files]
     # ctime changes with the permissions as well, and a file may be unreadable for lack of them
     stamps = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats]
-    key = json.dumps([READER_VERSION, str(CACHE_FEATURES), text_column, max_bytes, stamps])
+    key = json.dumps([READER_VERSION, str(CACHE_FEATURES), *record_column, stamps])
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 @dataclass
 class _RecordsConfig(datasets.BuilderConfig):
     files: tuple[str, ...] = ()
-    text_column: str | None = None
-    max_bytes: int = MAX_DOCUMENT_BYTES
+    record_column: RecordColumn = field(default_factory=RecordColumn)
 
 
 class _CachedRow(NamedTuple):
@@ -125,9 +118,7 @@ class _RecordsBuilder(datasets.ArrowBasedBuilder):
         number = size = 0
         logger.info("copying the data into a table (once): %s", self.cache_dir)
         for file in config.files:
-            for record, _ in read_records(
-                file, 0, text_column=config.text_column, max_bytes=config.max_bytes
-            ):
+            for record, _ in read_records(file, 0, config.record_column):
                 rows.append(_convert_to_cached_row(record))
                 size += len(rows[-1].value)
                 if len(rows) == BATCH_ROWS or size >= BATCH_CHARACTERS:

@@ -11,7 +11,7 @@ from flame_accel.data.sources.options import DatasetOptions
 
 
 @contextmanager
-def convert_library_errors(
+def convert_datasets_errors(
     options: DatasetOptions, what_is_wrong: str, remedy: str
 ) -> Iterator[None]:
     """Turn exceptions of the library into errors for users.

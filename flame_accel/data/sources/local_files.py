@@ -14,7 +14,7 @@ from pathlib import Path
 from flame_accel.config.errors import UserError
 from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_format
 from flame_accel.data.sources.file_shards import FileShards
-from flame_accel.data.sources.file_table import copy_files_to_table
+from flame_accel.data.sources.file_table import copy_files_to_cached_table
 from flame_accel.data.sources.options import GLOB_CHARACTERS, DatasetOptions
 from flame_accel.data.sources.table import Table, check_has_text
 from flame_accel.files import is_git_lfs_pointer
@@ -51,7 +51,7 @@ class LocalFiles:
         # a file that was named is meant, whatever split its own name suggests
         alone: dict[str | None, list[Path]] = {None: found}
         self._groups = (
-            alone if path.is_file() else group_files_by_split(found, options.error_location)
+            alone if path.is_file() else select_data_files_by_split(found, options.error_location)
         )
 
     @staticmethod
@@ -74,12 +74,9 @@ class LocalFiles:
         _check_no_git_lfs_pointers(files, options.error_location)
         _check_single_text_file_size(files, options.max_document_bytes)
         names = [str(file) for file in files]
-        column, max_bytes = options.text_column, options.max_document_bytes
         if options.streaming:
-            return FileShards(options.dataset, names, text_column=column, max_bytes=max_bytes)
-        table = copy_files_to_table(
-            names, name=options.dataset, text_column=column, max_bytes=max_bytes
-        )
+            return FileShards(options.dataset, names, options.record_column)
+        table = copy_files_to_cached_table(names, options.record_column, name=options.dataset)
         check_has_text(table, options.error_location)
         return table
 
@@ -112,7 +109,7 @@ def find_data_files(path: str, data_dir: str | None, patterns: Sequence[str]) ->
     return sorted(_drop_run_folder_files(files, root))
 
 
-def group_files_by_split(
+def select_data_files_by_split(
     files: Sequence[Path], error_location: str
 ) -> dict[str | None, list[Path]]:
     """Files that hold documents, by split; the only key is None where no file is named after one.

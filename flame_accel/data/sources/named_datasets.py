@@ -22,7 +22,7 @@ from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_form
 from flame_accel.data.sources.file_readers import END
 from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.held_out import HeldOut
-from flame_accel.data.sources.hf_datasets import convert_library_errors
+from flame_accel.data.sources.hf_datasets import convert_datasets_errors
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.record_hashes import hash_as_json
 from flame_accel.data.sources.record_parsing import RecordColumn, choose_text_column, extract_record
@@ -68,14 +68,13 @@ class NamedDataset:
             UserError: no such split, or no text.
         """
         options, builder = self._options, self._builder
-        column, max_bytes = options.text_column, options.max_document_bytes
-        if options.streaming and (urls := split_urls_if_readable(builder, str(split))):
-            return FileShards(options.dataset, urls, text_column=column, max_bytes=max_bytes)
+        if options.streaming and (urls := directly_readable_split_urls(builder, str(split))):
+            return FileShards(options.dataset, urls, options.record_column)
         with self._convert_unknown_name_errors():
             if options.streaming:
                 stream = builder.as_streaming_dataset(str(split))
                 assert isinstance(stream, IterableDataset)
-                return NamedShards(options.dataset, stream, text_column=column, max_bytes=max_bytes)
+                return NamedShards(options.dataset, stream, options.record_column)
             builder.download_and_prepare()
             dataset = builder.as_dataset(str(split))
         assert isinstance(dataset, Dataset)
@@ -84,7 +83,7 @@ class NamedDataset:
     def _convert_unknown_name_errors(self) -> AbstractContextManager[None]:
         """The library reports unknown names, configurations and splits by exceptions."""
         section = self._options.section
-        return convert_library_errors(
+        return convert_datasets_errors(
             self._options,
             "neither a local path nor a dataset that opens",
             f"check the path or name, {section}.dataset_name and {section}.dataset_split",
@@ -97,16 +96,13 @@ class NamedShards:
     Args:
         name: how messages name the data.
         dataset: as the library loads it with streaming.
-        text_column: column that holds texts or conversations; None: text, content or messages.
-        max_bytes: longer records count as damaged.
+        record_column: which column of the records is read.
     """
 
-    def __init__(
-        self, name: str, dataset: IterableDataset, *, text_column: str | None, max_bytes: int
-    ) -> None:
+    def __init__(self, name: str, dataset: IterableDataset, record_column: RecordColumn) -> None:
         self.name = name
         self._dataset = dataset
-        self._record_column = RecordColumn(text_column, max_bytes)
+        self._record_column = record_column
 
     def __len__(self) -> int:
         return self._dataset.num_shards
@@ -122,14 +118,17 @@ class NamedShards:
         where = f"{self.name}, shard {shard}"
         dataset = self._dataset.shard(num_shards=len(self), index=shard)
         if (names := dataset.column_names) is not None:
-            column = choose_text_column(names, self._record_column.column, where)
+            column = choose_text_column(names, self._record_column.name, where)
             dataset = dataset.select_columns([column])
         try:
             # plain iteration would give each worker of a loader only its share of the shard
             for batch in dataset.skip(position).iter(batch_size=1):
                 columns = {name: values[0] for name, values in batch.items()}
                 record = extract_record(
-                    columns, self._record_column, f"{where}, row {position}", position == 0
+                    columns,
+                    self._record_column,
+                    f"{where}, row {position}",
+                    raise_errors=position == 0,
                 )
                 position += 1
                 yield PositionedRecord(record, position)
@@ -147,14 +146,14 @@ class NamedShards:
         features = str(self._dataset.features)
         about = [info.builder_name, info.dataset_name, info.config_name, str(info.version)]
         split = str(self._dataset.split)
-        return hash_as_json([self._record_column.column, about, split, features, len(self)])
+        return hash_as_json([self._record_column.name, about, split, features, len(self)])
 
     def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
         """The documents of these shards."""
         return SequentialDataset(self, encoder, held_out)
 
 
-def split_urls_if_readable(builder: DatasetBuilder, split: str) -> list[str] | None:
+def directly_readable_split_urls(builder: DatasetBuilder, split: str) -> list[str] | None:
     """Files of a split that `FileShards` reads exactly as the `datasets` library would.
 
     Args:

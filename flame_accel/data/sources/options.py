@@ -11,10 +11,9 @@ from typing import Literal
 from flame_accel.config import EvaluationConfig, TrainingConfig, dataset_names, values_per_dataset
 from flame_accel.config.errors import UsageError
 from flame_accel.config.training_options import PER_DATASET
+from flame_accel.data.sources.record_parsing import MAX_DOCUMENT_BYTES, RecordColumn
 
 GLOB_CHARACTERS = frozenset("*?[")
-MAX_DOCUMENT_BYTES = TrainingConfig().max_document_bytes
-"""Default of `training.max_document_bytes`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +55,11 @@ class DatasetOptions:
     def is_path_or_pattern(self) -> bool:
         """Whether the dataset is an existing local path, or a glob pattern."""
         return Path(self.dataset).exists() or bool(GLOB_CHARACTERS.intersection(self.dataset))
+
+    @property
+    def record_column(self) -> RecordColumn:
+        """Which column its records are read from, and how long they may be."""
+        return RecordColumn(self.text_column, self.max_document_bytes)
 
     def check_options_not_given(self, *names: str) -> None:
         """Check that none of these options is given: this kind of dataset has no use for them.

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 
-from flame_accel.data.documents import Record
+from flame_accel.data.documents import Record, Skipped
 from flame_accel.data.even_sampling import evenly_spread_indices
 
 FINGERPRINT_DOCUMENTS = 512
@@ -24,6 +24,11 @@ def record_hash(record: Record) -> int:
     # a lone surrogate is not UTF-8: readers refuse it, a hash need not
     data = record.encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def record_hash_or_zero(record: Record | Skipped) -> int:
+    """`record_hash` of a record; 0 if it was skipped."""
+    return 0 if isinstance(record, Skipped) else record_hash(record)
 
 
 def fingerprint_from_sample(count: int, hash_of_record: Callable[[int], int]) -> str:

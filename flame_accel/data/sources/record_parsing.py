@@ -8,19 +8,22 @@ import json
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from flame_accel.config import TrainingConfig
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Record, Skipped
 
 TEXT_COLUMNS = ("text", "content", "messages")
+MAX_DOCUMENT_BYTES = TrainingConfig().max_document_bytes
+"""Default of `training.max_document_bytes`."""
 TEXT_COLUMN_FLAG = "--training.text_column"
 
 
 class RecordColumn(NamedTuple):
     """Which column of a record is read, and how long it may be."""
 
-    column: str | None
+    name: str | None = None
     """None: the first existing one of `TEXT_COLUMNS`."""
-    max_bytes: int
+    max_bytes: int = MAX_DOCUMENT_BYTES
     """Longer records count as damaged."""
 
 
@@ -49,7 +52,7 @@ def choose_text_column(
 
 
 def extract_record(
-    columns: object, record_column: RecordColumn, error_location: str, is_first: bool
+    columns: object, record_column: RecordColumn, error_location: str, *, raise_errors: bool
 ) -> Record | Skipped:
     """The text or conversation of a record with named columns.
 
@@ -57,25 +60,26 @@ def extract_record(
         columns: the record, a dict; a value that could not be decoded is its UnicodeDecodeError.
         record_column: what to take of it.
         error_location: its file and line, or the like.
-        is_first: whether it is the first record of its file.
+        raise_errors: whether to raise for a wrong column, as for the first record of a file; else
+            the record is skipped as damaged.
 
     Raises:
-        UserError: the first record has no such column, or something else in it.
+        UserError: no such column, or something else than text in it, and `raise_errors`.
     """
     if not isinstance(columns, dict):
         kind = type(columns).__name__
         what = f"a record must be an object with named columns, not {kind}"
         return Skipped("damaged", error_location, what)
     try:
-        column = choose_text_column(columns, record_column.column, error_location)
+        column = choose_text_column(columns, record_column.name, error_location)
         return _check_record_value(columns[column], column, record_column.max_bytes, error_location)
     except UserError as error:
-        if is_first:
+        if raise_errors:
             raise
         return Skipped("damaged", error_location, error.what)
 
 
-def parse_json_or_skipped(data: bytes, error_location: str) -> Any:
+def parse_json_or_skipped(data: bytes, error_location: str) -> object:
     """The value of a JSON text in UTF-8; `Skipped` if it is not valid."""
     try:
         return json.loads(data.decode("utf-8").removeprefix("\ufeff"))

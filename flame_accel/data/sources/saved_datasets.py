@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 from datasets import DatasetDict
 
-from flame_accel.data.sources.hf_datasets import convert_library_errors
+from flame_accel.data.sources.hf_datasets import convert_datasets_errors
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.table import Table, build_table
 
@@ -23,7 +23,7 @@ class SavedDataset:
     def __init__(self, options: DatasetOptions) -> None:
         options.check_options_not_given("dataset_name", "data_dir", "data_files")
         self._options = options
-        with convert_library_errors(
+        with convert_datasets_errors(
             options, "save_to_disk has not written it, or not all of it", "write it again"
         ):
             saved = datasets.load_from_disk(options.dataset)

@@ -15,9 +15,10 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Record, Skipped, first_is_conversation
 from flame_accel.data.encoded_datasets import EncodedTable, IndexedDataset, restrict_encode_to_side
 from flame_accel.data.sources.held_out import HeldOut
-from flame_accel.data.sources.options import MAX_DOCUMENT_BYTES, DatasetOptions
-from flame_accel.data.sources.record_hashes import fingerprint_from_sample, record_hash
+from flame_accel.data.sources.options import DatasetOptions
+from flame_accel.data.sources.record_hashes import fingerprint_from_sample, record_hash_or_zero
 from flame_accel.data.sources.record_parsing import (
+    MAX_DOCUMENT_BYTES,
     TEXT_COLUMN_FLAG,
     RecordColumn,
     choose_text_column,
@@ -49,8 +50,8 @@ class Table:
 
     Args:
         name: how messages name the data.
-        dataset: with a column of texts or conversations, or written by `copy_files_to_table`.
-        column: the column of the records; "value" for a table of `copy_files_to_table`.
+        dataset: with a column of texts or conversations, or from `copy_files_to_cached_table`.
+        column: the column of the records; "value" for a table of `copy_files_to_cached_table`.
         max_bytes: longer records count as damaged.
     """
 
@@ -86,7 +87,7 @@ class Table:
         except UnicodeDecodeError as error:
             value = error
         where = f"{self.name}, row {index}"
-        return extract_record({self._column: value}, self._record_column, where, is_first=False)
+        return extract_record({self._column: value}, self._record_column, where, raise_errors=False)
 
     def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
         """The documents of this table."""
@@ -107,14 +108,10 @@ class Table:
     @property
     def records_fingerprint(self) -> str:
         """Hash of the number of records and of evenly spread ones; the same wherever they lie."""
-        return fingerprint_from_sample(len(self), self._record_hash_or_zero)
-
-    def _record_hash_or_zero(self, index: int) -> int:
-        record = self[index]
-        return 0 if isinstance(record, Skipped) else record_hash(record)
+        return fingerprint_from_sample(len(self), lambda i: record_hash_or_zero(self[i]))
 
     def _read_cached_record(self, row: int, kind: int) -> Record | Skipped:
-        """A record that `copy_files_to_table` has checked and copied."""
+        """A record that `copy_files_to_cached_table` has checked and copied."""
         value = self._values[row].as_py()
         if kind == RowKind.TEXT:
             return value
@@ -130,7 +127,9 @@ def build_table(options: DatasetOptions, dataset: Dataset) -> Table:
     Raises:
         UserError: no such column, or no text in it.
     """
-    column = choose_record_column(dataset.features, options.text_column, options.error_location)
+    column = choose_and_check_text_column(
+        dataset.features, options.text_column, options.error_location
+    )
     max_bytes = options.max_document_bytes
     table = Table(options.dataset, dataset.select_columns([column]), column, max_bytes=max_bytes)
     check_has_text(table, options.error_location)
@@ -164,7 +163,9 @@ def check_has_text(table: Table, error_location: str) -> None:
     )
 
 
-def choose_record_column(features: Features, text_column: str | None, error_location: str) -> str:
+def choose_and_check_text_column(
+    features: Features, text_column: str | None, error_location: str
+) -> str:
     """The column of a dataset that holds texts or conversations.
 
     Raises:

@@ -45,7 +45,7 @@ class TokenCacheFolder:
         conversations = any(name.endswith(TARGETS) for name in files)
         cache = TokenCache(
             self.folder,
-            tokenizer_identity=encoder.identity(conversations=conversations),
+            tokenizer_identity=encoder.tokenizer_identity(with_chat_template=conversations),
             add_bos=encoder.add_bos,
             held_out=held_out,
         )

@@ -53,7 +53,7 @@ class Encoder:
         self._eos = tokenizer.eos_token_id
         assert not add_bos or isinstance(tokenizer.bos_token_id, int)
         self._bos = cast(int, tokenizer.bos_token_id) if add_bos else None
-        self._backend = _backend_if_equivalent(tokenizer)
+        self._backend = _untruncated_backend_if_equivalent(tokenizer)
         self._encodes_to_bytes = self._backend is not None and is_byte_tokenizer(self._backend)
         self._space = slice_prefix_if_cuttable(self._backend) if self._backend is not None else None
         self._chat_template: ChatTemplate | None = None
@@ -67,9 +67,9 @@ class Encoder:
         """Whether documents start with bos."""
         return self._bos is not None
 
-    def identity(self, *, conversations: bool) -> str:
+    def tokenizer_identity(self, *, with_chat_template: bool) -> str:
         """Hash of what the tokenizer does; see `tokenizer_identity`."""
-        return tokenizer_identity(self._tokenizer, conversations=conversations)
+        return tokenizer_identity(self._tokenizer, with_chat_template=with_chat_template)
 
     def __call__(self, record: Record | Skipped) -> Document | Skipped:
         """Encode one record to int32 tokens; of a conversation, the assistant's are the targets.
@@ -174,7 +174,7 @@ def _text_or_skipped(text: str) -> str | Skipped:
     return text
 
 
-def _backend_if_equivalent(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+def _untruncated_backend_if_equivalent(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
     """The Rust tokenizer inside, if it gives the same tokens; None if Python code is involved."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None

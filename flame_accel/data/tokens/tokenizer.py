@@ -42,7 +42,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     """
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
     if Path(name).is_file():
-        source = _folder_of_tokenizer_json(Path(name))
+        source = _check_and_find_tokenizer_folder(Path(name))
     online = Path(source).exists() or check_model_exists_if_hub_reachable(
         name, where=TOKENIZER_OPTION, remedy=f"else name {TOKENIZER_CHOICES}"
     )
@@ -73,23 +73,23 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def _folder_of_tokenizer_json(file: Path) -> Path:
+def _check_and_find_tokenizer_folder(tokenizer_json: Path) -> Path:
     """The folder of a tokenizer.json, which also says what the special tokens are.
 
     Raises:
         UserError: the file is not a tokenizer.json, or the folder does not name special tokens.
     """
-    folder = file.absolute().parent
-    if file.name != TOKENIZER_FILE:
+    folder = tokenizer_json.absolute().parent
+    if tokenizer_json.name != TOKENIZER_FILE:
         raise UserError(
-            f"{str(file)!r} is not called {TOKENIZER_FILE}",
+            f"{str(tokenizer_json)!r} is not called {TOKENIZER_FILE}",
             where=TOKENIZER_OPTION,
             remedy=f"name the folder of a saved tokenizer, or a {TOKENIZER_FILE} with a "
             f"{TOKENIZER_CONFIG_FILE} next to it",
         )
     if not (folder / TOKENIZER_CONFIG_FILE).is_file():
         raise UserError(
-            f"{str(file)!r} does not say what the special tokens are",
+            f"{str(tokenizer_json)!r} does not say what the special tokens are",
             where=TOKENIZER_OPTION,
             remedy=f"write {folder / TOKENIZER_CONFIG_FILE} with "
             '{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "..."}, then name the '
@@ -123,18 +123,20 @@ def resolve_add_bos(
     return policy == "always" or tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def tokenizer_identity(tokenizer: PreTrainedTokenizerBase, *, conversations: bool = False) -> str:
+def tokenizer_identity(
+    tokenizer: PreTrainedTokenizerBase, *, with_chat_template: bool = False
+) -> str:
     """Hash of what a tokenizer does (vocabulary, eos, bos, a probe text), not of how it is stored.
 
     Args:
         tokenizer: the tokenizer.
-        conversations: whether its chat template is part of the hash.
+        with_chat_template: whether its chat template is part of the hash.
     """
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     # tokenizers read an eos in a text as a token or as text
     probe = tokenizer(f"{PROBE_TEXT}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
     content = [vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id, probe]
-    if conversations:
+    if with_chat_template:
         content.append(tokenizer.chat_template)
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 

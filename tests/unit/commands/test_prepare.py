@@ -106,7 +106,7 @@ def test_conversations_are_those_of_the_run(tmp_path: Path):
     assert read_files(tmp_path / "cache") == read_files(tmp_path / "cache2")
     table = open_source(DatasetOptions(dataset=str(path)))
     assert isinstance(table, Table)
-    identity = tokenizer_identity(tokenizer, conversations=True)
+    identity = tokenizer_identity(tokenizer, with_chat_template=True)
     cache = TokenCache(tmp_path / "cache", tokenizer_identity=identity, add_bos=False)
     assert read_manifest(tmp_path / "cache")["targets"]
     assert_same_documents(cache, EncodedTable(table, Encoder(tokenizer, add_bos=False)))

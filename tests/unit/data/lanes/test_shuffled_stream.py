@@ -17,6 +17,7 @@ from flame_accel.data.documents import Skipped
 from flame_accel.data.lanes import shuffled_stream as stream
 from flame_accel.data.lanes.shuffled_stream import ShuffledStream
 from flame_accel.data.sources.file_shards import FileShards
+from flame_accel.data.sources.record_parsing import RecordColumn
 from tests.helpers.fake_shards import (
     FakeShards,
     make_reader,
@@ -226,7 +227,7 @@ def test_files_are_re_entered_anywhere(tmp_path: Path) -> None:
     documents = set(all_documents([20, 20, 20])) - {7, 100, 219}
 
     def open_source() -> ShuffledStream:
-        return make_source(FileShards("files", files, text_column=None, max_bytes=100), block=9)
+        return make_source(FileShards("files", files, RecordColumn(max_bytes=100)), block=9)
 
     readers = make_readers(open_source(), 2, max_bad=100)
     for epoch in range(2):

@@ -4,20 +4,27 @@ import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Record, Skipped
 from flame_accel.data.sources import file_table
-from flame_accel.data.sources.file_table import copy_files_to_table
+from flame_accel.data.sources.file_table import copy_files_to_cached_table
+from flame_accel.data.sources.record_parsing import RecordColumn
+from flame_accel.data.sources.table import Table
 from tests.helpers.tables import CONVERSATION, records, write_lines
+
+
+def table_of(files: list[str], **options: Any) -> Table:
+    return copy_files_to_cached_table(files, RecordColumn(**options), name="here")
 
 
 def test_every_record_of_files_is_a_row(tmp_path):
     lines = [{"text": "a"}, {"text": None}, "no object", {"text": "x" * 99}, {"text": "\u00e9"}]
     files = [write_lines(tmp_path / "1.jsonl", lines), write_lines(tmp_path / "2.jsonl", lines[:1])]
-    table = copy_files_to_table(files, name="here", max_bytes=20)
+    table = table_of(files, max_bytes=20)
     assert [record if isinstance(record, str) else record.why for record in records(table)] == [
         *("a", "empty", "damaged", "damaged", "\u00e9"),
         "a",
@@ -28,7 +35,7 @@ def test_every_record_of_files_is_a_row(tmp_path):
 
 def test_conversations_of_files(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"messages": CONVERSATION}, {"messages": []}])
-    table = copy_files_to_table([file], name="here")
+    table = table_of([file])
     assert table[0] == CONVERSATION
     assert table[1].why == "empty"
 
@@ -38,46 +45,46 @@ def test_a_copy_in_many_batches_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(file_table, "BATCH_ROWS", 8)
     monkeypatch.setattr(file_table, "BATCH_CHARACTERS", 20)
     file = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
-    assert records(copy_files_to_table([file], name="here")) == texts
+    assert records(table_of([file])) == texts
 
 
 def test_files_without_a_record_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl: no records found\n"):
-        copy_files_to_table([write_lines(tmp_path / "a.jsonl", [])], name="here")
+        table_of([write_lines(tmp_path / "a.jsonl", [])])
 
 
 def test_files_of_another_form_are_refused_in_one_sentence(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"title": "a", "body": "b"}])
     with pytest.raises(UserError, match=r"no column 'text' .*; there are: title, body\n"):
-        copy_files_to_table([file], name="here")
-    assert records(copy_files_to_table([file], name="here", text_column="body")) == ["b"]
+        table_of([file])
+    assert records(table_of([file], name="body")) == ["b"]
 
 
 def test_a_changed_file_is_copied_again(tmp_path):
     path = tmp_path / "a.jsonl"
-    first = copy_files_to_table([write_lines(path, [{"text": "one"}])], name="here")
-    second = copy_files_to_table([write_lines(path, [{"text": "another"}])], name="here")
-    third = copy_files_to_table([str(path)], name="here", max_bytes=5)
+    first = table_of([write_lines(path, [{"text": "one"}])])
+    second = table_of([write_lines(path, [{"text": "another"}])])
+    third = table_of([str(path)], max_bytes=5)
     assert (first[0], second[0], third[0].why) == ("one", "another", "damaged")
     assert len({table.records_fingerprint for table in (first, second, third)}) == 3
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):
     file = write_lines(tmp_path / "a.jsonl", [{"text": "one"}])
-    copy_files_to_table([file], name="here")
+    table_of([file])
     monkeypatch.setattr(file_table, "read_records", None)
-    assert records(copy_files_to_table([file], name="here")) == ["one"]
+    assert records(table_of([file])) == ["one"]
 
 
 def test_a_cache_without_room_is_named(tmp_path, monkeypatch):
     file = write_lines(tmp_path / "a.jsonl", [{"text": "one"}])
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", Path(file))
     with pytest.raises(UserError, match=r"here: cannot be copied into .*\n.*HF_DATASETS_CACHE"):
-        copy_files_to_table([file], name="here")
+        table_of([file])
 
 
 def _load_in_process(files: list[str]) -> list[Record | Skipped]:
-    return records(copy_files_to_table(files, name="here"))
+    return records(table_of(files))
 
 
 def test_processes_that_copy_at_once_agree(tmp_path):
@@ -91,7 +98,7 @@ def test_processes_that_copy_at_once_agree(tmp_path):
 
 def test_a_pickled_table_is_a_path(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"text": f"{i:0100}"} for i in range(2000)])
-    table = copy_files_to_table([file], name="here")
+    table = table_of([file])
     content = pickle.dumps(table)
     assert len(content) < 20_000
     assert records(pickle.loads(content)) == records(table)

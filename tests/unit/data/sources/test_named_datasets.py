@@ -14,7 +14,8 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Skipped
 from flame_accel.data.sources.file_readers import END
 from flame_accel.data.sources.file_shards import FileShards
-from flame_accel.data.sources.named_datasets import NamedShards, split_urls_if_readable
+from flame_accel.data.sources.named_datasets import NamedShards, directly_readable_split_urls
+from flame_accel.data.sources.record_parsing import RecordColumn
 from flame_accel.data.stages import Shards
 from tests.helpers.datasets_on_disk import FULL, TEXTS, json_lines, lines, opened, texts, write_one
 from tests.helpers.shard_files import file_shards, records, write_files
@@ -35,7 +36,7 @@ def write_csv(folder: Path, count: int = 2) -> list[str]:
 def named_shards(kind: str, files: list[str], **options: Any) -> NamedShards:
     dataset = datasets.load_dataset(kind, data_files=files, split="train", streaming=True)
     assert isinstance(dataset, datasets.IterableDataset)
-    return NamedShards(kind, dataset, **{"text_column": None, "max_bytes": 1000, **options})
+    return NamedShards(kind, dataset, RecordColumn(**{"max_bytes": 1000, **options}))
 
 
 def test_shards_of_a_named_dataset_are_read_from_any_place(tmp_path: Path) -> None:
@@ -53,12 +54,10 @@ def test_shards_of_a_named_dataset_are_read_from_any_place(tmp_path: Path) -> No
 def test_columns_of_a_named_dataset_are_checked(tmp_path: Path) -> None:
     files = write_csv(tmp_path)
     with pytest.raises(UserError, match=r"no column 'x'; there are: id, text"):
-        records(named_shards("csv", files, text_column="x"), 0)
+        records(named_shards("csv", files, name="x"), 0)
     with pytest.raises(UserError, match="row 0: column 'id' holds int, not text"):
-        records(named_shards("csv", files, text_column="id"), 0)
-    assert {r.why for r in records(named_shards("csv", files, text_column="id"), 0, 1)} == {
-        "damaged"
-    }
+        records(named_shards("csv", files, name="id"), 0)
+    assert {r.why for r in records(named_shards("csv", files, name="id"), 0, 1)} == {"damaged"}
     long = records(named_shards("csv", files, max_bytes=2), 0)[0]
     assert long.what == "3 bytes, more than training.max_document_bytes = 2"
 
@@ -104,7 +103,7 @@ def test_the_fingerprint_of_a_named_dataset_is_of_what_it_says(tmp_path: Path) -
     fingerprint = named_shards("csv", files).records_fingerprint
     assert named_shards("csv", files).records_fingerprint == fingerprint
     assert named_shards("csv", files[:1]).records_fingerprint != fingerprint
-    assert named_shards("csv", files, text_column="text").records_fingerprint != fingerprint
+    assert named_shards("csv", files, name="text").records_fingerprint != fingerprint
 
 
 def test_files_of_a_named_dataset_are_read_as_they_lie(tmp_path: Path) -> None:
@@ -112,11 +111,11 @@ def test_files_of_a_named_dataset_are_read_as_they_lie(tmp_path: Path) -> None:
     parquet = str(tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["a", "b"]}), parquet)
     builder = datasets.load_dataset_builder("json", data_files={"train": files[:2], "x": files[2]})
-    assert split_urls_if_readable(builder, "train") == files[:2]
-    assert split_urls_if_readable(builder, "x") == files[2:]
-    assert split_urls_if_readable(builder, "test") is None
+    assert directly_readable_split_urls(builder, "train") == files[:2]
+    assert directly_readable_split_urls(builder, "x") == files[2:]
+    assert directly_readable_split_urls(builder, "test") is None
     builder = datasets.load_dataset_builder("parquet", data_files=parquet)
-    assert split_urls_if_readable(builder, "train") == [parquet]
+    assert directly_readable_split_urls(builder, "train") == [parquet]
     assert records(file_shards([parquet]), 0) == ["a", "b"]
 
 
@@ -124,7 +123,7 @@ def test_splits_of_a_folder_are_those_of_its_names(tmp_path: Path) -> None:
     for name in ("train-00000.jsonl", "train-00001.jsonl", "test.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}')
     builder = datasets.load_dataset_builder(str(tmp_path))
-    urls = split_urls_if_readable(builder, "train")
+    urls = directly_readable_split_urls(builder, "train")
     assert urls == [str(tmp_path / "train-00000.jsonl"), str(tmp_path / "train-00001.jsonl")]
 
 
@@ -144,7 +143,7 @@ def test_what_we_would_read_otherwise_is_left_to_datasets(tmp_path: Path) -> Non
     ]
     for kind, file, options, ours in cases:
         builder = datasets.load_dataset_builder(kind, data_files=file, **options)
-        assert split_urls_if_readable(builder, "train") == ([file] if ours else None), (
+        assert directly_readable_split_urls(builder, "train") == ([file] if ours else None), (
             kind,
             options,
         )

@@ -2,12 +2,13 @@
 
 import datasets
 
-from flame_accel.data.sources.file_table import copy_files_to_table
+from flame_accel.data.sources.file_table import copy_files_to_cached_table
 from flame_accel.data.sources.record_hashes import (
     FINGERPRINT_DOCUMENTS,
     fingerprint_from_sample,
     record_hash,
 )
+from flame_accel.data.sources.record_parsing import RecordColumn
 from flame_accel.data.sources.table import Table
 from tests.helpers.tables import CONVERSATION, of_dataset, write_lines
 
@@ -17,7 +18,7 @@ def test_fingerprints_are_of_the_content_not_of_the_form(tmp_path):
     dataset = datasets.Dataset.from_dict({"body": texts})
     file = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     a = Table("a", dataset, "body")
-    b = copy_files_to_table([file], name="b")
+    b = copy_files_to_cached_table([file], RecordColumn(), name="b")
     assert a.records_fingerprint == b.records_fingerprint
     assert a.records_fingerprint == fingerprint_from_sample(
         len(texts), lambda i: record_hash(texts[i])

@@ -138,8 +138,8 @@ def test_the_identity_has_the_chat_template_where_there_are_conversations(tmp_pa
     chatty = load_tokenizer(str(tmp_path), False)
     chatty.chat_template = "{{ messages[0].content }}"
     assert tokenizer_identity(chatty) == tokenizer_identity(BYTE)
-    assert tokenizer_identity(chatty, conversations=True) != tokenizer_identity(
-        BYTE, conversations=True
+    assert tokenizer_identity(chatty, with_chat_template=True) != tokenizer_identity(
+        BYTE, with_chat_template=True
     )
 
 
