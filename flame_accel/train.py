@@ -158,7 +158,7 @@ def build_components(
         vocabulary_size=models.padded_or_stored_embedding_rows(
             data.vocabulary_size(tokenizer),
             multiple=training.vocab_multiple,
-            stored_rows=start.stored_config().get("vocab_size"),
+            stored_rows=start.stored_config_or_empty().get("vocab_size"),
         ),
         **data.bos_eos_pad_ids(tokenizer),
         norm_type=model_options.norm_type,

@@ -95,7 +95,7 @@ def save_checkpoint(
         _save_stream_meter_and_rng_states(accelerator, temporary, stream_state, meter_state)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        folder.rename_temporary_and_prune(
+        folder.write_manifest_rename_and_prune(
             state.step,
             {
                 "step": state.step,

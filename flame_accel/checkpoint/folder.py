@@ -62,7 +62,7 @@ class CheckpointFolder:
         temporary.mkdir(parents=True)
         return temporary
 
-    def rename_temporary_and_prune(self, step: int, run_facts: Mapping[str, object]) -> Path:
+    def write_manifest_rename_and_prune(self, step: int, run_facts: Mapping[str, object]) -> Path:
         """Turns the temporary folder of a step into its checkpoint, and deletes old checkpoints.
 
         Called by one process, after every rank has written.

@@ -49,7 +49,7 @@ class StartingPoint(NamedTuple):
     own: bool = False
     """Whether it is one of the run's own checkpoints, which is resumed."""
 
-    def stored_config(self) -> dict[str, Any]:
+    def stored_config_or_empty(self) -> dict[str, Any]:
         """The model config stored next to the weights; empty if there is none."""
         return read_stored_config_or_empty(self.folder) if self.folder else {}
 

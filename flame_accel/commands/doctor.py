@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         kernels.install(arguments.kernels)
         silence_fla_and_transformers()
         if arguments.config is None:
-            report.print_and_record_section("models", summarize_models(machine))
+            report.print_and_record_section("models", summarize_trainable_models(machine))
         else:
             report_known_problems_and_small_trial(machine, arguments, findings, report)
     report.print_json_if_asked()
@@ -182,7 +182,7 @@ def format_problem(problem: "DetectedProblem") -> ReportLine:
     )
 
 
-def summarize_models(machine: "Machine") -> Iterator[ReportLine]:
+def summarize_trainable_models(machine: "Machine") -> Iterator[ReportLine]:
     """Which of fla's models can train here, from what is known about them."""
     from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
     from flame_accel.diagnosis.trainability import find_training_problems

@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flame_accel.commands.arguments import add_run_options, argparse_integer_at_least
 from flame_accel.config import TrainingConfig, UsageError, UserError, dataset_names
@@ -64,16 +64,17 @@ def run(arguments: argparse.Namespace) -> None:
         vocabulary_size,
     )
 
-    options = {name: getattr(arguments, name) for name in ("dataset", *DATASET_OPTIONS)}
+    names = ("dataset", *DATASET_OPTIONS, "max_document_bytes")
+    training = TrainingConfig(**{name: getattr(arguments, name) for name in names})
     tokenizer = load_tokenizer(str(arguments.tokenizer_path), arguments.trust_remote_code)
     add_bos = resolve_add_bos(tokenizer, arguments.add_bos)
-    table = _open_single_table(options, arguments.max_document_bytes)
+    table = _open_single_table(training)
     conversations = first_is_conversation(map(table.__getitem__, range(len(table))))
     origin = CacheOrigin(
         tokenizer_identity=tokenizer_identity(tokenizer, with_chat_template=conversations),
         vocabulary_size=vocabulary_size(tokenizer),
         add_bos=add_bos,
-        source=_options_that_decide_records(options, arguments.max_document_bytes),
+        source=_options_that_decide_records(training),
     )
     with _print_progress_until_signal(arguments.output) as print_progress_or_stop:
         written = write_cache_unless_finished(
@@ -89,14 +90,13 @@ def run(arguments: argparse.Namespace) -> None:
     print(_format_summary(arguments.output, read_manifest(arguments.output), written))
 
 
-def _open_single_table(options: Mapping[str, Any], max_document_bytes: int) -> "Table":
+def _open_single_table(training: TrainingConfig) -> "Table":
     """Open the one dataset that the options name, as a table of records."""
     from flame_accel.data.sources.opening import open_source
     from flame_accel.data.sources.options import training_dataset_options
     from flame_accel.data.sources.table import Table
 
-    training = TrainingConfig(**options, max_document_bytes=max_document_bytes)
-    where = f"training.dataset {options['dataset']!r}"
+    where = f"training.dataset {training.dataset!r}"
     count = len(dataset_names(training))
     if count != 1:
         raise UsageError(
@@ -114,15 +114,15 @@ def _open_single_table(options: Mapping[str, Any], max_document_bytes: int) -> "
     return table
 
 
-def _options_that_decide_records(
-    options: Mapping[str, Any], max_document_bytes: int
-) -> dict[str, Any]:
+def _options_that_decide_records(training: TrainingConfig) -> dict[str, str | int]:
     """Options that the records depend on, with an absolute path for a path."""
-    path = Path(options["dataset"])
-    if path.exists():
-        options = {**options, "dataset": str(path.resolve())}
-    given = {f"training.{name}": value for name, value in options.items() if value is not None}
-    return {**given, "training.max_document_bytes": max_document_bytes}
+    assert training.dataset is not None
+    path = Path(training.dataset)
+    options = {
+        "dataset": str(path.resolve()) if path.exists() else training.dataset,
+        **{name: getattr(training, name) for name in (*DATASET_OPTIONS, "max_document_bytes")},
+    }
+    return {f"training.{name}": value for name, value in options.items() if value is not None}
 
 
 @contextmanager

@@ -260,7 +260,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
 
 
-def git_commit_and_dirty() -> dict[str, Any] | None:
+def git_commit_and_dirty() -> dict[str, str | bool] | None:
     """The source's commit and whether it has uncommitted changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

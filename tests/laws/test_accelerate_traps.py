@@ -146,7 +146,7 @@ def test_7_a_save_that_is_interrupted_costs_nothing(tmp_path):
     """Accelerate deletes the old checkpoint first, and takes the biggest number for the newest."""
     folder = CheckpointFolder(tmp_path, keep_latest_k=1)
     (folder.create_temporary_folder(1) / "model.safetensors").write_bytes(b"whole")
-    folder.rename_temporary_and_prune(1, {})
+    folder.write_manifest_rename_and_prune(1, {})
     (folder.create_temporary_folder(2) / "model.safetensors").write_bytes(b"half")
     assert folder.find_intact_checkpoint(-1) == folder.checkpoint_path(1)
 

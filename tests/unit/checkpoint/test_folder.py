@@ -15,7 +15,7 @@ def save(folder: CheckpointFolder, step: int) -> Path:
     (draft / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (draft / "optimizer").mkdir()
     (draft / "optimizer/shard.safetensors").write_bytes(b"state of step %d" % step)
-    return folder.rename_temporary_and_prune(step, {"step": step})
+    return folder.write_manifest_rename_and_prune(step, {"step": step})
 
 
 def find_and_clean_up(folder: CheckpointFolder, load_step: int) -> Path | None:
