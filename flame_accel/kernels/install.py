@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import unwrap
+from inspect import signature, unwrap
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from flame_accel.config.errors import UserError
@@ -164,6 +164,9 @@ def _install_host_chunk_counting() -> None:
 
 def _replace_fla_functions(our_paths_by_fla_path: Mapping[str, str]) -> None:
     importlib.import_module("fla")
+    from flame_accel.kernels.argument_checks import check_arguments
+    from flame_accel.kernels.signatures import bind_to_fla_signature
+
     replacements: dict[int, Replacement] = {}
     for theirs, path in our_paths_by_fla_path.items():
         owner, name, original = _resolve_attribute(f"fla.{theirs}")
@@ -171,8 +174,13 @@ def _replace_fla_functions(our_paths_by_fla_path: Mapping[str, str]) -> None:
         ours = getattr(importlib.import_module(f"flame_accel.kernels.{module}"), our_name)
         if original is None or isinstance(owner, type):
             _set_attribute_with_undo(owner, name, ours)
-        elif not _try_register_fla_backend(original, ours):
-            replacements[id(original)] = Replacement(original, ours)
+        else:
+            # packed rows are what can be wrong in functions that are no operators
+            checked = theirs.startswith("ops.") or "cu_seqlens" in signature(ours).parameters
+            check = check_arguments if checked else None
+            ours = bind_to_fla_signature(name, original, ours, check)
+            if not _try_register_fla_backend(original, ours):
+                replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)
 
 

@@ -35,7 +35,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     # o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T r_t, S_t = diag(exp(w_t)) S_{t-1} + k_t v_t^T
     # (2404.05892)
     "recurrence.rwkv6": {
-        "ops.rwkv6.chunk": "chunk_rwkv6",
+        "ops.rwkv6.chunk": "chunk_rwkv6=fused_recurrent_rwkv6",
         "ops.rwkv6.fused_recurrent": "fused_recurrent_rwkv6",
     },
     # linear attention with scores 1 + a + a^2 / 2 or a^2, a = scale q . k (2402.18668, 2402.10644)
@@ -51,10 +51,11 @@ FAMILIES: dict[str, dict[str, str]] = {
         "ops.delta_rule.chunk": "chunk_delta_rule",
         "ops.delta_rule.fused_recurrent": "fused_recurrent_delta_rule=chunk_delta_rule",
         "ops.gated_delta_rule.chunk": "chunk_gated_delta_rule",
-        "ops.gated_delta_rule.fused_recurrent": "fused_recurrent_gated_delta_rule",
+        "ops.gated_delta_rule.fused_recurrent": "fused_recurrent_gated_delta_rule="
+        "chunk_gated_delta_rule",
         "ops.gated_delta_product.chunk": "chunk_gated_delta_product",
         "ops.comba.chunk": "chunk_comba",
-        "ops.comba.fused_recurrent": "fused_recurrent_comba",
+        "ops.comba.fused_recurrent": "fused_recurrent_comba=chunk_comba",
     },
     # (R_t + diag(lambda)) x_t = q_t by conjugate gradients, o_t = S_t^T x_t; R and S sums with
     # decay of k k^T and k v^T (2506.05233)
@@ -73,9 +74,10 @@ FAMILIES: dict[str, dict[str, str]] = {
     # (2604.21100)
     "recurrence.preconditioned": {
         "ops.precond_gated_delta_rule.chunk": "chunk_precond_gated_delta_rule",
-        "ops.precond_gated_delta_rule.fused_recurrent": "fused_recurrent_precond_gated_delta_rule",
+        "ops.precond_gated_delta_rule.fused_recurrent": "fused_recurrent_precond_gated_delta_rule"
+        "=chunk_precond_gated_delta_rule",
         "ops.precond_kda.chunk": "chunk_precond_kda",
-        "ops.precond_kda.fused_recurrent": "fused_recurrent_precond_kda",
+        "ops.precond_kda.fused_recurrent": "fused_recurrent_precond_kda=chunk_precond_kda",
     },
     # softmax over a memory whose slots turn with a learned clock (2609.36259)
     "recurrence.cyfa": {
@@ -90,10 +92,10 @@ FAMILIES: dict[str, dict[str, str]] = {
     # written (2510.26692)
     "recurrence.kda": {
         "ops.kda.chunk": "chunk_kda",
-        "ops.kda.fused_recurrent": "fused_recurrent_kda",
+        "ops.kda.fused_recurrent": "fused_recurrent_kda=chunk_kda",
         "ops.kda.gate": "fused_kda_gate",
         "ops.gdn2.chunk": "chunk_gdn2",
-        "ops.gdn2.fused_recurrent": "fused_recurrent_gdn2",
+        "ops.gdn2.fused_recurrent": "fused_recurrent_gdn2=chunk_gdn2",
     },
     # S_t = diag(exp(g_t)) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T (2503.14456)
     "recurrence.dplr": {
@@ -107,7 +109,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     # (r . k r_k) v (2503.14456)
     "recurrence.rwkv7": {
         "ops.rwkv7.chunk": "chunk_rwkv7",
-        "ops.rwkv7.fused_recurrent": "fused_recurrent_rwkv7 fused_mul_recurrent_rwkv7",
+        "ops.rwkv7.fused_recurrent": "fused_recurrent_rwkv7=chunk_rwkv7 fused_mul_recurrent_rwkv7",
         "ops.rwkv7.fused_addcmul": "fused_addcmul_rwkv7",
         "ops.rwkv7.fused_k_update": "fused_k_rwkv7",
         "ops.rwkv7.gate_output_correction": "gate_output_correction",

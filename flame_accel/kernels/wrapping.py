@@ -96,4 +96,9 @@ def wrap_functions(paths: Iterable[str], wrap: Callable[[Operator], Operator]) -
             _set_attribute_with_undo(owner, name, replacement)
         else:
             replacements[id(function)] = Replacement(function, replacement)
+            ours = getattr(function, "implementation", None)
+            if ours is not None:
+                # our layers call it without fla's name
+                replacement.implementation = wrap(ours)
+                replacements[id(ours)] = Replacement(ours, replacement.implementation)
     _replace_in_loaded_modules(replacements, ("fla", "flame_accel.kernels"))

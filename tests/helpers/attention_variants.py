@@ -140,7 +140,7 @@ def run_nsa(*tensors: Tensor, **options: Tensor) -> Tensor:
 
 def run_moba(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
     edges = torch.tensor([0, q.shape[1]]) if cu_seqlens is None else cu_seqlens
-    return moba.parallel_moba(q, k, v, edges, q.shape[1], chunk_size=8, topk=3)
+    return moba.parallel_moba(q, k, v, edges, chunk_size=8, topk=3)
 
 
 def naive_moba(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

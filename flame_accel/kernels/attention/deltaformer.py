@@ -35,7 +35,6 @@ def deltaformer_attn(
     beta: Tensor | None = None,
     attention_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    C: int = BLOCK,
 ) -> Tensor:
     """Outputs [B, T, H, D] in the dtype of `q`.
 
@@ -49,11 +48,10 @@ def deltaformer_attn(
         attention_mask: [B, T], 0 for padding. fla's kernels mask the outputs only; here padding
             does not take part in the corrections either, and its outputs are 0.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        C: tokens of a block.
     """
     beta = torch.ones_like(q[..., 0]) if beta is None else beta
 
-    attend = partial(_deltaformer_attention, block_size=C)
+    attend = partial(_deltaformer_attention, block_size=BLOCK)
     if attention_mask is not None:
         held = attention_mask.flatten().nonzero().flatten()
         edges = F.pad(attention_mask.sum(-1).cumsum(0), (1, 0))

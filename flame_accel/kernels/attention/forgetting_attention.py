@@ -35,7 +35,6 @@ def parallel_attn(
     scale: float | None = None,
     window_size: int | None = None,
     cu_seqlens: Tensor | None = None,
-    chunk_indices: Tensor | None = None,
     *,
     sink_bias: Tensor | None = None,
 ) -> Tensor:
@@ -49,7 +48,6 @@ def parallel_attn(
         scale: 1 / sqrt(D) if None.
         window_size: How many keys a query sees, its own included.
         cu_seqlens: Boundaries of packed documents [N + 1], with B = 1.
-        chunk_indices: Unused; fla's kernels take it.
         sink_bias: Logits of the heads' sinks [H].
     """
     function = partial(

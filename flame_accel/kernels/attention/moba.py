@@ -30,13 +30,12 @@ def parallel_moba(
     k: Tensor,
     v: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
     chunk_size: int,
     topk: int,
 ) -> Tensor:
     """`q` [1, T, H, D] with `k`, `v` [1, T, G, D] in documents of `cu_seqlens` -> [1, T, H, D].
 
-    With `topk` 1 it is attention to all earlier tokens, as in fla. `max_seqlen` is not needed.
+    With `topk` 1 it is attention to all earlier tokens, as in fla.
     """
     function = (
         partial(softmax_attention, right_window=0)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flame_accel.config.errors import UserError
 from flame_accel.kernels.precision import without_autocast
 
 
@@ -23,12 +22,7 @@ def causal_conv1d(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     activation: str | None = None,
-    backend: str | None = None,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    chunk_indices: Tensor | None = None,
-    cp_context: object = None,
-    **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs [B, T, D] and final states [N, D, W] or None, both in the dtype of `x`.
 
@@ -40,18 +34,8 @@ def causal_conv1d(
         initial_state: [N, D, W].
         output_final_state: whether to return the final states.
         activation: "silu", "swish" or None.
-        backend: which kernel fla would use.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        cu_seqlens_cpu: the same on the host; not needed here.
-        chunk_indices: for fla's kernels.
-        cp_context: for fla's context parallelism, which needs Triton.
-        options: of fla's other kernels.
     """
-    if cp_context is not None:
-        raise UserError(
-            "causal_conv1d has no context parallelism in PyTorch",
-            remedy="run without context parallelism",
-        )
     rows = x.reshape(*x.shape[:2], -1)
     width = weight.shape[-1]
     padded, outputs, ends = _pad_with_initial_states(rows, initial_state, width, cu_seqlens)

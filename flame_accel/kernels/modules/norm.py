@@ -36,10 +36,16 @@ def group_norm(
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **options: Any
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
 ) -> OutputOrOutputAndResidual:
     """`group_norm` with `is_rms_norm`, over the whole last dimension."""
-    return group_norm(x, weight, bias, *args, **options, is_rms_norm=True)
+    return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
 
 
 def layer_norm_linear(
@@ -87,10 +93,20 @@ def layer_norm_gated(
 
 
 def rms_norm_gated(
-    x: Tensor, g: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **options: Any
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
 ) -> OutputOrOutputAndResidual:
     """`layer_norm_gated` with `is_rms_norm`."""
-    return layer_norm_gated(x, g, weight, bias, *args, **options, is_rms_norm=True)
+    return layer_norm_gated(
+        x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, is_rms_norm=True
+    )
 
 
 def layer_norm_swish_gate_linear(
@@ -117,10 +133,22 @@ def layer_norm_swish_gate_linear(
 
 
 def rms_norm_swish_gate_linear(
-    x: Tensor, g: Tensor, *args: Any, **options: Any
+    x: Tensor,
+    g: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
 ) -> OutputOrOutputAndResidual:
     """`layer_norm_swish_gate_linear` with `is_rms_norm`."""
-    return layer_norm_swish_gate_linear(x, g, *args, **options, is_rms_norm=True)
+    return layer_norm_swish_gate_linear(
+        x, g, norm_weight, norm_bias, linear_weight, linear_bias, residual, prenorm,
+        residual_in_fp32, eps, is_rms_norm=True,
+    )  # fmt: skip
 
 
 def layernorm_fn(
@@ -146,10 +174,16 @@ def layernorm_fn(
 
 
 def rmsnorm_fn(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **options: Any
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
 ) -> Tensor:
     """As `layernorm_fn` with an RMS norm."""
-    return layernorm_fn(x, weight, bias, *args, **options, is_rms_norm=True)
+    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:

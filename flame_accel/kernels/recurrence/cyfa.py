@@ -46,8 +46,6 @@ def chunk_cyfa(
     initial_state: CyfaState | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    checkpoint_level: int = 0,
 ) -> tuple[Tensor, CyfaState | None]:
     """Outputs [B, T, H, V] in the dtype of `q`, and the final state or None.
 
@@ -67,8 +65,6 @@ def chunk_cyfa(
         initial_state: zeros if None.
         output_final_state: whether to return the state.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        cu_seqlens_cpu: the same on the host; without effect.
-        checkpoint_level: option of fla's kernels; without effect.
     """
     x0, y0, clock0 = (None, None, None) if initial_state is None else initial_state
     g, period = g.unsqueeze(-1), readout.shape[-1]

@@ -4,15 +4,12 @@
 
 (DeltaNet, arXiv 2406.06484; Gated DeltaNet, arXiv 2412.06464; Gated DeltaProduct, arXiv 2502.10297;
 Comba, arXiv 2506.02475). Decays per channel are in `kda`, erase keys of their own in `dplr`.
-Arguments that choose among fla's kernels have no effect.
 
 Outputs are [B, T, HV, V], final states [N, HV, K, V] in fp32.
 
 Shape letters: B batch, T tokens, N sequences, H heads of keys, HV heads of values (a multiple of
 H), K key width, V value width.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +32,6 @@ def chunk_delta_rule(
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    **options: Any,
 ) -> OutputsAndOptionalStates:
     """S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, strengths `beta` [B, T, H], 1 if None."""
     o, state = run_delta_rule(
@@ -52,7 +47,7 @@ def chunk_gated_delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    g: Tensor | None,
+    g: Tensor | None = None,
     beta: Tensor | None = None,
     scale: float | None = None,
     initial_state: Tensor | None = None,
@@ -62,59 +57,28 @@ def chunk_gated_delta_rule(
     allow_neg_eigval: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    chunk_indices: Tensor | None = None,
-    cp_context: object = None,
     use_gate_in_kernel: bool = False,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-    **options: Any,
+    gk: Tensor | None = None,
 ) -> OutputsAndOptionalStates:
-    """Decay per head: the state decays by exp(g_t), `g` [B, T, HV], before keys read it.
+    """Decays exp(g_t) before keys read the state: `g` [B, T, HV], or `gk` [B, T, HV, K] as well.
 
     `v`, `g` and `beta` may have more heads (HV) than `q` and `k` (H), a multiple. With
     `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid. With
     `use_gate_in_kernel`, the log decay is -exp(A_log) softplus(g + dt_bias), parameters [HV].
     """
-    check_no_context_parallelism(cp_context)
     if use_gate_in_kernel and g is not None and A_log is not None:
         rates = g.float() if dt_bias is None else g.float() + dt_bias.float()
         g = -A_log.float().exp() * F.softplus(rates)
     if use_beta_sigmoid_in_kernel and beta is not None:
         beta = beta_from_logits(beta, allow_neg_eigval)
     o, state = run_delta_rule(
-        q, k, v, beta, None if g is None else g.unsqueeze(-1),
+        q, k, v, beta, add_decays_of_heads_and_channels(g, gk),
         scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
         normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
     )  # fmt: skip
     return o, state if output_final_state else None
-
-
-def fused_recurrent_gated_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
-    gk: Tensor | None = None,
-    gv: Tensor | None = None,
-    beta: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    **options: Any,
-) -> OutputsAndOptionalStates:
-    """As `chunk_gated_delta_rule`; `options` are its other arguments."""
-    if gk is not None or gv is not None:
-        raise UserError(
-            "fused_recurrent_gated_delta_rule with decays per channel (gk, gv) has no PyTorch "
-            "implementation",
-            remedy="use fused_recurrent_kda for decays of the keys, or a Triton device",
-        )
-    return chunk_gated_delta_rule(
-        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-        **options,
-    )  # fmt: skip
 
 
 def chunk_gated_delta_product(
@@ -129,8 +93,6 @@ def chunk_gated_delta_product(
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    cp_context: object = None,
 ) -> OutputsAndOptionalStates:
     """Several delta rule steps per token: k, v, beta are [B, T * num_householder, H, ...].
 
@@ -142,7 +104,6 @@ def chunk_gated_delta_product(
     o, state = chunk_gated_delta_rule(
         q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
         cu_seqlens=None if cu_seqlens is None else cu_seqlens * num_householder,
-        cp_context=cp_context,
     )  # fmt: skip
     return o[:, other_steps::num_householder].contiguous(), state
 
@@ -159,7 +120,6 @@ def chunk_comba(
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
 ) -> OutputsAndOptionalStates:
     """S_t = exp(g_t) S_{t-1} + beta_t k_t (v_t - S_{t-1}^T p_t)^T, erase keys `p` [B, T, H, K].
 
@@ -174,25 +134,16 @@ def chunk_comba(
     return o, state if output_final_state else None
 
 
-def fused_recurrent_comba(
-    q: Tensor, k: Tensor, p: Tensor | None, v: Tensor, g: Tensor, *rest: Any, **options: Any
-) -> OutputsAndOptionalStates:
-    """As `chunk_comba`, with the arguments in another order."""
-    return chunk_comba(q, k, v, p, g, *rest, **options)
+def add_decays_of_heads_and_channels(g: Tensor | None, gk: Tensor | None) -> Tensor | None:
+    """Log decays [B, T, H, 1 or K] from `g` [B, T, H] and `gk` [B, T, H, K]; None if both are."""
+    if g is None or gk is None:
+        return gk if g is None else g.unsqueeze(-1)
+    return g.float().unsqueeze(-1) + gk.float()
 
 
 def beta_from_logits(beta: Tensor, allow_neg_eigval: bool) -> Tensor:
     """Strengths in (0, 1); with `allow_neg_eigval` in (0, 2), where I - beta k k^T can reflect."""
     return beta.float().sigmoid() * (2.0 if allow_neg_eigval else 1.0)
-
-
-def check_no_context_parallelism(cp_context: object) -> None:
-    """Raises a UserError if sequences are split over devices: PyTorch needs whole sequences."""
-    if cp_context is not None:
-        raise UserError(
-            "the delta rule with context parallelism (cp_context) has no PyTorch implementation",
-            remedy="train without context parallelism, or on machines with Triton devices",
-        )
 
 
 @without_autocast

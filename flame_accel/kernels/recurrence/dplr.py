@@ -4,18 +4,16 @@
 
 (RWKV-7, arXiv 2503.14456): a transition that is diagonal plus low rank, or identity plus low rank.
 What is erased has keys a and b of its own, and is read before the decay. RWKV7 calls these
-functions through `rwkv7`. Arguments that choose among fla's kernels have no effect.
+functions through `rwkv7`.
 
 Shape letters: B batch, T tokens, H heads, K key width, V value width.
 """
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.delta_rule import check_no_context_parallelism
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
 from flame_accel.kernels.recurrence.sequences import (
     OutputsAndOptionalStates,
@@ -35,19 +33,11 @@ def chunk_dplr_delta_rule(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    safe_gate: bool = False,
-    chunk_size: int | None = None,
-    disable_recompute: bool = False,
-    cp_context: object = None,
-    lower_bound: float | None = None,
-    **options: Any,
 ) -> OutputsAndOptionalStates:
     """The formula above; `gk` are log decays.
 
     Inputs are [B, T, H, K], but `v` is [B, T, H, V]; the scale is 1 / sqrt(K) if None.
     """
-    check_no_context_parallelism(cp_context)
     o, state = generalized_delta_rule(
         q, k, v, -a, b, gk,
         scale=k.shape[-1] ** -0.5 if scale is None else scale,
@@ -87,8 +77,6 @@ def chunk_iplr_delta_rule(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    **options: Any,
 ) -> OutputsAndOptionalStates:
     """As `chunk_dplr_delta_rule` without a decay."""
     return chunk_dplr_delta_rule(

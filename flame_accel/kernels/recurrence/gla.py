@@ -4,8 +4,7 @@
 
 (GLA, arXiv 2312.06635; RetNet, arXiv 2307.08621; Mamba2, arXiv 2405.21060). GLA, HGRN2, LightNet
 and Rodimus call the functions with decays per channel; simple GLA, RetNet, lightning attention,
-Mamba2 and linear attention those with decays per head. Arguments that choose among fla's kernels
-have no effect.
+Mamba2 and linear attention those with decays per head.
 
 Outputs are [B, T, H, V], final states [N, H, K, V] in fp32.
 
@@ -39,7 +38,6 @@ def chunk_gla(
     output_final_state: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
 ) -> OutputsAndOptionalStates:
     """Decay per key channel, `g` [B, T, H, K]; see `linear_attention.linear_attention`."""
     return _linear_attention_with_fla_defaults(
@@ -87,8 +85,6 @@ def chunk_simple_gla(
     output_final_state: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    chunk_size: int | None = None,
 ) -> OutputsAndOptionalStates:
     """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none."""
     return _linear_attention_with_fla_defaults(
@@ -143,17 +139,32 @@ def parallel_simple_gla(
     scale: float | None = None,
     output_attentions: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
 ) -> OutputsAndOptionalStates:
-    """As `chunk_simple_gla` without states; the second value, attention scores, is None."""
-    if output_attentions:
+    """As `chunk_simple_gla` without states; the second value are the scores [B, H, T, T] or None.
+
+    The scores, scale exp(g_{j+1} + ... + g_i) q_i . k_j, have no gradient, as in fla.
+    """
+    g = _log_decay_per_token_and_head(q, g, None)
+    o, _ = _linear_attention_with_fla_defaults(q, k, v, g, scale, None, False, False, cu_seqlens)
+    if not output_attentions:
+        return o, None
+    if cu_seqlens is not None:
         raise UserError(
-            "parallel_simple_gla has no attention scores in PyTorch",
-            remedy="call it without output_attentions",
+            "parallel_simple_gla has no attention scores of packed documents (output_attentions)",
+            remedy="call it without output_attentions, or for one document after the other",
         )
-    return _linear_attention_with_fla_defaults(
-        q, k, v, _log_decay_per_token_and_head(q, g, None), scale, None, False, False, cu_seqlens
-    )
+    return o, _attention_scores(q, k, g, k.shape[-1] ** -0.5 if scale is None else scale)
+
+
+@torch.no_grad()
+def _attention_scores(q: Tensor, k: Tensor, g: Tensor | None, scale: float) -> Tensor:
+    """[B, H, T, T] in the dtype of `q`, from `q` and `k` [B, T, H, K] and `g` [B, T, H, 1]."""
+    scores = (q.float() * scale).transpose(1, 2) @ k.float().permute(0, 2, 3, 1)
+    if g is not None:
+        # in double: differences of large sums are what counts
+        decays = g.double().squeeze(-1).mT.cumsum(-1)
+        scores = scores * (decays.unsqueeze(-1) - decays.unsqueeze(-2)).tril().exp().float()
+    return scores.tril().to(q.dtype)
 
 
 def _log_decay_per_token_and_head(

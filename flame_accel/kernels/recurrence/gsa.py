@@ -45,10 +45,7 @@ def chunk_gsa(
     scale: float | None = None,
     initial_state: StatePair | None = None,
     output_final_state: bool = False,
-    checkpoint_level: int = 2,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    **options: Any,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """As `fused_recurrent_gsa`, also with fewer heads of keys than of queries (grouped queries)."""
     groups = q.shape[2] // k.shape[2]

@@ -3,14 +3,11 @@
     S_t = D_t S_{t-1} + beta_t k_t (v_t - (D_t S_{t-1})^T k_t)^T,    D_t = diag(exp(g_t))
 
 (Kimi Delta Attention, arXiv 2510.26692): the delta rule with a decay per channel; Gated DeltaNet 2
-has gates per channel instead of beta. Decays per head are in `delta_rule`. Arguments that choose
-among fla's kernels have no effect.
+has gates per channel instead of beta. Decays per head are in `delta_rule`.
 
 Shape letters: B batch, T tokens, H heads of keys, HV heads of values (a multiple of H), K key
 width, V value width.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +18,6 @@ from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.delta_rule import (
     beta_from_logits,
-    check_no_context_parallelism,
     run_delta_rule,
 )
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
@@ -42,19 +38,11 @@ def chunk_kda(
     use_gate_in_kernel: bool = False,
     use_beta_sigmoid_in_kernel: bool = False,
     allow_neg_eigval: bool = False,
-    safe_gate: bool = False,
     lower_bound: float | None = None,
-    disable_recompute: bool = False,
-    return_intermediate_states: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    cp_context: object = None,
-    use_graph: bool = False,
-    max_num_seqs: int | None = None,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-    **options: Any,
 ) -> OutputsAndOptionalStates:
     """Kimi Delta Attention, the formula above.
 
@@ -62,8 +50,6 @@ def chunk_kda(
     With `use_gate_in_kernel`, the log decay is `fused_kda_gate` of `g`. With
     `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid.
     """
-    check_no_context_parallelism(cp_context)
-    _check_no_intermediate_states(return_intermediate_states)
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_beta_sigmoid_in_kernel:
@@ -74,31 +60,6 @@ def chunk_kda(
         normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
     )  # fmt: skip
     return o, state if output_final_state else None
-
-
-def fused_recurrent_kda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    A_log: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    *rest: Any,
-    **options: Any,
-) -> OutputsAndOptionalStates:
-    """As `chunk_kda`, with the arguments in another order.
-
-    transformers passes only arguments whose names are in the signature.
-    """
-    return chunk_kda(
-        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, *rest,
-        A_log=A_log, dt_bias=dt_bias, **options,
-    )  # fmt: skip
 
 
 def fused_kda_gate(
@@ -145,24 +106,16 @@ def chunk_gdn2(
     use_qk_l2norm_in_kernel: bool = False,
     use_gate_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    safe_gate: bool = False,
     lower_bound: float | None = None,
-    disable_recompute: bool = False,
-    return_intermediate_states: bool = False,
     state_v_first: bool = False,
-    cp_context: object = None,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-    **options: Any,
 ) -> OutputsAndOptionalStates:
     """S_t = D_t S_{t-1} + k_t (w_t v_t - (D_t S_{t-1})^T (b_t k_t))^T, gates per channel.
 
     `v`, `g`, `b` [B, T, HV, K] and `w` [B, T, HV, V] may have more heads (HV) than `q` and `k`
     (H). The decay gate is that of `chunk_kda`.
     """
-    check_no_context_parallelism(cp_context)
-    _check_no_intermediate_states(return_intermediate_states)
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_qk_l2norm_in_kernel:
@@ -176,28 +129,3 @@ def chunk_gdn2(
         initial_state=initial_state, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
     )  # fmt: skip
     return o.to(v.dtype), state if output_final_state else None
-
-
-def fused_recurrent_gdn2(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    b: Tensor,
-    w: Tensor,
-    A_log: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    *rest: Any,
-    **options: Any,
-) -> OutputsAndOptionalStates:
-    """As `chunk_gdn2`, with the arguments in another order."""
-    return chunk_gdn2(q, k, v, g, b, w, *rest, A_log=A_log, dt_bias=dt_bias, **options)
-
-
-def _check_no_intermediate_states(return_intermediate_states: bool) -> None:
-    if return_intermediate_states:
-        raise UserError(
-            "the PyTorch implementation does not keep the states between chunks "
-            "(return_intermediate_states)",
-            remedy="call it without return_intermediate_states, or on a Triton device",
-        )

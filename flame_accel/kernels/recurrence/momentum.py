@@ -53,7 +53,6 @@ def chunk_momentum_delta_rule(
     cu_seqlens: Tensor | None = None,
     use_qk_l2norm_in_kernel: bool = True,
     use_p_times_alpha: bool = True,
-    chunk_size: int = CHUNK_SIZE,
 ) -> OutputsAndOptionalStates:
     """Outputs [B, T, H, V] in the dtype of `q`, and final S and M [2, N, H, K, V] in fp32 or None.
 
@@ -74,7 +73,6 @@ def chunk_momentum_delta_rule(
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         use_qk_l2norm_in_kernel: whether to l2-normalise q, k and p here.
         use_p_times_alpha: whether p_t is multiplied by a_t, which predicts from the decayed S.
-        chunk_size: tokens of a chunk.
     """
     dtype, p = q.dtype, k if p is None else p
     ones = torch.ones_like(log_alpha)
@@ -82,7 +80,7 @@ def chunk_momentum_delta_rule(
     q, k, p = (l2norm(x.float()) if use_qk_l2norm_in_kernel else x.float() for x in (q, k, p))
     p = p * log_alpha.exp().unsqueeze(-1) if use_p_times_alpha else p
     q, k = q * (k.shape[-1] ** -0.5 if scale is None else scale), k * eta.unsqueeze(-1)
-    layout = build_chunk_layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size)
+    layout = build_chunk_layout(q.shape[0], q.shape[1], cu_seqlens, CHUNK_SIZE)
     vectors = [to_padded_fp32_chunks(x, layout) for x in (q, k, v, p)]
     scalars = [
         to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1)

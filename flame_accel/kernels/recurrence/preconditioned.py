@@ -16,15 +16,13 @@ K key width, V value width.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.norm import l2norm
 from flame_accel.kernels.precision import without_autocast
-from flame_accel.kernels.recurrence.delta_rule import check_no_context_parallelism
+from flame_accel.kernels.recurrence.delta_rule import add_decays_of_heads_and_channels
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
 from flame_accel.kernels.recurrence.kda import fused_kda_gate
 from flame_accel.kernels.recurrence.linear_attention import linear_attention
@@ -41,53 +39,31 @@ def chunk_precond_gated_delta_rule(
     k: Tensor,
     v: Tensor,
     g_atk: Tensor,
-    g: Tensor,
+    g: Tensor | None,
     beta_atk: Tensor,
-    beta: Tensor,
+    beta: Tensor | None = None,
     scale: float | None = None,
     initial_state: Tensor | None = None,
     initial_A_state: Tensor | None = None,
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = True,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    cp_context: object = None,
-    **options: Any,
-) -> OutputAndStates:
-    """Decay per head, `g` [B, T, G]; the others as of `_preconditioned_delta_rule`."""
-    check_no_context_parallelism(cp_context)
-    return _preconditioned_delta_rule(
-        q, k, v, g.unsqueeze(-1), beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
-        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, **options,
-    )  # fmt: skip
-
-
-def fused_recurrent_precond_gated_delta_rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None = None,
+    transpose_state_layout: bool = False,
+    x: float = 1.5,
+    eps: float = 1e-6,
+    log_atk_scale: Tensor | None = None,
     gk: Tensor | None = None,
-    gv: Tensor | None = None,
-    beta: Tensor | None = None,
-    g_atk: Tensor | None = None,
-    beta_atk: Tensor | None = None,
-    *args: Any,
-    **options: Any,
 ) -> OutputAndStates:
-    """Decay per head `g` [B, T, G], or per channel `gk` [B, T, G, K].
+    """Decay per head `g` [B, T, G], per channel `gk` [B, T, G, K], or both.
 
-    The others as of `_preconditioned_delta_rule`, in its order.
+    The others as of `_preconditioned_delta_rule`; `beta` is 1 if None.
     """
-    if gv is not None or g_atk is None or beta_atk is None or (g is not None and gk is not None):
-        raise UserError(
-            "fused_recurrent_precond_gated_delta_rule has no PyTorch implementation with decays of "
-            "the values (gv), with both g and gk, or without g_atk and beta_atk",
-            remedy="run this model on a machine with a Triton device",
-        )
-    decay = gk if g is None else g.unsqueeze(-1)
-    beta = torch.ones_like(v[..., 0]) if beta is None else beta
-    return _preconditioned_delta_rule(q, k, v, decay, beta, g_atk, beta_atk, *args, **options)
+    return _preconditioned_delta_rule(
+        q, k, v, add_decays_of_heads_and_channels(g, gk),
+        torch.ones_like(v[..., 0]) if beta is None else beta,
+        g_atk, beta_atk, scale, initial_state, initial_A_state, output_final_state,
+        use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps, log_atk_scale,
+    )  # fmt: skip
 
 
 def chunk_precond_kda(
@@ -102,52 +78,26 @@ def chunk_precond_kda(
     initial_state: Tensor | None = None,
     initial_A_state: Tensor | None = None,
     output_final_state: bool = False,
-    use_gate_in_kernel: bool = False,
-    safe_gate: bool = False,
-    lower_bound: float | None = None,
-    *args: Any,
     use_qk_l2norm_in_kernel: bool = True,
+    use_gate_in_kernel: bool = False,
+    lower_bound: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    transpose_state_layout: bool = False,
+    x: float = 1.5,
+    eps: float = 1e-6,
+    log_atk_scale: Tensor | None = None,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-    **options: Any,
 ) -> OutputAndStates:
-    """Decay per channel `g` [B, T, H, K], or input of its gate; see `_preconditioned_delta_rule`.
+    """Decay per channel `g` [B, T, G, K], or input of its gate; see `_preconditioned_delta_rule`.
 
-    The gate is `fused_kda_gate`. As in fla, q and k are always normalised. `safe_gate` has no
-    effect. `args` and `options` are the arguments from `cu_seqlens` on.
+    The gate is `fused_kda_gate`.
     """
     g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
     return _preconditioned_delta_rule(
         q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
-        output_final_state, True, *args, **options,
-    )  # fmt: skip
-
-
-def fused_recurrent_precond_kda(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    g_atk: Tensor,
-    beta_atk: Tensor,
-    beta: Tensor,
-    A_log: Tensor | None = None,
-    dt_bias: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    initial_A_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = True,
-    use_gate_in_kernel: bool = False,
-    lower_bound: float | None = None,
-    *args: Any,
-    **options: Any,
-) -> OutputAndStates:
-    """As `chunk_precond_kda`, with the arguments in another order and `g` [B, T, G, K]."""
-    g = fused_kda_gate(g, A_log, dt_bias, lower_bound) if use_gate_in_kernel else g
-    return _preconditioned_delta_rule(
-        q, k, v, g, beta, g_atk, beta_atk, scale, initial_state, initial_A_state,
-        output_final_state, use_qk_l2norm_in_kernel, *args, **options,
+        output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, transpose_state_layout, x, eps,
+        log_atk_scale,
     )  # fmt: skip
 
 
@@ -160,16 +110,16 @@ def _preconditioned_delta_rule(
     beta: Tensor,
     g_atk: Tensor,
     beta_atk: Tensor,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    initial_A_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = True,
-    cu_seqlens: Tensor | None = None,
-    transpose_state_layout: bool = False,
-    x: float = 1.5,
-    eps: float = 1e-6,
-    log_atk_scale: Tensor | None = None,
+    scale: float | None,
+    initial_state: Tensor | None,
+    initial_A_state: Tensor | None,
+    output_final_state: bool,
+    use_qk_l2norm_in_kernel: bool,
+    cu_seqlens: Tensor | None,
+    transpose_state_layout: bool,
+    x: float,
+    eps: float,
+    log_atk_scale: Tensor | None,
 ) -> OutputAndStates:
     """Outputs [B, T, G, V] in the dtype of `v`, final S [N, G, K, V] and A [N, H, K] or None.
 

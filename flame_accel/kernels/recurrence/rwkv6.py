@@ -9,8 +9,6 @@ from shifted inputs; the bonus is a product within each token.
 Shape letters: B batch, T tokens, N sequences, H heads, K key width, V value width.
 """
 
-from typing import Any
-
 from torch import Tensor
 
 from flame_accel.kernels.precision import without_autocast
@@ -22,25 +20,6 @@ from flame_accel.kernels.recurrence.sequences import (
     value_of_next_token,
     value_of_previous_token,
 )
-
-
-def chunk_rwkv6(
-    r: Tensor,
-    k: Tensor,
-    v: Tensor,
-    w: Tensor,
-    u: Tensor,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
-    **options: Any,
-) -> OutputsAndOptionalStates:
-    """As `fused_recurrent_rwkv6`."""
-    return fused_recurrent_rwkv6(
-        r, k, v, w, u, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens
-    )
 
 
 @without_autocast

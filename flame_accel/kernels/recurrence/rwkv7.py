@@ -31,29 +31,11 @@ def chunk_rwkv7(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
-    *rest: Any,
-    **options: Any,
 ) -> OutputsAndOptionalStates:
     """`dplr.chunk_dplr_delta_rule`: queries are receptances `r`, `w` log decays [B, T, H, K]."""
     return chunk_dplr_delta_rule(
-        r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens, *rest, **options
+        r, k, v, a, b, w, scale, initial_state, output_final_state, cu_seqlens
     )
-
-
-def fused_recurrent_rwkv7(
-    r: Tensor,
-    w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scale: float | None = None,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = True,
-    cu_seqlens: Tensor | None = None,
-) -> OutputsAndOptionalStates:
-    """As `chunk_rwkv7`."""
-    return chunk_rwkv7(r, w, k, v, a, b, scale, initial_state, output_final_state, cu_seqlens)
 
 
 def fused_mul_recurrent_rwkv7(

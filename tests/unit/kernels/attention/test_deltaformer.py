@@ -27,9 +27,10 @@ def gradients(o: Tensor, leaves: Tensors) -> Tensors:
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 16, 17, 50])
-def test_deltaformer_equals_recurrence(tokens: int):
+def test_deltaformer_equals_recurrence(tokens: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(deltaformer, "BLOCK", 16)
     x = [y.requires_grad_() for y in draw_inputs(2, tokens)]
-    o, expected = deltaformer_attn(*x, C=16), naive_deltaformer_attn(*x)
+    o, expected = deltaformer_attn(*x), naive_deltaformer_attn(*x)
     kept = x[2:3] if tokens == 1 else x
     assert_close([o, *gradients(o, kept)], [expected, *gradients(expected, kept)])
 
@@ -66,6 +67,6 @@ def test_a_document_does_not_depend_on_its_neighbours_bits():
     for y in mixed:
         y[:, :FIRST] = -torch.rand_like(y[:, :FIRST])
         y[:, LAST:] = -7.0
-    o, changed = (deltaformer_attn(*y, cu_seqlens=EDGES, C=deltaformer.BLOCK) for y in (x, mixed))
+    o, changed = (deltaformer_attn(*y, cu_seqlens=EDGES) for y in (x, mixed))
     assert not torch.equal(changed[:, :FIRST], o[:, :FIRST])
     assert torch.equal(changed[:, FIRST:LAST], o[:, FIRST:LAST])

@@ -5,8 +5,10 @@ import torch
 from fla.ops.comba.naive import naive_chunk_comba
 from fla.ops.delta_rule.naive import delta_rule_recurrence
 from fla.ops.gated_delta_product.naive import naive_recurrent_gated_delta_product
+from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
 from fla.ops.gated_delta_rule.gate import naive_gdn_gate
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
+from fla.ops.kda.naive import naive_recurrent_kda
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
@@ -44,9 +46,8 @@ def test_delta_rule_equals_recurrence(qkv):
     assert function(q, k, rest[0])[1] is None
 
 
-@pytest.mark.parametrize("name", ["chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_gated_delta_rule_equals_recurrence_with_gates_in_kernel_and_grouped_values(name, groups):
+def test_gated_delta_rule_equals_recurrence_with_gates_in_kernel_and_grouped_values(groups):
     torch.manual_seed(2)
     heads = groups * H
     tensors = [
@@ -56,7 +57,7 @@ def test_gated_delta_rule_equals_recurrence_with_gates_in_kernel_and_grouped_val
     ]  # fmt: skip
 
     def ours(q, k, v, g, beta, A_log, dt_bias, h):
-        return getattr(delta_rule, name)(
+        return delta_rule.chunk_gated_delta_rule(
             q, k, v, g=g, beta=beta, initial_state=h, use_qk_l2norm_in_kernel=True,
             use_beta_sigmoid_in_kernel=True, allow_neg_eigval=True, use_gate_in_kernel=True,
             A_log=A_log, dt_bias=dt_bias, state_v_first=True, **FINAL,
@@ -98,15 +99,12 @@ def test_gated_delta_product_equals_recurrence(gated):
     assert_same_results(ours, call(naive_recurrent_gated_delta_product), tensors, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_comba_equals_reference(qkv, recurrent):
+def test_comba_equals_reference(qkv):
     q, k, v, beta, h = qkv
     p, g = 2 * unit(B, T, H, K), -torch.rand(B, T, H)
 
     def ours(q, k, v, p, g, beta, h):
         options = {"initial_state": h, "use_qk_l2norm_in_kernel": True, **FINAL}
-        if recurrent:
-            return delta_rule.fused_recurrent_comba(q, k, p, v, g, beta, **options)
         return delta_rule.chunk_comba(q, k, v, p, g, beta, **options)
 
     def theirs(q, k, v, p, g, beta, h):
@@ -117,11 +115,26 @@ def test_comba_equals_reference(qkv, recurrent):
     )
 
 
+def test_decays_of_heads_and_channels_add_up(qkv):
+    q, k, v, beta, h = qkv
+    g, gk = -torch.rand(B, T, H), -torch.rand(B, T, H, K)
+
+    def ours(q, k, v, beta, g, gk, h):
+        options = {"initial_state": h, **FINAL}
+        return delta_rule.chunk_gated_delta_rule(q, k, v, g, beta, gk=gk, **options)
+
+    def theirs(q, k, v, beta, g, gk, h):
+        decays = g.unsqueeze(-1) + gk
+        return naive_recurrent_kda(q, k, v, decays, beta, initial_state=h, **FINAL)
+
+    assert_same_results(ours, theirs, [q, k, v, beta, g, gk, h], tolerance=1e-4)
+
+
 def test_what_has_no_implementation_is_refused(qkv):
     q, k, v, beta, _ = qkv
-    with pytest.raises(UserError, match="gk, gv"):
-        delta_rule.fused_recurrent_gated_delta_rule(q, k, v, gk=-torch.rand(B, T, H, K))
+    with pytest.raises(UserError, match="gv"):
+        fused_recurrent_gated_delta_rule(q, k, v, gv=-torch.rand(B, T, H, V))
     with pytest.raises(UserError, match="cp_context"):
-        delta_rule.chunk_gated_delta_rule(q, k, v, None, beta, cp_context=object())
+        chunk_gated_delta_rule(q, k, v, None, beta, cp_context=object())
     with pytest.raises(UserError, match="per value channel"):
         delta_rule.chunk_delta_rule(q, k, v, torch.rand(B, T, H, V))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
 from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
 from fla.ops.generalized_delta_rule.iplr.naive import iplr_recurrence
 from torch import Tensor
@@ -77,4 +78,4 @@ def test_iplr_equals_recurrence(qkv):
 def test_context_parallelism_is_refused(qkv):
     q, k, v, _, _ = qkv
     with pytest.raises(UserError, match="cp_context"):
-        dplr.chunk_dplr_delta_rule(q, k, v, k, k, None, cp_context=object())
+        chunk_dplr_delta_rule(q, k, v, k, k, k, cp_context=object())

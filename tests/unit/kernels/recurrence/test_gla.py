@@ -118,9 +118,18 @@ def test_cumsum_restarts_with_every_document(reverse):
     assert_close([actual], [2 * torch.cat(parts, 1)], 1e-6)
 
 
+@pytest.mark.parametrize("decays", [True, False])
+def test_attention_scores_are_what_outputs_are_made_of(decays):
+    q, k, v, _, _ = inputs(2, 40, 2, 16, 16, "mild")
+    g = -5 * torch.rand(2, 40, 2) ** 4 if decays else None
+    o, scores = gla.parallel_simple_gla(q, k, v, g, output_attentions=True)
+    assert scores is not None and not scores.triu(1).any()
+    assert_close([o], [(scores @ v.transpose(1, 2)).transpose(1, 2)], 1e-5)
+
+
 def test_what_has_no_implementation_is_refused():
     q, k, v, g, _ = inputs(1, 5, 2, 16, 16, "mild")
     with pytest.raises(UserError, match="not both"):
         gla.fused_recurrent_gla(q, k, v, gk=g, gv=g)
     with pytest.raises(UserError, match="attention scores"):
-        gla.parallel_simple_gla(q, k, v, output_attentions=True)
+        gla.parallel_simple_gla(q, k, v, output_attentions=True, cu_seqlens=torch.tensor([0, 5]))

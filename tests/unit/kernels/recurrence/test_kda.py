@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from fla.ops.gdn2 import chunk_gdn2
 from fla.ops.gdn2.naive import naive_recurrent_gdn2
+from fla.ops.kda import chunk_kda
 from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
 from fla.ops.kda.naive import naive_recurrent_kda
 from torch import Tensor
@@ -27,9 +29,8 @@ def qkv() -> list[Tensor]:
     return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
 
 
-@pytest.mark.parametrize("name", ["chunk_kda", "fused_recurrent_kda"])
 @pytest.mark.parametrize("lower_bound", [None, -5.0])
-def test_kda_equals_recurrence_with_gates_in_kernel_and_grouped_values(name, lower_bound):
+def test_kda_equals_recurrence_with_gates_in_kernel_and_grouped_values(lower_bound):
     torch.manual_seed(4)
     heads = 2 * H
     tensors = [
@@ -39,7 +40,7 @@ def test_kda_equals_recurrence_with_gates_in_kernel_and_grouped_values(name, low
     ]  # fmt: skip
 
     def ours(q, k, v, g, beta, A_log, dt_bias, h):
-        return getattr(kda, name)(
+        return kda.chunk_kda(
             q, k, v, g, beta, A_log=A_log, dt_bias=dt_bias, initial_state=h,
             use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True, use_beta_sigmoid_in_kernel=True,
             lower_bound=lower_bound, state_v_first=True, **FINAL,
@@ -64,12 +65,11 @@ def test_kda_gate_without_rate_needs_a_bound():
         kda.fused_kda_gate(g)
 
 
-@pytest.mark.parametrize("name", ["chunk_gdn2", "fused_recurrent_gdn2"])
-def test_gdn2_equals_recurrence(qkv, name):
+def test_gdn2_equals_recurrence(qkv):
     q, k, v, _, h = qkv
     tensors = [q, k, v, -torch.rand(B, T, H, K), torch.rand(B, T, H, K), torch.rand(B, T, H, V), h]
     assert_same_results(
-        lambda *x: getattr(kda, name)(*x[:-1], initial_state=x[-1], **FINAL),
+        lambda *x: kda.chunk_gdn2(*x[:-1], initial_state=x[-1], **FINAL),
         lambda *x: naive_recurrent_gdn2(*x[:-1], initial_state=x[-1], **FINAL),
         tensors,
         tolerance=1e-4,
@@ -78,8 +78,9 @@ def test_gdn2_equals_recurrence(qkv, name):
 
 def test_states_between_chunks_are_refused(qkv):
     q, k, v, beta, _ = qkv
-    g, b, w = torch.rand(3, B, T, H, K).neg().unbind()
+    g, b = torch.rand(2, B, T, H, K).neg().unbind()
+    w = torch.rand(B, T, H, V)
     with pytest.raises(UserError, match="return_intermediate_states"):
-        kda.chunk_kda(q, k, v, g, beta, return_intermediate_states=True)
+        chunk_kda(q, k, v, g, beta, return_intermediate_states=True)
     with pytest.raises(UserError, match="return_intermediate_states"):
-        kda.chunk_gdn2(q, k, v, g, b, w, return_intermediate_states=True)
+        chunk_gdn2(q, k, v, g, b, w, return_intermediate_states=True)

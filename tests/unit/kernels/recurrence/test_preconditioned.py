@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from fla.ops.precond_gated_delta_rule import fused_recurrent_precond_gated_delta_rule
 from fla.ops.precond_gated_delta_rule.naive import naive_recurrent_precond_gated_delta_rule
 from fla.ops.precond_kda.naive import naive_recurrent_precond_kda
 from torch import Tensor
@@ -101,13 +102,12 @@ def test_raw_gates_become_decays():
     decays = -a_log.exp().unsqueeze(-1) * F.softplus(raw)
     expected, _, _ = preconditioned.chunk_precond_kda(q, k, v, decays, *rest)
     options = {"use_gate_in_kernel": True, "A_log": a_log}
-    for function in (preconditioned.chunk_precond_kda, preconditioned.fused_recurrent_precond_kda):
-        assert_close([function(q, k, v, raw, *rest, **options)[0]], [expected])
+    assert_close([preconditioned.chunk_precond_kda(q, k, v, raw, *rest, **options)[0]], [expected])
 
 
 def test_decay_of_the_values_is_refused():
     q, k, v, g_atk, g, beta_atk, beta = gated_tokens(1, 5)
     with pytest.raises(UserError, match="gv"):
-        preconditioned.fused_recurrent_precond_gated_delta_rule(
+        fused_recurrent_precond_gated_delta_rule(
             q, k, v, g=g, gv=v, beta=beta, g_atk=g_atk, beta_atk=beta_atk
         )

@@ -39,7 +39,9 @@ def test_rwkv6_equals_recurrence(tokens, decay):
     tensors = draw_inputs(tokens, decay)
     expected = outputs_and_gradients(naive, tensors)
     assert_close(
-        outputs_and_gradients(with_state(rwkv6.chunk_rwkv6), tensors), expected, absolute=1e-12
+        outputs_and_gradients(with_state(rwkv6.fused_recurrent_rwkv6), tensors),
+        expected,
+        absolute=1e-12,
     )
     backward_in_time = flipped(with_state(rwkv6.fused_recurrent_rwkv6), 4)
     assert_close(outputs_and_gradients(backward_in_time, tensors), expected, absolute=1e-12)

@@ -27,7 +27,7 @@ def qkv() -> list[Tensor]:
     return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
 
 
-@pytest.mark.parametrize("name", ["chunk_rwkv7", "fused_recurrent_rwkv7", "fused_mul"])
+@pytest.mark.parametrize("name", ["chunk_rwkv7", "fused_mul"])
 def test_rwkv7_equals_recurrence(qkv, name):
     r, k, v, _, h = qkv
     w, kk, a = -0.6065 * torch.rand(B, T, H, K), unit(B, T, H, K), torch.rand(B, T, H, K)
