@@ -1,4 +1,4 @@
-"""What fla's operators refuse is refused: batches of packed rows, shapes, dtypes, devices, options."""
+"""What fla refuses is refused: packed rows in a batch, other shapes, dtypes, devices, options."""
 
 import inspect
 
