@@ -31,6 +31,7 @@ from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
 from flame_accel.evaluation import sample_export_and_write_report, validate
 from flame_accel.hub import HubUploads, ModelOrigin, describe_sources, export_model
+from flame_accel.kernels.install import KernelKind
 from flame_accel.training import (
     GarbageCollection,
     PassGraphs,
@@ -121,7 +122,7 @@ def main(config: Config) -> None:
         accelerator.end_training()
 
 
-def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> str:
+def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> KernelKind:
     """Sets up console, kernels ("triton" or "torch", returned), model types and random seeds."""
     observe.setup_console_logging(
         main_process=accelerator.is_main_process,

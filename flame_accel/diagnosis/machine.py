@@ -23,6 +23,7 @@ from torch.cuda import nccl
 
 from flame_accel.cpu_cores import count_usable_cores
 from flame_accel.kernels import triton_has_device
+from flame_accel.kernels.install import KernelKind
 from flame_accel.kernels.tuning import user_cache_folder
 
 PACKAGES = (
@@ -113,7 +114,7 @@ class Machine:
 
 
 def collect_machine_facts(
-    requested_kernels: str,
+    requested_kernels: KernelKind,
     folders_by_purpose: Mapping[str, Path | str],
     *,
     query_free_memory: bool = False,

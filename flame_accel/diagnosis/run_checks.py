@@ -11,6 +11,7 @@ from flame_accel.config import Config
 from flame_accel.diagnosis.conformance.packing_support import check_packing_support
 from flame_accel.diagnosis.small_model_trial import check_non_fla_model_keeps_documents_apart
 from flame_accel.diagnosis.trainability import check_machine_and_list_warnings
+from flame_accel.kernels.install import KernelKind
 from flame_accel.observe import get_logger
 from flame_accel.observe.profiling import check_memory_snapshot_support
 from flame_accel.parallel import check_parallel_options, compute_dtype
@@ -18,7 +19,10 @@ from flame_accel.training import check_optimizer_support
 
 
 def check_run_support_and_log_warnings(
-    config: Config, accelerator: Accelerator, model_config: PreTrainedConfig, active_kernels: str
+    config: Config,
+    accelerator: Accelerator,
+    model_config: PreTrainedConfig,
+    active_kernels: KernelKind,
 ) -> None:
     """Checks that the model can train on this machine as the options ask; logs warnings.
 

@@ -89,7 +89,7 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     fields = config.to_dict()
     # an architecture of the user's own may call it otherwise
     layers = fields.get("num_hidden_layers")
-    kept = _one_layer_of_each_kind(fields)
+    kept = _indices_of_one_layer_of_each_kind(fields)
     for name, value in fields.items():
         if isinstance(value, list) and len(value) == layers:
             fields[name] = [value[layer] for layer in kept]
@@ -109,7 +109,7 @@ def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     return small
 
 
-def _one_layer_of_each_kind(fields: Mapping[str, Any]) -> list[int]:
+def _indices_of_one_layer_of_each_kind(fields: Mapping[str, Any]) -> list[int]:
     """Indices of the layers to keep: the first of each of `layer_types`, at least two layers."""
     kinds = fields.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != fields.get("num_hidden_layers"):

@@ -13,6 +13,8 @@ from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_b
 from flame_accel.diagnosis.known_problems import DetectedProblem, detect_known_problems
 from flame_accel.diagnosis.machine import Machine, cache_folders_by_purpose, collect_machine_facts
 from flame_accel.diagnosis.model_parts import find_reachable_fla_layers_and_operators
+from flame_accel.kernels.install import KernelKind
+from flame_accel.parallel.topology import Precision
 
 STATE_BYTES = 16
 """Bytes per parameter in training: weight, gradient and AdamW's two moments in fp32."""
@@ -34,7 +36,7 @@ def find_training_problems(
     machine: Machine,
     config: PreTrainedConfig,
     num_parameters: int | None = None,
-    precision: str = "bfloat16",
+    precision: Precision = "bfloat16",
 ) -> list[DetectedProblem]:
     """Lists what is known to go wrong when a model trains on a machine, blocking problems first.
 
@@ -62,13 +64,13 @@ def find_training_problems(
 
 
 def check_machine_and_list_warnings(
-    config: PreTrainedConfig, kernels: str, run_folder: str, precision: str
+    config: PreTrainedConfig, requested_kernels: KernelKind, run_folder: str, precision: Precision
 ) -> list[str]:
     """Checks that nothing known prevents training on this machine; takes milliseconds.
 
     Args:
         config: Config of the model to train.
-        kernels: Kernels that the run asked for: "auto", "torch" or "triton".
+        requested_kernels: Kernels that the run asked for: "auto", "torch" or "triton".
         run_folder: Folder of the run.
         precision: Precision of the computation, "bfloat16" or "float32".
 
@@ -78,7 +80,9 @@ def check_machine_and_list_warnings(
     Raises:
         UserError: Something known makes training impossible.
     """
-    machine = collect_machine_facts(kernels, {"the run": run_folder, **cache_folders_by_purpose()})
+    machine = collect_machine_facts(
+        requested_kernels, {"the run": run_folder, **cache_folders_by_purpose()}
+    )
     findings = find_training_problems(machine, config, precision=precision)
     for finding in findings:
         if finding.blocks_training:

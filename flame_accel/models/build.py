@@ -25,7 +25,7 @@ from transformers import (
 
 from flame_accel.config.errors import UsageError, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
-from flame_accel.models.instantiate import describe_error, instantiate
+from flame_accel.models.instantiate import describe_error_with_source, instantiate
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.models.packed_inputs import make_transformers_model_accept_cu_seqlens
 from flame_accel.models.training_checks import check_no_router_loss, check_positions_suffice
@@ -74,7 +74,7 @@ def load_model_config(
     except Exception as error:
         raise _model_config_error(
             file,
-            f"{config_class.__name__} refuses these values: {describe_error(error)}",
+            f"{config_class.__name__} refuses these values: {describe_error_with_source(error)}",
             "correct the field that the message names",
         ) from error
     _warn_about_unknown_fields(file, fields, config_class)

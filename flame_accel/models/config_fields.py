@@ -118,8 +118,10 @@ def find_decisive_differences(
     ]
 
 
-def _scales_rotary_embeddings(flat: Mapping[str, Any]) -> bool:
-    kinds = (flat.get(f"{field}.rope_type") for field in ("rope_parameters", "rope_scaling"))
+def _scales_rotary_embeddings(dotted_fields: Mapping[str, Any]) -> bool:
+    kinds = (
+        dotted_fields.get(f"{field}.rope_type") for field in ("rope_parameters", "rope_scaling")
+    )
     return any(kind not in (None, "default") for kind in kinds)
 
 

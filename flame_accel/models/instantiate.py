@@ -58,7 +58,7 @@ def instantiate(
         ) from error
     except Exception as error:
         raise UsageError(
-            f"the values of the model config do not fit together: {describe_error(error)}",
+            f"the values of the model config do not fit together: {describe_error_with_source(error)}",
             where=where,
             remedy="correct the sizes that the message names",
         ) from error
@@ -66,7 +66,7 @@ def instantiate(
     return model
 
 
-def describe_error(error: Exception) -> str:
+def describe_error_with_source(error: Exception) -> str:
     """An error in words: its message, or the source line if it has none, and the file."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [frame for frame in frames if not frame.filename.startswith(TORCH_FOLDER)][-1]

@@ -18,6 +18,10 @@ DECAY_PARAMETERS = ("A_log", "dt_bias")
 """Names that transformers gives to what goes through the exponentials of a decay."""
 
 
+ParameterGroup = dict[str, Any]
+"""A group of a torch optimizer: `params`, and hyperparameters that hold for them."""
+
+
 class ParameterCount(NamedTuple):
     """Number of parameters of a model; a tied one counts once."""
 
@@ -37,7 +41,7 @@ def count_parameters(model: PreTrainedModel) -> ParameterCount:
     return ParameterCount(total, total - embedding)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:
     """Splits the trainable parameters into those with weight decay and those without.
 
     Matrices have it, including embeddings. These do not: norms, biases, parameters that fla marks

@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -31,7 +30,7 @@ from flame_accel.kernels.wrapping import (
     layer_function_paths,
     wrap_functions,
 )
-from flame_accel.parallel.blocks import find_blocks, replace_training_forward
+from flame_accel.parallel.blocks import Forward, find_blocks, replace_training_forward
 
 BACKEND = "inductor"
 TRACED_MODULES = tuple(f"flame_accel.kernels.modules.{name}" for name in ("norm", "activation"))
@@ -56,7 +55,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
     config.recompile_limit = max(config.recompile_limit, 2 * len(blocks))
     for block in blocks:
         assert "forward" not in vars(block), "a block's forward is wrapped after it is compiled"
-        forward = MethodType(_compile_forward(type(block).forward), block)
+        forward = MethodType(_compile_class_forward_once(type(block).forward), block)
         replace_training_forward(
             block, functools.partial(_call_with_dynamic_document_count, forward)
         )
@@ -68,14 +67,12 @@ def _exclude_from_graphs_unless_traced(function: Operator) -> Operator:
 
 
 @functools.cache
-def _compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _compile_class_forward_once(forward: Forward) -> Forward:
     """A class's forward, compiled once for all blocks of the class."""
     return torch.compile(forward, backend=BACKEND)
 
 
-def _call_with_dynamic_document_count(
-    forward: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
+def _call_with_dynamic_document_count(forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """Calls a compiled forward such that the number of documents is no constant of its graph."""
     boundaries = kwargs.get("cu_seqlens")
     if isinstance(boundaries, Tensor):

@@ -81,7 +81,7 @@ def resolve_engine_mesh_and_precision(
         engine=engine,
         world_size=launch.world_size,
         degrees=degrees,
-        offload=_resolve_offload(training, launch, sharded),
+        offload=_resolve_cpu_offload(training, launch, sharded),
         param_dtype=_resolve_param_dtype(training, launch, sharded),
         reduce_dtype=training.mixed_precision_reduce,
     )
@@ -211,7 +211,7 @@ def _check_no_degrees_under_deepspeed(training: TrainingConfig, launch: LaunchSe
             )
 
 
-def _resolve_offload(training: TrainingConfig, launch: LaunchSettings, sharded: bool) -> bool:
+def _resolve_cpu_offload(training: TrainingConfig, launch: LaunchSettings, sharded: bool) -> bool:
     if training.enable_cpu_offload and not sharded:
         raise UsageError(
             "nothing is sharded, and only sharded weights can be kept in CPU memory",

@@ -6,11 +6,10 @@ element of the update depends on another, so that local shards are enough; the s
 like the weights, for checkpoints.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel.sharded_tensors import local_gradient, local_tensor
 
 
@@ -19,7 +18,7 @@ class Adam(torch.optim.Adam):
 
     def _init_group(
         self,
-        group: dict[str, Any],
+        group: ParameterGroup,
         params_with_grad: list[Tensor],
         grads: list[Tensor],
         *states: list[Tensor],

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, all_to_all_single, get_rank
 from torch.distributed.tensor import DTensor
 
+from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel.sharded_tensors import (
     local_gradient,
     local_tensor,
@@ -54,7 +55,7 @@ class Muon(AdamW):
         torch.optim.Optimizer.__setstate__(self, state)
 
     def _init_group(
-        self, group: dict[str, Any], params_with_grad: list[Tensor], *adamw_lists: list[Tensor]
+        self, group: ParameterGroup, params_with_grad: list[Tensor], *adamw_lists: list[Tensor]
     ) -> bool:
         """AdamW's, for the groups that it updates; groups of matrices add nothing to its lists."""
         if group["matrices"]:
@@ -69,7 +70,7 @@ class Muon(AdamW):
             if group["matrices"]:
                 self._update_matrices_in_place(group)
 
-    def _update_matrices_in_place(self, group: dict[str, Any]) -> None:
+    def _update_matrices_in_place(self, group: ParameterGroup) -> None:
         by_layout: dict[Any, list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:

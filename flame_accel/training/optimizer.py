@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from flame_accel.config import OptimizerConfig, UsageError
 from flame_accel.models import parameter_groups
+from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel import is_deepspeed, tp_size
 from flame_accel.training.adam import Adam, AdamW
 from flame_accel.training.muon import Muon
@@ -97,8 +98,8 @@ def find_hidden_matrices(model: PreTrainedModel) -> set[Tensor]:
 
 
 def _split_groups_by_matrices(
-    groups: list[dict[str, Any]], matrices: set[Tensor]
-) -> Iterator[dict[str, Any]]:
+    groups: list[ParameterGroup], matrices: set[Tensor]
+) -> Iterator[ParameterGroup]:
     """The same groups, each divided into its matrices and the rest, marked by `matrices`."""
     for group in groups:
         for is_matrix in (True, False):

@@ -6,13 +6,13 @@ against non-finite values, no accumulation (`config.consistency` rejects these c
 """
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import all_reduce, get_world_size, is_initialized
 from torch.distributed.tensor import DTensor
 
+from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel import UpdateResult
 from flame_accel.parallel.sharded_tensors import local_gradient, num_ranks_with_copy
 from flame_accel.training.adam import Adam
@@ -41,7 +41,7 @@ class OptimizerInBackward(Adam):
                     parameter.register_post_accumulate_grad_hook(hook)
 
     @torch.no_grad()
-    def _update_parameter_and_free_gradient(self, group: dict[str, Any], parameter: Tensor) -> None:
+    def _update_parameter_and_free_gradient(self, group: ParameterGroup, parameter: Tensor) -> None:
         """Steps one parameter of a group and frees its gradient; the hook."""
         gradient = local_gradient(parameter)
         if gradient.device.type == "cuda":

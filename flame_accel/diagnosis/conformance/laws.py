@@ -282,5 +282,6 @@ def build_model_on_device(config: PreTrainedConfig, device: str) -> PreTrainedMo
     return _move_to_device(model, device)
 
 
-def _move_to_device(model: Any, device: str | torch.device) -> PreTrainedModel:
-    return model.to(device)
+def _move_to_device(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
+    move: Any = model.to
+    return move(device)

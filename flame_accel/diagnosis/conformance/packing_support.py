@@ -4,13 +4,14 @@ from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
+from flame_accel.kernels.install import KernelKind
 from flame_accel.models.norms import base_model_type
 
 DOCUMENTS_APART = "keeps documents apart"
 """The law in `laws` that nothing of a document reaches another in the same row."""
 
 
-def check_packing_support(config: PreTrainedConfig, *, active_kernels: str) -> None:
+def check_packing_support(config: PreTrainedConfig, *, active_kernels: KernelKind) -> None:
     """Checks that a model keeps the documents of a row apart, for `training.varlen`.
 
     Args:

@@ -33,13 +33,13 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kernels.uninstall()
     kernels.install("torch")
     torch._dynamo.reset()
-    compilation._compile_forward.cache_clear()
+    compilation._compile_class_forward_once.cache_clear()
     counters.clear()
     with torch._dynamo.config.patch(recompile_limit=8):
         yield
     kernels.uninstall()
     kernels.install("torch")
-    compilation._compile_forward.cache_clear()
+    compilation._compile_class_forward_once.cache_clear()
     torch._dynamo.reset()
     torch.set_num_threads(threads)
 
