@@ -58,7 +58,8 @@ def instantiate(
         ) from error
     except Exception as error:
         raise UsageError(
-            f"the values of the model config do not fit together: {describe_error_with_source(error)}",
+            "the values of the model config do not fit together: "
+            f"{describe_error_with_source(error)}",
             where=where,
             remedy="correct the sizes that the message names",
         ) from error
