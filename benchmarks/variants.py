@@ -23,6 +23,7 @@ from flame_accel import kernels, observe, parallel, train
 from flame_accel.config import parse
 from flame_accel.data import build_batches
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
+from flame_accel.hub import HubUploads
 from flame_accel.models import load_model_config
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
@@ -128,8 +129,9 @@ class OursVariant(Variant):
             self.accelerator, run_folder, self.config.checkpoint, total_steps=10**6
         )
         self.components = train.build_components(self.config, self.accelerator, model_config, start)
+        uploads = HubUploads(self.accelerator, self.config.hub, run_folder)
         self.loop = train.restore_run(
-            self.config, self.accelerator, self.components, start, run_folder
+            self.config, self.accelerator, self.components, start, uploads
         )
 
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:

@@ -1,4 +1,7 @@
-"""Puts our Triton kernels in the place of fla's functions, where they support the call."""
+"""Puts our Triton kernels in the place of functions of fla and PyTorch, where they support a call.
+
+Nothing is replaced in a call that ours do not support, nor inside `fused_kernels_disabled`.
+"""
 
 import functools
 import importlib
@@ -6,7 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from flame_accel.kernels.install import Replacement, _replace_in_loaded_modules, _resolve_attribute
+from flame_accel.kernels.install import (
+    Replacement,
+    _replace_in_loaded_modules,
+    _resolve_attribute,
+    _set_attribute_with_undo,
+)
 
 
 class FusedFunction(NamedTuple):
@@ -25,6 +33,11 @@ FUSED = (
     FusedFunction("modules.norm.fused_norm_gate.rms_norm_gated", "norm", "supports_rms_norm_gated"),
     FusedFunction("modules.activations.ops.swiglu", "swiglu", "supports_swiglu"),
     FusedFunction("modules.activations.ops.swiglu_linear", "swiglu", "supports_swiglu"),
+    FusedFunction(
+        "modules.fused_linear_cross_entropy.ops.fused_linear_cross_entropy_loss",
+        "linear_cross_entropy",
+        "supports_linear_cross_entropy",
+    ),
 )
 
 
@@ -42,7 +55,10 @@ def fused_kernels_disabled() -> Iterator[None]:
 
 
 def install_fused_kernels() -> None:
-    """Replaces fla's norms and gated linear units until `uninstall`; where Triton has a device."""
+    """Replaces norms, gated linear units, embeddings and the loss of models of fla until `uninstall`.
+
+    For machines where Triton has a device.
+    """
     importlib.import_module("fla")
     replacements: dict[int, Replacement] = {}
     for theirs, module_name, supports in FUSED:
@@ -54,7 +70,62 @@ def install_fused_kernels() -> None:
             getattr(module, name), getattr(module, supports), original
         )
         replacements[id(original)] = Replacement(original, ours)
+    if not replacements:
+        return
     _replace_in_loaded_modules(replacements)
+    embedding = importlib.import_module("flame_accel.kernels.fused.embedding")
+    torch_embedding: Any = importlib.import_module("torch.nn").Embedding
+    forward = _choose_implementation_per_call(
+        embedding.embedding_forward, embedding.supports_embedding_forward, torch_embedding.forward
+    )
+    _set_attribute_with_undo(torch_embedding, "forward", forward)
+    causal_lm: Any = importlib.import_module("fla.models.modeling_utils").FLAForCausalLM
+    name = "_compute_logits_and_loss"
+    _set_attribute_with_undo(causal_lm, name, _leave_logits_out_in_training(causal_lm, name))
+
+
+def _leave_logits_out_in_training(causal_lm: Any, name: str) -> Callable[..., Any]:
+    """The method of fla's models that computes logits and loss; logits are None where they learn.
+
+    The loss is then that of `fused_linear_cross_entropy_loss`, whatever the config says. Not so
+    where the head is more than a product with a weight that this process has: in 8 bits, sharded,
+    or with hooks that gather it.
+    """
+    original = getattr(causal_lm, name)
+
+    @functools.wraps(original)
+    def compute_logits_and_loss(
+        model: Any, hidden_states: Any, *args: Any, num_items_in_batch: Any = None, **options: Any
+    ) -> Any:
+        head = model.lm_head
+        if (
+            _allowed[-1]
+            and model.training
+            and num_items_in_batch is not None
+            and options.get("fuse_linear_cross_entropy") is None
+            and getattr(model, "criterion", None) is None
+            and model.config.fuse_cross_entropy
+            and _is_plain_linear_map_on_gpu(head)
+        ):
+            options["fuse_linear_cross_entropy"] = True
+        return original(
+            model, hidden_states, *args, num_items_in_batch=num_items_in_batch, **options
+        )
+
+    return compute_logits_and_loss
+
+
+def _is_plain_linear_map_on_gpu(module: Any) -> bool:
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    has_hooks = module._forward_pre_hooks or module._forward_hooks
+    return (
+        type(module) is torch.nn.Linear
+        and module.bias is None
+        and module.weight.is_cuda
+        and not (has_hooks or isinstance(module.weight, DTensor))
+    )
 
 
 def _choose_implementation_per_call(

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from flame_accel.kernels import install, install_fused_kernels, uninstall
 from flame_accel.kernels.modules import activation as torch_activation
@@ -177,6 +178,61 @@ def test_swiglu_linear_follows_autocast_and_keeps_the_dtype_of_the_weights_gradi
     assert weight.grad is not None and weight.grad.dtype is torch.float32
 
 
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_the_gradient_of_an_embedding(fused, padding_idx):
+    # one token more often than a program adds at a time, some not at all
+    ids = torch.randint(40, (2, 150), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids[0, :70] = 7
+    weight = draw(60, 200, dtype=torch.float32, seed=1)
+    cotangent = draw(2, 150, 200, dtype=torch.float32, seed=2).detach()
+    module = fused("embedding")
+    y = module._Embedding.apply(weight, ids, padding_idx)
+    assert torch.equal(y, F.embedding(ids, weight))
+    [found] = torch.autograd.grad(y, weight, cotangent)
+    wide = weight.detach().double().requires_grad_()
+    F.embedding(ids, wide, padding_idx).backward(cotangent.double())
+    assert wide.grad is not None
+    assert torch.allclose(found.double(), wide.grad, atol=1e-5)
+    if padding_idx is not None:
+        assert not found[padding_idx].any()
+
+
+@each_dtype
+@pytest.mark.parametrize("options", [{"reduction": "mean"}, {"reduction": "sum"},
+                                     {"reduction": "sum", "use_l2warp": True}], ids=str)  # fmt: skip
+def test_linear_cross_entropy(fused, dtype, options):
+    module = fused("linear_cross_entropy")
+    # three chunks of tokens and four blocks of logits, none of them full
+    module.CHUNK_LOGITS, module.FEWEST_TOKENS, module.BLOCK = 150 * 128, 1, 64
+    inputs = [draw(300, 32, dtype=dtype, seed=0), draw(200, 32, dtype=dtype, seed=1)]
+    targets = torch.randint(200, (300,), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    targets[5:40] = -100
+    loss = module.fused_linear_cross_entropy_loss(inputs[0], targets, inputs[1], **options)
+    found = [loss, *torch.autograd.grad(loss / 7, inputs)]
+    wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    logits = wide[0] @ wide[1].T
+    reference = F.cross_entropy(logits, targets, reduction=options["reduction"])
+    # whose gradient is the penalty's
+    penalty = 1e-4 / 300 / 2 * logits.amax(1).square().sum() if len(options) > 1 else 0.0
+    found += [reference, *torch.autograd.grad((reference + penalty) / 7, wide)]
+    for a, b in zip(found[:3], found[3:], strict=True):
+        assert ((a.float() - b).norm() / b.norm()).item() < TOLERANCE[dtype]
+    assert found[0].dtype is torch.float32 and found[1].dtype is found[2].dtype is dtype
+
+
+def test_linear_cross_entropy_without_gradients_or_targets(fused):
+    function = fused("linear_cross_entropy").fused_linear_cross_entropy_loss
+    x, weight = (draw(*shape, dtype=torch.float32, seed=0) for shape in ((30, 16), (20, 16)))
+    targets = torch.full((30,), -100, device=DEVICE)
+    loss = function(x, targets, weight, reduction="sum")
+    assert loss.item() == 0 and not torch.autograd.grad(loss, x)[0].any()
+    targets[:] = 3
+    with torch.no_grad():
+        loss = function(x, targets, weight)
+    expected = F.cross_entropy(x @ weight.T, targets)
+    assert torch.allclose(loss, expected)
+
+
 def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
     module = fused("norm")
     x, weight = torch.zeros(2, 8), torch.ones(8)
@@ -187,6 +243,11 @@ def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
     assert not module.supports_rms_norm_gated(x, x, weight, None, "gelu")
     assert not module.supports_rms_norm_gated(x, x, weight, None, residual=x)
     assert not fused("swiglu").supports_swiglu(x, x.double(), None)
+    supports = fused("linear_cross_entropy").supports_linear_cross_entropy
+    assert supports(x, weight, x) and supports(x, weight, x, reduction="sum", use_l2warp=True)
+    assert not supports(x, weight, x, use_l2warp=True)
+    assert not supports(x, weight, x, weight)
+    assert not supports(x, weight, x, logit_softcapping=30.0)
 
 
 @pytest.mark.covers_option("model.fused_kernels")
@@ -217,28 +278,63 @@ def test_ours_are_used_where_supported_and_fla_comes_back(monkeypatch):
 
     from flame_accel.kernels.fused import replace
 
+    causal_lm: Any = importlib.import_module("fla.models.modeling_utils").FLAForCausalLM
+
+    def functions() -> tuple[Any, ...]:
+        names = nn.Embedding.forward, causal_lm._compute_logits_and_loss
+        return layernorm.rms_norm, mlp.swiglu_linear, *names
+
     kind = install()
-    before = layernorm.rms_norm, mlp.swiglu_linear
+    before = functions()
     monkeypatch.setattr(replace, "importlib", SimpleNamespace(import_module=fake_module))
     install_fused_kernels()
     monkeypatch.undo()
-    installed = layernorm.rms_norm
+    installed = functions()
     install_fused_kernels()
-    assert layernorm.rms_norm is installed and mlp.swiglu_linear is not before[1]
+    assert functions() == installed and not set(installed) & set(before)
+    assert nn.Embedding(3, 2)(torch.zeros(1, dtype=torch.long)) == "ours"
     x = torch.zeros(2, 8)
     assert layernorm.rms_norm(x, None, None) == "ours"
     with replace.fused_kernels_disabled():
         assert layernorm.rms_norm.replaces is before[0]
     uninstall()
     install(kind)
-    assert (layernorm.rms_norm, mlp.swiglu_linear) == before
+    assert functions() == before
+
+
+def test_models_leave_logits_out_where_they_learn_from_a_plain_head(monkeypatch):
+    from flame_accel.kernels.fused import replace
+
+    asked: list[bool | None] = []
+
+    def original(model: Any, hidden: Any, *args: Any, **options: Any) -> None:
+        asked.append(options.get("fuse_linear_cross_entropy"))
+
+    owner = SimpleNamespace(compute=original)
+    compute = replace._leave_logits_out_in_training(owner, "compute")
+    config = SimpleNamespace(fuse_cross_entropy=True)
+    model = SimpleNamespace(training=True, config=config, lm_head=nn.Linear(2, 3, bias=False))
+    # no GPU here
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    compute(model, None, num_items_in_batch=3)
+    assert asked.pop()
+    with replace.fused_kernels_disabled():
+        compute(model, None, num_items_in_batch=3)
+    compute(model, None)
+    compute(model, None, num_items_in_batch=3, fuse_linear_cross_entropy=False)
+    model.lm_head.register_forward_pre_hook(lambda module, args: None)
+    compute(model, None, num_items_in_batch=3)
+    model.training, model.lm_head = False, nn.Linear(2, 3, bias=False)
+    compute(model, None, num_items_in_batch=3)
+    assert not any(asked) and len(asked) == 5
 
 
 def fake_module(name: str) -> Any:
     """Stands in for a module of kernels, which this machine may not have a device for."""
     if not name.startswith("flame_accel.kernels.fused."):
         return importlib.import_module(name)
-    names = ("rms_norm", "rms_norm_gated", "swiglu", "swiglu_linear")
+    names = ("rms_norm", "rms_norm_gated", "swiglu", "swiglu_linear", "embedding_forward")
+    names += ("fused_linear_cross_entropy_loss", "linear_cross_entropy")
     functions = {function: lambda *args, **kwargs: "ours" for function in names}
     supports = {f"supports_{function}": lambda *args, **kwargs: True for function in names}
     return SimpleNamespace(**functions, **supports)
