@@ -220,6 +220,10 @@ FIXES: dict[str, dict[str, str]] = {
         "layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2 "
         "chunk_log_linear_attn=run_triton_log_linear_attn_in_q_dtype",
     },
+    # padding takes no part in the corrections
+    "attention.deltaformer": {
+        "layers.deltaformer": "deltaformer_attn=run_triton_deltaformer_attn_without_padding",
+    },
     # slots exp(s_t) over their running sum, which is part of the state (2110.02488)
     "recurrence.gsa": {
         "ops.abc.chunk": "chunk_abc",

@@ -12,10 +12,12 @@ Shape letters: B batch, T tokens, N sequences, H heads, G heads of keys and valu
 tokens of a block.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from fla.ops.deltaformer import parallel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -25,6 +27,7 @@ from flame_accel.kernels.precision import without_autocast
 
 BLOCK = 256
 """Tokens of a block."""
+_triton_deltaformer_attn = parallel.deltaformer_attn
 
 
 @without_autocast
@@ -53,13 +56,49 @@ def deltaformer_attn(
 
     attend = partial(_deltaformer_attention, block_size=BLOCK)
     if attention_mask is not None:
-        held = attention_mask.flatten().nonzero().flatten()
-        edges = F.pad(attention_mask.sum(-1).cumsum(0), (1, 0))
-        unpadded = (x.flatten(0, 1).index_select(0, held)[None] for x in (q, k, v, beta))
-        o = map_rows_or_packed_documents(attend, edges, *unpadded).squeeze(0)
-        o = o.new_zeros(q.shape[:2].numel(), *o.shape[1:]).index_copy(0, held, o)
-        return o.unflatten(0, q.shape[:2])
+        return _pack_rows_without_padding(
+            lambda edges, *row: map_rows_or_packed_documents(attend, edges, *row),
+            attention_mask, q, k, v, beta,
+        )  # fmt: skip
     return map_rows_or_packed_documents(attend, cu_seqlens, q, k, v, beta)
+
+
+def run_triton_deltaformer_attn_without_padding(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    C: int = parallel.BLOCK_SIZE_C,
+) -> Tensor:
+    """The Triton kernels of fla, with padding left out of the corrections; see `deltaformer_attn`."""
+    if attention_mask is None:
+        return _triton_deltaformer_attn(q, k, v, beta, None, cu_seqlens, C)
+    beta = torch.ones_like(q[..., 0]) if beta is None else beta
+
+    def attend(edges: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+        return _triton_deltaformer_attn(q, k, v, beta, None, edges.int(), C)
+
+    return _pack_rows_without_padding(attend, attention_mask, q, k, v, beta)
+
+
+def _pack_rows_without_padding(
+    attend: Callable[..., Tensor], attention_mask: Tensor, *tensors: Tensor
+) -> Tensor:
+    """Outputs [B, T, H, D] of rows that are packed as documents; 0 for padding.
+
+    Args:
+        attend: From boundaries of documents and packed tensors [1, tokens, ...] to outputs.
+        attention_mask: [B, T], 0 for padding.
+        tensors: [B, T, ...].
+    """
+    shape = tensors[0].shape[:2]
+    held = attention_mask.flatten().nonzero().flatten()
+    edges = F.pad(attention_mask.sum(-1).cumsum(0), (1, 0))
+    packed = (x.flatten(0, 1).index_select(0, held)[None] for x in tensors)
+    o = attend(edges, *packed).squeeze(0)
+    return o.new_zeros(shape.numel(), *o.shape[1:]).index_copy(0, held, o).unflatten(0, shape)
 
 
 def _deltaformer_attention(

@@ -1,8 +1,8 @@
 """Embedding look-ups whose gradient has the same bits every time.
 
 PyTorch adds the gradients of a token's occurrences in no fixed order, where there are more than
-3,072 tokens. Here a stable sort brings the occurrences of each token together, and one program adds
-them in the order of their positions, in fp32. Shape letters: N tokens, V rows, D channels.
+3,072 tokens. Here a stable sort brings the occurrences of each token together, which are added in
+fp32, in an order that their number and place decide. Shape letters: N tokens, V rows, D channels.
 """
 
 from typing import Any
@@ -14,10 +14,48 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-COLUMNS = 128
+SLICE = 32
+"""Occurrences that are added by one program; of more frequent tokens, then sums of slices."""
+SLICE_COLUMNS = 256
+ROWS = 8
+"""Occurrences, or sums of slices, of a token that a program adds at a time."""
+COLUMNS = 512
 """Channels of a program."""
-ROWS = 32
-"""Occurrences of a token that a program adds at a time."""
+
+
+@triton.jit(do_not_specialize=["N"])
+def _sum_slices_kernel(
+    dout,
+    tokens,
+    order,
+    starts,
+    sums,
+    N,
+    D: tl.constexpr,
+    SLICE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Of a slice of the sorted occurrences: those of its first token, and those of its last."""
+    number = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    places = number * SLICE + tl.arange(0, SLICE)
+    inside = places < N
+    first = tl.load(tokens + number * SLICE)
+    last = tl.load(tokens + tl.minimum(number * SLICE + SLICE, N) - 1)
+    of_first = tl.load(starts + first + 1) - tl.load(starts + first)
+    of_last = tl.load(starts + last + 1) - tl.load(starts + last)
+    # others are added without slices
+    if tl.maximum(of_first, of_last) > SLICE:
+        token = tl.load(tokens + places, mask=inside, other=-1)
+        positions = tl.load(order + places, mask=inside, other=0)
+        mask = inside[:, None] & (columns < D)[None, :]
+        rows = tl.load(dout + positions[:, None] * D + columns[None, :], mask=mask, other=0.0)
+        rows = rows.to(tl.float32)
+        sum_of_first = tl.sum(tl.where((token == first)[:, None], rows, 0.0), axis=0)
+        sum_of_last = tl.sum(tl.where((token == last)[:, None], rows, 0.0), axis=0)
+        here = sums + number * 2 * D + columns
+        tl.store(here, sum_of_first, mask=columns < D)
+        tl.store(here + D, sum_of_last, mask=columns < D)
 
 
 @triton.jit
@@ -25,9 +63,11 @@ def _sum_occurrences_kernel(
     dout,
     order,
     starts,
+    sums,
     dweight,
     padding_idx,
     D: tl.constexpr,
+    SLICE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -36,28 +76,28 @@ def _sum_occurrences_kernel(
     begin, end = tl.load(starts + token), tl.load(starts + token + 1)
     if token == padding_idx:
         end = begin
-    total = tl.zeros((COLUMNS,), dtype=tl.float32)
-    # most tokens occur a few times at most, and a tile of rows would be nearly empty
-    few = tl.where(end - begin < ROWS // 4, end, begin)
-    for place in range(begin, few):
-        position = tl.load(order + place)
-        row = tl.load(dout + position * D + columns, mask=columns < D, other=0.0)
-        total += row.to(tl.float32)
     tile = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for first in range(tl.where(few == end, end, begin), end, ROWS):
-        places = first + tl.arange(0, ROWS)
-        positions = tl.load(order + places, mask=places < end, other=0)
-        rows = tl.load(
-            dout + positions[:, None] * D + columns[None, :],
-            mask=(places < end)[:, None] & (columns < D)[None, :],
-            other=0.0,
-        )
-        tile += rows.to(tl.float32)
-    total += tl.sum(tile, axis=0)
+    if end - begin <= SLICE:
+        for place in range(begin, end, ROWS):
+            places = place + tl.arange(0, ROWS)
+            positions = tl.load(order + places, mask=places < end, other=0)
+            mask = (places < end)[:, None] & (columns < D)[None, :]
+            rows = tl.load(dout + positions[:, None] * D + columns[None, :], mask=mask, other=0.0)
+            tile += rows.to(tl.float32)
+    else:
+        first_slice, slices_end = begin // SLICE, (end - 1) // SLICE + 1
+        for number in range(first_slice, slices_end, ROWS):
+            numbers = number + tl.arange(0, ROWS)
+            # the first slice may begin with another token
+            lines = (2 * numbers + (numbers * SLICE < begin)).to(tl.int64)
+            mask = (numbers < slices_end)[:, None] & (columns < D)[None, :]
+            tile += tl.load(sums + lines[:, None] * D + columns[None, :], mask=mask, other=0.0)
+    total = tl.sum(tile, axis=0)
     tl.store(dweight + token * D + columns, total.to(dweight.dtype.element_ty), mask=columns < D)
 
 
 # launches have options that are no parameters
+_SUM_SLICES: Any = _sum_slices_kernel
 _SUM: Any = _sum_occurrences_kernel
 
 
@@ -73,14 +113,20 @@ def sum_gradients_of_tokens(
         padding_idx: Row without a gradient.
         dtype: Of the result.
     """
-    channels = dout.shape[-1]
-    dweight = torch.empty(rows, channels, dtype=dtype, device=dout.device)
-    tokens, order = torch.sort(ids, stable=True)
-    all_rows = torch.arange(rows + 1, device=ids.device, dtype=ids.dtype)
-    starts = torch.searchsorted(tokens, all_rows)
-    grid = (rows, -(-channels // COLUMNS))
-    padding = -1 if padding_idx is None else padding_idx
-    _SUM[grid](dout, order, starts, dweight, padding, channels, ROWS, COLUMNS)
+    channels, device = dout.shape[-1], dout.device
+    tokens, order = torch.sort(ids.int(), stable=True)
+    all_rows = torch.arange(rows + 1, device=device, dtype=tokens.dtype)
+    starts = torch.searchsorted(tokens, all_rows, out_int32=True)
+    slices = -(-len(ids) // SLICE)
+    sums = torch.empty(slices, 2, channels, dtype=torch.float32, device=device)
+    _SUM_SLICES[(slices, -(-channels // SLICE_COLUMNS))](
+        dout, tokens, order, starts, sums, len(ids), channels, SLICE, SLICE_COLUMNS
+    )
+    dweight = torch.empty(rows, channels, dtype=dtype, device=device)
+    _SUM[(rows, -(-channels // COLUMNS))](
+        dout, order, starts, sums, dweight, -1 if padding_idx is None else padding_idx,
+        channels, SLICE, ROWS, COLUMNS,
+    )  # fmt: skip
     return dweight
 
 

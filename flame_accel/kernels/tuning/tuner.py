@@ -26,6 +26,7 @@ from flame_accel.kernels.tuning import tuned_configs
 from flame_accel.kernels.tuning.gpu import Gpu
 from flame_accel.kernels.tuning.nearest import config_to_fla_dict, rank_candidates
 from flame_accel.kernels.tuning.tuned_configs import Key, TritonAutotuner, TritonConfig
+from flame_accel.kernels.tuning.warps import without_wgmma_of_narrow_heads
 
 log = logging.getLogger("flame_accel")
 
@@ -95,7 +96,9 @@ class Tuner:
         """
         kernel = launch.kernel
         kernel.nargs = dict(zip(kernel.arg_names, launch.args, strict=False))
-        candidates = kernel.prune_configs(launch.kwargs)
+        candidates = without_wgmma_of_narrow_heads(
+            kernel.prune_configs(launch.kwargs), launch.arguments, self.gpu.capability
+        )
         if len(candidates) == 1:
             return candidates[0]
         name = kernel.base_fn.__name__

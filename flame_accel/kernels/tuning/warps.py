@@ -1,9 +1,13 @@
 """Launches of fla's kernels that must not use as many warps as fla asks for.
 
-`tuner` chooses for kernels that fla lets Triton tune; these it launches with a fixed number.
+Those that fla launches with a fixed number get another one; of those that fla lets Triton tune,
+`tuner` leaves candidates out.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from flame_accel.kernels.tuning.tuned_configs import TritonConfig
 
 MISCOMPILED = (
     "ops.mesa_net.chunk_cg_solver_fwd.chunk_fwd_mesa_cg_dim64_kernel",
@@ -40,3 +44,22 @@ def choose_safe_num_warps(launch_arguments: dict[str, Any]) -> int:
     if launch_arguments["BK"] <= WIDEST:
         return WARPS_WITHOUT_WGMMA
     return launch_arguments.get("num_warps", TRITONS_WARPS)
+
+
+def without_wgmma_of_narrow_heads(
+    candidates: Sequence[TritonConfig], launch_arguments: Mapping[str, Any], capability: str
+) -> Sequence[TritonConfig]:
+    """The candidates that ptxas does not break, see `MISCOMPILED`; all if it breaks all.
+
+    Seen in `chunk_bwd_kernel_dqkwg` of the gated delta rule; a launch of one that is broken ends the
+    process, so none is tried.
+
+    Args:
+        candidates: What a kernel may run with.
+        launch_arguments: By name, `K` and `V` (channels of a head) among them where there are any.
+        capability: Of the GPU, as in `Gpu`.
+    """
+    widths = [x for x in map(launch_arguments.get, ("K", "V")) if isinstance(x, int)]
+    if capability != "sm_90" or not widths or min(widths) > WIDEST:
+        return candidates
+    return [c for c in candidates if c.num_warps <= WARPS_WITHOUT_WGMMA] or candidates

@@ -95,8 +95,11 @@ def test_triton_gets_attention_and_nothing_else(monkeypatch):
     assert before == snapshot()
     changed = {".".join(key) for key in during if during[key] != before.get(key)}
     assert changed >= {f"fla.{theirs}" for theirs in REPLACEMENTS_WITHOUT_FLASH_ATTN}
-    # fla's own, behind a function that hands it one dtype
-    fixed = {"fla.ops.log_linear_attn.chunk.chunk_log_linear_attn"}
+    # fla's own, behind functions that hand them one dtype, and no padding
+    fixed = {
+        "fla.ops.log_linear_attn.chunk.chunk_log_linear_attn",
+        "fla.ops.deltaformer.parallel.deltaformer_attn",
+    }
     assert changed & {f"fla.{theirs}" for theirs in REPLACEMENTS} == fixed
     kernels.install("torch")
 

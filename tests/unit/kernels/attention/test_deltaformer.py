@@ -51,11 +51,21 @@ def test_packed_deltaformer_documents_equal_separate_ones():
     assert_close([o, *gradients(o, x)], [expected, *gradients(expected, x)], 1e-5)
 
 
-def test_deltaformer_padding_counts_for_nothing():
+@pytest.mark.parametrize("triton", [False, True])
+def test_deltaformer_padding_counts_for_nothing(monkeypatch, triton):
+    # fla's function on a GPU is given packed rows, and no mask
+    monkeypatch.setattr(
+        deltaformer,
+        "_triton_deltaformer_attn",
+        lambda q, k, v, beta, mask, edges, C: deltaformer_attn(q, k, v, beta, cu_seqlens=edges),
+    )
+    attend = deltaformer_attn
+    if triton:
+        attend = deltaformer.run_triton_deltaformer_attn_without_padding
     x = draw_inputs(2, 50)
     mask = torch.ones(2, 50, dtype=torch.long)
     mask[0, :13] = 0
-    o = deltaformer_attn(*x, attention_mask=mask)
+    o = attend(*x, attention_mask=mask)
     assert_close([o[0:1, 13:]], [naive_deltaformer_attn(*(y[0:1, 13:] for y in x))])
     assert_close([o[1:]], [naive_deltaformer_attn(*(y[1:] for y in x))])
     assert not o[0, :13].any()
