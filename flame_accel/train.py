@@ -136,7 +136,7 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> Ker
     fused = active_kernels == "triton" and config.model.fused_kernels
     if fused:
         kernels.install_fused_kernels()
-    log.info("kernels: %s%s", active_kernels, ", fused norms and SwiGLU" * fused)
+    log.info("kernels: %s%s", active_kernels, ", fused norms, SwiGLU, embedding and loss" * fused)
     # a restart is bit-identical only with the same kernel configurations
     kernels.keep_configs_in_run_folder(run_folder / "tuning")
     models.register_models(config.model.custom)

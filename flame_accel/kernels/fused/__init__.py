@@ -1,6 +1,7 @@
-"""Our own Triton kernels for what lies between two matrix products: norms and gated linear units.
+"""Our own Triton kernels for what lies around matrix products: norms, SwiGLU, embedding, loss.
 
 They are bound by memory: each reads its inputs once and writes its outputs once, and sums the
-gradients of weights on the way. Nothing is tuned, so that a run computes the same bits wherever it
-resumes on the same kind of GPU. `replace` puts them in the place of fla's.
+gradients of weights on the way. Nothing is tuned, and nothing is added in an order that chance
+decides, so that a run computes the same bits wherever it resumes on the same kind of GPU. `replace`
+puts them in the place of fla's and PyTorch's.
 """
