@@ -67,8 +67,9 @@ def compare_embeddings(ids: Tensor, rounds: int) -> None:
     for name, ours, cost in zip(("PyTorch", "ours"), (False, True), costs, strict=True):
         gradients = [run(ours) for _ in range(5)]
         repeats = all(torch.equal(gradients[0], x) for x in gradients)
-        print(f"embedding, {name:8} {cost.milliseconds:6.3f} ms {cost.gib:5.2f} GiB  error "
-              f"{relative_error(gradients[0], reference):.1e}  repeats its bits: {repeats}")  # fmt: skip
+        error = relative_error(gradients[0], reference)
+        print(f"embedding, {name:8} {cost.milliseconds:6.3f} ms {cost.gib:5.2f} GiB  "
+              f"error {error:.1e}  repeats its bits: {repeats}")  # fmt: skip
 
 
 def compare_heads(ids: Tensor, rounds: int, *, sweep: bool) -> None:

@@ -22,8 +22,8 @@ from transformers import TrainingArguments as TrainerArguments
 from flame_accel import kernels, observe, parallel, train
 from flame_accel.config import parse
 from flame_accel.data import build_batches
-from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.hub import HubUploads
+from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.models import load_model_config
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0

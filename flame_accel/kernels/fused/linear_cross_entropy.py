@@ -173,7 +173,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _scale(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """x times a number, multiplied in fp32: PyTorch would round the number to the dtype of x."""
+    """X times a number, multiplied in fp32: PyTorch would round the number to the dtype of x."""
     y = torch.empty_like(x, dtype=dtype)
     _SCALE[(-(-x.numel() // SCALE_BLOCK),)](x, factor, y, x.numel(), SCALE_BLOCK)
     return y

@@ -55,7 +55,7 @@ def fused_kernels_disabled() -> Iterator[None]:
 
 
 def install_fused_kernels() -> None:
-    """Replaces norms, gated linear units, embeddings and the loss of models of fla until `uninstall`.
+    """Replaces norms, SwiGLU, embeddings and the loss of fla's models until `uninstall`.
 
     For machines where Triton has a device.
     """

@@ -51,8 +51,8 @@ def without_wgmma_of_narrow_heads(
 ) -> Sequence[TritonConfig]:
     """The candidates that ptxas does not break, see `MISCOMPILED`; all if it breaks all.
 
-    Seen in `chunk_bwd_kernel_dqkwg` of the gated delta rule; a launch of one that is broken ends the
-    process, so none is tried.
+    Seen in `chunk_bwd_kernel_dqkwg` of the gated delta rule; a launch of one that is broken ends
+    the process, so none is tried.
 
     Args:
         candidates: What a kernel may run with.

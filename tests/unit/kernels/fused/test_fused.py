@@ -198,8 +198,11 @@ def test_the_gradient_of_an_embedding(fused, padding_idx):
 
 
 @each_dtype
-@pytest.mark.parametrize("options", [{"reduction": "mean"}, {"reduction": "sum"},
-                                     {"reduction": "sum", "use_l2warp": True}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{"reduction": "mean"}, {"reduction": "sum"}, {"reduction": "sum", "use_l2warp": True}],
+    ids=str,
+)
 def test_linear_cross_entropy(fused, dtype, options):
     module = fused("linear_cross_entropy")
     # three chunks of tokens and four blocks of logits, none of them full
