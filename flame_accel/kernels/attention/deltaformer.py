@@ -72,7 +72,7 @@ def run_triton_deltaformer_attn_without_padding(
     cu_seqlens: Tensor | None = None,
     C: int = parallel.BLOCK_SIZE_C,
 ) -> Tensor:
-    """fla's Triton kernels, with padding left out of the corrections; see `deltaformer_attn`."""
+    """Fla's Triton kernels, with padding left out of the corrections; see `deltaformer_attn`."""
     if attention_mask is None:
         return _triton_deltaformer_attn(q, k, v, beta, None, cu_seqlens, C)
     beta = torch.ones_like(q[..., 0]) if beta is None else beta
