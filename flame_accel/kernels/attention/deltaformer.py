@@ -27,7 +27,7 @@ from flame_accel.kernels.precision import without_autocast
 
 BLOCK = 256
 """Tokens of a block."""
-_triton_deltaformer_attn = parallel.deltaformer_attn
+_triton_deltaformer_attn: Callable[..., Tensor] = parallel.deltaformer_attn
 
 
 @without_autocast
