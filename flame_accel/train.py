@@ -30,7 +30,10 @@ from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
 from flame_accel.evaluation import sample_export_and_write_report, validate
-from flame_accel.hub import HubUploads, ModelOrigin, describe_sources, export_model
+from flame_accel.hub.export import export_model
+from flame_accel.hub.model_card import ModelOrigin
+from flame_accel.hub.sources import describe_sources
+from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
 from flame_accel.training import (
     GarbageCollection,

@@ -7,18 +7,20 @@ the next older one is used. What a checkpoint contains is defined in `contents`.
 """
 
 import itertools
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from flame_accel import files
 from flame_accel.config import UserError
+from flame_accel.model_files import (
+    MANIFEST,
+    STEP_PREFIX,
+    TEMPORARY_INFIX,
+    find_checkpoint_damage,
+)
 from flame_accel.observe import get_logger
 
-MANIFEST = "manifest.json"
-STEP_PREFIX = "step-"
-TEMPORARY_INFIX = ".tmp-"
 DAMAGED, SUPERSEDED = "damaged", "superseded"
 
 
@@ -151,18 +153,6 @@ class CheckpointFolder:
 def step_of_checkpoint(folder: Path) -> int:
     """The step of a `step-N` folder, from its name."""
     return int(folder.name.removeprefix(STEP_PREFIX))
-
-
-def find_checkpoint_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, as part of a sentence; None if it is intact."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return f"it has no {MANIFEST}"
-    try:
-        descriptions = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} cannot be read"
-    return files.describe_first_damage(folder, descriptions, compare_checksums=True)
 
 
 def _first_free_path_with_suffix(folder: Path, suffix: str) -> Path:

@@ -18,12 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.contents import RestoredState, has_training_state, load_checkpoint
-from flame_accel.checkpoint.folder import (
-    MANIFEST,
-    CheckpointFolder,
-    find_checkpoint_damage,
-    step_of_checkpoint,
-)
+from flame_accel.checkpoint.folder import CheckpointFolder, step_of_checkpoint
 from flame_accel.checkpoint.identity import (
     TOKENIZER_PATTERNS,
     check_weights_match_config_and_tokenizer,
@@ -31,9 +26,13 @@ from flame_accel.checkpoint.identity import (
 )
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
-from flame_accel.checkpoint.weight_files import find_unreadable_weights
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
+from flame_accel.model_files import (
+    MANIFEST,
+    find_checkpoint_damage,
+    find_unreadable_model_file,
+)
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
@@ -183,13 +182,15 @@ def _load_from_initial_load_path(
     total_steps: int,
 ) -> RestoredState:
     """Starts from `initial_load_path`: with its weights, or with everything of another run."""
+    # of a model on the Hub, not the folder that it was downloaded to
+    name = config.initial_load_path
     if config.initial_load_model_weights_only:
         load_weights(accelerator, model, source)
-        get_logger().info("starting with the weights of %s", source)
+        get_logger().info("starting with the weights of %s", name)
         return RestoredState(TrainState())
     if not has_training_state(source):
         raise _initial_load_error(
-            source,
+            name,
             "is not a full checkpoint: it contains only weights",
             "choose a step-N folder of a run, or remove "
             "checkpoint.no_initial_load_model_weights_only",
@@ -203,14 +204,14 @@ def _load_from_initial_load_path(
     )
     if restored.state.step >= total_steps:
         raise _initial_load_error(
-            source,
+            name,
             f"is from step {restored.state.step}: "
             f"nothing is left of training.steps = {total_steps}",
             "raise training.steps, or add train_state to checkpoint.exclude_from_loading",
         )
     # the trackers must not append to the other run
     restored.state.tracker_ids.clear()
-    get_logger().info("starting after step %d, from %s", restored.state.step, source)
+    get_logger().info("starting after step %d, from %s", restored.state.step, name)
     return restored
 
 
@@ -229,7 +230,7 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
     if not folder.exists():
         with accelerator.local_main_process_first():
             folder = _download_weights(name_or_path)
-    run_on_main_and_broadcast(accelerator, lambda: _check_weights_folder(folder))
+    run_on_main_and_broadcast(accelerator, lambda: _check_weights_folder(folder, name_or_path))
     return folder
 
 
@@ -312,17 +313,16 @@ def _download_weights(name: str) -> Path:
         ) from error
 
 
-def _check_weights_folder(folder: Path) -> None:
-    remedy = "choose a step-N folder of a run, its hf/, or a Hugging Face model with safetensors"
-    if next(folder.glob("*.safetensors"), None) is None:
-        raise _initial_load_error(folder, "contains no safetensors (pickles are not read)", remedy)
+def _check_weights_folder(folder: Path, name_or_path: str) -> None:
     damage = find_checkpoint_damage(folder) if (folder / MANIFEST).is_file() else None
     if damage is not None:
-        raise _initial_load_error(folder, f"is damaged: {damage}", "choose another checkpoint")
-    unreadable = find_unreadable_weights(folder)
+        raise _initial_load_error(
+            name_or_path, f"is damaged: {damage}", "choose another checkpoint"
+        )
+    unreadable = find_unreadable_model_file(folder)
     if unreadable is not None:
-        raise _initial_load_error(folder, *unreadable)
+        raise _initial_load_error(name_or_path, *unreadable)
 
 
-def _initial_load_error(source: str | Path, problem: str, remedy: str) -> UserError:
-    return UserError(problem, where=f"checkpoint.initial_load_path {source}", remedy=remedy)
+def _initial_load_error(name_or_path: str | None, problem: str, remedy: str) -> UserError:
+    return UserError(problem, where=f"checkpoint.initial_load_path {name_or_path}", remedy=remedy)

@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 from flame_accel.config import UsageError
+from flame_accel.config.input_checks import find_missing_path
 from flame_accel.config.schema import options
+from flame_accel.config.validation import find_broken_rule_of_value
 from flame_accel.config.values import InvalidValue, parse_text_value
 
 
@@ -43,25 +45,45 @@ def add_custom_modules_argument(parser: argparse.ArgumentParser) -> None:
         "--custom",
         action="extend",
         default=[],
-        type=partial(parse_run_option, "model.custom"),
+        type=_parse_custom_modules,
         help="package or file that registers the architecture; may be repeated",
     )
 
 
-def parse_run_option(name: str, text: str, *, required: bool = False) -> Any:
+def _parse_custom_modules(text: str) -> tuple[str, ...]:
+    modules: tuple[str, ...] = parse_run_option("model.custom", text, where="--custom")
+    for path in modules:
+        missing = find_missing_path("model.custom", path)
+        if missing is not None:
+            raise UsageError(missing.rule, where=f"--custom {text}", remedy=missing.remedy)
+    return modules
+
+
+def parse_run_option(
+    name: str, text: str, *, required: bool = False, where: str | None = None
+) -> Any:
     """The value that a run would read from the text of an option, with paths expanded.
 
+    Args:
+        name: section.option.
+        text: What the user wrote.
+        required: Whether there must be a value.
+        where: The argument of the command; None is `--` with the name of the option.
+
     Raises:
-        UsageError: The text is not of the option's type, names a variable that is not set, or
-            stands for no value where one is required.
+        UsageError: The text is not of the option's type, breaks its rule, names a variable that is
+            not set, or stands for no value where one is required.
     """
-    where = f"--{name} {text}"
+    where = f"{where or f'--{name}'} {text}"
     try:
         value = parse_text_value(options()[name], text)
     except InvalidValue as error:
         raise UsageError(error.rule, where=where, remedy=error.remedy) from error
     if required and value is None:
         raise UsageError("is required", where=where, remedy="Give it a value.")
+    rule = find_broken_rule_of_value(name, value)
+    if rule is not None:
+        raise UsageError(rule.rule, where=where, remedy="Choose such a value.")
     return value
 
 

@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from flame_accel.hub import origin_of_checkpoint, write_export
+    from flame_accel.hub.export import write_export
+    from flame_accel.hub.model_card import origin_of_checkpoint
     from flame_accel.models import register_models
 
     logging.disable_progress_bar()

@@ -6,6 +6,7 @@ What continues a prompt is in `evaluation/generate.py`, how prompts are read in
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -13,7 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flame_accel.commands.arguments import argparse_integer_at_least, parse_run_option
+from flame_accel.commands.arguments import (
+    add_custom_modules_argument,
+    argparse_integer_at_least,
+)
 from flame_accel.commands.export import DTYPES
 from flame_accel.commands.loaded_model import MODEL_KINDS, find_model, load_model_and_tokenizer
 from flame_accel.config.errors import UsageError
@@ -61,14 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=DTYPES, help="dtype of the weights (bfloat16 on a GPU, else float32)"
     )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU if there is one)")
     parser.add_argument(
-        "--custom",
-        action="extend",
-        default=[],
-        type=partial(parse_run_option, "model.custom"),
-        help="package or file that registers the architecture; may be repeated",
+        "--device", type=_parse_device, help="cpu, cuda or cuda:N (a GPU if there is one)"
     )
+    add_custom_modules_argument(parser)
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run code that comes with the model"
     )
@@ -83,6 +83,12 @@ def _parse_number(word: str, *, minimum: float, maximum: float = float("inf")) -
         limits = f">= {minimum:g}" if maximum == float("inf") else f"of {minimum:g} to {maximum:g}"
         raise argparse.ArgumentTypeError(f"{word!r} is not a number {limits}")
     return number
+
+
+def _parse_device(word: str) -> str:
+    if re.fullmatch(r"cpu|cuda(:\d+)?", word) is None:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of cpu, cuda and cuda:N")
+    return word
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -149,6 +155,10 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.output and arguments.output.exists():
         raise UsageError(
             "already exists", where=f"--output {arguments.output}", remedy="choose another file"
+        )
+    if arguments.prompts_file and not arguments.prompts_file.exists():
+        raise UsageError(
+            "no such file", where=f"--prompts_file {arguments.prompts_file}", remedy="name a file"
         )
 
 

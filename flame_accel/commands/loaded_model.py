@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
+from flame_accel.model_files import (
+    MANIFEST,
+    MODEL_CONFIG,
+    STEP_PREFIX,
+    find_checkpoint_damage,
+    find_unreadable_model_file,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,11 +54,21 @@ def find_model(folder_or_hub_name: str) -> ModelSource:
             where=folder_or_hub_name,
             remedy=f"choose one of {', '.join(near)} there" if near else f"give {MODEL_KINDS}",
         )
+    from huggingface_hub import try_to_load_from_cache
+
     from flame_accel.hub_lookup import check_model_exists_if_hub_reachable
 
-    check_model_exists_if_hub_reachable(
-        repository, where=folder_or_hub_name, remedy=f"give {MODEL_KINDS}"
+    online = check_model_exists_if_hub_reachable(
+        folder_or_hub_name, where=folder_or_hub_name, remedy=f"give {MODEL_KINDS}"
     )
+    # for files that are known to be missing it returns an object
+    cached = try_to_load_from_cache(repository, MODEL_CONFIG, revision=revision or None)
+    if not online and not isinstance(cached, str):
+        raise UserError(
+            "is not in the local cache, and the Hub cannot be reached",
+            where=folder_or_hub_name,
+            remedy="check the network and HF_HUB_OFFLINE; a folder needs no network",
+        )
     return ModelSource(repository, revision or None)
 
 
@@ -61,15 +78,16 @@ def find_model_folder(path: Path) -> Path:
     Of a run folder it is the export if there is one, else the newest checkpoint.
 
     Raises:
-        UserError: There is no model, or a checkpoint is damaged.
+        UserError: There is no model, a checkpoint is damaged, or a file cannot be read.
     """
-    from flame_accel.checkpoint.folder import MANIFEST
-
-    if not any((path / name).is_file() for name in (MANIFEST, "state.json")):
-        for folder in (path, path / "hf"):
-            if (folder / "config.json").is_file():
-                return folder
-    return find_checkpoint_or_newest(path)
+    exports = [each for each in (path, path / "hf") if (each / MODEL_CONFIG).is_file()]
+    is_checkpoint = any((path / name).is_file() for name in (MANIFEST, "state.json"))
+    if is_checkpoint or not exports:
+        return find_checkpoint_or_newest(path)
+    problem = find_unreadable_model_file(exports[0])
+    if problem is not None:
+        raise UserError(problem.what, where=str(exports[0]), remedy=problem.remedy)
+    return exports[0]
 
 
 def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
@@ -79,8 +97,6 @@ def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
         UserError: There is no checkpoint, or it is damaged.
     """
     path = checkpoint_or_run_folder
-    from flame_accel.checkpoint.folder import MANIFEST, STEP_PREFIX, find_checkpoint_damage
-
     if not path.is_dir():
         steps = sorted(near.name for near in path.parent.glob(f"{STEP_PREFIX}*"))
         raise UserError(
@@ -134,7 +150,6 @@ def load_model_and_tokenizer(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from flame_accel.checkpoint.weight_files import find_unreadable_weights
     from flame_accel.models import register_models
 
     logging.disable_progress_bar()
@@ -144,9 +159,6 @@ def load_model_and_tokenizer(
         raise UsageError(
             "there is no GPU here", where=f"--device {device}", remedy="leave the option out"
         )
-    problem = find_unreadable_weights(Path(source.name)) if Path(source.name).is_dir() else None
-    if problem is not None:
-        raise UserError(problem.what, where=source.name, remedy=problem.remedy)
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
     try:

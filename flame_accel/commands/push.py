@@ -1,15 +1,22 @@
 """Uploads a run's model, a checkpoint or an exported model to the Hugging Face Hub.
 
-What is uploaded is decided in `hub/contents`; uploads during a run are options of section hub.
+What is uploaded is decided in `hub/selection` and `hub/contents`; uploads during a run are options
+of section hub.
 """
 
 import argparse
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
-from flame_accel.commands.arguments import parse_run_option
-from flame_accel.config import UserError
+from flame_accel.commands.arguments import add_custom_modules_argument, parse_run_option
+from flame_accel.commands.loaded_model import find_model_folder
+from flame_accel.hub.access import access_error, check_hub_access
+from flame_accel.hub.hub_client import HubProblem, Upload
+from flame_accel.hub.hub_process import HubProcess
+from flame_accel.hub.selection import check_can_be_uploaded
+from flame_accel.hub.upload_queue import retry
 
 ATTEMPTS_SECONDS = (2.0, 10.0, 30.0)
 """Waits before an upload that failed is tried again."""
@@ -23,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run folder (its hf/, or else its newest checkpoint), a checkpoint (.../step-N), or "
         "the folder of an exported model",
     )
-    parser.add_argument("repo_id", help="model repository, as NAMESPACE/NAME; created if missing")
+    parser.add_argument(
+        "repo_id",
+        type=partial(parse_run_option, "hub.repo_id", where="REPO_ID"),
+        help="model repository, as NAMESPACE/NAME; created if missing",
+    )
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument(
         "--private", action="store_true", help="create a private repository (the default)"
@@ -31,39 +42,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     visibility.add_argument(
         "--public", action="store_true", help="create a public repository, or use one"
     )
-    parser.add_argument("--revision", default="main", help="branch to upload to (main)")
-    parser.add_argument("--tag", help="tag for the commit")
+    for name, default, text in (
+        ("revision", "main", "branch to upload to (main)"),
+        ("tag", None, "tag for the commit"),
+    ):
+        parse = partial(parse_run_option, f"hub.{name}", where=f"--{name}")
+        parser.add_argument(f"--{name}", type=parse, default=default, help=text)
     parser.add_argument("--message", help="first line of the commit message")
     parser.add_argument(
         "--include-logs",
         action="store_true",
         help="also upload metrics.jsonl, report.html and config.toml of the run",
     )
-    parser.add_argument(
-        "--custom",
-        action="extend",
-        default=[],
-        type=lambda text: parse_run_option("model.custom", text),
-        help="package or file that registers the architecture; may be repeated",
-    )
+    add_custom_modules_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Uploads the model, and prints where it is."""
-    from flame_accel.hub.access import access_error, check_hub_access
-    from flame_accel.hub.contents import (
-        check_can_be_uploaded,
-        find_origin,
-        link_model_files,
-        prepare_for_upload,
-    )
-    from flame_accel.hub.hub_client import HubProblem, Upload
-    from flame_accel.hub.hub_process import HubProcess
-    from flame_accel.hub.upload_queue import retry
-    from flame_accel.models import register_models
-
     folder = find_model_folder(arguments.model)
-    register_models(arguments.custom)
     for name in check_can_be_uploaded(folder).left_out:
         print(f"not uploaded: {name}")
     repository = check_hub_access(
@@ -71,6 +67,11 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if repository.warning is not None:
         print(repository.warning)
+
+    from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
+    from flame_accel.models import register_models
+
+    register_models(arguments.custom)
     origin = find_origin(folder)
     # hard links need the same filesystem; a colleague's folder may be read-only
     parent = folder.parent if os.access(folder.parent, os.W_OK) else None
@@ -98,27 +99,3 @@ def run(arguments: argparse.Namespace) -> None:
             raise access_error(problem, repository.repo_id, where="REPO_ID") from problem
     commit = commits[arguments.revision][:8]
     print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit})")
-
-
-def find_model_folder(path: Path) -> Path:
-    """The folder of the model that a path means: of an export, a checkpoint, or a run.
-
-    Raises:
-        UserError: There is no model.
-    """
-    from flame_accel.checkpoint.folder import MANIFEST
-    from flame_accel.commands.export import find_checkpoint_or_newest
-
-    if not path.is_dir():
-        raise UserError(
-            "no such folder",
-            where=str(path),
-            remedy="choose a run folder, a step-N folder of a run, or an exported model",
-        )
-    if (path / MANIFEST).is_file():
-        # says so if it is damaged
-        return find_checkpoint_or_newest(path)
-    for folder in (path, path / "hf"):
-        if (folder / "config.json").is_file():
-            return folder
-    return find_checkpoint_or_newest(path)

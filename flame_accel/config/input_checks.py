@@ -86,18 +86,26 @@ def _find_missing_input_paths(config: Config) -> Iterator[BrokenRule]:
     inputs += [("training.dataset", name) for name in dataset_names(config.training)]
     inputs += [("model.custom", path) for path in config.model.custom]
     for name, path in inputs:
-        if path is None or _path_or_glob_match_exists(path):
-            continue
-        is_model = name == "model.config"
-        if is_model and find_preset(MODELS, path) is not None:
-            continue
-        # every model on the Hub has an owner: a word alone is a preset or a path
-        if _looks_like_path(path) or (is_model and "/" not in path):
-            yield BrokenRule(
-                options=(name,),
-                rule=f"{path} does not exist",
-                remedy=_missing_path_remedy(path, is_model=is_model),
-            )
+        missing = None if path is None else find_missing_path(name, path)
+        if missing is not None:
+            yield missing
+
+
+def find_missing_path(name: str, path: str) -> BrokenRule | None:
+    """The rule that an option breaks with what can only be a path and does not exist."""
+    if _path_or_glob_match_exists(path):
+        return None
+    is_model = name == "model.config"
+    if is_model and find_preset(MODELS, path) is not None:
+        return None
+    # every model on the Hub has an owner: a word alone is a preset or a path
+    if not _looks_like_path(path) and not (is_model and "/" not in path):
+        return None
+    return BrokenRule(
+        options=(name,),
+        rule=f"{path} does not exist",
+        remedy=_missing_path_remedy(path, is_model=is_model),
+    )
 
 
 def _find_missing_tokenizer(config: Config) -> Iterator[BrokenRule]:

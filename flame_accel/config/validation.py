@@ -181,11 +181,10 @@ def find_broken_rules(
     out_of_range: set[str] = set()
     for name, option in options().items():
         value = option_value(config, name)
-        rule = _RULES.get(name)
-        if rule is not None and value is not None and not rule.holds(value):
+        broken = find_broken_rule_of_value(name, value)
+        if broken is not None:
             out_of_range.add(name)
-            remedy = f"Choose such a value; the default is {format_value(option.default)}."
-            yield BrokenRule(options=(name,), rule=rule.text, remedy=remedy)
+            yield broken
         elif (entry := find_unsupported(option, value)) is not None:
             yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
     for name, value in flame_only_values.items():
@@ -198,6 +197,15 @@ def find_broken_rules(
         if out_of_range.isdisjoint(broken.options):
             yield broken
     yield from _find_shared_folders(config, out_of_range)
+
+
+def find_broken_rule_of_value(name: str, value: Any) -> BrokenRule | None:
+    """The rule that the value of an option breaks whatever the others are; None if none."""
+    rule = _RULES.get(name)
+    if rule is None or value is None or rule.holds(value):
+        return None
+    remedy = f"Choose such a value; the default is {format_value(options()[name].default)}."
+    return BrokenRule(options=(name,), rule=rule.text, remedy=remedy)
 
 
 _QUICKSTART = "or start from --job.config_file quickstart"

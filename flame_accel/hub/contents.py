@@ -1,34 +1,26 @@
-"""What is uploaded of a run, an export or a checkpoint: the model, its card and, if asked, logs.
+"""The folder that is uploaded of a run: a model of it, with its card and, if asked, logs.
 
-Never optimizer state, cursors of the data, hidden files or paths of this machine. The files are
-staged in a folder: hard links to those that are uploaded as they are, copies of the others.
+Never hidden files or paths of this machine. The files that `selection` chooses are staged in a
+folder: hard links to those that are uploaded as they are, copies of the others.
 """
 
-import fnmatch
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 from flame_accel import files
-from flame_accel.checkpoint.folder import MANIFEST, TEMPORARY_INFIX
-from flame_accel.checkpoint.weight_files import find_unreadable_weights
-from flame_accel.config import Config, UserError, load_run_file, to_toml
+from flame_accel.config import Config, load_run_file, to_toml
 from flame_accel.config.schema import option_value, options
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
 from flame_accel.hub.remote_code import write_remote_code
+from flame_accel.hub.selection import check_can_be_uploaded, is_checkpoint, select_model_files
 from flame_accel.models import load_model_config
 from flame_accel.observe import write_report
 from flame_accel.observe.metrics_file import METRICS_FILE
 
-CHECKPOINT_ONLY = (MANIFEST, "state.json", "data.json", "ranks.json", "rank-*.json")
-"""Files of a checkpoint, in addition to those in subfolders, that are not part of the model."""
-TRAINING_STATE = ("optimizer*", "scheduler*", "trainer_state*", "training_args*", "rng_state*",
-                  "*.pt", "*.pth", "*.ckpt", "*.distcp")  # fmt: skip
-"""Files that hold more than a model wherever they lie; the last ones are pickles."""
 LOGS_FOLDER = "training"
 """Folder of the logs in the repository."""
 CARD, CONFIG_FILE = "README.md", "config.toml"
@@ -37,71 +29,6 @@ EXAMPLE_CALL = re.compile(r'(from_pretrained\(path|pipeline\("text-generation", 
 """What the generated examples of a card consist of; a path that the user wrote has no comment."""
 NAME_FIELD = re.compile(r'("_?name_or_path":\s*")([^"]*)')
 """Field of a config.json or tokenizer_config.json that holds where it was loaded from."""
-
-
-class SelectedFiles(NamedTuple):
-    """Which files of a folder are uploaded."""
-
-    files: list[str]
-    """Paths relative to the folder, in alphabetical order."""
-    left_out: list[str]
-    """Files that are not uploaded although a user might expect it."""
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of a run, rather than an exported model."""
-    return (folder / MANIFEST).is_file()
-
-
-def select_model_files(folder: Path) -> SelectedFiles:
-    """The files of a checkpoint or exported model that are part of the model.
-
-    Raises:
-        UserError: The folder holds no model in the Hugging Face format.
-    """
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if is_checkpoint(folder):
-        chosen = [
-            path
-            for path in visible
-            if len(path.parts) == 1 and not _matches(path.name, CHECKPOINT_ONLY)
-        ]
-        left_out: list[PurePath] = []
-    else:
-        left_out = [
-            path for path in visible if any(_matches(part, TRAINING_STATE) for part in path.parts)
-        ]
-        chosen = [path for path in visible if path not in left_out]
-    names = [path.as_posix() for path in chosen]
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise UserError(
-            "holds no model: it needs config.json and safetensors",
-            where=str(folder),
-            remedy="choose a run folder, its hf/, one of its step-N folders, or an exported model",
-        )
-    return SelectedFiles(names, [path.as_posix() for path in left_out])
-
-
-def check_can_be_uploaded(folder: Path) -> SelectedFiles:
-    """Checks that a folder holds a whole model; returns what of it is uploaded.
-
-    Raises:
-        UserError: It does not, or is what an interrupted save has left.
-    """
-    selected = select_model_files(folder)
-    remedy = "choose a run folder, its hf/, one of its step-N folders, or an exported model"
-    if TEMPORARY_INFIX in folder.name:
-        what = "is not complete: saving it was interrupted"
-        raise UserError(what, where=str(folder), remedy=remedy)
-    unreadable = find_unreadable_weights(folder)
-    if unreadable is not None:
-        raise UserError(unreadable.what, where=str(folder), remedy=unreadable.remedy)
-    return selected
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def find_origin(folder: Path) -> ModelOrigin:

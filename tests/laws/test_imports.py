@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.layers import LAYERS
-from tests.helpers.runs import ROOT
+from tests.helpers.runs import ROOT, launch_environment
 
 PACKAGE = ROOT / "flame_accel"
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
@@ -59,3 +59,62 @@ def test_the_command_line_answers_without_torch():
     code = "import sys, flame_accel, flame_accel.config; print({'torch', 'fla'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+MISTAKES = (
+    "push nowhere owner/name",
+    "push EMPTY owner/name",
+    "push WEIGHTLESS owner/name",
+    "push WEIGHTLESS a/b/c",
+    "push WEIGHTLESS owner/name --revision ..x",
+    "push WEIGHTLESS owner/name --custom ./nowhere.py",
+    "push WEIGHTLESS owner/name --nonsense",
+    "generate nowhere --prompt x",
+    "generate EMPTY --prompt x",
+    "generate WEIGHTLESS --prompt x",
+    "generate WEIGHTLESS --prompts_file nowhere.txt",
+    "generate WEIGHTLESS --prompt x --device gpu",
+    "generate WEIGHTLESS --prompt x --custom ./nowhere.py",
+    "generate owner/name --prompt x",
+    "export nowhere out",
+    "export EMPTY out",
+    "export EMPTY EMPTY",
+    "export EMPTY out --dtype fp8",
+    "report nowhere",
+    "report EMPTY",
+)
+RUN_ALL = """
+import contextlib, io, sys
+from flame_accel.__main__ import main
+for line in sys.argv[1:]:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main(line.split())
+        print("no error:", line)
+    except SystemExit as ended:
+        assert ended.code in (1, 2) and said.getvalue(), line
+    loaded = {"torch", "transformers", "datasets", "fla"} & set(sys.modules)
+    if loaded:
+        sys.exit(f"{line}: imports {loaded}")
+"""
+
+
+def test_simple_mistakes_are_answered_before_torch_is_imported(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weightless").mkdir()
+    (tmp_path / "weightless/config.json").write_text("{}")
+    lines = [
+        line.replace("EMPTY", str(tmp_path / "empty")).replace(
+            "WEIGHTLESS", str(tmp_path / "weightless")
+        )
+        for line in MISTAKES
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL, *lines],
+        cwd=tmp_path,
+        env=launch_environment(HF_HOME=str(tmp_path / "hf_home")),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.checkpoint.folder import CheckpointFolder, find_checkpoint_damage
+from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.config import UserError
+from flame_accel.model_files import find_checkpoint_damage
 from tests.helpers.runs import SHORT_RUN
 
 

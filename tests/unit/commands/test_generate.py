@@ -126,7 +126,7 @@ def test_runs_checkpoints_and_weights_of_a_dtype_generate(finished, capsys):
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a", "--prompts_file", "b"], "two sources of prompts"),
         (["--prompt", "a", "--output", "b"], "is the file of results of --prompts_file"),
-        (["--prompts_file", "missing.txt"], "missing.txt: cannot be read"),
+        (["--prompts_file", "missing.txt"], "missing.txt: no such file"),
         (["--prompt", "a", "--device", "cuda"], "there is no GPU here"),
         (["--prompt", "a", "--temperature", "-1"], "'-1' is not a number >= 0"),
         (["--prompt", "a", "--top_p", "2"], "'2' is not a number of 0 to 1"),

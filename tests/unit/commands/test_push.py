@@ -23,7 +23,7 @@ REPO = "tester/pushed"
         (WRITE_TOKEN, "RUN stranger/x", "you may not write"),
         (WRITE_TOKEN, "RUN tester/open", "is public"),
         (WRITE_TOKEN, "nowhere tester/pushed", "no such folder"),
-        (WRITE_TOKEN, "RUN a/b/c", "Repo id must be"),
+        (WRITE_TOKEN, "RUN a/b/c", "must be NAMESPACE/NAME"),
     ],
 )
 def test_what_cannot_be_pushed_is_said_without_a_traceback(

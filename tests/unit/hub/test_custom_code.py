@@ -16,7 +16,8 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig
 
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import ModelOrigin, export_model
+from flame_accel.hub.export import export_model
+from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.models import register_models
 from flame_accel.models.catalogue import TINY_FIELDS
 from flame_accel.models.custom_code import custom_code

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from flame_accel.checkpoint import hf_model
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import ModelOrigin, export_model
+from flame_accel.hub.export import export_model
+from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
 

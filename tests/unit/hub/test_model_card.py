@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from flame_accel.__main__ import main
-from flame_accel.hub import ModelOrigin, origin_of_checkpoint, write_model_card
+from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
 from tests.helpers.local_hub.card_rules import judge_card, read_front_matter
 from tests.helpers.runs import SHORT_RUN, WITHOUT_SAMPLE, launch_environment, read_records
 

@@ -18,7 +18,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_imports
 
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import ModelOrigin, export_model, modeling_fla, write_remote_code
+from flame_accel.hub import modeling_fla
+from flame_accel.hub.export import export_model
+from flame_accel.hub.model_card import ModelOrigin
+from flame_accel.hub.remote_code import write_remote_code
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate

@@ -1,0 +1,126 @@
+"""Folders that hold a model: whether their files are whole, told before anything is built.
+
+Without torch, so that commands answer a mistake at once. Checkpoint folders are written in
+`checkpoint/folder`; whether weights belong to a model is decided in `checkpoint/identity`.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from flame_accel.files import describe_first_damage, is_git_lfs_pointer
+
+MANIFEST = "manifest.json"
+"""Sizes and checksums of the files of a checkpoint, which is complete once it has one."""
+STEP_PREFIX = "step-"
+TEMPORARY_INFIX = ".tmp-"
+"""In the name of a checkpoint that is being written."""
+MODEL_CONFIG = "config.json"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+"""Which file holds which tensor, of a model whose weights are in several files."""
+TEXT_PATTERNS = (
+    MODEL_CONFIG,
+    "generation_config.json",
+    WEIGHTS_INDEX,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.jinja",
+)
+"""Files of config and tokenizer; those that end in .json hold JSON."""
+
+
+class FileProblem(NamedTuple):
+    """What is wrong with a file, and what to do about it."""
+
+    what: str
+    remedy: str
+
+
+def find_checkpoint_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, as part of a sentence; None if it is intact."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return f"it has no {MANIFEST}"
+    try:
+        descriptions = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} cannot be read"
+    return describe_first_damage(folder, descriptions, compare_checksums=True)
+
+
+def find_unreadable_model_file(folder: Path) -> FileProblem | None:
+    """The first problem that makes a model in the Hugging Face format unreadable; None if it is.
+
+    Found are pointers that Git LFS did not replace by their files, JSON that is none, weights that
+    are cut, missing or not safetensors. Of weights only headers and sizes are read.
+    """
+    for pattern in TEXT_PATTERNS:
+        for file in sorted(folder.glob(pattern)):
+            problem = find_problem_of_text_file(file)
+            if problem is not None:
+                return problem
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return FileProblem(
+            "contains no safetensors (pickles are not read)",
+            "choose a step-N folder of a run, its hf/, or a Hugging Face model with safetensors",
+        )
+    for file in weights:
+        if is_git_lfs_pointer(file):
+            return _git_lfs_problem(file)
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return FileProblem(
+                f"{file.name} is cut, damaged or not a safetensors file ({error})",
+                "copy or download it again",
+            )
+    missing = [
+        name for name in _shard_names_in_index_or_empty(folder) if not (folder / name).is_file()
+    ]
+    if missing:
+        return FileProblem(
+            f"{len(missing)} files that {WEIGHTS_INDEX} names are missing, such as {missing[0]}",
+            "copy or download the folder again",
+        )
+    return None
+
+
+def find_problem_of_text_file(file: Path) -> FileProblem | None:
+    """What makes a file of config or tokenizer unreadable; None if it is not."""
+    if not file.is_file():
+        return None
+    if is_git_lfs_pointer(file):
+        return _git_lfs_problem(file)
+    if file.suffix != ".json":
+        return None
+    try:
+        is_object = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+        reason = "it holds no JSON object"
+    except (ValueError, OSError) as error:
+        is_object, reason = False, str(error)
+    if is_object:
+        return None
+    return FileProblem(
+        f"{file.name} is cut, damaged or not JSON ({reason})", "copy or download it again"
+    )
+
+
+def _git_lfs_problem(file: Path) -> FileProblem:
+    return FileProblem(
+        f"{file.name} is a Git LFS pointer, not the file itself", "run `git lfs pull` there"
+    )
+
+
+def _shard_names_in_index_or_empty(folder: Path) -> list[str]:
+    try:
+        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        return sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
