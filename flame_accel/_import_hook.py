@@ -25,9 +25,9 @@ AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 FLA = "fla"
 
 
-def _import_fla_or_install_kernels(name: str) -> None:
-    """What follows the import of one of the awaited modules."""
-    if name == AUTO_CLASSES:
+def _import_fla_or_set_up_fla(imported_module: str) -> None:
+    """What follows the import of one of the awaited modules: transformers' auto classes or fla."""
+    if imported_module == AUTO_CLASSES:
         importlib.import_module(FLA)
     else:
         importlib.import_module("flame_accel.kernels").install()
@@ -50,7 +50,7 @@ class _LoaderWithFlaSetup(Loader):
     def exec_module(self, module: ModuleType) -> None:
         with suppress_known_import_warnings():
             self.loader.exec_module(module)
-        _import_fla_or_install_kernels(self.name)
+        _import_fla_or_set_up_fla(self.name)
 
 
 class _FinderWithFlaSetup(MetaPathFinder):
@@ -84,4 +84,4 @@ def install_import_hook() -> None:
     # first, since preparing the auto classes imports fla
     sys.meta_path.insert(0, finder)
     for name in imported:
-        _import_fla_or_install_kernels(name)
+        _import_fla_or_set_up_fla(name)

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import xxhash
 
@@ -43,7 +43,7 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
-def write_json_atomically(path: Path, content: Any, *, indent: int = 1) -> None:
+def write_json_atomically(path: Path, content: object, *, indent: int = 1) -> None:
     """Write or replace a JSON file atomically."""
     write_text_atomically(path, json.dumps(content, indent=indent) + "\n")
 

@@ -14,11 +14,11 @@ LOG_MESSAGES = {
     # libraries for other Pythons and for other GPUs: a wheel of torchao holds them for all, and
     # training in 8-bit floats uses none of them
     "torchao": r"Failed to load .*torchao/_C\w*\.(cpython-[\w-]+|abi3)\.so: ",
-    # torchao 0.18 registers two enums in a way that torch 2.13 has no need of any more
     # it is imported wherever it is installed, used or not
     "DeepSpeed": r"Setting accelerator to CPU\. If you have GPU or other accelerator",
     # a convolution over four tokens; packed rows run on fla's
     "transformers.integrations.hub_kernels": r"`causal_conv1d_(fn|update)` is falling back",
+    # torchao 0.18 registers two enums in a way that torch 2.13 has no need of any more
     "torch.utils._pytree": r"<enum '(KernelPreference|ScaleCalculationMode)'> is an Enum subclass",
 }
 """Name of a logger, and a pattern that the suppressed messages begin with."""

@@ -23,7 +23,7 @@ def find_contradictions(config: Config, given_options: Collection[str]) -> Itera
     yield from _find_checkpoint_contradictions(config)
     yield from _find_metric_and_validation_contradictions(config, given_options)
     yield from _find_float8_contradictions(config)
-    yield from _find_early_step_contradictions(config)
+    yield from _find_step_in_backward_contradictions(config)
 
 
 def _find_batch_and_schedule_contradictions(config: Config) -> Iterator[BrokenRule]:
@@ -189,7 +189,7 @@ def _find_float8_contradictions(config: Config) -> Iterator[BrokenRule]:
         )
 
 
-def _find_early_step_contradictions(config: Config) -> Iterator[BrokenRule]:
+def _find_step_in_backward_contradictions(config: Config) -> Iterator[BrokenRule]:
     """Options that need all gradients of a step before its first parameter is updated."""
     training = config.training
     needs = {

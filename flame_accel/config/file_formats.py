@@ -97,7 +97,7 @@ def _parse_toml_with_line_numbers(
             continue
         line, start = start + 1, end
         if statement.lstrip().startswith("["):
-            section = _dotted_section_name(content)
+            section = _join_nested_keys(content)
         elif section and content:
             content = {section: content}
         for name, body in content.items():
@@ -111,10 +111,10 @@ def _parse_toml_with_line_numbers(
     return root
 
 
-def _dotted_section_name(content: dict[str, Any]) -> str:
+def _join_nested_keys(tables: dict[str, Any]) -> str:
     """The dotted name in a section header, which parses as nested tables of one key each."""
     names: list[str] = []
-    inner: Any = content
+    inner: Any = tables
     while isinstance(inner, dict) and inner:
         [(name, inner)] = inner.items()
         names.append(name)

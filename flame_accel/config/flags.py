@@ -60,12 +60,14 @@ def _read_flag_into_source(
             for option in (*options().values(), *FLAME_OPTIONS.values())
             if option.kind is bool
         )
-        remedy = source.suggest_option(name, prefix="--", other_names=negations)
+        remedy = source.suggest_and_mark_misread(name, prefix="--", other_names=negations)
         source.add_problem(written, _UNKNOWN, remedy)
     elif negated:
         if equals:
-            remedy = f"Write {written}, or --{option.name}={value}."
-            _add_wrong_value_problem(source, option, written, value, "takes no value", remedy)
+            remedy, shown = f"Write {written}, or --{option.name}={value}.", format_value(value)
+            source.add_wrong_value_problem(
+                option.name, written, "takes no value", remedy, value=shown
+            )
         else:
             source.add_setting(option.name, False, written)
         _add_stray_argument_problems(source, arguments_until_next_flag)
@@ -96,20 +98,14 @@ def _add_flag_setting_or_problem(
     """Adds the setting of a flag, or the problem with its value, to the source."""
     if not values and option.kind is not bool:
         remedy = f"Write {flag} VALUE, or {flag}=VALUE if the value starts with --."
-        _add_wrong_value_problem(source, option, flag, None, "needs a value", remedy)
+        source.add_wrong_value_problem(option.name, flag, "needs a value", remedy, value=None)
         return
     text = ",".join(values) if values else "true"
     try:
         source.add_setting(option.name, parse_text_value(option, text), flag)
     except InvalidValue as error:
-        _add_wrong_value_problem(source, option, flag, text, error.rule, error.remedy)
-
-
-def _add_wrong_value_problem(
-    source: OptionSource, option: Option, flag: str, text: str | None, rule: str, remedy: str
-) -> None:
-    source.misread.add(option.name)
-    source.add_problem(flag, rule, remedy, value=None if text is None else format_value(text))
+        shown = format_value(text)
+        source.add_wrong_value_problem(option.name, flag, error.rule, error.remedy, value=shown)
 
 
 def _add_stray_argument_problems(

@@ -80,7 +80,7 @@ def _build_checked_config(
     if check_inputs:
         broken += find_broken_dataset_and_path_rules(config)
     problems = [problem for source in sources for problem in source.problems] + merged.problems
-    unread = _unread_option_names(sources, settings)
+    unread = _misread_or_unread_option_names(sources, settings)
     problems += [
         _problem_from_broken_rule(config, rule, settings)
         for rule in broken
@@ -102,7 +102,7 @@ def _config_from_settings(settings: Mapping[str, Setting]) -> Config:
     return Config(**{name: section(**values[name]) for name, section in sections().items()})
 
 
-def _unread_option_names(
+def _misread_or_unread_option_names(
     sources: Sequence[OptionSource], settings: Mapping[str, Setting]
 ) -> set[str]:
     """Our names of the options that are set wrongly, or perhaps in what could not be read."""

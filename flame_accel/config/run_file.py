@@ -6,7 +6,6 @@ Each problem names its line. The syntax of the formats is in `file_formats`.
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from flame_accel.config.errors import ConfigError, Problem
 from flame_accel.config.file_formats import PARSERS, FileEntry, SyntaxProblem
@@ -94,15 +93,14 @@ def _add_option_setting_or_problem(
         if name in known_sections:
             rule, remedy = "is a section, not an option", f"Write its options below it: [{name}]."
         else:
-            rule, remedy = "there is no such option", source.suggest_option(name)
+            rule, remedy = "there is no such option", source.suggest_and_mark_misread(name)
         source.add_problem(place_in_file, rule, remedy)
         return
     try:
         source.add_setting(name, convert_file_value(option, entry.value), place_in_file)
     except InvalidValue as error:
-        source.misread.add(name)
         shown = format_value(entry.value)
-        source.add_problem(place_in_file, error.rule, error.remedy, value=shown)
+        source.add_wrong_value_problem(name, place_in_file, error.rule, error.remedy, value=shown)
 
 
 def _add_unknown_section_problem(
@@ -131,7 +129,7 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def _format_toml_value(value: Any) -> str:
+def _format_toml_value(value: object) -> str:
     if value is None:
         return '"none"'
     if isinstance(value, bool):

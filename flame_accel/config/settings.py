@@ -56,7 +56,14 @@ class OptionSource:
         """Adds a rule that is broken at this flag or place in a file, with the value shown."""
         self.problems.append(Problem(where=where, value=value, rule=rule, remedy=remedy))
 
-    def suggest_option(
+    def add_wrong_value_problem(
+        self, name: str, where: str, rule: str, remedy: str, *, value: str | None
+    ) -> None:
+        """Adds the problem with the value of an option, which is marked as misread."""
+        self.misread.add(name)
+        self.add_problem(where, rule, remedy, value=value)
+
+    def suggest_and_mark_misread(
         self, name: str, *, prefix: str = "", other_names: tuple[str, ...] = ()
     ) -> str:
         """The remedy for an unknown option; marks the one that was probably meant as misread."""

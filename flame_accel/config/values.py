@@ -51,7 +51,7 @@ def parse_text_value(option: Option, text: str) -> Any:
     return _parse_single_value(option, text)
 
 
-def convert_file_value(option: Option, value: Any) -> Any:
+def convert_file_value(option: Option, value: object) -> Any:
     """The value of the option for a value that a run file's parser returned.
 
     Raises:
@@ -84,7 +84,7 @@ def _parse_single_value(option: Option, text: str) -> Any:
     return _convert_single_value(option, value)
 
 
-def _convert_single_value(option: Option, value: Any) -> Any:
+def _convert_single_value(option: Option, value: object) -> Any:
     """The value if it is of the type; whole numbers become floats and paths are expanded."""
     if type(value) is int and abs(value) >= 2**63:
         raise InvalidValue("must fit into 64 bits", _TYPE_REMEDIES[int])
@@ -114,7 +114,7 @@ def _expand_paths(option: Option, text: str) -> str:
         raise InvalidValue(str(error), "Set it, or write the path without it.") from None
 
 
-def _wrong_type_or_choice_error(option: Option, value: Any) -> InvalidValue:
+def _wrong_type_or_choice_error(option: Option, value: object) -> InvalidValue:
     if option.choices:
         rule = f"must be one of {', '.join(option.choices)}"
         best = nearest_text(value, option.choices) if isinstance(value, str) else None
@@ -125,7 +125,7 @@ def _wrong_type_or_choice_error(option: Option, value: Any) -> InvalidValue:
     return InvalidValue(rule, _TYPE_REMEDIES[option.kind])
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """The value as messages show it: short, on one line, in plain ASCII, without secrets."""
     if value is None:
         return "none"

@@ -121,6 +121,7 @@ class LaneGroup:
         first = self._group + start.shard * self._num_groups
         positions = range(first, len(self._shards), self._num_groups)
         order = self._order.document_indices_at(start.epoch, positions)
+        # a generator of this class would hold the group, which holds it
         return read_shards_in_order(self._shards, order, start.shard, start.position)
 
     def _record_order_in_block(self, start: BlockStart, length: int) -> list[int]:

@@ -202,16 +202,16 @@ def _raise_if_error(item: WorkerStep | UserError) -> WorkerStep:
     return item
 
 
-def _check_rows_per_step(saved: int, layout: StepLayout) -> None:
-    if saved == layout.rows_per_step:
+def _check_rows_per_step(saved_rows: int, layout: StepLayout) -> None:
+    if saved_rows == layout.rows_per_step:
         return
     accumulation = accumulation_for_rows(
-        saved, micro_batch_size=layout.micro_batch_size, world_size=layout.world_size
+        saved_rows, micro_batch_size=layout.micro_batch_size, world_size=layout.world_size
     )
     raise UserError(
         f"a step has {layout.rows_per_step} rows (training.batch_size {layout.micro_batch_size} x "
         f"{layout.world_size} ranks x training.gradient_accumulation_steps {layout.accumulation}), "
-        f"the checkpoint's have {saved}",
+        f"the checkpoint's have {saved_rows}",
         where="training.gradient_accumulation_steps",
         remedy=f"use training.gradient_accumulation_steps {accumulation}",
     )

@@ -61,13 +61,15 @@ class DatasetOptions:
         """Which column its records are read from, and how long they may be."""
         return RecordColumn(self.text_column, self.max_document_bytes)
 
-    def check_options_not_given(self, *names: str) -> None:
+    def check_options_not_given(self, *option_names: str) -> None:
         """Check that none of these options is given: this kind of dataset has no use for them.
 
         Raises:
             UserError: names those that are given.
         """
-        given = [f"{self.section}.{name}" for name in names if getattr(self, name) is not None]
+        given = [
+            f"{self.section}.{name}" for name in option_names if getattr(self, name) is not None
+        ]
         if given:
             raise UsageError(
                 f"{', '.join(given)} cannot narrow this kind of dataset",
