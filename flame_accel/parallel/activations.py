@@ -106,19 +106,14 @@ class _BlockPass:
         self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Calls an operator, or returns what it has returned in the first pass."""
-        if self.first:
-            return self._call_and_save(operator, args, kwargs)
-        first_called, outputs = self.saved[self.position]
-        self.position += 1
-        if first_called is not operator:
-            raise RuntimeError(
-                f"a block called {first_called} at first, and {operator} when recomputed"
-            )
-        return tree_map_only(_SavedOutput, _restore_output, outputs)
-
-    def _call_and_save(
-        self, operator: Operator, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+        if not self.first:
+            first_called, outputs = self.saved[self.position]
+            self.position += 1
+            if first_called is not operator:
+                raise RuntimeError(
+                    f"a block called {first_called} at first, and {operator} when recomputed"
+                )
+            return tree_map_only(_SavedOutput, _restore_output, outputs)
         # operators that this one calls are part of it
         _thread.block_pass = None
         try:

@@ -43,10 +43,6 @@ def describe_topology(accelerator: Accelerator) -> str:
     world_size = accelerator.num_processes
     machines = world_size // int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     devices = f"{world_size} x {name}" + (f" on {machines} machines" if machines > 1 else "")
-    return f"{devices}, {_describe_engine_mesh_and_precision(accelerator)}"
-
-
-def _describe_engine_mesh_and_precision(accelerator: Accelerator) -> str:
     degrees = mesh_degrees(accelerator)
     axes = [f"{degrees.dp_replicate} replicas"] * (degrees.dp_replicate > 1)
     axes += [f"{degrees.dp_shard} shards"] * (degrees.dp_shard > 1)
@@ -68,4 +64,4 @@ def _describe_engine_mesh_and_precision(accelerator: Accelerator) -> str:
     if degrees.tp > 1:
         engine = f"{engine} and tensor parallelism" if engine else "tensor parallelism"
     mesh = f": {' x '.join(axes)}" if axes else ""
-    return f"{engine}{mesh}, {precision.replace('torch.', '')}"
+    return f"{devices}, {engine}{mesh}, {precision.replace('torch.', '')}"
