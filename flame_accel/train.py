@@ -32,7 +32,7 @@ from flame_accel.diagnosis.run_summary import log_run_summary
 from flame_accel.evaluation import sample_export_and_write_report, validate
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
-from flame_accel.hub.sources import describe_sources
+from flame_accel.hub.sources import describe_model_sources
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
 from flame_accel.training import (
@@ -214,7 +214,7 @@ def restore_run(
     )
     # nothing refuses the start any more: until here the run folder was only read
     set_aside_unused_checkpoints(accelerator, start, config.checkpoint)
-    sources = describe_sources(config, components.run_data)
+    sources = describe_model_sources(config, components.run_data)
     observe.describe_run_and_open_log(
         accelerator, run_folder, config, step=state.step, model_sources=sources
     )

@@ -41,30 +41,32 @@ class WrittenCard:
     """Names of entries and sections that are the user's, where generated ones would differ."""
 
 
-def combine_with_edits(new: CardParts, earlier: str | None) -> WrittenCard:
+def combine_with_edits(new: CardParts, earlier_text: str | None) -> WrittenCard:
     """The text of a card, with the edits in an earlier one.
 
     Args:
         new: The card as it is generated.
-        earlier: Text of the card that it replaces; None if there is none. One without a record of
+        earlier_text: The card that it replaces; None if there is none. One without a record of
             its generated parts is the user's own and stays as it is.
     """
     sections = {name: f"\n{text}\n" for name, text in new.sections.items()}
-    if earlier is None:
-        record = {_header_key(name): _checksum(entry) for name, entry in new.header.items()}
-        record |= {name: _checksum(text) for name, text in sections.items()}
+    if earlier_text is None:
+        record = {
+            _record_key_of_entry(name): _text_checksum(entry) for name, entry in new.header.items()
+        }
+        record |= {name: _text_checksum(text) for name, text in sections.items()}
         header = "".join(new.header.values())
-        body = "".join(_wrap(name, text) for name, text in sections.items())
-        return WrittenCard(text=f"---\n{header}---\n{body}{_format_record(record)}")
-    header_match = HEADER.match(earlier)
-    written = _read_record(earlier[header_match.end() :]) if header_match else None
+        body = "".join(_mark_section(name, text) for name, text in sections.items())
+        return WrittenCard(text=f"---\n{header}---\n{body}{_format_checksums_comment(record)}")
+    header_match = HEADER.match(earlier_text)
+    written = _read_checksums_comment(earlier_text[header_match.end() :]) if header_match else None
     if header_match is None or written is None:
-        return WrittenCard(text=earlier, kept=["all of it"])
+        return WrittenCard(text=earlier_text, kept=["all of it"])
     opening, entries, closing = header_match.groups()
     # line breaks as the user's editor writes them
     merge = _Merge(written, line_break="\r\n" if opening.endswith("\r\n") else "\n")
-    header = merge.header(entries, new.header)
-    body = merge.body(earlier[header_match.end() :], sections)
+    header = merge.merge_header(entries, new.header)
+    body = merge.merge_body(earlier_text[header_match.end() :], sections)
     return WrittenCard(text=f"{opening}{header}{closing}{body}", kept=merge.kept)
 
 
@@ -81,76 +83,82 @@ class _Merge:
         self.record: dict[str, str] = {}
         self.kept: list[str] = []
 
-    def header(self, earlier: str, new: Mapping[str, str]) -> str:
+    def merge_header(self, earlier_header: str, new_entries: Mapping[str, str]) -> str:
         """The entries of the new header."""
-        chunks = _split_into_entries_and_comments(earlier)
+        chunks = _split_into_entries_and_comments(earlier_header)
         result = [
-            text if name is None else self._choose(_header_key(name), name, text, new.get(name))
+            text
+            if name is None
+            else self._choose_new_unless_edited(
+                _record_key_of_entry(name), text, new_entries.get(name)
+            )
             for name, text in chunks
         ]
         present = {name for name, _ in chunks}
-        for name, entry in new.items():
+        for name, entry in new_entries.items():
             if name not in present:
-                result.append(self._insert_or_leave_out(_header_key(name), name, entry))
+                result.append(self._insert_unless_deleted(_record_key_of_entry(name), entry))
         return "".join(result)
 
-    def body(self, earlier: str, new: Mapping[str, str]) -> str:
+    def merge_body(self, earlier_body: str, new_sections: Mapping[str, str]) -> str:
         """The new body, with the new record where the earlier one was."""
-        text, order = earlier, list(new)
-        for name in {**new, **self.written}:
+        text, order = earlier_body, list(new_sections)
+        for name in {**new_sections, **self.written}:
             if name.startswith(HEADER_KEY_PREFIX):
                 continue
             match = _section_pattern(name).search(text)
             if match is not None:
-                section = self._choose(name, name, match[1], new.get(name))
+                section = self._choose_new_unless_edited(name, match[1], new_sections.get(name))
                 if section != match[1]:
-                    wrapped = self._break_lines(_wrap(name, section)) if section else ""
+                    wrapped = (
+                        self._with_line_breaks(_mark_section(name, section)) if section else ""
+                    )
                     text = text[: match.start()] + wrapped + text[match.end() :]
-            elif name in new:
-                section = self._insert_or_leave_out(name, name, new[name])
+            elif name in new_sections:
+                section = self._insert_unless_deleted(name, new_sections[name])
                 if section:
-                    place = self._place_for_section(text, order[: order.index(name)])
+                    place = self._position_for_new_section(text, order[: order.index(name)])
                     # a file's last line may have no line break
                     gap = "" if place == 0 or text[place - 1] == "\n" else self.line_break
-                    wrapped = self._break_lines(_wrap(name, section))
+                    wrapped = self._with_line_breaks(_mark_section(name, section))
                     text = text[:place] + gap + wrapped + text[place:]
         *_, record = RECORD.finditer(text)
-        new_record = self._break_lines(_format_record(self.record))
+        new_record = self._with_line_breaks(_format_checksums_comment(self.record))
         return text[: record.start()] + new_record + text[record.end() :]
 
-    def _choose(self, key: str, name: str, earlier: str, new: str | None) -> str:
+    def _choose_new_unless_edited(self, record_key: str, earlier: str, new: str | None) -> str:
         """The new text of a part, or the earlier one if it is the user's; empty if it is gone."""
-        was_written = self.written.get(key)
-        if was_written == _checksum(earlier):
+        was_written = self.written.get(record_key)
+        if was_written == _text_checksum(earlier):
             if new is None:
                 return ""
-            self.record[key] = _checksum(new)
-            return self._break_lines(new)
+            self.record[record_key] = _text_checksum(new)
+            return self._with_line_breaks(new)
         if was_written is not None:
             # it stays the user's at the next export, too
-            self.record[key] = was_written
-        if new is None or _checksum(new) != _checksum(earlier):
-            self.kept.append(name)
+            self.record[record_key] = was_written
+        if new is None or _text_checksum(new) != _text_checksum(earlier):
+            self.kept.append(record_key.removeprefix(HEADER_KEY_PREFIX))
         return earlier
 
-    def _insert_or_leave_out(self, key: str, name: str, new: str) -> str:
+    def _insert_unless_deleted(self, record_key: str, new: str) -> str:
         """A part that the earlier card does not have: new, unless the user has deleted it."""
-        if key in self.written:
-            self.record[key] = self.written[key]
-            self.kept.append(f"{name} (deleted)")
+        if record_key in self.written:
+            self.record[record_key] = self.written[record_key]
+            self.kept.append(f"{record_key.removeprefix(HEADER_KEY_PREFIX)} (deleted)")
             return ""
-        self.record[key] = _checksum(new)
-        return self._break_lines(new)
+        self.record[record_key] = _text_checksum(new)
+        return self._with_line_breaks(new)
 
-    def _place_for_section(self, text: str, before: list[str]) -> int:
+    def _position_for_new_section(self, text: str, names_before: list[str]) -> int:
         """Where a new section goes: after the nearest one that it follows, or to the top."""
-        for name in reversed(before):
+        for name in reversed(names_before):
             match = _section_pattern(name).search(text)
             if match is not None:
                 return match.end()
         return 0
 
-    def _break_lines(self, text: str) -> str:
+    def _with_line_breaks(self, text: str) -> str:
         return text.replace("\r\n", "\n").replace("\n", self.line_break)
 
 
@@ -176,7 +184,7 @@ def _split_into_entries_and_comments(text: str) -> list[_HeaderChunk]:
     return chunks
 
 
-def _header_key(name: str) -> str:
+def _record_key_of_entry(name: str) -> str:
     return HEADER_KEY_PREFIX + name
 
 
@@ -189,19 +197,19 @@ def _section_pattern(name: str) -> re.Pattern[str]:
     )
 
 
-def _wrap(name: str, section: str) -> str:
+def _mark_section(name: str, section: str) -> str:
     return f"<!-- flame_accel: {name} -->\n{section}<!-- end of {name} -->\n"
 
 
-def _checksum(text: str) -> str:
+def _text_checksum(text: str) -> str:
     return bytes_checksum(text.replace("\r\n", "\n").encode())[:12]
 
 
-def _format_record(record: Mapping[str, str]) -> str:
+def _format_checksums_comment(record: Mapping[str, str]) -> str:
     return f"<!-- flame_accel wrote {json.dumps(dict(sorted(record.items())))} -->\n"
 
 
-def _read_record(body: str) -> dict[str, str] | None:
+def _read_checksums_comment(body: str) -> dict[str, str] | None:
     """The checksums that the body of a card records; None if there are none."""
     found = RECORD.findall(body)
     try:

@@ -9,7 +9,7 @@ import re
 from huggingface_hub import EvalResult, ModelCardData
 
 from flame_accel.hub.card_sections import is_fla_model
-from flame_accel.hub.citations import architecture
+from flame_accel.hub.citations import model_type_without_norm
 from flame_accel.hub.run_facts import ModelFacts
 
 METRICS = {
@@ -22,7 +22,7 @@ METRICS = {
 UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def name_model(facts: ModelFacts) -> str:
+def choose_model_name(facts: ModelFacts) -> str:
     """The name that the options give, or architecture and size, such as gla-340M."""
     given = facts.option("hub.model_name")
     if given is not None:
@@ -32,10 +32,10 @@ def name_model(facts: ModelFacts) -> str:
         return repository.rpartition("/")[2]
     if facts.num_weights is None:
         return facts.model_type
-    return f"{facts.model_type}-{format_count(facts.num_weights)}"
+    return f"{facts.model_type}-{format_parameter_count(facts.num_weights)}"
 
 
-def format_count(count: int) -> str:
+def format_parameter_count(count: int) -> str:
     """A count of parameters as it is usually named: 340M, 1.3B."""
     for unit, letter in UNITS:
         # what would be rounded to 1000 of a unit is 1 of the next
@@ -46,7 +46,7 @@ def format_count(count: int) -> str:
     return str(count)
 
 
-def write_header(facts: ModelFacts, *, name: str) -> dict[str, str]:
+def format_header_entries(facts: ModelFacts, *, name: str) -> dict[str, str]:
     """The entries of the metadata by name, each with a line break at its end.
 
     Args:
@@ -54,7 +54,12 @@ def write_header(facts: ModelFacts, *, name: str) -> dict[str, str]:
         name: Of the model.
     """
     own = ["flash-linear-attention"] if is_fla_model(facts.model_type) else []
-    tags = [*own, architecture(facts.model_type), "flame_accel", *(facts.option("hub.tags") or ())]
+    tags = [
+        *own,
+        model_type_without_norm(facts.model_type),
+        "flame_accel",
+        *(facts.option("hub.tags") or ()),
+    ]
     datasets = [dataset["name"] for dataset in facts.training_data if dataset["on_hub"]]
     card = ModelCardData(
         license=facts.option("hub.license"),

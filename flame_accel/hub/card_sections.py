@@ -9,17 +9,17 @@ from transformers.models.auto.configuration_auto import (
 )
 
 from flame_accel.hub.card_tables import (
-    write_data_section,
-    write_environment_section,
-    write_evaluation_section,
-    write_training_section,
+    format_data_section,
+    format_environment_section,
+    format_evaluation_section,
+    format_training_section,
 )
-from flame_accel.hub.citations import FLA, architecture, find_paper, format_bibtex
+from flame_accel.hub.citations import FLA, find_paper, format_bibtex, model_type_without_norm
 from flame_accel.hub.run_facts import ModelFacts
 from flame_accel.models.catalogue import fla_config_classes
 
 
-def write_sections(facts: ModelFacts, *, name: str, has_loss_curve: bool) -> dict[str, str]:
+def format_sections(facts: ModelFacts, *, name: str, has_loss_curve: bool) -> dict[str, str]:
     """The sections of a card by name, in their order; empty ones are left out.
 
     Args:
@@ -28,24 +28,24 @@ def write_sections(facts: ModelFacts, *, name: str, has_loss_curve: bool) -> dic
         has_loss_curve: Whether there is a picture of it.
     """
     sections = {
-        "title": _title(facts, name),
-        "usage": _usage(facts),
-        "data": write_data_section(facts),
-        "evaluation": write_evaluation_section(facts, has_loss_curve=has_loss_curve),
-        "training": write_training_section(facts),
-        "environment": write_environment_section(facts),
-        "limits": _limits(facts),
-        "citation": _citation(facts),
+        "title": _format_title_section(facts, name),
+        "usage": _format_usage_section(facts),
+        "data": format_data_section(facts),
+        "evaluation": format_evaluation_section(facts, has_loss_curve=has_loss_curve),
+        "training": format_training_section(facts),
+        "environment": format_environment_section(facts),
+        "limits": _format_limits_section(facts),
+        "citation": _format_citation_section(facts),
     }
     return {name: text.strip() + "\n" for name, text in sections.items() if text.strip()}
 
 
 def is_fla_model(model_type: str) -> bool:
     """Whether fla registers the architecture, with its own norm or another."""
-    return architecture(model_type) in fla_config_classes()
+    return model_type_without_norm(model_type) in fla_config_classes()
 
 
-def _title(facts: ModelFacts, name: str) -> str:
+def _format_title_section(facts: ModelFacts, name: str) -> str:
     size = "" if facts.num_weights is None else f" with {facts.num_weights:,} parameters"
     lines = [f"# {name}", "", f"A `{facts.model_type}` language model{size}."]
     if facts.starts:
@@ -56,39 +56,43 @@ def _title(facts: ModelFacts, name: str) -> str:
     return "\n".join(lines)
 
 
-def _usage(facts: ModelFacts) -> str:
+def _format_usage_section(facts: ModelFacts) -> str:
     where = facts.option("hub.repo_id")
     place = "its name on the Hub, or a folder with its files" if where else "this folder"
     path = f'path = "{where or "."}"  # {place}'
     carries_code = "auto_map" in facts.model_config
     lines = ["## How to load it"]
-    if architecture(facts.model_type) != facts.model_type:
+    if model_type_without_norm(facts.model_type) != facts.model_type:
         lines += [
             "",
             "With flame_accel, which registers the architecture with this kind of norm:",
-            *_loading_example(path, "import flame_accel"),
+            *_format_loading_example(path, "import flame_accel"),
         ]
     elif is_fla_model(facts.model_type):
         lines += [
             "",
             "With [flash-linear-attention](https://github.com/fla-org/flash-linear-attention), "
             "which has the architecture:",
-            *_loading_example(path, "import fla  # without a GPU: import flame_accel"),
+            *_format_loading_example(path, "import fla  # without a GPU: import flame_accel"),
         ]
     elif facts.model_type in CONFIG_MAPPING_NAMES:
-        lines += ["", "With transformers, which has the architecture:", *_loading_example(path)]
+        lines += [
+            "",
+            "With transformers, which has the architecture:",
+            *_format_loading_example(path),
+        ]
     elif not carries_code:
         lines += [
             "",
             "The architecture is not one of a library: first import the module that registers it "
             "with transformers.",
-            *_loading_example(path),
+            *_format_loading_example(path),
         ]
     if carries_code:
         lines += [
             "",
             "With the code that comes with the model:",
-            *_loading_example(path, trusts_code=True),
+            *_format_loading_example(path, trusts_code=True),
         ]
     if carries_code or facts.model_type in CONFIG_MAPPING_NAMES.keys() - fla_config_classes():
         trust = ", trust_remote_code=True" if carries_code else ""
@@ -107,11 +111,11 @@ def _usage(facts: ModelFacts) -> str:
     return "\n".join(lines)
 
 
-def _loading_example(path: str, *imports: str, trusts_code: bool = False) -> list[str]:
+def _format_loading_example(path_line: str, *imports: str, trusts_code: bool = False) -> list[str]:
     """Lines of code that load the model and generate text.
 
     Args:
-        path: The line that says where the model is.
+        path_line: The line that says where the model is.
         imports: What registers the architecture.
         trusts_code: Whether the code that comes with the model is run.
     """
@@ -122,7 +126,7 @@ def _loading_example(path: str, *imports: str, trusts_code: bool = False) -> lis
         *imports,
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        path,
+        path_line,
         f"model = AutoModelForCausalLM.from_pretrained(path{trust})",
         f"tokenizer = AutoTokenizer.from_pretrained(path{trust})",
         'inputs = tokenizer("Once upon a time", return_tensors="pt")',
@@ -132,7 +136,7 @@ def _loading_example(path: str, *imports: str, trusts_code: bool = False) -> lis
     ]
 
 
-def _limits(facts: ModelFacts) -> str:
+def _format_limits_section(facts: ModelFacts) -> str:
     limits: list[str] = []
     if facts.training_data and not any(d["conversations"] for d in facts.training_data):
         limits.append(
@@ -166,11 +170,11 @@ def _limits(facts: ModelFacts) -> str:
     return "## Limits\n\n" + "\n".join(f"* {limit}" for limit in limits)
 
 
-def _citation(facts: ModelFacts) -> str:
+def _format_citation_section(facts: ModelFacts) -> str:
     entries = []
     paper = find_paper(facts.model_type)
     if paper is not None:
-        entries.append(format_bibtex(architecture(facts.model_type), paper))
+        entries.append(format_bibtex(model_type_without_norm(facts.model_type), paper))
     if is_fla_model(facts.model_type):
         entries.append(FLA)
     if not entries:

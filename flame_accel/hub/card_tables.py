@@ -23,10 +23,13 @@ EVALUATION_NAMES = {
     "eval/accuracy": "accuracy of the next token",
 }
 
+NameAndValue = tuple[str, str | None]
+"""A row of a table; without a value it is left out."""
 
-def write_data_section(facts: ModelFacts) -> str:
+
+def format_data_section(facts: ModelFacts) -> str:
     """What the model was trained on."""
-    rows: list[tuple[str, str | None]] = []
+    rows: list[NameAndValue] = []
     datasets = facts.training_data
     for dataset in datasets:
         share = f", {dataset['share']:.1%} of the tokens" if len(datasets) > 1 else ""
@@ -35,15 +38,15 @@ def write_data_section(facts: ModelFacts) -> str:
     rows += [
         ("tokens", None if facts.tokens is None else f"{facts.tokens:,}"),
         ("passes over the data", None if epoch is None else f"{epoch:.3g}"),
-        ("tokenizer", _tokenizer(facts)),
-        ("tokens per row", _number(facts.option("training.seq_len"))),
-        ("rows", _rows(facts)),
-        ("documents left out", _left_out(facts)),
+        ("tokenizer", _name_byte_tokenizer(facts)),
+        ("tokens per row", _format_integer(facts.option("training.seq_len"))),
+        ("rows", _describe_rows(facts)),
+        ("documents left out", _describe_skipped_documents(facts)),
     ]
-    return _titled_table("## Data", rows)
+    return _format_titled_table("## Data", rows)
 
 
-def _left_out(facts: ModelFacts) -> str | None:
+def _describe_skipped_documents(facts: ModelFacts) -> str | None:
     """How many documents were read and not trained on, and why."""
     skipped = facts.last_record.get("data/skipped_documents")
     if not skipped:
@@ -68,13 +71,13 @@ def describe_dataset(dataset: DatasetDescription) -> str:
     return text
 
 
-def _tokenizer(facts: ModelFacts) -> str | None:
+def _name_byte_tokenizer(facts: ModelFacts) -> str | None:
     """Its name where it has one that means the same everywhere."""
     name = facts.option("model.tokenizer_path")
     return "UTF-8 bytes" if name == "byte" else None
 
 
-def _rows(facts: ModelFacts) -> str | None:
+def _describe_rows(facts: ModelFacts) -> str | None:
     varlen = facts.option("training.varlen")
     if varlen is None:
         return None
@@ -87,7 +90,7 @@ def _rows(facts: ModelFacts) -> str | None:
     return f"documents kept apart, at most {length:,} tokens each{packing}"
 
 
-def write_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str:
+def format_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str:
     """The loss curve, and the last validation."""
     evaluation, dataset = facts.last_evaluation, facts.evaluation_data
     if evaluation is None and not has_loss_curve:
@@ -96,16 +99,16 @@ def write_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str:
     if has_loss_curve:
         lines += [f"![Loss over the steps of training]({LOSS_CURVE_FILE})", ""]
     loss = facts.last_record.get("train/loss")
-    rows = [("training loss, last reported (nats per token)", _figure(loss))]
+    rows = [("training loss, last reported (nats per token)", _format_four_digits(loss))]
     if evaluation is not None:
         rows += [
-            (f"validation: {EVALUATION_NAMES[key]}", _figure(value))
+            (f"validation: {EVALUATION_NAMES[key]}", _format_four_digits(value))
             for key, value in evaluation.values.items()
         ]
         if dataset is not None:
             rows.append(("validation data", describe_evaluation_dataset(dataset)))
         rows.append(("validated after step", f"{evaluation.step:,}"))
-    return "\n".join(lines) + _table(rows)
+    return "\n".join(lines) + _format_table(rows)
 
 
 def describe_evaluation_dataset(dataset: DatasetDescription) -> str:
@@ -117,12 +120,12 @@ def describe_evaluation_dataset(dataset: DatasetDescription) -> str:
     return f"{describe_dataset({**dataset, 'documents': None})}, {held_out}"
 
 
-def write_training_section(facts: ModelFacts) -> str:
+def format_training_section(facts: ModelFacts) -> str:
     """Start, optimizer, schedule and shape."""
     option = facts.option
     if not facts.options:
         rows = [("updates", None if facts.step is None else f"{facts.step:,}")]
-        return _titled_table("## Training", rows)
+        return _format_titled_table("## Training", rows)
     skipped = facts.last_record.get("optimizer/skipped_steps")
     weights = facts.starting_weights
     source = None
@@ -130,24 +133,26 @@ def write_training_section(facts: ModelFacts) -> str:
         source = f"[{weights['name']}](https://huggingface.co/{weights['name'].partition('@')[0]})"
         source = source if weights["on_hub"] else f"weights of a local folder, `{weights['name']}`"
     elif facts.starts and facts.starts[0]["step"] == 0:
-        source = _fill(facts, "random weights, seed {seed}", seed="training.seed")
-    schedule = _fill(
+        source = _fill_with_options(facts, "random weights, seed {seed}", seed="training.seed")
+    schedule = _fill_with_options(
         facts,
         "{scheduler}, warm-up of {warmup:,} steps",
         scheduler="optimizer.scheduler",
         warmup="training.warmup_steps",
     )
-    decay = _fill(
+    decay = _fill_with_options(
         facts,
         ", {shape} decay during the last {share:.0%}",
         shape="optimizer.decay_type",
         share="optimizer.decay_ratio",
     )
-    end = _fill(facts, ", down to {ratio:g} of the peak", ratio="optimizer.min_lr_ratio")
+    end = _fill_with_options(
+        facts, ", down to {ratio:g} of the peak", ratio="optimizer.min_lr_ratio"
+    )
     if schedule is not None:
         only_wsd = decay if option("optimizer.scheduler") == "wsd" else None
         schedule += (only_wsd or "") + (end or "")
-    optimizer = _fill(
+    optimizer = _fill_with_options(
         facts,
         "{name}, betas {beta1:g} and {beta2:g}, weight decay {decay:g}",
         name="optimizer.name",
@@ -161,86 +166,92 @@ def write_training_section(facts: ModelFacts) -> str:
     rows = [
         ("started from", source),
         ("updates", None if facts.step is None else f"{facts.step:,}{of_total}"),
-        ("tokens per update", _number(facts.tokens_per_step)),
+        ("tokens per update", _format_integer(facts.tokens_per_step)),
         ("optimizer", optimizer),
-        ("peak learning rate", _fill(facts, "{lr:g}", lr="optimizer.lr")),
+        ("peak learning rate", _fill_with_options(facts, "{lr:g}", lr="optimizer.lr")),
         ("learning rate schedule", schedule),
         ("gradients clipped at norm", f"{clipping:g}" if clipping else None),
         (
             "updates skipped",
             f"{int(skipped):,}, whose gradients were not finite" if skipped else None,
         ),
-        ("seed", _fill(facts, "{seed}", seed="training.seed")),
-        ("layers", _number(facts.model_config.get("num_hidden_layers"))),
-        ("width", _number(facts.model_config.get("hidden_size"))),
-        ("layers with softmax attention", _softmax_layers(facts)),
-        ("vocabulary", _number(facts.model_config.get("vocab_size"))),
+        ("seed", _fill_with_options(facts, "{seed}", seed="training.seed")),
+        ("layers", _format_integer(facts.model_config.get("num_hidden_layers"))),
+        ("width", _format_integer(facts.model_config.get("hidden_size"))),
+        ("layers with softmax attention", _list_softmax_layers(facts)),
+        ("vocabulary", _format_integer(facts.model_config.get("vocab_size"))),
         ("stored weights", facts.model_config.get("dtype")),
     ]
-    text = _titled_table("## Training", rows)
-    changes = [change for start in facts.starts for change in _changed_options(start)]
+    text = _format_titled_table("## Training", rows)
+    changes = [
+        change for start in facts.starts for change in _describe_public_option_changes(start)
+    ]
     if changes:
         text += "\nThe options changed on the way; the table has those of the last steps:\n\n"
         text += "\n".join(f"* {change}" for change in changes) + "\n"
     return text
 
 
-def _fill(facts: ModelFacts, template: str, **option_names: str) -> str | None:
+def _fill_with_options(facts: ModelFacts, template: str, **option_names: str) -> str | None:
     """A template with the values of options; None if one of them was not recorded."""
     values = {field: facts.option(name) for field, name in option_names.items()}
     return None if None in values.values() else template.format(**values)
 
 
-def _softmax_layers(facts: ModelFacts) -> str | None:
+def _list_softmax_layers(facts: ModelFacts) -> str | None:
     """The layers of a hybrid of fla that are not those of its architecture, from 0 on."""
     attention = facts.model_config.get("attn")
     layers = attention.get("layers") if isinstance(attention, dict) else None
     return ", ".join(map(str, layers)) if layers else None
 
 
-def _changed_options(start: Mapping[str, Any]) -> list[str]:
+def _describe_public_option_changes(start: Mapping[str, Any]) -> list[str]:
     """What was different from a start on, without paths and what does not matter to the model."""
     first = f"from step {start['step'] + 1:,}"
     return [
         f"{first}: `{change['option']}` {change['before']} → {change['after']}"
         for change in start["changed_options"]
-        if _is_public(change["option"])
+        if _is_public_option(change["option"])
     ]
 
 
-def _is_public(option: str) -> bool:
+def _is_public_option(option_name: str) -> bool:
     """Whether an option says something about the model, and holds no path of a machine."""
-    declared = options().get(option)
-    return declared is not None and declared.path is None and not option.startswith(PRIVATE_CHANGES)
+    declared = options().get(option_name)
+    return (
+        declared is not None
+        and declared.path is None
+        and not option_name.startswith(PRIVATE_CHANGES)
+    )
 
 
-def write_environment_section(facts: ModelFacts) -> str:
+def format_environment_section(facts: ModelFacts) -> str:
     """Devices, time and versions."""
     if not facts.starts:
         return ""
-    rows: list[tuple[str, str | None]] = []
+    rows: list[NameAndValue] = []
     described = ""
     for start in facts.starts:
-        hardware = _hardware(start)
+        hardware = _describe_hardware(start)
         if hardware != described:
             first = f"from step {start['step'] + 1:,}: " if described else ""
             rows.append(("devices", first + hardware))
         described = hardware
     rows += [("starts", f"{len(facts.starts)}" if len(facts.starts) > 1 else None)]
     if (cost := facts.cost) is not None:
-        rows += _cost_rows(cost)
+        rows += _format_cost_rows(cost)
     versions = facts.starts[-1]["packages"]
     named = [f"{name} {version}" for name, version in versions.items() if version]
     git = facts.starts[-1]["git"]
     commit = f" (commit {git['commit'][:12]}{' with changes' * git['dirty']})" if git else ""
     rows.append(("versions", ", ".join([named[0] + commit, *named[1:]])))
-    text = _titled_table("## Hardware, time and versions", rows)
+    text = _format_titled_table("## Hardware, time and versions", rows)
     if any(start["packages"] != versions for start in facts.starts):
         text += "\nEarlier starts of the run had other versions; the table has those of the last.\n"
     return text
 
 
-def _hardware(start: Mapping[str, Any]) -> str:
+def _describe_hardware(start: Mapping[str, Any]) -> str:
     engine = ENGINES.get(start["engine"], start["engine"])
     how = f", {engine}" if engine else ""
     device = start["device"] or "CPU"
@@ -249,7 +260,7 @@ def _hardware(start: Mapping[str, Any]) -> str:
     return f"{start['processes']} x {device}{how}, {precision}"
 
 
-def _cost_rows(cost: Cost) -> list[tuple[str, str | None]]:
+def _format_cost_rows(cost: Cost) -> list[NameAndValue]:
     return [
         ("time, without validation and checkpoints", format_duration(cost.seconds)),
         (
@@ -274,12 +285,12 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
-def _titled_table(title: str, rows: Sequence[tuple[str, str | None]]) -> str:
-    table = _table(rows)
+def _format_titled_table(title: str, rows: Sequence[NameAndValue]) -> str:
+    table = _format_table(rows)
     return f"{title}\n{table}" if table else ""
 
 
-def _table(rows: Sequence[tuple[str, str | None]]) -> str:
+def _format_table(rows: Sequence[NameAndValue]) -> str:
     """Two columns; rows without a value are left out."""
     known = [(name, value.replace("|", "\\|")) for name, value in rows if value is not None]
     if not known:
@@ -288,11 +299,11 @@ def _table(rows: Sequence[tuple[str, str | None]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _number(value: Any) -> str | None:
+def _format_integer(value: Any) -> str | None:
     return f"{value:,}" if isinstance(value, int) else None
 
 
-def _figure(value: float | None) -> str | None:
+def _format_four_digits(value: float | None) -> str | None:
     """Four digits; what is not finite is said as it is."""
     if value is None:
         return None

@@ -201,7 +201,7 @@ PAPERS: dict[str, Paper] = {
 """The paper of each model type of fla, and of hybrids in transformers with the same layers."""
 
 
-def architecture(model_type: str) -> str:
+def model_type_without_norm(model_type: str) -> str:
     """The model type as fla or transformers know it: gla, also of a gla_layernorm."""
     for kind in sorted(NORM_NAMES, key=len, reverse=True):
         model_type = model_type.removesuffix(f"_{kind}")
@@ -210,7 +210,7 @@ def architecture(model_type: str) -> str:
 
 def find_paper(model_type: str) -> Paper | None:
     """The paper of a model type, with any kind of norm; None if none is known."""
-    return PAPERS.get(architecture(model_type))
+    return PAPERS.get(model_type_without_norm(model_type))
 
 
 def format_bibtex(key: str, paper: Paper) -> str:

@@ -86,7 +86,7 @@ def prepare_for_upload(
     if not (stage / CARD).exists():
         # what a user wrote into the card of the export stays in those of the checkpoints
         exported = origin.run_folder / "hf" if origin.run_folder is not None else None
-        write_model_card(stage, origin, earlier=exported)
+        write_model_card(stage, origin, earlier_card_folder=exported)
     _name_repository_in_examples(stage / CARD, repo_id, revision)
     config = _load_run_config(run_folder)
     if include_logs and run_folder is not None and config is not None:

@@ -75,7 +75,7 @@ def write_export(
     with replace_folder(folder, is_kept=_is_users_file) as temporary:
         save_hf_model(model, weights, tokenizer, temporary, dtype)
         write_remote_code(temporary, model.config)
-        write_model_card(temporary, origin, earlier=folder)
+        write_model_card(temporary, origin, earlier_card_folder=folder)
 
 
 def _is_users_file(path: PurePath) -> bool:

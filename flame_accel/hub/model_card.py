@@ -11,11 +11,11 @@ from pathlib import Path
 
 from flame_accel.files import write_bytes_atomically
 from flame_accel.hub.card_edits import CardParts, combine_with_edits
-from flame_accel.hub.card_header import name_model, write_header
-from flame_accel.hub.card_sections import write_sections
+from flame_accel.hub.card_header import choose_model_name, format_header_entries
+from flame_accel.hub.card_sections import format_sections
 from flame_accel.hub.card_tables import LOSS_CURVE_FILE
-from flame_accel.hub.loss_curve import draw_loss_curve
-from flame_accel.hub.run_facts import ModelFacts, read_model_facts
+from flame_accel.hub.loss_curve import draw_loss_curve_png
+from flame_accel.hub.run_facts import read_model_facts
 from flame_accel.observe import get_logger
 from flame_accel.observe.starts import CONFIG_FILE, read_options_of_last_start
 
@@ -44,19 +44,25 @@ def origin_of_checkpoint(checkpoint: Path) -> ModelOrigin:
     return ModelOrigin(run_folder=folder, step=state["step"], tokens=state["tokens"])
 
 
-def write_model_card(folder: Path, origin: ModelOrigin, *, earlier: Path | None = None) -> None:
+def write_model_card(
+    folder: Path, origin: ModelOrigin, *, earlier_card_folder: Path | None = None
+) -> None:
     """Writes `README.md` and the loss curve into the folder of a model.
 
     Args:
         folder: Of a model in the Hugging Face format.
         origin: Its run and step.
-        earlier: Folder with the card that this one replaces; None: `folder`. What a user wrote into
-            it stays.
+        earlier_card_folder: Has the card that this one replaces; None: `folder`. What a user wrote
+            into it stays.
     """
     facts = read_model_facts(folder, origin.run_folder, step=origin.step, tokens=origin.tokens)
-    picture = draw_loss_curve(facts.records)
-    parts = compose_card(facts, has_loss_curve=picture is not None)
-    before = (earlier or folder) / CARD_FILE
+    picture = draw_loss_curve_png(facts.records)
+    name = choose_model_name(facts)
+    parts = CardParts(
+        header=format_header_entries(facts, name=name),
+        sections=format_sections(facts, name=name, has_loss_curve=picture is not None),
+    )
+    before = (earlier_card_folder or folder) / CARD_FILE
     # neither line breaks nor a byte order mark are changed
     text = before.read_bytes().decode("utf-8", "surrogateescape") if before.is_file() else None
     card = combine_with_edits(parts, text)
@@ -69,12 +75,3 @@ def write_model_card(folder: Path, origin: ModelOrigin, *, earlier: Path | None 
     if picture is not None:
         write_bytes_atomically(folder / LOSS_CURVE_FILE, picture)
     write_bytes_atomically(folder / CARD_FILE, card.text.encode("utf-8", "surrogateescape"))
-
-
-def compose_card(facts: ModelFacts, *, has_loss_curve: bool) -> CardParts:
-    """The card of a model without any edits."""
-    name = name_model(facts)
-    return CardParts(
-        header=write_header(facts, name=name),
-        sections=write_sections(facts, name=name, has_loss_curve=has_loss_curve),
-    )

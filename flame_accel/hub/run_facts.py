@@ -158,7 +158,7 @@ def read_model_facts(
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     about_the_model: dict[str, Any] = {
         "model_type": config["model_type"],
-        "num_weights": count_stored_weights(model_folder),
+        "num_weights": count_stored_parameters(model_folder),
         "model_config": config,
         "step": step,
         "tokens": tokens,
@@ -175,7 +175,7 @@ def read_model_facts(
     )
 
 
-def count_stored_weights(model_folder: Path) -> int | None:
+def count_stored_parameters(model_folder: Path) -> int | None:
     """Elements of all tensors in the safetensors of a folder; tied weights are stored once."""
     files = sorted(model_folder.glob("*.safetensors"))
     count = 0

@@ -26,7 +26,7 @@ class ModelSources(TypedDict):
     """None: they were drawn at random."""
 
 
-def describe_sources(config: Config, run_data: data.RunData) -> ModelSources:
+def describe_model_sources(config: Config, run_data: data.RunData) -> ModelSources:
     """What the model of a run is made from; called once its data and weights are loaded.
 
     Args:

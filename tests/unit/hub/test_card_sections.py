@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
-from flame_accel.hub.card_header import format_count, list_evaluation_results, name_model
-from flame_accel.hub.card_header import write_header as header_of
-from flame_accel.hub.card_sections import write_sections
+from flame_accel.hub.card_header import (
+    choose_model_name,
+    format_parameter_count,
+    list_evaluation_results,
+)
+from flame_accel.hub.card_header import format_header_entries as header_of
+from flame_accel.hub.card_sections import format_sections
 from flame_accel.hub.card_tables import format_duration
-from flame_accel.hub.run_facts import ModelFacts, count_stored_weights
+from flame_accel.hub.run_facts import ModelFacts, count_stored_parameters
 from tests.helpers.local_hub.card_rules import judge_card
 
 DATASET = {
@@ -77,7 +81,7 @@ def build_facts(**changes: Any) -> ModelFacts:
 
 
 def write_body(facts: ModelFacts) -> str:
-    return "\n".join(write_sections(facts, name="A", has_loss_curve=False).values())
+    return "\n".join(format_sections(facts, name="A", has_loss_curve=False).values())
 
 
 def rows(body: str) -> list[tuple[str, str]]:
@@ -126,10 +130,10 @@ def test_nothing_is_said_that_was_not_recorded():
 
 
 def test_what_limits_the_model_is_said():
-    limits = write_sections(build_facts(), name="A", has_loss_curve=False)["limits"]
+    limits = format_sections(build_facts(), name="A", has_loss_curve=False)["limits"]
     assert "not trained on conversations" in limits and "at most 512 tokens" in limits
     chats = {**START, "training_data": [{**DATASET, "conversations": True}], "step": 3}
-    limits = write_sections(
+    limits = format_sections(
         build_facts(starts=[chats], records=[{"step": 8, "tokens": 1}]),
         name="A",
         has_loss_curve=False,
@@ -170,14 +174,14 @@ def test_the_ways_to_load_are_those_that_work(
     model_type: str, config: dict[str, Any], first_lines: list[str]
 ) -> None:
     facts = build_facts(model_type=model_type, model_config=config)
-    usage = write_sections(facts, name="A", has_loss_curve=False)["usage"]
+    usage = format_sections(facts, name="A", has_loss_curve=False)["usage"]
     blocks = re.findall(r"```python\n(.*?)```", usage, re.DOTALL)
     for line, block in zip(first_lines, blocks, strict=False):
         assert block.startswith(line)
         compile(block, "README.md", "exec")
     assert ("trust_remote_code=True" in usage) == ("auto_map" in config)
     assert ("pipeline" in usage) == ("auto_map" in config or model_type == "llama")
-    mine = write_sections(build_facts(model_type="of_mine"), name="A", has_loss_curve=False)
+    mine = format_sections(build_facts(model_type="of_mine"), name="A", has_loss_curve=False)
     assert "first import the module" in mine["usage"] and "citation" not in mine
 
 
@@ -209,11 +213,11 @@ def test_only_finite_figures_of_this_very_model_are_results():
 
 
 def test_a_model_is_named_by_the_options_or_by_its_size():
-    assert name_model(build_facts()) == "gla-340M"
-    assert name_model(build_facts(num_weights=None)) == "gla"
-    assert name_model(build_facts(options={"hub.repo_id": "org/name"})) == "name"
+    assert choose_model_name(build_facts()) == "gla-340M"
+    assert choose_model_name(build_facts(num_weights=None)) == "gla"
+    assert choose_model_name(build_facts(options={"hub.repo_id": "org/name"})) == "name"
     options = {"hub.repo_id": "org/name", "hub.model_name": "Mine"}
-    assert name_model(build_facts(options=options)) == "Mine"
+    assert choose_model_name(build_facts(options=options)) == "Mine"
 
 
 @pytest.mark.parametrize(
@@ -228,7 +232,7 @@ def test_a_model_is_named_by_the_options_or_by_its_size():
     ],
 )
 def test_counts_are_short(count: int, text: str) -> None:
-    assert format_count(count) == text
+    assert format_parameter_count(count) == text
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_stored_weights_are_counted_over_all_files(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    assert count_stored_weights(tmp_path) is None
+    assert count_stored_parameters(tmp_path) is None
     save_file({"a": torch.zeros(3, 4), "b": torch.zeros(())}, tmp_path / "model-1.safetensors")
     save_file({"c": torch.zeros(5)}, tmp_path / "model-2.safetensors")
-    assert count_stored_weights(tmp_path) == 18
+    assert count_stored_parameters(tmp_path) == 18

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from flame_accel.hub.citations import PAPERS, architecture, find_paper, format_bibtex
+from flame_accel.hub.citations import PAPERS, find_paper, format_bibtex, model_type_without_norm
 from flame_accel.models.catalogue import fla_config_classes
 
 
@@ -32,6 +32,6 @@ def test_an_entry_says_what_is_known_and_nothing_else(model_type: str) -> None:
 
 
 def test_a_model_with_another_norm_has_the_paper_of_its_architecture():
-    assert architecture("gla_np_layernorm") == "gla"
+    assert model_type_without_norm("gla_np_layernorm") == "gla"
     assert find_paper("gla_layernorm") is PAPERS["gla"]
     assert find_paper("of_my_own") is None

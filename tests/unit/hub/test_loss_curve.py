@@ -5,7 +5,12 @@ import math
 
 import pytest
 
-from flame_accel.hub.loss_curve import DOTS_PER_INCH, HEIGHT_INCHES, WIDTH_INCHES, draw_loss_curve
+from flame_accel.hub.loss_curve import (
+    DOTS_PER_INCH,
+    HEIGHT_INCHES,
+    WIDTH_INCHES,
+    draw_loss_curve_png,
+)
 
 RECORDS = [
     {"step": step, "train/loss": 5.0 / step, "eval/loss": 6.0 / step} for step in range(1, 9)
@@ -13,10 +18,12 @@ RECORDS = [
 
 
 def test_it_is_a_picture_that_depends_on_nothing_but_the_losses():
-    picture = draw_loss_curve(RECORDS)
-    assert picture == draw_loss_curve([record | {"time/step_seconds": 3.0} for record in RECORDS])
-    assert picture != draw_loss_curve([record | {"train/loss": 1.0} for record in RECORDS])
-    assert picture != draw_loss_curve([{**record, "eval/loss": math.nan} for record in RECORDS])
+    picture = draw_loss_curve_png(RECORDS)
+    assert picture == draw_loss_curve_png(
+        [record | {"time/step_seconds": 3.0} for record in RECORDS]
+    )
+    assert picture != draw_loss_curve_png([record | {"train/loss": 1.0} for record in RECORDS])
+    assert picture != draw_loss_curve_png([{**record, "eval/loss": math.nan} for record in RECORDS])
     from matplotlib.image import imread
 
     pixels = imread(io.BytesIO(picture or b""), format="png")
@@ -30,9 +37,9 @@ def test_it_is_a_picture_that_depends_on_nothing_but_the_losses():
     "records", [[], [{"step": 1}], [{"step": 1, "train/loss": math.nan}]], ids=str
 )
 def test_without_a_loss_there_is_no_picture(records: list[dict[str, float]]) -> None:
-    assert draw_loss_curve(records) is None
+    assert draw_loss_curve_png(records) is None
 
 
 def test_one_step_and_a_loss_of_zero_are_drawn():
-    assert draw_loss_curve(RECORDS[:1])
-    assert draw_loss_curve([*RECORDS, {"step": 9, "train/loss": 0.0}])
+    assert draw_loss_curve_png(RECORDS[:1])
+    assert draw_loss_curve_png([*RECORDS, {"step": 9, "train/loss": 0.0}])
