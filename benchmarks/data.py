@@ -31,7 +31,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
-from flame_accel.data import build_batches, load_tokenizer, open_data
+from flame_accel.data import build_step_batches, load_tokenizer, open_data
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
 from flame_accel.data.cache.token_cache import TokenCache
@@ -194,7 +194,7 @@ def _read_and_sample_memory(
 ) -> tuple[float, np.ndarray]:
     """Reads batches for a time: tokens/s, and megabytes [samples, (all, without file pages)]."""
     data = open_data(training, EvaluationConfig(), load_tokenizer(tokenizer, False))
-    batches = iter(build_batches(training, data, rank=0, world_size=1))
+    batches = iter(build_step_batches(training, data, rank=0, world_size=1))
     samples: list[tuple[float, float]] = []
     steps = 0
     begin = sampled_at = time.perf_counter()

@@ -21,7 +21,7 @@ from transformers import TrainingArguments as TrainerArguments
 
 from flame_accel import kernels, observe, parallel, train
 from flame_accel.config import parse
-from flame_accel.data import build_batches
+from flame_accel.data import build_step_batches
 from flame_accel.hub import HubUploads
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.models import load_model_config
@@ -309,7 +309,7 @@ def read_batches(case: Case) -> list[dict[str, torch.Tensor]]:
     config = parse_options(case, Path(mkdtemp()))
     training = replace(config.training, num_workers=0)
     data = open_data(training, config.evaluation, load_tokenizer(case.tokenizer, False))
-    stream = iter(build_batches(training, data, rank=0, world_size=1))
+    stream = iter(build_step_batches(training, data, rank=0, world_size=1))
     batches = [next(stream)[0] for _ in range(DISTINCT_BATCHES)]
     return [
         {name: value for name, value in batch.items() if name != "num_targets"} for batch in batches

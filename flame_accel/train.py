@@ -206,7 +206,7 @@ def restore_run(
         tokenizer=components.tokenizer,
         total_steps=config.training.steps,
     )
-    batches = data.build_batches(
+    batches = data.build_step_batches(
         config.training, components.run_data, rank=rank, world_size=world_size, state=stream_state
     )
     eval_batches = data.build_evaluation_batches(

@@ -57,9 +57,9 @@ class BadRecordCounter:
         if policy.stops_run(record):
             raise refused_record_error(record, source)
         if policy.counts_as_bad(record):
-            self.count_and_check_limit([record])
+            self.log_count_and_check_limit([record])
 
-    def count_and_check_limit(self, new_records: Sequence[Skipped]) -> None:
+    def log_count_and_check_limit(self, new_records: Sequence[Skipped]) -> None:
         """Count and log the bad records that were skipped since the last call.
 
         Raises:

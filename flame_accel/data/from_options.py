@@ -146,7 +146,7 @@ def build_packing(training: TrainingConfig, tokenizer: PreTrainedTokenizerBase) 
     )
 
 
-def build_batches(
+def build_step_batches(
     training: TrainingConfig,
     data: RunData,
     *,
@@ -204,7 +204,7 @@ def build_evaluation_batches(
     if data.evaluation is None:
         return None
     return pack_evaluation_batches(
-        _read_with_target_bytes(data.evaluation, data.tokenizer),
+        _read_with_num_target_bytes(data.evaluation, data.tokenizer),
         build_packing(training, data.tokenizer),
         name=f"evaluation.dataset {data.evaluation.name!r}",
         policy=SkipPolicy(training.max_bad_records),
@@ -244,7 +244,7 @@ def stream_identity(training: TrainingConfig, data: RunData) -> Identity:
     return identity
 
 
-def _read_with_target_bytes(
+def _read_with_num_target_bytes(
     dataset: EncodedDataset, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[EncodedRecord]:
     """What each record gives, with the length in UTF-8 of the text that the loss is computed for.

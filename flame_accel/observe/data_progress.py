@@ -27,7 +27,7 @@ def reduce_and_check_data_metrics(
         UserError: All ranks together have skipped more than `max_bad_records` bad records.
     """
     local = (
-        batches.epoch_of_rank,
+        batches.max_source_epoch_of_rank,
         *batches.counts_of_rank,
         batches.packing_efficiency_of_rank,
     )

@@ -14,7 +14,7 @@ from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
 from flame_accel.data.from_options import (
     RunData,
-    build_batches,
+    build_step_batches,
     open_data,
 )
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
@@ -143,7 +143,7 @@ def play(
         num_workers=num_workers,
     )
     ranks = [
-        build_batches(training, data, rank=rank, world_size=world_size, state=state)
+        build_step_batches(training, data, rank=rank, world_size=world_size, state=state)
         for rank in range(world_size)
     ]
     drawn = [

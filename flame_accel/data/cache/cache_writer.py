@@ -37,7 +37,7 @@ from flame_accel.data.cache.file_format import (
     Manifest,
     ShardEntry,
     check_file_sizes,
-    first_document_of_each_shard,
+    first_document_indices,
     read_manifest,
     smallest_token_dtype,
 )
@@ -132,7 +132,9 @@ def write_cache_unless_finished(
         _check_and_mark_unfinished(folder, inputs)
         shards = _keep_only_complete_shards(folder)
         policy = policy or SkipPolicy()
-        _append_missing_shards(folder, shards, chunk_encoder, num_processes, policy, on_progress)
+        _write_and_append_missing_shards(
+            folder, shards, chunk_encoder, num_processes, policy, on_progress
+        )
         _check_unchanged_and_write_manifest(folder, shards, inputs, dtype)
     return True
 
@@ -227,7 +229,7 @@ def _keep_only_complete_shards(folder: Path) -> list[ShardEntry]:
     return shards
 
 
-def _append_missing_shards(
+def _write_and_append_missing_shards(
     folder: Path,
     shards: list[ShardEntry],
     encoder: ChunkEncoder,
@@ -240,7 +242,7 @@ def _append_missing_shards(
     total, resumed = len(encoder.records), sum(shard["documents"] for shard in shards)
     length = choose_records_per_chunk(encoder.records)
     ranges = (range(i, min(i + length, total)) for i in range(resumed, total, length))
-    bad_records = _resume_bad_record_counter(shards, policy)
+    bad_records = _restore_and_check_bad_record_counter(shards, policy)
     documents, tokens, writer = resumed, 0, None
     with closing(encode_chunks_in_order(encoder, ranges, num_processes)) as chunks:
         for chunk in chunks:
@@ -260,7 +262,9 @@ def _append_missing_shards(
         shards.append(writer.finish())
 
 
-def _resume_bad_record_counter(shards: list[ShardEntry], policy: SkipPolicy) -> BadRecordCounter:
+def _restore_and_check_bad_record_counter(
+    shards: list[ShardEntry], policy: SkipPolicy
+) -> BadRecordCounter:
     """A counter that starts with the bad records of the existing shards."""
     counted = ("damaged",) if policy.max_bad is None else ("damaged", "empty")
     bad_records = BadRecordCounter(policy.max_bad)
@@ -296,7 +300,7 @@ def _check_unchanged_and_write_manifest(
             remedy="check the text column (training.text_column)",
         )
     hashes = [memory_map_record_hashes(folder, number) for number in range(len(shards))]
-    first_documents = first_document_of_each_shard(shards)
+    first_documents = first_document_indices(shards)
 
     def hash_of_record(index: int) -> int:
         number = bisect_right(first_documents, index) - 1

@@ -174,7 +174,7 @@ def check_file_sizes(folder: Path, manifest: Manifest) -> None:
             raise damaged_cache_error(folder, damage)
 
 
-def first_document_of_each_shard(shards: Sequence[ShardEntry]) -> list[int]:
+def first_document_indices(shards: Sequence[ShardEntry]) -> list[int]:
     """Index of the first document of each shard; `shards` as in the manifest."""
     return [0, *accumulate(shard["documents"] for shard in shards)][: len(shards)]
 

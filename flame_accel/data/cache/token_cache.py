@@ -30,7 +30,7 @@ from flame_accel.data.cache.file_format import (
     ShardEntry,
     check_file_sizes,
     damaged_cache_error,
-    first_document_of_each_shard,
+    first_document_indices,
     read_manifest,
     shard_file_name,
 )
@@ -78,7 +78,7 @@ class TokenCache:
         self._num_documents: int = self._manifest["documents"]
         self._dtype = np.dtype(self._manifest["dtype"]).newbyteorder("<")
         self._shards: list[ShardEntry] = self._manifest["shards"]
-        self._first_documents = first_document_of_each_shard(self._shards)
+        self._first_documents = first_document_indices(self._shards)
         self._mapped: dict[int, _MappedShard] = {}
         # by shard: (where, what) of each damaged record
         self._damaged: dict[int, dict[str, list[str]]] = {}

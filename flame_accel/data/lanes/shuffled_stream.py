@@ -121,7 +121,7 @@ class StreamReader(CountingReader):
                 epoch_ends += 1
                 records += block.num_records
                 self._check_enough_records_for_lanes(block.num_records)
-                self._check_some_epoch_has_documents(epoch_ends, records, block.num_records)
+                self._check_epochs_without_document(epoch_ends, records, block.num_records)
 
     def _check_enough_records_for_lanes(self, records_in_epoch: int) -> None:
         """Check that the group's epoch has a record for each of its lanes.
@@ -139,7 +139,7 @@ class StreamReader(CountingReader):
                 "where the documents do not depend on the size of single files",
             )
 
-    def _check_some_epoch_has_documents(
+    def _check_epochs_without_document(
         self, epoch_ends: int, records_read: int, records_in_last_epoch: int
     ) -> None:
         """Give up after epochs without a document; the first of them may not have been read whole.

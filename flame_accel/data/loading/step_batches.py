@@ -131,7 +131,7 @@ class StepBatches:
             while True:
                 step = [_raise_if_error(next(workers)) for _ in range(num_workers)]
                 cursors = [cursor for part in step for cursor in part.cursors]
-                self._bad.count_and_check_limit(
+                self._bad.log_count_and_check_limit(
                     [record for part in step for record in part.skipped]
                 )
                 rows = [row for part in step for row in part.rows]
@@ -163,7 +163,7 @@ class StepBatches:
         )
 
     @property
-    def epoch_of_rank(self) -> float:
+    def max_source_epoch_of_rank(self) -> float:
         """Passes of this rank's lanes over the data so far; the most over any source."""
         opened = [
             self._lanes.open_readers(lane, cursor, lambda record: None)

@@ -156,28 +156,30 @@ class _Line(NamedTuple):
     """Position behind the newline."""
 
 
-def _split_lines(chunks: Iterable[bytes], position: int, max_bytes: int) -> Iterator[_Line]:
-    """Split chunks of a file at newlines; the first chunk starts at `position`."""
+def _split_lines(
+    chunks: Iterable[bytes], start_position: int, max_line_bytes: int
+) -> Iterator[_Line]:
+    """Split chunks of a file at newlines; the first chunk starts at `start_position`."""
     # parts and length of the unfinished line
     held: list[bytes] = []
-    length = 0
+    length, position = 0, start_position
     for piece in chunks:
         *closed, rest = piece.split(b"\n")
         for line in closed:
             length += len(line)
             position += length + 1
-            if length > max_bytes:
+            if length > max_line_bytes:
                 yield _Line(length, position)
             else:
                 yield _Line(b"".join((*held, line)) if held else line, position)
             held, length = [], 0
         length += len(rest)
-        if length > max_bytes:
+        if length > max_line_bytes:
             held = []
         elif rest:
             held.append(rest)
     if length:
-        yield _Line(length if length > max_bytes else b"".join(held), position + length)
+        yield _Line(length if length > max_line_bytes else b"".join(held), position + length)
 
 
 def _read_parquet_file(

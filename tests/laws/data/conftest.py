@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flame_accel.data.from_options import (
-    build_batches,
+    build_step_batches,
 )
 from flame_accel.data.loading.stream_state import merge_rank_states
 from tests.helpers.data_runs import (
@@ -59,7 +59,7 @@ def cases(files: dict[str, str]) -> Callable[[str], Case]:
             training, data = open_run(
                 seq_len=16, **{**options, "dataset": options["dataset"].format(**files)}
             )
-            batches = build_batches(training, data, rank=0, world_size=1)
+            batches = build_step_batches(training, data, rank=0, world_size=1)
             states, steps = [merge_rank_states([batches.state_dict()])], []
             for step in islice(batches, STEPS):
                 steps.append(rows_of(step, ROWS, 16))

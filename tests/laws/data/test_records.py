@@ -18,8 +18,8 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.from_options import (
     RunData,
-    build_batches,
     build_evaluation_batches,
+    build_step_batches,
     open_data,
 )
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
@@ -102,7 +102,7 @@ def test_what_is_used_up_and_what_is_skipped_is_what_was_read(
         with pytest.raises(UserError, match=r"(?s)[0-9].*--training\.max_bad_records N"):
             play(training, data, 99)
     training, data, read = open_counted(tmp_path, streaming=streaming, max_bad_records=10**6)
-    batches = build_batches(training, data, rank=0, world_size=1)
+    batches = build_step_batches(training, data, rank=0, world_size=1)
     assert len([*islice(batches, 60)]) == 60
     skipped = [record for record in read if isinstance(record, Skipped)]
     state = merge_rank_states([batches.state_dict()])
@@ -124,7 +124,7 @@ def test_a_file_that_vanishes_is_skipped_or_stops_a_stream(tmp_path: Path) -> No
         gone = tmp_path / "2.jsonl"
         write_json_lines(gone, GOOD[20:30])
         training, data, read = open_counted(tmp_path, streaming=True, max_bad_records=limit)
-        batches = build_batches(training, data, rank=0, world_size=1)
+        batches = build_step_batches(training, data, rank=0, world_size=1)
         steps = iter(batches)
         assert len([next(steps) for _ in range(5)]) == 5
         assert batches.counts_of_rank.bad == 0
@@ -160,7 +160,7 @@ def test_held_out_documents_are_those_that_training_does_not_read(files: dict[st
             )
         )
         training = replace(training, num_workers=0)
-        batches = build_batches(training, data, rank=0, world_size=1)
+        batches = build_step_batches(training, data, rank=0, world_size=1)
         assert len([*islice(batches, 50)]) == 50
         # held-out documents are passed over, but not bad; one text is empty
         assert batches.counts_of_rank.skipped > batches.counts_of_rank.bad == 0
@@ -201,7 +201,7 @@ def test_conversations_have_targets_that_differ_between_ranks(tmp_path: Path) ->
     )
     evaluation = EvaluationConfig(dataset=str(tmp_path / "chat.jsonl"), held_out_share=0.3)
     data = open_data(training, evaluation, tokenizer)
-    batches = build_batches(training, data, rank=0, world_size=1)
+    batches = build_step_batches(training, data, rank=0, world_size=1)
     assert not batches.constant_targets
     ((batch,),) = islice(batches, 1)
     wanted = set(batch["labels"].flatten().tolist()) - {IGNORED_LABEL}
@@ -221,4 +221,4 @@ def test_conversations_have_targets_that_differ_between_ranks(tmp_path: Path) ->
     tokenizer.chat_template = TEMPLATE.replace("?", "!")
     changed = open_data(training, evaluation, tokenizer)
     with pytest.raises(UserError, match="tokenizer is "):
-        build_batches(training, changed, rank=0, world_size=1, state=state)
+        build_step_batches(training, changed, rank=0, world_size=1, state=state)

@@ -15,8 +15,8 @@ from tokenizers.processors import TemplateProcessing
 
 from flame_accel.config import Config, UserError, parse
 from flame_accel.data import (
-    build_batches,
     build_evaluation_batches,
+    build_step_batches,
     load_tokenizer,
     open_data,
 )
@@ -43,7 +43,7 @@ def data_of(config: Config) -> Any:
 
 def steps_of(config: Config) -> Iterator[list[Any]]:
     """The micro-batches of each step of one process."""
-    return iter(build_batches(config.training, data_of(config), rank=0, world_size=1))
+    return iter(build_step_batches(config.training, data_of(config), rank=0, world_size=1))
 
 
 @pytest.mark.covers_option(
@@ -103,7 +103,7 @@ def test_workers_stay_for_another_pass_where_asked(configured, monkeypatch, aske
         loading, "start_packing_workers", lambda *given: started.append(1) or start(*given)
     )
     config = configured(**{"training.persistent_workers": asked, "training.num_workers": 1})
-    stream = build_batches(config.training, data_of(config), rank=0, world_size=1)
+    stream = build_step_batches(config.training, data_of(config), rank=0, world_size=1)
     for _ in range(2):
         next(iter(stream))
     assert len(started) == (1 if asked else 2)

@@ -16,7 +16,7 @@ ACCELERATOR: Any = SimpleNamespace(device=torch.device("cpu"))
 def batches(*, skipped: int = 0, bad: int = 0, packing_efficiency: float = 1.0) -> Any:
     """A rank's batches as far as they are read here."""
     return SimpleNamespace(
-        epoch_of_rank=1.5,
+        max_source_epoch_of_rank=1.5,
         counts_of_rank=RecordCounts(10, skipped, bad),
         packing_efficiency_of_rank=packing_efficiency,
     )

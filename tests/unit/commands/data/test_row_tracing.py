@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flame_accel.commands.data import parse_options_without_required_model
 from flame_accel.commands.data.row_tracing import TracedLane, trace_first_rows
-from flame_accel.data import build_batches, load_tokenizer, open_data
+from flame_accel.data import build_step_batches, load_tokenizer, open_data
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.from_options import build_lanes
 from flame_accel.data.lanes.lane import build_lane
@@ -71,7 +71,7 @@ def test_the_rows_are_those_of_step_1(form, data_folder, monkeypatch):
         config.evaluation,
         load_tokenizer(str(config.model.tokenizer_path), False),
     )
-    step = next(iter(build_batches(config.training, data, rank=0, world_size=1)))
+    step = next(iter(build_step_batches(config.training, data, rank=0, world_size=1)))
     ids = np.concatenate([batch["input_ids"].numpy().reshape(-1, 48) for batch in step])
     labels = np.concatenate([batch["labels"].numpy().reshape(-1, 48) for batch in step])
     stream = build_lanes(config.training, data, num_lanes=len(ids))

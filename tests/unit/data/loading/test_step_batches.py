@@ -31,8 +31,8 @@ def test_fewer_documents_than_lanes_names_both_and_the_remedies() -> None:
 
 def test_progress_counts_documents() -> None:
     batches = build(FIXED)
-    assert batches.epoch_of_rank == 0
-    epochs = [batches.epoch_of_rank for _ in islice(batches, STEPS)]
+    assert batches.max_source_epoch_of_rank == 0
+    epochs = [batches.max_source_epoch_of_rank for _ in islice(batches, STEPS)]
     assert epochs == sorted(epochs)
     assert epochs[-1] > 1
     places = [source for _, _, _, source in batches.state_dict()["cursors"]]
