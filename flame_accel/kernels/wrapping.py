@@ -35,7 +35,10 @@ LIGHT_FUNCTIONS = {
 }
 """Functions of the operators' families, by our names, that mix no tokens or only add them up."""
 
-OUTSIDE_OF_FLA = ("flame_accel.kernels.recurrence.mamba.selective_scan",)
+OUTSIDE_OF_FLA = (
+    "flame_accel.kernels.recurrence.mamba.selective_scan",
+    "flame_accel.kernels.fused.mamba2.ssd_norm_linear",
+)
 """Operators of ours that fla has no name for."""
 
 

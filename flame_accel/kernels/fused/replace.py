@@ -26,6 +26,8 @@ class FusedFunction(NamedTuple):
     """Ours, below `flame_accel.kernels.fused.`; the function has the same name."""
     supports: str
     """In the same module: whether a call is one for ours."""
+    ours: str | None = None
+    """Its name, if it is another."""
 
 
 FUSED = (
@@ -38,6 +40,7 @@ FUSED = (
         "linear_cross_entropy",
         "supports_linear_cross_entropy",
     ),
+    FusedFunction("layers.mamba2.Mamba2.forward", "mamba2", "supports_mamba2", "forward_mamba2"),
 )
 
 
@@ -61,15 +64,18 @@ def install_fused_kernels() -> None:
     """
     importlib.import_module("fla")
     replacements: dict[int, Replacement] = {}
-    for theirs, module_name, supports in FUSED:
-        _, name, original = _resolve_attribute(f"fla.{theirs}")
+    for theirs, module_name, supports, our_name in FUSED:
+        owner, name, original = _resolve_attribute(f"fla.{theirs}")
         if hasattr(original, "replaces"):
             continue
         module = importlib.import_module(f"flame_accel.kernels.fused.{module_name}")
         ours = _choose_implementation_per_call(
-            getattr(module, name), getattr(module, supports), original
+            getattr(module, our_name or name), getattr(module, supports), original
         )
-        replacements[id(original)] = Replacement(original, ours)
+        if isinstance(owner, type):
+            _set_attribute_with_undo(owner, name, ours)
+        else:
+            replacements[id(original)] = Replacement(original, ours)
     if not replacements:
         return
     _replace_in_loaded_modules(replacements)

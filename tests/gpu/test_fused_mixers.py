@@ -1,0 +1,147 @@
+"""Layers whose activations are computed again give what fla's own path gives: all gradients too.
+
+Errors are those against fla's path in fp32. Without a GPU, `TRITON_INTERPRET=1` in front of pytest
+runs the same kernels on the CPU, as tests/unit/kernels/fused does.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flame_accel.kernels import install, install_fused_kernels, uninstall
+from flame_accel.kernels.fused.replace import fused_kernels_disabled
+from flame_accel.kernels.tuning import (
+    Tuner,
+    detect_gpu,
+    install_autotune_hook,
+    uninstall_autotune_hook,
+)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+WIDTH = 32
+BOUNDARIES = {"packed": [0, 66, 67, 90], "rows": None}
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() or INTERPRETED), reason="needs a CUDA device"
+    ),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fused() -> Iterator[None]:
+    """Our kernels are in place, and no kernel is tuned."""
+    importlib.import_module("fla")
+    if INTERPRETED:
+        uninstall()
+        importlib.import_module("tests.helpers.triton_on_cpu")
+    install("triton")
+    if INTERPRETED:
+        uninstall_autotune_hook()
+    else:
+        install_autotune_hook(Tuner(detect_gpu(), fresh=True, tunes=False))
+    install_fused_kernels()
+    yield
+    uninstall()
+    install()
+
+
+def build_mamba2(**options: Any) -> nn.Module:
+    from fla.layers import Mamba2
+
+    sizes = {"hidden_size": WIDTH, "expand": 2, "head_dim": 32, "state_size": 16}
+    return Mamba2(**sizes, **options, layer_idx=0)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "mamba2": build_mamba2,
+    "mamba2-wide-skip": lambda: build_mamba2(D_has_hdim=True, dt_limit=(0.002, 0.05)),
+}
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    layer = LAYERS[name]()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return layer.to(DEVICE).train()
+
+
+def outputs_and_gradients(
+    layer: nn.Module, layout: str, *, ours: bool, autocast: bool
+) -> dict[str, Tensor]:
+    boundaries = BOUNDARIES[layout]
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, 70, WIDTH) if boundaries is None else (1, boundaries[-1], WIDTH)
+    x, weights = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
+    x.requires_grad_()
+    options = {}
+    if boundaries is not None:
+        options["cu_seqlens"] = torch.tensor(boundaries, dtype=torch.int32, device=DEVICE)
+    layer.zero_grad()
+    kernels = nullcontext() if ours else fused_kernels_disabled()
+    with kernels, torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        out = layer(x, **options)[0]
+    (out.float() * weights).sum().backward()
+    found = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+    assert x.grad is not None
+    return {"output": out.detach().float(), "input": x.grad, **found}
+
+
+def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    assert found.keys() == expected.keys()
+    return {
+        name: ((found[name] - wanted).norm() / wanted.norm().clamp(min=1e-12)).item()
+        for name, wanted in expected.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "layout"), [("mamba2", "packed"), ("mamba2-wide-skip", "rows")])
+def test_fused_layer_is_as_exact_as_fla(name, layout):
+    layer = build(name)
+    exact = outputs_and_gradients(layer, layout, ours=False, autocast=False)
+    in_fp32 = outputs_and_gradients(layer, layout, ours=True, autocast=False)
+    assert max(errors(in_fp32, exact).values()) < 5e-3
+    ours, fla = (
+        errors(outputs_and_gradients(layer, layout, ours=which, autocast=True), exact)
+        for which in (True, False)
+    )
+    for tensor, error in ours.items():
+        assert error < 1.25 * fla[tensor] + 1e-3, f"{tensor}: {error}, fla {fla[tensor]}"
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_fused_layer_keeps_less(name):
+    layer = build(name)
+    ours, fla = (bytes_kept_for_backward(layer, ours=which) for which in (True, False))
+    assert ours < 0.7 * fla
+
+
+def bytes_kept_for_backward(layer: nn.Module, *, ours: bool) -> int:
+    """Bytes of all activations that the graph of a call holds."""
+    counted = {}
+    parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        # casts of weights are smaller than activations of so many tokens
+        if storage.data_ptr() not in parameters:
+            counted[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    kernels = nullcontext() if ours else fused_kernels_disabled()
+    x = torch.randn(1, 96 if INTERPRETED else 4096, WIDTH, device=DEVICE, requires_grad=True)
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with kernels, hooks, torch.autocast(DEVICE, torch.bfloat16):
+        out = layer(x)[0]
+    assert out.requires_grad
+    return sum(counted.values())
