@@ -1,4 +1,4 @@
-"""Our own Triton kernels for what lies around matrix products: norms, gates, embedding, loss, mixers.
+"""Our own Triton kernels around matrix products: norms, gates, embedding, loss, parts of mixers.
 
 They are bound by memory: each reads its inputs once and writes its outputs once, and sums the
 gradients of weights on the way; what is cheap to compute again is not kept for the backward pass.
