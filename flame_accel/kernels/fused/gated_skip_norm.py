@@ -16,17 +16,6 @@ from torch import Tensor
 from flame_accel.kernels.fused.norm import BACKWARD_PROGRAMS, _num_warps, _tile_shape
 
 
-@triton.jit
-def _gated_sum(y, x, gate, skip, rows, columns, inside, x_stride, gate_stride, N, PER_SKIP):
-    """Y + skip x, and the gate, of a tile."""
-    b_y = tl.load(y + rows[:, None] * N + columns[None, :], mask=inside, other=0.0)
-    b_x = tl.load(x + rows[:, None] * x_stride + columns[None, :], mask=inside, other=0.0)
-    b_gate = tl.load(gate + rows[:, None] * gate_stride + columns[None, :], mask=inside, other=0.0)
-    b_skip = tl.load(skip + columns // PER_SKIP, mask=columns < N, other=0.0).to(tl.float32)
-    b_x = b_x.to(tl.float32)
-    return b_y.to(tl.float32) + b_skip[None, :] * b_x, b_x, b_gate.to(tl.float32)
-
-
 @triton.jit(do_not_specialize=["M"])
 def _forward_kernel(
     y,
@@ -48,9 +37,16 @@ def _forward_kernel(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
     inside = (rows < M)[:, None] & (columns < N)[None, :]
-    b_sum, _, b_gate = _gated_sum(
-        y, x, gate, skip, rows, columns, inside, x_stride, gate_stride, N, PER_SKIP
-    )
+    b_skip = tl.load(skip + columns // PER_SKIP, mask=columns < N, other=0.0).to(tl.float32)[
+        None, :
+    ]
+    gates = gate + rows[:, None] * gate_stride + columns[None, :]
+    b_gate = tl.load(gates, mask=inside, other=0.0)
+    b_gate = b_gate.to(tl.float32)
+    b_x = tl.load(x + rows[:, None] * x_stride + columns[None, :], mask=inside, other=0.0)
+    b_x = b_x.to(tl.float32)
+    b_y = tl.load(y + rows[:, None] * N + columns[None, :], mask=inside, other=0.0)
+    b_sum = b_y.to(tl.float32) + b_skip * b_x
     b_z = b_sum * b_gate / (1 + tl.exp(-b_gate))
     b_rstd = 1 / tl.sqrt(tl.sum(b_z * b_z, axis=1) / N + eps)
     tl.store(rstd + rows, b_rstd, mask=rows < M)
@@ -89,13 +85,21 @@ def _backward_kernel(
     b_dweight = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     b_dskip = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     b_weight = tl.load(weight + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    b_skip = tl.load(skip + columns // PER_SKIP, mask=columns < N, other=0.0).to(tl.float32)[
+        None, :
+    ]
     for tile in range(tiles):
         rows = (program * tiles + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < N)[None, :]
         places = rows[:, None] * N + columns[None, :]
-        b_sum, b_x, b_gate = _gated_sum(
-            y, x, gate, skip, rows, columns, inside, x_stride, gate_stride, N, PER_SKIP
+        b_gate = tl.load(
+            gate + rows[:, None] * gate_stride + columns[None, :], mask=inside, other=0.0
         )
+        b_gate = b_gate.to(tl.float32)
+        b_x = tl.load(x + rows[:, None] * x_stride + columns[None, :], mask=inside, other=0.0)
+        b_x = b_x.to(tl.float32)
+        b_y = tl.load(y + rows[:, None] * N + columns[None, :], mask=inside, other=0.0)
+        b_sum = b_y.to(tl.float32) + b_skip * b_x
         b_rstd = tl.load(rstd + rows, mask=rows < M, other=0.0)[:, None]
         b_dresult = tl.load(dresult + places, mask=inside, other=0.0).to(tl.float32)
         b_sigmoid = 1 / (1 + tl.exp(-b_gate))

@@ -25,7 +25,7 @@ from flame_accel.kernels.fused.ssd import (
     compute_ssd_gradients,
     split_convolved,
 )
-from flame_accel.kernels.fused.ssd_states import CHUNK, Sequences
+from flame_accel.kernels.fused.ssd_states import cut_into_chunks
 from flame_accel.kernels.modules.padded_rows import LayerOutput
 
 WIDEST_HEAD = 256
@@ -50,13 +50,10 @@ class _SSDNormLinear(torch.autograd.Function):
         step_bounds: tuple[float, float],
         eps: float,
     ) -> Tensor:
-        # looked up now: `document_boundaries` replaces it
-        from fla.ops.utils import prepare_chunk_indices
-
-        indices = None if boundaries is None else prepare_chunk_indices(boundaries, CHUNK)
+        sequences = cut_into_chunks(boundaries)
         heads, inner = steps.shape[-1], gate.shape[-1]
         ctx.groups, ctx.eps, ctx.step_bounds = groups, eps, step_bounds
-        ctx.sequences = Sequences(boundaries, indices)
+        ctx.sequences = sequences
         inputs = split_convolved(xbc, heads, inner // heads, groups)
         sizes = StepSizes(steps, bias, a_log, *step_bounds)
         y = compute_ssd(inputs, sizes, ctx.sequences).flatten(2)
@@ -102,9 +99,10 @@ def ssd_norm_linear(
         gate: [B, T, H V].
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
     """
+    norm: Any = layer.norm
     with torch.autocast(xbc.device.type, enabled=False):
         return _SSDNormLinear.apply(
-            xbc, steps, gate, layer.dt_bias, layer.A_log, layer.D, layer.norm.weight,
+            xbc, steps, gate, layer.dt_bias, layer.A_log, layer.D, norm.weight,
             layer.out_proj.weight.to(xbc.dtype), cu_seqlens, layer.n_groups,
             tuple(layer.dt_limit), layer.norm_eps,
         )  # fmt: skip

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from fla.ops import utils
+from fla.ops.common import chunk_o
 from torch import Tensor
 
 from flame_accel.kernels.fused.ssd_states import (
@@ -129,6 +131,9 @@ def _scale_backward_kernel(
     tl.store(da_log + rows * H + head, b_ddecays * b_dt * b_a, mask=present)
 
 
+# looked up at each call, since `document_boundaries` replaces some; decorators hide their types
+_UTILS: Any = utils
+_CHUNK_O: Any = chunk_o
 # launches have options that are no parameters
 _SCALE_FORWARD: Any = _scale_forward_kernel
 _SCALE_BACKWARD: Any = _scale_backward_kernel
@@ -177,8 +182,6 @@ def split_convolved(xbc: Tensor, heads: int, head_width: int, groups: int) -> SS
 
 
 def _scale_input(x: Tensor, sizes: StepSizes, sequences: Sequences) -> _ScaledInput:
-    from fla.ops.utils import chunk_local_cumsum
-
     batch, tokens, heads, width = x.shape
     v = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     decays = torch.empty(batch, tokens, heads, dtype=torch.float32, device=x.device)
@@ -188,7 +191,7 @@ def _scale_input(x: Tensor, sizes: StepSizes, sequences: Sequences) -> _ScaledIn
         x, sizes.steps, sizes.bias, sizes.a_log, v, decays, count, x.stride(1),
         sizes.steps.stride(1), sizes.low, sizes.high, heads, width, rows,
     )  # fmt: skip
-    g = chunk_local_cumsum(
+    g = _UTILS.chunk_local_cumsum(
         decays, chunk_size=CHUNK, scale=LOG2_E,
         cu_seqlens=sequences.boundaries, chunk_indices=sequences.chunk_indices,
     )  # fmt: skip
@@ -197,12 +200,10 @@ def _scale_input(x: Tensor, sizes: StepSizes, sequences: Sequences) -> _ScaledIn
 
 def compute_ssd(inputs: SSDInput, sizes: StepSizes, sequences: Sequences) -> Tensor:
     """Y [B, T, H, V], without a skip connection."""
-    from fla.ops.common.chunk_o import chunk_fwd_o
-
     x, k, q = inputs
     v, g = _scale_input(x, sizes, sequences)
     states = compute_states(k, v, g, sequences, k.dtype)
-    return chunk_fwd_o(
+    return _CHUNK_O.chunk_fwd_o(
         q=q, k=k, v=v, h=states, g=g, scale=1.0, state_v_first=True, chunk_size=CHUNK,
         cu_seqlens=sequences.boundaries, chunk_indices=sequences.chunk_indices,
     )  # fmt: skip
@@ -231,9 +232,6 @@ def compute_ssd_gradients(
         dy: Gradient of y [B, T, H, V], contiguous.
         skip: Factor of x, of each head [H] or channel [H, V].
     """
-    from fla.ops.common.chunk_o import chunk_bwd_dqkwg, chunk_bwd_dv
-    from fla.ops.utils import chunk_local_cumsum
-
     x, k, q = inputs
     boundaries, indices = sequences
     v, g = _scale_input(x, sizes, sequences)
@@ -243,11 +241,13 @@ def compute_ssd_gradients(
     }  # fmt: skip
     dstates = compute_state_gradients(q, dy, g, sequences)
     states = compute_states(k, v, g, sequences, torch.float32)
-    dq, dk, _, dg = chunk_bwd_dqkwg(q=q, k=k, v=v, g=g, do=dy, h=states, dh=dstates, **chunks)
+    dq, dk, _, dg = _CHUNK_O.chunk_bwd_dqkwg(
+        q=q, k=k, v=v, g=g, do=dy, h=states, dh=dstates, **chunks
+    )
     del states
-    dv = chunk_bwd_dv(q=q, k=k, g=g, do=dy, dh=dstates, **chunks)
+    dv = _CHUNK_O.chunk_bwd_dv(q=q, k=k, g=g, do=dy, dh=dstates, **chunks)
     del dstates
-    ddecays = chunk_local_cumsum(
+    ddecays = _UTILS.chunk_local_cumsum(
         dg, chunk_size=CHUNK, reverse=True, cu_seqlens=boundaries, chunk_indices=indices
     )
     batch, tokens, heads, width = x.shape

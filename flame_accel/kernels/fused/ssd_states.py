@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from fla.ops import utils
 from torch import Tensor
 
 CHUNK = 64
@@ -82,6 +83,8 @@ def _states_kernel(
         b_state = b_state * tl.exp2(b_last) + tl.dot(tl.trans(b_y), b_x)
 
 
+# decorators hide the types of its functions
+_UTILS: Any = utils
 # launches have options that are no parameters
 _STATES: Any = _states_kernel
 
@@ -93,6 +96,13 @@ class Sequences(NamedTuple):
     """Of packed sequences [N + 1]; None where each row is one sequence."""
     chunk_indices: Tensor | None
     """Sequence and number of each chunk [chunks, 2], where there are boundaries."""
+
+
+def cut_into_chunks(boundaries: Tensor | None) -> Sequences:
+    """Chunks of packed sequences [N + 1], or of rows; looked up where the host knows them."""
+    if boundaries is None:
+        return Sequences(None, None)
+    return Sequences(boundaries, _UTILS.prepare_chunk_indices(boundaries, CHUNK))
 
 
 def compute_states(
@@ -131,15 +141,13 @@ def _launch_over_chunks(
     *,
     backward: bool,
 ) -> Tensor:
-    from fla.ops.utils import prepare_chunk_offsets
-
     batch, tokens, groups, channels = x.shape
     heads, values = y.shape[2:]
     boundaries, indices = sequences
     if boundaries is None or indices is None:
         first_chunks, num_chunks, num_sequences = None, -(-tokens // CHUNK), batch
     else:
-        first_chunks = prepare_chunk_offsets(boundaries, CHUNK)
+        first_chunks = _UTILS.prepare_chunk_offsets(boundaries, CHUNK)
         num_chunks, num_sequences = len(indices), len(boundaries) - 1
     shape = (batch, num_chunks, heads, values, channels)
     states = torch.empty(shape, dtype=dtype, device=x.device)
