@@ -252,7 +252,7 @@ class _RMSNorm(torch.autograd.Function):
         if weight is None:
             dx = dy * rstd
         else:
-            dweight = rstd.view(-1) @ products.view(-1, width)
+            dweight = rstd.reshape(-1) @ products.reshape(-1, width)
             products.mul_(weight)
             dx = (dy * weight).mul_(rstd)
         # dx = rstd * (dy * w - x * rstd^2 * mean(dy * w * x))

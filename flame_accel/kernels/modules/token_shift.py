@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flame_accel.kernels.recurrence.sequences import last_tokens
+
 
 def token_shift(
     x: Tensor,
@@ -18,14 +20,15 @@ def token_shift(
         x: [B, T, D].
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         cache: [N, D] last tokens of what came before.
-        output_cache: return the last token of every sequence [N, D] too.
+        output_cache: return the last token of every sequence [N, D] too; of empty ones, `cache`.
         chunk_indices: without effect.
     """
     first = None if cache is None else cache.reshape(-1, x.shape[-1]).to(x.dtype)
     if cu_seqlens is not None:
         first = x.new_zeros(cu_seqlens.numel() - 1, x.shape[-1]) if first is None else first
+        held = cu_seqlens.diff() > 0
         before = F.pad(x[0, :-1], (0, 0, 1, 0))
-        before = before.index_copy(0, cu_seqlens[:-1].long(), first).unsqueeze(0)
+        before = before.index_copy(0, cu_seqlens[:-1][held].long(), first[held]).unsqueeze(0)
     elif first is not None:
         before = torch.cat((first.unsqueeze(1), x[:, :-1]), 1)
     else:
@@ -33,4 +36,4 @@ def token_shift(
     delta = before - x
     if not output_cache:
         return delta
-    return delta, x[:, -1] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1]
+    return delta, last_tokens(x, cu_seqlens, first)

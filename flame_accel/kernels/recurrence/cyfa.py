@@ -95,7 +95,7 @@ def chunk_cyfa(
         initial_state=y0,
         cu_seqlens=cu_seqlens,
     )
-    state = (x, y, last_tokens(clock, cu_seqlens).float()) if output_final_state else None
+    state = (x, y, last_tokens(clock, cu_seqlens, clock0).float()) if output_final_state else None
     return o.to(q.dtype), state
 
 

@@ -135,7 +135,7 @@ def forward_log_linear_mamba2(
             layer.layer_idx,
         )
     if cu_seqlens is not None:
-        documents = split_sequences(hidden_states, cu_seqlens)
+        documents = [x for x in split_sequences(hidden_states, cu_seqlens) if x.shape[1]]
         o = torch.cat([layer.cuda_kernels_forward(x)[0] for x in documents], 1)
         return o, None, past_key_values
     last_state = get_layer_cache(layer, past_key_values)
@@ -167,6 +167,8 @@ def _attend_rows_with_equally_long_past(
         scale: factor of the outputs.
     """
     inputs = qkvg_and_level_scales
+    if inputs[0].shape[1] == 0:
+        return _OutputsAndState(inputs[2], past or _state_before_first_token(inputs))
     offset = 0 if past is None else int(past.offsets[0])
     # tokens of the last chunk, if it is not full, are computed again
     num_repeated, first_chunk = offset % CHUNK_SIZE, offset // CHUNK_SIZE
@@ -206,6 +208,18 @@ def _attend_rows_with_equally_long_past(
         (batch,), first_chunk * CHUNK_SIZE + tokens, dtype=torch.int32, device=g.device
     )
     return _OutputsAndState(o, LogLinearAttentionState(level_states, offsets, *tail))
+
+
+def _state_before_first_token(
+    qkvg_and_level_scales: tuple[Tensor, ...],
+) -> LogLinearAttentionState:
+    _, k, v, *_ = qkvg_and_level_scales
+    batch, _, num_heads, value_width = v.shape
+    return LogLinearAttentionState(
+        v.new_zeros(batch, 1, num_heads, k.shape[-1], value_width, dtype=torch.float32),
+        torch.zeros(batch, dtype=torch.int32, device=v.device),
+        *(x.new_zeros(batch, CHUNK_SIZE, *x.shape[2:]) for x in qkvg_and_level_scales),
+    )
 
 
 @lru_cache(maxsize=8)

@@ -147,7 +147,11 @@ def _run_layer_on_unpadded_tokens(
         y = layer.norm(y.flatten(2), z.flatten(2))
     else:
         y = (y * F.silu(z.float())).flatten(2)
-    last_angles, last_k, last_x = (last_tokens(value, cu_seqlens) for value in (angles, k, x))
+    earlier = (None,) * 3 if past is None else (past_angles, past[2].squeeze(1), past[3])
+    last_angles, last_k, last_x = (
+        last_tokens(value, cu_seqlens, before)
+        for value, before in zip((angles, k, x), earlier, strict=True)
+    )
     return layer.out_proj(y.to(x.dtype)), (last_angles, state, last_k.unsqueeze(1), last_x)
 
 

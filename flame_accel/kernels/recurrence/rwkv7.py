@@ -68,13 +68,13 @@ class _AddScaledDelta(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         delta, *mixes = ctx.saved_tensors
-        dx, ddelta = grads[0].clone(), grads[0] * mixes[0]
+        dx, ddelta = grads[0].to(torch.float32, copy=True), grads[0].float() * mixes[0].float()
         for dy, mix in zip(grads[1:], mixes[1:], strict=True):
             dx += dy
-            ddelta.addcmul_(dy, mix)
-        dmixes = [(dy * delta).sum((0, 1), dtype=torch.float32) for dy in grads]
+            ddelta.addcmul_(dy.float(), mix.float())
+        dmixes = [(dy.float() * delta.float()).sum((0, 1)) for dy in grads]
         dmixes = [d.view(mix.shape).to(mix.dtype) for d, mix in zip(dmixes, mixes, strict=True)]
-        return dx, ddelta, *dmixes
+        return dx.to(grads[0].dtype), ddelta.to(delta.dtype), *dmixes
 
 
 def fused_addcmul_rwkv7(
@@ -98,10 +98,13 @@ def fused_k_rwkv7(
     a: Tensor,
     ka: Tensor,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
 ) -> Tensor:
-    """Keys k * (1 + (a - 1) * ka), for `k` and `a` [B, T, D] and `ka` [D]."""
-    return k.addcmul(k * (a - 1), ka).to(k.dtype)
+    """Keys k * (1 + (a - 1) * ka), for `k` and `a` [B, T, D] and `ka` [D].
+
+    Tokens do not mix, so that the boundaries `cu_seqlens` [N + 1] do not matter.
+    """
+    keys = k.float()
+    return keys.addcmul(keys * (a.float() - 1), ka.float()).to(k.dtype)
 
 
 def gate_output_correction(
@@ -117,5 +120,6 @@ def gate_output_correction(
         v: [B, T, H, D].
         g: [B, T, H * D].
     """
-    bonus = (r * k * r_k).sum(-1, keepdim=True) * v
-    return ((o + bonus.view(o.shape)) * g).to(o.dtype)
+    products = r.float() * k.float() * r_k.float()
+    bonus = products.sum(-1, keepdim=True) * v.float()
+    return ((o.float() + bonus.flatten(-2)) * g.float()).to(o.dtype)

@@ -10,6 +10,7 @@ K key width, V value width.
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 OutputsAndFinalStates = tuple[Tensor, Tensor]
@@ -30,25 +31,33 @@ def split_sequences(x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def first_tokens(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """[B, T, ...] -> the first token of each sequence [N, ...]."""
-    return x[:, 0] if cu_seqlens is None else x[0, cu_seqlens[:-1]]
+    """[B, T, ...] -> the first token of each sequence [N, ...], zeros for empty ones."""
+    return x[:, 0] if cu_seqlens is None else _tokens_or(None, x, cu_seqlens[:-1], cu_seqlens)
 
 
-def last_tokens(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """[B, T, ...] -> the last token of each sequence [N, ...]."""
-    return x[:, -1] if cu_seqlens is None else x[0, cu_seqlens[1:] - 1]
+def last_tokens(x: Tensor, cu_seqlens: Tensor | None, before: Tensor | None = None) -> Tensor:
+    """[B, T, ...] -> the last token of each sequence [N, ...]; of empty ones `before`, or zeros."""
+    return x[:, -1] if cu_seqlens is None else _tokens_or(before, x, cu_seqlens[1:] - 1, cu_seqlens)
+
+
+def _tokens_or(before: Tensor | None, x: Tensor, tokens: Tensor, cu_seqlens: Tensor) -> Tensor:
+    held = (cu_seqlens.diff() > 0).view(-1, *[1] * (x.dim() - 2))
+    found = x[0, tokens.clamp(0, x.shape[1] - 1)]
+    return torch.where(held, found, 0 if before is None else before.to(found.dtype))
 
 
 def value_of_previous_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """y_t = x_{t-1} within each sequence, 0 at its first token; [B, T, ...]."""
-    first = torch.tensor([0], device=x.device) if cu_seqlens is None else cu_seqlens[:-1]
-    return x.roll(1, 1).index_fill(1, first.long(), 0)
+    if cu_seqlens is None:
+        return F.pad(x[:, :-1], (0, 0) * (x.dim() - 2) + (1, 0))
+    return x.roll(1, 1).index_fill(1, cu_seqlens[:-1][cu_seqlens.diff() > 0].long(), 0)
 
 
 def value_of_next_token(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """y_t = x_{t+1} within each sequence, 0 at its last token; [B, T, ...]."""
-    end = torch.tensor([x.shape[1]], device=x.device) if cu_seqlens is None else cu_seqlens[1:]
-    return x.roll(-1, 1).index_fill(1, end.long() - 1, 0)
+    if cu_seqlens is None:
+        return F.pad(x[:, 1:], (0, 0) * (x.dim() - 2) + (0, 1))
+    return x.roll(-1, 1).index_fill(1, cu_seqlens[1:][cu_seqlens.diff() > 0].long() - 1, 0)
 
 
 def cumsum_per_sequence(

@@ -9,7 +9,7 @@ from fla.ops.rwkv7.gate_output_correction import gate_output_correction_ref
 from torch import Tensor
 
 from flame_accel.kernels.recurrence import rwkv7
-from tests.helpers.gradients import assert_same_results
+from tests.helpers.gradients import assert_close, assert_same_results, outputs_and_gradients
 from tests.helpers.recurrence import (
     head_first,
     unit,
@@ -61,3 +61,25 @@ def test_fused_functions_equal_references(qkv):
     assert_same_results(
         rwkv7.gate_output_correction, gate_output_correction_ref, tensors, tolerance=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["addcmul", "k", "gate"])
+def test_fused_functions_round_bfloat16_once(name):
+    torch.manual_seed(6)
+    shapes = {
+        "addcmul": [(B, T, K), (B, T, K), *[(1, 1, K)] * 6],
+        "k": [(B, T, K), (B, T, K), (K,)],
+        "gate": [(B, T, H * V), (B, T, H, V), (B, T, H, V), (H, V), (B, T, H, V), (B, T, H * V)],
+    }
+    function = {
+        "addcmul": rwkv7.fused_addcmul_rwkv7,
+        "k": rwkv7.fused_k_rwkv7,
+        "gate": rwkv7.gate_output_correction,
+    }[name]
+    tensors = [torch.randn(shape).bfloat16() for shape in shapes[name]]
+    rounded = outputs_and_gradients(function, tensors)
+    exact = outputs_and_gradients(function, [x.float() for x in tensors])
+    for found, expected in zip(rounded, exact, strict=True):
+        assert found.dtype == torch.bfloat16
+        # a gradient also depends on outputs' gradients, which are rounded
+        assert_close([found.float()], [expected], 4e-3)
