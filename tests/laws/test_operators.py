@@ -1,4 +1,4 @@
-"""Laws of all operators of fla that we replace: empty documents, and inputs of any memory layout."""
+"""Laws of all operators that we replace, and models: empty documents, inputs in any layout."""
 
 import inspect
 from collections.abc import Callable
@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from tests.helpers.gradients import assert_close, flatten, outputs_and_gradients
 from tests.helpers.parity import Arguments, Case, Draw, Layout, resolve
 from tests.helpers.parity_cases_attention import ATTENTION
@@ -118,6 +120,21 @@ def test_results_do_not_depend_on_the_layout_of_memory(case: Case):
         ]
 
     assert_close(run(reversed_in_memory), run(torch.Tensor.contiguous), 1e-5, 1e-6)
+
+
+@pytest.mark.parametrize("model_type", sorted(fla_config_classes().keys() - {"cat"}))
+def test_empty_documents_change_nothing_of_a_model(model_type: str):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type)).float().eval()
+    tokens = torch.randint(0, VOCABULARY_SIZE, (1, EDGES[-1]))
+
+    def run(edges: list[int]) -> list[Tensor]:
+        boundaries = torch.tensor(edges, dtype=torch.int32)
+        loss = model(tokens, labels=tokens, cu_seqlens=boundaries, use_cache=False).loss
+        parameters = [*model.parameters()]
+        return [loss, *torch.autograd.grad(loss, parameters, materialize_grads=True)]
+
+    assert_close(run([*EDGES]), run([0, 5, 12]), 1e-4, 1e-6)
 
 
 def reversed_in_memory(x: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from fla.layers.utils import get_layer_cache, update_layer_cache
 from fla.models.cache_utils import Cache
 from torch import Tensor
 
-from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.padded_rows import (
     check_no_padding_after_cached_tokens,
     new_cache_with_layer_state,
@@ -32,32 +31,40 @@ def forward_mom(
     past_key_values: Cache | None = None,
     use_cache: bool | None = False,
     output_attentions: bool | None = False,
+    cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None, Cache | None, Tensor]:
     """`MomAttention.forward`: outputs [B, T, hidden size], None, the cache, logits of the router.
 
     Args:
         layer: fla's `MomAttention`.
-        hidden_states: [B, T, hidden size]; T = 1 if the cache holds tokens.
+        hidden_states: [B, T, hidden size]; tokens that continue a cache go one after the other.
         attention_mask: [B, at least T], 0 for padding; the last T count.
         past_key_values: fla's cache, whose states have the batch as their first dimension, or None.
         use_cache: Whether to update the cache.
         output_attentions: Without effect.
-        options: `cu_seqlens`.
+        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
+        options: Without effect.
 
     Raises:
-        UserError: Several tokens, or padding, follow those of the cache.
+        UserError: Padding follows the tokens of the cache.
     """
     last_state = get_layer_cache(layer, past_key_values)
     tokens = hidden_states.shape[1]
-    if last_state is not None and tokens > 1:
-        raise UserError(
-            f"MomAttention continues a cache token by token, not with {tokens} tokens at once",
-            remedy="give the whole prompt in one pass",
-        )
     check_no_padding_after_cached_tokens(
         layer, attention_mask, tokens, has_past=last_state is not None
     )
+    if last_state is not None and tokens > 1:
+        steps = [
+            forward_mom(layer, token, None, past_key_values, use_cache)
+            for token in hidden_states.split(1, 1)
+        ]
+        router_logits = torch.cat([step[3].unsqueeze(1) for step in steps], 1)
+        o = torch.cat([step[0] for step in steps], 1)
+        return o, None, past_key_values, router_logits.flatten(0, 1)
+    if cu_seqlens is not None:
+        # fla gives each document a row, and a row must hold a token
+        cu_seqlens = cu_seqlens.unique_consecutive()
     cache = None
     if past_key_values is not None:
         cache = new_cache_with_layer_state(
@@ -68,8 +75,9 @@ def forward_mom(
     training, layer.training = layer.training, False
     try:
         o, _, _, router_logits = _fla_forward(
-            layer, hidden_states, attention_mask, cache, use_cache, output_attentions, **options
-        )
+            layer, hidden_states, attention_mask, cache, use_cache, output_attentions,
+            cu_seqlens=cu_seqlens, **options,
+        )  # fmt: skip
     finally:
         layer.training = training
     if cache is not None and use_cache:

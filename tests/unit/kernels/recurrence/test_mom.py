@@ -6,9 +6,9 @@ from fla.layers.mom import MomAttention
 from fla.models.cache_utils import Cache
 from torch import nn
 
-from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.generation_laws import GENERATION_LAWS
 from flame_accel.kernels.recurrence.mom import transform
+from tests.helpers.gradients import assert_close
 from tests.helpers.model_configs import tiny_generator
 from tests.helpers.recurrence import (
     assert_cached_tokens_equal_one_pass,
@@ -82,12 +82,16 @@ def test_states_of_beams_are_those_of_their_texts(changes):
     GENERATION_LAWS["searches with beams"](tiny_generator("mom", **changes))
 
 
-def test_a_cache_counts_tokens_and_is_continued_one_by_one():
+def test_a_cache_counts_tokens_and_is_continued_with_any_number_of_them():
     layer, cache = build_layer().eval(), Cache()
+    x = torch.randn(2, 11, 32)
     with torch.no_grad():
-        layer(torch.randn(2, 5, 32), past_key_values=cache, use_cache=True)
-        layer(torch.randn(2, 1, 32), past_key_values=cache, use_cache=True)
-        assert cache.get_seq_length(0) == 6
-        assert cache[0]["recurrent_state"][0].shape[:2] == (2, 4)
-        with pytest.raises(UserError, match="not with 2 tokens at once"):
-            layer(torch.randn(2, 2, 32), past_key_values=cache, use_cache=True)
+        expected = layer(x)
+        parts = [
+            layer(part, past_key_values=cache, use_cache=True) for part in x.split((5, 1, 5), 1)
+        ]
+    assert cache.get_seq_length(0) == 11
+    assert cache[0]["recurrent_state"][0].shape[:2] == (2, 4)
+    assert_close([torch.cat([part[0] for part in parts], 1)], [expected[0]], 1e-5)
+    logits = torch.cat([part[3].unflatten(0, (2, -1)) for part in parts], 1)
+    assert_close([logits.flatten(0, 1)], [expected[3]], 1e-5)
