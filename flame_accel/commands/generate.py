@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from flame_accel.commands.arguments import (
     add_custom_modules_argument,
@@ -23,10 +23,12 @@ from flame_accel.commands.loaded_model import MODEL_KINDS, find_model, load_mode
 from flame_accel.config.errors import UsageError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from flame_accel.evaluation.generate import GenerationSettings
-    from flame_accel.evaluation.prompts import Prompt
+    from flame_accel.evaluation.prompts import Messages, Prompt
+
+    ResultRecord = dict[str, str | int | Messages]
 
 TEMPERATURE = 0.8
 TOKENS_AT_ONCE = 4096
@@ -52,11 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=at_least(1), default=256, help="(256)")
     parser.add_argument(
         "--temperature",
-        type=partial(_parse_number, minimum=0.0),
+        type=partial(_parse_number_between, minimum=0.0),
         help=f"0 takes the likeliest token ({TEMPERATURE}, with beams 0)",
     )
     parser.add_argument(
-        "--top_p", type=partial(_parse_number, minimum=0.0, maximum=1.0), default=1.0, help="(1.0)"
+        "--top_p",
+        type=partial(_parse_number_between, minimum=0.0, maximum=1.0),
+        default=1.0,
+        help="(1.0)",
     )
     parser.add_argument("--top_k", type=at_least(0), default=0, help="0 is all (0)")
     parser.add_argument("--beams", type=at_least(1), default=1, help="beam search (1)")
@@ -74,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parse_number(word: str, *, minimum: float, maximum: float = float("inf")) -> float:
+def _parse_number_between(word: str, *, minimum: float, maximum: float = float("inf")) -> float:
     try:
         number = float(word)
     except ValueError:
@@ -93,7 +98,7 @@ def _parse_device(word: str) -> str:
 
 def run(arguments: argparse.Namespace) -> None:
     """Generates and prints."""
-    _check_arguments(arguments)
+    _check_prompt_and_output_arguments(arguments)
     source = find_model(arguments.model)
     text = None if arguments.prompts_file else _read_prompt_text(arguments.prompt, sys.stdin)
 
@@ -128,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
             trust_remote_code=arguments.trust_remote_code,
         )
         if text is None:
-            results = generate_records(
+            results = generate_result_records(
                 model, tokenizer, prompts, settings, arguments.chat, arguments.batch_size
             )
             _write_json_lines(results, arguments.output)
@@ -141,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
                 raise SystemExit(130) from None
 
 
-def _check_arguments(arguments: argparse.Namespace) -> None:
+def _check_prompt_and_output_arguments(arguments: argparse.Namespace) -> None:
     if arguments.prompts_file and arguments.prompt is not None:
         raise UsageError(
             "are two sources of prompts", where="--prompt and --prompts_file", remedy="give one"
@@ -183,7 +188,7 @@ def _read_prompt_text(prompt: str | None, stdin: TextIO) -> str:
 
 
 def stream_continuation(
-    model: Any,
+    model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompt: "Prompt",
     settings: "GenerationSettings",
@@ -203,7 +208,7 @@ def stream_continuation(
         model,
         [ids],
         settings,
-        padding_token=_padding_token(tokenizer),
+        padding_token=_pad_eos_or_any_token_id(tokenizer),
         streamer=streamer if settings.beams == 1 else None,
         prefill_chunk_tokens=_prefill_chunk_tokens(model),
     )
@@ -211,14 +216,14 @@ def stream_continuation(
         print(tokenizer.decode(continuation, skip_special_tokens=True))
 
 
-def generate_records(
-    model: Any,
+def generate_result_records(
+    model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence["Prompt"],
     settings: "GenerationSettings",
     chat: bool,
     batch_size: int,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator["ResultRecord"]:
     """The continuation of every prompt in their order: `prompt` or `messages`, `text`, `tokens`.
 
     Args:
@@ -240,15 +245,16 @@ def generate_records(
             model,
             [ids for _, ids in batch],
             settings,
-            padding_token=_padding_token(tokenizer),
+            padding_token=_pad_eos_or_any_token_id(tokenizer),
             prefill_chunk_tokens=_prefill_chunk_tokens(model),
         )
         for (prompt, _), continuation in zip(batch, continuations, strict=True):
             text = tokenizer.decode(continuation, skip_special_tokens=True)
+            assert isinstance(text, str)
             yield {**prompt.record, "text": text, "tokens": len(continuation)}
 
 
-def _write_json_lines(records: Iterable[dict[str, Any]], output: Path | None) -> None:
+def _write_json_lines(records: Iterable["ResultRecord"], output: Path | None) -> None:
     """Writes a line as soon as a record is there, to the file or to stdout."""
     file = sys.stdout if output is None else output.open("x", encoding="utf-8")
     try:
@@ -259,14 +265,14 @@ def _write_json_lines(records: Iterable[dict[str, Any]], output: Path | None) ->
             file.close()
 
 
-def _padding_token(tokenizer: "PreTrainedTokenizerBase") -> int:
+def _pad_eos_or_any_token_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
     return 0
 
 
-def _prefill_chunk_tokens(model: Any) -> int | None:
+def _prefill_chunk_tokens(model: "PreTrainedModel") -> int | None:
     """Tokens that the model can read in one pass of several; None if it reads a prompt in one."""
     from fla.models.generation_utils import FLAGenerationMixin
 
