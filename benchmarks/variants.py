@@ -22,7 +22,7 @@ from transformers import TrainingArguments as TrainerArguments
 from flame_accel import kernels, observe, parallel, train
 from flame_accel.config import parse
 from flame_accel.data import build_step_batches
-from flame_accel.hub import HubUploads
+from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.models import load_model_config
 

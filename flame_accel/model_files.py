@@ -59,11 +59,9 @@ def find_unreadable_model_file(folder: Path) -> FileProblem | None:
     Found are pointers that Git LFS did not replace by their files, JSON that is none, weights that
     are cut, missing or not safetensors. Of weights only headers and sizes are read.
     """
-    for pattern in TEXT_PATTERNS:
-        for file in sorted(folder.glob(pattern)):
-            problem = find_problem_of_text_file(file)
-            if problem is not None:
-                return problem
+    problem = find_unreadable_text_file(folder)
+    if problem is not None:
+        return problem
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return FileProblem(
@@ -92,10 +90,17 @@ def find_unreadable_model_file(folder: Path) -> FileProblem | None:
     return None
 
 
-def find_problem_of_text_file(file: Path) -> FileProblem | None:
-    """What makes a file of config or tokenizer unreadable; None if it is not."""
-    if not file.is_file():
-        return None
+def find_unreadable_text_file(folder: Path) -> FileProblem | None:
+    """The first problem that makes a config or tokenizer unreadable; None if there is none."""
+    for pattern in TEXT_PATTERNS:
+        for file in sorted(folder.glob(pattern)):
+            problem = _find_problem_of_text_file(file) if file.is_file() else None
+            if problem is not None:
+                return problem
+    return None
+
+
+def _find_problem_of_text_file(file: Path) -> FileProblem | None:
     if is_git_lfs_pointer(file):
         return _git_lfs_problem(file)
     if file.suffix != ".json":

@@ -34,16 +34,25 @@ def format_data_section(facts: ModelFacts) -> str:
     for dataset in datasets:
         share = f", {dataset['share']:.1%} of the tokens" if len(datasets) > 1 else ""
         rows.append(("data", describe_dataset(dataset) + share))
-    epoch = facts.last_record.get("epoch")
     rows += [
         ("tokens", None if facts.tokens is None else f"{facts.tokens:,}"),
-        ("passes over the data", None if epoch is None else f"{epoch:.3g}"),
+        ("passes over the data", _describe_passes(facts)),
         ("tokenizer", _name_byte_tokenizer(facts)),
         ("tokens per row", _format_integer(facts.option("training.seq_len"))),
         ("rows", _describe_rows(facts)),
         ("documents left out", _describe_skipped_documents(facts)),
     ]
     return _format_titled_table("## Data", rows)
+
+
+def _describe_passes(facts: ModelFacts) -> str | None:
+    """How often the data was read: in documents or files, whose tokens are not as many each."""
+    epoch = facts.last_record.get("epoch")
+    if epoch is None:
+        return None
+    unit = "files" if facts.option("training.streaming") else "documents"
+    of_dataset = ", of the dataset that was read most often" * (len(facts.training_data) > 1)
+    return f"{epoch:.3g}, counted in {unit}{of_dataset}"
 
 
 def _describe_skipped_documents(facts: ModelFacts) -> str | None:

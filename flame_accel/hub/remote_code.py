@@ -41,7 +41,7 @@ def write_remote_code(folder: Path, config: PreTrainedConfig) -> None:
     module = config_class.__module__
     if module == norms.__name__:
         code = f"{code}\n\nimport_packages()\n{_read_source(block_norms)}"
-    elif custom_code.has_file_of(module) or module.partition(".")[0] in custom_code.requirements:
+    elif custom_code.has_class(config_class):
         code = _name_custom_code(code, custom_code, [config_class, model_class])
         _write_custom_files(folder, custom_code)
     elif not module.startswith("fla."):

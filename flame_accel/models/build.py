@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from flame_accel.config.errors import UsageError, UserError
+from flame_accel.files import is_git_lfs_pointer
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
 from flame_accel.models.instantiate import describe_error_with_source, instantiate
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
@@ -212,6 +213,10 @@ def _read_model_config_json(file: Path) -> dict[str, Any]:
             file, "no such file", _missing_config_file_remedy(file)
         ) from error
     except json.JSONDecodeError as error:
+        if is_git_lfs_pointer(file):
+            raise _model_config_error(
+                file, "is a Git LFS pointer, not the file itself", "run `git lfs pull` there"
+            ) from error
         raise _model_config_error(
             f"{file}:{error.lineno}",
             f"not valid JSON: {error.msg} (column {error.colno})",
@@ -232,6 +237,12 @@ def _read_model_config_json(file: Path) -> dict[str, Any]:
 
 
 def _missing_config_file_remedy(missing_file: Path) -> str:
+    if missing_file.name == "config.json" and missing_file.parent.is_dir():
+        return (
+            "the folder does not say which model it holds: name the config of the model, "
+            "--model.config FILE, with the folder as --checkpoint.initial_load_path if its weights "
+            "are meant"
+        )
     known = [str(path) for path in sorted(missing_file.parent.glob("*.json"))]
     close = difflib.get_close_matches(str(missing_file), known, n=3)
     if close:

@@ -63,6 +63,11 @@ class CustomCode:
         path = module_name.replace(".", "/")
         return f"{path}.py" in self.files or f"{path}/__init__.py" in self.files
 
+    def has_class(self, class_: type) -> bool:
+        """Whether a class is defined in one of the recorded files or packages."""
+        module = class_.__module__
+        return self.has_file_of(module) or module.partition(".")[0] in self.requirements
+
 
 custom_code = CustomCode()
 """What this process has imported."""

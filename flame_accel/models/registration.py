@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from transformers import CONFIG_MAPPING
+
 from flame_accel.config.errors import UsageError, UserError
 from flame_accel.models.custom_code import custom_code, is_installed
 
@@ -115,7 +117,12 @@ def _load_source_file(module_name: str, source: Path) -> ModuleType:
 def _import_reporting_user_errors(
     name: str, user_folder: str, load_module: Callable[[], ModuleType]
 ) -> None:
-    """Runs the user's code; what it raises becomes a message with the line of theirs."""
+    """Runs the user's code; what it raises becomes a message with the line of theirs.
+
+    A name that another module of the user has registered is an error as well: transformers would
+    replace it without a word.
+    """
+    registered = dict(CONFIG_MAPPING._extra_content)
     try:
         load_module()
     except Exception as error:
@@ -124,6 +131,21 @@ def _import_reporting_user_errors(
             f"importing it raised {type(error).__name__}: {error}",
             "correct that line; importing the module must be enough to register your models",
         ) from error
+    replaced = [
+        (model_type, before)
+        for model_type, before in registered.items()
+        if CONFIG_MAPPING[model_type] is not before and custom_code.has_class(before)
+    ]
+    if replaced:
+        model_type, before = replaced[0]
+        after = CONFIG_MAPPING[model_type]
+        CONFIG_MAPPING._extra_content.update(registered)
+        sys.modules.pop(after.__module__, None)
+        raise _custom_model_error(
+            name,
+            f"registers the model type {model_type!r}, which {before.__module__} has registered",
+            "choose another model_type in one of them, or name only one of them",
+        )
 
 
 def _find_error_file_and_line(error: Exception, preferred_folder: str) -> str:

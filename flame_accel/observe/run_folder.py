@@ -85,7 +85,10 @@ def has_nothing_left_to_train(accelerator: Accelerator, run_folder: Path, config
     Every rank must call it.
     """
     step = run_on_main_and_broadcast(accelerator, lambda: read_finished_step(run_folder))
-    if step is None or step < config.training.steps or config.checkpoint.load_step >= 0:
+    if step is None or step < config.training.steps:
+        return False
+    if config.checkpoint.load_step not in (-1, step):
+        # the run goes on from an earlier checkpoint, as it was asked to
         return False
     get_logger().info(
         "%s: this run has finished, after step %d; nothing in it is changed. To train on, raise "

@@ -41,9 +41,10 @@ def test_weights_config_and_tokenizer_are_those_of_the_revision(
     weights = load_file(first / "hf/model.safetensors")
     for name, weight in load_file(tmp_path / "second/hf/model.safetensors").items():
         assert torch.equal(weight, weights[name]), name
-    assert commit in read_log(tmp_path / "second")
+    log = read_log(tmp_path / "second")
+    assert f"starting with the weights of {REPO}@{commit}" in log and "snapshots" not in log
     for revision, message in (("v9", "has no revision 'v9'"), ("main", "no safetensors")):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=rf"{REPO}@{revision}: .*{message}"):
             train_here(
                 flags(
                     **SHORT_RUN,

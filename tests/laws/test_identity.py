@@ -128,8 +128,10 @@ def test_a_finished_run_keeps_every_byte_whatever_it_is_started_with(
 ):
     before = describe_files(trained)
     model = {**WITHOUT_SAMPLE, "model.config": tmp_path / "model.json"}
-    for steps, lr in ((4, 0.5), (4, 3e-4), (3, 0.5)):
-        train_here(flags(**model, **{"training.steps": steps, "optimizer.lr": lr}))
+    starts = ((4, 0.5, -1), (4, 3e-4, -1), (3, 0.5, -1), (4, 0.5, 4), (3, 0.5, 4))
+    for steps, lr, load_step in starts:
+        options = {"training.steps": steps, "optimizer.lr": lr, "checkpoint.load_step": load_step}
+        train_here(flags(**model, **options))
         assert describe_files(trained) == before
     train_here(flags(**model, **{"training.steps": 6}))
     assert list(read_losses(trained)) == [1, 2, 3, 4, 5, 6]

@@ -164,7 +164,10 @@ class StepBatches:
 
     @property
     def max_source_epoch_of_rank(self) -> float:
-        """Passes of this rank's lanes over the data so far; the most over any source."""
+        """Passes of this rank's lanes over the documents, of a stream over its files, so far.
+
+        The most over any source.
+        """
         opened = [
             self._lanes.open_readers(lane, cursor, lambda record: None)
             for lane, cursor in zip(self._layout.lanes_of_rank, self._cursors, strict=True)

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from flame_accel.config.errors import UserError
 from flame_accel.files import write_json_atomically, write_text_atomically
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
+from flame_accel.model_files import find_unreadable_text_file
 
 BYTE_TOKENIZER = "byte"
 """Name of the tokenizer that ships with the package."""
@@ -43,6 +44,10 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
     if Path(name).is_file():
         source = _check_and_find_tokenizer_folder(Path(name))
+    unreadable = find_unreadable_text_file(Path(source)) if Path(source).is_dir() else None
+    if unreadable is not None:
+        what, remedy = unreadable
+        raise UserError(f"no tokenizer at {name!r}: {what}", where=TOKENIZER_OPTION, remedy=remedy)
     online = Path(source).exists() or check_model_exists_if_hub_reachable(
         name, where=TOKENIZER_OPTION, remedy=f"else name {TOKENIZER_CHOICES}"
     )

@@ -98,7 +98,8 @@ def test_every_recorded_fact_is_a_row():
     ]
     expected = {
         "tokens": "8,000",
-        "passes over the data": "0.25",
+        "passes over the data": "0.25, counted in documents, of the dataset that was read most "
+        "often",
         "rows": "documents kept apart, at most 512 tokens each, placed where they fit best",
         "started from": "[org/base@v1](https://huggingface.co/org/base)",
         "updates skipped": "2, whose gradients were not finite",
@@ -127,6 +128,12 @@ def test_nothing_is_said_that_was_not_recorded():
     names = {name for name, _ in rows(partial)}
     assert names.isdisjoint({"optimizer", "learning rate schedule", "seed", "rows"})
     assert "None" not in partial
+
+
+def test_passes_over_a_stream_are_counted_in_files():
+    one = {**START, "training_data": START["training_data"][:1]}
+    streamed = write_body(build_facts(starts=[one], options={"training.streaming": True}))
+    assert ("passes over the data", "0.25, counted in files") in rows(streamed)
 
 
 def test_what_limits_the_model_is_said():

@@ -4,6 +4,7 @@ One process without any of it on its path loads them all, from folders and from 
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ sys.path.pop(0), sys.modules.pop("ownpackage")
 load("from the Hub", hub_name).save_pretrained(root / "again")
 load("saved again", root / "again")
 load("ownpackage", root / "ownpackage")
+load("same name", root / "owntwice")
 load("installed, missing", root / "owninstalled")
 sys.path.append(str(root / "site-packages"))
 load("owninstalled", root / "owninstalled")
@@ -114,12 +116,24 @@ def custom_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return logits
 
 
+def copy_with_code_in_another_module(source: Path, target: Path) -> None:
+    """Copies an export; the module that registers its architecture is named as the copy."""
+    shutil.copytree(source, target)
+    (target / f"custom_code/{source.name}.py").rename(target / f"custom_code/{target.name}.py")
+    code = target / "modeling_fla.py"
+    text = code.read_text()
+    for end in ("'", ".py'"):
+        text = text.replace(f"'{source.name}{end}", f"'{target.name}{end}")
+    code.write_text(text)
+
+
 def test_models_of_the_user_load_elsewhere_with_their_code(
     custom_models: dict[str, torch.Tensor], tmp_path: Path, local_hub: HubServer
 ):
     HfApi().create_repo("tester/own-scale")
     HfApi().upload_folder(folder_path=tmp_path / "ownscale", repo_id="tester/own-scale")
     write(tmp_path / "foreign/ownpackage/__init__.py", "")
+    copy_with_code_in_another_module(tmp_path / "ownscale", tmp_path / "owntwice")
     subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path), "tester/own-scale"],
         env=launch_environment(**local_hub.environment),
@@ -130,6 +144,8 @@ def test_models_of_the_user_load_elsewhere_with_their_code(
         "from the Hub": "ownscale",
         "saved again": "ownscale",
         "ownpackage": "ownpackage",
+        # two models of one process may register the same name
+        "same name": "ownscale",
         "owninstalled": "owninstalled",
     }.items():
         assert torch.equal(answers[key], custom_models[model_type]), key

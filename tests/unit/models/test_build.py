@@ -54,7 +54,17 @@ def test_a_missing_file_names_its_neighbours():
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"config\.json: no such file"):
+    # no file beside it is what was meant
+    write(tmp_path / "generation_config.json", {})
+    message = r"config\.json: no such file\n    the folder does not say .* --model\.config FILE"
+    with pytest.raises(UserError, match=message):
+        load_model_config(str(tmp_path))
+
+
+def test_a_git_lfs_pointer_is_not_read_as_json(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n"
+    write(tmp_path / "config.json", pointer)
+    with pytest.raises(UserError, match="is a Git LFS pointer"):
         load_model_config(str(tmp_path))
 
 

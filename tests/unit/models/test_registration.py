@@ -81,3 +81,14 @@ def test_a_module_that_registers_something_else_is_named(tmp_path):
     file = write(tmp_path / "c.json", {"model_type": "zzz"})
     with pytest.raises(UserError, match=r"ownother\.py \(--model.custom\) did not register it"):
         load_model_config(str(file), custom_modules=[module])
+
+
+def test_a_model_type_that_another_module_has_registered_is_refused_in_a_sentence(tmp_path):
+    first = write(tmp_path / "owntwice.py", custom_source("Owntwice"))
+    second = write(tmp_path / "other" / "owntwice_again.py", custom_source("Owntwice"))
+    register_models([str(first)])
+    message = "registers the model type 'owntwice', which owntwice has registered"
+    for _ in range(2):
+        with pytest.raises(UserError, match=message):
+            register_models([str(first), str(second)])
+    assert AutoConfig.for_model("owntwice").__class__.__module__ == "owntwice"

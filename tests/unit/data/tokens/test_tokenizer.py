@@ -186,3 +186,24 @@ def test_a_tokenizer_file_without_special_tokens_says_what_to_write(tmp_path: Pa
     (tmp_path / "own.json").write_text("{}")
     with pytest.raises(UserError, match=r"is not called tokenizer\.json"):
         load_tokenizer(str(tmp_path / "own.json"), False)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n",
+            "Git LFS pointer",
+        ),
+        ('{"version": "1.0", "added', "is cut, damaged or not JSON"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    BYTE.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} is .*") as raised:
+        load_tokenizer(str(tmp_path), False)
+    assert message in str(raised.value)
