@@ -13,10 +13,17 @@ from pathlib import Path
 from flame_accel.commands.arguments import add_custom_modules_argument, parse_run_option
 from flame_accel.commands.loaded_model import find_model_folder
 from flame_accel.hub.access import access_error, check_hub_access
+from flame_accel.hub.branch_upload import pattern_of_branches, upload_to_branches
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
-from flame_accel.hub.selection import check_can_be_uploaded
+from flame_accel.hub.selection import check_can_be_uploaded, checksum_of_model, find_run_folder
 from flame_accel.hub.upload_queue import retry
+from flame_accel.hub.upload_record import (
+    RECORD_FILE,
+    UploadRecord,
+    read_record,
+    write_record_if_of_same_repository,
+)
 
 ATTEMPTS_SECONDS = (2.0, 10.0, 30.0)
 """Waits before an upload that failed is tried again."""
@@ -33,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "repo_id",
         type=partial(parse_run_option, "hub.repo_id", where="REPO_ID"),
-        help="model repository, as NAMESPACE/NAME; created if missing",
+        help="model repository, as NAMESPACE/NAME, or NAME in your own namespace; created if "
+        "missing",
     )
     visibility = parser.add_mutually_exclusive_group()
     visibility.add_argument(
@@ -50,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=parse, default=default, help=text)
     parser.add_argument("--message", help="first line of the commit message")
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace a model of another run on the branch"
+    )
+    parser.add_argument(
         "--include-logs",
         action="store_true",
         help="also upload metrics.jsonl, report.html and config.toml of the run",
@@ -62,14 +73,25 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_model_folder(arguments.model)
     for name in check_can_be_uploaded(folder).left_out:
         print(f"not uploaded: {name}")
+    run_folder = find_run_folder(folder)
     repository = check_hub_access(
-        arguments.repo_id, private=not arguments.public, run_folder=folder, where="REPO_ID"
+        arguments.repo_id,
+        private=not arguments.public,
+        record=open_record(folder, run_folder, arguments.repo_id),
+        branches=pattern_of_branches([arguments.revision]),
+        overwrite=arguments.overwrite,
+        where="REPO_ID",
     )
+    record = repository.record
     if repository.warning is not None:
         print(repository.warning)
+    if run_folder is not None:
+        # before the first commit says which run it is of
+        write_record_if_of_same_repository(run_folder, record)
 
     from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
     from flame_accel.models import register_models
+    from flame_accel.observe.run_folder import read_finished_step
 
     register_models(arguments.custom)
     origin = find_origin(folder)
@@ -78,6 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix=".tmp-hub-", dir=parent) as temporary:
         stage = Path(temporary) / "model"
         link_model_files(folder, stage)
+        checksum = checksum_of_model(stage)
         prepare_for_upload(
             stage,
             origin.run_folder,
@@ -92,10 +115,32 @@ def run(arguments: argparse.Namespace) -> None:
             revisions=(arguments.revision,),
             tag=arguments.tag,
             message=arguments.message or f"Model of {folder.name}",
+            run_id=record.run_id,
         )
         try:
-            commits = retry(lambda: HubProcess().upload(request), ATTEMPTS_SECONDS)
+            commits = retry(
+                lambda: upload_to_branches(
+                    HubProcess(), request, record, overwrite=arguments.overwrite, report=print
+                ),
+                ATTEMPTS_SECONDS,
+            )
         except HubProblem as problem:
             raise access_error(problem, repository.repo_id, where="REPO_ID") from problem
+    step = origin.step
+    if run_folder is not None and step is None:
+        step = read_finished_step(run_folder)
+    if run_folder is not None and step is not None:
+        source = os.path.relpath(folder.resolve(), run_folder.resolve())
+        record.finish(source, step, commits, checksum)
+        write_record_if_of_same_repository(run_folder, record)
     commit = commits[arguments.revision][:8]
     print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit})")
+
+
+def open_record(folder: Path, run_folder: Path | None, repo_id: str) -> UploadRecord:
+    """What was uploaded of a model's run; a model without one is known by its weights."""
+    if run_folder is not None and (
+        (run_folder / RECORD_FILE).is_file() or os.access(run_folder, os.W_OK)
+    ):
+        return read_record(run_folder, repo_id)
+    return UploadRecord(repo_id=repo_id, run_id=checksum_of_model(folder, ".safetensors"))

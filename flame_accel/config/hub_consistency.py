@@ -9,7 +9,14 @@ from flame_accel.config.errors import BrokenRule
 from flame_accel.config.hub_options import STEP
 from flame_accel.config.schema import Config, option_value, options
 
-_UPLOAD_OPTIONS = ("hub.private", "hub.when", "hub.revision", "hub.tag", "hub.include_logs")
+_UPLOAD_OPTIONS = (
+    "hub.private",
+    "hub.when",
+    "hub.revision",
+    "hub.tag",
+    "hub.overwrite",
+    "hub.include_logs",
+)
 
 
 def find_hub_contradictions(config: Config, given_options: Collection[str]) -> Iterator[BrokenRule]:

@@ -25,9 +25,9 @@ class HubConfig:
     """Uploads to the Hugging Face Hub in the background of training, and the model card."""
 
     repo_id: str | None = None
-    """Model repository on the Hub, as NAMESPACE/NAME; it is created if it does not exist. The
-    access token is that of `hf auth login` or of the environment variable HF_TOKEN. None uploads
-    nothing."""
+    """Model repository on the Hub, as NAMESPACE/NAME; it is created if it does not exist. NAME
+    alone is in the namespace of whoever is logged in; the log says the whole name. The access token
+    is that of `hf auth login` or of the environment variable HF_TOKEN. None uploads nothing."""
     private: bool = True
     """Create the repository as a private one. A public repository that exists already is only used
     if this is false."""
@@ -40,6 +40,9 @@ class HubConfig:
     checkpoint then has a branch of its own, and the exported model is also on main."""
     tag: str | None = None
     """Tag for each upload. `{step}` in it stands for the step, such as step-{step}."""
+    overwrite: bool = False
+    """Replace a model on the branch that this run did not upload; without it the run is refused
+    before its first step."""
     include_logs: bool = False
     """Also upload metrics.jsonl, report.html and config.toml, to the folder training/ of the
     repository. Paths in them are reduced to their last part."""

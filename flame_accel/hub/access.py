@@ -4,13 +4,13 @@ Every mistake is found here, before the first step and before the run folder cha
 does not answer ends only the start of a run that it has never accepted.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 from flame_accel.config import UserError
-from flame_accel.hub.hub_client import CheckedRepository, HubProblem
+from flame_accel.hub.branch_upload import check_branches_are_free
+from flame_accel.hub.hub_client import HubProblem
 from flame_accel.hub.hub_process import HubProcess
-from flame_accel.hub.upload_record import UploadRecord, read_record
+from flame_accel.hub.upload_record import UploadRecord
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 WITHOUT_HUB = "start without hub.repo_id, and upload later with `flame-accel push`"
@@ -23,6 +23,8 @@ REMEDIES = {
     "missing": "choose a namespace that you can write to, or a token with more permissions",
     "public": "set hub.private to false (--public of `flame-accel push`) if everybody may see the "
     "model, or choose another repository",
+    "taken": "choose another hub.repo_id or hub.revision (REPO_ID or --revision of `flame-accel "
+    "push`), or replace that model with --hub.overwrite (--overwrite)",
 }
 """What to do about a problem, by its reason."""
 
@@ -42,49 +44,54 @@ class AcceptedRepository(NamedTuple):
 
 
 def check_hub_access(
-    repo_id: str, *, private: bool, run_folder: Path, where: str = "hub.repo_id"
+    repo_id: str,
+    *,
+    private: bool,
+    record: UploadRecord,
+    branches: str,
+    overwrite: bool,
+    where: str = "hub.repo_id",
 ) -> AcceptedRepository:
     """Checks that the user may upload to a repository, and creates it if it does not exist.
 
     Args:
         repo_id: NAME or NAMESPACE/NAME.
         private: Whether the repository is to be private.
-        run_folder: Says what was uploaded before; nothing in it is changed.
+        record: What was uploaded to it before.
+        branches: Regular expression for the names of the branches that will be uploaded to.
+        overwrite: Whether models of other runs on them are replaced.
         where: The option that names the repository.
 
     Raises:
         UserError: There can be no upload.
     """
-    try:
-        found = HubProcess().check_repository(repo_id, private=private)
-    except HubProblem as problem:
-        known = read_record(run_folder, repo_id)
-        if known is not None and problem.is_worth_retrying:
-            warning = f"the Hub does not answer ({problem.message}): uploads are tried later"
-            return AcceptedRepository(known.repo_id, None, None, known, warning)
-        if known is not None and problem.reason == "public":
-            # somebody has published it on purpose: this run has uploaded to it before
-            found = HubProcess().check_repository(repo_id, private=False)
-            return _accept(found, run_folder, f"{found.url} is public by now")
-        raise access_error(problem, repo_id, where=where) from problem
+    query = record.query_branches(branches)
     warning = None
+    try:
+        try:
+            found = HubProcess().check_repository(repo_id, private=private, query=query)
+        except HubProblem as problem:
+            if not (problem.reason == "public" and record.has_begun()):
+                raise
+            # somebody has published it on purpose: this run has uploaded to it before
+            found = HubProcess().check_repository(repo_id, private=False, query=query)
+            warning = f"{found.url} is public by now"
+        if not overwrite:
+            check_branches_are_free(found.repo_id, found.branches)
+    except HubProblem as problem:
+        if problem.is_worth_retrying and record.has_begun():
+            warning = f"the Hub does not answer ({problem.message}): uploads are tried later"
+            return AcceptedRepository(record.repo_id, None, None, record, warning)
+        raise access_error(problem, repo_id, where=where) from problem
     if found.private and not private:
         warning = (
             f"{found.url} is private and stays so: an upload does not publish a repository that "
             f"exists; its visibility is changed at {found.url}/settings"
         )
-    return _accept(found, run_folder, warning)
-
-
-def _accept(found: CheckedRepository, run_folder: Path, warning: str | None) -> AcceptedRepository:
-    record = None if found.created else read_record(run_folder, found.repo_id)
-    return AcceptedRepository(
-        found.repo_id,
-        found.url,
-        found.private,
-        record or UploadRecord(repo_id=found.repo_id),
-        warning,
-    )
+    if found.created or found.repo_id != record.repo_id:
+        # nothing of what was uploaded is there
+        record = UploadRecord(repo_id=found.repo_id, run_id=record.run_id)
+    return AcceptedRepository(found.repo_id, found.url, found.private, record, warning)
 
 
 def access_error(problem: HubProblem, repo_id: str, *, where: str) -> UserError:

@@ -9,7 +9,7 @@ sections, stay byte by byte. What the parts say is decided in `card_header` and 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,10 @@ from flame_accel.files import bytes_checksum
 
 HEADER = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.M)
 ENTRY_LINE = re.compile(r"[^\s#-][^:\n]*:(?:\s|$)")
+SECTION = re.compile(
+    r"^<!-- flame_accel: (.+?) -->[ \t]*\r?\n(.*?)^<!-- end of \1 -->[ \t]*(?:\r?\n|\Z)",
+    re.DOTALL | re.M,
+)
 RECORD = re.compile(r"^<!-- flame_accel wrote (\{.*\}) -->[ \t]*(?:\r?\n|\Z)", re.M)
 HEADER_KEY_PREFIX = "header: "
 """In the record, where entries of the header stand next to sections of the body."""
@@ -59,15 +63,82 @@ def combine_with_edits(new: CardParts, earlier_text: str | None) -> WrittenCard:
         body = "".join(_mark_section(name, text) for name, text in sections.items())
         return WrittenCard(text=f"---\n{header}---\n{body}{_format_checksums_comment(record)}")
     header_match = HEADER.match(earlier_text)
-    written = _read_checksums_comment(earlier_text[header_match.end() :]) if header_match else None
+    earlier_body = earlier_text[header_match.end() :] if header_match else ""
+    if header_match and not earlier_body.strip():
+        # such as the license that a page of the Hub asks for
+        earlier_body = _format_checksums_comment({})
+    written = _read_checksums_comment(earlier_body)
     if header_match is None or written is None:
         return WrittenCard(text=earlier_text, kept=["all of it"])
     opening, entries, closing = header_match.groups()
     # line breaks as the user's editor writes them
     merge = _Merge(written, line_break="\r\n" if opening.endswith("\r\n") else "\n")
     header = merge.merge_header(entries, new.header)
-    body = merge.merge_body(earlier_text[header_match.end() :], sections)
+    body = merge.merge_body(earlier_body, sections)
     return WrittenCard(text=f"{opening}{header}{closing}{body}", kept=merge.kept)
+
+
+def combine_with_card_on_hub(here: str, on_hub: str | None, uploaded: str | None) -> WrittenCard:
+    """The text of a card to upload, with the edits in the one that is on the Hub.
+
+    Args:
+        here: Text of the card, with or without edits of its own; of a part that was edited in both
+            places the one on the Hub stays.
+        on_hub: Text of the card on the Hub; None if there is none.
+        uploaded: Text of the card as it was uploaded last; None if it was not.
+    """
+    if on_hub is None or not on_hub.strip() or on_hub == here:
+        return WrittenCard(text=here)
+    parts = _find_parts(here)
+    if not parts:
+        # the user's own in both places
+        is_edited = on_hub != uploaded
+        return WrittenCard(text=on_hub, kept=["all of it"]) if is_edited else WrittenCard(text=here)
+    header = {
+        key.removeprefix(HEADER_KEY_PREFIX): parts.pop(key)
+        for key in list(parts)
+        if key.startswith(HEADER_KEY_PREFIX)
+    }
+    sections = {name: text.removeprefix("\n").removesuffix("\n") for name, text in parts.items()}
+    card = combine_with_edits(CardParts(header=header, sections=sections), on_hub)
+    known = on_hub + (uploaded or "")
+    own = [text for text in _paragraphs_between_sections(here) if text not in known]
+    *_, record = [None, *RECORD.finditer(card.text)]
+    if not own or record is None:
+        return card
+    place = record.start()
+    text = f"{card.text[:place]}\n" + "\n\n".join(own) + f"\n\n{card.text[place:]}"
+    return WrittenCard(text=text, kept=card.kept)
+
+
+def edit_as_generated(text: str, edit: Callable[[str], str]) -> str:
+    """Edits a text; the parts of a card that are as they were generated still count as such."""
+    edited = edit(text)
+    record = _read_checksums_comment(text)
+    if edited == text or record is None:
+        return edited
+    after = _find_parts(edited)
+    for key, part in _find_parts(text).items():
+        if record.get(key) == _text_checksum(part) and key in after:
+            record[key] = _text_checksum(after[key])
+    *_, match = RECORD.finditer(edited)
+    comment = _format_checksums_comment(record)
+    return edited[: match.start()] + comment + edited[match.end() :]
+
+
+def _find_parts(text: str) -> dict[str, str]:
+    """Entries of the header and sections, by their keys in the record; none without sections."""
+    header, sections = HEADER.match(text), dict(SECTION.findall(text))
+    if header is None or not sections:
+        return {}
+    entries = _split_into_entries_and_comments(header[2])
+    named = {_record_key_of_entry(name): entry for name, entry in entries if name is not None}
+    return named | sections
+
+
+def _paragraphs_between_sections(text: str) -> list[str]:
+    body = RECORD.sub("", SECTION.sub("\n\n", HEADER.sub("", text)))
+    return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", body) if paragraph.strip()]
 
 
 class _Merge:

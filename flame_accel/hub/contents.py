@@ -14,16 +14,17 @@ from pathlib import Path, PurePath
 from flame_accel import files
 from flame_accel.config import Config, load_run_file, to_toml
 from flame_accel.config.schema import option_value, options
+from flame_accel.hub.card_edits import edit_as_generated
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
 from flame_accel.hub.remote_code import write_remote_code
-from flame_accel.hub.selection import check_can_be_uploaded, is_checkpoint, select_model_files
+from flame_accel.hub.selection import CONFIG_FILE, check_can_be_uploaded, is_checkpoint
 from flame_accel.models import load_model_config
 from flame_accel.observe import write_report
 from flame_accel.observe.metrics_file import METRICS_FILE
 
 LOGS_FOLDER = "training"
 """Folder of the logs in the repository."""
-CARD, CONFIG_FILE = "README.md", "config.toml"
+CARD = "README.md"
 EXAMPLE_PATH = re.compile(r'^path = "[^"]*"  # .*$', re.MULTILINE)
 EXAMPLE_CALL = re.compile(r'(from_pretrained\(path|pipeline\("text-generation", path)')
 """What the generated examples of a card consist of; a path that the user wrote has no comment."""
@@ -96,18 +97,15 @@ def prepare_for_upload(
 
 def _name_repository_in_examples(card: Path, repo_id: str, revision: str) -> None:
     """Has the examples that the card came with load from the Hub what is uploaded now."""
+
+    def name(text: str) -> str:
+        named, number = EXAMPLE_PATH.subn(f'path = "{repo_id}"', text)
+        if number and revision != "main":
+            named = EXAMPLE_CALL.sub(rf'\1, revision="{revision}"', named)
+        return named
+
     text = card.read_text(encoding="utf-8", errors="surrogateescape")
-    named, number = EXAMPLE_PATH.subn(f'path = "{repo_id}"', text)
-    if number and revision != "main":
-        named = EXAMPLE_CALL.sub(rf'\1, revision="{revision}"', named)
-    _replace_text(card, text, named)
-
-
-def checksum_of_model(folder: Path) -> str:
-    """A checksum of the files of a model that are uploaded, as they are in its folder."""
-    chosen = select_model_files(folder).files
-    checksums = {name: files.file_checksum(folder / name) for name in chosen}
-    return files.bytes_checksum(json.dumps(checksums, sort_keys=True).encode())
+    _replace_text(card, text, edit_as_generated(text, name))
 
 
 def _load_run_config(run_folder: Path | None) -> Config | None:
@@ -164,7 +162,9 @@ def _hide_local_paths(stage: Path, paths: list[str]) -> None:
     """
     for path in [stage / CARD, *sorted((stage / LOGS_FOLDER).rglob("*"))]:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        _replace_text(path, text, hide_local_paths(text, paths))
+        _replace_text(
+            path, text, edit_as_generated(text, lambda text: hide_local_paths(text, paths))
+        )
     for path in sorted(stage.glob("*config.json")):
         text = path.read_text(encoding="utf-8")
         hidden = NAME_FIELD.sub(lambda match: match[1] + hide_local_paths(match[2], paths), text)

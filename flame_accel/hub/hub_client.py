@@ -6,6 +6,7 @@ in no answer and in no error. A run makes these requests in a process of its own
 What is uploaded is decided in `contents`.
 """
 
+import fnmatch
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,11 @@ SILENCE_SECONDS = 60.0
 """Longest silence of the Hub in the middle of a request."""
 STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 """Weights of an earlier upload, which `from_pretrained` might prefer to the new ones."""
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Files that make a branch one that holds a model."""
+CARD = "README.md"
+RUN_LINE = re.compile(r"^flame_accel run (\w+)$", re.MULTILINE)
+"""Line in the description of a commit that says which run has made it."""
 SEARCHED_BLOCK_BYTES = 1 << 22
 ADDRESSES = re.compile(r"(?: for url:?| For more \S+ (?:check|see):?)? '?https?://[^\s']+'?\.?")
 """Addresses in messages of the client, with the words that lead to them."""
@@ -35,6 +41,7 @@ Reason = Literal[
     "no_permission",
     "public",  # the repository is, but should not be
     "missing",  # the repository is gone
+    "taken",  # the branch holds a model of another run
     "refused",  # the Hub does not accept the contents
     "local",  # a file cannot be read, or must not be uploaded
     "unreachable",
@@ -68,6 +75,32 @@ class HubProblem(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BranchQuery:
+    """Which branches to describe, and for whom."""
+
+    pattern: str
+    """Regular expression for their whole names."""
+    run_id: str
+    """The run that wants to upload."""
+    known: dict[str, str]
+    """By branch: the commit that the run remembers to have made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BranchState:
+    """What a branch holds."""
+
+    commit: str
+    """Its newest commit."""
+    is_taken: bool
+    """Whether it holds a model that the run did not upload."""
+    card: str | None
+    """Its README.md."""
+    uploaded_card: str | None
+    """README.md as some run uploaded it last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedRepository:
     """A repository that the user may write to."""
 
@@ -77,6 +110,8 @@ class CheckedRepository:
     private: bool
     created: bool
     """Whether it did not exist before."""
+    branches: dict[str, BranchState]
+    """Those that were asked for and exist, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,25 +127,27 @@ class Upload:
     """Set to the commit on the first branch."""
     message: str
     """First line of the commit message."""
+    run_id: str
+    """The run that the model belongs to."""
+    parents: dict[str, str] = field(default_factory=dict)
+    """By branch: its newest commit, if the upload may only follow that one."""
 
 
-def check_repository(repo_id: str, *, private: bool) -> CheckedRepository:
+def check_repository(repo_id: str, *, private: bool, query: BranchQuery) -> CheckedRepository:
     """Checks login and permissions, and creates the repository if it does not exist.
 
     Args:
         repo_id: NAME or NAMESPACE/NAME; without a namespace, the user's own.
         private: Whether a new repository is private; an existing one must be, then.
+        query: Which of its branches to describe.
 
     Raises:
         HubProblem: There can be no upload to this repository, or the Hub cannot be asked.
     """
-    from huggingface_hub import HfApi, get_token, is_offline_mode
+    from huggingface_hub import HfApi
 
-    if is_offline_mode():
-        raise HubProblem("offline", "HF_HUB_OFFLINE forbids connections")
     with _explained():
-        if get_token() is None:
-            raise HubProblem("no_token", "there is no access token")
+        _check_login()
         api = HfApi()
         account = api.whoami()
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -133,7 +170,74 @@ def check_repository(repo_id: str, *, private: bool) -> CheckedRepository:
             url=f"{api.endpoint}/{full_id}",
             private=private if found is None else bool(found.private),
             created=found is None,
+            branches=describe_branches(full_id, query),
         )
+
+
+def describe_branches(repo_id: str, query: BranchQuery) -> dict[str, BranchState]:
+    """What those branches hold that are asked for and exist, by name.
+
+    Raises:
+        HubProblem: The Hub cannot be asked, or there is no such repository.
+    """
+    from huggingface_hub import HfApi
+
+    with _explained():
+        _check_login()
+        return {
+            ref.name: _describe_branch(repo_id, ref.name, ref.target_commit, query)
+            for ref in HfApi().list_repo_refs(repo_id).branches
+            if re.fullmatch(query.pattern, ref.name)
+        }
+
+
+def _describe_branch(repo_id: str, branch: str, head: str, query: BranchQuery) -> BranchState:
+    from huggingface_hub import HfApi
+
+    card = _read_card(repo_id, head)
+    if head == query.known.get(branch):
+        return BranchState(commit=head, is_taken=False, card=card, uploaded_card=card)
+    weights = _list_weights(repo_id, head)
+    for commit in HfApi().list_repo_commits(repo_id, revision=branch):
+        run = RUN_LINE.search(commit.message)
+        if run is not None:
+            # somebody may have uploaded other weights since, without this package
+            uploaded = _list_weights(repo_id, commit.commit_id)
+            is_same = uploaded.items() <= weights.items()
+            return BranchState(
+                commit=head,
+                is_taken=bool(weights) and not (is_same and run[1] == query.run_id),
+                card=card,
+                uploaded_card=_read_card(repo_id, commit.commit_id),
+            )
+    return BranchState(commit=head, is_taken=bool(weights), card=card, uploaded_card=None)
+
+
+def _list_weights(repo_id: str, commit: str) -> dict[str, str | None]:
+    """Weights at a commit: their names and the ids of their contents."""
+    from huggingface_hub import HfApi
+
+    found = HfApi().model_info(repo_id, revision=commit, files_metadata=True).siblings or []
+    return {
+        file.rfilename: file.blob_id
+        for file in found
+        if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in WEIGHTS)
+    }
+
+
+def _read_card(repo_id: str, commit: str) -> str | None:
+    """README.md at a commit; None without one."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    url = hf_hub_url(repo_id, CARD, revision=commit)
+    response = get_session().get(url, headers=build_hf_headers())
+    try:
+        hf_raise_for_status(response)
+    except EntryNotFoundError:
+        return None
+    return response.content.decode("utf-8", "surrogateescape")
 
 
 def upload(request: Upload) -> dict[str, str]:
@@ -156,19 +260,33 @@ def upload(request: Upload) -> dict[str, str]:
             raise HubProblem("missing", f"{request.repo_id} does not exist any more")
         commits: dict[str, str] = {}
         for revision in request.revisions:
-            if revision != "main":
-                api.create_branch(request.repo_id, branch=revision, exist_ok=True)
+            if revision != "main" and revision not in request.parents:
+                # without the model that main may hold
+                first = api.list_repo_commits(request.repo_id)[-1].commit_id
+                api.create_branch(request.repo_id, branch=revision, revision=first, exist_ok=True)
             commit = api.upload_folder(
                 repo_id=request.repo_id,
                 folder_path=folder,
                 revision=revision,
                 commit_message=request.message,
+                commit_description=f"flame_accel run {request.run_id}",
+                parent_commit=request.parents.get(revision),
                 delete_patterns=list(STALE_WEIGHTS),
             )
             commits[revision] = commit.oid
         if request.tag is not None:
             _set_tag(request.repo_id, request.tag, commits[request.revisions[0]])
         return commits
+
+
+def _check_login() -> None:
+    """Raises `HubProblem` if nobody is logged in, or the environment forbids to ask."""
+    from huggingface_hub import get_token, is_offline_mode
+
+    if is_offline_mode():
+        raise HubProblem("offline", "HF_HUB_OFFLINE forbids connections")
+    if get_token() is None:
+        raise HubProblem("no_token", "there is no access token")
 
 
 def _find_repository(repo_id: str) -> Any:
@@ -325,7 +443,13 @@ def _one_line_without_token(error: BaseException) -> str:
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "check_repository": lambda **arguments: asdict(check_repository(**arguments)),
+    "check_repository": lambda query, **arguments: asdict(
+        check_repository(**arguments, query=BranchQuery(**query))
+    ),
+    "describe_branches": lambda repo_id, query: {
+        name: asdict(state)
+        for name, state in describe_branches(repo_id, BranchQuery(**query)).items()
+    },
     "upload": lambda **arguments: upload(
         Upload(**{**arguments, "revisions": tuple(arguments["revisions"])})
     ),

@@ -13,7 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flame_accel.hub.hub_client import CheckedRepository, HubProblem, Upload
+from flame_accel.hub.hub_client import (
+    BranchQuery,
+    BranchState,
+    CheckedRepository,
+    HubProblem,
+    Upload,
+)
 
 SCRIPT = Path(__file__).with_name("hub_client.py")
 CHECK_SECONDS = 90.0
@@ -27,10 +33,18 @@ class HubProcess:
         self._process: subprocess.Popen[str] | None = None
         self._killed = False
 
-    def check_repository(self, repo_id: str, *, private: bool) -> CheckedRepository:
+    def check_repository(
+        self, repo_id: str, *, private: bool, query: BranchQuery
+    ) -> CheckedRepository:
         """As `hub_client.check_repository`, within `CHECK_SECONDS`."""
-        arguments = {"repo_id": repo_id, "private": private}
-        return CheckedRepository(**self._request("check_repository", arguments, CHECK_SECONDS))
+        arguments = {"repo_id": repo_id, "private": private, "query": asdict(query)}
+        found = self._request("check_repository", arguments, CHECK_SECONDS)
+        return CheckedRepository(**{**found, "branches": _read_branches(found["branches"])})
+
+    def describe_branches(self, repo_id: str, query: BranchQuery) -> dict[str, BranchState]:
+        """As `hub_client.describe_branches`, within `CHECK_SECONDS`."""
+        arguments = {"repo_id": repo_id, "query": asdict(query)}
+        return _read_branches(self._request("describe_branches", arguments, CHECK_SECONDS))
 
     def upload(self, request: Upload) -> dict[str, str]:
         """As `hub_client.upload`."""
@@ -78,3 +92,7 @@ class HubProcess:
         if "result" not in answer:
             raise HubProblem(answer["reason"], answer["message"], answer["retry_after_seconds"])
         return answer["result"]
+
+
+def _read_branches(answer: dict[str, Any]) -> dict[str, BranchState]:
+    return {name: BranchState(**state) for name, state in answer.items()}

@@ -5,13 +5,17 @@ in `contents`.
 """
 
 import fnmatch
+import json
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from flame_accel import files
 from flame_accel.config import UserError
 from flame_accel.model_files import MANIFEST, TEMPORARY_INFIX, find_unreadable_model_file
 
+CONFIG_FILE = "config.toml"
+"""File that makes a folder one of a run."""
 CHECKPOINT_ONLY = (MANIFEST, "state.json", "data.json", "ranks.json", "rank-*.json")
 """Files of a checkpoint, in addition to those in subfolders, that are not part of the model."""
 TRAINING_STATE = ("optimizer*", "scheduler*", "trainer_state*", "training_args*", "rng_state*",
@@ -78,6 +82,27 @@ def check_can_be_uploaded(folder: Path) -> SelectedFiles:
     if unreadable is not None:
         raise UserError(unreadable.what, where=str(folder), remedy=unreadable.remedy)
     return selected
+
+
+def checksum_of_model(folder: Path, suffix: str = "") -> str:
+    """A checksum of the files of a model that are uploaded, as they are in its folder.
+
+    Args:
+        folder: Of the model.
+        suffix: Only of files whose names end with it.
+    """
+    chosen = [name for name in select_model_files(folder).files if name.endswith(suffix)]
+    checksums = {name: files.file_checksum(folder / name) for name in chosen}
+    return files.bytes_checksum(json.dumps(checksums, sort_keys=True).encode())
+
+
+def find_run_folder(folder: Path) -> Path | None:
+    """The run folder that an export or a checkpoint lies in; None if there is none."""
+    parents = folder.resolve().parents
+    for parent in parents if is_checkpoint(folder) else parents[:1]:
+        if (parent / CONFIG_FILE).is_file():
+            return parent
+    return None
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -5,12 +5,19 @@ which step. It names folders relative to the run folder, and holds no access tok
 """
 
 import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flame_accel import files
+from flame_accel.hub.hub_client import BranchQuery
 
 RECORD_FILE = "hub.json"
+STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
+"""Start of the names of the folders, in the run folder, that hold what is being uploaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +62,30 @@ class UploadRecord:
     """The uploads that are not finished, the oldest first."""
     checkpoints_since_upload: int = 0
     """Number of checkpoints since the last one that was planned."""
+    run_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """Written into every commit of the run, which is known by it."""
 
-    def holds(self, checksum: str) -> bool:
-        """Whether nothing is planned and a branch holds this very model."""
-        return not self.planned and any(
-            done.checksum == checksum for done in self.finished.values()
-        )
+    def has_begun(self) -> bool:
+        """Whether the Hub has accepted the run before."""
+        return bool(self.finished or self.planned)
+
+    def query_branches(self, pattern: str) -> BranchQuery:
+        """A question for the branches of these names, a regular expression."""
+        known = {name: done.commit for name, done in self.finished.items()}
+        return BranchQuery(pattern=pattern, run_id=self.run_id, known=known)
+
+    def finish(self, source: str, step: int, commits: Mapping[str, str], checksum: str) -> None:
+        """Notes what branches hold now; uploads of it that were planned are so no longer."""
+        for revision, commit in commits.items():
+            self.finished[revision] = FinishedUpload(
+                source=source, step=step, commit=commit, checksum=checksum
+            )
+        here = {name for name, done in self.finished.items() if done.checksum == checksum}
+        self.planned = [
+            planned
+            for planned in self.planned
+            if (planned.source, planned.step) != (source, step) or set(planned.revisions) - here
+        ]
 
     def has_uploaded(self, planned: PlannedUpload, checksum: str) -> bool:
         """Whether every branch holds this very model."""
@@ -70,29 +95,59 @@ class UploadRecord:
         )
 
 
-def read_record(run_folder: Path, repo_id: str) -> UploadRecord | None:
-    """The record of a run's uploads to this repository; None without one that can be read."""
+def read_record(run_folder: Path, repo_id: str) -> UploadRecord:
+    """The record of a run's uploads to a repository; an empty one if there is none to be read.
+
+    Args:
+        run_folder: The run folder.
+        repo_id: NAMESPACE/NAME, or NAME for whatever namespace the run has uploaded to.
+    """
     path = run_folder / RECORD_FILE
     if not path.is_file():
-        return None
+        return UploadRecord(repo_id=repo_id)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["repo_id"] != repo_id:
-            return None
+        recorded = content["repo_id"]
+        if repo_id not in (recorded, recorded.partition("/")[2]):
+            return UploadRecord(repo_id=repo_id, run_id=content["run_id"])
         return UploadRecord(
-            repo_id=repo_id,
+            repo_id=recorded,
             finished={name: FinishedUpload(**done) for name, done in content["finished"].items()},
             planned=[
                 PlannedUpload(**{**planned, "revisions": tuple(planned["revisions"])})
                 for planned in content["planned"]
             ],
             checkpoints_since_upload=content["checkpoints_since_upload"],
+            run_id=content["run_id"],
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         # what is on the Hub is found again: files that are the same are not sent twice
-        return None
+        return UploadRecord(repo_id=repo_id)
 
 
 def write_record(run_folder: Path, record: UploadRecord) -> None:
     """Writes the record atomically."""
     files.write_json_atomically(run_folder / RECORD_FILE, asdict(record))
+
+
+def write_record_if_of_same_repository(run_folder: Path, record: UploadRecord) -> None:
+    """Writes the record of a push, unless the run uploads elsewhere, or nobody may write there."""
+    try:
+        recorded = json.loads((run_folder / RECORD_FILE).read_text(encoding="utf-8"))["repo_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = record.repo_id
+    if recorded == record.repo_id and os.access(run_folder, os.W_OK):
+        write_record(run_folder, record)
+        remove_needless_stages(run_folder, record)
+
+
+def stage_folder(run_folder: Path, planned: PlannedUpload) -> Path:
+    """The folder, for one upload alone, that holds its files until it is made."""
+    return run_folder / f"{STAGES_PREFIX}{planned.step}-{planned.source.replace('/', '-')}"
+
+
+def remove_needless_stages(run_folder: Path, record: UploadRecord) -> None:
+    """Removes the folders of uploads that are not planned any more."""
+    needed = {stage_folder(run_folder, planned) for planned in record.planned}
+    for stage in set(run_folder.glob(f"{STAGES_PREFIX}*")) - needed:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -4,8 +4,8 @@ Nothing waits but the check before the run and the end of it, and no error of an
 When an upload is made is decided in `upload_queue`, what it consists of in `contents`.
 """
 
+import re
 import shlex
-import shutil
 import threading
 from pathlib import Path
 
@@ -15,32 +15,27 @@ from flame_accel import files
 from flame_accel.config import HubConfig, UserError
 from flame_accel.config.hub_options import STEP
 from flame_accel.hub.access import AcceptedRepository, check_hub_access
-from flame_accel.hub.contents import (
-    checksum_of_model,
-    find_origin,
-    is_checkpoint,
-    link_model_files,
-    prepare_for_upload,
-)
+from flame_accel.hub.branch_upload import pattern_of_branches, upload_to_branches
+from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.model_card import ModelOrigin
+from flame_accel.hub.selection import checksum_of_model, is_checkpoint
 from flame_accel.hub.upload_queue import Failure, UploadQueue
 from flame_accel.hub.upload_record import (
-    FinishedUpload,
     PlannedUpload,
     UploadRecord,
     read_record,
+    remove_needless_stages,
+    stage_folder,
     write_record,
 )
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
 from flame_accel.parallel import run_on_main_and_broadcast
 
-STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
-"""Start of the names of the folders, in the run folder, that hold what is being uploaded."""
 MODEL = "model"
-"""Folder of the model's files in each of these."""
+"""Folder of the model's files in the folder of an upload."""
 log = get_logger()
 
 
@@ -89,7 +84,13 @@ class HubUploads:
         repo_id, private = self._options.repo_id, self._options.private
         accepted = run_on_main_and_broadcast(
             self._accelerator,
-            lambda: check_hub_access(repo_id, private=private, run_folder=self._run_folder),
+            lambda: check_hub_access(
+                repo_id,
+                private=private,
+                record=read_record(self._run_folder, repo_id),
+                branches=self._pattern_of_branches(),
+                overwrite=self._options.overwrite,
+            ),
         )
         if accepted.warning is not None:
             log.warning("%s", accepted.warning)
@@ -107,9 +108,7 @@ class HubUploads:
         if self._repository is None:
             return
         self._checkpoints_in_use = checkpoints_in_use
-        needed = [self._stage(planned) for planned in self._record.planned]
-        for stage in set(self._run_folder.glob(f"{STAGES_PREFIX}*")) - set(needed):
-            _remove(stage)
+        remove_needless_stages(self._run_folder, self._record)
         for planned in list(self._record.planned):
             log.info("the upload of step %d was interrupted and is made now", planned.step)
             self._plan(planned)
@@ -127,37 +126,43 @@ class HubUploads:
             self._write_record()
 
     def add_export(self, folder: Path, step: int) -> None:
-        """Uploads the exported model, unless the Hub has it. Returns at once."""
-        if self._repository is None:
-            return
-        revisions = tuple(dict.fromkeys(("main", self._revision(step))))
-        if STEP not in self._options.revision:
-            revisions = (self._options.revision,)
-        planned = self._describe_upload(folder, step, revisions)
-        try:
-            is_there = self._record.has_uploaded(planned, checksum_of_model(folder))
-        except (OSError, UserError) as error:
-            log.warning("%s is not uploaded: %s", folder, error)
-            return
-        if is_there:
-            log.info("%s is on the Hub already: %s", folder, self._repository.url)
-        else:
-            self._plan(planned)
+        """Uploads the exported model. Returns at once."""
+        if self._repository is not None:
+            self._plan(self._describe_upload(folder, step, self._revisions_of_export(step)))
 
     def upload_missing(self) -> None:
         """Uploads what the Hub lacks of a run that has finished. Every rank must call it."""
         exported, step = self._run_folder / "hf", read_finished_step(self._run_folder)
         if self._options.repo_id is None or step is None or not exported.is_dir():
             return
-        # what is there already needs neither the Hub nor a login
-        if not run_on_main_and_broadcast(self._accelerator, lambda: self._is_on_hub(exported)):
+        if not run_on_main_and_broadcast(
+            self._accelerator, lambda: self._is_on_hub(exported, step)
+        ):
             self.check_access()
             self.resume(set())
             self.finish_with_export(exported, step)
 
-    def _is_on_hub(self, exported: Path) -> bool:
+    def _is_on_hub(self, exported: Path, step: int) -> bool:
+        """Whether the Hub holds the exported model, as far as the Hub can be asked."""
         record = read_record(self._run_folder, str(self._options.repo_id))
-        return record is not None and record.holds(checksum_of_model(exported))
+        export = self._describe_upload(exported, step, self._revisions_of_export(step))
+        if record.planned or not record.has_uploaded(export, checksum_of_model(exported)):
+            return False
+        remove_needless_stages(self._run_folder, record)
+        query = record.query_branches(pattern_of_branches(export.revisions))
+        try:
+            branches = self._process.describe_branches(record.repo_id, query)
+        except HubProblem as problem:
+            if problem.reason == "missing":
+                return False
+            # there is nothing to do that needs the Hub or a login
+            log.warning("%s was uploaded; nobody asked the Hub: %s", exported, problem.message)
+            return True
+        heads = {name: state.commit for name, state in branches.items()}
+        if any(record.finished[name].commit != heads.get(name) for name in export.revisions):
+            return False
+        log.info("%s is on the Hub already: %s", exported, record.repo_id)
+        return True
 
     def finish_with_export(self, folder: Path, step: int) -> None:
         """Uploads the exported model, and waits a limited time for what is being uploaded.
@@ -193,6 +198,17 @@ class HubUploads:
     def _revision(self, step: int) -> str:
         return self._options.revision.replace(STEP, str(step))
 
+    def _revisions_of_export(self, step: int) -> tuple[str, ...]:
+        if STEP in self._options.revision:
+            return "main", self._revision(step)
+        return (self._options.revision,)
+
+    def _pattern_of_branches(self) -> str:
+        """A regular expression for all branches that the run may upload to."""
+        if STEP not in self._options.revision:
+            return re.escape(self._options.revision)
+        return "main|" + r"\d+".join(map(re.escape, self._options.revision.split(STEP)))
+
     def _describe_upload(
         self, folder: Path, step: int, revisions: tuple[str, ...]
     ) -> PlannedUpload:
@@ -211,7 +227,8 @@ class HubUploads:
         """
         if planned in self._queue.unfinished():
             return
-        source, staged = self._run_folder / planned.source, self._stage(planned) / MODEL
+        source = self._run_folder / planned.source
+        staged = stage_folder(self._run_folder, planned) / MODEL
         try:
             if not staged.is_dir():
                 link_model_files(source, staged, files.link_file)
@@ -233,20 +250,14 @@ class HubUploads:
             if planned in self._record.planned:
                 self._record.planned.remove(planned)
             self._write_record()
-            stage = self._stage(planned)
-            if all(self._stage(other) != stage for other in self._record.planned):
-                _remove(stage)
+            remove_needless_stages(self._run_folder, self._record)
+            if all(planned.source != other.source for other in self._record.planned):
                 self._checkpoints_in_use.discard(self._run_folder / planned.source)
-
-    def _stage(self, planned: PlannedUpload) -> Path:
-        """The folder of one upload alone: another step has another one."""
-        return (
-            self._run_folder / f"{STAGES_PREFIX}{planned.step}-{planned.source.replace('/', '-')}"
-        )
 
     def _upload(self, planned: PlannedUpload) -> None:
         """Called by the queue's thread; raises `HubProblem`."""
-        stage, source = self._stage(planned), self._run_folder / planned.source
+        stage = stage_folder(self._run_folder, planned)
+        source = self._run_folder / planned.source
         staged, checksum_file = stage / MODEL, stage / "checksum"
         try:
             if not staged.is_dir():
@@ -267,22 +278,25 @@ class HubUploads:
                 revision="main" if "main" in planned.revisions else planned.revisions[0],
                 include_logs=self._options.include_logs,
             )
-        except (OSError, ValueError, UserError) as error:
-            raise HubProblem("local", f"{source}: {error}") from error
-        commits = self._process.upload(
-            Upload(
+            upload = Upload(
                 folder=str(staged),
                 repo_id=self._record.repo_id,
                 revisions=planned.revisions,
                 tag=planned.tag,
                 message=planned.message,
+                run_id=self._record.run_id,
             )
-        )
+            commits = upload_to_branches(
+                self._process,
+                upload,
+                self._record,
+                overwrite=self._options.overwrite,
+                report=log.info,
+            )
+        except (OSError, ValueError, UserError) as error:
+            raise HubProblem("local", f"{source}: {error}") from error
         with self._record_lock:
-            for revision, commit in commits.items():
-                self._record.finished[revision] = FinishedUpload(
-                    source=planned.source, step=planned.step, commit=commit, checksum=checksum
-                )
+            self._record.finish(planned.source, planned.step, commits, checksum)
 
     def _report_success(self, planned: PlannedUpload) -> None:
         self._forget(planned)
@@ -320,12 +334,13 @@ class HubUploads:
         """Where the files of an upload are: what was to be uploaded, or what is left of it."""
         source = self._run_folder / planned.source
         is_same = is_checkpoint(source) or read_finished_step(self._run_folder) == planned.step
-        return source if is_same else self._stage(planned) / MODEL
+        return source if is_same else stage_folder(self._run_folder, planned) / MODEL
 
     def _push_commands(self, folder: Path, planned: PlannedUpload) -> list[str]:
         """What uploads the same by hand: a command for each branch."""
         options = [] if self._options.private else ["--public"]
         options += ["--include-logs"] if self._options.include_logs else []
+        options += ["--overwrite"] if self._options.overwrite else []
         for module in self._custom_modules:
             options += ["--custom", module]
         model = ["flame-accel", "push", str(folder)]
@@ -335,7 +350,3 @@ class HubUploads:
         ]
         commands[0] += ["--tag", planned.tag] if planned.tag else []
         return [shlex.join(command) for command in commands]
-
-
-def _remove(stage: Path) -> None:
-    shutil.rmtree(stage, ignore_errors=True)

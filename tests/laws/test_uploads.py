@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 
 from flame_accel.commands import push
 from flame_accel.config import UserError
@@ -250,6 +251,7 @@ def test_a_finished_run_whose_model_is_on_the_hub_needs_neither_the_hub_nor_a_lo
 ):
     upload_run()
     before = describe_files(tmp_path / "run")
+    upload_run(**{"optimizer.lr": 0.5})
     monkeypatch.delenv("HF_TOKEN")
     with local_hub.down():
         upload_run(**{"optimizer.lr": 0.5})
@@ -312,6 +314,87 @@ def test_every_branch_that_was_promised_is_made_or_named_at_the_end(
         assert local_hub.read_file(REPO, "model.safetensors", branch) == exported
     assert set(copying_threads) <= {"hub-uploads"} and bool(copying_threads) != has_hard_links
     assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+@pytest.mark.covers_option("hub.overwrite")
+def test_a_run_replaces_the_model_of_another_run_only_if_told_to(
+    upload_run, local_hub, tmp_path, capsys
+):
+    options = {"training.steps": 2}
+    upload_run(**options)
+    first = local_hub.repository(REPO).branches["main"]
+    other = {**options, "job.dump_folder": tmp_path / "other", "training.seed": 7}
+    with pytest.raises(UserError, match="the branch main of tester/model holds") as raised:
+        upload_run(**other)
+    assert "--hub.overwrite" in str(raised.value) and raised.value.exit_code == 2
+    assert not (tmp_path / "other").exists()
+    # another branch is free; the same run goes on, also under its short name
+    upload_run(**other, **{"hub.revision": "v2"})
+    upload_run(**{"training.steps": 4, "hub.repo_id": "model"})
+    assert f"uploads to: {local_hub.endpoint}/{REPO}\n" in read_log(tmp_path / "run")
+    assert json.loads((tmp_path / "run/hub.json").read_text())["repo_id"] == REPO
+    second = local_hub.repository(REPO).branches["main"]
+    assert second != first
+    with pytest.raises(UserError, match="this run did not upload") as raised:
+        push_command(tmp_path / "other", REPO)
+    assert "--overwrite" in str(raised.value)
+    push_command(tmp_path / "other", REPO, "--overwrite")
+    exported = (tmp_path / "other/hf/model.safetensors").read_bytes()
+    assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
+    with pytest.raises(UserError, match="did not upload"):
+        upload_run(**{"training.steps": 6})
+    upload_run(**{"training.steps": 6, "hub.overwrite": True})
+    exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
+    assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_what_was_deleted_on_the_hub_by_hand_is_uploaded_again(
+    upload_run, local_hub, tmp_path, is_deleted
+):
+    upload_run(**{"training.steps": 2})
+    api = HfApi()
+    if is_deleted:
+        api.delete_repo(REPO)
+    else:
+        api.delete_file("model.safetensors", REPO)
+    upload_run(**{"training.steps": 2})
+    exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
+    assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
+
+
+def test_what_a_user_writes_into_the_card_on_the_hub_stays(upload_run, local_hub, tmp_path):
+    local_hub.add_repository(REPO, {"README.md": b"---\nlicense: mit\n---\n"}, private=True)
+
+    def read_card() -> str:
+        return local_hub.read_file(REPO, "README.md", "main").decode()
+
+    for steps in (2, 3, 4):
+        upload_run(**{"training.steps": steps})
+        card = read_card()
+        assert f"\n| updates | {steps} |\n" in card and f'path = "{REPO}"' in card
+        assert card.count("license: mit") == 1
+        assert card.count("Mind the step.") == card.count("By hand.") == (steps > 2)
+        if steps == 2:
+            edited = card.replace("\n# ", "\nMind the step.\n\n# ", 1) + "By hand.\n"
+            upload_by_hand = HfApi().upload_file
+            upload_by_hand(repo_id=REPO, path_in_repo="README.md", path_or_fileobj=edited.encode())
+
+
+def test_a_push_is_recorded_like_an_upload_of_the_run(
+    upload_run, train_here, flags, local_hub, tmp_path
+):
+    train_here(flags(**WITHOUT_SAMPLE))
+    push_command(tmp_path / "run/checkpoint/step-4", REPO, "--revision", "step-4")
+    push_command(tmp_path / "run", REPO)
+    branches = local_hub.repository(REPO).branches
+    record = json.loads((tmp_path / "run/hub.json").read_text())
+    for branch, source, step in (("step-4", "checkpoint/step-4", 4), ("main", "hf", 8)):
+        done = record["finished"][branch]
+        assert (done["source"], done["step"], done["commit"]) == (source, step, branches[branch])
+    local_hub.forget_requests()
+    upload_run()
+    assert not local_hub.requests(method="POST")
 
 
 def test_initial_weights_are_not_uploaded(upload_run, local_hub, tmp_path):

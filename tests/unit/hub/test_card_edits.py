@@ -5,7 +5,12 @@ import re
 
 import pytest
 
-from flame_accel.hub.card_edits import CardParts, combine_with_edits
+from flame_accel.hub.card_edits import (
+    CardParts,
+    combine_with_card_on_hub,
+    combine_with_edits,
+    edit_as_generated,
+)
 
 HEADER = {"license": "license: mit\n", "tags": "tags:\n- gla\n- test\n"}
 SECTIONS = {"title": "# A model\n\nWords.\n", "data": "## Data\n\n| a | b |\n", "end": "Over.\n"}
@@ -155,3 +160,54 @@ def test_a_deleted_line_does_not_come_back_into_what_is_the_users(where: int) ->
     written = again(OLD, "".join(lines))
     assert written.count(deleted) == "".join(lines).count(deleted)
     assert again(OLD, written) == written
+
+
+@pytest.mark.parametrize("where", range(first(OLD).count("\n") + 1))
+def test_a_line_that_is_written_on_the_hub_survives_the_next_uploads(where: int) -> None:
+    lines = first(OLD).splitlines(keepends=True)
+    lines.insert(where, "my line\n")
+    on_hub = "".join(lines)
+    merged = combine_with_card_on_hub(first(NEW), on_hub, first(OLD)).text
+    assert merged == again(NEW, on_hub)
+    assert combine_with_card_on_hub(first(NEW), merged, merged).text == merged
+
+
+def test_what_is_written_here_reaches_the_card_on_the_hub_once():
+    here = first(NEW).replace("Over.", "Over and out.") + "Own words.\n\nMore of them.\n"
+    on_hub = first(OLD).replace("Words.", "Better words.") + "By hand.\n"
+    merged = combine_with_card_on_hub(here, on_hub, first(OLD))
+    assert merged.kept == ["title"]
+    for text in (
+        "Over and out.",
+        "Own words.",
+        "More of them.",
+        "Better words.",
+        "By hand.",
+        "| c",
+    ):
+        assert merged.text.count(text) == 1
+    # deleted on the Hub, it does not come back
+    shorter = merged.text.replace("Own words.\n", "")
+    assert "Own words." not in combine_with_card_on_hub(here, shorter, merged.text).text
+
+
+def test_a_card_of_the_users_own_is_uploaded_unless_the_one_on_the_hub_was_edited():
+    assert combine_with_card_on_hub("Mine", None, None).text == "Mine"
+    assert combine_with_card_on_hub("Mine, new", "Mine", "Mine").text == "Mine, new"
+    assert combine_with_card_on_hub("Mine, new", "Edited", "Mine").text == "Edited"
+    assert combine_with_card_on_hub(first(NEW), "Their own", None).text == "Their own"
+    header = "---\nlicense: mit\n---\n"
+    assert "| a | c |" in combine_with_card_on_hub(first(NEW), header, None).text
+
+
+def test_a_part_that_is_edited_as_generated_is_replaced_by_the_next_one():
+    def edit(text: str) -> str:
+        return text.replace("Words.", "Other words.").replace("b |", "d |")
+
+    own = first(OLD).replace("Over.", "Words.")
+    edited = edit_as_generated(own, edit)
+    assert edited.count("Other words.") == 2
+    written = combine_with_edits(NEW, edited)
+    assert written.kept == ["end"]
+    assert written.text == first(NEW).replace("Over.", "Other words.")
+    assert edit_as_generated("Words.", edit) == "Other words."

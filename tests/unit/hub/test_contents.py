@@ -8,15 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from flame_accel.config import UserError
-from flame_accel.hub.contents import (
+from flame_accel.hub.contents import hide_local_paths, link_model_files, prepare_for_upload
+from flame_accel.hub.model_card import ModelOrigin
+from flame_accel.hub.selection import (
     check_can_be_uploaded,
     checksum_of_model,
-    hide_local_paths,
-    link_model_files,
-    prepare_for_upload,
     select_model_files,
 )
-from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.observe.run_folder import write_config_environment_and_clear_ended
 
 MODEL = ("config.json", "model.safetensors", "tokenizer.json", "README.md")

@@ -1,0 +1,73 @@
+"""The upload of a folder that is ready for it: to branches that may take it, and with their cards.
+
+What belongs to another run is not replaced, and what somebody wrote into the card on the Hub stays.
+The requests are in `hub_client`, what the folder consists of is in `contents`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from flame_accel import files
+from flame_accel.hub.card_edits import combine_with_card_on_hub
+from flame_accel.hub.hub_client import CARD, BranchState, HubProblem, Upload
+from flame_accel.hub.hub_process import HubProcess
+from flame_accel.hub.upload_record import UploadRecord
+
+
+def pattern_of_branches(names: Iterable[str]) -> str:
+    """A regular expression that these names match, and nothing else."""
+    return "|".join(map(re.escape, names))
+
+
+def check_branches_are_free(repo_id: str, branches: Mapping[str, BranchState]) -> None:
+    """Raises `HubProblem` if a branch holds a model of another run."""
+    taken = [name for name, state in branches.items() if state.is_taken]
+    if taken:
+        raise HubProblem(
+            "taken",
+            f"the branch {taken[0]} of {repo_id} holds a model that this run did not upload",
+        )
+
+
+def upload_to_branches(
+    process: HubProcess,
+    upload: Upload,
+    record: UploadRecord,
+    *,
+    overwrite: bool,
+    report: Callable[[str], None],
+) -> dict[str, str]:
+    """Uploads a folder, whose card gets what somebody wrote into those on the Hub.
+
+    Args:
+        process: Makes the requests.
+        upload: What to upload; its `parents` are found here.
+        record: What the run has uploaded before.
+        overwrite: Whether a model of another run is replaced.
+        report: Told what the user should know.
+
+    Returns:
+        The commit on each branch.
+
+    Raises:
+        HubProblem: It did not get through.
+        OSError: The card cannot be read or written.
+    """
+    pattern = pattern_of_branches(upload.revisions)
+    branches = process.describe_branches(upload.repo_id, record.query_branches(pattern))
+    if not overwrite:
+        check_branches_are_free(upload.repo_id, branches)
+    path = Path(upload.folder) / CARD
+    for name, state in branches.items():
+        before = path.read_bytes().decode("utf-8", "surrogateescape")
+        card = combine_with_card_on_hub(before, state.card, state.uploaded_card)
+        if card.kept:
+            kept = ", ".join(card.kept)
+            report(f"{upload.repo_id}, {name}: README.md was edited there, and keeps: {kept}")
+        if card.text != before:
+            # in place of the link, not through it
+            files.write_bytes_atomically(path, card.text.encode("utf-8", "surrogateescape"))
+    parents = {name: state.commit for name, state in branches.items()}
+    return process.upload(replace(upload, parents=parents))
