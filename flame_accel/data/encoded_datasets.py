@@ -120,14 +120,10 @@ class SequentialDataset:
         self.name = shards.name
         self.held_out = held_out
         self.conversations = first_is_conversation(_read_all_shards(shards))
+        count = f"{len(shards):,} shards" if len(shards) > 1 else "one shard"
+        self.storage_description = f"a stream of {count}"
         self._shards = shards
         self._encode = restrict_encode_to_side(encode, held_out)
-
-    @property
-    def storage_description(self) -> str:
-        """What the data is, in words."""
-        count = len(self._shards)
-        return f"a stream of {count:,} shards" if count > 1 else "a stream of one shard"
 
     @property
     def records_fingerprint(self) -> str:

@@ -72,11 +72,24 @@ class RecordSource(Protocol):
         ...
 
 
-class EncodedDataset(Protocol):
-    """The documents of a dataset, or of one side of it."""
+class FingerprintedData(Protocol):
+    """Data with a name for messages, of which it can be seen whether it changed."""
 
     name: str
     """How messages name the data."""
+
+    @property
+    def records_fingerprint(self) -> str:
+        """Hash of the content, as far as it is known without reading all of it.
+
+        It is the same wherever the content lies, and for a table and its token cache.
+        """
+        ...
+
+
+class EncodedDataset(FingerprintedData, Protocol):
+    """The documents of a dataset, or of one side of it."""
+
     held_out: HeldOut | None
     """Which side of a split by hash; None: all documents."""
     conversations: bool
@@ -95,11 +108,6 @@ class EncodedDataset(Protocol):
     @property
     def num_tokens(self) -> int | None:
         """Tokens of all documents; None: unknown."""
-        ...
-
-    @property
-    def records_fingerprint(self) -> str:
-        """Hash of the content, as far as it is known."""
         ...
 
     def shuffle(self, *, seed: int, stream_block_size: int) -> "ShuffledSource":
@@ -122,36 +130,20 @@ class EncodedDataset(Protocol):
         ...
 
 
-class IndexedRecords(Protocol):
+class IndexedRecords(FingerprintedData, Protocol):
     """Records in any order: a table; can be pickled."""
-
-    name: str
-    """How messages name the data."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Record | Skipped: ...
 
-    @property
-    def records_fingerprint(self) -> str:
-        """Hash of the records."""
-        ...
 
-
-class IndexedDocuments(Protocol):
+class IndexedDocuments(FingerprintedData, Protocol):
     """Documents in any order: a table of records with an encoder, or a token cache."""
-
-    name: str
-    """How messages name the data."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Document | Skipped: ...
-
-    @property
-    def records_fingerprint(self) -> str:
-        """Hash of the content, wherever it lies; the same for a table and its token cache."""
-        ...
 
 
 class SizedDocuments(IndexedDocuments, Protocol):
@@ -162,11 +154,8 @@ class SizedDocuments(IndexedDocuments, Protocol):
         ...
 
 
-class Shards(Protocol):
+class Shards(FingerprintedData, Protocol):
     """Records in a few sequences, each of which can be read from any position; mostly files."""
-
-    name: str
-    """How messages name the data."""
 
     def __len__(self) -> int:
         """Number of shards, at least 1."""
@@ -174,11 +163,6 @@ class Shards(Protocol):
 
     def read(self, shard: int, start_position: int, /) -> Iterator[PositionedRecord]:
         """Records of a shard from a position (0: its start) to its end."""
-        ...
-
-    @property
-    def records_fingerprint(self) -> str:
-        """Hash of what is known of the content without reading it."""
         ...
 
 

@@ -74,14 +74,12 @@ class CacheInputs(TypedDict):
     """What a cache is made from; `UNFINISHED` holds it until the manifest exists."""
 
     format: int
-    """`FORMAT_VERSION` of the program that writes it."""
     tokenizer: str
     """Its identity."""
     add_bos: bool
     documents: int
     """Records, skipped ones included."""
     fingerprint: str
-    """Of the records."""
     source: Mapping[str, str | int | None]
     """Where the records come from: options and their values."""
 
@@ -90,7 +88,7 @@ class Manifest(CacheInputs):
     """What a finished cache holds."""
 
     dtype: str
-    """numpy's name of the type of its tokens."""
+    """Of its tokens."""
     targets: bool
     """Whether any shard has a file of targets."""
     tokens: int

@@ -122,7 +122,7 @@ def start_packing_workers(
         # torch draws a seed for its workers: keep it off the generator that the model uses
         generator=torch.Generator(),
     )
-    with _disable_tokenizer_threads(workers > 0):
+    with _disable_tokenizer_threads():
         steps = iter(loader)
     # once nothing uses the workers any more, or before multiprocessing terminates them at exit
     Finalize(steps, setattr, (exits_on_sigterm, "value", 1), exitpriority=0)
@@ -161,19 +161,18 @@ def _set_up_worker_process(exits_on_sigterm: ctypes.c_byte, worker_id: int) -> N
 
 
 @contextmanager
-def _disable_tokenizer_threads(active: bool) -> Iterator[None]:
+def _disable_tokenizer_threads() -> Iterator[None]:
     """Make processes that start in this context tokenize without threads of their own.
 
     The user chose the number of workers, and a thread pool does not survive a fork.
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
-    if active:
-        os.environ[name] = "false"
+    os.environ[name] = "false"
     try:
         yield
     finally:
-        if before is not None:
-            os.environ[name] = before
-        elif active:
+        if before is None:
             del os.environ[name]
+        else:
+            os.environ[name] = before

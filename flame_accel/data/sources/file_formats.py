@@ -12,12 +12,8 @@ Compression = Literal["gzip", "zstd"]
 PARQUET: FileFormat = "parquet"
 JSON: FileFormat = "json"
 TEXT: FileFormat = "text"
-FORMATS: dict[str, FileFormat] = {
-    ".parquet": PARQUET,
-    ".json": JSON,
-    ".jsonl": JSON,
-    ".ndjson": JSON,
-}
+FORMATS: dict[str, FileFormat] = dict.fromkeys((".json", ".jsonl", ".ndjson"), JSON)
+FORMATS[".parquet"] = PARQUET
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 

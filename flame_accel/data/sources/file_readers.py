@@ -77,27 +77,25 @@ def _read_text_file_as_one_record(
 ) -> Iterator[PositionedRecord]:
     if position:
         return
-    size = 0
+    size, max_bytes = 0, record_column.max_bytes
     chunks: list[bytes] = []
     with open_decompressed(file) as opened:
         if opened.seekable:
             size = opened.stream.seek(0, 2)
-        if size <= record_column.max_bytes:
+        if size <= max_bytes:
             size = 0
             for piece in read_chunks_from(opened, b"", 0):
                 size += len(piece)
-                if size <= record_column.max_bytes:
+                if size <= max_bytes:
                     chunks.append(piece)
-    if size > record_column.max_bytes:
-        what = describe_excess_length(size, record_column.max_bytes)
-        yield PositionedRecord(Skipped("damaged", file, what), 1)
-        return
-    try:
-        text = b"".join(chunks).decode("utf-8")
-    except UnicodeDecodeError as error:
-        yield PositionedRecord(Skipped("damaged", file, describe_utf8_error(error)), 1)
-        return
-    yield PositionedRecord(text or Skipped("empty", file, "no text"), 1)
+    if size > max_bytes:
+        record = Skipped("damaged", file, describe_excess_length(size, max_bytes))
+    else:
+        try:
+            record = b"".join(chunks).decode("utf-8") or Skipped("empty", file, "no text")
+        except UnicodeDecodeError as error:
+            record = Skipped("damaged", file, describe_utf8_error(error))
+    yield PositionedRecord(record, 1)
 
 
 def _read_json_array_or_lines(
@@ -136,13 +134,8 @@ def _read_json_lines(
             record = Skipped("damaged", where, what)
         elif not line or line.isspace():
             continue
-        else:
-            value = parse_json_or_skipped(line, where)
-            record = (
-                value
-                if isinstance(value, Skipped)
-                else extract_record(value, record_column, where, raise_errors=first)
-            )
+        elif not isinstance(record := parse_json_or_skipped(line, where), Skipped):
+            record = extract_record(record, record_column, where, raise_errors=first)
         first = False
         yield PositionedRecord(record, end)
 
@@ -208,11 +201,10 @@ def _read_parquet_file(
             row += before
             for value in _decode_values_or_errors(batch.column(0).slice(before)):
                 where = f"{file}, row {row}"
-                record = extract_record(
-                    {column: value}, record_column, where, raise_errors=row == 0
-                )
-                yield PositionedRecord(record, row + 1)
+                columns = {column: value}
+                record = extract_record(columns, record_column, where, raise_errors=row == 0)
                 row += 1
+                yield PositionedRecord(record, row)
 
 
 def _decode_values_or_errors(column: pa.Array) -> Sequence[object]:
