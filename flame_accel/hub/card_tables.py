@@ -4,12 +4,13 @@ Rows whose facts were not recorded are left out. The other sections are written 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flame_accel.config.schema import options
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
 from flame_accel.hub.run_facts import Cost, ModelFacts
+from flame_accel.observe.starts import RunStart
 
 LOSS_CURVE_FILE = "loss_curve.png"
 PRIVATE_CHANGES = ("job.", "metrics.", "profiling.", "comm.", "hub.")
@@ -214,7 +215,7 @@ def _list_softmax_layers(facts: ModelFacts) -> str | None:
     return ", ".join(map(str, layers)) if layers else None
 
 
-def _describe_public_option_changes(start: Mapping[str, Any]) -> list[str]:
+def _describe_public_option_changes(start: RunStart) -> list[str]:
     """What was different from a start on, without paths and what does not matter to the model."""
     first = f"from step {start['step'] + 1:,}"
     return [
@@ -260,7 +261,7 @@ def format_environment_section(facts: ModelFacts) -> str:
     return text
 
 
-def _describe_hardware(start: Mapping[str, Any]) -> str:
+def _describe_hardware(start: RunStart) -> str:
     engine = ENGINES.get(start["engine"], start["engine"])
     how = f", {engine}" if engine else ""
     device = start["device"] or "CPU"

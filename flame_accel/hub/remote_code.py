@@ -5,6 +5,7 @@ An export loads where nobody imports fla or flame_accel: config.json names class
 travel as well; a model of transformers itself needs no code.
 """
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -37,12 +38,12 @@ def write_remote_code(folder: Path, config: PreTrainedConfig) -> None:
     if "auto_map" in fields or config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-    code = _read_source(modeling_fla)
+    code = inspect.getsource(modeling_fla)
     module = config_class.__module__
     if module == norms.__name__:
-        code = f"{code}\n\nimport_packages()\n{_read_source(block_norms)}"
+        code = f"{code}\n\nimport_packages()\n{inspect.getsource(block_norms)}"
     elif custom_code.has_class(config_class):
-        code = _name_custom_code(code, custom_code, [config_class, model_class])
+        code = _fill_in_custom_constants(code, custom_code, [config_class, model_class])
         _write_custom_files(folder, custom_code)
     elif not module.startswith("fla."):
         return
@@ -55,11 +56,7 @@ def write_remote_code(folder: Path, config: PreTrainedConfig) -> None:
     write_json_atomically(config_file, fields, indent=2)
 
 
-def _read_source(module: Any) -> str:
-    return Path(module.__file__).read_text(encoding="utf-8")
-
-
-def _name_custom_code(code: str, custom: CustomCode, classes: list[type]) -> str:
+def _fill_in_custom_constants(code: str, custom: CustomCode, classes: list[type]) -> str:
     """Fills in the constants of the code file that say where the user's classes are."""
     values = {
         "CUSTOM_CLASSES": {each.__name__: each.__module__ for each in classes},

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
 from flame_accel.hub.sources import StartingWeights
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
-from flame_accel.observe.starts import OptionValue, read_options_at, read_starts
+from flame_accel.observe.starts import OptionValue, RunStart, read_options_at, read_starts
 
 EVALUATION_KEYS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy")
 
@@ -56,7 +56,7 @@ class ModelFacts:
     tokens: int | None = None
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """By name, at that step; "none" stands for None."""
-    starts: Sequence[Mapping[str, Any]] = ()
+    starts: Sequence[RunStart] = ()
     """Starts of the run whose steps are in the model, the first one first."""
     records: Sequence[Mapping[str, float]] = ()
     """Of metrics.jsonl, up to the step."""

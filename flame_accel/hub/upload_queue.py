@@ -91,7 +91,9 @@ class UploadQueue(Generic[Task]):
             self._given_up = [old for old in self._given_up if old not in replaced]
             self._waiting = [old for old in self._waiting if old not in replaced] + [task]
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hub-uploads", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._upload_until_closed, name="hub-uploads", daemon=True
+                )
                 self._thread.start()
             self._changed.notify_all()
         for old in replaced:
@@ -127,15 +129,15 @@ class UploadQueue(Generic[Task]):
         if self._thread is not None:
             self._thread.join(timeout=5.0)
 
-    def _run(self) -> None:
-        while (task := self._take_next()) is not None:
+    def _upload_until_closed(self) -> None:
+        while (task := self._wait_for_next_task()) is not None:
             try:
                 self._upload(task)
             except HubProblem as problem:
-                self._handle_failure(task, problem)
+                self._report_requeue_and_wait(task, problem)
             except Exception as error:
                 problem = HubProblem("local", f"{type(error).__name__}: {error}")
-                self._handle_failure(task, problem)
+                self._report_requeue_and_wait(task, problem)
             else:
                 if not self._closed:
                     self._report_success(task)
@@ -144,7 +146,7 @@ class UploadQueue(Generic[Task]):
                     self._current = None
                     self._changed.notify_all()
 
-    def _take_next(self) -> Task | None:
+    def _wait_for_next_task(self) -> Task | None:
         """The oldest upload that waits, once there is one; None when the queue is closed."""
         with self._changed:
             while not self._waiting and not self._closed:
@@ -154,13 +156,13 @@ class UploadQueue(Generic[Task]):
             self._current = self._waiting.pop(0)
             return self._current
 
-    def _handle_failure(self, task: Task, problem: HubProblem) -> None:
+    def _report_requeue_and_wait(self, task: Task, problem: HubProblem) -> None:
         """Puts a failed upload back and waits, or gives it up."""
         with self._changed:
             if self._closed:
                 return
             ending_since = self._ending_since
-        delay = self._retry_delay_seconds(problem, ending_since)
+        delay = self._retry_delay_seconds_or_none(problem, ending_since)
         self._report_failure(Failure(task=task, problem=problem, retry_seconds=delay))
         retry_at = time.monotonic() + (delay or 0.0)
         with self._changed:
@@ -181,7 +183,9 @@ class UploadQueue(Generic[Task]):
                     return
                 self._changed.wait(remaining)
 
-    def _retry_delay_seconds(self, problem: HubProblem, ending_since: float | None) -> float | None:
+    def _retry_delay_seconds_or_none(
+        self, problem: HubProblem, ending_since: float | None
+    ) -> float | None:
         """How long to wait before the next attempt; None if there is none."""
         if not problem.is_worth_retrying:
             return None

@@ -26,7 +26,11 @@ class OptionChange(TypedDict):
     after: OptionValue | None
 
 
-def read_starts(run_folder: Path) -> list[dict[str, Any]]:
+RunStart = Mapping[str, Any]
+"""A start: `step`, on what it ran, what the model is made from, and `changed_options`."""
+
+
+def read_starts(run_folder: Path) -> list[RunStart]:
     """The starts of a run whose steps count, the first one first; empty if none were recorded."""
     path = run_folder / ENVIRONMENT_FILE
     if not path.is_file():
@@ -48,7 +52,7 @@ def read_options_at(run_folder: Path, step: int) -> dict[str, OptionValue]:
 
 def list_kept_starts_and_this_one(
     run_folder: Path, config: Config, *, step: int, environment: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+) -> list[RunStart]:
     """The starts of a run whose steps count, with one that begins now.
 
     Starts at this step or later left nothing behind: what they computed is computed again.
@@ -80,7 +84,7 @@ def _parse_flat_options(toml: str) -> dict[str, OptionValue]:
 
 
 def _options_before_starts(
-    options: Mapping[str, OptionValue], starts: Sequence[Mapping[str, Any]]
+    options: Mapping[str, OptionValue], starts: Sequence[RunStart]
 ) -> dict[str, OptionValue]:
     """The options before these starts, of which the last one had `options`."""
     restored = dict(options)
