@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flame_accel.commands.arguments import add_custom_modules_argument
 from flame_accel.commands.loaded_model import find_checkpoint_or_newest
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Exports the model."""
     if arguments.output.exists():
-        raise UserError(
+        raise UsageError(
             "already exists",
             where=str(arguments.output),
             remedy="choose a folder that does not exist",

@@ -99,7 +99,7 @@ def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
     path = checkpoint_or_run_folder
     if not path.is_dir():
         steps = sorted(near.name for near in path.parent.glob(f"{STEP_PREFIX}*"))
-        raise UserError(
+        raise UsageError(
             "no such folder",
             where=str(path),
             remedy=f"choose one of {', '.join(steps)} there"

@@ -7,7 +7,7 @@ during a run.
 import argparse
 from pathlib import Path
 
-from flame_accel.config import UserError
+from flame_accel.config import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes the page and prints its path."""
     folder: Path = arguments.run_folder
     if not (folder / "metrics.jsonl").is_file():
-        raise UserError(
+        raise UsageError(
             "has no metrics.jsonl", where=str(folder), remedy="choose the job.dump_folder of a run"
         )
     from flame_accel.observe.report import write_report

@@ -49,8 +49,8 @@ class HubConfig:
     wait_seconds: int = 600
     """Longest time to wait for the last upload when training has ended, in seconds."""
     model_name: str | None = None
-    """Name of the model in its card. None takes the architecture and the number of parameters, such
-    as gla-340M."""
+    """Name of the model in its card. None takes the name in hub.repo_id or, without one, the
+    architecture and the number of parameters, such as gla-340M."""
     license: str | None = None
     """License of the model in its card, by its identifier on the Hub, such as apache-2.0. None
     states none."""

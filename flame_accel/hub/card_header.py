@@ -23,7 +23,7 @@ UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
 def choose_model_name(facts: ModelFacts) -> str:
-    """The name that the options give, or architecture and size, such as gla-340M."""
+    """The name that the options give, the repository's, or architecture and size, as gla-340M."""
     given = facts.option("hub.model_name")
     if given is not None:
         return given

@@ -49,7 +49,8 @@ def test_what_cannot_be_exported_is_refused(finished, tmp_path, capsys, fault, m
         (finished / "checkpoint/step-8/data.json").write_text("{}")
     with pytest.raises(SystemExit) as ended:
         main(["export", str(source), str(output)])
-    assert ended.value.code == 1 and message in capsys.readouterr().err
+    assert ended.value.code == (2 if fault == "output exists" else 1)
+    assert message in capsys.readouterr().err
     assert fault == "output exists" or not output.exists()
 
 

@@ -18,5 +18,5 @@ def test_the_page_is_written_and_its_path_printed(tmp_path, capsys):
 def test_a_folder_without_records_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["report", str(tmp_path)])
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     assert f"{tmp_path}: has no metrics.jsonl" in capsys.readouterr().err
