@@ -91,18 +91,18 @@ def _find_missing_input_paths(config: Config) -> Iterator[BrokenRule]:
             yield missing
 
 
-def find_missing_path(name: str, path: str) -> BrokenRule | None:
+def find_missing_path(option_name: str, path: str) -> BrokenRule | None:
     """The rule that an option breaks with what can only be a path and does not exist."""
     if _path_or_glob_match_exists(path):
         return None
-    is_model = name == "model.config"
+    is_model = option_name == "model.config"
     if is_model and find_preset(MODELS, path) is not None:
         return None
     # every model on the Hub has an owner: a word alone is a preset or a path
     if not _looks_like_path(path) and not (is_model and "/" not in path):
         return None
     return BrokenRule(
-        options=(name,),
+        options=(option_name,),
         rule=f"{path} does not exist",
         remedy=_missing_path_remedy(path, is_model=is_model),
     )

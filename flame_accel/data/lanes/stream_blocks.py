@@ -93,9 +93,9 @@ class LaneGroup:
         # open streams by the block they reach next, if a lane needs that block next
         self._streams: dict[BlockStart, Iterator[StreamRecord]] = {}
 
-    def add_lane_queue(self, lane: "LaneBlockQueue") -> None:
-        """Let the lane receive its records of the blocks that others read as well."""
-        self._lanes.add(lane)
+    def add_lane_queue(self, queue: "LaneBlockQueue") -> None:
+        """Let a lane receive its records of the blocks that others read as well."""
+        self._lanes.add(queue)
 
     def read_block_into_queues(self, start: BlockStart) -> None:
         """Read a block and split it among the lanes that need it next and are not far behind."""

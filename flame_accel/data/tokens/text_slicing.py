@@ -20,6 +20,8 @@ from string import ascii_letters
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
 SLICE_CHARACTERS = 8192
 """Least length of a slice except the last."""
@@ -81,12 +83,14 @@ def slice_text(text: str, slice_prefix: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _tokenizer_component_steps(component: Any, key: str) -> list[dict[str, Any]]:
+def _tokenizer_component_steps(
+    component: Normalizer | PreTokenizer | None, list_key: str
+) -> list[dict[str, Any]]:
     """Steps of a normalizer or pre-tokenizer, as the library writes them to tokenizer.json."""
     if component is None:
         return []
     state = json.loads(component.__getstate__())
-    return state.get(key, [state])
+    return state.get(list_key, [state])
 
 
 def _splits_with_known_word_pattern(splits: list[dict[str, Any]]) -> bool:
