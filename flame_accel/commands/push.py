@@ -6,14 +6,20 @@ of section hub.
 
 import argparse
 import os
+import signal
 import tempfile
 from functools import partial
 from pathlib import Path
 
 from flame_accel.commands.arguments import add_custom_modules_argument, parse_run_option
 from flame_accel.commands.loaded_model import find_model_folder
+from flame_accel.config import UserError
 from flame_accel.hub.access import access_error, check_hub_access
-from flame_accel.hub.branch_upload import pattern_of_branches, upload_to_branches
+from flame_accel.hub.branch_upload import (
+    format_push_command,
+    pattern_of_branches,
+    upload_to_branches,
+)
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.selection import check_can_be_uploaded, checksum_of_model, find_run_folder
@@ -73,6 +79,37 @@ def run(arguments: argparse.Namespace) -> None:
     folder = find_model_folder(arguments.model)
     for name in check_can_be_uploaded(folder).left_out:
         print(f"not uploaded: {name}")
+    command = format_push_command(
+        arguments.model,
+        arguments.repo_id,
+        revision=arguments.revision,
+        tag=arguments.tag,
+        public=arguments.public,
+        overwrite=arguments.overwrite,
+        include_logs=arguments.include_logs,
+        custom_modules=arguments.custom,
+    )
+    try:
+        upload_folder(folder, arguments, command)
+    except OSError as error:
+        # such as a disk that is full
+        raise UserError(
+            f"cannot be prepared for the upload: {error}",
+            where=str(folder),
+            remedy=f"mend that (TMPDIR is another place if its folder is read-only), and run "
+            f"it again: {command}",
+        ) from error
+    except KeyboardInterrupt:
+        raise UserError(
+            "the upload was interrupted",
+            where=str(folder),
+            remedy=f"to go on where it was: {command}",
+            exit_code=128 + signal.SIGINT,
+        ) from None
+
+
+def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> None:
+    """Uploads the model in a folder, and prints where it is; errors name the command line."""
     run_folder = find_run_folder(folder)
     repository = check_hub_access(
         arguments.repo_id,
@@ -80,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
         record=open_record(folder, run_folder, arguments.repo_id),
         branches=pattern_of_branches([arguments.revision]),
         overwrite=arguments.overwrite,
-        where="REPO_ID",
+        push_command=command,
     )
     record = repository.record
     if repository.warning is not None:
@@ -125,7 +162,9 @@ def run(arguments: argparse.Namespace) -> None:
                 ATTEMPTS_SECONDS,
             )
         except HubProblem as problem:
-            raise access_error(problem, repository.repo_id, where="REPO_ID") from problem
+            raise access_error(problem, repository.repo_id, push_command=command) from problem
+    commit = commits[arguments.revision][:8]
+    print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit})")
     step = origin.step
     if run_folder is not None and step is None:
         step = read_finished_step(run_folder)
@@ -133,8 +172,6 @@ def run(arguments: argparse.Namespace) -> None:
         source = os.path.relpath(folder.resolve(), run_folder.resolve())
         record.finish(source, step, commits, checksum)
         write_record_if_of_same_repository(run_folder, record)
-    commit = commits[arguments.revision][:8]
-    print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit})")
 
 
 def open_record(folder: Path, run_folder: Path | None, repo_id: str) -> UploadRecord:

@@ -50,7 +50,7 @@ def check_hub_access(
     record: UploadRecord,
     branches: str,
     overwrite: bool,
-    where: str = "hub.repo_id",
+    push_command: str | None = None,
 ) -> AcceptedRepository:
     """Checks that the user may upload to a repository, and creates it if it does not exist.
 
@@ -60,7 +60,8 @@ def check_hub_access(
         record: What was uploaded to it before.
         branches: Regular expression for the names of the branches that will be uploaded to.
         overwrite: Whether models of other runs on them are replaced.
-        where: The option that names the repository.
+        push_command: What somebody has entered who waits for the upload; None: it is a run, which
+            does not wait.
 
     Raises:
         UserError: There can be no upload.
@@ -79,10 +80,10 @@ def check_hub_access(
         if not overwrite:
             check_branches_are_free(found.repo_id, found.branches)
     except HubProblem as problem:
-        if problem.is_worth_retrying and record.has_begun():
+        if problem.is_worth_retrying and record.has_begun() and push_command is None:
             warning = f"the Hub does not answer ({problem.message}): uploads are tried later"
             return AcceptedRepository(record.repo_id, None, None, record, warning)
-        raise access_error(problem, repo_id, where=where) from problem
+        raise access_error(problem, repo_id, push_command=push_command) from problem
     if found.private and not private:
         warning = (
             f"{found.url} is private and stays so: an upload does not publish a repository that "
@@ -94,16 +95,18 @@ def check_hub_access(
     return AcceptedRepository(found.repo_id, found.url, found.private, record, warning)
 
 
-def access_error(problem: HubProblem, repo_id: str, *, where: str) -> UserError:
+def access_error(problem: HubProblem, repo_id: str, *, push_command: str | None) -> UserError:
     """The error of a user whose model cannot be uploaded to a repository.
 
     Its exit code is 2, as for the configuration, unless starting again later may help.
     """
+    where = f"hub.repo_id = {repo_id}" if push_command is None else f"REPO_ID = {repo_id}"
     if problem.is_worth_retrying:
+        again = f"start again later, or {WITHOUT_HUB}"
         return UserError(
             f"the Hub does not answer: {problem.message}",
-            where=f"{where} = {repo_id}",
-            remedy=f"start again later, or {WITHOUT_HUB}",
+            where=where,
+            remedy=again if push_command is None else f"run it again later: {push_command}",
         )
     sentences = {
         "no_permission": f"you may not write to this repository: {problem.message}",
@@ -112,7 +115,7 @@ def access_error(problem: HubProblem, repo_id: str, *, where: str) -> UserError:
     }
     return UserError(
         sentences.get(problem.reason, problem.message),
-        where=f"{where} = {repo_id}",
+        where=where,
         remedy=REMEDIES.get(problem.reason, "check the name, or choose another repository"),
         exit_code=2,
     )

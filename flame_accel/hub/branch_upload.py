@@ -5,7 +5,8 @@ The requests are in `hub_client`, what the folder consists of is in `contents`.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,28 @@ from flame_accel.hub.upload_record import UploadRecord
 def pattern_of_branches(names: Iterable[str]) -> str:
     """A regular expression that these names match, and nothing else."""
     return "|".join(map(re.escape, names))
+
+
+def format_push_command(
+    model: Path,
+    repo_id: str,
+    *,
+    revision: str,
+    tag: str | None,
+    public: bool,
+    overwrite: bool,
+    include_logs: bool,
+    custom_modules: Sequence[str],
+) -> str:
+    """The command line that uploads a model; the arguments are those of `flame-accel push`."""
+    words = ["flame-accel", "push", str(model), repo_id, "--revision", revision]
+    words += ["--tag", tag] if tag is not None else []
+    words += ["--public"] if public else []
+    words += ["--overwrite"] if overwrite else []
+    words += ["--include-logs"] if include_logs else []
+    for module in custom_modules:
+        words += ["--custom", module]
+    return shlex.join(words)
 
 
 def check_branches_are_free(repo_id: str, branches: Mapping[str, BranchState]) -> None:

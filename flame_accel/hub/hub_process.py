@@ -69,6 +69,8 @@ class HubProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            # Ctrl-C is for the run, which then ends this process
+            start_new_session=True,
             text=True,
             env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         ) as process:

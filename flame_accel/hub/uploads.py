@@ -5,7 +5,7 @@ When an upload is made is decided in `upload_queue`, what it consists of in `con
 """
 
 import re
-import shlex
+import signal
 import threading
 from pathlib import Path
 
@@ -15,7 +15,11 @@ from flame_accel import files
 from flame_accel.config import HubConfig, UserError
 from flame_accel.config.hub_options import STEP
 from flame_accel.hub.access import AcceptedRepository, check_hub_access
-from flame_accel.hub.branch_upload import pattern_of_branches, upload_to_branches
+from flame_accel.hub.branch_upload import (
+    format_push_command,
+    pattern_of_branches,
+    upload_to_branches,
+)
 from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
@@ -168,13 +172,20 @@ class HubUploads:
         """Uploads the exported model, and waits a limited time for what is being uploaded.
 
         Says what is missing then, and how to upload it; the run has ended well all the same.
+
+        Raises:
+            SystemExit: The user has interrupted it; its code is that of Ctrl-C.
         """
         if self._repository is None:
             return
         self.add_export(folder, step)
         if self._queue.unfinished():
             log.info("waiting for the last upload, at most %d s", self._options.wait_seconds)
-        missing = self._queue.finish(self._options.wait_seconds)
+        interrupted = False
+        try:
+            missing = self._queue.finish(self._options.wait_seconds)
+        except KeyboardInterrupt:
+            interrupted, missing = True, self._queue.unfinished()
         self.close()
         for planned in missing:
             folder = self._folder_to_push(planned)
@@ -184,6 +195,8 @@ class HubUploads:
                 folder,
                 "\n".join(f"  {command}" for command in self._push_commands(folder, planned)),
             )
+        if interrupted:
+            raise SystemExit(128 + signal.SIGINT)
 
     def close(self) -> None:
         """Ends what is being uploaded; a restart of the run continues with it."""
@@ -338,15 +351,16 @@ class HubUploads:
 
     def _push_commands(self, folder: Path, planned: PlannedUpload) -> list[str]:
         """What uploads the same by hand: a command for each branch."""
-        options = [] if self._options.private else ["--public"]
-        options += ["--include-logs"] if self._options.include_logs else []
-        options += ["--overwrite"] if self._options.overwrite else []
-        for module in self._custom_modules:
-            options += ["--custom", module]
-        model = ["flame-accel", "push", str(folder)]
-        commands = [
-            [*model, self._record.repo_id, "--revision", revision, *options]
+        return [
+            format_push_command(
+                folder,
+                self._record.repo_id,
+                revision=revision,
+                tag=planned.tag if revision == planned.revisions[0] else None,
+                public=not self._options.private,
+                overwrite=self._options.overwrite,
+                include_logs=self._options.include_logs,
+                custom_modules=self._custom_modules,
+            )
             for revision in planned.revisions
         ]
-        commands[0] += ["--tag", planned.tag] if planned.tag else []
-        return [shlex.join(command) for command in commands]

@@ -17,6 +17,7 @@ from huggingface_hub import HfApi
 from flame_accel.commands import push
 from flame_accel.config import UserError
 from flame_accel.files import describe_files
+from flame_accel.hub.upload_queue import UploadQueue
 from tests.helpers.checkpoints import equal_tensors, read_weights
 from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
 from tests.helpers.runs import SHORT_RUN, WITHOUT_SAMPLE, launch, read_log
@@ -273,6 +274,21 @@ def test_an_upload_in_flight_keeps_its_own_files_when_the_run_goes_on(
     assert local_hub.read_file(REPO, "model.safetensors", "s-4") == fourth != sixth
     assert local_hub.read_file(REPO, "model.safetensors", "s-6") == sixth
     assert local_hub.read_file(REPO, "model.safetensors", "main") == sixth
+
+
+def test_an_interrupted_wait_for_the_last_upload_says_how_to_finish_it(
+    upload_run, local_hub, tmp_path, monkeypatch
+):
+    def interrupt(queue: UploadQueue[Any], seconds: float) -> list[Any]:
+        raise KeyboardInterrupt
+
+    local_hub.delay_next(60.0, method="POST", path_contains="preupload", times=float("inf"))
+    monkeypatch.setattr(UploadQueue, "finish", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        upload_run(**{"training.steps": 2})
+    assert ended.value.code == 130
+    assert f"flame-accel push {tmp_path / 'run/hf'} {REPO}" in read_log(tmp_path / "run")
+    assert json.loads((tmp_path / "run/ended.json").read_text())["reason"] == "finished"
 
 
 @pytest.mark.parametrize("has_hard_links", [True, False])

@@ -3,6 +3,7 @@
 What it uploads is tested in tests/laws/test_uploads.py.
 """
 
+import errno
 import os
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from flame_accel.__main__ import main
+from flame_accel.hub import contents
 from tests.helpers.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 
 REPO = "tester/pushed"
@@ -81,3 +83,31 @@ def test_an_upload_does_not_publish_a_repository_that_exists(
     main(["push", str(finished), REPO, "--public"])
     assert "is private and stays so" in capsys.readouterr().out
     assert local_hub.repository(REPO).private
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, "the upload was interrupted"),
+    ],
+)
+def test_a_push_that_cannot_end_says_which_command_finishes_it(
+    local_hub: HubServer,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(contents, "link_model_files", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["push", str(finished), REPO, "--tag", "v1"])
+    assert ended.value.code == code
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert f"flame-accel push {finished} {REPO} --revision main --tag v1" in printed
