@@ -86,6 +86,9 @@ sequences, H heads of queries, G of values, one a multiple of the other, K and V
 PACKED_INPUT = {"x": "BT", "s": "BT"}
 """What boundaries divide in functions that the table does not list."""
 
+PACKED_IN_ALL_ROWS = ("rotary_embedding",)
+"""Functions that take boundaries of sequences in several rows, one after the other."""
+
 CHUNK_SIZES = {
     "chunk_delta_rule": (16, 32, 64),
     "chunk_gated_delta_rule": (16, 32, 64),
@@ -160,6 +163,8 @@ def _check_boundaries(
         x = arguments.get(argument)
         if not isinstance(x, Tensor) or letters[:2] not in ("BT", "1T") or x.dim() < 2:
             continue
+        if name in PACKED_IN_ALL_ROWS:
+            x = x.flatten(0, 1).unsqueeze(0)
         if x.shape[0] != 1:
             raise ArgumentError(
                 f"{name} takes a batch size of 1 with cu_seqlens, not {x.shape[0]}",

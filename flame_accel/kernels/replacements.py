@@ -28,7 +28,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     # linear attention to slots with decays of the values, softmax, and from the slots with decays
     # of the keys; slots exp(s_t) over their running sum (2409.07146, 2110.02488)
     "recurrence.gsa": {
-        "ops.gsa.chunk": "chunk_gsa",
+        "ops.gsa.chunk": "chunk_gsa=fused_recurrent_gsa",
         "ops.gsa.fused_recurrent": "fused_recurrent_gsa",
         "ops.gsa.gate": "fused_additive_gate",
     },

@@ -100,6 +100,7 @@ def _stickbreaking_block_with_remainder_channel(
         hide = F.pad(hide[..., 1:], (0, 1), value=True)
     z = dot_products(q, k)
     passed = F.logsigmoid(-z).masked_fill(hide, 0.0)
-    later = passed.flip(-1).cumsum(-1).flip(-1) - passed
+    # without the key itself: what passes it would drown the others in the gradient
+    later = F.pad(passed[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)
     weights = (F.logsigmoid(z) + later).masked_fill(hide, -torch.inf).exp()
     return torch.cat([dot_products(weights, v.mT), passed.sum(-1, keepdim=True).exp()], -1)

@@ -12,6 +12,7 @@ from typing import Any
 from fla.layers.gla import GatedLinearAttention
 from fla.layers.hgrn2 import HGRN2Attention
 from fla.layers.multiscale_retention import MultiScaleRetention
+from fla.layers.utils import get_layer_cache
 from fla.models.cache_utils import Cache
 from torch import Tensor
 
@@ -66,8 +67,7 @@ def forward_retention_in_chunk_mode(
         layer,
         attention_mask,
         hidden_states.shape[1],
-        has_past=past_key_values is not None
-        and past_key_values.get_seq_length(layer.layer_idx) > 0,
+        has_past=get_layer_cache(layer, past_key_values) is not None,
     )
     forward = getattr(type(layer), INNER_FORWARD, _retention_forward)
     return forward(layer, hidden_states, attention_mask, past_key_values, **options)

@@ -12,7 +12,6 @@ def rotary_embedding(
     inplace: bool = False,
     seqlen_offsets: int | Tensor = 0,
     cu_seqlens: Tensor | None = None,
-    chunk_indices: Tensor | None = None,
 ) -> Tensor:
     """Rotates the first 2R channels of `x` [B, T, H, D] by its tokens' angles; the others pass.
 
@@ -24,9 +23,13 @@ def rotary_embedding(
         inplace: whether `x` receives the result.
         seqlen_offsets: position of a sequence's first token, one for all or [N]. Tokens whose
             position `cos` does not have (padding on the left) give 0.
-        cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        chunk_indices: for fla's kernels.
+        cu_seqlens: [N + 1] boundaries of packed sequences, in all rows one after the other.
     """
+    if cu_seqlens is not None and x.shape[0] > 1:
+        row = x.flatten(0, 1).unsqueeze(0)
+        y = rotary_embedding(row, cos, sin, interleaved, False, seqlen_offsets, cu_seqlens)
+        y = y.view(x.shape)
+        return x.copy_(y) if inplace else y
     width = 2 * cos.shape[-1]
     position = _rotary_positions(x, seqlen_offsets, cu_seqlens)
     valid = ((position >= 0) & (position < cos.shape[0])).unsqueeze(-1).unsqueeze(-1)

@@ -12,7 +12,6 @@ def token_shift(
     cu_seqlens: Tensor | None = None,
     cache: Tensor | None = None,
     output_cache: bool = False,
-    chunk_indices: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """x_{t-1} - x_t; the token before the first of a sequence is `cache`, or zero.
 
@@ -21,7 +20,6 @@ def token_shift(
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         cache: [N, D] last tokens of what came before.
         output_cache: return the last token of every sequence [N, D] too; of empty ones, `cache`.
-        chunk_indices: without effect.
     """
     first = None if cache is None else cache.reshape(-1, x.shape[-1]).to(x.dtype)
     if cu_seqlens is not None:

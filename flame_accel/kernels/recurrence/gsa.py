@@ -36,31 +36,6 @@ LOG_ZERO = -1e30
 """Stands for log 0, the logarithm of an empty sum, where -inf would make gradients undefined."""
 
 
-def chunk_gsa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    s: Tensor,
-    g: Tensor | None = None,
-    scale: float | None = None,
-    initial_state: StatePair | None = None,
-    output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """As `fused_recurrent_gsa`, also with fewer heads of keys than of queries (grouped queries)."""
-    groups = q.shape[2] // k.shape[2]
-    if groups > 1:
-        k, v, s = (x.repeat_interleave(groups, 2) for x in (k, v, s))
-        g = None if g is None else g.repeat_interleave(groups, 2)
-        if initial_state is not None:
-            hk, hv = initial_state
-            initial_state = hk.repeat_interleave(groups, 1), hv.repeat_interleave(groups, 1)
-    o, final = fused_recurrent_gsa(
-        q, k, v, s, g, scale, initial_state, output_final_state, cu_seqlens=cu_seqlens
-    )
-    return o, [None if x is None else x[:, ::groups] for x in final]
-
-
 @without_autocast
 def fused_recurrent_gsa(
     q: Tensor,
@@ -74,16 +49,16 @@ def fused_recurrent_gsa(
     reverse: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Outputs [B, T, H, V] in the dtype of `q`; final states [N, H, K, M] and [N, H, M, V].
+    """Outputs [B, T, H, V] in the dtype of `q`; final states [N, G, K, M] and [N, G, M, V].
 
     The final states are fp32, or None unless `output_final_state`.
 
     Args:
         q: [B, T, H, K].
-        k: [B, T, H, K].
-        v: [B, T, H, V].
-        s: [B, T, H, M].
-        g: [B, T, H, M] log decays; if None, s and g come from `fused_additive_gate`.
+        k: [B, T, G, K]; H is a multiple of G.
+        v: [B, T, G, V].
+        s: [B, T, G, M].
+        g: [B, T, G, M] log decays; if None, s and g come from `fused_additive_gate`.
         scale: factor of the scores; 1 / sqrt(K) if None.
         initial_state: like the final states; zeros if None.
         output_final_state: whether to return the final states.
@@ -93,10 +68,14 @@ def fused_recurrent_gsa(
     if g is None:
         s, g, _ = fused_additive_gate(s, None, cu_seqlens, k.dtype, torch.float32)
     hk, hv = (None, None) if initial_state is None else initial_state
+    groups = q.shape[2] // k.shape[2]
+    if groups > 1:
+        k, v, s, g = (x.repeat_interleave(groups, 2) for x in (k, v, s, g))
+        hk, hv = (None if x is None else x.repeat_interleave(groups, 1) for x in (hk, hv))
     options = (output_final_state, reverse, False, cu_seqlens)
     scores, final_k = fused_recurrent_gla(q, k, s.float(), None, g, scale, hk, *options)
     o, final_v = fused_recurrent_gla(scores.softmax(-1), s, v, g, None, 1.0, hv, *options)
-    return o.to(q.dtype), [final_k, final_v]
+    return o.to(q.dtype), [None if x is None else x[:, ::groups] for x in (final_k, final_v)]
 
 
 def chunk_abc(
@@ -124,10 +103,11 @@ def chunk_abc(
 
 def call_abc_attention_per_document_or_unpadded_row(
     layer: ABCAttention,
-    *,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     past_key_values: Cache | None = None,
+    use_cache: bool | None = False,
+    output_attentions: bool | None = False,
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> LayerOutput:
@@ -140,15 +120,24 @@ def call_abc_attention_per_document_or_unpadded_row(
         hidden_states: [B, T, hidden size].
         attention_mask: [B, at least T], 0 for padding; the last T count.
         past_key_values: fla's cache, or None.
+        use_cache: for fla's forward pass, as the next one.
+        output_attentions: without effect in fla.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
         options: for fla's forward pass.
     """
 
     def call(tokens: Tensor, cache: Cache | None) -> LayerOutput:
-        return nn.Module.__call__(layer, hidden_states=tokens, past_key_values=cache, **options)
+        return nn.Module.__call__(
+            layer,
+            hidden_states=tokens,
+            past_key_values=cache,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            **options,
+        )
 
     if cu_seqlens is not None:
-        documents = split_sequences(hidden_states, cu_seqlens)
+        documents = [x for x in split_sequences(hidden_states, cu_seqlens) if x.shape[1]]
         results = [call(document, past_key_values) for document in documents]
         return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
     if attention_mask is not None and has_padding(attention_mask, hidden_states.shape[1]):

@@ -52,7 +52,8 @@ def chunk_mesa_net(
     max_CG_iteration: int = 30,
     use_qk_l2norm_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
-    cu_seqlens_cpu: Tensor | None = None,
+    *,
+    starts_at_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Outputs [B, T, H, V] in the dtype of `v`, final R and S in fp32 or None.
 
@@ -69,7 +70,8 @@ def chunk_mesa_net(
         max_CG_iteration: number of conjugate gradient steps.
         use_qk_l2norm_in_kernel: whether to l2-normalise q and k here.
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
-        cu_seqlens_cpu: the same on the host; without effect.
+        starts_at_diagonal: whether conjugate gradients start at the solution for the diagonals of
+            R_t, as fla's decoding does, and not at 0.
     """
     qf, kf, lamb = q.float(), k.float(), lamb.float()
     if use_qk_l2norm_in_kernel:
@@ -77,10 +79,12 @@ def chunk_mesa_net(
     beta_k, log_decay = kf * beta.float().unsqueeze(-1), g.unsqueeze(-1)
     with torch.no_grad():
         system = _build_ridge_system(kf, g, beta, lamb, h_kk_init, max_CG_iteration, cu_seqlens)
-        x = system.solve_by_conjugate_gradients(qf)
+        x = system.solve_by_conjugate_gradients(qf, starts_at_diagonal)
+    # the values are the first dimension: the gradient of R is that of R x, also off its diagonal
     r_x, h_kk = linear_attention(
-        x, beta_k, kf, log_decay, scale=1.0, initial_state=h_kk_init, cu_seqlens=cu_seqlens
-    )
+        x, beta_k, kf, log_decay,
+        scale=1.0, initial_state=h_kk_init, state_v_first=True, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
     # the value is x; the residual, about 0, carries the gradients of all inputs of the system
     x = _ImplicitSolution.apply(qf - r_x - lamb * x, x, system)
     o, h_kv = linear_attention(
@@ -108,8 +112,9 @@ def mesa_net_decoding_one_step(
     """
     q_row, k_row, v_row, g_row, beta_row = (x.unsqueeze(1) for x in (q, k, v, g, beta))
     o, h_kk, h_kv = chunk_mesa_net(
-        q_row, k_row, v_row, g_row, beta_row, lamb, prev_h_kk, prev_h_kv, True, max_CG_iteration
-    )
+        q_row, k_row, v_row, g_row, beta_row, lamb, prev_h_kk, prev_h_kv, True, max_CG_iteration,
+        starts_at_diagonal=True,
+    )  # fmt: skip
     assert h_kk is not None and h_kv is not None
     return o.squeeze(1).to(q.dtype), h_kk, h_kv
 
@@ -136,12 +141,23 @@ class _RidgeSystem(NamedTuple):
         intra = ((x @ self.k.mT) * self.weights) @ self.k
         return intra + (x * self.from_start) @ self.states + self.lamb * x
 
-    def solve_by_conjugate_gradients(self, right_hand_sides: Tensor) -> Tensor:
+    def diagonals(self) -> Tensor:
+        """Of R_t + diag(lambda) for all tokens [M, H, C, K]."""
+        before = self.states.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+        return self.weights @ self.k.square() + self.from_start * before + self.lamb
+
+    def solve_by_conjugate_gradients(
+        self, right_hand_sides: Tensor, starts_at_diagonal: bool = False
+    ) -> Tensor:
         """Solutions [B, T, H, K] for right-hand sides of that shape."""
         r = to_padded_fp32_chunks(right_hand_sides, self.layout)
         length = r.norm(dim=-1, keepdim=True)
         r = r / length.clamp_min(MIN_DENOMINATOR)
-        x, p, old = torch.zeros_like(r), r, (r * r).sum(-1, keepdim=True)
+        x = torch.zeros_like(r)
+        if starts_at_diagonal:
+            x = r / self.diagonals().clamp_min(MIN_DENOMINATOR)
+            r = r - self.multiply_chunked(x)
+        p, old = r, (r * r).sum(-1, keepdim=True)
         for _ in range(self.num_cg_steps):
             product = self.multiply_chunked(p)
             alpha = old / (p * product).sum(-1, keepdim=True).clamp_min(MIN_DENOMINATOR)

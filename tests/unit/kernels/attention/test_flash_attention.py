@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from fla.layers.attn import Attention
 from torch import Tensor
 
 from flame_accel.config.errors import UserError
@@ -95,3 +96,13 @@ def test_the_flash_kernel_is_called_as_it_wants_to_be(flash_kernel, width, windo
         tensors = inputs(1, sum(lengths), sum(keys), 4, 2, width)
         actual = packed(lengths, keys, tensors, window=window)
         assert_same(actual, separate(lengths, keys, tensors, window=window))
+
+
+def test_the_layer_takes_boundaries_of_all_rows():
+    torch.manual_seed(0)
+    layer = Attention(hidden_size=32, num_heads=2, layer_idx=0)
+    x, cu_seqlens = torch.randn(3, 8, 32), torch.tensor([0, 5, 16, 24], dtype=torch.int32)
+    with torch.no_grad():
+        o = layer(x, cu_seqlens=cu_seqlens)[0]
+        expected = layer(x.view(1, 24, 32), cu_seqlens=cu_seqlens)[0]
+    assert torch.allclose(o, expected.view(x.shape), atol=1e-6)

@@ -40,3 +40,14 @@ def test_rotary_restarts_with_every_document():
     # a token at position -1 is padding
     assert not y[0, 0].any()
     assert torch.equal(y[:, 1:3], rotary.rotary_embedding(x[:, 1:3], cos, sin))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_documents_may_go_on_in_the_next_row(inplace):
+    (x,) = randn_each((2, 6, 3, 8))
+    angle = torch.arange(12)[:, None] / 10000 ** (torch.arange(4) / 4)
+    tables = (angle.cos(), angle.sin())
+    cu_seqlens = torch.tensor([0, 4, 9, 12])
+    expected = rotary.rotary_embedding(x.view(1, 12, 3, 8), *tables, cu_seqlens=cu_seqlens)
+    y = rotary.rotary_embedding(x, *tables, inplace=inplace, cu_seqlens=cu_seqlens)
+    assert torch.equal(y, expected.view(x.shape)) and (y is x) == inplace

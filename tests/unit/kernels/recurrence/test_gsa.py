@@ -47,10 +47,8 @@ def with_pair_of_states(function):
 def test_gsa_equals_recurrence(tokens, decay):
     tensors = attention_inputs(tokens, decay)
     expected = outputs_and_gradients(with_pair_of_states(naive_recurrent_gsa), tensors)
-    for function in (gsa.chunk_gsa, gsa.fused_recurrent_gsa):
-        assert_close(
-            outputs_and_gradients(with_pair_of_states(function), tensors), expected, absolute=1e-12
-        )
+    found = outputs_and_gradients(with_pair_of_states(gsa.fused_recurrent_gsa), tensors)
+    assert_close(found, expected, absolute=1e-12)
 
 
 def test_gsa_with_shared_keys_and_without_gates_equals_recurrence():
@@ -58,11 +56,10 @@ def test_gsa_with_shared_keys_and_without_gates_equals_recurrence():
     q = torch.randn(2, 70, 6, 12)
     tensors = [q, k, v, s, g, hk, hv]
     naive = outputs_and_gradients(with_pair_of_states(naive_recurrent_gsa), tensors)
+    ours = outputs_and_gradients(with_pair_of_states(gsa.fused_recurrent_gsa), tensors)
+    assert_close(ours, naive, absolute=1e-12)
     assert_close(
-        outputs_and_gradients(with_pair_of_states(gsa.chunk_gsa), tensors), naive, absolute=1e-12
-    )
-    assert_close(
-        outputs_and_gradients(lambda *x: gsa.chunk_gsa(*x)[0], [q, k, v, s]),
+        outputs_and_gradients(lambda *x: gsa.fused_recurrent_gsa(*x)[0], [q, k, v, s]),
         outputs_and_gradients(lambda *x: naive_recurrent_gsa(*x)[0], [q, k, v, s]),
         absolute=1e-12,
     )
@@ -71,11 +68,11 @@ def test_gsa_with_shared_keys_and_without_gates_equals_recurrence():
 def test_packed_gsa_equals_separate_documents():
     tensors = attention_inputs(sum(LENGTHS), "resets", batch=1)
     actual = outputs_and_gradients(
-        lambda *x: with_pair_of_states(gsa.chunk_gsa)(*x, cu_seqlens=BOUNDARIES), tensors
+        lambda *x: with_pair_of_states(gsa.fused_recurrent_gsa)(*x, cu_seqlens=BOUNDARIES), tensors
     )
     expected = outputs_and_gradients(
         lambda *x: document_by_document(
-            lambda *y: with_pair_of_states(gsa.chunk_gsa)(*y[:5], *y[5])
+            lambda *y: with_pair_of_states(gsa.fused_recurrent_gsa)(*y[:5], *y[5])
         )(*x[:5], list(x[5:])),
         tensors,
     )
@@ -84,7 +81,7 @@ def test_packed_gsa_equals_separate_documents():
 
 def test_gsa_chunks_equal_one_token_at_a_time():
     tensors = attention_inputs(40, "mild")
-    whole = with_pair_of_states(gsa.chunk_gsa)(*tensors)
+    whole = with_pair_of_states(gsa.fused_recurrent_gsa)(*tensors)
     step = token_by_token(
         lambda *x: with_pair_of_states(gsa.fused_recurrent_gsa)(*x[:5], *x[5]), 40
     )
@@ -161,3 +158,15 @@ def test_layer_one_token_at_a_time_equals_one_pass():
 
 def test_layer_keeps_packed_documents_apart():
     assert_packed_documents_are_apart(build_layer())
+
+
+def test_the_abc_layer_takes_its_arguments_by_position_as_in_fla():
+    torch.manual_seed(0)
+    layer = perturbed(lambda: ABCAttention(hidden_size=32, num_heads=2, num_slots=8, layer_idx=0))
+    x = torch.randn(2, 10, 32)
+    mask = torch.ones(2, 10, dtype=torch.long)
+    mask[0, :3] = 0
+    with torch.no_grad():
+        expected = layer(hidden_states=x, attention_mask=mask)[0]
+        assert torch.equal(layer(x, mask)[0], expected)
+        assert torch.equal(layer(x, mask, None, False, False)[0], expected)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fla.ops.mesa_net.naive import naive_mesa_net_decoding_one_step
 from torch import Tensor
 
 from flame_accel.kernels.recurrence import mesa
@@ -33,18 +34,13 @@ def draw_states(n: int) -> Tensors:
     return [root @ root.mT / K, torch.randn(n, H, K, V)]
 
 
-def symmetric(x: Tensor) -> Tensor:
-    # a symmetric matrix has a gradient up to an antisymmetric one
-    return (x + x.mT) / 2
-
-
 def run_operator(x: Tensors, p: Tensors, h: Tensors, cu_seqlens: Tensor | None = None) -> Result:
-    o, *states = mesa.chunk_mesa_net(*x, *p, symmetric(h[0]), h[1], True, cu_seqlens=cu_seqlens)
+    o, *states = mesa.chunk_mesa_net(*x, *p, *h, True, cu_seqlens=cu_seqlens)
     return o, states
 
 
 def run_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
-    (q, k, v, g, beta), (h_kk, h_kv), outputs = x, (symmetric(h[0]), h[1]), []
+    (q, k, v, g, beta), (h_kk, h_kv), outputs = x, h, []
     for t in range(q.shape[1]):
         decay, key = g[:, t, :, None, None].exp(), (k * beta.unsqueeze(-1))[:, t].unsqueeze(-1)
         h_kk = h_kk * decay + key * k[:, t].unsqueeze(-2)
@@ -87,3 +83,14 @@ def test_mesa_gradients_do_not_depend_on_their_scale():
     expected = torch.autograd.grad(o, x, weights, retain_graph=True)
     actual = torch.autograd.grad(o, x, weights * 1e-12)
     assert_close([1e12 * y for y in actual], list(expected))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_step_starts_where_fla_does(steps: int):
+    torch.manual_seed(0)
+    x, lamb, h = [y[:, 0] for y in draw_inputs(3, 1)], 0.5 + torch.rand(H, K), draw_states(3)
+    q, k, v, g, beta = x
+    arguments = (q, k, v[..., :K], g, lamb, beta, h[0], h[1][..., :K], steps)
+    expected = naive_mesa_net_decoding_one_step(*arguments)
+    # fla adds 1e-5 to denominators
+    assert_close(list(mesa.mesa_net_decoding_one_step(*arguments)), list(expected), 1e-3)
