@@ -21,6 +21,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gated_deltanet": {"num_heads": 6, "head_dim": 128, "hidden_size": 1024},
     "kda": {"num_heads": 8, "head_dim": 128, "hidden_size": 1024},
     "delta_net": {"num_heads": 8, "hidden_size": 1024},
+    "rwkv7": {"head_dim": 64, "hidden_size": 1024},
+    "mamba2": {"num_heads": 32, "head_dim": 64, "state_size": 128, "hidden_size": 1024},
 }
 PARTS = ("train_step", "batch_to_device_with_host_boundaries")
 

@@ -18,6 +18,8 @@ pytestmark = [
 CONFIGS: dict[str, dict[str, Any]] = {
     "gla": {"num_heads": 4, "expand_k": 0.5, "expand_v": 1.0, "hidden_size": 1024},
     "gated_deltanet": {"num_heads": 6, "head_dim": 128, "hidden_size": 1024},
+    "mamba2": {"num_heads": 32, "head_dim": 64, "state_size": 128, "hidden_size": 1024},
+    "rwkv7": {"head_dim": 64, "hidden_size": 1024},
     "transformer": {"num_heads": 8, "hidden_size": 512},
 }
 
