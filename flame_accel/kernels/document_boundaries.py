@@ -157,6 +157,16 @@ def wrap_get_max_num_splits(original: Callable[..., int]) -> Callable[..., int]:
     return get_max_num_splits
 
 
+def wrap_prepare_maxlens(original: Callable[[Tensor], int]) -> Callable[[Tensor], int]:
+    """Never waits, unlike the `prepare_maxlens` of fla's token shift: the longest document."""
+
+    def prepare_maxlens(cu_seqlens: Tensor) -> int:
+        known = find_known_boundaries(cu_seqlens)
+        return original(cu_seqlens) if known is None else known.longest
+
+    return prepare_maxlens
+
+
 def _number_within_segments(counts: Tensor, total: int) -> Tensor:
     """Segment, and number within the segment, of each of `total` items: [total, 2].
 

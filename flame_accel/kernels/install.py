@@ -150,10 +150,14 @@ def _install_host_chunk_counting() -> None:
         def verify(self, function_name: str, *args: Any, **kwargs: Any) -> tuple[bool, str | None]:
             return document_boundaries.has_known_boundaries(*args, **kwargs), "unknown boundaries"
 
-    index = importlib.import_module("fla.ops.utils.index")
     replacements: dict[int, Replacement] = {}
-    for name in ("prepare_chunk_indices", "prepare_position_ids", "get_max_num_splits"):
-        original = getattr(index, name)
+    for path in (
+        "ops.utils.index.prepare_chunk_indices",
+        "ops.utils.index.prepare_position_ids",
+        "ops.utils.index.get_max_num_splits",
+        "modules.token_shift.prepare_maxlens",
+    ):
+        _, name, original = _resolve_attribute(f"fla.{path}")
         ours = getattr(document_boundaries, f"wrap_{name}")(original)
         replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)

@@ -43,9 +43,6 @@ FUSED = (
     FusedFunction("layers.mamba2.Mamba2.forward", "mamba2", "supports_mamba2", "forward_mamba2"),
 )
 
-KEEP_INTERMEDIATES = ("ops.rwkv7.chunk.chunk_rwkv7",)
-"""Operators, below `fla.`, that compute less in the backward pass for a little more memory."""
-
 _allowed = [True]
 
 
@@ -80,9 +77,6 @@ def install_fused_kernels() -> None:
             replacements[id(original)] = Replacement(original, ours)
     if not replacements:
         return
-    for path in KEEP_INTERMEDIATES:
-        _, _, original = _resolve_attribute(f"fla.{path}")
-        replacements[id(original)] = Replacement(original, _keep_intermediates(original))
     _replace_in_loaded_modules(replacements)
     embedding = importlib.import_module("flame_accel.kernels.fused.embedding")
     torch_embedding: Any = importlib.import_module("torch.nn").Embedding
@@ -93,14 +87,6 @@ def install_fused_kernels() -> None:
     causal_lm: Any = importlib.import_module("fla.models.modeling_utils").FLAForCausalLM
     name = "_compute_logits_and_loss"
     _set_attribute_with_undo(causal_lm, name, _leave_logits_out_in_training(causal_lm, name))
-
-
-def _keep_intermediates(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def run_without_recomputation(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **{"disable_recompute": _allowed[-1], **kwargs})
-
-    return run_without_recomputation
 
 
 def _leave_logits_out_in_training(causal_lm: Any, name: str) -> Callable[..., Any]:

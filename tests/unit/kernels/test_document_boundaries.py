@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from fla.modules.token_shift import prepare_maxlens
 from fla.ops.utils import index
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +18,7 @@ from flame_accel.kernels.document_boundaries import (
     view_padded_boundaries,
     wrap_get_max_num_splits,
     wrap_prepare_chunk_indices,
+    wrap_prepare_maxlens,
     wrap_prepare_position_ids,
 )
 from flame_accel.training import batch_to_device_with_host_boundaries
@@ -66,6 +68,8 @@ def test_positions_are_those_of_fla(boundaries):
     cu_seqlens = known(boundaries)
     with NothingIsRead():
         found = wrap_prepare_position_ids(never)(cu_seqlens)
+        longest = wrap_prepare_maxlens(never)(cu_seqlens)
+    assert longest == prepare_maxlens(cu_seqlens)
     expected = index.prepare_position_ids(cu_seqlens)
     assert torch.equal(found, expected) and found.dtype == expected.dtype
 
@@ -75,6 +79,7 @@ def test_unknown_boundaries_are_left_to_fla():
     for wrap in (wrap_prepare_chunk_indices, wrap_get_max_num_splits):
         assert wrap(lambda *args, **kwargs: "fla's")(cu_seqlens, 64) == "fla's"
     assert wrap_prepare_position_ids(lambda *args: "fla's")(cu_seqlens) == "fla's"
+    assert wrap_prepare_maxlens(lambda cu_seqlens: -1)(cu_seqlens) == -1
     assert not has_known_boundaries(cu_seqlens=cu_seqlens)
     assert not has_known_boundaries(torch.zeros(2))
     assert longest_document(cu_seqlens) == 67

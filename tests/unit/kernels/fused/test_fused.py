@@ -342,12 +342,3 @@ def fake_module(name: str) -> Any:
     functions = {function: lambda *args, **kwargs: "ours" for function in names}
     supports = {f"supports_{function}": lambda *args, **kwargs: True for function in names}
     return SimpleNamespace(**functions, **supports)
-
-
-def test_operators_keep_what_their_backward_pass_needs():
-    from flame_accel.kernels.fused import replace
-
-    keeps = replace._keep_intermediates(lambda **options: options["disable_recompute"])
-    assert keeps() and not keeps(disable_recompute=False)
-    with replace.fused_kernels_disabled():
-        assert not keeps()
