@@ -20,10 +20,10 @@ from flame_accel.checkpoint import (
     SaveSchedule,
     StartingPoint,
     TrainState,
+    delete_or_rename_unused_checkpoints,
     find_starting_point,
     restore_starting_point,
     save_checkpoint,
-    set_aside_unused_checkpoints,
     weights_only_dtype_or_none,
 )
 from flame_accel.config import Config, to_toml
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
     uploads = HubUploads(accelerator, config.hub, run_folder, custom_modules=config.model.custom)
     try:
         active_kernels = setup_run(config, accelerator, run_folder)
-        if observe.has_nothing_left_to_train(accelerator, run_folder, config):
+        if observe.log_if_already_finished(accelerator, run_folder, config):
             uploads.upload_missing()
             return
         start = find_starting_point(
@@ -162,7 +162,7 @@ def build_components(
         vocabulary_size=models.padded_or_stored_embedding_rows(
             data.vocabulary_size(tokenizer),
             multiple=training.vocab_multiple,
-            stored_rows=start.stored_config_or_empty().get("vocab_size"),
+            stored_rows=start.stored_config_if_present().get("vocab_size"),
         ),
         **data.bos_eos_pad_ids(tokenizer),
         norm_type=model_options.norm_type,
@@ -178,7 +178,7 @@ def build_components(
     )
     optimizer = build_optimizer(accelerator, model, config.optimizer)
     # batches are already this rank's, and the learning rate is a function of the step
-    model, optimizer = parallel.prepare_model_and_optimizer(
+    model, optimizer = parallel.prepare_transformed_model_and_optimizer(
         accelerator, model, optimizer, training, config.float8
     )
     graphs = build_pass_graphs(accelerator, model, optimizer, config)
@@ -213,7 +213,7 @@ def restore_run(
         config.training, config.evaluation, components.run_data, rank=rank, world_size=world_size
     )
     # nothing refuses the start any more: until here the run folder was only read
-    set_aside_unused_checkpoints(accelerator, start, config.checkpoint)
+    delete_or_rename_unused_checkpoints(accelerator, start, config.checkpoint)
     sources = describe_model_sources(config, components.run_data)
     observe.describe_run_and_open_log(
         accelerator, run_folder, config, step=state.step, model_sources=sources
@@ -251,8 +251,8 @@ def train(
     state, batches, meter = loop.state, loop.batches, loop.meter
     step_tokens = parallel.tokens_per_step(training, accelerator)
     progress = observe.build_progress_bar(
-        step=state.step,
-        steps=steps,
+        completed_steps=state.step,
+        total_steps=steps,
         shown=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
@@ -263,7 +263,7 @@ def train(
     meter.start()
     while state.step < steps:
         lr = learning_rate(
-            state.step, config.optimizer, steps=steps, warmup_steps=training.warmup_steps
+            state.step, config.optimizer, total_steps=steps, warmup_steps=training.warmup_steps
         )
         with meter.waiting_for_data():
             micro_batches = [
@@ -302,8 +302,8 @@ def train(
                 accelerator, batches, training.max_bad_records
             )
             record = {"step": state.step, "tokens": state.tokens} | record
-            loop.metric_logger.write_record(record, steps=steps)
-            meter.check_consecutive_skips(training.max_consecutive_skips)
+            loop.metric_logger.log_and_write_record(record, total_steps=steps)
+            meter.sync_and_check_consecutive_skips(training.max_consecutive_skips or None)
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record)):
             with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)

@@ -4,9 +4,9 @@ from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype_
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.restore import (
     StartingPoint,
+    delete_or_rename_unused_checkpoints,
     find_starting_point,
     restore_starting_point,
-    set_aside_unused_checkpoints,
 )
 from flame_accel.checkpoint.save_schedule import SaveSchedule
 from flame_accel.checkpoint.train_state import TrainState
@@ -16,9 +16,9 @@ __all__ = [
     "SaveSchedule",
     "StartingPoint",
     "TrainState",
+    "delete_or_rename_unused_checkpoints",
     "find_starting_point",
     "restore_starting_point",
     "save_checkpoint",
-    "set_aside_unused_checkpoints",
     "weights_only_dtype_or_none",
 ]

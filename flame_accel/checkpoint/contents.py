@@ -31,7 +31,7 @@ from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all
 from flame_accel.checkpoint.tensor_storage import (
     load_optimizer_state,
     load_weights,
-    save_optimizer_state,
+    save_optimizer_shards_of_rank,
 )
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
@@ -91,7 +91,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if weights_only_dtype is None:
         temporary = folder.temporary_path(state.step)
-        save_optimizer_state(accelerator, temporary, model, optimizer)
+        save_optimizer_shards_of_rank(accelerator, temporary, model, optimizer)
         _save_stream_meter_and_rng_states(accelerator, temporary, stream_state, meter_state)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -88,7 +88,7 @@ def gather_zero_weights_to_main(
     }
 
 
-def copy_into_zero_weights(model: nn.Module, full_weights: Mapping[str, Tensor]) -> None:
+def copy_into_zero_bit16_weights(model: nn.Module, full_weights: Mapping[str, Tensor]) -> None:
     """Overwrites weights and buffers by full tensors of the same names.
 
     Every rank must call it with the same tensors; `refresh_fp32_copies` completes it.

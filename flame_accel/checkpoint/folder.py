@@ -129,14 +129,15 @@ class CheckpointFolder:
             )
         return folder
 
-    def delete_leftovers_and_set_newer_aside(self, loaded: Path | None, *, requested: bool) -> None:
+    def delete_leftovers_and_rename_newer(self, loaded: Path | None, *, newer_suffix: str) -> None:
         """Sets aside what must not be loaded later. Called by one process, once a run has loaded.
 
         Leftovers of interrupted saves are deleted. Folders newer than the loaded one are renamed.
 
         Args:
             loaded: The checkpoint that the run continues from; None if it starts anew.
-            requested: Whether the user asked for that step; if not, newer ones are damaged.
+            newer_suffix: Why newer ones do not count: `DAMAGED`, or `SUPERSEDED` if the user asked
+                for that step.
         """
         for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
             get_logger().info("deleting %s: saving it was interrupted", leftover)
@@ -144,8 +145,7 @@ class CheckpointFolder:
         for step in self.list_steps():
             if loaded is None or step > step_of_checkpoint(loaded):
                 # the run continues from the older one: a later start must not return to these
-                suffix = SUPERSEDED if requested else DAMAGED
-                aside = _first_free_path_with_suffix(self.checkpoint_path(step), suffix)
+                aside = _first_free_path_with_suffix(self.checkpoint_path(step), newer_suffix)
                 files.rename_and_sync(self.checkpoint_path(step), aside)
                 get_logger().info("the checkpoint of step %d is now %s", step, aside)
 

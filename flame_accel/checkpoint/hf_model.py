@@ -86,23 +86,23 @@ def save_hf_model(
         dtype: Dtype of the weights, which `config.dtype` names.
     """
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
-    _set_dtype_and_drop_init_fields(model, folder / "config.json", dtype)
+    _adapt_config_json_to_stored_weights(model, folder / "config.json", dtype)
     tokenizer.save_pretrained(folder)
     if tokenizer.pad_token is None:
         _set_missing_pad_tokens_to_eos(folder)
     _apply_umask_to_weights(folder)
 
 
-def _set_dtype_and_drop_init_fields(
-    model: PreTrainedModel, config_file: Path, dtype: torch.dtype
+def _adapt_config_json_to_stored_weights(
+    model: PreTrainedModel, config_file: Path, weights_dtype: torch.dtype
 ) -> None:
-    """Makes a config.json that of a trained model, stored in `dtype`.
+    """Makes a config.json that of a trained model, stored in `weights_dtype`.
 
     What only says how weights are drawn is left out: transformers' Mamba2 would draw some anew.
     """
     fields = json.loads(config_file.read_text(encoding="utf-8"))
     # save_pretrained wrote the dtype of the model in memory; from_pretrained loads in the config's
-    fields["dtype"] = str(dtype).removeprefix("torch.")
+    fields["dtype"] = str(weights_dtype).removeprefix("torch.")
     if base_model_type(model.config) in fla_config_classes():
         fields = {
             name: value for name, value in fields.items() if name not in INITIALIZATION_FIELDS

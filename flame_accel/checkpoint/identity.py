@@ -87,7 +87,7 @@ def _find_config_and_tokenizer_differences(
     folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[FieldDifference]:
     """Decisive config fields that differ, and the tokenizer if it does."""
-    stored = read_stored_config_or_empty(folder)
+    stored = read_config_json_if_present(folder)
     for name in REFUSED_BY_TRANSFORMERS.get(str(stored.get("model_type")), ()):
         if not hasattr(config, name):
             stored.pop(name, None)
@@ -142,7 +142,7 @@ def _fast_tokenizer_pipeline_or_none(tokenizer: PreTrainedTokenizerBase) -> dict
     return {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
 
 
-def read_stored_config_or_empty(folder: Path) -> dict[str, Any]:
+def read_config_json_if_present(folder: Path) -> dict[str, Any]:
     """The config.json next to stored weights; empty if there is none.
 
     Raises:

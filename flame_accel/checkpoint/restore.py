@@ -18,11 +18,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.contents import RestoredState, has_training_state, load_checkpoint
-from flame_accel.checkpoint.folder import CheckpointFolder, step_of_checkpoint
+from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder, step_of_checkpoint
 from flame_accel.checkpoint.identity import (
     TOKENIZER_PATTERNS,
     check_weights_match_config_and_tokenizer,
-    read_stored_config_or_empty,
+    read_config_json_if_present,
 )
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
@@ -48,9 +48,9 @@ class StartingPoint(NamedTuple):
     own: bool = False
     """Whether it is one of the run's own checkpoints, which is resumed."""
 
-    def stored_config_or_empty(self) -> dict[str, Any]:
+    def stored_config_if_present(self) -> dict[str, Any]:
         """The model config stored next to the weights; empty if there is none."""
-        return read_stored_config_or_empty(self.folder) if self.folder else {}
+        return read_config_json_if_present(self.folder) if self.folder else {}
 
 
 def find_starting_point(
@@ -133,14 +133,14 @@ def restore_starting_point(
     )
 
 
-def set_aside_unused_checkpoints(
+def delete_or_rename_unused_checkpoints(
     accelerator: Accelerator, start: StartingPoint, config: CheckpointConfig
 ) -> None:
     """Once a run continues: renames its checkpoints that no later start may load."""
     if accelerator.is_main_process and config.enable_checkpoint:
         loaded = start.folder if start.own else None
-        start.checkpoints.delete_leftovers_and_set_newer_aside(
-            loaded, requested=config.load_step >= 0
+        start.checkpoints.delete_leftovers_and_rename_newer(
+            loaded, newer_suffix=SUPERSEDED if config.load_step >= 0 else DAMAGED
         )
 
 
@@ -230,7 +230,9 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
     if not folder.exists():
         with accelerator.local_main_process_first():
             folder = _download_weights(name_or_path)
-    run_on_main_and_broadcast(accelerator, lambda: _check_weights_folder(folder, name_or_path))
+    run_on_main_and_broadcast(
+        accelerator, lambda: _check_weights_intact_and_readable(folder, name_or_path)
+    )
     return folder
 
 
@@ -313,7 +315,7 @@ def _download_weights(name: str) -> Path:
         ) from error
 
 
-def _check_weights_folder(folder: Path, name_or_path: str) -> None:
+def _check_weights_intact_and_readable(folder: Path, name_or_path: str) -> None:
     damage = find_checkpoint_damage(folder) if (folder / MANIFEST).is_file() else None
     if damage is not None:
         raise _initial_load_error(

@@ -55,7 +55,7 @@ def load_weights(accelerator: Accelerator, model: nn.Module, folder: Path) -> No
         _load_full_tensors_in_batches(
             zero.full_weights_on_meta(inner),
             folder,
-            partial(zero.copy_into_zero_weights, inner),
+            partial(zero.copy_into_zero_bit16_weights, inner),
             allowed_extra_names=inner.state_dict().keys(),
         )
         zero.refresh_fp32_copies(model)
@@ -210,7 +210,7 @@ def initialize_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
         group["lr"] = rate
 
 
-def save_optimizer_state(
+def save_optimizer_shards_of_rank(
     accelerator: Accelerator, checkpoint: Path, model: nn.Module, optimizer: AcceleratedOptimizer
 ) -> None:
     """Writes the optimizer's state, each rank its own shards. Every rank must call it."""

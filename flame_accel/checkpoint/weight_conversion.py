@@ -82,7 +82,7 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
         )
     if deepspeed:
         names = zero.full_weights_on_meta(model)
-        zero.copy_into_zero_weights(model, {name: weights[name] for name in names})
+        zero.copy_into_zero_bit16_weights(model, {name: weights[name] for name in names})
         return
     options = StateDictOptions(
         full_state_dict=True, broadcast_from_rank0=accelerator.num_processes > 1

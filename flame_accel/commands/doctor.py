@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.config is None:
             report.print_and_record_section("models", summarize_trainable_models(machine))
         else:
-            report_known_problems_and_small_trial(machine, arguments, findings, report)
+            report_model_problems_and_trial(machine, arguments, findings, report)
     report.print_json_if_asked()
     if report.stopped:
         raise SystemExit(1)
@@ -196,7 +196,7 @@ def summarize_trainable_models(machine: "Machine") -> Iterator[ReportLine]:
         if not blocking:
             working.append(model_type)
         if "keeps documents apart" in known_issue_reasons_by_law(
-            model_type, machine.conformance_device
+            model_type, machine.conformance_device_of_kernels
         ):
             leaking.append(model_type)
         for finding in blocking:
@@ -211,7 +211,7 @@ def summarize_trainable_models(machine: "Machine") -> Iterator[ReportLine]:
     )
 
 
-def report_known_problems_and_small_trial(
+def report_model_problems_and_trial(
     machine: "Machine",
     arguments: argparse.Namespace,
     already_reported: Sequence["DetectedProblem"],

@@ -254,14 +254,17 @@ def generate_result_records(
             yield {**prompt.record, "text": text, "tokens": len(continuation)}
 
 
-def _write_json_lines(records: Iterable["ResultRecord"], output: Path | None) -> None:
-    """Writes a line as soon as a record is there, to the file or to stdout."""
-    file = sys.stdout if output is None else output.open("x", encoding="utf-8")
+def _write_json_lines(records: Iterable["ResultRecord"], new_file: Path | None) -> None:
+    """Writes a line as soon as a record is there, to the file or to stdout.
+
+    The file must not exist yet.
+    """
+    file = sys.stdout if new_file is None else new_file.open("x", encoding="utf-8")
     try:
         for record in records:
             print(json.dumps(record, ensure_ascii=False), file=file, flush=True)
     finally:
-        if output is not None:
+        if new_file is not None:
             file.close()
 
 

@@ -110,7 +110,7 @@ def resolve_accelerate_launch(
         *("--config_file", str(config)),
         *("--num_processes", str(processes), "--num_machines", str(machines)),
         # NODE_RANK says who waits for the others; c10d would guess it from host names
-        *("--machine_rank", str(_read_node_rank(environment, machines))),
+        *("--machine_rank", str(_node_rank_or_zero(environment, machines))),
         *("--rdzv_backend", "static"),
         *_main_process_address_flags(environment, machines),
     ]
@@ -167,7 +167,7 @@ def _read_positive_integer(environment: Mapping[str, str], variable: str, *, def
     return int(text)
 
 
-def _read_node_rank(environment: Mapping[str, str], machines: int) -> int:
+def _node_rank_or_zero(environment: Mapping[str, str], machines: int) -> int:
     """The number of this machine, from 0."""
     text = environment.get("NODE_RANK") or "0"
     if not text.isdecimal() or int(text) >= machines:

@@ -136,7 +136,9 @@ def _steps_that_call_every_kernel(
     """Where a run meets kernels: validation and training as each engine computes, and a sample."""
     import torch
 
-    def train_and_validate(dtype: torch.dtype, context: AbstractContextManager[object]) -> None:
+    def cast_run_backward_and_eval(
+        dtype: torch.dtype, context: AbstractContextManager[object]
+    ) -> None:
         torch.nn.Module.to(model.train(), dtype)
         with context:
             model(**batch).loss.backward()
@@ -155,10 +157,10 @@ def _steps_that_call_every_kernel(
                 generate(inputs, attention_mask=mask, max_new_tokens=4, do_sample=False)
 
     if precision == "float32":
-        return [lambda: train_and_validate(torch.float32, nullcontext()), generate_sample]
+        return [lambda: cast_run_backward_and_eval(torch.float32, nullcontext()), generate_sample]
     autocast = torch.autocast("cuda", torch.bfloat16)
     return [
-        lambda: train_and_validate(torch.float32, autocast),
-        lambda: train_and_validate(torch.bfloat16, nullcontext()),
+        lambda: cast_run_backward_and_eval(torch.float32, autocast),
+        lambda: cast_run_backward_and_eval(torch.bfloat16, nullcontext()),
         generate_sample,
     ]

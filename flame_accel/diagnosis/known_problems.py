@@ -203,7 +203,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
     )
 
 
-def system_problem_checks() -> Iterator[ProblemCheck]:
+def memory_and_disk_problem_checks() -> Iterator[ProblemCheck]:
     """Memory between processes, and disks."""
     yield ProblemCheck(
         "small shared memory",
@@ -267,7 +267,7 @@ def version_problem_checks(
 PROBLEMS = (
     *kernel_problem_checks(),
     *device_problem_checks(),
-    *system_problem_checks(),
+    *memory_and_disk_problem_checks(),
     *(row for name, limits in SUPPORTED.items() for row in version_problem_checks(name, *limits)),
 )
 """The whole table."""

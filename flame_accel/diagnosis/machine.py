@@ -108,7 +108,7 @@ class Machine:
     folders: tuple[Folder, ...]
 
     @property
-    def conformance_device(self) -> str:
+    def conformance_device_of_kernels(self) -> str:
         """Device whose conformance results hold here: "cuda" for fla's kernels, else "cpu"."""
         return "cuda" if self.kernels == "triton" else "cpu"
 
@@ -127,7 +127,7 @@ def collect_machine_facts(
         query_free_memory: whether to ask each GPU how much of its memory is free. It opens a
             context there, which takes a second and some hundred MiB until this process ends.
     """
-    driver, driver_devices = query_nvidia_driver()
+    driver, driver_devices = query_driver_version_and_gpus()
     platform_name, devices = find_torch_devices(query_free_memory)
     return Machine(
         system=operating_system(),
@@ -167,7 +167,7 @@ class NvidiaDriver(NamedTuple):
     num_gpus: int
 
 
-def query_nvidia_driver() -> NvidiaDriver:
+def query_driver_version_and_gpus() -> NvidiaDriver:
     """Version of NVIDIA's driver and number of its GPUs; (None, 0) where it does not answer."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")

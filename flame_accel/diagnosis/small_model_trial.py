@@ -159,6 +159,15 @@ def install_kernels_without_tuning(kind: KernelKind) -> None:
         install_autotune_hook(Tuner(detect_gpu(), tunes=False))
 
 
+class LogitsAndGradients(NamedTuple):
+    """What a model computes on given tokens."""
+
+    logits: Tensor
+    """[B, T, V]."""
+    gradients: Tensor
+    """Of the loss over all parameters, one after the other: [number of parameters]."""
+
+
 def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator[KernelComparison]:
     """Logits and gradients of Triton kernels against those of PyTorch kernels, on the same inputs.
 
@@ -169,8 +178,8 @@ def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator
     for dtype, tolerance in TOLERANCE.items():
         precision, trains = str(dtype).removeprefix("torch."), dtype == torch.bfloat16
         try:
-            expected = _compute_logits_and_gradients("torch", config, device, dtype)
-            computed = _compute_logits_and_gradients("triton", config, device, dtype)
+            expected = _compute_logits_and_flat_gradients("torch", config, device, dtype)
+            computed = _compute_logits_and_flat_gradients("triton", config, device, dtype)
         except Exception as error:
             yield KernelComparison(
                 precision, torch.inf, tolerance, trains, explain_exception(error)
@@ -178,16 +187,16 @@ def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator
             continue
         finally:
             install_kernels_without_tuning("triton")
-        for quantity in expected:
-            error = relative_error(computed[quantity], expected[quantity])
+        for quantity, result, reference in zip(expected._fields, computed, expected, strict=True):
+            error = relative_error(result, reference)
             finite = error if error < torch.inf else torch.inf
             yield KernelComparison(f"{quantity} in {precision}", finite, tolerance, trains)
 
 
-def _compute_logits_and_gradients(
+def _compute_logits_and_flat_gradients(
     kind: KernelKind, config: PreTrainedConfig, device: str, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """Logits `[B, T, V]` and the gradient of the loss, flattened; with one kind of kernels."""
+) -> LogitsAndGradients:
+    """Of one pass with one kind of kernels, which stay installed."""
     install_kernels_without_tuning(kind)
     model = build_model_on_device(config, device).train()
     ids = draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH))
@@ -195,4 +204,4 @@ def _compute_logits_and_gradients(
         logits = model(input_ids=ids, use_cache=False).logits.float()
     torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     gradients = [p.grad.flatten().float() for p in model.parameters() if p.grad is not None]
-    return {"logits": logits.detach(), "gradients": torch.cat(gradients)}
+    return LogitsAndGradients(logits.detach(), torch.cat(gradients))

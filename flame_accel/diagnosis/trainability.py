@@ -54,7 +54,9 @@ def find_training_problems(
         )
         remedy = "--training.mixed_precision_param bfloat16, or --model.kernels torch"
         findings.append(DetectedProblem("no float32", True, description, remedy))
-    reason = known_issue_reasons_by_law(config.model_type, machine.conformance_device).get("trains")
+    reason = known_issue_reasons_by_law(
+        config.model_type, machine.conformance_device_of_kernels
+    ).get("trains")
     if reason is not None:
         remedy = "train another model; docs/models.md has what each can do"
         findings.insert(0, DetectedProblem("defect of the model", True, reason, remedy))

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
 from flame_accel.hub.sources import StartingWeights
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
-from flame_accel.observe.starts import OptionValue, RunStart, read_options_at, read_starts
+from flame_accel.observe.starts import OptionValue, RunStart, read_options_that_made_step, read_starts
 
 EVALUATION_KEYS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy")
 
@@ -169,7 +169,7 @@ def read_model_facts(
     records = read_records(metrics) if metrics.is_file() else []
     return ModelFacts(
         **about_the_model,
-        options=read_options_at(run_folder, step),
+        options=read_options_that_made_step(run_folder, step),
         starts=[start for start in read_starts(run_folder) if start["step"] < step],
         records=[record for record in records if record["step"] <= step],
     )

@@ -46,7 +46,7 @@ class CustomCode:
         for path in paths:
             self.files[path.relative_to(root).as_posix()] = path.read_bytes()
 
-    def record_package(self, module_name: str) -> None:
+    def record_installed_requirement(self, module_name: str) -> None:
         """Records a package that is installed, which an export names as a requirement."""
         if module_name not in self.module_names:
             self.module_names.append(module_name)

@@ -53,7 +53,7 @@ def _patch_config_class_to_accept_both_names(
     fla_to_dict = config_class.to_dict
 
     @functools.wraps(init_fla_config)
-    def init_with_both_names(self: PreTrainedConfig, *arguments: Any, **fields: Any) -> None:
+    def init_renaming_to_fla_names(self: PreTrainedConfig, *arguments: Any, **fields: Any) -> None:
         init_fla_config(
             self, *arguments, **rename_fields_to_fla_names(fields, fla_name_by_transformers_name)
         )
@@ -65,7 +65,7 @@ def _patch_config_class_to_accept_both_names(
             theirs: fields[ours] for theirs, ours in fla_name_by_transformers_name.items()
         }
 
-    marked: Any = init_with_both_names
+    marked: Any = init_renaming_to_fla_names
     marked.reads_transformers_names = True
     config_class.__init__ = marked
     config_class.to_dict = to_dict_with_both_names

@@ -60,7 +60,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGro
     exempt: list[nn.Parameter] = []
     for module, name, parameter in _parameters_with_owners(model):
         if parameter.requires_grad:
-            (decayed if _has_weight_decay(module, name, parameter) else exempt).append(parameter)
+            (
+                decayed if _is_decayed_matrix_outside_norms(module, name, parameter) else exempt
+            ).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": exempt, "weight_decay": 0.0},
@@ -84,7 +86,7 @@ def _parameters_with_owners(model: nn.Module) -> Iterator[_OwnedParameter]:
                 yield _OwnedParameter(module, name, parameter)
 
 
-def _has_weight_decay(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+def _is_decayed_matrix_outside_norms(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if getattr(parameter, "_no_weight_decay", False) or name.endswith("bias"):
         return False
     if "norm" in type(module).__name__.lower():

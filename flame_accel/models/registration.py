@@ -66,7 +66,7 @@ def _import_package_and_record_custom_code(name: str) -> None:
     )
     origin = Path(spec.origin) if spec.has_location and spec.origin else None
     if origin is None or is_installed(origin):
-        custom_code.record_package(name)
+        custom_code.record_installed_requirement(name)
     else:
         source = origin.parent if origin.name == "__init__.py" else origin
         custom_code.record_files(name, source, modules_before)

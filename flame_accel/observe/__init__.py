@@ -15,7 +15,7 @@ from flame_accel.observe.run_folder import (
     describe_environment,
     describe_run_and_open_log,
     device_name,
-    has_nothing_left_to_train,
+    log_if_already_finished,
     write_ended,
 )
 
@@ -30,7 +30,7 @@ __all__ = [
     "device_name",
     "enabled_tracker_names",
     "get_logger",
-    "has_nothing_left_to_train",
+    "log_if_already_finished",
     "profile_steps",
     "reduce_and_check_data_metrics",
     "setup_console_logging",

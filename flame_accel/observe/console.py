@@ -111,13 +111,14 @@ def add_log_file_with_earlier_lines(path: Path) -> None:
     logger.addHandler(handler)
 
 
-def format_record(record: Mapping[str, float], steps: int) -> str:
+def format_record(record: Mapping[str, float], total_steps: int) -> str:
     """One line for a record: progress, its fields in a fixed order, and the remaining time."""
     step = int(record["step"])
-    parts = [f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}"]
+    width = len(str(total_steps))
+    parts = [f"step {step:>{width}}/{total_steps} {step / total_steps:4.0%}"]
     parts += [text.format(record[key]) for key, text in FIELDS if key in record]
     if "time/step_seconds" in record:
-        parts.append(f"ETA {format_seconds((steps - step) * record['time/step_seconds'])}")
+        parts.append(f"ETA {format_seconds((total_steps - step) * record['time/step_seconds'])}")
     return "  ".join(parts)
 
 
@@ -128,11 +129,13 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def build_progress_bar(*, step: int, steps: int, shown: bool, colored: bool) -> tqdm:
+def build_progress_bar(
+    *, completed_steps: int, total_steps: int, shown: bool, colored: bool
+) -> tqdm:
     """A progress bar on a terminal; nothing elsewhere, where the logged lines show the progress."""
     return tqdm(
-        total=steps,
-        initial=step,
+        total=total_steps,
+        initial=completed_steps,
         unit="step",
         disable=not (shown and sys.stdout.isatty()),
         file=sys.stdout,

@@ -160,20 +160,20 @@ class Meter:
             record["throughput/tflops_per_device"] = flops / 1e12
             if self.device_peak_flops is not None:
                 record["throughput/mfu"] = flops / self.device_peak_flops
-        self._reset_window(now)
+        self._reset_window_except_skips(now)
         return record
 
-    def check_consecutive_skips(self, max_consecutive_skips: int) -> None:
+    def sync_and_check_consecutive_skips(self, fatal_skips: int | None) -> None:
         """Raises an error if too many updates in a row were skipped. Synchronises with the device.
 
         Args:
-            max_consecutive_skips: Number of skipped updates that ends the run; 0 allows any.
+            fatal_skips: Number of skipped updates that ends the run; None allows any.
 
         Raises:
-            UserError: The last `max_consecutive_skips` updates were skipped.
+            UserError: The last `fatal_skips` updates were skipped.
         """
         skips = int(self.sums[SKIPPED_IN_A_ROW].item())
-        if max_consecutive_skips and skips >= max_consecutive_skips:
+        if fatal_skips is not None and skips >= fatal_skips:
             raise UserError(
                 f"the gradients of the last {skips} updates were not finite; "
                 "these updates were skipped",
@@ -195,7 +195,7 @@ class Meter:
         }
         return ReducedWindow(sums, max_loss, local_losses)
 
-    def _reset_window(self, now: float) -> None:
+    def _reset_window_except_skips(self, now: float) -> None:
         self.sums[:SKIPPED] = 0
         self.max_loss = torch.full_like(self.max_loss, -torch.inf)
         self.steps = self.tokens = 0

@@ -96,14 +96,14 @@ class MetricLogger:
             run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
             self.tracker_ids["wandb"] = run.id
 
-    def write_record(self, record: Mapping[str, float], *, steps: int) -> None:
-        """Writes a record; called on every rank, the main process writes.
+    def log_and_write_record(self, record: Mapping[str, float], *, total_steps: int) -> None:
+        """Logs and writes a record; called on every rank, the main process writes.
 
         Args:
             record: Values by key, with the key `step`.
-            steps: Total number of training steps.
+            total_steps: Of the run.
         """
-        get_logger().info("%s", format_record(record, steps))
+        get_logger().info("%s", format_record(record, total_steps))
         if self.accelerator.is_main_process:
             append_record(self.path, record)
         values = {key: value for key, value in record.items() if key != "step"}

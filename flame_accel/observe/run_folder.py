@@ -79,7 +79,7 @@ def check_run_folder_and_list_changes(run_folder: Path, config: Config) -> list[
     return describe_changed_options(before, config)
 
 
-def has_nothing_left_to_train(accelerator: Accelerator, run_folder: Path, config: Config) -> bool:
+def log_if_already_finished(accelerator: Accelerator, run_folder: Path, config: Config) -> bool:
     """Whether the run in a folder has nothing left to do; it then keeps every byte.
 
     Every rank must call it.

@@ -44,7 +44,7 @@ def read_options_of_last_start(run_folder: Path) -> dict[str, OptionValue]:
     return _parse_flat_options(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def read_options_at(run_folder: Path, step: int) -> dict[str, OptionValue]:
+def read_options_that_made_step(run_folder: Path, step: int) -> dict[str, OptionValue]:
     """The options with which a run made the step `step`."""
     later = [start for start in read_starts(run_folder) if start["step"] >= step]
     return _options_before_starts(read_options_of_last_start(run_folder), later)

@@ -14,7 +14,7 @@ from flame_accel.parallel.gradients import UpdateResult, clip_gradients
 from flame_accel.parallel.option_checks import check_parallel_options
 from flame_accel.parallel.prepare import (
     autocast_unless_fsdp2,
-    prepare_model_and_optimizer,
+    prepare_transformed_model_and_optimizer,
     unwrap_model,
 )
 from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
@@ -44,7 +44,7 @@ __all__ = [
     "explain_timeout_errors",
     "extended_timeout",
     "is_deepspeed",
-    "prepare_model_and_optimizer",
+    "prepare_transformed_model_and_optimizer",
     "read_deepspeed_update_result",
     "run_on_main_and_broadcast",
     "set_train_timeout",

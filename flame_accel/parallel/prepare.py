@@ -37,9 +37,9 @@ class Prepared(NamedTuple):
     optimizer: AcceleratedOptimizer
 
 
-def prepare_model_and_optimizer(
+def prepare_transformed_model_and_optimizer(
     accelerator: Accelerator,
-    model: PreTrainedModel,
+    transformed_model: PreTrainedModel,
     optimizer: Optimizer,
     training: TrainingConfig,
     float8: Float8Config,
@@ -50,7 +50,7 @@ def prepare_model_and_optimizer(
 
     Args:
         accelerator: The run's Accelerator.
-        model: Transformed (`apply_tp_float8_compile_and_checkpointing`).
+        transformed_model: After `apply_tp_float8_compile_and_checkpointing`.
         optimizer: Over the model's parameters.
         training: When FSDP2 frees gathered weights.
         float8: Whether scales of 8-bit gathering are computed in advance.
@@ -59,9 +59,10 @@ def prepare_model_and_optimizer(
         RuntimeError: Ranks have built different weights, the optimizer does not hold exactly the
             model's parameters, or weights are not sharded as asked for.
     """
+    model = transformed_model
     check_initial_weights_equal(accelerator, model)
     if tp_size(accelerator) > 1:
-        prepared, prepared_optimizer = _prepare_tensor_parallel(accelerator, model, optimizer)
+        prepared, prepared_optimizer = _prepare_tp_sharded_model(accelerator, model, optimizer)
     else:
         prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     assert isinstance(prepared_optimizer, AcceleratedOptimizer)
@@ -79,7 +80,7 @@ def prepare_model_and_optimizer(
     return Prepared(prepared, prepared_optimizer)
 
 
-def _prepare_tensor_parallel(
+def _prepare_tp_sharded_model(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: Optimizer
 ) -> Prepared:
     """Has Accelerate prepare a tensor-parallel model, which its `prepare` cannot.

@@ -71,7 +71,7 @@ def resolve_engine_mesh_and_precision(
     launch = read_launch_settings(environment, num_devices=num_devices)
     _check_accumulation_steps_agree(training, environment)
     if launch.engine == "deepspeed":
-        _check_no_degrees_under_deepspeed(training, launch)
+        _check_no_degrees_requested(training, launch)
         degrees, engine = Degrees(1, launch.world_size, 1), "deepspeed"
     else:
         degrees = _resolve_degrees(training, launch)
@@ -201,8 +201,8 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def _check_no_degrees_under_deepspeed(training: TrainingConfig, launch: LaunchSettings) -> None:
-    for name, degree in _requested_degrees_by_name(training, launch).items():
+def _check_no_degrees_requested(training: TrainingConfig, deepspeed_launch: LaunchSettings) -> None:
+    for name, degree in _requested_degrees_by_name(training, deepspeed_launch).items():
         if degree is not None:
             raise _contradiction_error(
                 f"{name} = {degree}",

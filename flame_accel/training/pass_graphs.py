@@ -117,7 +117,7 @@ class PassGraphs:
         key = _graph_key_of_batch(batch)
         first = key not in self._inputs
         if first:
-            self._inputs[key] = self._allocate_static_inputs(key, batch)
+            self._inputs[key] = self._allocate_unfilled_static_inputs(key, batch)
         inputs = self._inputs[key]
         _fill_static_inputs_in_place(inputs, batch, global_targets)
         if first:
@@ -145,7 +145,7 @@ class PassGraphs:
                 str(error).splitlines()[0],
             )
 
-    def _allocate_static_inputs(
+    def _allocate_unfilled_static_inputs(
         self, key: _GraphKey, batch: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         inputs = {

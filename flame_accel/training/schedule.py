@@ -14,15 +14,17 @@ def is_due(step: int, interval: int, total_steps: int) -> bool:
     return step == total_steps or (interval > 0 and step % interval == 0)
 
 
-def num_decay_steps(optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> int:
+def num_decay_steps(optimizer: OptimizerConfig, *, total_steps: int, warmup_steps: int) -> int:
     """Number of updates in which the rate decays: the last ones for wsd, else all after warm-up."""
     if optimizer.scheduler == "wsd":
-        return round(optimizer.decay_ratio * steps)
-    return steps - warmup_steps
+        return round(optimizer.decay_ratio * total_steps)
+    return total_steps - warmup_steps
 
 
-def learning_rate(step: int, optimizer: OptimizerConfig, *, steps: int, warmup_steps: int) -> float:
-    """Learning rate of the update with index `step` (from 0) of a run of `steps` updates.
+def learning_rate(
+    step: int, optimizer: OptimizerConfig, *, total_steps: int, warmup_steps: int
+) -> float:
+    """Learning rate of the update with index `step` (from 0) of a run of `total_steps` updates.
 
     `(s+1)/W` of `lr` during the warm-up of W updates, then `lr`, then over the last D updates with
     x = (s+1-(N-D))/D down to the floor r = `min_lr_ratio`: linear `1-(1-r)x`, cosine
@@ -31,13 +33,13 @@ def learning_rate(step: int, optimizer: OptimizerConfig, *, steps: int, warmup_s
     """
     if step < warmup_steps:
         return optimizer.lr * (step + 1) / warmup_steps
-    decay = num_decay_steps(optimizer, steps=steps, warmup_steps=warmup_steps)
-    start = steps - decay
+    decay = num_decay_steps(optimizer, total_steps=total_steps, warmup_steps=warmup_steps)
+    start = total_steps - decay
     if step < start:
         return optimizer.lr
     shape = optimizer.decay_type if optimizer.scheduler == "wsd" else optimizer.scheduler
     floor = optimizer.min_lr_ratio
-    if step + 1 >= steps:
+    if step + 1 >= total_steps:
         return optimizer.lr * floor
     x = (step + 1 - start) / decay
     fall = {"linear": 1 - x, "cosine": (1 + math.cos(math.pi * x)) / 2, "sqrt": 1 - math.sqrt(x)}

@@ -60,7 +60,7 @@ def accepts_num_items_in_batch(model_class: type[nn.Module]) -> bool:
     return has_kwargs and model_class.forward.__module__.startswith("transformers.")
 
 
-def count_global_targets(
+def count_global_targets_or_one(
     accelerator: Accelerator, local_targets: int, *, same_on_all_ranks: bool
 ) -> int | Tensor:
     """Number of target tokens of a step on all ranks; 1 if there are none, since it is a divisor.
@@ -108,7 +108,9 @@ def train_step(
         graphs: Runs the passes as CUDA graphs; None runs them without.
     """
     targets = sum(batch["num_targets"] for batch in micro_batches)
-    global_targets = count_global_targets(accelerator, targets, same_on_all_ranks=constant_targets)
+    global_targets = count_global_targets_or_one(
+        accelerator, targets, same_on_all_ranks=constant_targets
+    )
     scale = dp_size(accelerator) * len(micro_batches)
     loss_sum = torch.zeros((), device=accelerator.device)
     for group in optimizer.param_groups:

@@ -52,15 +52,15 @@ def test_a_crash_and_a_second_start_change_no_bit(
     }
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train_here(flags(**options, **{"job.dump_folder": whole}))
-    write = MetricLogger.write_record
+    write = MetricLogger.log_and_write_record
 
-    def crash_at_6(self: MetricLogger, record: dict[str, float], *, steps: int) -> None:
+    def crash_at_6(self: MetricLogger, record: dict[str, float], *, total_steps: int) -> None:
         if record["step"] == 6:
             raise KeyboardInterrupt
-        write(self, record, steps=steps)
+        write(self, record, total_steps=total_steps)
 
     with monkeypatch.context() as crash, pytest.raises(KeyboardInterrupt):
-        crash.setattr(MetricLogger, "write_record", crash_at_6)
+        crash.setattr(MetricLogger, "log_and_write_record", crash_at_6)
         train_here(flags(**options, **{"job.dump_folder": broken}))
     train_here(flags(**options, **{"job.dump_folder": broken}))
     assert read_losses(broken) == read_losses(whole)

@@ -24,7 +24,7 @@ from flame_accel.parallel import (
     average_fsdp2_ignored_gradients,
     build_accelerator,
     clip_gradients,
-    prepare_model_and_optimizer,
+    prepare_transformed_model_and_optimizer,
 )
 from flame_accel.parallel.float8 import check_float8_support, convert_to_float8
 from flame_accel.parallel.fp32_parameters import (
@@ -109,7 +109,7 @@ def prepared(
     plugin.transformer_cls_names_to_wrap = None
     config = OptimizerConfig(lr=OPTIMIZER.lr, weight_decay=0.0)
     optimizer = build_optimizer(accelerator, model, config)
-    return prepare_model_and_optimizer(accelerator, model, optimizer, training, float8)
+    return prepare_transformed_model_and_optimizer(accelerator, model, optimizer, training, float8)
 
 
 def equals_one_process(*model_types: str) -> None:

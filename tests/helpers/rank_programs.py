@@ -29,7 +29,7 @@ from flame_accel.parallel import (
     describe_topology,
     explain_timeout_errors,
     extended_timeout,
-    prepare_model_and_optimizer,
+    prepare_transformed_model_and_optimizer,
     set_train_timeout,
 )
 from flame_accel.parallel.checks import check_prepared_parameters
@@ -62,7 +62,7 @@ def prepare_llama(
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
     """As a run prepares it."""
     optimizer = torch.optim.AdamW(model.parameters())
-    return prepare_model_and_optimizer(
+    return prepare_transformed_model_and_optimizer(
         accelerator, model, optimizer, TrainingConfig(), Float8Config()
     )
 
@@ -153,7 +153,9 @@ def lost_parameter() -> None:
     """An optimizer without the first parameter of its model."""
     accelerator, model = build(), build_llama(0)
     optimizer = torch.optim.AdamW(list(model.parameters())[1:])
-    prepare_model_and_optimizer(accelerator, model, optimizer, TrainingConfig(), Float8Config())
+    prepare_transformed_model_and_optimizer(
+        accelerator, model, optimizer, TrainingConfig(), Float8Config()
+    )
 
 
 def describe() -> None:

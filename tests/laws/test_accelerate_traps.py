@@ -123,7 +123,7 @@ def test_3_replicas_that_differ_do_not_train():
 def test_4_the_learning_rate_does_not_know_the_number_of_processes(runs):
     """A prepared scheduler steps once for each process."""
     expected = [
-        learning_rate(step, OptimizerConfig(), steps=STEPS, warmup_steps=WARMUP)
+        learning_rate(step, OptimizerConfig(), total_steps=STEPS, warmup_steps=WARMUP)
         for step in range(STEPS)
     ]
     for folder in runs.values():

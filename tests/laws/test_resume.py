@@ -30,14 +30,14 @@ def test_a_crash_and_a_second_start_change_no_bit(train_here, flags, tmp_path, m
 
     from flame_accel.observe import MetricLogger
 
-    write = MetricLogger.write_record
+    write = MetricLogger.log_and_write_record
 
-    def crash_at_6(self: MetricLogger, record: dict[str, float], *, steps: int) -> None:
+    def crash_at_6(self: MetricLogger, record: dict[str, float], *, total_steps: int) -> None:
         if record["step"] == 6:
             raise KeyboardInterrupt
-        write(self, record, steps=steps)
+        write(self, record, total_steps=total_steps)
 
-    monkeypatch.setattr(MetricLogger, "write_record", crash_at_6)
+    monkeypatch.setattr(MetricLogger, "log_and_write_record", crash_at_6)
     with pytest.raises(KeyboardInterrupt):
         train_here(broken)
     monkeypatch.undo()

@@ -67,7 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(tokenizer_name, config.model.trust_remote_code)
     data = open_data(training, config.evaluation, tokenizer)
     num_lanes = training.batch_size * training.gradient_accumulation_steps * arguments.ranks
-    run_lines = sections.format_run(config, data, tokenizer_name, num_lanes, arguments.ranks)
+    run_lines = sections.format_steps_tokenizer_and_packing(
+        config, data, tokenizer_name, num_lanes, arguments.ranks
+    )
     sections.print_section("run", run_lines)
     samples, lengths, limits = [], {}, sections.cut_lengths_by_name(config)
     for label, dataset in zip(sections.dataset_labels(data), data.training, strict=True):

@@ -51,7 +51,7 @@ def print_section(title: str, lines: Iterable[str]) -> None:
             print(f"  {part}")
 
 
-def format_run(
+def format_steps_tokenizer_and_packing(
     config: Config, data: RunData, tokenizer_name: str, num_lanes: int, ranks: int
 ) -> Iterator[str]:
     """Lines with the steps, tokenizer, packing and evaluation of the run."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from flame_accel.diagnosis.conformance.measures import (
     PRECISION,
     LawBroken,
-    compute_fp32_logits,
+    compute_uncached_training_logits,
     draw_same_token_ids_every_time,
     fixed_seed_and_training_autocast,
     raise_law_broken_unless,
@@ -59,7 +59,9 @@ def check_greedy_generation_matches_one_pass(model: PreTrainedModel) -> None:
         _check_logits_match_one_pass(
             model, generated, [prompt], "token by token differs from one pass"
         )
-        whole = compute_fp32_logits(model, generated.sequences)[:, len(prompt) - 1 : -1]
+        whole = compute_uncached_training_logits(model, generated.sequences)[
+            :, len(prompt) - 1 : -1
+        ]
         chosen = whole.gather(-1, generated.sequences[:, len(prompt) :, None]).squeeze(-1)
         # two tokens may be as likely as each other within the tolerance
         margin = PRECISION[model.device.type].step * whole.abs().amax(-1)
@@ -79,11 +81,13 @@ def check_padding_keeps_logits(model: PreTrainedModel) -> None:
     )
     tolerance = PRECISION[model.device.type].step
     for side, batch in (("left", _pad_left(prompts)), ("right", _pad_right(prompts))):
-        logits = compute_fp32_logits(model, batch.input_ids, attention_mask=batch.attention_mask)
+        logits = compute_uncached_training_logits(
+            model, batch.input_ids, attention_mask=batch.attention_mask
+        )
         for row, prompt in enumerate(prompts):
             error = relative_error(
                 logits[row, batch.attention_mask[row].bool()],
-                compute_fp32_logits(model, prompt[None])[0],
+                compute_uncached_training_logits(model, prompt[None])[0],
             )
             raise_law_broken_unless(
                 error <= tolerance,
@@ -103,7 +107,7 @@ def check_beam_scores_match_one_pass(model: PreTrainedModel) -> None:
     texts = beams.sequences[:, batch.input_ids.shape[1] :].view(len(prompts), BEAMS, NEW_TOKENS)
     for prompt, prompt_texts, prompt_scores in zip(prompts, texts, scores, strict=True):
         whole = torch.cat((prompt.expand(BEAMS, -1), prompt_texts), 1)
-        logits = compute_fp32_logits(model, whole)[:, len(prompt) - 1 : -1]
+        logits = compute_uncached_training_logits(model, whole)[:, len(prompt) - 1 : -1]
         tolerance = PRECISION[model.device.type].step * logits.abs().max()
         expected = F.log_softmax(logits, -1).gather(-1, prompt_texts.unsqueeze(-1)).mean((1, 2))
         error = (prompt_scores - expected).abs().max()
@@ -180,7 +184,7 @@ def _check_pieces_match_one_pass(
     logits = torch.cat(pieces, 1)
     for row, kept in enumerate(attention_mask.bool()):
         error = relative_error(
-            logits[row, kept], compute_fp32_logits(model, ids[row, kept][None])[0]
+            logits[row, kept], compute_uncached_training_logits(model, ids[row, kept][None])[0]
         )
         raise_law_broken_unless(
             error <= PRECISION[model.device.type].step,
@@ -274,7 +278,9 @@ def _check_logits_match_one_pass(
     for prompt, text, logits in zip(
         prompts, generated.sequences[:, -NEW_TOKENS:], generated.step_logits, strict=True
     ):
-        whole = compute_fp32_logits(model, torch.cat((prompt, text))[None])[0, len(prompt) - 1 : -1]
+        whole = compute_uncached_training_logits(model, torch.cat((prompt, text))[None])[
+            0, len(prompt) - 1 : -1
+        ]
         error = relative_error(logits, whole)
         raise_law_broken_unless(
             error <= PRECISION[model.device.type].step,

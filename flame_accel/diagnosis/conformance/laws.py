@@ -28,7 +28,7 @@ from flame_accel.diagnosis.conformance.generation_laws import (
 from flame_accel.diagnosis.conformance.measures import (
     PRECISION,
     LawBroken,
-    compute_fp32_logits,
+    compute_uncached_training_logits,
     draw_same_token_ids_every_time,
     fixed_seed_and_training_autocast,
     raise_law_broken_unless,
@@ -164,7 +164,9 @@ def check_reload_keeps_logits(model: PreTrainedModel) -> None:
     raise_law_broken_unless(
         type(loaded) is type(model), f"it comes back as {type(loaded).__name__}"
     )
-    same = torch.equal(compute_fp32_logits(loaded, ids), compute_fp32_logits(model, ids))
+    same = torch.equal(
+        compute_uncached_training_logits(loaded, ids), compute_uncached_training_logits(model, ids)
+    )
     raise_law_broken_unless(same, "the loaded model gives other logits")
 
 
@@ -194,10 +196,12 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     )
 
     model.eval()
-    packed = compute_fp32_logits(model, row, cu_seqlens=bounds)
+    packed = compute_uncached_training_logits(model, row, cu_seqlens=bounds)
     tolerance = PRECISION[model.device.type].packing
     for begin, end in itertools.pairwise(edges):
-        error = relative_error(packed[:, begin:end], compute_fp32_logits(model, row[:, begin:end]))
+        error = relative_error(
+            packed[:, begin:end], compute_uncached_training_logits(model, row[:, begin:end])
+        )
         raise_law_broken_unless(
             error <= tolerance,
             f"a document of {end - begin} tokens differs by {error:.1e} from the same one alone",
@@ -271,7 +275,9 @@ def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     """
     model = build_model_on_device(config, "cpu")
     with record_entered_replacement_modules() as families:
-        compute_fp32_logits(model, draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH)))
+        compute_uncached_training_logits(
+            model, draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH))
+        )
     return sorted(module for module in families if not module.startswith("modules."))
 
 

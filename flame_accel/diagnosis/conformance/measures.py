@@ -39,7 +39,9 @@ def fixed_seed_and_training_autocast(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def compute_fp32_logits(model: PreTrainedModel, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+def compute_uncached_training_logits(
+    model: PreTrainedModel, ids: torch.Tensor, **options: Any
+) -> torch.Tensor:
     """Logits of one pass in fp32, without a cache and with the precision of training."""
     with torch.no_grad(), fixed_seed_and_training_autocast(model):
         return model(input_ids=ids, use_cache=False, **options).logits.float()

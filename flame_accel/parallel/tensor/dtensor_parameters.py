@@ -73,10 +73,10 @@ def make_attribute_read_local_tensor(
 ) -> None:
     """Makes a parameter's attribute read as `transform` of its local tensor, in place."""
 
-    def read(self: nn.Module) -> Tensor | None:
+    def read_transformed_local_tensor(self: nn.Module) -> Tensor:
         parameter = self._parameters[parameter_name]
         assert isinstance(parameter, DTensor)
         # while FSDP2 has it sharded over data-parallel ranks too, it is FSDP2 that reads it
         return transform(parameter.to_local()) if parameter.device_mesh.ndim == 1 else parameter
 
-    subclass_instance_in_place(module, {parameter_name: property(read)})
+    subclass_instance_in_place(module, {parameter_name: property(read_transformed_local_tensor)})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.checkpoint.folder import CheckpointFolder
+from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder
 from flame_accel.config import UserError
 from flame_accel.model_files import find_checkpoint_damage
 from tests.helpers.runs import SHORT_RUN
@@ -24,7 +24,9 @@ def find_and_clean_up(folder: CheckpointFolder, load_step: int) -> Path | None:
     before = names(folder.path) if folder.path.exists() else []
     found = folder.find_intact_checkpoint(load_step)
     assert before == (names(folder.path) if folder.path.exists() else []), "it only looks"
-    folder.delete_leftovers_and_set_newer_aside(found, requested=load_step >= 0)
+    folder.delete_leftovers_and_rename_newer(
+        found, newer_suffix=SUPERSEDED if load_step >= 0 else DAMAGED
+    )
     return found
 
 

@@ -10,7 +10,7 @@ from flame_accel.diagnosis.machine import (
     Device,
     collect_machine_facts,
     find_torch_devices,
-    query_nvidia_driver,
+    query_driver_version_and_gpus,
 )
 from tests.helpers.machines import GIB
 
@@ -64,10 +64,10 @@ def test_the_driver_answers_with_its_version_and_number_of_gpus(monkeypatch):
         nvmlShutdown=lambda: 0,
     )
     monkeypatch.setattr("ctypes.CDLL", lambda name: library)
-    assert query_nvidia_driver() == ("570.86", 2)
+    assert query_driver_version_and_gpus() == ("570.86", 2)
     # a driver that does not start, and none at all
     library.nvmlInit_v2 = lambda: 1
-    assert query_nvidia_driver() == (None, 0)
+    assert query_driver_version_and_gpus() == (None, 0)
     monkeypatch.undo()
     monkeypatch.setattr("ctypes.CDLL", missing_library)
-    assert query_nvidia_driver() == (None, 0)
+    assert query_driver_version_and_gpus() == (None, 0)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-import torch
 
 from flame_accel import kernels
 from flame_accel.diagnosis import small_model_trial
@@ -49,16 +48,18 @@ def test_kernels_that_agree_and_kernels_that_do_not(monkeypatch):
     assert all(c.holds and c.error == 0 for c in agreeing)
     assert kinds == ["torch", "triton", "triton"] * 2
 
-    compute = small_model_trial._compute_logits_and_gradients
+    compute = small_model_trial._compute_logits_and_flat_gradients
 
-    def wrong(kind: str, *arguments: Any) -> dict[str, torch.Tensor]:
+    def wrong(kind: str, *arguments: Any) -> small_model_trial.LogitsAndGradients:
         factor = {"torch": 1.0, "triton": 1.2}[kind]
-        return {what: value * factor for what, value in compute(kind, *arguments).items()}
+        return small_model_trial.LogitsAndGradients(
+            *(value * factor for value in compute(kind, *arguments))
+        )
 
-    monkeypatch.setattr(small_model_trial, "_compute_logits_and_gradients", wrong)
+    monkeypatch.setattr(small_model_trial, "_compute_logits_and_flat_gradients", wrong)
     assert not any(c.holds for c in small_model_trial.compare_triton_with_torch(config, "cpu"))
     monkeypatch.setattr(
-        small_model_trial, "_compute_logits_and_gradients", lambda *arguments: 1 / 0
+        small_model_trial, "_compute_logits_and_flat_gradients", lambda *arguments: 1 / 0
     )
     broken = list(small_model_trial.compare_triton_with_torch(config, "cpu"))
     assert [c.reason for c in broken] == ["ZeroDivisionError: division by zero"] * 2

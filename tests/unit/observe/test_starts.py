@@ -9,8 +9,8 @@ from flame_accel.config import Config
 from flame_accel.observe.run_folder import write_config_environment_and_clear_ended
 from flame_accel.observe.starts import (
     list_kept_starts_and_this_one,
-    read_options_at,
     read_options_of_last_start,
+    read_options_that_made_step,
     read_starts,
 )
 
@@ -37,7 +37,7 @@ def changes(start: dict[str, Any]) -> list[tuple[str, Any, Any]]:
 def test_a_run_that_never_stopped_has_one_start(start, tmp_path):
     assert start(0, 0.5) == [{"step": 0, "processes": 1, "changed_options": []}]
     assert read_starts(tmp_path) == start(0, 0.5)
-    assert read_options_at(tmp_path, 8)["optimizer.lr"] == 0.5
+    assert read_options_that_made_step(tmp_path, 8)["optimizer.lr"] == 0.5
 
 
 def test_a_second_start_adds_what_changed_and_each_step_has_its_options(start, tmp_path):
@@ -46,7 +46,9 @@ def test_a_second_start_adds_what_changed_and_each_step_has_its_options(start, t
     assert second["processes"] == 5
     assert changes(second) == [("optimizer.lr", 0.5, 0.25)]
     # step 4 is the last one of the first start
-    lr = {step: read_options_at(tmp_path, step)["optimizer.lr"] for step in (1, 4, 5, 8)}
+    lr = {
+        step: read_options_that_made_step(tmp_path, step)["optimizer.lr"] for step in (1, 4, 5, 8)
+    }
     assert lr == {1: 0.5, 4: 0.5, 5: 0.25, 8: 0.25}
     assert read_options_of_last_start(tmp_path)["optimizer.lr"] == 0.25
 
@@ -58,7 +60,7 @@ def test_a_start_that_left_nothing_behind_is_forgotten_with_its_options(start, t
     *kept, last = start(4, 0.125)
     assert [entry["step"] for entry in kept] == [0]
     assert changes(last) == [("optimizer.lr", 0.5, 0.125)]
-    assert read_options_at(tmp_path, 4)["optimizer.lr"] == 0.5
+    assert read_options_that_made_step(tmp_path, 4)["optimizer.lr"] == 0.5
     # from the start again: what was before does not count
     assert start(0, 0.75) == [{"step": 0, "processes": 1, "changed_options": []}]
 

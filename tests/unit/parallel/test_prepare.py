@@ -11,8 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 from flame_accel.config import Float8Config, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
-from flame_accel.parallel import autocast_unless_fsdp2, prepare_model_and_optimizer, unwrap_model
-from flame_accel.parallel.prepare import _prepare_tensor_parallel
+from flame_accel.parallel import (
+    autocast_unless_fsdp2,
+    prepare_transformed_model_and_optimizer,
+    unwrap_model,
+)
+from flame_accel.parallel.prepare import _prepare_tp_sharded_model
 
 IDS = torch.arange(12).view(1, 12)
 
@@ -29,7 +33,7 @@ class HookedSGD(torch.optim.SGD):
 def test_optimizers_that_hook_parameters_do_so_after_preparing(build_on_cpu):
     model = instantiate(tiny_config("gla"))
     optimizer = HookedSGD(model.parameters(), lr=0.1)
-    prepared = prepare_model_and_optimizer(
+    prepared = prepare_transformed_model_and_optimizer(
         build_on_cpu(), model, optimizer, TrainingConfig(), Float8Config()
     )
     assert optimizer.hooked_for == torch.device("cpu")
@@ -40,7 +44,7 @@ def test_the_wrapper_that_copies_outputs_to_fp32_is_removed(build_on_cpu):
     accelerator = build_on_cpu(ACCELERATE_MIXED_PRECISION="bf16")
     model = instantiate(tiny_config("gla"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    prepared = prepare_model_and_optimizer(
+    prepared = prepare_transformed_model_and_optimizer(
         accelerator, model, optimizer, TrainingConfig(), Float8Config()
     )
     assert not {"forward", "_original_forward"} & vars(prepared.model).keys()
@@ -70,7 +74,7 @@ def test_fsdp2_needs_no_autocast(build_on_cpu, monkeypatch):
 def test_tensor_parallel_models_are_known_to_accelerate_and_not_wrapped(build_on_cpu):
     accelerator, model = build_on_cpu(), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    prepared = _prepare_tensor_parallel(accelerator, model, optimizer)
+    prepared = _prepare_tp_sharded_model(accelerator, model, optimizer)
     assert prepared.model is model and accelerator._models == [model]
     assert isinstance(prepared.optimizer, AcceleratedOptimizer)
     assert prepared.optimizer.optimizer is optimizer

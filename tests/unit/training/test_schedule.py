@@ -17,7 +17,8 @@ from tests.helpers.runs import SHORT_RUN, read_records
 def rates(steps: int, warmup_steps: int, **options) -> list[float]:
     config = OptimizerConfig(lr=1.0, **options)
     return [
-        learning_rate(step, config, steps=steps, warmup_steps=warmup_steps) for step in range(steps)
+        learning_rate(step, config, total_steps=steps, warmup_steps=warmup_steps)
+        for step in range(steps)
     ]
 
 
@@ -68,7 +69,7 @@ def test_every_schedule_rises_then_falls_and_ends_at_exactly_the_floor(shape, st
     if shape["scheduler"] != "wsd" or round(shape["decay_ratio"] * steps) > 0:
         assert values[-1] == floor
         config = OptimizerConfig(lr=1.0, min_lr_ratio=floor, **shape)
-        beyond = learning_rate(steps + 5, config, steps=steps, warmup_steps=warmup_steps)
+        beyond = learning_rate(steps + 5, config, total_steps=steps, warmup_steps=warmup_steps)
         assert beyond == floor
 
 
@@ -100,4 +101,4 @@ def test_work_is_due_at_its_interval_and_after_the_last_step():
     [({"scheduler": "wsd", "decay_ratio": 0.25}, 5), ({"scheduler": "cosine"}, 17)],
 )
 def test_wsd_decays_in_its_tail_and_the_others_after_the_warm_up(options, expected):
-    assert num_decay_steps(OptimizerConfig(**options), steps=20, warmup_steps=3) == expected
+    assert num_decay_steps(OptimizerConfig(**options), total_steps=20, warmup_steps=3) == expected

@@ -15,7 +15,7 @@ from flame_accel.training.step import (
     accepts_num_items_in_batch,
     batch_to_device_with_host_boundaries,
     compute_micro_batch_loss,
-    count_global_targets,
+    count_global_targets_or_one,
     step_unless_found_inf_and_zero_grad,
 )
 from tests.helpers.runs import SHORT_RUN, read_records
@@ -50,7 +50,9 @@ def test_a_micro_batch_without_targets_adds_nothing(kind: str):
 
 def test_a_step_without_targets_is_divided_by_one():
     accelerator = Accelerator(cpu=True)
-    assert [count_global_targets(accelerator, n, same_on_all_ranks=False) for n in (0, 5)] == [1, 5]
+    assert [
+        count_global_targets_or_one(accelerator, n, same_on_all_ranks=False) for n in (0, 5)
+    ] == [1, 5]
 
 
 @pytest.mark.covers_option("training.skip_nan_inf")
@@ -136,7 +138,9 @@ def test_a_non_finite_gradient_leaves_the_weights_alone(train_here, flags, monke
 def test_a_constant_number_of_targets_counts_once_per_data_rank(rank_count: int, tp: int):
     parallelism = SimpleNamespace(tp_size=tp)
     accelerator: Any = SimpleNamespace(num_processes=rank_count, parallelism_config=parallelism)
-    assert count_global_targets(accelerator, 5, same_on_all_ranks=True) == 5 * rank_count // tp
+    assert (
+        count_global_targets_or_one(accelerator, 5, same_on_all_ranks=True) == 5 * rank_count // tp
+    )
 
 
 def test_models_that_divide_by_the_number_of_targets_are_recognized():
