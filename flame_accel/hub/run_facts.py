@@ -15,7 +15,12 @@ from safetensors import safe_open
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
 from flame_accel.hub.sources import StartingWeights
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
-from flame_accel.observe.starts import OptionValue, RunStart, read_options_that_made_step, read_starts
+from flame_accel.observe.starts import (
+    OptionValue,
+    RunStart,
+    read_options_that_made_step,
+    read_starts,
+)
 
 EVALUATION_KEYS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy")
 
