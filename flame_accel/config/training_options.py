@@ -34,9 +34,9 @@ class ModelConfig:
     """Implementation of fla's operators. triton needs a GPU, torch runs anywhere; auto takes triton
     if there is a device for it."""
     fused_kernels: bool = True
-    """Use this project's Triton kernels for RMS norms, SwiGLU, the layer of Mamba2, the gradient of
-    the embedding and the loss (without holding the logits of all tokens) instead of fla's and
-    PyTorch's. Without effect where fla runs on PyTorch."""
+    """Use this project's Triton kernels for RMS norms, SwiGLU, the layers of Mamba2 and RWKV-7, the
+    gradient of the embedding and the loss (without holding the logits of all tokens) instead of
+    fla's and PyTorch's. Without effect where fla runs on PyTorch."""
     tune_kernels: Literal["auto", "always", "never"] = "auto"
     """Tune Triton kernels that have no configuration for their shape: one to two minutes at the
     first step. never uses the configuration of the nearest shape instead; auto tunes if the run is

@@ -61,9 +61,28 @@ def build_mamba2(**options: Any) -> nn.Module:
     return Mamba2(**sizes, **options, layer_idx=0)
 
 
+def build_rwkv7(layer_index: int) -> nn.Module:
+    from fla.layers import RWKV7Attention
+
+    return RWKV7Attention(
+        hidden_size=WIDTH, head_dim=16, decay_low_rank_dim=16, gate_low_rank_dim=16,
+        a_low_rank_dim=16, v_low_rank_dim=16, layer_idx=layer_index, num_hidden_layers=2,
+        fuse_norm=True,
+    )  # fmt: skip
+
+
+def build_rwkv7_feed_forward() -> nn.Module:
+    from fla.models.rwkv7.modeling_rwkv7 import RWKV7FeedForward
+
+    return RWKV7FeedForward(WIDTH, layer_idx=0, num_hidden_layers=2)
+
+
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "mamba2": build_mamba2,
     "mamba2-wide-skip": lambda: build_mamba2(D_has_hdim=True, dt_limit=(0.002, 0.05)),
+    "rwkv7-first": lambda: build_rwkv7(0),
+    "rwkv7-second": lambda: build_rwkv7(1),
+    "rwkv7-feed-forward": build_rwkv7_feed_forward,
 }
 
 
@@ -87,14 +106,21 @@ def outputs_and_gradients(
     options = {}
     if boundaries is not None:
         options["cu_seqlens"] = torch.tensor(boundaries, dtype=torch.int32, device=DEVICE)
+    if getattr(layer, "v_lora", None) is not None:
+        dtype = torch.bfloat16 if autocast else torch.float32
+        options["v_first"] = torch.randn(shape, generator=generator).to(DEVICE, dtype)
+        options["v_first"].requires_grad_()
     layer.zero_grad()
     kernels = nullcontext() if ours else fused_kernels_disabled()
     with kernels, torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-        out = layer(x, **options)[0]
-    (out.float() * weights).sum().backward()
+        outputs = layer(x, **options)
+    # values of the first layer go to all others
+    returned = [y for y in (outputs[0], *outputs[3:]) if y.requires_grad]
+    torch.autograd.backward([(y.float() * weights).sum() for y in returned])
     found = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
+    found |= {name: y.grad for name, y in options.items() if y.requires_grad}
     assert x.grad is not None
-    return {"output": out.detach().float(), "input": x.grad, **found}
+    return {"output": outputs[0].detach().float(), "input": x.grad, **found}
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -105,7 +131,16 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
     }
 
 
-@pytest.mark.parametrize(("name", "layout"), [("mamba2", "packed"), ("mamba2-wide-skip", "rows")])
+RUNS = (
+    ("mamba2", "packed"),
+    ("mamba2-wide-skip", "rows"),
+    ("rwkv7-first", "rows"),
+    ("rwkv7-second", "packed"),
+    ("rwkv7-feed-forward", "packed"),
+)
+
+
+@pytest.mark.parametrize(("name", "layout"), RUNS)
 def test_fused_layer_is_as_exact_as_fla(name, layout):
     layer = build(name)
     exact = outputs_and_gradients(layer, layout, ours=False, autocast=False)
@@ -115,8 +150,10 @@ def test_fused_layer_is_as_exact_as_fla(name, layout):
         errors(outputs_and_gradients(layer, layout, ours=which, autocast=True), exact)
         for which in (True, False)
     )
-    for tensor, error in ours.items():
-        assert error < 1.25 * fla[tensor] + 1e-3, f"{tensor}: {error}, fla {fla[tensor]}"
+    # gradients of some vectors are sums of few numbers, and differ by chance
+    assert all(error < 2 * fla[tensor] + 1e-3 for tensor, error in ours.items()), (ours, fla)
+    ratios = [error / fla[tensor] for tensor, error in ours.items() if fla[tensor] > 1e-6]
+    assert sum(ratios) / len(ratios) < 1.15, (ours, fla)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -140,8 +177,11 @@ def bytes_kept_for_backward(layer: nn.Module, *, ours: bool) -> int:
 
     kernels = nullcontext() if ours else fused_kernels_disabled()
     x = torch.randn(1, 96 if INTERPRETED else 4096, WIDTH, device=DEVICE, requires_grad=True)
+    options = {}
+    if getattr(layer, "v_lora", None) is not None:
+        options["v_first"] = torch.randn(x.shape, dtype=torch.bfloat16, device=DEVICE)
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with kernels, hooks, torch.autocast(DEVICE, torch.bfloat16):
-        out = layer(x)[0]
+        out = layer(x, **options)[0]
     assert out.requires_grad
     return sum(counted.values())

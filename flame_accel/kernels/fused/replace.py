@@ -41,6 +41,15 @@ FUSED = (
         "supports_linear_cross_entropy",
     ),
     FusedFunction("layers.mamba2.Mamba2.forward", "mamba2", "supports_mamba2", "forward_mamba2"),
+    FusedFunction(
+        "layers.rwkv7.RWKV7Attention.forward", "rwkv7", "supports_rwkv7", "forward_rwkv7"
+    ),
+    FusedFunction(
+        "models.rwkv7.modeling_rwkv7.RWKV7FeedForward.forward",
+        "rwkv7_feed_forward",
+        "supports_rwkv7_feed_forward",
+        "forward_rwkv7_feed_forward",
+    ),
 )
 
 _allowed = [True]

@@ -338,7 +338,8 @@ def fake_module(name: str) -> Any:
         return importlib.import_module(name)
     names = ("rms_norm", "rms_norm_gated", "swiglu", "swiglu_linear", "embedding_forward")
     names += ("fused_linear_cross_entropy_loss", "linear_cross_entropy")
-    names += ("forward_mamba2", "mamba2")
+    names += ("forward_mamba2", "mamba2", "forward_rwkv7", "rwkv7")
+    names += ("forward_rwkv7_feed_forward", "rwkv7_feed_forward")
     functions = {function: lambda *args, **kwargs: "ours" for function in names}
     supports = {f"supports_{function}": lambda *args, **kwargs: True for function in names}
     return SimpleNamespace(**functions, **supports)
