@@ -91,7 +91,7 @@ def main(config: Config) -> None:
     try:
         active_kernels = setup_run(config, accelerator, run_folder)
         if observe.log_if_already_finished(accelerator, run_folder, config):
-            uploads.upload_missing()
+            uploads.upload_missing_of_finished_run()
             return
         start = find_starting_point(
             accelerator, run_folder, config.checkpoint, total_steps=config.training.steps
@@ -102,7 +102,7 @@ def main(config: Config) -> None:
             custom_modules=config.model.custom,
         )
         check_run_support_and_log_warnings(config, accelerator, model_config, active_kernels)
-        uploads.check_access()
+        uploads.check_access_and_create_repository()
         components = build_components(config, accelerator, model_config, start)
         loop = restore_run(config, accelerator, components, start, uploads)
         if config.checkpoint.create_seed_checkpoint:
@@ -119,9 +119,9 @@ def main(config: Config) -> None:
         with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
             train(config, accelerator, components, loop, profiler)
         export_and_report(config, accelerator, components, loop.state, run_folder)
-        uploads.finish_with_export(run_folder / "hf", loop.state.step)
+        uploads.upload_export_and_wait(run_folder / "hf", loop.state.step)
     finally:
-        uploads.close()
+        uploads.abort()
         accelerator.end_training()
 
 
@@ -235,7 +235,7 @@ def restore_run(
     state.tracker_ids = metric_logger.tracker_ids
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))
-    uploads.resume(start.checkpoints.in_use)
+    uploads.resume_planned_uploads(start.checkpoints.in_use)
     return LoopState(state, start.checkpoints, batches, eval_batches, meter, metric_logger, uploads)
 
 
@@ -327,7 +327,7 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         weights_only_dtype=weights_only_dtype_or_none(config.checkpoint, is_last_step=last),
     )
     if 0 < loop.state.step < config.training.steps:
-        loop.uploads.add_checkpoint(checkpoint, loop.state.step)
+        loop.uploads.upload_checkpoint_if_due(checkpoint, loop.state.step)
     return checkpoint
 
 

@@ -14,21 +14,25 @@ from pathlib import Path
 from flame_accel.commands.arguments import add_custom_modules_argument, parse_run_option
 from flame_accel.commands.loaded_model import find_model_folder
 from flame_accel.config import UserError
-from flame_accel.hub.access import access_error, check_hub_access
+from flame_accel.hub.access import access_error, check_access_and_create_repository
 from flame_accel.hub.branch_upload import (
+    branch_names_regex,
     format_push_command,
-    pattern_of_branches,
     upload_to_branches,
 )
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
-from flame_accel.hub.selection import check_can_be_uploaded, checksum_of_model, find_run_folder
-from flame_accel.hub.upload_queue import retry
+from flame_accel.hub.selection import (
+    check_and_select_model_files,
+    checksum_of_model_files,
+    find_run_folder_of_model,
+)
+from flame_accel.hub.upload_queue import retry_request_after_waits
 from flame_accel.hub.upload_record import (
     RECORD_FILE,
     UploadRecord,
-    read_record,
-    write_record_if_of_same_repository,
+    read_upload_record_or_empty,
+    write_upload_record_if_of_same_repository,
 )
 
 ATTEMPTS_SECONDS = (2.0, 10.0, 30.0)
@@ -77,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Uploads the model, and prints where it is."""
     folder = find_model_folder(arguments.model)
-    for name in check_can_be_uploaded(folder).left_out:
+    for name in check_and_select_model_files(folder).left_out:
         print(f"not uploaded: {name}")
     command = format_push_command(
         arguments.model,
@@ -110,12 +114,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> None:
     """Uploads the model in a folder, and prints where it is; errors name the command line."""
-    run_folder = find_run_folder(folder)
-    repository = check_hub_access(
+    run_folder = find_run_folder_of_model(folder)
+    repository = check_access_and_create_repository(
         arguments.repo_id,
         private=not arguments.public,
-        record=open_record(folder, run_folder, arguments.repo_id),
-        branches=pattern_of_branches([arguments.revision]),
+        record=read_or_start_upload_record(folder, run_folder, arguments.repo_id),
+        branch_pattern=branch_names_regex([arguments.revision]),
         overwrite=arguments.overwrite,
         push_command=command,
     )
@@ -124,21 +128,25 @@ def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> 
         print(repository.warning)
     if run_folder is not None:
         # before the first commit says which run it is of
-        write_record_if_of_same_repository(run_folder, record)
+        write_upload_record_if_of_same_repository(run_folder, record)
 
-    from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
+    from flame_accel.hub.contents import (
+        add_code_card_logs_and_hide_paths,
+        find_model_origin,
+        link_model_files,
+    )
     from flame_accel.models import register_models
     from flame_accel.observe.run_folder import read_finished_step
 
     register_models(arguments.custom)
-    origin = find_origin(folder)
+    origin = find_model_origin(folder)
     # hard links need the same filesystem; a colleague's folder may be read-only
     parent = folder.parent if os.access(folder.parent, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".tmp-hub-", dir=parent) as temporary:
         stage = Path(temporary) / "model"
         link_model_files(folder, stage)
-        checksum = checksum_of_model(stage)
-        prepare_for_upload(
+        checksum = checksum_of_model_files(stage)
+        add_code_card_logs_and_hide_paths(
             stage,
             origin.run_folder,
             origin,
@@ -155,7 +163,7 @@ def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> 
             run_id=record.run_id,
         )
         try:
-            commits = retry(
+            commits = retry_request_after_waits(
                 lambda: upload_to_branches(
                     HubProcess(), request, record, overwrite=arguments.overwrite, report=print
                 ),
@@ -170,14 +178,16 @@ def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> 
         step = read_finished_step(run_folder)
     if run_folder is not None and step is not None:
         source = os.path.relpath(folder.resolve(), run_folder.resolve())
-        record.finish(source, step, commits, checksum)
-        write_record_if_of_same_repository(run_folder, record)
+        record.record_upload(source, step, commits, checksum)
+        write_upload_record_if_of_same_repository(run_folder, record)
 
 
-def open_record(folder: Path, run_folder: Path | None, repo_id: str) -> UploadRecord:
+def read_or_start_upload_record(
+    folder: Path, run_folder: Path | None, repo_id: str
+) -> UploadRecord:
     """What was uploaded of a model's run; a model without one is known by its weights."""
     if run_folder is not None and (
         (run_folder / RECORD_FILE).is_file() or os.access(run_folder, os.W_OK)
     ):
-        return read_record(run_folder, repo_id)
-    return UploadRecord(repo_id=repo_id, run_id=checksum_of_model(folder, ".safetensors"))
+        return read_upload_record_or_empty(run_folder, repo_id)
+    return UploadRecord(repo_id=repo_id, run_id=checksum_of_model_files(folder, ".safetensors"))

@@ -43,12 +43,12 @@ class AcceptedRepository(NamedTuple):
     """What the run should say about it."""
 
 
-def check_hub_access(
+def check_access_and_create_repository(
     repo_id: str,
     *,
     private: bool,
     record: UploadRecord,
-    branches: str,
+    branch_pattern: str,
     overwrite: bool,
     push_command: str | None = None,
 ) -> AcceptedRepository:
@@ -58,7 +58,7 @@ def check_hub_access(
         repo_id: NAME or NAMESPACE/NAME.
         private: Whether the repository is to be private.
         record: What was uploaded to it before.
-        branches: Regular expression for the names of the branches that will be uploaded to.
+        branch_pattern: Regular expression for the names of the branches that will be uploaded to.
         overwrite: Whether models of other runs on them are replaced.
         push_command: What somebody has entered who waits for the upload; None: it is a run, which
             does not wait.
@@ -66,16 +66,16 @@ def check_hub_access(
     Raises:
         UserError: There can be no upload.
     """
-    query = record.query_branches(branches)
+    query = record.build_branch_query(branch_pattern)
     warning = None
     try:
         try:
-            found = HubProcess().check_repository(repo_id, private=private, query=query)
+            found = HubProcess().check_or_create_repository(repo_id, private=private, query=query)
         except HubProblem as problem:
             if not (problem.reason == "public" and record.has_begun()):
                 raise
             # somebody has published it on purpose: this run has uploaded to it before
-            found = HubProcess().check_repository(repo_id, private=False, query=query)
+            found = HubProcess().check_or_create_repository(repo_id, private=False, query=query)
             warning = f"{found.url} is public by now"
         if not overwrite:
             check_branches_are_free(found.repo_id, found.branches)

@@ -17,7 +17,7 @@ from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
 
 
-def pattern_of_branches(names: Iterable[str]) -> str:
+def branch_names_regex(names: Iterable[str]) -> str:
     """A regular expression that these names match, and nothing else."""
     return "|".join(map(re.escape, names))
 
@@ -78,8 +78,8 @@ def upload_to_branches(
         HubProblem: It did not get through.
         OSError: The card cannot be read or written.
     """
-    pattern = pattern_of_branches(upload.revisions)
-    branches = process.describe_branches(upload.repo_id, record.query_branches(pattern))
+    pattern = branch_names_regex(upload.revisions)
+    branches = process.describe_branches(upload.repo_id, record.build_branch_query(pattern))
     if not overwrite:
         check_branches_are_free(upload.repo_id, branches)
     path = Path(upload.folder) / CARD

@@ -89,7 +89,7 @@ def combine_with_card_on_hub(here: str, on_hub: str | None, uploaded: str | None
     """
     if on_hub is None or not on_hub.strip() or on_hub == here:
         return WrittenCard(text=here)
-    parts = _find_parts(here)
+    parts = _find_entries_and_sections_by_key(here)
     if not parts:
         # the user's own in both places
         is_edited = on_hub != uploaded
@@ -102,7 +102,7 @@ def combine_with_card_on_hub(here: str, on_hub: str | None, uploaded: str | None
     sections = {name: text.removeprefix("\n").removesuffix("\n") for name, text in parts.items()}
     card = combine_with_edits(CardParts(header=header, sections=sections), on_hub)
     known = on_hub + (uploaded or "")
-    own = [text for text in _paragraphs_between_sections(here) if text not in known]
+    own = [text for text in _list_paragraphs_between_sections(here) if text not in known]
     *_, record = [None, *RECORD.finditer(card.text)]
     if not own or record is None:
         return card
@@ -111,14 +111,14 @@ def combine_with_card_on_hub(here: str, on_hub: str | None, uploaded: str | None
     return WrittenCard(text=text, kept=card.kept)
 
 
-def edit_as_generated(text: str, edit: Callable[[str], str]) -> str:
+def edit_and_keep_as_generated(text: str, edit: Callable[[str], str]) -> str:
     """Edits a text; the parts of a card that are as they were generated still count as such."""
     edited = edit(text)
     record = _read_checksums_comment(text)
     if edited == text or record is None:
         return edited
-    after = _find_parts(edited)
-    for key, part in _find_parts(text).items():
+    after = _find_entries_and_sections_by_key(edited)
+    for key, part in _find_entries_and_sections_by_key(text).items():
         if record.get(key) == _text_checksum(part) and key in after:
             record[key] = _text_checksum(after[key])
     *_, match = RECORD.finditer(edited)
@@ -126,7 +126,7 @@ def edit_as_generated(text: str, edit: Callable[[str], str]) -> str:
     return edited[: match.start()] + comment + edited[match.end() :]
 
 
-def _find_parts(text: str) -> dict[str, str]:
+def _find_entries_and_sections_by_key(text: str) -> dict[str, str]:
     """Entries of the header and sections, by their keys in the record; none without sections."""
     header, sections = HEADER.match(text), dict(SECTION.findall(text))
     if header is None or not sections:
@@ -136,7 +136,7 @@ def _find_parts(text: str) -> dict[str, str]:
     return named | sections
 
 
-def _paragraphs_between_sections(text: str) -> list[str]:
+def _list_paragraphs_between_sections(text: str) -> list[str]:
     body = RECORD.sub("", SECTION.sub("\n\n", HEADER.sub("", text)))
     return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", body) if paragraph.strip()]
 

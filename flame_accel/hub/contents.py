@@ -14,10 +14,10 @@ from pathlib import Path, PurePath
 from flame_accel import files
 from flame_accel.config import Config, load_run_file, to_toml
 from flame_accel.config.schema import option_value, options
-from flame_accel.hub.card_edits import edit_as_generated
+from flame_accel.hub.card_edits import edit_and_keep_as_generated
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
-from flame_accel.hub.remote_code import write_remote_code
-from flame_accel.hub.selection import CONFIG_FILE, check_can_be_uploaded, is_checkpoint
+from flame_accel.hub.remote_code import write_remote_code_and_auto_map
+from flame_accel.hub.selection import CONFIG_FILE, check_and_select_model_files, is_checkpoint
 from flame_accel.models import load_model_config
 from flame_accel.observe import write_report
 from flame_accel.observe.metrics_file import METRICS_FILE
@@ -32,7 +32,7 @@ NAME_FIELD = re.compile(r'("_?name_or_path":\s*")([^"]*)')
 """Field of a config.json or tokenizer_config.json that holds where it was loaded from."""
 
 
-def find_origin(folder: Path) -> ModelOrigin:
+def find_model_origin(folder: Path) -> ModelOrigin:
     """The run and step of a checkpoint, or of an export that lies in its run folder."""
     if is_checkpoint(folder):
         return origin_of_checkpoint(folder)
@@ -56,13 +56,13 @@ def link_model_files(
     """
     partial = stage.with_name(f"{stage.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for name in check_can_be_uploaded(folder).files:
+    for name in check_and_select_model_files(folder).files:
         place(folder / name, partial / name)
     shutil.rmtree(stage, ignore_errors=True)
     partial.rename(stage)
 
 
-def prepare_for_upload(
+def add_code_card_logs_and_hide_paths(
     stage: Path,
     run_folder: Path | None,
     origin: ModelOrigin,
@@ -83,16 +83,16 @@ def prepare_for_upload(
     """
     # an export carries its code already, and may be of an architecture that is not known here
     if "auto_map" not in json.loads((stage / "config.json").read_text(encoding="utf-8")):
-        write_remote_code(stage, load_model_config(str(stage)))
+        write_remote_code_and_auto_map(stage, load_model_config(str(stage)))
     if not (stage / CARD).exists():
         # what a user wrote into the card of the export stays in those of the checkpoints
         exported = origin.run_folder / "hf" if origin.run_folder is not None else None
         write_model_card(stage, origin, earlier_card_folder=exported)
     _name_repository_in_examples(stage / CARD, repo_id, revision)
-    config = _load_run_config(run_folder)
+    config = _load_run_config_or_none(run_folder)
     if include_logs and run_folder is not None and config is not None:
-        _stage_logs(stage / LOGS_FOLDER, run_folder, config)
-    _hide_local_paths(stage, _local_paths(run_folder, config))
+        _copy_options_metrics_and_report(stage / LOGS_FOLDER, run_folder, config)
+    _hide_local_paths_in_stage(stage, _list_local_paths(run_folder, config))
 
 
 def _name_repository_in_examples(card: Path, repo_id: str, revision: str) -> None:
@@ -105,15 +105,15 @@ def _name_repository_in_examples(card: Path, repo_id: str, revision: str) -> Non
         return named
 
     text = card.read_text(encoding="utf-8", errors="surrogateescape")
-    _replace_text(card, text, edit_as_generated(text, name))
+    _replace_file_if_text_changed(card, text, edit_and_keep_as_generated(text, name))
 
 
-def _load_run_config(run_folder: Path | None) -> Config | None:
+def _load_run_config_or_none(run_folder: Path | None) -> Config | None:
     path = run_folder / CONFIG_FILE if run_folder else None
     return load_run_file(path) if path is not None and path.is_file() else None
 
 
-def _stage_logs(logs: Path, run_folder: Path, config: Config) -> None:
+def _copy_options_metrics_and_report(logs: Path, run_folder: Path, config: Config) -> None:
     """Copies the measurements and options of a run, and draws its report from the copies."""
     # an attempt before this one may have made them
     logs.mkdir(exist_ok=True)
@@ -126,7 +126,7 @@ def _stage_logs(logs: Path, run_folder: Path, config: Config) -> None:
         write_report(logs, title=config.job.description or run_folder.name)
 
 
-def _local_paths(run_folder: Path | None, config: Config | None) -> list[str]:
+def _list_local_paths(run_folder: Path | None, config: Config | None) -> list[str]:
     """Absolute paths of this machine that texts may contain, the longest first."""
     found = {str(Path.home()), os.getcwd()}
     if run_folder is not None:
@@ -155,23 +155,23 @@ def hide_local_paths(text: str, paths: Iterable[str]) -> str:
     return text
 
 
-def _hide_local_paths(stage: Path, paths: list[str]) -> None:
+def _hide_local_paths_in_stage(stage: Path, paths: list[str]) -> None:
     """Hides paths in the card, the logs, and the fields that say where a model was loaded from.
 
     Tokenizer, templates and code go up as they are: what looks like a path there is part of them.
     """
     for path in [stage / CARD, *sorted((stage / LOGS_FOLDER).rglob("*"))]:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        _replace_text(
-            path, text, edit_as_generated(text, lambda text: hide_local_paths(text, paths))
+        _replace_file_if_text_changed(
+            path, text, edit_and_keep_as_generated(text, lambda text: hide_local_paths(text, paths))
         )
     for path in sorted(stage.glob("*config.json")):
         text = path.read_text(encoding="utf-8")
         hidden = NAME_FIELD.sub(lambda match: match[1] + hide_local_paths(match[2], paths), text)
-        _replace_text(path, text, hidden)
+        _replace_file_if_text_changed(path, text, hidden)
 
 
-def _replace_text(path: Path, before: str, after: str) -> None:
+def _replace_file_if_text_changed(path: Path, before: str, after: str) -> None:
     if after != before:
         # in place of the link, not through it
         path.unlink()

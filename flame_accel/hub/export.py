@@ -14,7 +14,7 @@ from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf
 from flame_accel.files import replace_folder
 from flame_accel.hub.model_card import ModelOrigin, write_model_card
 from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
-from flame_accel.hub.remote_code import CODE_FILE, write_remote_code
+from flame_accel.hub.remote_code import CODE_FILE, write_remote_code_and_auto_map
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
 STALE_FILES = (
@@ -74,7 +74,7 @@ def write_export(
     """
     with replace_folder(folder, is_kept=_is_users_file) as temporary:
         save_hf_model(model, weights, tokenizer, temporary, dtype)
-        write_remote_code(temporary, model.config)
+        write_remote_code_and_auto_map(temporary, model.config)
         write_model_card(temporary, origin, earlier_card_folder=folder)
 
 

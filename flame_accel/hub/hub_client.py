@@ -13,11 +13,14 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 PARENT_CHECK_SECONDS = 0.5
 SILENCE_SECONDS = 60.0
@@ -133,7 +136,9 @@ class Upload:
     """By branch: its newest commit, if the upload may only follow that one."""
 
 
-def check_repository(repo_id: str, *, private: bool, query: BranchQuery) -> CheckedRepository:
+def check_or_create_repository(
+    repo_id: str, *, private: bool, query: BranchQuery
+) -> CheckedRepository:
     """Checks login and permissions, and creates the repository if it does not exist.
 
     Args:
@@ -146,7 +151,7 @@ def check_repository(repo_id: str, *, private: bool, query: BranchQuery) -> Chec
     """
     from huggingface_hub import HfApi
 
-    with _explained():
+    with _errors_as_hub_problems():
         _check_login()
         api = HfApi()
         account = api.whoami()
@@ -158,13 +163,13 @@ def check_repository(repo_id: str, *, private: bool, query: BranchQuery) -> Chec
             try:
                 api.create_repo(full_id, private=private, exist_ok=True)
             except Exception as error:
-                raise _name_account(describe_error(error), account) from error
+                raise _add_account_to_permission_problem(classify_error(error), account) from error
         elif private and not found.private:
             raise HubProblem("public", f"{full_id} is public")
         try:
             _check_write_access(full_id)
         except Exception as error:
-            raise _name_account(describe_error(error), account) from error
+            raise _add_account_to_permission_problem(classify_error(error), account) from error
         return CheckedRepository(
             repo_id=full_id,
             url=f"{api.endpoint}/{full_id}",
@@ -182,7 +187,7 @@ def describe_branches(repo_id: str, query: BranchQuery) -> dict[str, BranchState
     """
     from huggingface_hub import HfApi
 
-    with _explained():
+    with _errors_as_hub_problems():
         _check_login()
         return {
             ref.name: _describe_branch(repo_id, ref.name, ref.target_commit, query)
@@ -252,7 +257,7 @@ def upload(request: Upload) -> dict[str, str]:
     from huggingface_hub import HfApi
 
     folder = Path(request.folder)
-    with _explained():
+    with _errors_as_hub_problems():
         _check_no_token_in(folder)
         api = HfApi()
         # one question without retries: a Hub that is down is noticed at once
@@ -275,7 +280,7 @@ def upload(request: Upload) -> dict[str, str]:
             )
             commits[revision] = commit.oid
         if request.tag is not None:
-            _set_tag(request.repo_id, request.tag, commits[request.revisions[0]])
+            _create_or_move_tag(request.repo_id, request.tag, commits[request.revisions[0]])
         return commits
 
 
@@ -289,7 +294,7 @@ def _check_login() -> None:
         raise HubProblem("no_token", "there is no access token")
 
 
-def _find_repository(repo_id: str) -> Any:
+def _find_repository(repo_id: str) -> "ModelInfo | None":
     """What the Hub says about a model repository; None if it does not exist or is hidden."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -312,7 +317,7 @@ def _check_write_access(repo_id: str) -> None:
     hf_raise_for_status(get_session().get(url, headers=build_hf_headers()))
 
 
-def _set_tag(repo_id: str, tag: str, commit: str) -> None:
+def _create_or_move_tag(repo_id: str, tag: str, commit: str) -> None:
     """Sets a tag, also one that exists already at another commit."""
     from huggingface_hub import HfApi
 
@@ -333,12 +338,12 @@ def _check_no_token_in(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         # weights are numbers
         is_searched = path.is_file() and path.suffix != ".safetensors"
-        if token and is_searched and _contains(path, token):
+        if token and is_searched and _file_contains(path, token):
             name = path.relative_to(folder)
             raise HubProblem("local", f"{name} contains your access token")
 
 
-def _contains(path: Path, token: bytes) -> bool:
+def _file_contains(path: Path, token: bytes) -> bool:
     end = b""
     with path.open("rb") as file:
         while block := file.read(SEARCHED_BLOCK_BYTES):
@@ -348,7 +353,7 @@ def _contains(path: Path, token: bytes) -> bool:
     return False
 
 
-def _name_account(problem: HubProblem, account: dict[str, Any]) -> HubProblem:
+def _add_account_to_permission_problem(problem: HubProblem, account: dict[str, Any]) -> HubProblem:
     """A problem of permissions that says who is logged in; any other one as it is."""
     if problem.reason not in ("no_permission", "missing", "bad_token"):
         return problem
@@ -361,21 +366,21 @@ def _name_account(problem: HubProblem, account: dict[str, Any]) -> HubProblem:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _errors_as_hub_problems() -> Iterator[None]:
     """Turns every error that leaves the block into a `HubProblem`."""
     try:
         yield
     except HubProblem:
         raise
     except Exception as error:
-        raise describe_error(error) from error
+        raise classify_error(error) from error
 
 
-def describe_error(error: Exception) -> HubProblem:
+def classify_error(error: Exception) -> HubProblem:
     """The problem that an exception of huggingface_hub, or of what it calls, stands for."""
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    chain = list(_causes(error))
+    chain = list(_iterate_causes(error))
     message = _one_line_without_token(error)
     for cause in chain:
         if isinstance(cause, HubProblem):
@@ -402,7 +407,7 @@ def describe_error(error: Exception) -> HubProblem:
     return HubProblem("unexpected", message)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
     """An exception, and those that it was raised from."""
     current: BaseException | None = error
     while current is not None:
@@ -410,7 +415,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__
 
 
-def _retry_after_seconds(headers: Any) -> float | None:
+def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """The seconds of a Retry-After header; None without one, or for a date."""
     text = headers.get("Retry-After") or ""
     return float(text) if text.isdecimal() else None
@@ -424,7 +429,7 @@ def _one_line_without_token(error: BaseException) -> str:
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError
 
-    causes = list(_causes(error))
+    causes = list(_iterate_causes(error))
     answers = [cause for cause in causes if isinstance(cause, HfHubHTTPError)]
     if answers:
         status, phrase = answers[0].response.status_code, answers[0].response.reason_phrase
@@ -443,8 +448,8 @@ def _one_line_without_token(error: BaseException) -> str:
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "check_repository": lambda query, **arguments: asdict(
-        check_repository(**arguments, query=BranchQuery(**query))
+    "check_or_create_repository": lambda query, **arguments: asdict(
+        check_or_create_repository(**arguments, query=BranchQuery(**query))
     ),
     "describe_branches": lambda repo_id, query: {
         name: asdict(state)
@@ -468,7 +473,7 @@ def answer_request(request: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _limit_silence() -> None:
+def _set_read_timeout() -> None:
     """Lets a connection on which nothing arrives fail; huggingface_hub would wait forever."""
     from huggingface_hub import get_session, set_client_factory
 
@@ -479,7 +484,7 @@ def _limit_silence() -> None:
     )
 
 
-def _exit_with_parent(parent: int) -> None:
+def _wait_for_parent_then_exit(parent: int) -> None:
     """Ends this process when the run that started it is gone, killed perhaps."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_SECONDS)
@@ -489,10 +494,12 @@ def _exit_with_parent(parent: int) -> None:
 def main() -> None:
     """Answers one request: a line of JSON on standard input, one on standard output."""
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_exit_with_parent, args=(request["parent"],), daemon=True).start()
+    threading.Thread(
+        target=_wait_for_parent_then_exit, args=(request["parent"],), daemon=True
+    ).start()
     # the run has priority over its uploads
     os.nice(10)
-    _limit_silence()
+    _set_read_timeout()
     print(json.dumps(answer_request(request)), flush=True)
 
 

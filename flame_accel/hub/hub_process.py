@@ -33,35 +33,39 @@ class HubProcess:
         self._process: subprocess.Popen[str] | None = None
         self._killed = False
 
-    def check_repository(
+    def check_or_create_repository(
         self, repo_id: str, *, private: bool, query: BranchQuery
     ) -> CheckedRepository:
-        """As `hub_client.check_repository`, within `CHECK_SECONDS`."""
+        """As `hub_client.check_or_create_repository`, within `CHECK_SECONDS`."""
         arguments = {"repo_id": repo_id, "private": private, "query": asdict(query)}
-        found = self._request("check_repository", arguments, CHECK_SECONDS)
-        return CheckedRepository(**{**found, "branches": _read_branches(found["branches"])})
+        found = self._request_in_subprocess("check_or_create_repository", arguments, CHECK_SECONDS)
+        return CheckedRepository(**{**found, "branches": _parse_branches(found["branches"])})
 
     def describe_branches(self, repo_id: str, query: BranchQuery) -> dict[str, BranchState]:
         """As `hub_client.describe_branches`, within `CHECK_SECONDS`."""
         arguments = {"repo_id": repo_id, "query": asdict(query)}
-        return _read_branches(self._request("describe_branches", arguments, CHECK_SECONDS))
+        return _parse_branches(
+            self._request_in_subprocess("describe_branches", arguments, CHECK_SECONDS)
+        )
 
     def upload(self, request: Upload) -> dict[str, str]:
         """As `hub_client.upload`."""
-        return self._request("upload", asdict(request), None)
+        return self._request_in_subprocess("upload", asdict(request), None)
 
-    def kill(self) -> None:
+    def kill_and_refuse_requests(self) -> None:
         """Ends the request that is being made, and refuses all others."""
         self._killed = True
         process = self._process
         if process is not None:
             process.kill()
 
-    def _request(self, operation: str, arguments: dict[str, Any], limit: float | None) -> Any:
+    def _request_in_subprocess(
+        self, operation: str, arguments: dict[str, Any], limit_seconds: float | None
+    ) -> Any:
         """The result of an operation.
 
         Raises:
-            HubProblem: It failed, or took longer than `limit` seconds.
+            HubProblem: It failed, or took longer than `limit_seconds` seconds.
         """
         request = {"operation": operation, "arguments": arguments, "parent": os.getpid()}
         with subprocess.Popen(
@@ -78,10 +82,10 @@ class HubProcess:
             if self._killed:
                 process.kill()
             try:
-                printed, _ = process.communicate(json.dumps(request) + "\n", timeout=limit)
+                printed, _ = process.communicate(json.dumps(request) + "\n", timeout=limit_seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
-                message = f"the Hub did not answer within {limit:.0f} s"
+                message = f"the Hub did not answer within {limit_seconds:.0f} s"
                 raise HubProblem("unreachable", message) from None
             finally:
                 self._process = None
@@ -96,5 +100,5 @@ class HubProcess:
         return answer["result"]
 
 
-def _read_branches(answer: dict[str, Any]) -> dict[str, BranchState]:
+def _parse_branches(answer: dict[str, Any]) -> dict[str, BranchState]:
     return {name: BranchState(**state) for name, state in answer.items()}

@@ -61,7 +61,7 @@ def import_packages() -> None:
         ) from error
 
 
-def check_kernels() -> None:
+def check_fla_can_run_here() -> None:
     """Checks that fla's operators can run on this machine.
 
     Raises:
@@ -101,16 +101,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     import_packages()
     if not name.endswith("Config"):
-        check_kernels()
-    base = find_class(name)
+        check_fla_can_run_here()
+    base = find_base_class_or_none(name)
     if base is None:
-        return config_of_custom_files(name)
-    derived = derive_class(base)
+        return placeholder_config_class(name)
+    derived = derive_class_of_this_module(base)
     globals()[name] = derived
     return derived
 
 
-def find_class(name: str) -> Any:
+def find_base_class_or_none(name: str) -> Any:
     """The class to derive from; None if its code is in files that have not been imported yet."""
     if name in CUSTOM_CLASSES:
         if not CUSTOM_FILES:
@@ -146,7 +146,7 @@ def find_norm_variant(norm_kind: str, name: str) -> Any:
     return variant.config_class if is_config else variant.model_class
 
 
-def derive_class(base: Any) -> Any:
+def derive_class_of_this_module(base: Any) -> Any:
     """The same config or model class as a member of this module."""
 
     # a config class without an __init__ would get that of a dataclass from transformers
@@ -170,7 +170,7 @@ def derive_class(base: Any) -> Any:
     return type(base.__name__, bases, members | {"config_class": config_class})
 
 
-def config_of_custom_files(name: str) -> Any:
+def placeholder_config_class(name: str) -> Any:
     """Stands for a config class until `from_pretrained` says where its code is."""
 
     class ConfigOfCustomFiles:

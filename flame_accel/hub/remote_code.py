@@ -22,7 +22,7 @@ from flame_accel.models.custom_code import CustomCode, custom_code
 CODE_FILE = "modeling_fla.py"
 
 
-def write_remote_code(folder: Path, config: PreTrainedConfig) -> None:
+def write_remote_code_and_auto_map(folder: Path, config: PreTrainedConfig) -> None:
     """Writes the code that a model needs into its folder, and `auto_map` into its config.json.
 
     Nothing is written for a model of transformers itself, or for one whose folder has its own code

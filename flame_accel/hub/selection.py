@@ -49,12 +49,14 @@ def select_model_files(folder: Path) -> SelectedFiles:
         chosen = [
             path
             for path in visible
-            if len(path.parts) == 1 and not _matches(path.name, CHECKPOINT_ONLY)
+            if len(path.parts) == 1 and not _matches_any_pattern(path.name, CHECKPOINT_ONLY)
         ]
         left_out: list[PurePath] = []
     else:
         left_out = [
-            path for path in visible if any(_matches(part, TRAINING_STATE) for part in path.parts)
+            path
+            for path in visible
+            if any(_matches_any_pattern(part, TRAINING_STATE) for part in path.parts)
         ]
         chosen = [path for path in visible if path not in left_out]
     names = [path.as_posix() for path in chosen]
@@ -67,7 +69,7 @@ def select_model_files(folder: Path) -> SelectedFiles:
     return SelectedFiles(names, [path.as_posix() for path in left_out])
 
 
-def check_can_be_uploaded(folder: Path) -> SelectedFiles:
+def check_and_select_model_files(folder: Path) -> SelectedFiles:
     """Checks that a folder holds a whole model; returns what of it is uploaded.
 
     Raises:
@@ -84,7 +86,7 @@ def check_can_be_uploaded(folder: Path) -> SelectedFiles:
     return selected
 
 
-def checksum_of_model(folder: Path, suffix: str = "") -> str:
+def checksum_of_model_files(folder: Path, suffix: str = "") -> str:
     """A checksum of the files of a model that are uploaded, as they are in its folder.
 
     Args:
@@ -96,7 +98,7 @@ def checksum_of_model(folder: Path, suffix: str = "") -> str:
     return files.bytes_checksum(json.dumps(checksums, sort_keys=True).encode())
 
 
-def find_run_folder(folder: Path) -> Path | None:
+def find_run_folder_of_model(folder: Path) -> Path | None:
     """The run folder that an export or a checkpoint lies in; None if there is none."""
     parents = folder.resolve().parents
     for parent in parents if is_checkpoint(folder) else parents[:1]:
@@ -105,5 +107,5 @@ def find_run_folder(folder: Path) -> Path | None:
     return None
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def _matches_any_pattern(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

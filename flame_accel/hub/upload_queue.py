@@ -32,7 +32,9 @@ class Failure(Generic[Task]):
     """When it is tried again; None if it is not."""
 
 
-def retry(request: Callable[[], Result], waits_seconds: Sequence[float]) -> Result:
+def retry_request_after_waits(
+    request: Callable[[], Result], waits_seconds: Sequence[float]
+) -> Result:
     """Makes a request, and again after each of these waits while that is worth it.
 
     Raises:
@@ -105,7 +107,7 @@ class UploadQueue(Generic[Task]):
             current = [] if self._current is None else [self._current]
             return [*self._given_up, *current, *self._waiting]
 
-    def finish(self, limit_seconds: float) -> list[Task]:
+    def wait_until_done_or_limit(self, limit_seconds: float) -> list[Task]:
         """Waits until everything is uploaded, given up, or time is up; returns what is missing."""
         deadline = time.monotonic() + limit_seconds
         with self._changed:
@@ -120,7 +122,7 @@ class UploadQueue(Generic[Task]):
                 self._changed.wait(remaining)
         return self.unfinished()
 
-    def close(self) -> None:
+    def abort_and_close(self) -> None:
         """Ends the upload that is being made, and the thread."""
         with self._changed:
             self._closed = True

@@ -69,12 +69,14 @@ class UploadRecord:
         """Whether the Hub has accepted the run before."""
         return bool(self.finished or self.planned)
 
-    def query_branches(self, pattern: str) -> BranchQuery:
+    def build_branch_query(self, pattern: str) -> BranchQuery:
         """A question for the branches of these names, a regular expression."""
         known = {name: done.commit for name, done in self.finished.items()}
         return BranchQuery(pattern=pattern, run_id=self.run_id, known=known)
 
-    def finish(self, source: str, step: int, commits: Mapping[str, str], checksum: str) -> None:
+    def record_upload(
+        self, source: str, step: int, commits: Mapping[str, str], checksum: str
+    ) -> None:
         """Notes what branches hold now; uploads of it that were planned are so no longer."""
         for revision, commit in commits.items():
             self.finished[revision] = FinishedUpload(
@@ -95,7 +97,7 @@ class UploadRecord:
         )
 
 
-def read_record(run_folder: Path, repo_id: str) -> UploadRecord:
+def read_upload_record_or_empty(run_folder: Path, repo_id: str) -> UploadRecord:
     """The record of a run's uploads to a repository; an empty one if there is none to be read.
 
     Args:
@@ -125,19 +127,19 @@ def read_record(run_folder: Path, repo_id: str) -> UploadRecord:
         return UploadRecord(repo_id=repo_id)
 
 
-def write_record(run_folder: Path, record: UploadRecord) -> None:
+def write_upload_record(run_folder: Path, record: UploadRecord) -> None:
     """Writes the record atomically."""
     files.write_json_atomically(run_folder / RECORD_FILE, asdict(record))
 
 
-def write_record_if_of_same_repository(run_folder: Path, record: UploadRecord) -> None:
+def write_upload_record_if_of_same_repository(run_folder: Path, record: UploadRecord) -> None:
     """Writes the record of a push, unless the run uploads elsewhere, or nobody may write there."""
     try:
         recorded = json.loads((run_folder / RECORD_FILE).read_text(encoding="utf-8"))["repo_id"]
     except (OSError, ValueError, KeyError, TypeError):
         recorded = record.repo_id
     if recorded == record.repo_id and os.access(run_folder, os.W_OK):
-        write_record(run_folder, record)
+        write_upload_record(run_folder, record)
         remove_needless_stages(run_folder, record)
 
 

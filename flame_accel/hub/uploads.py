@@ -14,25 +14,29 @@ from accelerate import Accelerator
 from flame_accel import files
 from flame_accel.config import HubConfig, UserError
 from flame_accel.config.hub_options import STEP
-from flame_accel.hub.access import AcceptedRepository, check_hub_access
+from flame_accel.hub.access import AcceptedRepository, check_access_and_create_repository
 from flame_accel.hub.branch_upload import (
+    branch_names_regex,
     format_push_command,
-    pattern_of_branches,
     upload_to_branches,
 )
-from flame_accel.hub.contents import find_origin, link_model_files, prepare_for_upload
+from flame_accel.hub.contents import (
+    add_code_card_logs_and_hide_paths,
+    find_model_origin,
+    link_model_files,
+)
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.model_card import ModelOrigin
-from flame_accel.hub.selection import checksum_of_model, is_checkpoint
+from flame_accel.hub.selection import checksum_of_model_files, is_checkpoint
 from flame_accel.hub.upload_queue import Failure, UploadQueue
 from flame_accel.hub.upload_record import (
     PlannedUpload,
     UploadRecord,
-    read_record,
+    read_upload_record_or_empty,
     remove_needless_stages,
     stage_folder,
-    write_record,
+    write_upload_record,
 )
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
@@ -68,16 +72,16 @@ class HubUploads:
         # the record is changed by the run and by the thread of the queue
         self._record_lock = threading.RLock()
         self._queue: UploadQueue[PlannedUpload] = UploadQueue(
-            self._upload,
+            self._prepare_and_upload,
             replaces=PlannedUpload.replaces,
-            abort=self._process.kill,
+            abort=self._process.kill_and_refuse_requests,
             report_success=self._report_success,
             report_failure=self._report_failure,
             report_replaced=self._report_replaced,
         )
         self._checkpoints_in_use: set[Path] = set()
 
-    def check_access(self) -> None:
+    def check_access_and_create_repository(self) -> None:
         """Checks login, name and permissions, and creates the repository. Every rank must call it.
 
         Raises:
@@ -88,11 +92,11 @@ class HubUploads:
         repo_id, private = self._options.repo_id, self._options.private
         accepted = run_on_main_and_broadcast(
             self._accelerator,
-            lambda: check_hub_access(
+            lambda: check_access_and_create_repository(
                 repo_id,
                 private=private,
-                record=read_record(self._run_folder, repo_id),
-                branches=self._pattern_of_branches(),
+                record=read_upload_record_or_empty(self._run_folder, repo_id),
+                branch_pattern=self._branch_names_regex(),
                 overwrite=self._options.overwrite,
             ),
         )
@@ -103,7 +107,7 @@ class HubUploads:
         if self._accelerator.is_main_process:
             self._repository = accepted
 
-    def resume(self, checkpoints_in_use: set[Path]) -> None:
+    def resume_planned_uploads(self, checkpoints_in_use: set[Path]) -> None:
         """Makes the uploads that an earlier start of the run planned and did not finish.
 
         Args:
@@ -115,9 +119,9 @@ class HubUploads:
         remove_needless_stages(self._run_folder, self._record)
         for planned in list(self._record.planned):
             log.info("the upload of step %d was interrupted and is made now", planned.step)
-            self._plan(planned)
+            self._stage_record_and_queue(planned)
 
-    def add_checkpoint(self, checkpoint: Path, step: int) -> None:
+    def upload_checkpoint_if_due(self, checkpoint: Path, step: int) -> None:
         """Uploads the model of a checkpoint if the options ask for it. Returns at once."""
         if self._repository is None or self._options.when == "end":
             return
@@ -125,16 +129,20 @@ class HubUploads:
         interval = 1 if self._options.when == "checkpoint" else int(self._options.when)
         if self._record.checkpoints_since_upload >= interval:
             self._record.checkpoints_since_upload = 0
-            self._plan(self._describe_upload(checkpoint, step, (self._revision(step),)))
+            self._stage_record_and_queue(
+                self._planned_upload(checkpoint, step, (self._revision_of_step(step),))
+            )
         else:
             self._write_record()
 
-    def add_export(self, folder: Path, step: int) -> None:
+    def upload_export(self, folder: Path, step: int) -> None:
         """Uploads the exported model. Returns at once."""
         if self._repository is not None:
-            self._plan(self._describe_upload(folder, step, self._revisions_of_export(step)))
+            self._stage_record_and_queue(
+                self._planned_upload(folder, step, self._revisions_of_export(step))
+            )
 
-    def upload_missing(self) -> None:
+    def upload_missing_of_finished_run(self) -> None:
         """Uploads what the Hub lacks of a run that has finished. Every rank must call it."""
         exported, step = self._run_folder / "hf", read_finished_step(self._run_folder)
         if self._options.repo_id is None or step is None or not exported.is_dir():
@@ -142,18 +150,18 @@ class HubUploads:
         if not run_on_main_and_broadcast(
             self._accelerator, lambda: self._is_on_hub(exported, step)
         ):
-            self.check_access()
-            self.resume(set())
-            self.finish_with_export(exported, step)
+            self.check_access_and_create_repository()
+            self.resume_planned_uploads(set())
+            self.upload_export_and_wait(exported, step)
 
     def _is_on_hub(self, exported: Path, step: int) -> bool:
         """Whether the Hub holds the exported model, as far as the Hub can be asked."""
-        record = read_record(self._run_folder, str(self._options.repo_id))
-        export = self._describe_upload(exported, step, self._revisions_of_export(step))
-        if record.planned or not record.has_uploaded(export, checksum_of_model(exported)):
+        record = read_upload_record_or_empty(self._run_folder, str(self._options.repo_id))
+        export = self._planned_upload(exported, step, self._revisions_of_export(step))
+        if record.planned or not record.has_uploaded(export, checksum_of_model_files(exported)):
             return False
         remove_needless_stages(self._run_folder, record)
-        query = record.query_branches(pattern_of_branches(export.revisions))
+        query = record.build_branch_query(branch_names_regex(export.revisions))
         try:
             branches = self._process.describe_branches(record.repo_id, query)
         except HubProblem as problem:
@@ -168,7 +176,7 @@ class HubUploads:
         log.info("%s is on the Hub already: %s", exported, record.repo_id)
         return True
 
-    def finish_with_export(self, folder: Path, step: int) -> None:
+    def upload_export_and_wait(self, folder: Path, step: int) -> None:
         """Uploads the exported model, and waits a limited time for what is being uploaded.
 
         Says what is missing then, and how to upload it; the run has ended well all the same.
@@ -178,53 +186,53 @@ class HubUploads:
         """
         if self._repository is None:
             return
-        self.add_export(folder, step)
+        self.upload_export(folder, step)
         if self._queue.unfinished():
             log.info("waiting for the last upload, at most %d s", self._options.wait_seconds)
         interrupted = False
         try:
-            missing = self._queue.finish(self._options.wait_seconds)
+            missing = self._queue.wait_until_done_or_limit(self._options.wait_seconds)
         except KeyboardInterrupt:
             interrupted, missing = True, self._queue.unfinished()
-        self.close()
+        self.abort()
         for planned in missing:
             folder = self._folder_to_push(planned)
             log.warning(
                 "not on the Hub: step %d (%s). To upload it:\n%s",
                 planned.step,
                 folder,
-                "\n".join(f"  {command}" for command in self._push_commands(folder, planned)),
+                "\n".join(
+                    f"  {command}" for command in self._format_push_commands(folder, planned)
+                ),
             )
         if interrupted:
             raise SystemExit(128 + signal.SIGINT)
 
-    def close(self) -> None:
+    def abort(self) -> None:
         """Ends what is being uploaded; a restart of the run continues with it."""
         if self._repository is not None:
-            self._queue.close()
+            self._queue.abort_and_close()
 
     @property
     def _record(self) -> UploadRecord:
         assert self._repository is not None
         return self._repository.record
 
-    def _revision(self, step: int) -> str:
+    def _revision_of_step(self, step: int) -> str:
         return self._options.revision.replace(STEP, str(step))
 
     def _revisions_of_export(self, step: int) -> tuple[str, ...]:
         if STEP in self._options.revision:
-            return "main", self._revision(step)
+            return "main", self._revision_of_step(step)
         return (self._options.revision,)
 
-    def _pattern_of_branches(self) -> str:
+    def _branch_names_regex(self) -> str:
         """A regular expression for all branches that the run may upload to."""
         if STEP not in self._options.revision:
             return re.escape(self._options.revision)
         return "main|" + r"\d+".join(map(re.escape, self._options.revision.split(STEP)))
 
-    def _describe_upload(
-        self, folder: Path, step: int, revisions: tuple[str, ...]
-    ) -> PlannedUpload:
+    def _planned_upload(self, folder: Path, step: int, revisions: tuple[str, ...]) -> PlannedUpload:
         source = str(folder.relative_to(self._run_folder))
         tag = self._options.tag.replace(STEP, str(step)) if self._options.tag else None
         message = f"Model after step {step}"
@@ -232,7 +240,7 @@ class HubUploads:
             source=source, step=step, revisions=revisions, tag=tag, message=message
         )
 
-    def _plan(self, planned: PlannedUpload) -> None:
+    def _stage_record_and_queue(self, planned: PlannedUpload) -> None:
         """Links the files, so that pruning does not remove them, and leaves the rest to the queue.
 
         Where there are no hard links the queue's thread copies them, and until then the checkpoint
@@ -249,7 +257,7 @@ class HubUploads:
             self._checkpoints_in_use.add(source)
         except UserError as error:
             log.warning("step %d is not uploaded: %s", planned.step, error)
-            self._forget(planned)
+            self._remove_from_record_and_disk(planned)
             return
         with self._record_lock:
             if planned not in self._record.planned:
@@ -257,7 +265,7 @@ class HubUploads:
             self._write_record()
         self._queue.add(planned)
 
-    def _forget(self, planned: PlannedUpload) -> None:
+    def _remove_from_record_and_disk(self, planned: PlannedUpload) -> None:
         """Removes an upload that is made, or that is never made, from record and disk."""
         with self._record_lock:
             if planned in self._record.planned:
@@ -267,7 +275,7 @@ class HubUploads:
             if all(planned.source != other.source for other in self._record.planned):
                 self._checkpoints_in_use.discard(self._run_folder / planned.source)
 
-    def _upload(self, planned: PlannedUpload) -> None:
+    def _prepare_and_upload(self, planned: PlannedUpload) -> None:
         """Called by the queue's thread; raises `HubProblem`."""
         stage = stage_folder(self._run_folder, planned)
         source = self._run_folder / planned.source
@@ -278,12 +286,12 @@ class HubUploads:
                 self._checkpoints_in_use.discard(source)
             if not checksum_file.exists():
                 # of the files as they are in the source, before they are prepared
-                files.write_text_atomically(checksum_file, checksum_of_model(staged))
+                files.write_text_atomically(checksum_file, checksum_of_model_files(staged))
             checksum = checksum_file.read_text(encoding="utf-8")
             # a checkpoint may have been deleted meanwhile; its files are still here
-            known = find_origin(source) if source.is_dir() else None
+            known = find_model_origin(source) if source.is_dir() else None
             origin = known or ModelOrigin(run_folder=self._run_folder, step=planned.step)
-            prepare_for_upload(
+            add_code_card_logs_and_hide_paths(
                 staged,
                 self._run_folder,
                 origin,
@@ -309,10 +317,10 @@ class HubUploads:
         except (OSError, ValueError, UserError) as error:
             raise HubProblem("local", f"{source}: {error}") from error
         with self._record_lock:
-            self._record.finish(planned.source, planned.step, commits, checksum)
+            self._record.record_upload(planned.source, planned.step, commits, checksum)
 
     def _report_success(self, planned: PlannedUpload) -> None:
-        self._forget(planned)
+        self._remove_from_record_and_disk(planned)
         assert self._repository is not None
         log.info(
             "uploaded: step %d to %s, %s",
@@ -324,7 +332,7 @@ class HubUploads:
     def _report_replaced(self, newer: PlannedUpload, older: PlannedUpload) -> None:
         if newer != older:
             log.info("step %d is not uploaded: step %d is newer", older.step, newer.step)
-            self._forget(older)
+            self._remove_from_record_and_disk(older)
 
     def _report_failure(self, failure: Failure[PlannedUpload]) -> None:
         when = "it is not tried again"
@@ -339,7 +347,7 @@ class HubUploads:
 
     def _write_record(self) -> None:
         try:
-            write_record(self._run_folder, self._record)
+            write_upload_record(self._run_folder, self._record)
         except OSError as error:
             log.warning("hub.json is not written: %s", error)
 
@@ -349,7 +357,7 @@ class HubUploads:
         is_same = is_checkpoint(source) or read_finished_step(self._run_folder) == planned.step
         return source if is_same else stage_folder(self._run_folder, planned) / MODEL
 
-    def _push_commands(self, folder: Path, planned: PlannedUpload) -> list[str]:
+    def _format_push_commands(self, folder: Path, planned: PlannedUpload) -> list[str]:
         """What uploads the same by hand: a command for each branch."""
         return [
             format_push_command(

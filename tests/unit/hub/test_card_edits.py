@@ -9,7 +9,7 @@ from flame_accel.hub.card_edits import (
     CardParts,
     combine_with_card_on_hub,
     combine_with_edits,
-    edit_as_generated,
+    edit_and_keep_as_generated,
 )
 
 HEADER = {"license": "license: mit\n", "tags": "tags:\n- gla\n- test\n"}
@@ -205,9 +205,9 @@ def test_a_part_that_is_edited_as_generated_is_replaced_by_the_next_one():
         return text.replace("Words.", "Other words.").replace("b |", "d |")
 
     own = first(OLD).replace("Over.", "Words.")
-    edited = edit_as_generated(own, edit)
+    edited = edit_and_keep_as_generated(own, edit)
     assert edited.count("Other words.") == 2
     written = combine_with_edits(NEW, edited)
     assert written.kept == ["end"]
     assert written.text == first(NEW).replace("Over.", "Other words.")
-    assert edit_as_generated("Words.", edit) == "Other words."
+    assert edit_and_keep_as_generated("Words.", edit) == "Other words."

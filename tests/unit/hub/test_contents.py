@@ -8,11 +8,15 @@ import torch
 from safetensors.torch import save_file
 
 from flame_accel.config import UserError
-from flame_accel.hub.contents import hide_local_paths, link_model_files, prepare_for_upload
+from flame_accel.hub.contents import (
+    add_code_card_logs_and_hide_paths,
+    hide_local_paths,
+    link_model_files,
+)
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.selection import (
-    check_can_be_uploaded,
-    checksum_of_model,
+    check_and_select_model_files,
+    checksum_of_model_files,
     select_model_files,
 )
 from flame_accel.observe.run_folder import write_config_environment_and_clear_ended
@@ -55,9 +59,9 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 def test_linked_files_outlive_the_folder_and_changing_them_does_not_change_it(model, tmp_path):
     stage = tmp_path / "stage"
-    before = checksum_of_model(model)
+    before = checksum_of_model_files(model)
     link_model_files(model, stage)
-    assert checksum_of_model(stage) == before
+    assert checksum_of_model_files(stage) == before
     shutil.rmtree(model)
     assert json.loads((stage / "config.json").read_text()) == {}
 
@@ -88,7 +92,7 @@ def test_links_are_followed_from_wherever_they_are(model, tmp_path):
 def test_weights_that_cannot_be_read_and_what_a_save_has_left_are_refused(model, tmp_path):
     left = model.rename(tmp_path / "step-9.tmp-writing")
     with pytest.raises(UserError, match="is not complete"):
-        check_can_be_uploaded(left)
+        check_and_select_model_files(left)
     model = left.rename(model)
     content = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(content[:-1])
@@ -108,7 +112,7 @@ def test_paths_are_hidden_in_the_card_and_nowhere_in_tokenizer_and_code(model, m
     for name, text in texts.items():
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(text)
-    prepare_for_upload(
+    add_code_card_logs_and_hide_paths(
         model, None, ModelOrigin(), repo_id="a/b", revision="main", include_logs=False
     )
     found = {name: (model / name).read_text() for name in texts}
@@ -127,7 +131,7 @@ def test_paths_of_all_options_are_hidden_one_or_several(model, configured, tmp_p
     write_config_environment_and_clear_ended(run_folder, config, {})
     (model / "config.json").write_text('{"auto_map": {}}')
     (model / "README.md").write_text(f"{own[0]} {own[1]} {config.training.dataset}")
-    prepare_for_upload(
+    add_code_card_logs_and_hide_paths(
         model, run_folder, ModelOrigin(), repo_id="a/b", revision="main", include_logs=False
     )
     assert (model / "README.md").read_text() == "mine.py other.py train.jsonl"
@@ -144,6 +148,6 @@ def test_examples_of_the_card_load_what_is_uploaded_but_for_a_path_of_the_user(
     card = 'path = "."  # this folder\nmodel = A.from_pretrained(path)\npath = "./mine"\n'
     (model / "README.md").write_text(card)
     place = {"repo_id": "a/b", "revision": revision}
-    prepare_for_upload(model, None, ModelOrigin(), **place, include_logs=False)
+    add_code_card_logs_and_hide_paths(model, None, ModelOrigin(), **place, include_logs=False)
     expected = f'path = "a/b"\nmodel = A.{call}\npath = "./mine"\n'
     assert (model / "README.md").read_text() == expected

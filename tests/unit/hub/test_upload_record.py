@@ -8,11 +8,11 @@ from flame_accel.hub.upload_record import (
     FinishedUpload,
     PlannedUpload,
     UploadRecord,
-    read_record,
+    read_upload_record_or_empty,
     remove_needless_stages,
     stage_folder,
-    write_record,
-    write_record_if_of_same_repository,
+    write_upload_record,
+    write_upload_record_if_of_same_repository,
 )
 
 PLANNED = PlannedUpload(source="hf", step=8, revisions=("main",), tag=None, message="Model")
@@ -23,12 +23,12 @@ def test_a_record_reads_back_equal_for_its_own_repository(tmp_path):
     record = UploadRecord(
         repo_id="a/b", finished={"main": DONE}, planned=[PLANNED], checkpoints_since_upload=2
     )
-    assert not read_record(tmp_path, "a/b").has_begun()
-    write_record(tmp_path, record)
-    assert read_record(tmp_path, "a/b") == record
+    assert not read_upload_record_or_empty(tmp_path, "a/b").has_begun()
+    write_upload_record(tmp_path, record)
+    assert read_upload_record_or_empty(tmp_path, "a/b") == record
     # without the namespace of whoever was logged in
-    assert read_record(tmp_path, "b") == record
-    other = read_record(tmp_path, "a/other")
+    assert read_upload_record_or_empty(tmp_path, "b") == record
+    other = read_upload_record_or_empty(tmp_path, "a/other")
     assert not other.has_begun() and other.run_id == record.run_id
 
 
@@ -37,7 +37,7 @@ def test_a_record_reads_back_equal_for_its_own_repository(tmp_path):
 )
 def test_a_record_that_cannot_be_read_costs_nothing_but_an_upload(tmp_path, content):
     (tmp_path / "hub.json").write_text(content)
-    assert not read_record(tmp_path, "a/b").has_begun()
+    assert not read_upload_record_or_empty(tmp_path, "a/b").has_begun()
 
 
 def test_a_model_is_there_if_every_branch_holds_it():
@@ -66,17 +66,17 @@ def test_an_upload_replaces_an_older_one_that_promised_no_branch_or_tag_of_its_o
 def test_an_upload_is_planned_until_every_branch_has_it(tmp_path):
     planned = replace(PLANNED, revisions=("main", "step-8"))
     record = UploadRecord(repo_id="a/b", planned=[planned])
-    record.finish("hf", 8, {"main": "0" * 40}, "abc")
+    record.record_upload("hf", 8, {"main": "0" * 40}, "abc")
     assert record.planned == [planned]
-    record.finish("hf", 8, {"step-8": "1" * 40}, "abc")
+    record.record_upload("hf", 8, {"step-8": "1" * 40}, "abc")
     assert record.planned == [] and record.has_uploaded(planned, "abc")
 
 
 def test_the_record_of_another_repository_is_not_replaced_by_a_push(tmp_path):
     record = UploadRecord(repo_id="a/b", finished={"main": DONE})
-    write_record_if_of_same_repository(tmp_path, record)
-    write_record_if_of_same_repository(tmp_path, UploadRecord(repo_id="a/other"))
-    assert read_record(tmp_path, "a/b") == record
+    write_upload_record_if_of_same_repository(tmp_path, record)
+    write_upload_record_if_of_same_repository(tmp_path, UploadRecord(repo_id="a/other"))
+    assert read_upload_record_or_empty(tmp_path, "a/b") == record
 
 
 def test_only_the_folders_of_planned_uploads_are_kept(tmp_path):
