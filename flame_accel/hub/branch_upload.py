@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flame_accel import files
 from flame_accel.hub.card_edits import combine_with_card_on_hub
-from flame_accel.hub.hub_client import CARD, BranchState, HubProblem, Upload
+from flame_accel.hub.hub_client import CARD, BranchState, CommitByBranch, HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
 
@@ -61,7 +61,7 @@ def upload_to_branches(
     *,
     overwrite: bool,
     report: Callable[[str], None],
-) -> dict[str, str]:
+) -> CommitByBranch:
     """Uploads a folder, whose card gets what somebody wrote into those on the Hub.
 
     Args:

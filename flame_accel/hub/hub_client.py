@@ -117,6 +117,9 @@ class CheckedRepository:
     """Those that were asked for and exist, by name."""
 
 
+CommitByBranch = dict[str, str]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
     """A folder to upload, and where to."""
@@ -132,7 +135,7 @@ class Upload:
     """First line of the commit message."""
     run_id: str
     """The run that the model belongs to."""
-    parents: dict[str, str] = field(default_factory=dict)
+    parents: CommitByBranch = field(default_factory=dict)
     """By branch: its newest commit, if the upload may only follow that one."""
 
 
@@ -245,7 +248,7 @@ def _read_card(repo_id: str, commit: str) -> str | None:
     return response.content.decode("utf-8", "surrogateescape")
 
 
-def upload(request: Upload) -> dict[str, str]:
+def upload(request: Upload) -> CommitByBranch:
     """Uploads a folder and returns the commit on each branch.
 
     What an interrupted upload of the same files has transferred is not transferred again, and files
@@ -263,7 +266,7 @@ def upload(request: Upload) -> dict[str, str]:
         # one question without retries: a Hub that is down is noticed at once
         if _find_repository(request.repo_id) is None:
             raise HubProblem("missing", f"{request.repo_id} does not exist any more")
-        commits: dict[str, str] = {}
+        commits: CommitByBranch = {}
         for revision in request.revisions:
             if revision != "main" and revision not in request.parents:
                 # without the model that main may hold

@@ -17,6 +17,7 @@ from flame_accel.hub.hub_client import (
     BranchQuery,
     BranchState,
     CheckedRepository,
+    CommitByBranch,
     HubProblem,
     Upload,
 )
@@ -48,7 +49,7 @@ class HubProcess:
             self._request_in_subprocess("describe_branches", arguments, CHECK_SECONDS)
         )
 
-    def upload(self, request: Upload) -> dict[str, str]:
+    def upload(self, request: Upload) -> CommitByBranch:
         """As `hub_client.upload`."""
         return self._request_in_subprocess("upload", asdict(request), None)
 

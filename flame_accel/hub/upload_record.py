@@ -8,12 +8,11 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flame_accel import files
-from flame_accel.hub.hub_client import BranchQuery
+from flame_accel.hub.hub_client import BranchQuery, CommitByBranch
 
 RECORD_FILE = "hub.json"
 STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
@@ -74,9 +73,7 @@ class UploadRecord:
         known = {name: done.commit for name, done in self.finished.items()}
         return BranchQuery(pattern=pattern, run_id=self.run_id, known=known)
 
-    def record_upload(
-        self, source: str, step: int, commits: Mapping[str, str], checksum: str
-    ) -> None:
+    def record_upload(self, source: str, step: int, commits: CommitByBranch, checksum: str) -> None:
         """Notes what branches hold now; uploads of it that were planned are so no longer."""
         for revision, commit in commits.items():
             self.finished[revision] = FinishedUpload(
