@@ -115,7 +115,7 @@ def sweep_launch_parameters(run: Callable[[], object], tokens: int, rounds: int)
 
     def kernel() -> None:
         module.compute_nats_and_logit_gradients(
-            logits, targets, nats, ignore_index=-100, penalty=0.0, writes_gradient=True
+            logits, targets, nats, ignore_index=-100, l2warp_factor=0.0, writes_gradient=True
         )
 
     before = module.BLOCK, module.NUM_WARPS, module.CHUNK_LOGITS
@@ -127,7 +127,7 @@ def sweep_launch_parameters(run: Callable[[], object], tokens: int, rounds: int)
     module.BLOCK, module.NUM_WARPS = before[:2]
     for module.CHUNK_LOGITS in (2**26, 2**27, 2**28, 2**29):
         [cost] = measure([run], rounds)
-        print(f"chunk of {module._tokens_of_a_chunk(tokens, VOCABULARY)} tokens: "
+        print(f"chunk of {module._num_tokens_per_chunk(tokens, VOCABULARY)} tokens: "
               f"{cost.milliseconds:.2f} ms, {cost.gib:.2f} GiB")  # fmt: skip
     module.CHUNK_LOGITS = before[2]
 

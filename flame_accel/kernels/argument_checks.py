@@ -115,20 +115,20 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: One of them is not what the function takes.
     """
-    _check_tensors(name, arguments)
-    shape = parse_shapes(name)
-    sizes = _check_boundaries(name, arguments, shape or PACKED_INPUT)
+    _check_one_device_and_floats(name, arguments)
+    shape = dimension_letters_by_argument(name)
+    sizes = _check_boundaries_and_count_sequences(name, arguments, shape or PACKED_INPUT)
     for argument, letters in shape.items():
         value = arguments.get(argument)
         if isinstance(value, Tensor):
-            _check_shape(name, argument, value, letters, sizes, arguments)
+            _check_shape_and_enter_sizes(name, argument, value, letters, sizes, arguments)
     h, g = sizes.get("H"), sizes.get("G")
     if h and g and h % g and g % h:
         raise ArgumentError(f"{name} takes heads whose numbers are multiples, not {h} and {g}")
     _check_options(name, arguments)
 
 
-def _check_tensors(name: str, arguments: Mapping[str, Any]) -> None:
+def _check_one_device_and_floats(name: str, arguments: Mapping[str, Any]) -> None:
     """Tensors are on one device; queries, keys and values hold fractions."""
     tensors = {
         key: x for key, x in arguments.items() if isinstance(x, Tensor) and key != "cu_seqlens_cpu"
@@ -144,7 +144,7 @@ def _check_tensors(name: str, arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _check_boundaries(
+def _check_boundaries_and_count_sequences(
     name: str, arguments: Mapping[str, Any], shape: Mapping[str, str]
 ) -> dict[str, int]:
     """The number of sequences and their tokens, as far as boundaries tell it."""
@@ -178,7 +178,7 @@ def _check_boundaries(
     return {"N": len(edges) - 1}
 
 
-def _check_shape(
+def _check_shape_and_enter_sizes(
     name: str,
     argument: str,
     value: Tensor,
@@ -246,7 +246,7 @@ def _check_options(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 @lru_cache(maxsize=256)
-def parse_shapes(name: str) -> Mapping[str, str]:
+def dimension_letters_by_argument(name: str) -> Mapping[str, str]:
     """Letters of the dimensions of each argument, in the order of the table."""
     shapes: dict[str, str] = {}
     waiting: list[str] = []

@@ -120,7 +120,7 @@ def wrap_prepare_chunk_indices(original: Callable[..., Tensor]) -> Callable[...,
         if key not in known.computed:
             counts = (cu_seqlens.diff() + (chunk_size - 1)).div(chunk_size, rounding_mode="floor")
             padded = isinstance(known, PaddedBoundaries)
-            number = _number_within_padded_segments if padded else _number_within_segments
+            number = _segment_and_number_per_padded_item if padded else _segment_and_number_per_item
             known.computed[key] = number(counts, known.count_chunks(chunk_size))
         return known.computed[key]
 
@@ -136,7 +136,7 @@ def wrap_prepare_position_ids(original: Callable[..., Tensor]) -> Callable[..., 
             return original(cu_seqlens, cu_seqlens_cpu)
         key = ("position_ids", 1)
         if key not in known.computed:
-            numbered = _number_within_segments(cu_seqlens.diff(), known.tokens)
+            numbered = _segment_and_number_per_item(cu_seqlens.diff(), known.tokens)
             known.computed[key] = numbered[:, 1].contiguous()
         return known.computed[key]
 
@@ -167,7 +167,7 @@ def wrap_prepare_maxlens(original: Callable[[Tensor], int]) -> Callable[[Tensor]
     return prepare_maxlens
 
 
-def _number_within_segments(counts: Tensor, total: int) -> Tensor:
+def _segment_and_number_per_item(counts: Tensor, total: int) -> Tensor:
     """Segment, and number within the segment, of each of `total` items: [total, 2].
 
     Args:
@@ -181,8 +181,8 @@ def _number_within_segments(counts: Tensor, total: int) -> Tensor:
     return torch.stack([segment, items - starts[segment]], 1).to(counts.dtype)
 
 
-def _number_within_padded_segments(counts: Tensor, total: int) -> Tensor:
-    """As `_number_within_segments` of up to `total` items; the rest is item 0 of the last segment.
+def _segment_and_number_per_padded_item(counts: Tensor, total: int) -> Tensor:
+    """As `_segment_and_number_per_item` of up to `total` items; the rest is 0 of the last segment.
 
     That segment has no items: kernels find nothing in its chunk to load or to store.
     """

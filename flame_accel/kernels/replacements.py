@@ -246,7 +246,7 @@ FIXES: dict[str, dict[str, str]] = {
         "layers.gla": "GatedLinearAttention.forward=forward_gla_in_chunk_mode",
         "layers.hgrn2": "HGRN2Attention.forward=forward_hgrn2_in_chunk_mode",
         "layers.multiscale_retention": "MultiScaleRetention.forward="
-        "forward_retention_in_chunk_mode",
+        "forward_retention_changing_parallel_mode",
     },
     # fla's own layers, called as they need to be for generation
     "modules.generation_fixes": {

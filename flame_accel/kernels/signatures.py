@@ -73,7 +73,7 @@ def bind_to_fla_signature(
     if not named:
         return ours
     taken = list_taken_arguments(ours)
-    if check is None and _describe_parameters(signature) == _describe_parameters(
+    if check is None and _names_kinds_and_defaults(signature) == _names_kinds_and_defaults(
         inspect.signature(ours)
     ):
         return ours
@@ -84,7 +84,7 @@ def bind_to_fla_signature(
     supplied = {
         key: value
         for key, value in defaults.items()
-        if key in taken and not _same(taken[key].default, value)
+        if key in taken and not _is_same_object_or_equal(taken[key].default, value)
     }
     # what our implementation computes if it is not told
     ours_without = {key: parameter.default for key, parameter in taken.items()} | defaults
@@ -92,7 +92,7 @@ def bind_to_fla_signature(
     known = {p.name for p in named} | (TAKEN_FROM_KWARGS & set(taken) if more else set())
 
     @functools.wraps(ours)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call_ours_with_fla_arguments(*args: Any, **kwargs: Any) -> Any:
         if len(args) > len(positional):
             raise TypeError(
                 f"{name}() takes {len(positional)} positional arguments but {len(args)} were given"
@@ -118,14 +118,16 @@ def bind_to_fla_signature(
                 passed[key] = value
             elif key not in known and not more:
                 raise TypeError(f"{name}() got an unexpected keyword argument '{key}'")
-            elif key not in CHOICES_OF_KERNELS and not _same(value, ours_without.get(key)):
+            elif key not in CHOICES_OF_KERNELS and not _is_same_object_or_equal(
+                value, ours_without.get(key)
+            ):
                 raise ArgumentError(
-                    f"{name} does not take {key}={_describe(value)} in PyTorch",
+                    f"{name} does not take {key}={_repr_or_tensor_type(value)} in PyTorch",
                     remedy=f"call it without {key}, or on a machine with a Triton device",
                 )
         return ours(**passed)
 
-    bound: Any = call
+    bound: Any = call_ours_with_fla_arguments
     bound.__signature__ = signature
     bound.implementation = ours
     return bound
@@ -143,15 +145,15 @@ def list_taken_arguments(ours: Callable[..., Any]) -> dict[str, inspect.Paramete
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _describe_parameters(signature: inspect.Signature) -> list[tuple[Any, ...]]:
+def _names_kinds_and_defaults(signature: inspect.Signature) -> list[tuple[Any, ...]]:
     return [(p.name, p.kind, p.default) for p in signature.parameters.values()]
 
 
-def _same(value: Any, default: Any) -> bool:
+def _is_same_object_or_equal(value: Any, default: Any) -> bool:
     if isinstance(value, Tensor) or isinstance(default, Tensor):
         return value is default
     return value is default or bool(value == default)
 
 
-def _describe(value: Any) -> str:
+def _repr_or_tensor_type(value: Any) -> str:
     return f"<{type(value).__name__}>" if isinstance(value, Tensor) else repr(value)

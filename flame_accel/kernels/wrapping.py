@@ -57,7 +57,7 @@ def layer_function_paths() -> list[str]:
     return [*_our_paths_by_replaced_function(), *OUTSIDE_OF_FLA]
 
 
-def operator_paths() -> list[str]:
+def sequence_mixer_paths() -> list[str]:
     """Those of `layer_function_paths` that are operators."""
     operators = [
         path

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from flame_accel.config import ActivationCheckpointConfig, UsageError
-from flame_accel.kernels.wrapping import Operator, operator_paths, wrap_functions
+from flame_accel.kernels.wrapping import Operator, sequence_mixer_paths, wrap_functions
 from flame_accel.parallel.blocks import find_blocks, replace_training_forward
 
 SELF_CHECKPOINTING = ("log_linear_mamba2",)
@@ -49,7 +49,7 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
     every = int(option) if config.mode == "selective" and not saves_operators else 1
     if saves_operators:
         _check_has_savable_operators(model)
-        wrap_functions(operator_paths(), _wrap_to_save_outputs_in_blocks)
+        wrap_functions(sequence_mixer_paths(), _wrap_to_save_outputs_in_blocks)
     if every > len(blocks):
         raise UsageError(
             f"the model has {len(blocks)} blocks, so that there is no block {every} to recompute",

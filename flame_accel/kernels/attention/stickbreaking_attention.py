@@ -45,7 +45,7 @@ def parallel_stickbreaking_attn(
     with `attend_current`; `cu_seqlens` [N + 1] are the boundaries of packed documents, with B = 1.
     """
     function = partial(
-        _stickbreaking_outputs_with_remainder_channel, scale=scale, attend_current=attend_current
+        _stickbreaking_outputs_then_unused_weight, scale=scale, attend_current=attend_current
     )
     o = map_rows_or_packed_documents(function, cu_seqlens, q, k, v)
     return o[..., :-1].to(q.dtype), o[..., -1].to(q.dtype)
@@ -80,18 +80,18 @@ def forward_stickbreaking(
     return repad_hidden_states(o, indices, batch, length), None, None
 
 
-def _stickbreaking_outputs_with_remainder_channel(
+def _stickbreaking_outputs_then_unused_weight(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None, attend_current: bool
 ) -> Tensor:
     groups = k.shape[2]
     scale = scale_or_default(scale, q.shape[-1])
     columns = [fold_key_heads_into_fp32_batch(k), fold_key_heads_into_fp32_batch(v)]
-    formula = partial(_stickbreaking_block_with_remainder_channel, attend_current=attend_current)
+    formula = partial(_stickbreaking_block_then_unused_weight, attend_current=attend_current)
     o = map_query_blocks(formula, [fold_groups_into_fp32_batch(q * scale, groups)], columns)
     return unfold_groups_from_batch(o, groups)
 
 
-def _stickbreaking_block_with_remainder_channel(
+def _stickbreaking_block_then_unused_weight(
     q: Tensor, k: Tensor, v: Tensor, attend_current: bool
 ) -> Tensor:
     hide = hidden_key_mask(q.shape[1], k.shape[1], q.device)

@@ -151,11 +151,11 @@ class _Embedding(torch.autograd.Function):
 
 
 def embedding_forward(module: nn.Embedding, input: Tensor) -> Tensor:
-    """As `torch.nn.Embedding.forward`, for calls that `supports_embedding_forward`."""
+    """As `torch.nn.Embedding.forward`, for calls that `supports_embedding_training_call`."""
     return _Embedding.apply(module.weight, input, module.padding_idx)
 
 
-def supports_embedding_forward(module: nn.Embedding, input: Tensor) -> bool:
+def supports_embedding_training_call(module: nn.Embedding, input: Tensor) -> bool:
     """Whether a call is for ours: one with a gradient of a whole weight, and no special option."""
     weight = module.weight
     plain = module.max_norm is None and not (module.scale_grad_by_freq or module.sparse)

@@ -30,11 +30,11 @@ def _cross_entropy_kernel(
     targets,
     nats,
     ignore_index,
-    penalty,
+    l2warp_factor,
     V: tl.constexpr,
     BLOCK: tl.constexpr,
     WRITES_GRADIENT: tl.constexpr,
-    HAS_PENALTY: tl.constexpr,
+    HAS_L2WARP: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits += row * V
@@ -54,7 +54,7 @@ def _cross_entropy_kernel(
     tl.store(nats + row, tl.where(counts, lse - of_target, 0.0))
     if WRITES_GRADIENT:
         place = V
-        if HAS_PENALTY:
+        if HAS_L2WARP:
             for first in range(0, V, BLOCK):
                 x = tl.load(logits + first + columns, mask=first + columns < V, other=float("-inf"))
                 is_largest = x.to(tl.float32) == largest
@@ -67,8 +67,8 @@ def _cross_entropy_kernel(
             here = first + columns
             x = tl.load(logits + here, mask=here < V, other=float("-inf")).to(tl.float32)
             gradient = tl.exp(x - lse) * share - tl.where(here == target, share, 0.0)
-            if HAS_PENALTY:
-                gradient += tl.where(here == place, largest * penalty, 0.0)
+            if HAS_L2WARP:
+                gradient += tl.where(here == place, largest * l2warp_factor, 0.0)
             tl.store(logits + here, gradient.to(logits.dtype.element_ty), mask=here < V)
 
 
@@ -91,7 +91,7 @@ def compute_nats_and_logit_gradients(
     nats: Tensor,
     *,
     ignore_index: int,
-    penalty: float,
+    l2warp_factor: float,
     writes_gradient: bool,
 ) -> None:
     """Writes the nats of some tokens, and the gradient of their sum over their logits.
@@ -101,18 +101,18 @@ def compute_nats_and_logit_gradients(
         targets: [N].
         nats: [N] in fp32; 0 where there is no target.
         ignore_index: Target of positions without one.
-        penalty: Factor of the largest logit in its own gradient.
+        l2warp_factor: Factor of the largest logit in its own gradient.
         writes_gradient: Whether the gradient is wanted.
     """
     rows, vocabulary = logits.shape
     _CROSS_ENTROPY[(rows,)](
-        logits, targets, nats, ignore_index, penalty, vocabulary,
+        logits, targets, nats, ignore_index, l2warp_factor, vocabulary,
         min(BLOCK, triton.next_power_of_2(vocabulary)),
-        WRITES_GRADIENT=writes_gradient, HAS_PENALTY=penalty != 0.0, num_warps=NUM_WARPS,
+        WRITES_GRADIENT=writes_gradient, HAS_L2WARP=l2warp_factor != 0.0, num_warps=NUM_WARPS,
     )  # fmt: skip
 
 
-def _tokens_of_a_chunk(tokens: int, vocabulary: int) -> int:
+def _num_tokens_per_chunk(tokens: int, vocabulary: int) -> int:
     """So that all chunks have about as many."""
     most = max(FEWEST_TOKENS, CHUNK_LOGITS // vocabulary)
     chunks = -(-tokens // most)
@@ -137,13 +137,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         ignore_index: int,
-        penalty: float,
+        l2warp_factor: float,
     ) -> Tensor:
         tokens, vocabulary = len(x), len(weight)
         ctx.weight_dtype, weight = weight.dtype, weight.to(x.dtype)
         learns = any(ctx.needs_input_grad)
         nats = torch.empty(tokens, dtype=torch.float32, device=x.device)
-        size = _tokens_of_a_chunk(tokens, vocabulary)
+        size = _num_tokens_per_chunk(tokens, vocabulary)
         buffer = x.new_empty(min(size, tokens), vocabulary)
         dx = torch.empty_like(x) if learns else None
         dweight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
@@ -155,7 +155,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 targets[chunk],
                 nats[chunk],
                 ignore_index=ignore_index,
-                penalty=penalty,
+                l2warp_factor=l2warp_factor,
                 writes_gradient=learns,
             )
             if dx is not None and dweight is not None:
@@ -208,7 +208,7 @@ def fused_linear_cross_entropy_loss(
     return nats / (target != ignore_index).sum()
 
 
-def supports_linear_cross_entropy(
+def supports_linear_cross_entropy_options(
     x: Tensor,
     target: Tensor,
     weight: Tensor,

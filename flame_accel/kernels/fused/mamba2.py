@@ -23,9 +23,9 @@ from flame_accel.kernels.fused.ssd import (
     StepSizes,
     compute_ssd,
     compute_ssd_gradients,
-    split_convolved,
+    split_convolved_xbc,
 )
-from flame_accel.kernels.fused.ssd_states import cut_into_chunks
+from flame_accel.kernels.fused.ssd_states import index_chunks_of_sequences
 from flame_accel.kernels.modules.padded_rows import LayerOutput
 
 WIDEST_HEAD = 256
@@ -50,11 +50,11 @@ class _SSDNormLinear(torch.autograd.Function):
         step_bounds: tuple[float, float],
         eps: float,
     ) -> Tensor:
-        sequences = cut_into_chunks(boundaries)
+        sequences = index_chunks_of_sequences(boundaries)
         heads, inner = steps.shape[-1], gate.shape[-1]
         ctx.groups, ctx.eps, ctx.step_bounds = groups, eps, step_bounds
         ctx.sequences = sequences
-        inputs = split_convolved(xbc, heads, inner // heads, groups)
+        inputs = split_convolved_xbc(xbc, heads, inner // heads, groups)
         sizes = StepSizes(steps, bias, a_log, *step_bounds)
         y = compute_ssd(inputs, sizes, ctx.sequences).flatten(2)
         gated = GatedSum(y, xbc[..., :inner], gate, skip)
@@ -75,7 +75,7 @@ class _SSDNormLinear(torch.autograd.Function):
         dweight = None
         if normed.result is not None:
             dweight = dout.t() @ normed.result.view(-1, inner)
-        inputs = split_convolved(xbc, heads, inner // heads, ctx.groups)
+        inputs = split_convolved_xbc(xbc, heads, inner // heads, ctx.groups)
         sizes = StepSizes(steps, bias, a_log, *ctx.step_bounds)
         dy = normed.y.view(inputs.x.shape)
         found = compute_ssd_gradients(inputs, sizes, ctx.sequences, dy, skip)
@@ -93,7 +93,7 @@ def ssd_norm_linear(
     """All that a layer computes after its convolution: outputs [B, T, hidden size].
 
     Args:
-        layer: One that `supports_mamba2`.
+        layer: One that `supports_mamba2_training_call`.
         xbc: x, B and C [B, T, H V + 2 G K], after the convolution.
         steps: Step sizes before bias and softplus [B, T, H].
         gate: [B, T, H V].
@@ -118,7 +118,7 @@ def forward_mamba2(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> LayerOutput:
-    """As `recurrence.mamba2.forward_mamba2`, for calls that `supports_mamba2`."""
+    """As `recurrence.mamba2.forward_mamba2`, for calls that `supports_mamba2_training_call`."""
     projected = layer.in_proj(hidden_states)
     sizes = [layer.intermediate_size, layer.conv_dim, layer.num_heads]
     gate, xbc, steps = projected.split(sizes, -1)
@@ -133,7 +133,7 @@ def forward_mamba2(
     return ssd_norm_linear(layer, xbc, steps, gate, cu_seqlens), None, past_key_values
 
 
-def supports_mamba2(
+def supports_mamba2_training_call(
     layer: Mamba2,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -145,10 +145,10 @@ def supports_mamba2(
     """Whether a call is for ours: of training, without padding, with a layer of the usual form."""
     training = torch.is_grad_enabled() and hidden_states.shape[1] > 1
     unpadded = attention_mask is None and past_key_values is None and not use_cache
-    return training and unpadded and hidden_states.numel() > 0 and _supports_layer(layer)
+    return training and unpadded and hidden_states.numel() > 0 and _has_supported_mamba2_form(layer)
 
 
-def _supports_layer(layer: Mamba2) -> bool:
+def _has_supported_mamba2_form(layer: Mamba2) -> bool:
     norm: Any = layer.norm
     inner, width, channels = layer.intermediate_size, layer.head_dim, layer.ssm_state_size
     powers = all(n & (n - 1) == 0 and 16 <= n <= WIDEST_HEAD for n in (width, channels))

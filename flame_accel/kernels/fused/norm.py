@@ -219,7 +219,7 @@ def rms_norm(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As `kernels.modules.norm.rms_norm`, for tensors that `supports_rms_norm`."""
+    """As `kernels.modules.norm.rms_norm`, if `supports_rms_norm_options_and_width`."""
     if residual is not None:
         total_dtype = residual.dtype
     else:
@@ -244,7 +244,7 @@ def rms_norm_gated(
     residual_in_fp32: bool = False,
     eps: float = 1e-6,
 ) -> Tensor:
-    """As `kernels.modules.norm.rms_norm_gated`, for calls that `supports_rms_norm_gated`."""
+    """As `kernels.modules.norm.rms_norm_gated`, if `supports_rms_norm_gated_options`."""
     name = "sigmoid" if activation == "sigmoid" else "swish"
     y, _ = _RMSNorm.apply(
         _contiguous_rows(x),
@@ -262,14 +262,14 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x.contiguous().view(-1, x.shape[-1])
 
 
-def supports_rms_norm(
+def supports_rms_norm_options_and_width(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **kwargs: Any
 ) -> bool:
     """Whether a call is for our kernel: no bias, and rows that fit into registers."""
     return bias is None and x.shape[-1] <= LARGEST_WIDTH and x.numel() > 0
 
 
-def supports_rms_norm_gated(
+def supports_rms_norm_gated_options(
     x: Tensor,
     g: Tensor,
     weight: Tensor | None,
@@ -279,8 +279,10 @@ def supports_rms_norm_gated(
     prenorm: bool = False,
     **kwargs: Any,
 ) -> bool:
-    """Whether a call is for our kernel: as `supports_rms_norm`, without a residual."""
+    """As `supports_rms_norm_options_and_width`, without a residual."""
     plain = residual is None and not prenorm and g.shape == x.shape
     return (
-        plain and activation in ("swish", "silu", "sigmoid") and supports_rms_norm(x, weight, bias)
+        plain
+        and activation in ("swish", "silu", "sigmoid")
+        and supports_rms_norm_options_and_width(x, weight, bias)
     )

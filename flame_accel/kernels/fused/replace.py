@@ -31,16 +31,22 @@ class FusedFunction(NamedTuple):
 
 
 FUSED = (
-    FusedFunction("modules.norm.layernorm.rms_norm", "norm", "supports_rms_norm"),
-    FusedFunction("modules.norm.fused_norm_gate.rms_norm_gated", "norm", "supports_rms_norm_gated"),
-    FusedFunction("modules.activations.ops.swiglu", "swiglu", "supports_swiglu"),
-    FusedFunction("modules.activations.ops.swiglu_linear", "swiglu", "supports_swiglu"),
+    FusedFunction("modules.norm.layernorm.rms_norm", "norm", "supports_rms_norm_options_and_width"),
+    FusedFunction(
+        "modules.norm.fused_norm_gate.rms_norm_gated", "norm", "supports_rms_norm_gated_options"
+    ),
+    FusedFunction("modules.activations.ops.swiglu", "swiglu", "supports_swiglu_shapes_and_dtypes"),
+    FusedFunction(
+        "modules.activations.ops.swiglu_linear", "swiglu", "supports_swiglu_shapes_and_dtypes"
+    ),
     FusedFunction(
         "modules.fused_linear_cross_entropy.ops.fused_linear_cross_entropy_loss",
         "linear_cross_entropy",
-        "supports_linear_cross_entropy",
+        "supports_linear_cross_entropy_options",
     ),
-    FusedFunction("layers.mamba2.Mamba2.forward", "mamba2", "supports_mamba2", "forward_mamba2"),
+    FusedFunction(
+        "layers.mamba2.Mamba2.forward", "mamba2", "supports_mamba2_training_call", "forward_mamba2"
+    ),
     FusedFunction(
         "layers.rwkv7.RWKV7Attention.forward", "rwkv7", "supports_rwkv7", "forward_rwkv7"
     ),
@@ -90,7 +96,9 @@ def install_fused_kernels() -> None:
     embedding = importlib.import_module("flame_accel.kernels.fused.embedding")
     torch_embedding: Any = importlib.import_module("torch.nn").Embedding
     forward = _choose_implementation_per_call(
-        embedding.embedding_forward, embedding.supports_embedding_forward, torch_embedding.forward
+        embedding.embedding_forward,
+        embedding.supports_embedding_training_call,
+        torch_embedding.forward,
     )
     _set_attribute_with_undo(torch_embedding, "forward", forward)
     causal_lm: Any = importlib.import_module("fla.models.modeling_utils").FLAForCausalLM

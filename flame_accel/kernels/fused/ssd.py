@@ -22,8 +22,8 @@ from torch import Tensor
 from flame_accel.kernels.fused.ssd_states import (
     CHUNK,
     Sequences,
-    compute_state_gradients,
-    compute_states,
+    compute_state_gradients_after_chunks,
+    compute_states_before_chunks,
 )
 
 TILE = 2048
@@ -173,7 +173,7 @@ class SSDInput(NamedTuple):
     """C [B, T, G, K], contiguous."""
 
 
-def split_convolved(xbc: Tensor, heads: int, head_width: int, groups: int) -> SSDInput:
+def split_convolved_xbc(xbc: Tensor, heads: int, head_width: int, groups: int) -> SSDInput:
     """Cuts x, B and C out of the output of the convolution [B, T, H V + 2 G K], contiguous."""
     inner = heads * head_width
     k, q = xbc[..., inner:].unflatten(-1, (2, groups, -1)).unbind(2)
@@ -181,7 +181,7 @@ def split_convolved(xbc: Tensor, heads: int, head_width: int, groups: int) -> SS
     return SSDInput(x, k.contiguous(), q.contiguous())
 
 
-def _scale_input(x: Tensor, sizes: StepSizes, sequences: Sequences) -> _ScaledInput:
+def _scale_input_and_sum_decays(x: Tensor, sizes: StepSizes, sequences: Sequences) -> _ScaledInput:
     batch, tokens, heads, width = x.shape
     v = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     decays = torch.empty(batch, tokens, heads, dtype=torch.float32, device=x.device)
@@ -201,8 +201,8 @@ def _scale_input(x: Tensor, sizes: StepSizes, sequences: Sequences) -> _ScaledIn
 def compute_ssd(inputs: SSDInput, sizes: StepSizes, sequences: Sequences) -> Tensor:
     """Y [B, T, H, V], without a skip connection."""
     x, k, q = inputs
-    v, g = _scale_input(x, sizes, sequences)
-    states = compute_states(k, v, g, sequences, k.dtype)
+    v, g = _scale_input_and_sum_decays(x, sizes, sequences)
+    states = compute_states_before_chunks(k, v, g, sequences, k.dtype)
     return _CHUNK_O.chunk_fwd_o(
         q=q, k=k, v=v, h=states, g=g, scale=1.0, state_v_first=True, chunk_size=CHUNK,
         cu_seqlens=sequences.boundaries, chunk_indices=sequences.chunk_indices,
@@ -234,13 +234,13 @@ def compute_ssd_gradients(
     """
     x, k, q = inputs
     boundaries, indices = sequences
-    v, g = _scale_input(x, sizes, sequences)
+    v, g = _scale_input_and_sum_decays(x, sizes, sequences)
     chunks = {
         "scale": 1.0, "state_v_first": True, "chunk_size": CHUNK,
         "cu_seqlens": boundaries, "chunk_indices": indices,
     }  # fmt: skip
-    dstates = compute_state_gradients(q, dy, g, sequences)
-    states = compute_states(k, v, g, sequences, torch.float32)
+    dstates = compute_state_gradients_after_chunks(q, dy, g, sequences)
+    states = compute_states_before_chunks(k, v, g, sequences, torch.float32)
     dq, dk, _, dg = _CHUNK_O.chunk_bwd_dqkwg(
         q=q, k=k, v=v, g=g, do=dy, h=states, dh=dstates, **chunks
     )

@@ -98,14 +98,14 @@ class Sequences(NamedTuple):
     """Sequence and number of each chunk [chunks, 2], where there are boundaries."""
 
 
-def cut_into_chunks(boundaries: Tensor | None) -> Sequences:
+def index_chunks_of_sequences(boundaries: Tensor | None) -> Sequences:
     """Chunks of packed sequences [N + 1], or of rows; looked up where the host knows them."""
     if boundaries is None:
         return Sequences(None, None)
     return Sequences(boundaries, _UTILS.prepare_chunk_indices(boundaries, CHUNK))
 
 
-def compute_states(
+def compute_states_before_chunks(
     k: Tensor, v: Tensor, g: Tensor, sequences: Sequences, dtype: torch.dtype
 ) -> Tensor:
     """The state before each chunk [B, chunks, H, V, K], summed in fp32.
@@ -120,13 +120,15 @@ def compute_states(
     return _launch_over_chunks(k, v, g, sequences, dtype, backward=False)
 
 
-def compute_state_gradients(q: Tensor, do: Tensor, g: Tensor, sequences: Sequences) -> Tensor:
+def compute_state_gradients_after_chunks(
+    q: Tensor, do: Tensor, g: Tensor, sequences: Sequences
+) -> Tensor:
     """The gradient of the state after each chunk [B, chunks, H, V, K], in fp32.
 
     Args:
         q: Queries [B, T, G, K], with any scale.
         do: Gradients of outputs [B, T, H, V].
-        g: As for `compute_states`.
+        g: As for `compute_states_before_chunks`.
         sequences: Where sequences and their chunks begin.
     """
     return _launch_over_chunks(q, do, g, sequences, torch.float32, backward=True)

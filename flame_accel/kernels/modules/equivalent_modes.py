@@ -27,28 +27,28 @@ parallelism changes what that calls."""
 _retention_forward = MultiScaleRetention.forward
 
 
-def _wrap_forward_to_use_chunk_mode(
+def _wrap_to_change_fused_chunk_mode(
     forward: Callable[..., LayerOutput],
 ) -> Callable[..., LayerOutput]:
     """The forward pass of a layer, in the mode `chunk` where `fused_chunk` is configured."""
 
     @wraps(forward)
-    def forward_in_chunk_mode(
+    def forward_changing_fused_chunk_mode(
         layer: GatedLinearAttention | HGRN2Attention, *args: Any, **options: Any
     ) -> LayerOutput:
         if layer.mode == "fused_chunk":
             layer.mode = "chunk"
         return getattr(type(layer), INNER_FORWARD, forward)(layer, *args, **options)
 
-    return forward_in_chunk_mode
+    return forward_changing_fused_chunk_mode
 
 
-forward_gla_in_chunk_mode = _wrap_forward_to_use_chunk_mode(GatedLinearAttention.forward)
-forward_hgrn2_in_chunk_mode = _wrap_forward_to_use_chunk_mode(HGRN2Attention.forward)
+forward_gla_in_chunk_mode = _wrap_to_change_fused_chunk_mode(GatedLinearAttention.forward)
+forward_hgrn2_in_chunk_mode = _wrap_to_change_fused_chunk_mode(HGRN2Attention.forward)
 
 
 @wraps(_retention_forward)
-def forward_retention_in_chunk_mode(
+def forward_retention_changing_parallel_mode(
     layer: MultiScaleRetention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,

@@ -101,7 +101,7 @@ def _build_packed_chunk_layout(
     )
 
 
-def to_padded_fp32_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
+def to_padded_fp32_chunk_batch(x: Tensor, layout: ChunkLayout) -> Tensor:
     """[B, T, H, D] in any dtype -> contiguous fp32 [M, H, C, D], zeros in the padding."""
     size, (num_heads, width) = layout.chunk_size, x.shape[2:]
     if layout.token_of_slot is not None and layout.padding_slots is not None:
@@ -115,8 +115,8 @@ def to_padded_fp32_chunks(x: Tensor, layout: ChunkLayout) -> Tensor:
     return y.contiguous().view(-1, num_heads, size, width)
 
 
-def from_padded_chunks(chunks: Tensor, layout: ChunkLayout, dtype: torch.dtype) -> Tensor:
-    """Inverse of `to_padded_fp32_chunks`: [M, H, C, D] -> contiguous [B, T, H, D] in `dtype`."""
+def from_padded_chunk_batch(chunks: Tensor, layout: ChunkLayout, dtype: torch.dtype) -> Tensor:
+    """Its inverse: [M, H, C, D] -> contiguous [B, T, H, D] in `dtype`."""
     y = chunks
     num_heads, size, width = y.shape[1:]
     if layout.slot_of_token is not None:

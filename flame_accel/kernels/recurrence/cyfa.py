@@ -71,7 +71,7 @@ def chunk_cyfa(
     q_normed = _rms_norm(q, q_norm_weight, q_norm_eps)
     k_normed = _rms_norm(k, k_norm_weight, k_norm_eps)
     clock = cumsum_per_sequence(delta.double(), cu_seqlens, clock0)
-    z, size = _complex_clock_harmonics(clock, period), _fourier_normalizers(period, q.device)
+    z, size = _complex_clock_harmonics(clock, period), _orthonormal_fourier_scales(period, q.device)
     w = beta.float().unsqueeze(-1) * _complex_to_interleaved_real(size * z.conj())
     scores, x = linear_attention(
         q_normed,
@@ -114,7 +114,7 @@ def _complex_clock_harmonics(clock: Tensor, period: int) -> Tensor:
     return torch.polar(torch.ones_like(phase), phase)
 
 
-def _fourier_normalizers(period: int, device: torch.device) -> Tensor:
+def _orthonormal_fourier_scales(period: int, device: torch.device) -> Tensor:
     """Factors [M / 2] that make the columns of `_real_fourier_basis` orthonormal."""
     size = torch.full(((period + 1) // 2,), math.sqrt(2 / period), device=device)
     size[0] = math.sqrt(1 / period)
@@ -125,7 +125,7 @@ def _real_fourier_basis(period: int, device: torch.device) -> Tensor:
     """The Fourier basis of the slots, real [P, M]."""
     slots = torch.arange(period, device=device, dtype=torch.double)
     return _complex_to_interleaved_real(
-        _fourier_normalizers(period, device) * _complex_clock_harmonics(slots, period)
+        _orthonormal_fourier_scales(period, device) * _complex_clock_harmonics(slots, period)
     )
 
 

@@ -69,7 +69,7 @@ def _stacked_decayed_pairs_mask(
 
 
 @lru_cache(maxsize=8)
-def _stacked_reverse_cumsum_matrix(
+def _cumulative_to_decay_gradient_matrix(
     chunk_size: int, erase_before_decay: bool, device: torch.device
 ) -> Tensor:
     """[C, 2 C] from gradients of the cumulative log decays that [q; a] see to those of g."""
@@ -87,12 +87,12 @@ def _value_of_next_token(x: Tensor) -> Tensor:
     return F.pad(x[..., 1:, :], (0, 0, 0, 1))
 
 
-def _scale_stacked_tokens(x: Tensor, factors: Tensor) -> Tensor:
+def _scale_tokens_of_each_kind(x: Tensor, factors: Tensor) -> Tensor:
     """[P, n C, K] times [P, 1 or n, C, K or 1], for n kinds of queries or keys."""
     return (x.unflatten(1, (-1, factors.shape[2])) * factors).flatten(1, 2)
 
 
-def _unstack_scores_view(scores: Tensor, chunk_size: int) -> Tensor:
+def _view_scores_by_kinds(scores: Tensor, chunk_size: int) -> Tensor:
     """View [P, 2, C, R, C] of scores [P, 2 C, R C]."""
     return scores.unflatten(2, (-1, chunk_size)).unflatten(1, (2, chunk_size))
 
@@ -122,10 +122,13 @@ def _compute_with_head_decay(
         seen_by_q = torch.cat((cumulative_g, _value_of_previous_token(cumulative_g)), 1)
     pair_decays = (seen_by_q - cumulative_g.mT).clamp_max_(0.0).float().exp_()
     scores = (q @ k.mT).mul_(_stacked_causal_mask(g.shape[1], k.shape[1], q.device))
-    _unstack_scores_view(scores, g.shape[1]).mul_(pair_decays.unsqueeze(3))
+    _view_scores_by_kinds(scores, g.shape[1]).mul_(pair_decays.unsqueeze(3))
     from_start = seen_by_q.float().exp_()
     to_end = (cumulative_g[:, :, -1:] - cumulative_g).float().exp_()
-    q_from_start, k_to_end = _scale_stacked_tokens(q, from_start), _scale_stacked_tokens(k, to_end)
+    q_from_start, k_to_end = (
+        _scale_tokens_of_each_kind(q, from_start),
+        _scale_tokens_of_each_kind(k, to_end),
+    )
     chunk_decay = cumulative_g[:, 0, -1:].float().exp_()
     backward = partial(
         _backward_with_head_decay_overwriting_grads, erase_before_decay=erase_before_decay
@@ -149,16 +152,16 @@ def _backward_with_head_decay_overwriting_grads(
     dlog_from_start = (q_from_start * dq_from_start).sum(-1, keepdim=True)
     dlog_to_end = (k_to_end * dk_to_end).sum(-1).unflatten(1, (-1, size)).sum(1).unsqueeze(-1)
     dseen_by_q = dlog_from_start + dlog_pair_decays.sum(-1, keepdim=True)
-    dg = _stacked_reverse_cumsum_matrix(size, erase_before_decay, q.device) @ dseen_by_q
+    dg = _cumulative_to_decay_gradient_matrix(size, erase_before_decay, q.device) @ dseen_by_q
     dg -= reverse_cumsum_tokens(
         dlog_pair_decays.sum(1).unflatten(1, (-1, size)).sum(1).unsqueeze(-1)
     )
     dg += exclusive_cumsum_tokens(dlog_to_end) + dlog_chunk_decay.sum(-1)[:, None, None]
     dscores.mul_(_stacked_causal_mask(size, num_keys, q.device))
-    _unstack_scores_view(dscores, size).mul_(pair_decays.unsqueeze(3))
-    dq = _scale_stacked_tokens(dq_from_start, from_start).baddbmm_(dscores, k)
+    _view_scores_by_kinds(dscores, size).mul_(pair_decays.unsqueeze(3))
+    dq = _scale_tokens_of_each_kind(dq_from_start, from_start).baddbmm_(dscores, k)
     return QueryKeyDecayGradients(
-        dq, _scale_stacked_tokens(dk_to_end, to_end).baddbmm_(dscores.mT, q), dg
+        dq, _scale_tokens_of_each_kind(dk_to_end, to_end).baddbmm_(dscores.mT, q), dg
     )
 
 
@@ -174,8 +177,8 @@ def _compute_with_gentle_decay(
         first = middle.neg().exp_().unsqueeze(1)
         a_factors = torch.cat((first, from_middle[:, :, :-1]), 2)
         q_factors = torch.cat((from_middle, a_factors), 1)
-    q_from_middle = _scale_stacked_tokens(q, q_factors)
-    k_to_middle = _scale_stacked_tokens(k, from_middle.reciprocal())
+    q_from_middle = _scale_tokens_of_each_kind(q, q_factors)
+    k_to_middle = _scale_tokens_of_each_kind(k, from_middle.reciprocal())
     scores = (q_from_middle @ k_to_middle.mT).mul_(_stacked_causal_mask(size, k.shape[1], q.device))
     start_to_middle, middle_to_end = middle.exp(), (last - middle).exp_()
     k_to_end = k_to_middle * middle_to_end
@@ -206,11 +209,13 @@ def _backward_with_gentle_decay_overwriting_grads(
     # first with respect to q_from_middle and k_to_middle, then to q and k
     dq = dq_from_start.mul_(start_to_middle).baddbmm_(dscores, k_to_middle)
     dk = dk_to_end.mul_(middle_to_end).baddbmm_(dscores.mT, q_from_middle)
-    dg = _stacked_reverse_cumsum_matrix(size, erase_before_decay, dq.device) @ (q_from_middle * dq)
+    dg = _cumulative_to_decay_gradient_matrix(size, erase_before_decay, dq.device) @ (
+        q_from_middle * dq
+    )
     dg -= reverse_cumsum_tokens((k_to_middle * dk).unflatten(1, (-1, size)).sum(1))
     dq, dk = (
-        _scale_stacked_tokens(dq, q_factors),
-        _scale_stacked_tokens(dk, from_middle.reciprocal()),
+        _scale_tokens_of_each_kind(dq, q_factors),
+        _scale_tokens_of_each_kind(dk, from_middle.reciprocal()),
     )
     return QueryKeyDecayGradients(dq, dk, dg.add_(dlast))
 

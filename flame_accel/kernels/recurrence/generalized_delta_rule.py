@@ -26,10 +26,10 @@ from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     ScannedStates,
     build_chunk_layout,
-    from_padded_chunks,
+    from_padded_chunk_batch,
     restore_state_order,
     sort_states_longest_first,
-    to_padded_fp32_chunks,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk_terms
 from flame_accel.kernels.recurrence.sequences import (
@@ -140,12 +140,12 @@ class _ChunkedDeltaRule(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         queries = _to_stacked_chunks((q, a), layout)
         keys = _to_stacked_chunks((k,) if b is None else (b, k), layout)
-        gc = None if g is None else to_padded_fp32_chunks(g, layout).flatten(0, 1)
+        gc = None if g is None else to_padded_fp32_chunk_batch(g, layout).flatten(0, 1)
         intra = compute_intra_chunk_terms(queries, keys, gc, erase_before_decay)
         scores, q_from_start, k_to_end, chunk_decay = intra[:4]
         size = layout.chunk_size
         inverse = _invert_identity_plus_lower(scores[:, size:, :size])
-        values = vc = to_padded_fp32_chunks(v, layout).flatten(0, 1)
+        values = vc = to_padded_fp32_chunk_batch(v, layout).flatten(0, 1)
         if b is not None:
             values = torch.cat((scores[:, size:, size:] @ vc.neg(), vc), 1)
         u = inverse @ values[:, :size]
@@ -159,7 +159,9 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         ctx.layout, ctx.num_heads, ctx.intra_chunk_backward = layout, q.shape[2], intra.backward
         ctx.dtypes = [None if x is None else x.dtype for x in (q, k, v, a, b, g)]
         ctx.save_for_backward(inverse, w, values, states, *intra[:4], *intra.saved)
-        return from_padded_chunks(o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype), final_state
+        return from_padded_chunk_batch(
+            o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype
+        ), final_state
 
     @staticmethod
     @without_autocast
@@ -168,7 +170,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         inverse, w, values, states, *intra = ctx.saved_tensors
         scores, q_from_start, k_to_end, chunk_decay, *saved = intra
         size = layout.chunk_size
-        do = to_padded_fp32_chunks(grads[0], layout).flatten(0, 1)
+        do = to_padded_fp32_chunk_batch(grads[0], layout).flatten(0, 1)
         dv_new = scores[:, :size, :size].mT @ do
         dstates = q_from_start[:, :size].mT @ do
         dstates_after, dinitial_state = _inter_chunk_scan_backward(
@@ -194,7 +196,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         dqkvabg = [
             None
             if x is None
-            else from_padded_chunks(x.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
+            else from_padded_chunk_batch(x.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
             for x, dtype in zip(
                 (dq, dk, dv, da, db[0] if db else None, dg), ctx.dtypes, strict=True
             )
@@ -204,7 +206,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
 
 def _to_stacked_chunks(kinds: tuple[Tensor, ...], layout: ChunkLayout) -> Tensor:
     """[B, T, H, K] of each kind -> [P, C of the first kind, C of the second, ...; K]."""
-    return torch.cat([to_padded_fp32_chunks(x, layout) for x in kinds], 2).flatten(0, 1)
+    return torch.cat([to_padded_fp32_chunk_batch(x, layout) for x in kinds], 2).flatten(0, 1)
 
 
 def _invert_identity_plus_lower(lower: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def call_abc_attention_per_document_or_unpadded_row(
         options: for fla's forward pass.
     """
 
-    def call(tokens: Tensor, cache: Cache | None) -> LayerOutput:
+    def call_without_mask(tokens: Tensor, cache: Cache | None) -> LayerOutput:
         return nn.Module.__call__(
             layer,
             hidden_states=tokens,
@@ -138,13 +138,17 @@ def call_abc_attention_per_document_or_unpadded_row(
 
     if cu_seqlens is not None:
         documents = [x for x in split_sequences(hidden_states, cu_seqlens) if x.shape[1]]
-        results = [call(document, past_key_values) for document in documents]
+        results = [call_without_mask(document, past_key_values) for document in documents]
         return torch.cat([o for o, _, _ in results], 1), None, results[-1][2]
     if attention_mask is not None and has_padding(attention_mask, hidden_states.shape[1]):
         return forward_rows_without_padding(
-            call, hidden_states, attention_mask, past_key_values, cast(int, layer.layer_idx)
+            call_without_mask,
+            hidden_states,
+            attention_mask,
+            past_key_values,
+            cast(int, layer.layer_idx),
         )
-    return call(hidden_states, past_key_values)
+    return call_without_mask(hidden_states, past_key_values)
 
 
 @without_autocast

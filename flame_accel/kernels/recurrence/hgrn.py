@@ -19,10 +19,10 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_padded_chunks,
+    from_padded_chunk_batch,
     restore_state_order,
     sort_states_longest_first,
-    to_padded_fp32_chunks,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.sequences import (
     OutputsAndOptionalStates,
@@ -54,9 +54,9 @@ def fused_recurrent_hgrn(
     if initial_state is None:
         initial_state = zeros_per_sequence(x, cu_seqlens, width)
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
-    xc, gc = (to_padded_fp32_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, g))
+    xc, gc = (to_padded_fp32_chunk_batch(y.unsqueeze(2), layout).squeeze(1) for y in (x, g))
     h, final_state = gated_scan(xc, gc.exp(), initial_state.float(), layout)
-    o = from_padded_chunks(h.unsqueeze(1), layout, x.dtype).squeeze(2)
+    o = from_padded_chunk_batch(h.unsqueeze(1), layout, x.dtype).squeeze(2)
     return o, final_state if output_final_state else None
 
 

@@ -23,10 +23,10 @@ from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     ScannedStates,
     build_chunk_layout,
-    from_padded_chunks,
+    from_padded_chunk_batch,
     restore_state_order,
     sort_states_longest_first,
-    to_padded_fp32_chunks,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
 from flame_accel.kernels.recurrence.sequences import (
@@ -104,8 +104,8 @@ class _ChunkedLinearAttention(torch.autograd.Function):
         initial_state: Tensor,
         layout: ChunkLayout,
     ) -> tuple[Tensor, Tensor]:
-        qc, kc, vc = (to_padded_fp32_chunks(x, layout).flatten(0, 1) for x in (q, k, v))
-        gc = None if g is None else to_padded_fp32_chunks(g, layout).flatten(0, 1)
+        qc, kc, vc = (to_padded_fp32_chunk_batch(x, layout).flatten(0, 1) for x in (q, k, v))
+        gc = None if g is None else to_padded_fp32_chunk_batch(g, layout).flatten(0, 1)
         intra = compute_intra_chunk_terms(qc * scale, kc, gc)
         states, final_state = inter_chunk_scan(
             intra.k_to_end.mT @ vc, intra.chunk_decay, initial_state, layout
@@ -115,14 +115,16 @@ class _ChunkedLinearAttention(torch.autograd.Function):
         ctx.dtypes = (q.dtype, k.dtype, v.dtype, None if g is None else g.dtype)
         ctx.intra_chunk_backward = intra.backward
         ctx.save_for_backward(vc, states, *intra[:4], *intra.saved)
-        return from_padded_chunks(o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype), final_state
+        return from_padded_chunk_batch(
+            o.unflatten(0, (-1, ctx.num_heads)), layout, v.dtype
+        ), final_state
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         layout: ChunkLayout = ctx.layout
         v, states, scores, q_from_start, k_to_end, chunk_decay, *saved = ctx.saved_tensors
-        do = to_padded_fp32_chunks(grads[0], layout).flatten(0, 1)
+        do = to_padded_fp32_chunk_batch(grads[0], layout).flatten(0, 1)
         dstates_after, dinitial_state = inter_chunk_scan(
             q_from_start.mT @ do, chunk_decay, grads[1], layout, reverse=True
         )
@@ -136,7 +138,7 @@ class _ChunkedLinearAttention(torch.autograd.Function):
         dqkvg = [
             None
             if y is None
-            else from_padded_chunks(y.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
+            else from_padded_chunk_batch(y.unflatten(0, (-1, ctx.num_heads)), layout, dtype)
             for y, dtype in zip((dq.mul_(ctx.scale), dk, dv, dg), ctx.dtypes, strict=True)
         ]
         return *dqkvg, None, dinitial_state, None

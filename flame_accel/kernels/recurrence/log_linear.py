@@ -35,8 +35,8 @@ from flame_accel.kernels.modules.padded_rows import (
 from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     build_chunk_layout,
-    from_padded_chunks,
-    to_padded_fp32_chunks,
+    from_padded_chunk_batch,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
 from flame_accel.kernels.recurrence.sequences import split_sequences
@@ -182,10 +182,10 @@ def _attend_rows_with_equally_long_past(
     layout = build_chunk_layout(batch, tokens, None, CHUNK_SIZE)
     # [R, B, H, C, ...]
     q, k, v, levels = (
-        to_padded_fp32_chunks(x, layout).unflatten(0, (-1, batch))
+        to_padded_fp32_chunk_batch(x, layout).unflatten(0, (-1, batch))
         for x in (q.repeat_interleave(shared, 2), k.repeat_interleave(shared, 2), v, level_scales)
     )
-    g = to_padded_fp32_chunks(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
+    g = to_padded_fp32_chunk_batch(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
     decays = compute_chunk_decay_factors(g)
     o = ((q @ k.mT) * decays.between_tokens * _intra_chunk_level_weights(levels)) @ v
     o, level_states = _add_inter_chunk_outputs(
@@ -198,7 +198,9 @@ def _attend_rows_with_equally_long_past(
         first_chunk,
         tokens // CHUNK_SIZE,
     )
-    o = from_padded_chunks((o * scale).flatten(0, 1), layout, inputs[2].dtype)[:, num_repeated:]
+    o = from_padded_chunk_batch((o * scale).flatten(0, 1), layout, inputs[2].dtype)[
+        :, num_repeated:
+    ]
     rest = tokens % CHUNK_SIZE
     tail = [
         F.pad(x[:, tokens - rest :], (0, 0) * (x.dim() - 2) + (0, CHUNK_SIZE - rest))
@@ -223,7 +225,7 @@ def _state_before_first_token(
 
 
 @lru_cache(maxsize=8)
-def _level_one_hot(chunk_size: int, num_levels: int, device: torch.device) -> Tensor:
+def _query_key_level_one_hot(chunk_size: int, num_levels: int, device: torch.device) -> Tensor:
     """[C, C, L], 1 where token i (first) reads token j at level l, else 0."""
     tokens = torch.arange(chunk_size, device=device)
     differing_bits = tokens[:, None] ^ tokens
@@ -236,7 +238,9 @@ def _level_one_hot(chunk_size: int, num_levels: int, device: torch.device) -> Te
 def _intra_chunk_level_weights(level_weights: Tensor) -> Tensor:
     """Weights [..., C, C] between the tokens of a chunk, from `level_weights` [..., C, L]."""
     intra = level_weights[..., :INTRA_CHUNK_LEVELS]
-    one_hot = _level_one_hot(level_weights.shape[-2], intra.shape[-1], level_weights.device)
+    one_hot = _query_key_level_one_hot(
+        level_weights.shape[-2], intra.shape[-1], level_weights.device
+    )
     return torch.einsum("...il,ijl->...ij", intra, one_hot)
 
 

@@ -25,8 +25,8 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_padded_chunks,
-    to_padded_fp32_chunks,
+    from_padded_chunk_batch,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.hgrn import CHUNK_SIZE, gated_scan
 from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates, zeros_per_sequence
@@ -129,7 +129,7 @@ def selective_scan(
         initial_state = zeros_per_sequence(x, cu_seqlens, *a.shape)
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
     xc, dtc, bc, cc = (
-        to_padded_fp32_chunks(y.unsqueeze(2), layout).squeeze(1) for y in (x, dt, b, c)
+        to_padded_fp32_chunk_batch(y.unsqueeze(2), layout).squeeze(1) for y in (x, dt, b, c)
     )
     group_size = max(1, MAX_STATE_ELEMENTS[x.device.type] // bc.numel())
     groups = zip(
@@ -141,7 +141,9 @@ def selective_scan(
         for group in groups
     ]
     y = torch.cat([y for y, _ in results], -1).unsqueeze(1)
-    return from_padded_chunks(y, layout, x.dtype).squeeze(2), torch.cat([h for _, h in results], 1)
+    return from_padded_chunk_batch(y, layout, x.dtype).squeeze(2), torch.cat(
+        [h for _, h in results], 1
+    )
 
 
 def _selective_scan_of_channel_group(

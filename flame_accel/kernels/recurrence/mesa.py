@@ -25,8 +25,8 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_padded_chunks,
-    to_padded_fp32_chunks,
+    from_padded_chunk_batch,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
 from flame_accel.kernels.recurrence.linear_attention import inter_chunk_scan, linear_attention
@@ -150,7 +150,7 @@ class _RidgeSystem(NamedTuple):
         self, right_hand_sides: Tensor, starts_at_diagonal: bool = False
     ) -> Tensor:
         """Solutions [B, T, H, K] for right-hand sides of that shape."""
-        r = to_padded_fp32_chunks(right_hand_sides, self.layout)
+        r = to_padded_fp32_chunk_batch(right_hand_sides, self.layout)
         length = r.norm(dim=-1, keepdim=True)
         r = r / length.clamp_min(MIN_DENOMINATOR)
         x = torch.zeros_like(r)
@@ -166,7 +166,7 @@ class _RidgeSystem(NamedTuple):
             new = (r * r).sum(-1, keepdim=True)
             p = r + new / old.clamp_min(MIN_DENOMINATOR) * p
             old = new
-        return from_padded_chunks(x * length, self.layout, right_hand_sides.dtype)
+        return from_padded_chunk_batch(x * length, self.layout, right_hand_sides.dtype)
 
 
 class _ImplicitSolution(torch.autograd.Function):
@@ -195,8 +195,8 @@ def _build_ridge_system(
     """Arguments as of `chunk_mesa_net`; `initial_h_kk` is R before the first token."""
     batch, tokens, num_heads, width = k.shape
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
-    k = to_padded_fp32_chunks(k, layout)
-    gc, beta = (to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
+    k = to_padded_fp32_chunk_batch(k, layout)
+    gc, beta = (to_padded_fp32_chunk_batch(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
     decays = compute_chunk_decay_factors(gc)
     updates = (k * (decays.to_end * beta).unsqueeze(-1)).mT @ k
     if initial_h_kk is None:

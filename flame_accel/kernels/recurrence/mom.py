@@ -69,7 +69,7 @@ def forward_mom(
     if past_key_values is not None:
         cache = new_cache_with_layer_state(
             layer.layer_idx,
-            None if last_state is None else _map_memory_states(_to_memory_first, last_state),
+            None if last_state is None else _map_routed_memory_states(_to_memory_first, last_state),
         )
     # the layer itself uses this flag only to choose the convolution; its submodules keep theirs
     training, layer.training = layer.training, False
@@ -81,7 +81,7 @@ def forward_mom(
     finally:
         layer.training = training
     if cache is not None and use_cache:
-        state = _map_memory_states(
+        state = _map_routed_memory_states(
             lambda x: x.unflatten(0, (layer.num_memories, -1)).transpose(0, 1),
             cache[layer.layer_idx],
         )
@@ -94,7 +94,7 @@ def _to_memory_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(0, 1)
 
 
-def _map_memory_states(
+def _map_routed_memory_states(
     function: Callable[[Tensor], Tensor], state: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The states of a layer, with those of the routed memories mapped; the shared memory's stay.
@@ -102,14 +102,16 @@ def _map_memory_states(
     Both are lists [routed, shared] of states, or [routed] without a shared memory.
     """
 
-    def map_routed_state(states: list[Tensor | None]) -> list[Tensor | None]:
-        routed, *shared = states
+    def map_routed_keep_shared(routed_then_shared: list[Tensor | None]) -> list[Tensor | None]:
+        routed, *shared = routed_then_shared
         return [None if routed is None else function(routed), *shared]
 
     recurrent, convolutions = state["recurrent_state"], state["conv_state"]
     return {
-        "recurrent_state": map_routed_state(recurrent),
-        "conv_state": None if convolutions is None else tuple(map(map_routed_state, convolutions)),
+        "recurrent_state": map_routed_keep_shared(recurrent),
+        "conv_state": None
+        if convolutions is None
+        else tuple(map(map_routed_keep_shared, convolutions)),
         "attn_state": None,
         "ffn_state": None,
     }

@@ -25,10 +25,10 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_padded_chunks,
+    from_padded_chunk_batch,
     restore_state_order,
     sort_states_longest_first,
-    to_padded_fp32_chunks,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
 from flame_accel.kernels.recurrence.sequences import OutputsAndOptionalStates, count_sequences
@@ -81,9 +81,9 @@ def chunk_momentum_delta_rule(
     p = p * log_alpha.exp().unsqueeze(-1) if use_p_times_alpha else p
     q, k = q * (k.shape[-1] ** -0.5 if scale is None else scale), k * eta.unsqueeze(-1)
     layout = build_chunk_layout(q.shape[0], q.shape[1], cu_seqlens, CHUNK_SIZE)
-    vectors = [to_padded_fp32_chunks(x, layout) for x in (q, k, v, p)]
+    vectors = [to_padded_fp32_chunk_batch(x, layout) for x in (q, k, v, p)]
     scalars = [
-        to_padded_fp32_chunks(x.unsqueeze(-1), layout).squeeze(-1)
+        to_padded_fp32_chunk_batch(x.unsqueeze(-1), layout).squeeze(-1)
         for x in (log_alpha, log_mu, beta)
     ]
     if initial_state is None:
@@ -91,7 +91,7 @@ def chunk_momentum_delta_rule(
         initial_state = q.new_zeros(2, num_sequences, *q.shape[2:], v.shape[3])
     intra = _solve_intra_chunk_terms(*vectors, *scalars)
     o, states = _inter_chunk_scan(intra, initial_state.float(), layout)
-    return from_padded_chunks(o, layout, dtype), states if output_final_state else None
+    return from_padded_chunk_batch(o, layout, dtype), states if output_final_state else None
 
 
 class _IntraChunkTerms(NamedTuple):

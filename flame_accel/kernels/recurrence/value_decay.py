@@ -20,8 +20,8 @@ from flame_accel.kernels.precision import without_autocast
 from flame_accel.kernels.recurrence.chunking import (
     ChunkLayout,
     build_chunk_layout,
-    from_padded_chunks,
-    to_padded_fp32_chunks,
+    from_padded_chunk_batch,
+    to_padded_fp32_chunk_batch,
 )
 from flame_accel.kernels.recurrence.linear_attention import (
     CHUNK_SIZE,
@@ -83,7 +83,7 @@ class _ChunkedValueDecay(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(q, k, v, g, initial_state, cu_seqlens)
         ctx.scale = scale
-        qc, kc, vc, gc = (to_padded_fp32_chunks(x, layout).flatten(0, 1) for x in (q, k, v, g))
+        qc, kc, vc, gc = (to_padded_fp32_chunk_batch(x, layout).flatten(0, 1) for x in (q, k, v, g))
         # values take the place of keys, and of queries, which their gradient does not depend on
         intra = compute_intra_chunk_terms(vc, vc, gc)
         states, final_state = inter_chunk_scan(
@@ -93,7 +93,7 @@ class _ChunkedValueDecay(torch.autograd.Function):
         dk_to_end = torch.zeros_like(vc)
         dlog_chunk_decay = dk_to_end[:, 0]
         o, *_ = intra.backward(intra.saved, qc @ kc.mT, qc @ states.mT, dk_to_end, dlog_chunk_decay)
-        o = from_padded_chunks(o.unflatten(0, (-1, q.shape[2])), layout, v.dtype)
+        o = from_padded_chunk_batch(o.unflatten(0, (-1, q.shape[2])), layout, v.dtype)
         return o, final_state.mT.contiguous()
 
     @staticmethod

@@ -9,7 +9,7 @@ from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.gdn2 import chunk_gdn2
 from torch import Tensor
 
-from flame_accel.kernels.argument_checks import parse_shapes
+from flame_accel.kernels.argument_checks import dimension_letters_by_argument
 from flame_accel.kernels.signatures import ArgumentError
 from tests.helpers.parity import Case, Draw, Layout, resolve
 from tests.helpers.parity_cases_attention import ATTENTION
@@ -45,7 +45,11 @@ def test_boundaries_of_several_rows_are_refused(case: Case):
 def test_an_argument_of_another_shape_is_named(case: Case):
     function, arguments = resolve(f"fla.{case.operator}"), case.build(draw(1))
     name = case.operator.rpartition(".")[2]
-    shapes = {a: s for a, s in parse_shapes(name).items() if isinstance(arguments.get(a), Tensor)}
+    shapes = {
+        a: s
+        for a, s in dimension_letters_by_argument(name).items()
+        if isinstance(arguments.get(a), Tensor)
+    }
     for argument, letters in shapes.items():
         x = arguments[argument]
         wrong = [x.unsqueeze(0)]

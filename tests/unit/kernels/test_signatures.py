@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from flame_accel import kernels
-from flame_accel.kernels.argument_checks import CHUNK_SIZES, FP32_STATES, SHAPES, parse_shapes
+from flame_accel.kernels.argument_checks import (
+    CHUNK_SIZES,
+    FP32_STATES,
+    SHAPES,
+    dimension_letters_by_argument,
+)
 from flame_accel.kernels.install import _resolve_attribute
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
@@ -136,5 +141,8 @@ def test_choices_of_kernels_are_arguments_of_fla(originals):
 def test_tables_of_checks_name_functions_and_arguments_of_fla(originals):
     functions = {path.rpartition(".")[2]: original for path, original in originals.items()}
     for name in SHAPES:
-        assert set(parse_shapes(name)) <= set(named(functions[name])) | TAKEN_FROM_KWARGS, name
+        assert (
+            set(dimension_letters_by_argument(name))
+            <= set(named(functions[name])) | TAKEN_FROM_KWARGS
+        ), name
     assert {*CHUNK_SIZES, *FP32_STATES} <= set(SHAPES)

@@ -8,7 +8,7 @@ import fla.ops.gla
 import pytest
 
 from flame_accel import kernels
-from flame_accel.kernels.wrapping import layer_function_paths, operator_paths, wrap_functions
+from flame_accel.kernels.wrapping import layer_function_paths, sequence_mixer_paths, wrap_functions
 
 PATH = "fla.ops.gla.chunk.chunk_gla"
 
@@ -47,6 +47,6 @@ def test_uninstalling_removes_the_wrapper():
 
 
 def test_operators_are_the_called_functions_that_mix_tokens():
-    operators = set(operator_paths())
+    operators = set(sequence_mixer_paths())
     assert PATH in operators and operators < set(layer_function_paths())
     assert not any(".modules." in path for path in operators)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, UserError
-from flame_accel.kernels.wrapping import operator_paths, wrap_functions
+from flame_accel.kernels.wrapping import sequence_mixer_paths, wrap_functions
 from flame_accel.models import build_model
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.parallel.activations import checkpoint_activations
@@ -63,7 +63,7 @@ def counted_operators() -> Iterator[None]:
 
     kernels.uninstall()
     kernels.install("torch")
-    wrap_functions(operator_paths(), count)
+    wrap_functions(sequence_mixer_paths(), count)
     yield
     kernels.uninstall()
     kernels.install("torch")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, UserError
-from flame_accel.kernels.wrapping import operator_paths, wrap_functions
+from flame_accel.kernels.wrapping import sequence_mixer_paths, wrap_functions
 from flame_accel.models import build_model
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.parallel import compilation
@@ -95,7 +95,7 @@ def test_ragged_steps_compile_once_and_op_runs_no_operator_twice() -> None:
 
         return counted
 
-    wrap_functions(operator_paths(), count)
+    wrap_functions(sequence_mixer_paths(), count)
     changes = {"attn": {"layers": [1], "num_heads": 2}}
     plain, model = build("gla", **changes), build("gla", **changes)
     compile_blocks(model)

@@ -5,10 +5,10 @@ import torch
 
 from flame_accel.kernels.recurrence.chunking import (
     build_chunk_layout,
-    from_padded_chunks,
+    from_padded_chunk_batch,
     restore_state_order,
     sort_states_longest_first,
-    to_padded_fp32_chunks,
+    to_padded_fp32_chunk_batch,
 )
 from tests.helpers.recurrence import (
     LENGTHS,
@@ -24,10 +24,10 @@ def test_tokens_return_from_chunks_as_they_were(batch_size, num_tokens, lengths)
     cu_seqlens = None if lengths is None else boundaries(lengths)
     layout = build_chunk_layout(batch_size, num_tokens, cu_seqlens, 32)
     x = torch.randn(batch_size, num_tokens, 2, 3).bfloat16()
-    chunks = to_padded_fp32_chunks(x, layout)
+    chunks = to_padded_fp32_chunk_batch(x, layout)
     assert chunks.dtype == torch.float32
     assert chunks.shape == (sum(count for _, count in layout.rounds), 2, layout.chunk_size, 3)
-    assert torch.equal(from_padded_chunks(chunks, layout, torch.bfloat16), x)
+    assert torch.equal(from_padded_chunk_batch(chunks, layout, torch.bfloat16), x)
     # whatever is not a token is zero
     assert chunks.count_nonzero() == x.count_nonzero()
 
@@ -38,7 +38,7 @@ def test_rounds_hold_the_same_chunk_of_every_sequence_longest_first():
     assert layout.chunk_size == 32
     assert layout.rounds == ((0, 3), (3, 2), (5, 1))
     numbers = torch.arange(1.0, 1 + sum(lengths)).view(1, -1, 1, 1)
-    first_tokens = to_padded_fp32_chunks(numbers, layout)[:, 0, 0, 0].tolist()
+    first_tokens = to_padded_fp32_chunk_batch(numbers, layout)[:, 0, 0, 0].tolist()
     assert first_tokens == [4, 74, 1, 36, 106, 68]
 
 
