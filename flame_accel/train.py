@@ -139,6 +139,8 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> Ker
     fused = active_kernels == "triton" and config.model.fused_kernels
     if fused:
         kernels.install_fused_kernels()
+    if active_kernels == "triton":
+        kernels.choose_operator_recompute(config.model.recompute_operators)
     log.info("kernels: %s%s", active_kernels, ", fused norms, SwiGLU, embedding and loss" * fused)
     # a restart is bit-identical only with the same kernel configurations
     kernels.keep_configs_in_run_folder(run_folder / "tuning")

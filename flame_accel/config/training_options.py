@@ -37,6 +37,11 @@ class ModelConfig:
     """Use this project's Triton kernels for RMS norms, SwiGLU, the layers of Mamba2 and RWKV-7, the
     gradient of the embedding and the loss (without holding the logits of all tokens) instead of
     fla's and PyTorch's. Without effect where fla runs on PyTorch."""
+    recompute_operators: Literal["auto", "always", "never"] = "auto"
+    """Compute again in the backward pass what the operators of KDA and RWKV-7 have computed in the
+    forward pass. never keeps it, which is faster, has the same bits and takes more memory (340M:
+    0.4 MB a token for KDA, 0.8 for RWKV-7); auto keeps it for RWKV-7 where a GPU has room for it.
+    Without effect where fla runs on PyTorch."""
     tune_kernels: Literal["auto", "always", "never"] = "auto"
     """Tune Triton kernels that have no configuration for their shape: one to two minutes at the
     first step. never uses the configuration of the nearest shape instead; auto tunes if the run is

@@ -8,6 +8,7 @@ neither torch nor fla.
 
 from flame_accel.kernels.fused.replace import install_fused_kernels
 from flame_accel.kernels.install import install, triton_has_device, uninstall
+from flame_accel.kernels.operator_recompute import choose_operator_recompute
 from flame_accel.kernels.tuning import (
     apply_tune_kernels_option,
     keep_configs_in_run_folder,
@@ -16,6 +17,7 @@ from flame_accel.kernels.tuning import (
 
 __all__ = [
     "apply_tune_kernels_option",
+    "choose_operator_recompute",
     "install",
     "install_fused_kernels",
     "keep_configs_in_run_folder",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flame_accel.kernels import install, install_fused_kernels, uninstall
+from flame_accel.kernels import install, install_fused_kernels, operator_recompute, uninstall
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.kernels.tuning import (
     Tuner,
@@ -154,6 +154,17 @@ def test_fused_layer_is_as_exact_as_fla(name, layout):
     assert all(error < 2 * fla[tensor] + 1e-3 for tensor, error in ours.items()), (ours, fla)
     ratios = [error / fla[tensor] for tensor, error in ours.items() if fla[tensor] > 1e-6]
     assert sum(ratios) / len(ratios) < 1.15, (ours, fla)
+
+
+@pytest.mark.parametrize("name", ["rwkv7-second"])
+def test_operators_that_recompute_nothing_have_the_same_bits(monkeypatch, name):
+    layer = build(name)
+    results = []
+    for mode in ("always", "never"):
+        monkeypatch.setattr(operator_recompute, "_mode", [mode])
+        results.append(outputs_and_gradients(layer, "packed", ours=True, autocast=True))
+    recomputed, kept = results
+    assert all(torch.equal(value, kept[tensor]) for tensor, value in recomputed.items())
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -29,6 +29,7 @@ from flame_accel.kernels.fused.token_mix import (
     mix_gradients,
     mix_with_previous_token,
 )
+from flame_accel.kernels.operator_recompute import keeps_rwkv7_intermediates
 
 OPERATOR: Any = ChunkDPLRDeltaRuleFunction
 CHUNK = 64
@@ -292,7 +293,12 @@ def mix_heads(
     maps = LowRankMaps(*weights)
     norm: Any = layer.g_norm
     heads = HeadParameters(layer.k_k, layer.k_a, layer.r_k, norm.weight, norm.bias)
-    settings = _OperatorSettings(batch, layer.num_heads, norm.eps, cu_seqlens, False)
+    k = projections.k
+    memory = None
+    if k.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(k.device).total_memory
+    keeps = keeps_rwkv7_intermediates(layer, len(k), memory)
+    settings = _OperatorSettings(batch, layer.num_heads, norm.eps, cu_seqlens, keeps)
     return _Mixer.apply(
         settings, v_first, *projections, *maps, *heads, layer.o_proj.weight.to(dtype)
     )

@@ -81,6 +81,7 @@ DEFAULTS = {
         "custom": (),
         "kernels": "auto",
         "fused_kernels": True,
+        "recompute_operators": "auto",
         "tune_kernels": "auto",
         "trust_remote_code": False,
     },
