@@ -125,7 +125,7 @@ class OursVariant(Variant):
         train.setup_run(self.config, self.accelerator, run_folder)
         kernels.apply_tune_kernels_option(self.config.model.tune_kernels, None, 0)
         model_config = load_model_config(case.config)
-        start = train.find_starting_point(
+        start = train.find_or_download_starting_point(
             self.accelerator, run_folder, self.config.checkpoint, total_steps=10**6
         )
         self.components = train.build_components(self.config, self.accelerator, model_config, start)

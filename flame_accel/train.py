@@ -21,7 +21,7 @@ from flame_accel.checkpoint import (
     StartingPoint,
     TrainState,
     delete_or_rename_unused_checkpoints,
-    find_starting_point,
+    find_or_download_starting_point,
     restore_starting_point,
     save_checkpoint,
     weights_only_dtype_or_none,
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
         if observe.log_if_already_finished(accelerator, run_folder, config):
             uploads.upload_missing_of_finished_run()
             return
-        start = find_starting_point(
+        start = find_or_download_starting_point(
             accelerator, run_folder, config.checkpoint, total_steps=config.training.steps
         )
         model_config = models.load_model_config(
@@ -217,7 +217,7 @@ def restore_run(
     # nothing refuses the start any more: until here the run folder was only read
     delete_or_rename_unused_checkpoints(accelerator, start, config.checkpoint)
     sources = describe_model_sources(config, components.run_data)
-    observe.describe_run_and_open_log(
+    observe.write_run_description_and_open_log(
         accelerator, run_folder, config, step=state.step, model_sources=sources
     )
     meter = observe.Meter(
@@ -258,7 +258,7 @@ def train(
         shown=accelerator.is_main_process,
         colored=not config.metrics.disable_color_printing,
     )
-    saves = SaveSchedule(accelerator, config.checkpoint, steps=steps)
+    saves = SaveSchedule(accelerator, config.checkpoint, total_steps=steps)
     garbage = GarbageCollection(training.gc_freq)
     stream = iter(batches)
     first_step = state.step + 1
@@ -289,7 +289,7 @@ def train(
         profiler.step()
         progress.update()
         if state.step == first_step:
-            parallel.set_train_timeout(accelerator, config.comm)
+            parallel.wait_and_set_train_timeout(accelerator, config.comm)
 
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
@@ -357,4 +357,4 @@ def export_and_report(
         sample_export_and_write_report(
             exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
         )
-        observe.write_ended(run_folder, reason="finished", step=state.step)
+        observe.write_run_end(run_folder, reason="finished", step=state.step)

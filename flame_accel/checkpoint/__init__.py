@@ -5,7 +5,7 @@ from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.restore import (
     StartingPoint,
     delete_or_rename_unused_checkpoints,
-    find_starting_point,
+    find_or_download_starting_point,
     restore_starting_point,
 )
 from flame_accel.checkpoint.save_schedule import SaveSchedule
@@ -17,7 +17,7 @@ __all__ = [
     "StartingPoint",
     "TrainState",
     "delete_or_rename_unused_checkpoints",
-    "find_starting_point",
+    "find_or_download_starting_point",
     "restore_starting_point",
     "save_checkpoint",
     "weights_only_dtype_or_none",

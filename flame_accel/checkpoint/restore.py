@@ -53,7 +53,7 @@ class StartingPoint(NamedTuple):
         return read_config_json_if_present(self.folder) if self.folder else {}
 
 
-def find_starting_point(
+def find_or_download_starting_point(
     accelerator: Accelerator, run_folder: Path, config: CheckpointConfig, *, total_steps: int
 ) -> StartingPoint:
     """Finds, and if necessary downloads, what the run starts from. Every rank must call it.
@@ -75,7 +75,7 @@ def find_starting_point(
     if own is not None:
         return StartingPoint(checkpoints, own, own=True)
     run_on_main_and_broadcast(
-        accelerator, lambda: _check_no_finished_run_is_replaced(run_folder, config, total_steps)
+        accelerator, lambda: _check_no_finished_run_in_folder(run_folder, config, total_steps)
     )
     if config.initial_load_path is None:
         return StartingPoint(checkpoints)
@@ -97,7 +97,7 @@ def restore_starting_point(
 
     Args:
         accelerator: The run's accelerator.
-        start: What `find_starting_point` found.
+        start: What `find_or_download_starting_point` found.
         config: Options of section checkpoint.
         model: The model as Accelerate prepared it.
         optimizer: The optimizer as Accelerate prepared it.
@@ -269,7 +269,7 @@ def _find_checkpoint_to_resume(
     )
 
 
-def _check_no_finished_run_is_replaced(
+def _check_no_finished_run_in_folder(
     run_folder: Path, config: CheckpointConfig, total_steps: int
 ) -> None:
     """Checks that a start that resumes nothing does not overwrite the result of a finished run."""

@@ -19,7 +19,7 @@ class SaveSchedule:
     Args:
         accelerator: The run's accelerator.
         config: Options of section checkpoint.
-        steps: Total number of training steps.
+        total_steps: Number of training steps.
         clock: Monotonic clock in seconds.
     """
 
@@ -28,12 +28,12 @@ class SaveSchedule:
         accelerator: Accelerator,
         config: CheckpointConfig,
         *,
-        steps: int,
+        total_steps: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.accelerator = accelerator
         self.config = config
-        self.steps = steps
+        self.total_steps = total_steps
         self.clock = clock
         self.saved_at = clock()
 
@@ -46,7 +46,7 @@ class SaveSchedule:
         """
         if not self.config.enable_checkpoint:
             return False
-        if completed_steps == self.steps:
+        if completed_steps == self.total_steps:
             return True
         if self.config.interval_type == "step":
             return completed_steps % self.config.interval == 0

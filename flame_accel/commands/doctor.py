@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         kernels.install(arguments.kernels)
         silence_fla_and_transformers()
         if arguments.config is None:
-            report.print_and_record_section("models", summarize_trainable_models(machine))
+            report.print_and_record_section("models", summarize_which_fla_models_train(machine))
         else:
             report_model_problems_and_trial(machine, arguments, findings, report)
     report.print_json_if_asked()
@@ -182,7 +182,7 @@ def format_problem(problem: "DetectedProblem") -> ReportLine:
     )
 
 
-def summarize_trainable_models(machine: "Machine") -> Iterator[ReportLine]:
+def summarize_which_fla_models_train(machine: "Machine") -> Iterator[ReportLine]:
     """Which of fla's models can train here, from what is known about them."""
     from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
     from flame_accel.diagnosis.trainability import find_training_problems
@@ -257,11 +257,11 @@ def check_laws_and_kernels_of_small_model(
         compare_triton_with_torch,
         count_config_parameters,
         install_kernels_without_tuning,
-        shrink_config,
+        shrink_config_or_use_tiny,
     )
 
     device = "cuda" if machine.platform in ("cuda", "hip") else "cpu"
-    config = shrink_config(config, device)
+    config = shrink_config_or_use_tiny(config, device)
     size = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
     yield ReportLine("size", f"{size}, {count_config_parameters(config):,} parameters, on {device}")
     if machine.kernels == "triton":

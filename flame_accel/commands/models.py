@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"neither fla nor transformers has a model type {', '.join(unknown)}",
             remedy=f"name one of {', '.join((*registered, *of_transformers))}",
         )
-    results = new_device_results(arguments.device)
+    results = new_device_results_without_models(arguments.device)
     started_at = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         names = arguments.model or (of_transformers if arguments.transformers else registered)
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
                 write_text_atomically(arguments.json, text + "\n")
 
 
-def new_device_results(device_kind: str | None) -> "DeviceResults":
+def new_device_results_without_models(device_kind: str | None) -> "DeviceResults":
     """The head of a file of results: device, date and versions; no models yet."""
     import platform
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
 from flame_accel.config import Config
-from flame_accel.diagnosis.conformance.packing_support import check_packing_support
+from flame_accel.diagnosis.conformance.packing_support import check_no_known_packing_issue
 from flame_accel.diagnosis.small_model_trial import check_non_fla_model_keeps_documents_apart
 from flame_accel.diagnosis.trainability import check_machine_and_list_warnings
 from flame_accel.kernels.install import KernelKind
@@ -45,7 +45,7 @@ def check_run_support_and_log_warnings(
     check_optimizer_support(accelerator, config.optimizer)
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
-        check_packing_support(model_config, active_kernels=active_kernels)
+        check_no_known_packing_issue(model_config, active_kernels=active_kernels)
         check_non_fla_model_keeps_documents_apart(model_config, accelerator.device.type)
     for warning in check_machine_and_list_warnings(
         model_config,

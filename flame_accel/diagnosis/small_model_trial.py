@@ -77,7 +77,7 @@ def count_config_parameters(config: PreTrainedConfig) -> int:
         return count_parameters(instantiate(config)).total
 
 
-def shrink_config(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
+def shrink_config_or_use_tiny(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     """The config with two layers and a small vocabulary, or that of the tiny model of its type.
 
     Hybrids get one layer of each kind.
@@ -136,7 +136,7 @@ def check_non_fla_model_keeps_documents_apart(config: PreTrainedConfig, device: 
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), tuning_disabled():
-        small = shrink_config(config, device)
+        small = shrink_config_or_use_tiny(config, device)
         *_, finding = run_law_checks(small, device, ["trains", DOCUMENTS_APART])
     if not finding.holds:
         raise UserError(

@@ -18,8 +18,8 @@ from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 from flame_accel.observe.starts import (
     OptionValue,
     RunStart,
+    read_kept_starts,
     read_options_that_made_step,
-    read_starts,
 )
 
 EVALUATION_KEYS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy")
@@ -175,7 +175,7 @@ def read_model_facts(
     return ModelFacts(
         **about_the_model,
         options=read_options_that_made_step(run_folder, step),
-        starts=[start for start in read_starts(run_folder) if start["step"] < step],
+        starts=[start for start in read_kept_starts(run_folder) if start["step"] < step],
         records=[record for record in records if record["step"] <= step],
     )
 

@@ -27,7 +27,9 @@ class CustomCode:
     requirements: dict[str, str] = field(default_factory=dict)
     """By top-level name: the requirement of each installed package, as `pip install` takes it."""
 
-    def record_files(self, module_name: str, source: Path, modules_before: Collection[str]) -> None:
+    def record_source_files(
+        self, module_name: str, source: Path, modules_before: Collection[str]
+    ) -> None:
         """Records a file or package folder, and the neighbours that it has imported.
 
         Args:

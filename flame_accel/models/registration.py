@@ -69,7 +69,7 @@ def _import_package_and_record_custom_code(name: str) -> None:
         custom_code.record_installed_requirement(name)
     else:
         source = origin.parent if origin.name == "__init__.py" else origin
-        custom_code.record_files(name, source, modules_before)
+        custom_code.record_source_files(name, source, modules_before)
 
 
 def _import_path_and_record_custom_code(name: str, path: Path) -> None:
@@ -95,7 +95,7 @@ def _import_path_and_record_custom_code(name: str, path: Path) -> None:
     _import_reporting_user_errors(
         name, str(path.parent), lambda: _load_source_file(path.stem, source)
     )
-    custom_code.record_files(path.stem, path, modules_before)
+    custom_code.record_source_files(path.stem, path, modules_before)
 
 
 def _load_source_file(module_name: str, source: Path) -> ModuleType:

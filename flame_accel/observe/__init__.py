@@ -13,10 +13,10 @@ from flame_accel.observe.report import write_report
 from flame_accel.observe.run_folder import (
     check_run_folder_and_log_changes,
     describe_environment,
-    describe_run_and_open_log,
     device_name,
     log_if_already_finished,
-    write_ended,
+    write_run_description_and_open_log,
+    write_run_end,
 )
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "build_progress_bar",
     "check_run_folder_and_log_changes",
     "describe_environment",
-    "describe_run_and_open_log",
     "device_name",
     "enabled_tracker_names",
     "get_logger",
@@ -34,6 +33,7 @@ __all__ = [
     "profile_steps",
     "reduce_and_check_data_metrics",
     "setup_console_logging",
-    "write_ended",
     "write_report",
+    "write_run_description_and_open_log",
+    "write_run_end",
 ]

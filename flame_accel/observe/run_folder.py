@@ -99,7 +99,7 @@ def log_if_already_finished(accelerator: Accelerator, run_folder: Path, config: 
     return True
 
 
-def describe_run_and_open_log(
+def write_run_description_and_open_log(
     accelerator: Accelerator,
     run_folder: Path,
     config: Config,
@@ -152,7 +152,7 @@ def write_config_environment_and_clear_ended(
         ) from error
 
 
-def write_ended(run_folder: Path, *, reason: str, step: int) -> None:
+def write_run_end(run_folder: Path, *, reason: str, step: int) -> None:
     """Records why, when and after which step a run ended. Called by the main process.
 
     Args:

@@ -30,7 +30,7 @@ RunStart = Mapping[str, Any]
 """A start: `step`, on what it ran, what the model is made from, and `changed_options`."""
 
 
-def read_starts(run_folder: Path) -> list[RunStart]:
+def read_kept_starts(run_folder: Path) -> list[RunStart]:
     """The starts of a run whose steps count, the first one first; empty if none were recorded."""
     path = run_folder / ENVIRONMENT_FILE
     if not path.is_file():
@@ -46,7 +46,7 @@ def read_options_of_last_start(run_folder: Path) -> dict[str, OptionValue]:
 
 def read_options_that_made_step(run_folder: Path, step: int) -> dict[str, OptionValue]:
     """The options with which a run made the step `step`."""
-    later = [start for start in read_starts(run_folder) if start["step"] >= step]
+    later = [start for start in read_kept_starts(run_folder) if start["step"] >= step]
     return _options_before_starts(read_options_of_last_start(run_folder), later)
 
 
@@ -63,7 +63,7 @@ def list_kept_starts_and_this_one(
         step: Number of completed steps.
         environment: What this start runs on.
     """
-    earlier = read_starts(run_folder)
+    earlier = read_kept_starts(run_folder)
     kept = [start for start in earlier if start["step"] < step]
     changes: list[OptionChange] = []
     if kept:

@@ -10,7 +10,7 @@ from flame_accel.parallel.collectives import (
 from flame_accel.parallel.deepspeed import is_deepspeed, read_deepspeed_update_result
 from flame_accel.parallel.describe import compute_dtype, describe_topology
 from flame_accel.parallel.fp32_parameters import average_fsdp2_ignored_gradients
-from flame_accel.parallel.gradients import UpdateResult, clip_gradients
+from flame_accel.parallel.gradients import UpdateResult, clip_gradients_and_get_norm
 from flame_accel.parallel.option_checks import check_parallel_options
 from flame_accel.parallel.prepare import (
     autocast_unless_fsdp2,
@@ -22,7 +22,7 @@ from flame_accel.parallel.residual_stream import casts_residual_stream_to_bf16
 from flame_accel.parallel.timeouts import (
     explain_timeout_errors,
     extended_timeout,
-    set_train_timeout,
+    wait_and_set_train_timeout,
 )
 from flame_accel.parallel.transform import apply_tp_float8_compile_and_checkpointing
 
@@ -36,7 +36,7 @@ __all__ = [
     "build_accelerator",
     "casts_residual_stream_to_bf16",
     "check_parallel_options",
-    "clip_gradients",
+    "clip_gradients_and_get_norm",
     "compute_dtype",
     "describe_topology",
     "dp_rank",
@@ -47,9 +47,9 @@ __all__ = [
     "prepare_transformed_model_and_optimizer",
     "read_deepspeed_update_result",
     "run_on_main_and_broadcast",
-    "set_train_timeout",
     "tokens_per_step",
     "tp_size",
     "unwrap_model",
+    "wait_and_set_train_timeout",
     "widest_float_dtype",
 ]

@@ -27,7 +27,9 @@ class UpdateResult(NamedTuple):
     """1.0 if the update was skipped because that norm was not finite, else 0.0; 0-dimensional."""
 
 
-def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Tensor:
+def clip_gradients_and_get_norm(
+    accelerator: Accelerator, model: nn.Module, max_norm: float
+) -> Tensor:
     """Scales the gradients of all ranks down to an L2 norm of at most `max_norm`, in place.
 
     Never waits for the device, unless gradients are kept in CPU memory. All ranks must call it.

@@ -34,7 +34,7 @@ def enable_flight_recorder(comm: CommConfig, run_folder: str) -> None:
         os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", f"{run_folder}/comm_trace_")
 
 
-def set_train_timeout(accelerator: Accelerator, comm: CommConfig) -> None:
+def wait_and_set_train_timeout(accelerator: Accelerator, comm: CommConfig) -> None:
     """Shortens the timeout to `comm.train_timeout_seconds`; all ranks call it after the first step.
 
     Starting, compiling and tuning take ranks unequally long; afterwards a rank that is late by so

@@ -113,11 +113,13 @@ def _resolve_degrees(training: TrainingConfig, launch: LaunchSettings) -> Degree
         degrees = known._replace(dp_shard=agreed[1] or rest)
     else:
         degrees = known._replace(dp_replicate=agreed[0] or rest)
-    _check_degrees(degrees, training, launch)
+    _check_degrees_fit_launch(degrees, training, launch)
     return degrees
 
 
-def _check_degrees(degrees: Degrees, training: TrainingConfig, launch: LaunchSettings) -> None:
+def _check_degrees_fit_launch(
+    degrees: Degrees, training: TrainingConfig, launch: LaunchSettings
+) -> None:
     """Checks that the sizes of a mesh fit the launch, and each other."""
     world_size = launch.world_size
     if launch.engine == "fsdp2" and degrees.dp_shard == 1 and world_size > degrees.tp:

@@ -24,7 +24,7 @@ class OptimizerInBackward(Adam):
     def register_backward_hooks(self, device: torch.device) -> None:
         """Hooks the parameters that the optimizer holds; `parallel.prepare` calls it once.
 
-        Where some are sharded, `update_remaining_parameters` updates those that are not: their
+        Where some are sharded, `update_remaining_and_reduce_norm` updates those that are not: their
         gradients are complete only when the ranks have averaged them, after the backward pass.
 
         Args:
@@ -60,7 +60,7 @@ class OptimizerInBackward(Adam):
         self._norms.append(norm.to(self._device) / num_ranks_with_copy(parameter) ** 0.5)
 
     @torch.no_grad()
-    def update_remaining_parameters(self) -> UpdateResult:
+    def update_remaining_and_reduce_norm(self) -> UpdateResult:
         """Updates the parameters that the backward pass has left; all ranks must call it.
 
         Returns:

@@ -23,7 +23,7 @@ from flame_accel.parallel import (
     all_reduce_sum_over_dp,
     autocast_unless_fsdp2,
     average_fsdp2_ignored_gradients,
-    clip_gradients,
+    clip_gradients_and_get_norm,
     dp_size,
     is_deepspeed,
     read_deepspeed_update_result,
@@ -120,7 +120,7 @@ def train_step(
             if graphs is not None:
                 loss = graphs.add_gradients_and_get_loss(batch, global_targets)
             else:
-                loss = compute_micro_batch_loss(accelerator, model, batch, global_targets)
+                loss = compute_micro_batch_loss_share(accelerator, model, batch, global_targets)
                 accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
     result = clip_update_and_zero_grad(
@@ -157,14 +157,14 @@ def clip_update_and_zero_grad(
     average_fsdp2_ignored_gradients(accelerator)
     inner = optimizer.optimizer
     if isinstance(inner, OptimizerInBackward):
-        return inner.update_remaining_parameters()
-    grad_norm = clip_gradients(accelerator, model, max_norm)
+        return inner.update_remaining_and_reduce_norm()
+    grad_norm = clip_gradients_and_get_norm(accelerator, model, max_norm)
     found_inf = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
     step_unless_found_inf_and_zero_grad(optimizer, found_inf, set_to_none=not keep_gradients)
     return UpdateResult(grad_norm, found_inf)
 
 
-def compute_micro_batch_loss(
+def compute_micro_batch_loss_share(
     accelerator: Accelerator,
     model: nn.Module,
     batch: Mapping[str, Any],
@@ -258,7 +258,7 @@ def build_pass_graphs(
     return PassGraphs(
         accelerator,
         model,
-        functools.partial(compute_micro_batch_loss, accelerator, model),
+        functools.partial(compute_micro_batch_loss_share, accelerator, model),
         longest_document=training.context_len or training.seq_len,
         scale=training.gradient_accumulation_steps,
     )

@@ -23,7 +23,7 @@ from flame_accel.parallel import (
     all_gather,
     average_fsdp2_ignored_gradients,
     build_accelerator,
-    clip_gradients,
+    clip_gradients_and_get_norm,
     prepare_transformed_model_and_optimizer,
 )
 from flame_accel.parallel.float8 import check_float8_support, convert_to_float8
@@ -69,7 +69,7 @@ def reference(model: PreTrainedModel) -> list[float]:
         losses = [mean_loss(model, row) for row in rows]
         loss = torch.stack(losses).mean()
         loss.backward()
-        norm = clip_gradients(single, model, 1.0)
+        norm = clip_gradients_and_get_norm(single, model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         curve += [loss.item(), norm.item()]
@@ -88,7 +88,7 @@ def train(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> list[fl
                 accelerator.backward(loss)
             losses.append(loss.detach())
         average_fsdp2_ignored_gradients(accelerator)
-        norm = clip_gradients(accelerator, model, 1.0)
+        norm = clip_gradients_and_get_norm(accelerator, model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss = all_gather(accelerator, torch.stack(losses)).mean()

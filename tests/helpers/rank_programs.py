@@ -25,12 +25,12 @@ from flame_accel.config import CommConfig, Float8Config, TrainingConfig
 from flame_accel.config.errors import exit_on_user_error
 from flame_accel.parallel import (
     build_accelerator,
-    clip_gradients,
+    clip_gradients_and_get_norm,
     describe_topology,
     explain_timeout_errors,
     extended_timeout,
     prepare_transformed_model_and_optimizer,
-    set_train_timeout,
+    wait_and_set_train_timeout,
 )
 from flame_accel.parallel.checks import check_prepared_parameters
 
@@ -110,15 +110,15 @@ def mixed_gradients() -> None:
 
     expected = torch.cat([full.flatten() for full in full_gradients]).norm()
     model = Gradients(gradients)
-    assert_equal(clip_gradients(accelerator, model, 0.0), expected)
-    assert_equal(clip_gradients(accelerator, model, 3.0), expected)
+    assert_equal(clip_gradients_and_get_norm(accelerator, model, 0.0), expected)
+    assert_equal(clip_gradients_and_get_norm(accelerator, model, 3.0), expected)
     for full, parameter in zip(full_gradients, model.parameters(), strict=True):
         assert parameter.grad is not None
         clipped = parameter.grad
         if isinstance(clipped, DTensor):
             clipped = clipped.full_tensor()
         assert_equal(clipped, full * 3 / expected)
-    assert_equal(clip_gradients(accelerator, model, 0.0), torch.tensor(3.0))
+    assert_equal(clip_gradients_and_get_norm(accelerator, model, 0.0), torch.tensor(3.0))
 
 
 def assert_equal(given: Tensor, expected: Tensor) -> None:
@@ -169,7 +169,7 @@ def describe() -> None:
 def late_rank() -> None:
     """The last rank is late for an all-reduce of replicas; prints how long the other waits."""
     accelerator = build()
-    set_train_timeout(accelerator, CommConfig(train_timeout_seconds=SECONDS))
+    wait_and_set_train_timeout(accelerator, CommConfig(train_timeout_seconds=SECONDS))
     wait_for_last(accelerator)
 
 
@@ -177,7 +177,7 @@ def slow_files() -> None:
     """As `late_rank`, after the last rank has been busy with files for longer than the timeout."""
     accelerator = build()
     comm = CommConfig(train_timeout_seconds=SECONDS)
-    set_train_timeout(accelerator, comm)
+    wait_and_set_train_timeout(accelerator, comm)
     with extended_timeout(accelerator, comm):
         if accelerator.is_last_process:
             time.sleep(1.5 * SECONDS)

@@ -82,7 +82,7 @@ def batch(step: int, *, packed: bool) -> dict[str, Any]:
 def train(model: Any, *, packed: bool) -> list[float]:
     """Loss and gradient norm of each step."""
     from flame_accel.models import parameter_groups
-    from flame_accel.parallel import clip_gradients
+    from flame_accel.parallel import clip_gradients_and_get_norm
     from flame_accel.training.adam import AdamW
 
     optimizer = AdamW(parameter_groups(model, 0.1), lr=1e-3)
@@ -95,7 +95,7 @@ def train(model: Any, *, packed: bool) -> list[float]:
         for _ in range(2):
             loss = model(**inputs, num_items_in_batch=torch.tensor(2 * targets)).loss
             loss.backward()
-        norm = clip_gradients(here, model, 1.0)
+        norm = clip_gradients_and_get_norm(here, model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         curve += [2 * loss.item(), norm.item()]

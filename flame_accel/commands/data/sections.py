@@ -87,7 +87,7 @@ def print_packing_mixture_rows_and_warnings(
     policy = stream.policy
     # records that would stop a run are listed at the end
     stream = replace(stream, policy=SkipPolicy(sys.maxsize))
-    packings = _measure_packings(stream, met.append)
+    packings = _measure_packing_and_its_alternative(stream, met.append)
     print_section("packing", format_packing_table(packings))
 
     names = dataset_labels(data)
@@ -157,7 +157,7 @@ def _packing_name(stream: Lanes) -> str:
     return BEST_FIT if stream.packing.best_fit else SEQUENTIAL
 
 
-def _measure_packings(
+def _measure_packing_and_its_alternative(
     stream: Lanes, on_bad_record: Callable[[Skipped], None]
 ) -> dict[str, PackingStatistics]:
     """Statistics of the stream's packing, and with varlen of the other one, by name."""
@@ -165,10 +165,14 @@ def _measure_packings(
     if stream.packing.varlen:
         other = replace(stream.packing, best_fit=not stream.packing.best_fit)
         streams.append(replace(stream, packing=other))
-    return {_packing_name(one): _measure_packing(one, on_bad_record) for one in streams}
+    return {
+        _packing_name(one): _measure_packing_of_sample_rows(one, on_bad_record) for one in streams
+    }
 
 
-def _measure_packing(stream: Lanes, on_bad_record: Callable[[Skipped], None]) -> PackingStatistics:
+def _measure_packing_of_sample_rows(
+    stream: Lanes, on_bad_record: Callable[[Skipped], None]
+) -> PackingStatistics:
     """Statistics of some rows of some lanes."""
     affordable = max(ROWS_PER_LANE, MAX_MEASURED_TOKENS // stream.packing.seq_len)
     num_rows = min(MAX_MEASURED_ROWS, affordable)

@@ -18,7 +18,7 @@ from flame_accel.kernels.tuning import tuning_disabled
 from flame_accel.models.transformers_catalogue import tiny_config_of_any_model
 
 
-def print_law_results(model_type: str, device: str) -> None:
+def check_and_print_laws_as_json(model_type: str, device: str) -> None:
     """Checks and prints."""
     config = tiny_config_of_any_model(model_type)
     computes = False
@@ -33,4 +33,4 @@ def print_law_results(model_type: str, device: str) -> None:
 
 if __name__ == "__main__":
     logging.disable_progress_bar()
-    print_law_results(*sys.argv[1:])
+    check_and_print_laws_as_json(*sys.argv[1:])

@@ -11,7 +11,7 @@ DOCUMENTS_APART = "keeps documents apart"
 """The law in `laws` that nothing of a document reaches another in the same row."""
 
 
-def check_packing_support(config: PreTrainedConfig, *, active_kernels: KernelKind) -> None:
+def check_no_known_packing_issue(config: PreTrainedConfig, *, active_kernels: KernelKind) -> None:
     """Checks that a model keeps the documents of a row apart, for `training.varlen`.
 
     Args:

@@ -167,12 +167,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dx, dweight = ctx.saved_tensors
-        dx = _scale(dx, grads[0], dx.dtype) if ctx.needs_input_grad[0] else None
-        dweight = _scale(dweight, grads[0], ctx.weight_dtype) if ctx.needs_input_grad[1] else None
+        dx = _scale_and_cast(dx, grads[0], dx.dtype) if ctx.needs_input_grad[0] else None
+        dweight = (
+            _scale_and_cast(dweight, grads[0], ctx.weight_dtype)
+            if ctx.needs_input_grad[1]
+            else None
+        )
         return dx, dweight, None, None, None
 
 
-def _scale(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _scale_and_cast(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """X times a number, multiplied in fp32: PyTorch would round the number to the dtype of x."""
     y = torch.empty_like(x, dtype=dtype)
     _SCALE[(-(-x.numel() // SCALE_BLOCK),)](x, factor, y, x.numel(), SCALE_BLOCK)

@@ -48,12 +48,15 @@ FUSED = (
         "layers.mamba2.Mamba2.forward", "mamba2", "supports_mamba2_training_call", "forward_mamba2"
     ),
     FusedFunction(
-        "layers.rwkv7.RWKV7Attention.forward", "rwkv7", "supports_rwkv7", "forward_rwkv7"
+        "layers.rwkv7.RWKV7Attention.forward",
+        "rwkv7",
+        "supports_rwkv7_training_call",
+        "forward_rwkv7",
     ),
     FusedFunction(
         "models.rwkv7.modeling_rwkv7.RWKV7FeedForward.forward",
         "rwkv7_feed_forward",
-        "supports_rwkv7_feed_forward",
+        "supports_rwkv7_feed_forward_training",
         "forward_rwkv7_feed_forward",
     ),
 )

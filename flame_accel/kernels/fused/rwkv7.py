@@ -278,7 +278,7 @@ def mix_heads(
     """All that a layer computes after its projections: outputs [M, N].
 
     Args:
-        layer: One that `supports_rwkv7`.
+        layer: One that `supports_rwkv7_training_call`.
         projections: As of `_MixedProjections`.
         v_first: Values of the first layer [M, H V]; None in that layer.
         batch: Number of rows.
@@ -316,7 +316,7 @@ def forward_rwkv7(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None, Any, Tensor | None]:
-    """As fla's `RWKV7Attention.forward`, for calls that `supports_rwkv7`."""
+    """As fla's `RWKV7Attention.forward`, for calls that `supports_rwkv7_training_call`."""
     device = hidden_states.device.type
     dtype = hidden_states.dtype
     if torch.is_autocast_enabled(device):
@@ -344,7 +344,7 @@ def forward_rwkv7(
     return out.view(x.shape), None, past_key_values, v_first
 
 
-def supports_rwkv7(
+def supports_rwkv7_training_call(
     layer: RWKV7Attention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -356,10 +356,10 @@ def supports_rwkv7(
     """Whether a call is for ours: of training, without padding, with a layer of the usual form."""
     training = torch.is_grad_enabled() and hidden_states.shape[1] > 1
     unpadded = attention_mask is None and past_key_values is None and not use_cache
-    return training and unpadded and hidden_states.numel() > 0 and _supports_layer(layer)
+    return training and unpadded and hidden_states.numel() > 0 and _has_supported_rwkv7_form(layer)
 
 
-def _supports_layer(layer: RWKV7Attention) -> bool:
+def _has_supported_rwkv7_form(layer: RWKV7Attention) -> bool:
     width = layer.head_dim
     low_rank = [layer.w_lora, layer.a_lora, layer.g_lora]
     if layer.layer_idx != 0:

@@ -85,7 +85,7 @@ def forward_rwkv7_feed_forward(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Any]:
-    """As fla's `RWKV7FeedForward.forward`, for calls that `supports_rwkv7_feed_forward`."""
+    """As fla's `RWKV7FeedForward.forward`, if `supports_rwkv7_feed_forward_training`."""
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -97,7 +97,7 @@ def forward_rwkv7_feed_forward(
     return out.view(x.shape), state
 
 
-def supports_rwkv7_feed_forward(
+def supports_rwkv7_feed_forward_training(
     layer: RWKV7FeedForward,
     x: Tensor,
     attention_mask: Tensor | None = None,

@@ -27,7 +27,7 @@ class Clock:
 
 def test_an_interval_in_seconds_ends_at_the_next_logged_step():
     config = CheckpointConfig(interval_type="seconds", interval=10)
-    subject = SaveSchedule(ONE_PROCESS, config, steps=100, clock=(clock := Clock()))
+    subject = SaveSchedule(ONE_PROCESS, config, total_steps=100, clock=(clock := Clock()))
     due = []
     for step in range(1, 101):
         clock.now += 3
@@ -35,7 +35,7 @@ def test_an_interval_in_seconds_ends_at_the_next_logged_step():
             due.append(step)
     # every fifth step is logged, after 15 seconds each
     assert due == [*range(5, 101, 5)]
-    subject = SaveSchedule(ONE_PROCESS, config, steps=100, clock=(clock := Clock()))
+    subject = SaveSchedule(ONE_PROCESS, config, total_steps=100, clock=(clock := Clock()))
     due = []
     for step in range(1, 101):
         clock.now += 0.6
@@ -66,7 +66,7 @@ def test_the_clock_of_the_main_process_decides_for_all(monkeypatch, main_decides
 
     monkeypatch.setattr(save_schedule, "all_gather", gather)
     config = CheckpointConfig(interval_type="seconds", interval=10)
-    subject = SaveSchedule(ONE_PROCESS, config, steps=100, clock=(clock := Clock()))
+    subject = SaveSchedule(ONE_PROCESS, config, total_steps=100, clock=(clock := Clock()))
     clock.now = 9.99 if main_decides else 10.0
     # ranks exchange nothing where nothing is logged
     assert not subject.is_due_on_all_ranks(1, step_was_logged=False) and asked == []

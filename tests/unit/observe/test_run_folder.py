@@ -16,7 +16,7 @@ from flame_accel.observe.run_folder import (
     package_versions,
     read_finished_step,
     write_config_environment_and_clear_ended,
-    write_ended,
+    write_run_end,
 )
 from tests.helpers.runs import ROOT, read_losses
 
@@ -152,7 +152,7 @@ def test_a_run_folder_is_known_by_its_files(tmp_path: Path) -> None:
 
 def test_a_run_has_finished_from_its_end_to_its_next_start(tmp_path: Path) -> None:
     assert read_finished_step(tmp_path) is None
-    write_ended(tmp_path, reason="finished", step=8)
+    write_run_end(tmp_path, reason="finished", step=8)
     assert read_finished_step(tmp_path) == 8
     prepare(tmp_path)
     assert read_finished_step(tmp_path) is None

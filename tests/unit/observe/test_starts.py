@@ -9,9 +9,9 @@ from flame_accel.config import Config
 from flame_accel.observe.run_folder import write_config_environment_and_clear_ended
 from flame_accel.observe.starts import (
     list_kept_starts_and_this_one,
+    read_kept_starts,
     read_options_of_last_start,
     read_options_that_made_step,
-    read_starts,
 )
 
 
@@ -36,7 +36,7 @@ def changes(start: dict[str, Any]) -> list[tuple[str, Any, Any]]:
 
 def test_a_run_that_never_stopped_has_one_start(start, tmp_path):
     assert start(0, 0.5) == [{"step": 0, "processes": 1, "changed_options": []}]
-    assert read_starts(tmp_path) == start(0, 0.5)
+    assert read_kept_starts(tmp_path) == start(0, 0.5)
     assert read_options_that_made_step(tmp_path, 8)["optimizer.lr"] == 0.5
 
 
@@ -66,6 +66,6 @@ def test_a_start_that_left_nothing_behind_is_forgotten_with_its_options(start, t
 
 
 def test_a_folder_without_records_has_none(tmp_path: Path) -> None:
-    assert read_starts(tmp_path) == [] and read_options_of_last_start(tmp_path) == {}
+    assert read_kept_starts(tmp_path) == [] and read_options_of_last_start(tmp_path) == {}
     (tmp_path / "environment.json").write_text("{}")
-    assert read_starts(tmp_path) == []
+    assert read_kept_starts(tmp_path) == []

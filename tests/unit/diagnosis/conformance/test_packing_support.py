@@ -10,7 +10,10 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from flame_accel.config import UserError
 from flame_accel.diagnosis.conformance.known_issues import KNOWN_ISSUES
-from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART, check_packing_support
+from flame_accel.diagnosis.conformance.packing_support import (
+    DOCUMENTS_APART,
+    check_no_known_packing_issue,
+)
 from flame_accel.diagnosis.small_model_trial import check_non_fla_model_keeps_documents_apart
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 
@@ -31,13 +34,13 @@ def test_packing_is_refused_by_name(kernels):
     assert MIXING[kernels]
     for model_type in MIXING[kernels]:
         with pytest.raises(UserError, match=f"^training.varlen: {model_type} does not keep packed"):
-            check_packing_support(tiny_config(model_type), active_kernels=kernels)
+            check_no_known_packing_issue(tiny_config(model_type), active_kernels=kernels)
 
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 def test_packing_is_accepted_for_all_others(kernels):
     for model_type in fla_config_classes().keys() - MIXING[kernels]:
-        check_packing_support(tiny_config(model_type), active_kernels=kernels)
+        check_no_known_packing_issue(tiny_config(model_type), active_kernels=kernels)
 
 
 def test_a_model_that_is_not_flas_is_tried_out():
