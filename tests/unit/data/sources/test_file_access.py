@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.helpers.record_files import FORMS, line, members, read, records, zstd
 
 from flame_accel.data.documents import Skipped
 from flame_accel.data.sources import file_access as access
 from flame_accel.data.sources import file_readers as readers
 from flame_accel.data.sources.file_readers import END
+from tests.helpers.record_files import FORMS, line, members, read, records, zstd
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.helpers.record_files import CHAT, line, read, records
 
 from flame_accel.config.errors import UserError
+from tests.helpers.record_files import CHAT, line, read, records
 
 BAD_LINES = {
     "not JSON": (b'{"text": b}', "damaged", r"not JSON: Expecting value at column 10"),
