@@ -6,7 +6,11 @@ function replaces which; `tuning` finds the configurations that Triton's kernels
 neither torch nor fla.
 """
 
-from flame_accel.kernels.fused.replace import install_fused_kernels
+from flame_accel.kernels.fused.replace import (
+    fused_kernels_are_installed,
+    install_fused_kernels,
+    share_inputs_of_linear_maps,
+)
 from flame_accel.kernels.install import install, triton_has_device, uninstall
 from flame_accel.kernels.operator_recompute import choose_operator_recompute
 from flame_accel.kernels.tuning import (
@@ -18,9 +22,11 @@ from flame_accel.kernels.tuning import (
 __all__ = [
     "apply_tune_kernels_option",
     "choose_operator_recompute",
+    "fused_kernels_are_installed",
     "install",
     "install_fused_kernels",
     "keep_configs_in_run_folder",
+    "share_inputs_of_linear_maps",
     "triton_has_device",
     "tuning_disabled",
     "uninstall",

@@ -6,6 +6,7 @@ Each transformation has its own module; none changes the names of parameters.
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
 from flame_accel.parallel.activations import checkpoint_activations
 from flame_accel.parallel.compilation import compile_blocks
@@ -46,6 +47,9 @@ def apply_tp_float8_compile_and_checkpointing(
         apply_tensor_parallel(accelerator, model, loss_parallel=not training.disable_loss_parallel)
     if casts_residual_stream_to_bf16(accelerator, training):
         cast_embeddings_under_autocast(model)
+    plain = not training.compile and activation_checkpoint.mode == "none"
+    if plain and tp_size(accelerator) == 1 and kernels.fused_kernels_are_installed():
+        kernels.share_inputs_of_linear_maps(model)
     if training.compile:
         compile_blocks(model)
     # around what is compiled: the checkpoint itself cannot be

@@ -74,6 +74,17 @@ def fused_kernels_disabled() -> Iterator[None]:
         _allowed.pop()
 
 
+def fused_kernels_are_allowed() -> bool:
+    """Whether the caller is outside of all `fused_kernels_disabled`."""
+    return _allowed[-1]
+
+
+def fused_kernels_are_installed() -> bool:
+    """Whether `install_fused_kernels` was called, and nothing was uninstalled since."""
+    torch_embedding: Any = importlib.import_module("torch.nn").Embedding
+    return hasattr(torch_embedding.forward, "replaces")
+
+
 def install_fused_kernels() -> None:
     """Replaces norms, SwiGLU, embeddings and the loss of fla's models until `uninstall`.
 
@@ -107,6 +118,12 @@ def install_fused_kernels() -> None:
     causal_lm: Any = importlib.import_module("fla.models.modeling_utils").FLAForCausalLM
     name = "_compute_logits_and_loss"
     _set_attribute_with_undo(causal_lm, name, _leave_logits_out_in_training(causal_lm, name))
+
+
+def share_inputs_of_linear_maps(model: Any) -> None:
+    """As `shared_input.share_inputs_of_linear_maps`, which needs torch."""
+    module = importlib.import_module("flame_accel.kernels.fused.shared_input")
+    module.share_inputs_of_linear_maps(model)
 
 
 def _leave_logits_out_in_training(causal_lm: Any, name: str) -> Callable[..., Any]:
