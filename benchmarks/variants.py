@@ -129,7 +129,9 @@ class OursVariant(Variant):
             self.accelerator, run_folder, self.config.checkpoint, total_steps=10**6
         )
         self.components = train.build_components(self.config, self.accelerator, model_config, start)
-        uploads = HubUploads(self.accelerator, self.config.hub, run_folder)
+        uploads = HubUploads(
+            self.accelerator, self.config.hub, run_folder, custom_modules=self.config.model.custom
+        )
         self.loop = train.restore_run(
             self.config, self.accelerator, self.components, start, uploads
         )
