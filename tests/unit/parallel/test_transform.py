@@ -8,6 +8,7 @@ import torch
 from torchao.float8.float8_linear import Float8Linear
 from transformers import PreTrainedModel
 
+from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
@@ -56,3 +57,21 @@ def test_layers_are_converted_before_blocks_are_compiled():
     model = transform(TrainingConfig(compile=True), "full", FLOAT8)
     assert has_replaced_forwards(model) == [True, True]
     assert any(isinstance(module, Float8Linear) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("installed", "mode", "compile", "shares"),
+    [
+        (True, "none", False, True),
+        (False, "none", False, False),
+        (True, "full", False, False),
+        (True, "none", True, False),
+    ],
+)
+def test_maps_share_inputs_with_fused_kernels_unless_forward_passes_run_in_parts(
+    monkeypatch, installed, mode, compile, shares
+):
+    monkeypatch.setattr(kernels, "fused_kernels_are_installed", lambda: installed)
+    model: Any = transform(TrainingConfig(compile=compile), mode)
+    mixer = model.get_decoder().layers[0].attn
+    assert ("forward" in vars(mixer.q_proj)) is shares
