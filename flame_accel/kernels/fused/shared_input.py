@@ -38,7 +38,8 @@ class _LinearMaps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         needs_dx, *need_dweights = ctx.needs_input_grad
-        dx, dweights = None, [None] * len(weights)
+        dx: Tensor | None = None
+        dweights: list[Tensor | None] = [None] * len(weights)
         for i, (grad, weight) in enumerate(zip(grads, weights, strict=True)):
             if grad is None:
                 continue
@@ -130,4 +131,4 @@ def share_inputs_of_linear_maps(model: nn.Module) -> None:
         if len(maps) > 1:
             shared = _SharedInput(maps)
             for linear in maps:
-                linear.forward = partial(shared.forward, linear)
+                vars(linear)["forward"] = partial(shared.forward, linear)
