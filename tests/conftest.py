@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,13 +96,27 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]]
     gc.enable()
 
 
+@pytest.fixture(scope="session")
+def place_of_finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test that needs it makes the run that the others copy."""
+    return tmp_path_factory.mktemp("finished") / "run"
+
+
 @pytest.fixture
 def finished(
-    train_here: Callable[[list[str]], None], flags: Callable[..., list[str]], tmp_path: Path
+    train_here: Callable[[list[str]], None],
+    flags: Callable[..., list[str]],
+    place_of_finished_run: Path,
+    tmp_path: Path,
 ) -> Path:
     """The folder of a run of eight steps with the checkpoints of step 4 and step 8."""
-    folder = tmp_path / "finished"
-    train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": folder}))
+    made, folder = place_of_finished_run, tmp_path / "finished"
+    if not made.exists():
+        train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": made}))
+    shutil.copytree(made, folder)
+    for name in ("config.toml", "environment.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text.replace(str(made), str(folder)), encoding="utf-8")
     return folder
 
 

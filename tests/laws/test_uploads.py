@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from flame_accel.files import describe_files
 from flame_accel.hub.upload_queue import UploadQueue
 from tests.helpers.checkpoints import equal_tensors, read_weights
 from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
-from tests.helpers.runs import SHORT_RUN, WITHOUT_SAMPLE, launch, read_log
+from tests.helpers.runs import ROOT, SHORT_RUN, WITHOUT_SAMPLE, launch, read_log
 
 REPO = "tester/model"
 MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
@@ -28,10 +27,11 @@ MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "README.md"
 
 @pytest.fixture
 def upload_run(train_here, flags, local_hub: HubServer) -> Callable[..., None]:
-    """A tiny run that uploads to the local Hub."""
+    """A run of two steps that uploads to the local Hub."""
 
     def run(**options: Any) -> None:
-        train_here(flags(**{**WITHOUT_SAMPLE, "hub.repo_id": REPO, **options}))
+        defaults = {**WITHOUT_SAMPLE, "training.steps": 2, "hub.repo_id": REPO}
+        train_here(flags(**{**defaults, **options}))
 
     return run
 
@@ -58,7 +58,7 @@ def test_the_exported_model_is_on_the_hub_when_the_run_ends(upload_run, local_hu
     exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
     assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
     record = json.loads((tmp_path / "run/hub.json").read_text())
-    assert record["planned"] == [] and record["finished"]["main"]["step"] == 8
+    assert record["planned"] == [] and record["finished"]["main"]["step"] == 2
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
@@ -83,6 +83,7 @@ def test_logs_are_uploaded_if_asked_for(upload_run, local_hub, tmp_path):
 @pytest.mark.covers_option("hub.when", "hub.revision", "hub.tag")
 def test_checkpoints_have_branches_or_tags_of_their_own(upload_run, local_hub, tmp_path):
     options = {"checkpoint.interval": 4, "hub.when": "checkpoint", "hub.revision": "step-{step}"}
+    options["training.steps"] = 8
     upload_run(**options, **{"hub.tag": "after-{step}", "checkpoint.keep_latest_k": 1})
     refs = local_hub.repository(REPO)
     assert set(refs.branches) >= {"main", "step-8"}
@@ -144,6 +145,7 @@ def test_a_hub_that_goes_down_changes_no_weight_and_ends_no_run(
     own = tmp_path / "own.py"
     own.touch()
     options = {"checkpoint.interval": 4, "hub.when": "checkpoint", "model.custom": own}
+    options["training.steps"] = 8
     upload_run(**options, **{"hub.wait_seconds": 3})
     alone, run = read_weights(tmp_path / "alone/hf"), read_weights(tmp_path / "run/hf")
     assert equal_tensors(alone, run)
@@ -168,7 +170,7 @@ def test_faults_on_the_way_are_retried(upload_run, local_hub, tmp_path, monkeypa
     local_hub.fail_next(with_status=500, method="POST", path_contains="commit", times=1)
     upload_run()
     assert set(local_hub.file_names(REPO, "main")) >= MODEL_FILES
-    assert "the upload of step 8 failed" in read_log(tmp_path / "run")
+    assert "the upload of step 2 failed" in read_log(tmp_path / "run")
 
 
 def test_the_command_uploads_a_run_a_checkpoint_and_an_export(
@@ -193,33 +195,46 @@ def test_the_command_uploads_a_run_a_checkpoint_and_an_export(
         push_command(tmp_path / "nowhere", "tester/run")
 
 
-def test_a_run_killed_during_an_upload_finishes_it_after_its_restart(flags, local_hub, tmp_path):
+def test_a_run_killed_during_an_upload_finishes_it_after_its_restart(
+    upload_run, flags, local_hub, tmp_path
+):
     local_hub.delay_next(60.0, method="PUT", times=float("inf"))
-    options = {**WITHOUT_SAMPLE, "hub.repo_id": REPO, "training.steps": 4}
-    command = [sys.executable, "-c", LAUNCH, *flags(**options)]
-    killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 90
-    while not local_hub.requests(method="POST", path_contains="info/lfs"):
-        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[0]
-        time.sleep(0.1)
-    killed.kill()
-    killed.communicate()
-    assert json.loads((tmp_path / "run/hub.json").read_text())["planned"][0]["step"] == 4
+    options = {**SHORT_RUN, "hub.repo_id": REPO}
+    script, pid_file = tmp_path / "train_with_pid.py", tmp_path / "pid"
+    script.write_text(TRAIN_WITH_PID.format(pid_file=str(pid_file), script=str(ROOT / "train.py")))
+
+    def kill_in_the_middle() -> None:
+        deadline = time.monotonic() + 90
+        while not local_hub.requests(method="POST", path_contains="info/lfs"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_in_the_middle)
+    killer.start()
+    launch(
+        flags(**options),
+        config="cpu",
+        processes=1,
+        fails=True,
+        script=script,
+        **local_hub.environment,
+    )
+    killer.join()
+    assert json.loads((tmp_path / "run/hub.json").read_text())["planned"][0]["step"] == 2
+    assert "model.safetensors" not in local_hub.file_names(REPO, "main")
     local_hub.heal()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert again.returncode == 0, again.stdout + again.stderr
+    upload_run(**options)
     assert (
         local_hub.read_file(REPO, "model.safetensors", "main")
         == (tmp_path / "run/hf/model.safetensors").read_bytes()
     )
 
 
-LAUNCH = """
-import os, sys
-os.environ["ACCELERATE_USE_CPU"] = "true"
-from flame_accel import train
-from flame_accel.config import parse
-train.main(parse(sys.argv[1:]))
+TRAIN_WITH_PID = """
+import os, pathlib, runpy
+pathlib.Path({pid_file!r}).write_text(str(os.getpid()))
+runpy.run_path({script!r}, run_name="__main__")
 """
 
 
@@ -285,7 +300,7 @@ def test_an_interrupted_wait_for_the_last_upload_says_how_to_finish_it(
     local_hub.delay_next(60.0, method="POST", path_contains="preupload", times=float("inf"))
     monkeypatch.setattr(UploadQueue, "finish", interrupt)
     with pytest.raises(SystemExit) as ended:
-        upload_run(**{"training.steps": 2})
+        upload_run()
     assert ended.value.code == 130
     assert f"flame-accel push {tmp_path / 'run/hf'} {REPO}" in read_log(tmp_path / "run")
     assert json.loads((tmp_path / "run/ended.json").read_text())["reason"] == "finished"
@@ -308,6 +323,7 @@ def test_every_branch_that_was_promised_is_made_or_named_at_the_end(
         monkeypatch.setattr(os, "link", refuse_link)
         monkeypatch.setattr(shutil, "copyfile", copy)
     options = {
+        "training.steps": 8,
         "checkpoint.interval": 2,
         "checkpoint.keep_latest_k": 1,
         "hub.when": "checkpoint",
@@ -336,10 +352,9 @@ def test_every_branch_that_was_promised_is_made_or_named_at_the_end(
 def test_a_run_replaces_the_model_of_another_run_only_if_told_to(
     upload_run, local_hub, tmp_path, capsys
 ):
-    options = {"training.steps": 2}
-    upload_run(**options)
+    upload_run()
     first = local_hub.repository(REPO).branches["main"]
-    other = {**options, "job.dump_folder": tmp_path / "other", "training.seed": 7}
+    other = {"job.dump_folder": tmp_path / "other", "training.seed": 7}
     with pytest.raises(UserError, match="the branch main of tester/model holds") as raised:
         upload_run(**other)
     assert "--hub.overwrite" in str(raised.value) and raised.value.exit_code == 2
@@ -368,13 +383,13 @@ def test_a_run_replaces_the_model_of_another_run_only_if_told_to(
 def test_what_was_deleted_on_the_hub_by_hand_is_uploaded_again(
     upload_run, local_hub, tmp_path, is_deleted
 ):
-    upload_run(**{"training.steps": 2})
+    upload_run()
     api = HfApi()
     if is_deleted:
         api.delete_repo(REPO)
     else:
         api.delete_file("model.safetensors", REPO)
-    upload_run(**{"training.steps": 2})
+    upload_run()
     exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
     assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
 
@@ -409,7 +424,7 @@ def test_a_push_is_recorded_like_an_upload_of_the_run(
         done = record["finished"][branch]
         assert (done["source"], done["step"], done["commit"]) == (source, step, branches[branch])
     local_hub.forget_requests()
-    upload_run()
+    upload_run(**{"training.steps": 8})
     assert not local_hub.requests(method="POST")
 
 

@@ -14,6 +14,13 @@ from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_
 from tests.helpers.local_hub.card_rules import judge_card, read_front_matter
 from tests.helpers.runs import SHORT_RUN, WITHOUT_SAMPLE, launch_environment, read_records
 
+END_OF_EXAMPLE = "-- end --"
+RUN_EACH = f"""
+import sys
+for code in sys.argv[1:]:
+    exec(code, {{"__name__": "__main__"}})
+    print("{END_OF_EXAMPLE}")
+"""
 VALIDATED = {"evaluation.held_out_share": 0.2, "evaluation.interval": 4}
 
 
@@ -103,19 +110,18 @@ def test_no_path_name_or_token_of_the_machine_is_in_it(
 def test_each_example_runs_as_it_stands(train_here, flags, tmp_path):
     train_here(flags(**SHORT_RUN))
     blocks = re.findall(r"```python\n(.*?)```", read_card(tmp_path / "run/hf"), re.DOTALL)
-    assert blocks
-    for code in blocks:
-        # this machine has no GPU: what the comment says to do then
-        code = code.replace("import fla  #", "import flame_accel  #")
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path / "run/hf",
-            env=launch_environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
+    # this machine has no GPU: what the comment says to do then
+    codes = [code.replace("import fla  #", "import flame_accel  #") for code in blocks]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_EACH, *codes],
+        cwd=tmp_path / "run/hf",
+        env=launch_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = [text.strip() for text in done.stdout.split(END_OF_EXAMPLE)]
+    assert len(printed) == len(blocks) + 1 > 1 and all(printed[:-1])
 
 
 def test_edits_survive_the_export_and_the_rest_is_new(train_here, flags, tmp_path):

@@ -26,7 +26,7 @@ from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate
 from flame_accel.models.norms import copy_config_with_norm
-from tests.helpers.runs import ROOT, launch_environment
+from tests.helpers.runs import ROOT, launch, launch_environment
 
 NORM_VARIANTS = {
     "gla_np_layernorm": ("gla", "np_layernorm"),
@@ -82,16 +82,25 @@ def change_initialization(config: PreTrainedConfig) -> None:
 
 
 def load_all(root: Path, way: str, names: list[str]) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_ALL, str(root), way, *names],
-        env=launch_environment(HF_HOME=str(root / "hf_home")),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    script = root / "load_all.py"
+    script.write_text(LOAD_ALL)
+    arguments, environment = [str(root), way, *names], {"HF_HOME": str(root / "hf_home")}
+    if way == "imported":
+        # in a process that has imported everything, and that has not made these models
+        printed = launch(arguments, config="cpu", processes=1, script=script, **environment)
+    else:
+        done = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            env=launch_environment(**environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        printed = done.stdout
+        assert done.returncode == 0, printed[-4000:]
     answers = torch.load(root / f"{way}.pt")
-    answers["printed"] = done.stdout + done.stderr
+    answers["printed"] = printed
     return answers
 
 
