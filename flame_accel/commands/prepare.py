@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _open_single_table(training: TrainingConfig) -> "Table":
     """Open the one dataset that the options name, as a table of records."""
-    from flame_accel.data.sources.opening import open_source
+    from flame_accel.data.sources.opening import open_chosen_split
     from flame_accel.data.sources.options import training_dataset_options
     from flame_accel.data.sources.table import Table
 
@@ -104,7 +104,7 @@ def _open_single_table(training: TrainingConfig) -> "Table":
             where=where,
             remedy="prepare each into a folder of its own; a run can name several of them",
         )
-    table = open_source(training_dataset_options(training)[0])
+    table = open_chosen_split(training_dataset_options(training)[0])
     if not isinstance(table, Table):
         raise UserError(
             "is a token cache already",

@@ -43,7 +43,7 @@ class BadRecordCounter:
         self._num_logged = 0
         self._last_logged_total = MAX_LOGGED_RECORDS
 
-    def raise_or_count_record(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
+    def raise_or_count_if_bad(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
         """Apply the policy to a record: raise, count it, or ignore it.
 
         Args:
@@ -68,7 +68,7 @@ class BadRecordCounter:
         self.total += len(new_records)
         for record in new_records[: MAX_LOGGED_RECORDS - self._num_logged]:
             place = f"{record.where}: " if record.where else ""
-            log.warning("bad record skipped: %s%s", place, _describe_skipped(record))
+            log.warning("bad record skipped: %s%s", place, _skip_reason(record))
             self._num_logged += 1
         # then less and less often
         if new_records and self.total >= 2 * self._last_logged_total:
@@ -94,11 +94,11 @@ def too_many_bad_records_error(total: int, limit: int, last: Skipped | None) -> 
     """The error for more bad records than the limit; `last` is the one that exceeded it."""
     return UserError(
         f"{total} bad records are more than training.max_bad_records {limit}"
-        + (f"; the last one: {_describe_skipped(last)}" if last else ""),
+        + (f"; the last one: {_skip_reason(last)}" if last else ""),
         where=(last and last.where) or "training.max_bad_records",
         remedy="fix or remove them, or allow more with --training.max_bad_records",
     )
 
 
-def _describe_skipped(record: Skipped) -> str:
+def _skip_reason(record: Skipped) -> str:
     return record.what or record.why

@@ -51,9 +51,9 @@ class EncodedTable:
         return EncodedRecord(document, count_utf8_bytes(record))
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of the records."""
-        return self._table.records_fingerprint
+        return self._table.quick_content_fingerprint
 
 
 class IndexedDataset:
@@ -80,14 +80,14 @@ class IndexedDataset:
         self.held_out = held_out
         self.conversations = conversations
         self.storage_description = storage_description
-        self.num_documents = len(documents)
+        self.num_records = len(documents)
         self.num_tokens = num_tokens
         self._documents = documents
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of the content, the same for a table and its token cache."""
-        return self._documents.records_fingerprint
+        return self._documents.quick_content_fingerprint
 
     def shuffle(self, *, seed: int, stream_block_size: int) -> ShuffledTable:
         """The documents in the order in which lanes read them; all are shuffled together."""
@@ -97,11 +97,11 @@ class IndexedDataset:
         """What evenly spread records give, at most `table_sample_size` of them; 0: all."""
         return map(
             self._documents.read_with_num_text_bytes,
-            evenly_spread_indices(self.num_documents, table_sample_size),
+            evenly_spread_indices(self.num_records, table_sample_size),
         )
 
     def __str__(self) -> str:
-        return _describe_dataset(self.name, self.num_documents, "document", self.held_out)
+        return _describe_dataset(self.name, self.num_records, "document", self.held_out)
 
 
 class SequentialDataset:
@@ -113,7 +113,7 @@ class SequentialDataset:
         held_out: which side of a split by hash is wanted; None: all documents.
     """
 
-    num_documents: int | None = None
+    num_records: int | None = None
     num_tokens: int | None = None
 
     def __init__(self, shards: Shards, encode: Encode, held_out: HeldOut | None) -> None:
@@ -126,9 +126,9 @@ class SequentialDataset:
         self._encode = restrict_encode_to_side(encode, held_out)
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of what is known of the content without reading it."""
-        return self._shards.records_fingerprint
+        return self._shards.quick_content_fingerprint
 
     def shuffle(self, *, seed: int, stream_block_size: int) -> ShuffledStream:
         """The documents in the order in which lanes read them, shuffled in blocks of records."""

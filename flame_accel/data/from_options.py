@@ -83,7 +83,7 @@ def open_data(
     add_bos = resolve_add_bos(tokenizer, training.add_bos)
     sides = open_training_and_evaluation(
         training_dataset_options(training),
-        evaluation_dataset_options(evaluation, training),
+        evaluation_dataset_options(evaluation, read_like=training),
         evaluation.held_out_share,
     )
     encoder = Encoder(tokenizer, add_bos=add_bos)
@@ -108,7 +108,7 @@ def describe_evaluation_data(
     training: TrainingConfig, evaluation: EvaluationConfig, data: RunData
 ) -> DatasetDescription | None:
     """The dataset of validation, for the records of a run; None: no validation."""
-    options = evaluation_dataset_options(evaluation, training)
+    options = evaluation_dataset_options(evaluation, read_like=training)
     if options is None or data.evaluation is None:
         return None
     return describe_dataset(options, data.evaluation, share=1.0)
@@ -232,13 +232,13 @@ def stream_identity(training: TrainingConfig, data: RunData) -> Identity:
     }
     if len(data.training) > 1:
         identity["training.data_probs"] = list(data.shares)
-    if any(dataset.num_documents is None for dataset in data.training):
+    if any(dataset.num_records is None for dataset in data.training):
         identity["training.streaming"] = True
         identity["training.shuffle_block"] = training.shuffle_block
     for i, dataset in enumerate(data.training):
         which = f" of dataset {i + 1}" if len(data.training) > 1 else ""
-        identity[f"documents{which}"] = dataset.num_documents
-        identity[f"content of the documents{which}"] = dataset.records_fingerprint
+        identity[f"documents{which}"] = dataset.num_records
+        identity[f"content of the documents{which}"] = dataset.quick_content_fingerprint
         if dataset.held_out is not None:
             identity[f"held out{which}"] = dataset.held_out.share
     return identity

@@ -21,18 +21,11 @@ from flame_accel.data.tokens.encoder import Encoder
 class LocatedDataset(Protocol):
     """What the name of a dataset leads to; nothing is read yet.
 
-    A kind of dataset is one class with this protocol, listed in `sources.opening.DATASET_KINDS`.
-
     Raises:
         UserError: on creation: options that do not apply to this kind, or nothing there.
     """
 
     def __init__(self, options: DatasetOptions) -> None: ...
-
-    @staticmethod
-    def recognizes(options: DatasetOptions) -> bool:
-        """Whether the dataset is of this kind."""
-        ...
 
     @property
     def splits(self) -> Sequence[str | None]:
@@ -50,6 +43,15 @@ class LocatedDataset(Protocol):
         Raises:
             UserError: it cannot be read, or holds no text.
         """
+        ...
+
+
+class RecognizedDataset(LocatedDataset, Protocol):
+    """A kind of dataset that options show; listed in `sources.opening.DATASET_KINDS`."""
+
+    @staticmethod
+    def recognizes(options: DatasetOptions) -> bool:
+        """Whether the dataset is of this kind."""
         ...
 
 
@@ -79,7 +81,7 @@ class FingerprintedData(Protocol):
     """How messages name the data."""
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of the content, as far as it is known without reading all of it.
 
         It is the same wherever the content lies, and for a table and its token cache.
@@ -101,8 +103,8 @@ class EncodedDataset(FingerprintedData, Protocol):
         ...
 
     @property
-    def num_documents(self) -> int | None:
-        """Records, skipped ones included; None: unknown, they are read in sequence."""
+    def num_records(self) -> int | None:
+        """Skipped ones included; None: unknown, they are read in sequence."""
         ...
 
     @property
@@ -190,8 +192,8 @@ class ShuffledSource(Protocol):
         """
         ...
 
-    def check_enough_documents_if_known(self, num_lanes: int) -> None:
-        """Check that there are at least as many documents as lanes.
+    def check_enough_records_if_known(self, num_lanes: int) -> None:
+        """Check that there are at least as many records as lanes.
 
         Raises:
             UserError: there are fewer, as far as that is known without reading.
@@ -208,18 +210,18 @@ class DocumentReader(Protocol):
         ...
 
     @property
-    def epoch(self) -> float:
-        """Passes over the lane's documents; a fraction where their number is known."""
+    def approximate_epochs_read(self) -> float:
+        """Passes over the lane's documents; of a stream in whole shards."""
         ...
 
     def peek(self) -> Document:
-        """The document at the cursor, the same one until `advance`.
+        """The document at the cursor, the same one until `consume_peeked`.
 
         Raises:
             UserError: no document in a whole pass, or a record that the policy does not allow.
         """
         ...
 
-    def advance(self) -> None:
+    def consume_peeked(self) -> None:
         """Move the cursor behind the document that `peek` returns."""
         ...

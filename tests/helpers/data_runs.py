@@ -19,7 +19,7 @@ from flame_accel.data.from_options import (
 )
 from flame_accel.data.loading.micro_batch import IGNORED_LABEL
 from flame_accel.data.loading.stream_state import merge_rank_states
-from flame_accel.data.sources.opening import open_source
+from flame_accel.data.sources.opening import open_chosen_split
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.table import Table
 from flame_accel.data.tokens.encoder import Encoder
@@ -93,7 +93,7 @@ def write_json_lines(path: Path, texts: list[str]) -> None:
 
 def write_cached(dataset: Path, folder: Path) -> str:
     """What `prepare` makes of a dataset."""
-    table = open_source(DatasetOptions(dataset=str(dataset)))
+    table = open_chosen_split(DatasetOptions(dataset=str(dataset)))
     assert isinstance(table, Table)
     recipe = CacheOrigin(
         tokenizer_identity=tokenizer_identity(BYTE), vocabulary_size=258, add_bos=False, source={}

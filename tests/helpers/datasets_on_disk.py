@@ -14,7 +14,11 @@ from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.data.documents import Record, Skipped
 from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.named_datasets import NamedShards
-from flame_accel.data.sources.opening import DatasetSide, open_source, open_training_and_evaluation
+from flame_accel.data.sources.opening import (
+    DatasetSide,
+    open_chosen_split,
+    open_training_and_evaluation,
+)
 from flame_accel.data.sources.options import (
     DatasetOptions,
     evaluation_dataset_options,
@@ -30,7 +34,7 @@ FULL = [text for text in TEXTS if text]
 
 
 def opened(dataset: str, **options: Any) -> RecordSource:
-    return open_source(DatasetOptions(dataset=dataset, **options))
+    return open_chosen_split(DatasetOptions(dataset=dataset, **options))
 
 
 def records(source: RecordSource) -> list[Record | Skipped]:
@@ -113,7 +117,9 @@ def pair(
 ) -> tuple[list[DatasetSide], DatasetSide]:
     sides, held_out = open_training_and_evaluation(
         training_dataset_options(TrainingConfig(**training)),
-        evaluation_dataset_options(EvaluationConfig(**evaluation), TrainingConfig(**training)),
+        evaluation_dataset_options(
+            EvaluationConfig(**evaluation), read_like=TrainingConfig(**training)
+        ),
         share,
     )
     assert held_out is not None

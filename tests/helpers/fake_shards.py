@@ -25,7 +25,7 @@ class FakeShards:
     """Shards of given sizes; positions are multiples of 7, as offsets in a file might be."""
 
     name = "fake"
-    records_fingerprint = "sizes"
+    quick_content_fingerprint = "sizes"
 
     def __init__(self, sizes: Sequence[int], skipped: dict[int, Skipped] | None = None) -> None:
         self.sizes = sizes
@@ -88,7 +88,7 @@ def make_readers(source: ShuffledStream, num_lanes: int, **changes: Any) -> list
 
 def take(reader: StreamReader) -> int:
     document = int(reader.peek().tokens[0])
-    reader.advance()
+    reader.consume_peeked()
     return document
 
 

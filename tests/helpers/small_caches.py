@@ -19,7 +19,7 @@ ORIGIN = CacheOrigin(
 
 class RecordList(list[Record | Skipped]):
     name = "texts"
-    records_fingerprint = ""
+    quick_content_fingerprint = ""
 
 
 class ByteEncoder:

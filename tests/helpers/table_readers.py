@@ -40,5 +40,5 @@ def read(reader: TableReader, count: int) -> list[list[int]]:
     found = []
     for _ in range(count):
         found.append(reader.peek().tokens.tolist())
-        reader.advance()
+        reader.consume_peeked()
     return found

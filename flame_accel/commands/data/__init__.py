@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
         sections.print_section("picture", [str(arguments.output / PICTURE)])
     stream = build_lanes(training, data, num_lanes=num_lanes)
     for source in stream.sources:
-        source.check_enough_documents_if_known(num_lanes)
+        source.check_enough_records_if_known(num_lanes)
     sections.print_packing_mixture_rows_and_warnings(config, data, samples, stream, arguments.rows)
 
 

@@ -56,7 +56,7 @@ def sample_and_estimate_total_tokens(dataset: EncodedDataset, max_records: int) 
         dataset: the dataset.
         max_records: number of records to read; 0 reads all.
     """
-    num_records = dataset.num_documents
+    num_records = dataset.num_records
     records = dataset.read_in_order(table_sample_size=max_records)
     counts = count_records(islice(records, max_records or None))
     # a stream whose end was reached has no further records

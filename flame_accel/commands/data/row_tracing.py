@@ -101,8 +101,8 @@ class _RegisteringReader:
         return self._reader.cursor
 
     @property
-    def epoch(self) -> float:
-        return self._reader.epoch
+    def approximate_epochs_read(self) -> float:
+        return self._reader.approximate_epochs_read
 
     def peek(self) -> Document:
         if self._document is None:
@@ -110,9 +110,9 @@ class _RegisteringReader:
             self._document = self._register.register_and_replace_tokens(self._source, document)
         return self._document
 
-    def advance(self) -> None:
+    def consume_peeked(self) -> None:
         self._document = None
-        self._reader.advance()
+        self._reader.consume_peeked()
 
 
 def trace_first_rows(

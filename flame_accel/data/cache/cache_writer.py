@@ -129,7 +129,7 @@ def write_cache_unless_finished(
             check_file_sizes(folder, manifest)
             return False
         chunk_encoder = ChunkEncoder(records=records, encoder=encoder, dtype=dtype)
-        _check_and_mark_unfinished(folder, inputs)
+        _claim_empty_or_same_cache(folder, inputs)
         shards = _keep_only_complete_shards(folder)
         policy = policy or SkipPolicy()
         _write_and_append_missing_shards(
@@ -197,7 +197,7 @@ def _check_same_inputs(folder: Path, existing: CacheInputs, inputs: CacheInputs)
         )
 
 
-def _check_and_mark_unfinished(folder: Path, inputs: CacheInputs) -> None:
+def _claim_empty_or_same_cache(folder: Path, inputs: CacheInputs) -> None:
     """Mark the folder as a cache of these inputs that is not finished.
 
     Raises:
@@ -247,7 +247,7 @@ def _write_and_append_missing_shards(
     with closing(encode_chunks_in_order(encoder, ranges, num_processes)) as chunks:
         for chunk in chunks:
             for skipped in chunk.skipped.values():
-                bad_records.raise_or_count_record(skipped, policy, "")
+                bad_records.raise_or_count_if_bad(skipped, policy, "")
             if writer is not None and not writer.has_room_for(chunk):
                 shards.append(writer.finish())
                 writer = None

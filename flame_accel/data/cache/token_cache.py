@@ -90,7 +90,7 @@ class TokenCache:
         return self._num_documents
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of the records, the same as that of the table that the cache was made from."""
         return self._manifest["fingerprint"]
 

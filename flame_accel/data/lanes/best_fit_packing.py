@@ -155,7 +155,7 @@ class BestFitPacker:
         while self._next_window.num_tokens < min_tokens and not self._next_window.is_full:
             reader = self._mixture.choose_reader()
             self._next_window.add_document(reader.peek())
-            reader.advance()
+            reader.consume_peeked()
 
 
 def build_padded_row(segments: list[Segment], seq_len: int, padding_id: int) -> Row:

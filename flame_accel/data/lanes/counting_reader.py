@@ -58,7 +58,7 @@ class CountingReader(ABC):
             self._document = self._skip_to_document()
         return self._document
 
-    def advance(self) -> None:
+    def consume_peeked(self) -> None:
         """Move the cursor behind the document that `peek` returns."""
         self._tokens += len(self.peek().tokens)
         self._consumed += 1

@@ -74,7 +74,7 @@ class SequentialPacker:
             if end < length if varlen else filled == size:
                 self._offset = end - 1
             else:
-                reader.advance()
+                reader.consume_peeked()
                 self._offset = 0
         return Row(tokens, starts, targets)
 

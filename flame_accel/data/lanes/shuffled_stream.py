@@ -74,7 +74,7 @@ class ShuffledStream:
             self.name, shared, position, self._encode, cursor, policy, on_bad_record
         )
 
-    def check_enough_documents_if_known(self, num_lanes: int) -> None:
+    def check_enough_records_if_known(self, num_lanes: int) -> None:
         """Nothing is known without reading; a lane that finds no record in an epoch raises."""
 
 
@@ -99,7 +99,7 @@ class StreamReader(CountingReader):
         self._blocks = LaneBlockQueue(group, position, self._start)
 
     @property
-    def epoch(self) -> float:
+    def approximate_epochs_read(self) -> float:
         """Passes over the group's shards, counted in whole shards."""
         return self._start.epoch + self._start.shard / self._group.num_shards
 
@@ -116,7 +116,7 @@ class StreamReader(CountingReader):
                     return found
                 self._raise_or_skip_record(found)
             else:
-                self._move_to_next_block()
+                self._move_behind_current_block()
             if self._start.epoch > block.start.epoch:
                 epoch_ends += 1
                 records += block.num_records
@@ -154,9 +154,9 @@ class StreamReader(CountingReader):
     def _move_to_next_record(self) -> None:
         self._index += 1
         if self._index == len(self._blocks.read_current_block().records):
-            self._move_to_next_block()
+            self._move_behind_current_block()
 
-    def _move_to_next_block(self) -> None:
+    def _move_behind_current_block(self) -> None:
         self._start = self._blocks.read_current_block().end
         self._index = 0
         self._blocks.drop_current_block()

@@ -45,7 +45,7 @@ class ShuffledTable:
             self._documents, self._order, lane, num_lanes, cursor, policy, on_bad_record
         )
 
-    def check_enough_documents_if_known(self, num_lanes: int) -> None:
+    def check_enough_records_if_known(self, num_lanes: int) -> None:
         """Check that there are at least as many documents as lanes.
 
         Raises:
@@ -85,7 +85,7 @@ class TableReader(CountingReader):
         self._index = 0
 
     @property
-    def epoch(self) -> float:
+    def approximate_epochs_read(self) -> float:
         """Passes over the lane's documents."""
         return self._epoch + self._position / len(self._positions)
 

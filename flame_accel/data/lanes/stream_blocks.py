@@ -97,7 +97,7 @@ class LaneGroup:
         """Let a lane receive its records of the blocks that others read as well."""
         self._lanes.add(queue)
 
-    def read_block_into_queues(self, start: BlockStart) -> None:
+    def read_block_for_waiting_lanes(self, start: BlockStart) -> None:
         """Read a block and split it among the lanes that need it next and are not far behind."""
         stream = self._streams.pop(start, None) or self._open_stream(start)
         block = list(islice(stream, self._block_size))
@@ -160,7 +160,7 @@ class LaneBlockQueue:
     def read_current_block(self) -> LaneBlock:
         """The block that the lane is reading."""
         if not self._blocks:
-            self._group.read_block_into_queues(self.next_start)
+            self._group.read_block_for_waiting_lanes(self.next_start)
         return self._blocks[0]
 
     def drop_current_block(self) -> None:

@@ -90,7 +90,7 @@ def pack_evaluation_batches(
     num_skipped = num_tokens = num_target_bytes = 0
     for document, num_text_bytes in records:
         if isinstance(document, Skipped):
-            bad_records.raise_or_count_record(document, policy, name)
+            bad_records.raise_or_count_if_bad(document, policy, name)
             num_skipped += 1
             continue
         documents.append(document)
@@ -117,7 +117,7 @@ def pack_evaluation_batches(
 class _SinglePassReader:
     """Reads documents in their own order, and padding behind them."""
 
-    epoch = 0.0
+    approximate_epochs_read = 0.0
 
     def __init__(self, documents: Sequence[Document], padding: Document) -> None:
         self._documents = documents
@@ -135,7 +135,7 @@ class _SinglePassReader:
     def peek(self) -> Document:
         return self._padding if self.is_done else self._documents[self._position]
 
-    def advance(self) -> None:
+    def consume_peeked(self) -> None:
         self._position += 1
 
 

@@ -100,7 +100,7 @@ class StepBatches:
         self._bad = BadRecordCounter(lanes.policy.max_bad)
         self._num_slots = self._num_padding = 0
         for source in lanes.sources:
-            source.check_enough_documents_if_known(lanes.num_lanes)
+            source.check_enough_records_if_known(lanes.num_lanes)
         if state is not None:
             check_stream_identity(state, identity)
             _check_rows_per_step(state["rows_per_step"], layout)
@@ -173,7 +173,7 @@ class StepBatches:
             for lane, cursor in zip(self._layout.lanes_of_rank, self._cursors, strict=True)
         ]
         return max(
-            sum(reader.epoch for reader in readers) / len(opened)
+            sum(reader.approximate_epochs_read for reader in readers) / len(opened)
             for readers in zip(*opened, strict=True)
         )
 

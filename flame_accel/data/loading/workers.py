@@ -118,7 +118,7 @@ def start_packing_workers(
         collate_fn=_return_unchanged,
         num_workers=workers,
         prefetch_factor=options.prefetch_factor if workers else None,
-        worker_init_fn=partial(_set_up_worker_process, exits_on_sigterm),
+        worker_init_fn=partial(_ignore_signals_exit_with_parent, exits_on_sigterm),
         # torch draws a seed for its workers: keep it off the generator that the model uses
         generator=torch.Generator(),
     )
@@ -142,7 +142,7 @@ def _return_unchanged(item: T) -> T:
     return item
 
 
-def _set_up_worker_process(exits_on_sigterm: ctypes.c_byte, worker_id: int) -> None:
+def _ignore_signals_exit_with_parent(exits_on_sigterm: ctypes.c_byte, worker_id: int) -> None:
     """Ignore the signals that a terminal or a scheduler sends, and end with the run's process.
 
     A signal reaches every process of a run, which handles it at the end of a step and needs its

@@ -10,7 +10,6 @@ from typing import TypedDict
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
 from flame_accel.config.secrets import mask_secrets
-from flame_accel.data.sources.named_datasets import NamedDataset
 from flame_accel.data.sources.opening import DATASET_KINDS
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.stages import EncodedDataset
@@ -55,7 +54,7 @@ def describe_dataset(
         "config": options.dataset_name,
         "split": options.dataset_split,
         "share": share,
-        "documents": opened.num_documents,
+        "documents": opened.num_records,
         "conversations": opened.conversations,
         "held_out_share": opened.held_out.share if opened.held_out is not None else None,
     }
@@ -63,9 +62,8 @@ def describe_dataset(
 
 def is_hub_dataset(options: DatasetOptions) -> bool:
     """Whether a dataset that opens is one of the Hub, not files or a format of `datasets`."""
-    kind = next(kind for kind in DATASET_KINDS if kind.recognizes(options))
     return (
-        kind is NamedDataset
+        not any(kind.recognizes(options) for kind in DATASET_KINDS)
         and options.dataset not in _PACKAGED_DATASETS_MODULES
         and HUB_NAME.fullmatch(options.dataset) is not None
     )

@@ -129,8 +129,10 @@ def stored_file_size_or_none(file: str) -> int | None:
     if not _is_remote(file):
         return os.stat(file).st_size if os.path.exists(file) else None
     try:
-        remote = _resolve_remote_path(file)
-        return _call_with_retries(file, lambda: remote.filesystem.info(remote.path).get("size"))
+        remote = _resolve_or_raise_read_error(file)
+        return _retry_or_raise_read_error(
+            file, lambda: remote.filesystem.info(remote.path).get("size")
+        )
     except RemoteReadError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -161,11 +163,11 @@ class RemoteFile(RawIOBase):
         super().__init__()
         self._file = file
         self._stream: Any = None
-        self._remote = _resolve_remote_path(file)
+        self._remote = _resolve_or_raise_read_error(file)
         self._position = 0
         self._size: int | None = None
         """None: it can only be read from its start."""
-        _call_with_retries(file, self._open_stream_if_closed)
+        _retry_or_raise_read_error(file, self._open_stream_at_any_position)
 
     def readable(self) -> bool:
         """True."""
@@ -187,7 +189,7 @@ class RemoteFile(RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """Read at most `size` bytes; none only at the end."""
-        data = _call_with_retries(self._file, lambda: self._read_once_at_position(size))
+        data = _retry_or_raise_read_error(self._file, lambda: self._read_once_at_position(size))
         self._position += len(data)
         return data
 
@@ -198,7 +200,7 @@ class RemoteFile(RawIOBase):
         super().close()
 
     def _read_once_at_position(self, size: int) -> bytes:
-        stream = self._open_stream_if_closed()
+        stream = self._open_stream_at_any_position()
         try:
             if stream.tell() != self._position:
                 stream.seek(self._position)
@@ -213,7 +215,7 @@ class RemoteFile(RawIOBase):
             raise
         return data
 
-    def _open_stream_if_closed(self) -> Any:
+    def _open_stream_at_any_position(self) -> Any:
         if self._stream is None:
             open_stream = partial(self._remote.filesystem.open, self._remote.path, "rb")
             stream: Any = open_stream()
@@ -227,7 +229,7 @@ class RemoteFile(RawIOBase):
         return self._stream
 
 
-def _call_with_retries(file: str, operation: Callable[[], T]) -> T:
+def _retry_or_raise_read_error(file: str, operation: Callable[[], T]) -> T:
     """Call `operation` until it succeeds.
 
     Raises:
@@ -268,7 +270,7 @@ class _RemotePath(NamedTuple):
     path: str
 
 
-def _resolve_remote_path(file: str) -> _RemotePath:
+def _resolve_or_raise_read_error(file: str) -> _RemotePath:
     options: dict[str, Any] = {}
     if _is_http(file):
         import aiohttp

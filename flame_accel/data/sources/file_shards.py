@@ -12,7 +12,7 @@ from flame_accel.data.encoded_datasets import SequentialDataset
 from flame_accel.data.sources.file_access import stored_file_size_or_none
 from flame_accel.data.sources.file_readers import read_records
 from flame_accel.data.sources.held_out import HeldOut
-from flame_accel.data.sources.record_hashes import hash_as_json
+from flame_accel.data.sources.record_hashes import hash_list_as_json
 from flame_accel.data.sources.record_parsing import RecordColumn
 from flame_accel.data.tokens.encoder import Encoder
 
@@ -43,7 +43,7 @@ class FileShards:
         return read_records(self._files[shard], start_position, self._record_column)
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of the files' sizes, of their names below their common folder, and of the column."""
         if self._fingerprint is None:
             paths = [file.split("/") for file in self._files]
@@ -52,7 +52,7 @@ class FileShards:
             names = ["/".join(path[num_shared:]) for path in paths]
             with ThreadPoolExecutor(NUM_REQUESTS) as threads:
                 sizes = list(threads.map(stored_file_size_or_none, self._files))
-            self._fingerprint = hash_as_json([self._record_column.name, names, sizes])
+            self._fingerprint = hash_list_as_json([self._record_column.name, names, sizes])
         return self._fingerprint
 
     def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:

@@ -32,7 +32,7 @@ RUN_FOLDER_FILES = ("config.toml", "environment.json")
 """Files that every run folder has; files below one are not data, unless the folder is named."""
 
 
-class LocalFiles:
+class LocalPathOrGlob:
     """A file, a folder of files, or a glob pattern.
 
     Raises:
@@ -47,7 +47,7 @@ class LocalFiles:
             *(("dataset_name",) if path.is_dir() else ("dataset_name", "data_dir", "data_files"))
         )
         self._options = options
-        found = find_data_files(options.dataset, options.data_dir, options.data_file_patterns)
+        found = find_data_files(options.dataset, options.data_dir, options.data_files_list)
         # a file that was named is meant, whatever split its own name suggests
         alone: dict[str | None, list[Path]] = {None: found}
         self._groups = (

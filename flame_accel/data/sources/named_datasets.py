@@ -24,14 +24,14 @@ from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.sources.hf_datasets import convert_datasets_errors
 from flame_accel.data.sources.options import DatasetOptions
-from flame_accel.data.sources.record_hashes import hash_as_json
+from flame_accel.data.sources.record_hashes import hash_list_as_json
 from flame_accel.data.sources.record_parsing import RecordColumn, choose_text_column, extract_record
 from flame_accel.data.sources.table import Table, build_table
 from flame_accel.data.tokens.encoder import Encoder
 
 
 class NamedDataset:
-    """A name for `datasets.load_dataset`; recognizes every name that nothing else recognizes.
+    """A name for `datasets.load_dataset`: any name that `opening.DATASET_KINDS` do not recognize.
 
     Raises:
         UserError: the library does not know it.
@@ -47,13 +47,8 @@ class NamedDataset:
                 options.dataset,
                 options.dataset_name,
                 data_dir=options.data_dir,
-                data_files=options.data_file_patterns or None,
+                data_files=options.data_files_list or None,
             )
-
-    @staticmethod
-    def recognizes(options: DatasetOptions) -> bool:
-        """Any name: whether the library knows it is found out when it is located."""
-        return True
 
     @property
     def splits(self) -> Sequence[str | None]:
@@ -140,13 +135,13 @@ class NamedShards:
             yield PositionedRecord(Skipped("damaged", f"{where}, row {position}", what), END)
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of what the dataset states about itself, and of the column."""
         info = self._dataset.info
         features = str(self._dataset.features)
         about = [info.builder_name, info.dataset_name, info.config_name, str(info.version)]
         split = str(self._dataset.split)
-        return hash_as_json([self._record_column.name, about, split, features, len(self)])
+        return hash_list_as_json([self._record_column.name, about, split, features, len(self)])
 
     def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> SequentialDataset:
         """The documents of these shards."""

@@ -1,6 +1,6 @@
 """Opens the datasets of training and evaluation, and keeps their documents apart.
 
-`DATASET_KINDS` lists every kind of dataset there is. What a record becomes is decided later, by
+`DATASET_KINDS` lists every kind of dataset but `NamedDataset`. What a record becomes is decided later, by
 `RecordSource.encode`.
 """
 
@@ -11,22 +11,21 @@ from typing import NamedTuple
 from flame_accel.config.errors import UserError
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.sources.hf_datasets import hide_datasets_progress_bars
-from flame_accel.data.sources.local_files import LocalFiles
+from flame_accel.data.sources.local_files import LocalPathOrGlob
 from flame_accel.data.sources.named_datasets import NamedDataset
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.python_stdlib import PythonStdlib
 from flame_accel.data.sources.saved_datasets import SavedDataset
 from flame_accel.data.sources.token_cache_folder import TokenCacheFolder
-from flame_accel.data.stages import LocatedDataset, RecordSource
+from flame_accel.data.stages import LocatedDataset, RecognizedDataset, RecordSource
 
-DATASET_KINDS: Sequence[type[LocatedDataset]] = (
+DATASET_KINDS: Sequence[type[RecognizedDataset]] = (
     PythonStdlib,
     TokenCacheFolder,
     SavedDataset,
-    LocalFiles,
-    NamedDataset,
+    LocalPathOrGlob,
 )
-"""The first kind that recognizes a dataset reads it; the last one recognizes every name."""
+"""The first kind that recognizes a dataset reads it; `NamedDataset` reads what none recognizes."""
 DEFAULT_SPLITS = {"training": "train", "evaluation": "validation"}
 
 
@@ -45,7 +44,7 @@ class OpenedDatasets(NamedTuple):
     evaluation: DatasetSide | None
 
 
-def open_source(options: DatasetOptions) -> RecordSource:
+def open_chosen_split(options: DatasetOptions) -> RecordSource:
     """Open one dataset, all of its documents.
 
     Arrow tables of `datasets` and token caches are read in place; files and named datasets become
@@ -78,7 +77,7 @@ def open_training_and_evaluation(
         held_out_share: share of the documents that evaluation takes, 0 to 1.
 
     Raises:
-        UserError: as `open_source`.
+        UserError: as `open_chosen_split`.
     """
     with hide_datasets_progress_bars():
         located = [locate_dataset(options) for options in training]
@@ -87,8 +86,8 @@ def open_training_and_evaluation(
         if evaluation is None:
             return OpenedDatasets([DatasetSide(source, None) for source in sources], None)
         target = locate_dataset(evaluation)
-        key = _dataset_key(evaluation)
-        same = [i for i, one in enumerate(training) if _dataset_key(one) == key]
+        key = _dataset_key_without_split(evaluation)
+        same = [i for i, one in enumerate(training) if _dataset_key_without_split(one) == key]
         # without a validation split, that of the training source is divided
         shares_split = same and not evaluation.dataset_split and "validation" not in target.splits
         split = splits[same[0]] if shares_split else _choose_split(target, evaluation)
@@ -109,13 +108,14 @@ def locate_dataset(options: DatasetOptions) -> LocatedDataset:
     Raises:
         UserError: nothing there, or options that do not apply to this kind of dataset.
     """
-    return next(kind for kind in DATASET_KINDS if kind.recognizes(options))(options)
+    kinds = (kind for kind in DATASET_KINDS if kind.recognizes(options))
+    return next(kinds, NamedDataset)(options)
 
 
-def _dataset_key(options: DatasetOptions) -> tuple[str | None, ...]:
+def _dataset_key_without_split(options: DatasetOptions) -> tuple[str | None, ...]:
     """Equal for two sections that mean the same dataset, whichever split of it."""
     place = os.path.realpath(options.dataset) if options.is_path_or_pattern else options.dataset
-    return place, options.dataset_name, options.data_dir, *options.data_file_patterns
+    return place, options.dataset_name, options.data_dir, *options.data_files_list
 
 
 def _choose_split(located: LocatedDataset, options: DatasetOptions) -> str | None:

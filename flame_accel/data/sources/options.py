@@ -47,8 +47,8 @@ class DatasetOptions:
         return f"{self.section}.dataset {self.dataset!r}"
 
     @property
-    def data_file_patterns(self) -> list[str]:
-        """The patterns of `data_files`."""
+    def data_files_list(self) -> list[str]:
+        """`data_files` split at commas."""
         return [word.strip() for word in (self.data_files or "").split(",") if word.strip()]
 
     @property
@@ -100,9 +100,9 @@ def training_dataset_options(training: TrainingConfig) -> list[DatasetOptions]:
 
 
 def evaluation_dataset_options(
-    evaluation: EvaluationConfig, training: TrainingConfig
+    evaluation: EvaluationConfig, *, read_like: TrainingConfig
 ) -> DatasetOptions | None:
-    """Options of the dataset of evaluation, read as those of training; None: no evaluation."""
+    """Options of the dataset of evaluation, read like those of training; None: no evaluation."""
     if evaluation.dataset is None:
         return None
     return DatasetOptions(
@@ -111,9 +111,9 @@ def evaluation_dataset_options(
         dataset_split=evaluation.dataset_split,
         data_dir=evaluation.data_dir,
         data_files=evaluation.data_files,
-        text_column=training.text_column,
-        streaming=training.streaming,
-        max_document_bytes=training.max_document_bytes,
+        text_column=read_like.text_column,
+        streaming=read_like.streaming,
+        max_document_bytes=read_like.max_document_bytes,
         section="evaluation",
     )
 

@@ -7,6 +7,7 @@ are held out by their hashes is decided in `held_out`.
 import hashlib
 import json
 from collections.abc import Callable
+from typing import Any
 
 from flame_accel.data.documents import Record, Skipped
 from flame_accel.data.even_sampling import evenly_spread_indices
@@ -44,6 +45,6 @@ def fingerprint_from_sample(count: int, hash_of_record: Callable[[int], int]) ->
     return content.hexdigest()[:16]
 
 
-def hash_as_json(facts: object) -> str:
+def hash_list_as_json(facts: list[Any]) -> str:
     """Fingerprint of facts that JSON can hold, 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

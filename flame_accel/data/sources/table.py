@@ -106,7 +106,7 @@ class Table:
         return rebuild, (self.name, self._dataset, self._column)
 
     @property
-    def records_fingerprint(self) -> str:
+    def quick_content_fingerprint(self) -> str:
         """Hash of the number of records and of evenly spread ones; the same wherever they lie."""
         return fingerprint_from_sample(len(self), lambda i: record_hash_or_zero(self[i]))
 

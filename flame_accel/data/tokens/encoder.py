@@ -21,8 +21,8 @@ from flame_accel.data.documents import Conversation, Document, Record, Skipped
 from flame_accel.data.tokens.chat_template import ChatTemplate, mask_tokens_in_spans
 from flame_accel.data.tokens.text_slicing import (
     SLICE_CHARACTERS,
-    slice_prefix_if_cuttable,
-    slice_text,
+    slice_text_at_spaces,
+    space_at_cuts_if_cuttable,
 )
 from flame_accel.data.tokens.tokenizer import (
     PROBE_TEXT,
@@ -55,7 +55,9 @@ class Encoder:
         self._bos = cast(int, tokenizer.bos_token_id) if add_bos else None
         self._backend = _untruncated_backend_if_equivalent(tokenizer)
         self._encodes_to_bytes = self._backend is not None and is_byte_tokenizer(self._backend)
-        self._space = slice_prefix_if_cuttable(self._backend) if self._backend is not None else None
+        self._space_at_cuts = (
+            space_at_cuts_if_cuttable(self._backend) if self._backend is not None else None
+        )
         self._chat_template: ChatTemplate | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "Encoder"], tuple[PreTrainedTokenizerBase]]:
@@ -105,15 +107,15 @@ class Encoder:
                 yield list(text.encode())
             return
         encode = partial(self._backend.encode_batch_fast, add_special_tokens=False)
-        max_length = SLICE_CHARACTERS if self._space is not None else sys.maxsize
+        max_length = SLICE_CHARACTERS if self._space_at_cuts is not None else sys.maxsize
         encodings = iter(encode([text for text in texts if len(text) <= max_length]))
         for text in texts:
             if len(text) <= max_length:
                 yield next(encodings).ids
                 continue
-            assert self._space is not None
+            assert self._space_at_cuts is not None
             ids: list[int] = []
-            slices = slice_text(text, self._space)
+            slices = slice_text_at_spaces(text, self._space_at_cuts)
             while group := list(islice(slices, SLICES_PER_CALL)):
                 ids.extend(chain.from_iterable(encoding.ids for encoding in encode(group)))
             yield ids

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Iterator
 from string import ascii_letters
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Tokenizer, models
 from tokenizers.normalizers import Normalizer
@@ -45,8 +45,8 @@ WORD_PATTERNS = (r"\p{N}".join(_CL100K), r"\p{N}{1,3}".join(_CL100K), _O200K)
 """Qwen 2, Llama 3 (and GPT-4), o200k; the pattern of GPT-2 is built into the library."""
 
 
-def slice_prefix_if_cuttable(backend: Tokenizer) -> str | None:
-    """What a slice after a cut starts with: the space or nothing; None: texts must not be cut."""
+def space_at_cuts_if_cuttable(backend: Tokenizer) -> Literal["keep", "drop"] | None:
+    """Whether a slice after a cut starts with the space; None: texts must not be cut."""
     model = backend.model
     added = backend.get_added_tokens_decoder().values()
     if (
@@ -58,28 +58,28 @@ def slice_prefix_if_cuttable(backend: Tokenizer) -> str | None:
     normalizers = _tokenizer_component_steps(backend.normalizer, "normalizers")
     splits = _tokenizer_component_steps(backend.pre_tokenizer, "pretokenizers")
     if _splits_with_known_word_pattern(splits) and normalizers in ([], [{"type": "NFC"}]):
-        return " "
+        return "keep"
     if not _never_merges_across_spaces(backend, model):
         return None
     if not normalizers and len(splits) == 1 and splits[0]["type"] == "Metaspace":
-        return " " if splits[0]["replacement"] == SPACE else None
+        return "keep" if splits[0]["replacement"] == SPACE else None
     # these prepend a space to every slice, as they do to the text
     prepend = {"type": "Prepend", "prepend": SPACE}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    return "" if not splits and normalizers == [prepend, replace] else None
+    return "drop" if not splits and normalizers == [prepend, replace] else None
 
 
-def slice_text(text: str, slice_prefix: str) -> Iterator[str]:
+def slice_text_at_spaces(text: str, space_at_cuts: Literal["keep", "drop"]) -> Iterator[str]:
     """Cut a text at the first possible place after every `SLICE_CHARACTERS` characters.
 
     Args:
         text: any text.
-        slice_prefix: what `slice_prefix_if_cuttable` returned.
+        space_at_cuts: whether a slice after a cut starts with the space.
     """
     start = 0
     while found := CUT.search(text, start + SLICE_CHARACTERS):
         yield text[start : found.start()]
-        start = found.end() - len(slice_prefix)
+        start = found.start() if space_at_cuts == "keep" else found.end()
     yield text[start:]
 
 

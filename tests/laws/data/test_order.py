@@ -65,7 +65,7 @@ def documents_of(lanes: Lanes, lane: int) -> Iterator[tuple[int, list[int]]]:
     while True:
         tokens = reader.peek().tokens.tolist()
         yield reader.cursor.position[0], tokens
-        reader.advance()
+        reader.consume_peeked()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("one")])

@@ -16,7 +16,7 @@ from flame_accel.data.cache.file_format import MANIFEST, read_manifest
 from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.encoded_datasets import EncodedTable
-from flame_accel.data.sources.opening import DatasetOptions, open_source
+from flame_accel.data.sources.opening import DatasetOptions, open_chosen_split
 from flame_accel.data.sources.table import Table
 from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
@@ -61,7 +61,7 @@ def write_records(path: Path, records: list[object]) -> Path:
 
 def assert_same_documents(cache: TokenCache, online: EncodedTable) -> None:
     assert len(cache) == len(online)
-    assert cache.records_fingerprint == online.records_fingerprint
+    assert cache.quick_content_fingerprint == online.quick_content_fingerprint
     for i in range(len(online)):
         found, expected = cache[i], online[i]
         if isinstance(expected, Skipped):
@@ -82,7 +82,7 @@ def test_the_cache_gives_the_documents_of_the_run(corpus: Path, tmp_path: Path, 
     assert read_files(tmp_path / "one") == read_files(tmp_path / "two")
     assert len(read_manifest(tmp_path / "one")["shards"]) > 1
     tokenizer = load_tokenizer("byte", False)
-    table = open_source(DatasetOptions(dataset=str(corpus)))
+    table = open_chosen_split(DatasetOptions(dataset=str(corpus)))
     assert isinstance(table, Table)
     cache = TokenCache(
         tmp_path / "one", tokenizer_identity=tokenizer_identity(tokenizer), add_bos=False
@@ -104,7 +104,7 @@ def test_conversations_are_those_of_the_run(tmp_path: Path):
     main(prepare_command(path, tmp_path / "cache", **options))
     main(prepare_command(path, tmp_path / "cache2", processes=2, **options))
     assert read_files(tmp_path / "cache") == read_files(tmp_path / "cache2")
-    table = open_source(DatasetOptions(dataset=str(path)))
+    table = open_chosen_split(DatasetOptions(dataset=str(path)))
     assert isinstance(table, Table)
     identity = tokenizer_identity(tokenizer, with_chat_template=True)
     cache = TokenCache(tmp_path / "cache", tokenizer_identity=identity, add_bos=False)

@@ -24,7 +24,7 @@ TEXTS = [f"text {i}" for i in range(200)]
 
 class Lines(list[str]):
     name = "lines"
-    records_fingerprint = "f"
+    quick_content_fingerprint = "f"
 
 
 def encode_bytes(record: Record | Skipped) -> Document | Skipped:
@@ -46,7 +46,7 @@ def text_of(document: Document | Skipped) -> str:
 
 def test_an_encoded_table_has_the_places_of_what_it_skips() -> None:
     table = EncodedTable(Lines(["a", ""]), Encoder(BYTE, add_bos=False))
-    assert (len(table), table.name, table.records_fingerprint) == (2, "lines", "f")
+    assert (len(table), table.name, table.quick_content_fingerprint) == (2, "lines", "f")
     document = table[0]
     assert isinstance(document, Document) and document.tokens.tolist() == [97, EOS]
     assert table[1] == Skipped("empty", "lines, row 1", "a text without characters")
@@ -72,7 +72,7 @@ def test_documents_in_sequence_are_read_shard_after_shard() -> None:
     ]
     assert found == [[0], "damaged", [2], [100], [101]]
     assert len(list(islice(dataset.read_in_order(table_sample_size=2), 9))) == 5
-    assert (dataset.num_documents, dataset.num_tokens, dataset.conversations) == (None, None, False)
+    assert (dataset.num_records, dataset.num_tokens, dataset.conversations) == (None, None, False)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -49,13 +49,13 @@ def test_lanes_share_the_documents_out() -> None:
             for tokens in read(r, 3 if r is not readers[3] else 2)
         ]
         assert sorted(seen) == list(range(11))
-        assert [reader.epoch for reader in readers] == [epoch] * 4
+        assert [reader.approximate_epochs_read for reader in readers] == [epoch] * 4
 
 
 def test_the_epoch_is_a_fraction_of_the_lanes_documents() -> None:
     reader = open_reader(Numbers([5] * 8), num_lanes=2)
     read(reader, 5)
-    assert reader.epoch == 1.25
+    assert reader.approximate_epochs_read == 1.25
     assert reader.cursor == SourceCursor(position=(1, 1), consumed=5, tokens=25)
 
 
@@ -74,9 +74,9 @@ def test_one_text_among_many_records_is_found_by_every_lane() -> None:
 
 def test_more_lanes_than_documents_are_refused_with_both_numbers() -> None:
     source = ShuffledTable(Numbers([5] * 7), seed=0)
-    source.check_enough_documents_if_known(7)
+    source.check_enough_records_if_known(7)
     with pytest.raises(UserError, match="7 documents are fewer than the 8 rows of a step"):
-        source.check_enough_documents_if_known(8)
+        source.check_enough_records_if_known(8)
 
 
 def test_documents_are_looked_up_ahead_but_read_when_they_are_due() -> None:

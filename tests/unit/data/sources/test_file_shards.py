@@ -21,13 +21,13 @@ def test_each_file_is_a_shard_that_is_read_from_any_place(tmp_path: Path) -> Non
 
 def test_the_fingerprint_is_of_names_and_sizes_wherever_they_lie(tmp_path: Path) -> None:
     here, there = write_files(tmp_path / "a"), write_files(tmp_path / "b")
-    fingerprint = file_shards(here).records_fingerprint
-    assert file_shards(there).records_fingerprint == fingerprint
+    fingerprint = file_shards(here).quick_content_fingerprint
+    assert file_shards(there).quick_content_fingerprint == fingerprint
     memory = fsspec.filesystem("memory")
     for file in here:
         memory.pipe(f"/far/{Path(file).name}", Path(file).read_bytes())
     far = [f"memory://far/{Path(file).name}" for file in here]
-    assert file_shards(far).records_fingerprint == fingerprint
+    assert file_shards(far).quick_content_fingerprint == fingerprint
     Path(there[0]).write_text("{}")
     renamed = str(Path(here[2]).rename(tmp_path / "a" / "3.jsonl"))
     others = [
@@ -38,14 +38,14 @@ def test_the_fingerprint_is_of_names_and_sizes_wherever_they_lie(tmp_path: Path)
         file_shards(here[:2]),
         file_shards(here[:2], "content"),
     ]
-    assert len({fingerprint, *(shards.records_fingerprint for shards in others)}) == 7
+    assert len({fingerprint, *(shards.quick_content_fingerprint for shards in others)}) == 7
 
 
 def test_files_that_cannot_be_asked_for_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(access, "sleep", pauses.append)
     with pytest.raises(UserError, match=r"^none://a\.jsonl: cannot be opened: .*none"):
-        _ = file_shards(["none://a.jsonl"]).records_fingerprint
+        _ = file_shards(["none://a.jsonl"]).quick_content_fingerprint
     assert pauses == []
     assert access.stored_file_size_or_none("memory://nowhere/a.jsonl") is None
     monkeypatch.delattr("fsspec.implementations.memory.MemoryFileSystem.info")
@@ -53,5 +53,5 @@ def test_files_that_cannot_be_asked_for_are_named(monkeypatch: pytest.MonkeyPatc
         "fsspec.implementations.memory.MemoryFileSystem.ls", lambda *args, **options: 1 / 0
     )
     with pytest.raises(UserError, match=r"b\.jsonl: cannot be read, tried 6 times: ZeroDivision"):
-        _ = file_shards(["memory://b.jsonl"]).records_fingerprint
+        _ = file_shards(["memory://b.jsonl"]).quick_content_fingerprint
     assert pauses == [1, 2, 4, 8, 16] * 2

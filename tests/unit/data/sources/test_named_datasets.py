@@ -100,10 +100,10 @@ def test_a_worker_of_a_loader_reads_whole_shards(tmp_path: Path) -> None:
 
 def test_the_fingerprint_of_a_named_dataset_is_of_what_it_says(tmp_path: Path) -> None:
     files = write_csv(tmp_path)
-    fingerprint = named_shards("csv", files).records_fingerprint
-    assert named_shards("csv", files).records_fingerprint == fingerprint
-    assert named_shards("csv", files[:1]).records_fingerprint != fingerprint
-    assert named_shards("csv", files, name="text").records_fingerprint != fingerprint
+    fingerprint = named_shards("csv", files).quick_content_fingerprint
+    assert named_shards("csv", files).quick_content_fingerprint == fingerprint
+    assert named_shards("csv", files[:1]).quick_content_fingerprint != fingerprint
+    assert named_shards("csv", files, name="text").quick_content_fingerprint != fingerprint
 
 
 def test_files_of_a_named_dataset_are_read_as_they_lie(tmp_path: Path) -> None:

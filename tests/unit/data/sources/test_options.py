@@ -37,7 +37,7 @@ def test_several_datasets_have_options_of_their_own():
 
 def test_one_dataset_keeps_its_commas(tmp_path):
     [options] = training_dataset_options(TrainingConfig(dataset="a", data_files="1.txt, 2.txt"))
-    assert options.data_file_patterns == ["1.txt", "2.txt"]
+    assert options.data_files_list == ["1.txt", "2.txt"]
     path = write_one("a,b.txt", b"text")(tmp_path)
     assert [
         options.dataset for options in training_dataset_options(TrainingConfig(dataset=path))

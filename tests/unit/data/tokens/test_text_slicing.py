@@ -25,8 +25,8 @@ from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.text_slicing import (
     SPACE,
     WORD_PATTERNS,
-    slice_prefix_if_cuttable,
-    slice_text,
+    slice_text_at_spaces,
+    space_at_cuts_if_cuttable,
 )
 
 END = "</s>"
@@ -116,24 +116,26 @@ def encode_all(backend: Tokenizer, texts: list[str]) -> list[int]:
 @pytest.mark.parametrize("name", SLICEABLE)
 def test_slices_have_the_tokens_of_the_text(name: str, short_slices: None) -> None:
     backend = SLICEABLE[name]
-    space = slice_prefix_if_cuttable(backend)
+    space = space_at_cuts_if_cuttable(backend)
     assert space is not None
 
     @given(TEXTS)
     @settings(max_examples=150, deadline=None)
     def check(text: str) -> None:
-        assert encode_all(backend, list(slice_text(text, space))) == encode_all(backend, [text])
+        assert encode_all(backend, list(slice_text_at_spaces(text, space))) == encode_all(
+            backend, [text]
+        )
 
     check()
-    assert len(list(slice_text("the quick brown fox", space))) == 4
+    assert len(list(slice_text_at_spaces("the quick brown fox", space))) == 4
 
 
 def test_slices_have_the_wanted_length() -> None:
     text = "word " * 10_000 + "x"
-    parts = list(slice_text(text, " "))
+    parts = list(slice_text_at_spaces(text, "keep"))
     assert "".join(parts) == text
     assert all(8192 <= len(part) < 8200 for part in parts[:-1])
-    assert list(slice_text("x" * 50_000, " ")) == ["x" * 50_000]
+    assert list(slice_text_at_spaces("x" * 50_000, "keep")) == ["x" * 50_000]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2"])
@@ -191,10 +193,11 @@ def with_added(name: str, content: str, **options: Any) -> Tokenizer:
     ],
 )
 def test_unknown_tokenizers_get_whole_texts(backend: Tokenizer) -> None:
-    assert slice_prefix_if_cuttable(backend) is None
+    assert space_at_cuts_if_cuttable(backend) is None
 
 
 def test_the_decoder_does_not_matter() -> None:
     assert (
-        slice_prefix_if_cuttable(copy_with(SLICEABLE["gpt2"], decoder=decoders.ByteLevel())) == " "
+        space_at_cuts_if_cuttable(copy_with(SLICEABLE["gpt2"], decoder=decoders.ByteLevel()))
+        == "keep"
     )
