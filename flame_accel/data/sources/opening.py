@@ -1,7 +1,7 @@
 """Opens the datasets of training and evaluation, and keeps their documents apart.
 
-`DATASET_KINDS` lists every kind of dataset but `NamedDataset`. What a record becomes is decided later, by
-`RecordSource.encode`.
+`DATASET_KINDS` lists every kind of dataset but `NamedDataset`. What a record becomes is decided
+later, by `RecordSource.encode`.
 """
 
 import os

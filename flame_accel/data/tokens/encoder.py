@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -55,7 +55,7 @@ class Encoder:
         self._bos = cast(int, tokenizer.bos_token_id) if add_bos else None
         self._backend = _untruncated_backend_if_equivalent(tokenizer)
         self._encodes_to_bytes = self._backend is not None and is_byte_tokenizer(self._backend)
-        self._space_at_cuts = (
+        self._space_at_cuts: Literal["keep", "drop"] | None = (
             space_at_cuts_if_cuttable(self._backend) if self._backend is not None else None
         )
         self._chat_template: ChatTemplate | None = None
