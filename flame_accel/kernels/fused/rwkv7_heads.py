@@ -17,6 +17,8 @@ TILE = 2048
 """Elements that a program works on at a time."""
 BACKWARD_PROGRAMS = 2048
 """Programs of a backward pass, each with a part of the weights' gradients."""
+BACKWARD_WARPS = 8
+"""With four, a thread of a backward pass holds over 200 registers."""
 LOG_DECAY = tl.constexpr(-0.6065306597126334)
 """The lowest log decay, -exp(-1/2)."""
 NORM_EPS = tl.constexpr(1e-6)
@@ -346,6 +348,7 @@ def operator_input_gradients(
         *inputs[:-1], grads.w, grads.key, dkey_after, grads.value, dvalue_after, grads.erase,
         grads.write, dk, dv, dv_first, dw_raw, da_raw, dmix_raw, partials[0], partials[1],
         m, split.tiles, n // width, width, split.rows, MIXES_VALUES=mixes,
+        num_warps=BACKWARD_WARPS,
     )  # fmt: skip
     dk_k, dk_a = partials.sum(1)
     return HeadInputGradients(dk, dv, dv_first, dw_raw, da_raw, dmix_raw, dk_k, dk_a)
@@ -403,7 +406,7 @@ def finish_gradients(outputs: HeadOutputs, dout: Tensor) -> HeadOutputGradients:
     partials = torch.empty(3, split.programs, n, dtype=torch.float32, device=o.device)
     _FINISH_BACKWARD[(split.programs, heads)](
         *outputs[:-1], dout, out, do, dr, dkey, dvalue, dg, *partials, outputs.eps,
-        m, split.tiles, heads, width, split.rows,
+        m, split.tiles, heads, width, split.rows, num_warps=BACKWARD_WARPS,
     )  # fmt: skip
     dweight, dbias, dr_k = partials.sum(1)
     return HeadOutputGradients(
