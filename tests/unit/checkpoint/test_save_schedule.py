@@ -46,7 +46,7 @@ def test_an_interval_in_seconds_ends_at_the_next_logged_step():
 
 @pytest.mark.covers_option("checkpoint.enable_checkpoint")
 def test_the_last_step_is_always_saved_and_nothing_without_checkpoints():
-    never = partial(SaveSchedule, ONE_PROCESS, steps=7, clock=Clock())
+    never = partial(SaveSchedule, ONE_PROCESS, total_steps=7, clock=Clock())
     for unit in ("step", "seconds"):
         subject = never(CheckpointConfig(interval_type=unit, interval=1000))
         assert [
