@@ -69,7 +69,8 @@ def gather_zero_weights_to_main(
 
     model = unwrap_model(accelerator, engine)
     gathered: dict[Tensor, Tensor] = {}
-    for parameter in model.parameters():
+    # gathering takes several times the memory of a weight: the large ones while there are few
+    for parameter in sorted(model.parameters(), key=_count_full_elements, reverse=True):
         with GatheredParameters(parameter):
             if accelerator.is_main_process:
                 # a copy, since what was gathered is freed when the block ends
@@ -86,6 +87,10 @@ def gather_zero_weights_to_main(
         name: (buffer.to(dtype) if buffer.is_floating_point() else buffer).cpu()
         for name, buffer in buffers.items()
     }
+
+
+def _count_full_elements(parameter: Tensor) -> int:
+    return full_shape(parameter).numel()
 
 
 def copy_into_zero_bit16_weights(model: nn.Module, full_weights: Mapping[str, Tensor]) -> None:

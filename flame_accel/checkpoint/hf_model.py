@@ -61,9 +61,13 @@ def gather_full_weights_to_main(
         if first != name and first in stored:
             tied_names.append((name, first))
             continue
-        full = sharded.full_tensor() if isinstance(sharded, DTensor) else sharded
+        # cast before it is gathered: half the memory and traffic of fp32
+        cast = sharded.to(dtype) if sharded.is_floating_point() else sharded
+        full = cast.full_tensor() if isinstance(cast, DTensor) else cast
         if accelerator.is_main_process:
-            weights[name] = (full.to(dtype) if full.is_floating_point() else full).cpu()
+            weights[name] = full.cpu()
+        # not while the next one is gathered
+        del cast, full
     if accelerator.is_main_process:
         weights |= {name: weights[first] for name, first in tied_names}
     return weights
