@@ -159,8 +159,9 @@ def _has_supported_mamba2_form(layer: Mamba2) -> bool:
         and getattr(norm, "bias", None) is None
     )
     weights = (layer.dt_bias, layer.A_log, layer.D, layer.out_proj.weight)
-    # a DTensor, a quantized or an adapted map computes in its own way
-    plain_weights = all(type(w) in (Tensor, nn.Parameter) for w in weights)
+    # a DTensor, a quantized or an adapted map computes in its own way; ZeRO-3 gathers weights of
+    # modules that are called
+    plain_weights = all(type(w) is nn.Parameter and not hasattr(w, "ds_id") for w in weights)
     plain_output = type(layer.out_proj) is nn.Linear and layer.out_proj.bias is None
     activated = layer.activation in ("silu", "swish")
     return (

@@ -378,7 +378,8 @@ def _has_supported_rwkv7_form(layer: RWKV7Attention) -> bool:
         usual_norm and usual_maps
         and layer.value_dim == layer.key_dim == layer.hidden_size <= WIDEST
         and width & (width - 1) == 0 and 16 <= width <= 256
-        # a DTensor, a quantized or an adapted map computes in its own way
+        # a DTensor, a quantized or an adapted map computes in its own way; ZeRO-3 gathers weights
+        # of modules that are called
         and all(type(m) is nn.Linear for m in linear)
-        and all(type(p) is nn.Parameter for p in layer.parameters())
+        and all(type(p) is nn.Parameter and not hasattr(p, "ds_id") for p in layer.parameters())
     )  # fmt: skip
