@@ -5,8 +5,10 @@ Triton device, runs them on PyTorch. Both wait until transformers or fla is impo
 command line answers without torch.
 """
 
-from flame_accel._import_hook import install_import_hook
+from flame_accel._import_hook import prepare_fla_now_or_later
+from flame_accel.suppressed_messages import suppress_known_log_messages
 
 __version__ = "0.1.0"
 
-install_import_hook()
+suppress_known_log_messages()
+prepare_fla_now_or_later()

@@ -16,10 +16,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from flame_accel.suppressed_messages import (
-    suppress_known_import_warnings,
-    suppress_known_log_messages,
-)
+from flame_accel.suppressed_messages import suppress_known_import_warnings
 
 AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 FLA = "fla"
@@ -73,9 +70,8 @@ class _FinderWithFlaSetup(MetaPathFinder):
         return None
 
 
-def install_import_hook() -> None:
+def prepare_fla_now_or_later() -> None:
     """Registers fla's models and installs kernels, now or when their packages are imported."""
-    suppress_known_log_messages()
     if any(isinstance(finder, _FinderWithFlaSetup) for finder in sys.meta_path):
         return
     finder = _FinderWithFlaSetup()

@@ -106,7 +106,7 @@ def replace_folder(
         _sync_tree_to_disk(temporary)
         if is_kept is not None and folder.is_dir():
             _link_kept_files(folder, temporary, is_kept)
-        _rename_or_swap_folder(temporary, folder)
+        _rename_or_swap_keeping_old(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -135,13 +135,13 @@ def _link_kept_files(source: Path, target: Path, is_kept: Callable[[PurePath], b
         sync_to_disk(folder)
 
 
-def sync_and_rename_or_swap_folder(temporary: Path, folder: Path) -> None:
+def sync_and_swap_keeping_old(temporary: Path, folder: Path) -> None:
     """Sync a finished temporary folder to the disk and rename it to its final name.
 
     If `folder` exists the two are swapped: what it held is then in `temporary`.
     """
     _sync_tree_to_disk(temporary)
-    _rename_or_swap_folder(temporary, folder)
+    _rename_or_swap_keeping_old(temporary, folder)
 
 
 def _sync_tree_to_disk(folder: Path) -> None:
@@ -149,7 +149,7 @@ def _sync_tree_to_disk(folder: Path) -> None:
         sync_to_disk(path)
 
 
-def _rename_or_swap_folder(temporary: Path, folder: Path) -> None:
+def _rename_or_swap_keeping_old(temporary: Path, folder: Path) -> None:
     if folder.exists():
         _swap_folders(temporary, folder)
     else:

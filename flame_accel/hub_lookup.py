@@ -21,7 +21,7 @@ class HubName(NamedTuple):
     """Branch, tag or commit; None is the main branch."""
 
 
-def split_hub_name(name_or_path: str) -> HubName:
+def split_hub_name_unless_path(name_or_path: str) -> HubName:
     """Splits `owner/name@revision`; what exists as a path is left whole."""
     if Path(name_or_path).exists():
         return HubName(name_or_path, None)
@@ -49,7 +49,7 @@ def check_model_exists_if_hub_reachable(name: str, *, where: str, remedy: str) -
         RevisionNotFoundError,
     )
 
-    repo_id, revision = split_hub_name(name)
+    repo_id, revision = split_hub_name_unless_path(name)
     try:
         HfApi().model_info(repo_id, revision=revision, timeout=TIMEOUT_SECONDS)
     except (GatedRepoError, HFValidationError):

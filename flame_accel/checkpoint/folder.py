@@ -81,7 +81,7 @@ class CheckpointFolder:
         files.write_json_atomically(temporary / MANIFEST, content)
         final = self.checkpoint_path(step)
         replaced = final.exists()
-        files.sync_and_rename_or_swap_folder(temporary, final)
+        files.sync_and_swap_keeping_old(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _first_free_path_with_suffix(final, SUPERSEDED))
         self._delete_all_but_latest_k()

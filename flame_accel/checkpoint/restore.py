@@ -27,7 +27,7 @@ from flame_accel.checkpoint.identity import (
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig, UserError
-from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.model_files import (
     MANIFEST,
     find_checkpoint_damage,
@@ -298,7 +298,7 @@ def _download_weights(name: str) -> Path:
     )
     try:
         patterns = ["*.safetensors*", "config.json", *TOKENIZER_PATTERNS]
-        repo_id, revision = split_hub_name(name)
+        repo_id, revision = split_hub_name_unless_path(name)
         return Path(
             snapshot_download(
                 repo_id,

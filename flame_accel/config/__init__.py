@@ -25,7 +25,7 @@ from flame_accel.config.training_options import (
     OptimizerConfig,
     TrainingConfig,
     dataset_names,
-    values_per_dataset,
+    split_per_dataset_option,
 )
 
 __all__ = [
@@ -50,6 +50,6 @@ __all__ = [
     "load_run_file",
     "parse",
     "parse_or_exit",
+    "split_per_dataset_option",
     "to_toml",
-    "values_per_dataset",
 ]

@@ -9,7 +9,10 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yaml import MappingNode, SafeLoader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +196,7 @@ def parse_yaml(text: str) -> list[FileEntry]:
         raise SyntaxProblem(f"is not valid YAML: {error.reason}", line) from None
 
 
-def _yaml_node_to_table(loader: Any, mapping: Any, *, depth: int) -> Table:
+def _yaml_node_to_table(loader: "SafeLoader", mapping: "MappingNode", *, depth: int) -> Table:
     table = Table()
     for key, value in mapping.value:
         line = key.start_mark.line + 1
@@ -202,12 +205,12 @@ def _yaml_node_to_table(loader: Any, mapping: Any, *, depth: int) -> Table:
         if depth < 2 and value.id == "mapping":
             body = _yaml_node_to_table(loader, value, depth=depth + 1)
         else:
-            body = _yaml_node_to_value(loader, value, line)
+            body = _construct_yaml_option_value(loader, value, line)
         table.append((key.value, line, body))
     return table
 
 
-def _yaml_node_to_value(loader: Any, node: Any, line: int) -> Any:
+def _construct_yaml_option_value(loader: "SafeLoader", node: Any, line: int) -> object:
     try:
         value = loader.construct_object(node, deep=True)
     except ValueError as error:

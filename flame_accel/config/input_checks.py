@@ -13,7 +13,7 @@ from pathlib import Path
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.secrets import MASK
-from flame_accel.config.training_options import PER_DATASET, dataset_names, values_per_dataset
+from flame_accel.config.training_options import PER_DATASET, dataset_names, split_per_dataset_option
 from flame_accel.presets import MODELS, find_preset, nearest_preset_names, resolve_preset
 
 _INPUTS = (
@@ -71,7 +71,7 @@ def _find_dataset_count_mismatches(config: Config) -> Iterator[BrokenRule]:
             remedy=f"Set each dataset's share of the tokens: --training.data_probs {example}.",
         )
     for option in PER_DATASET:
-        entries = len(values_per_dataset(training, option))
+        entries = len(split_per_dataset_option(training, option))
         if entries != count:
             yield BrokenRule(
                 options=(f"training.{option}",),

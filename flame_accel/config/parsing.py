@@ -24,14 +24,8 @@ def parse(argv: Sequence[str]) -> Config:
     """The configuration of a command line: defaults, then its run file, then its flags.
 
     Raises:
-        ConfigError: With all problems of the flags, of the file and of both together, or with
-            that of a help topic.
-        SystemExit: With status 0, after printing the help, if `-h` or `--help` is among the flags.
+        ConfigError: With all problems of the flags, of the file and of both together.
     """
-    topic = requested_help_topic(argv)
-    if topic is not None:
-        print(format_help(topic, width=shutil.get_terminal_size().columns))
-        raise SystemExit(0)
     flags = read_flags_and_problems(argv)
     # the last one counts, as for every flag
     path = {setting.name: setting.value for setting in flags.settings}.get(_CONFIG_FILE)
@@ -40,8 +34,15 @@ def parse(argv: Sequence[str]) -> Config:
 
 
 def parse_or_exit(argv: Sequence[str]) -> Config:
-    """`parse`, but prints the problems on stderr and exits with status 2 if there are any."""
+    """`parse`, but prints the help and exits with status 0 if `-h` or `--help` is in `argv`.
+
+    If there are problems, prints them on stderr and exits with status 2.
+    """
     with exit_on_user_error():
+        topic = requested_help_topic(argv)
+        if topic is not None:
+            print(format_help(topic, width=shutil.get_terminal_size().columns))
+            raise SystemExit(0)
         return parse(argv)
 
 

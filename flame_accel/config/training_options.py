@@ -277,8 +277,8 @@ def dataset_names(training: TrainingConfig) -> list[str]:
     return [name.strip() for name in training.dataset.split(",")]
 
 
-def values_per_dataset(training: TrainingConfig, option: str) -> list[str | None]:
-    """The entry of each dataset in one of the `PER_DATASET` options, None where it is empty."""
+def split_per_dataset_option(training: TrainingConfig, option: str) -> list[str | None]:
+    """The entries of one of the `PER_DATASET` options, None where one is empty."""
     value = getattr(training, option)
     count = len(dataset_names(training))
     if value is None or count == 1:

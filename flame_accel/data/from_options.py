@@ -48,6 +48,14 @@ class RunData:
     add_bos: bool
     """Whether documents start with bos."""
 
+    @property
+    def padding_id(self) -> int:
+        """The id of the tokenizer's pad token, or of its eos token if it has none."""
+        ids = bos_eos_pad_ids(self.tokenizer)
+        pad = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
+        assert pad is not None
+        return pad
+
     def __str__(self) -> str:
         if len(self.training) == 1:
             return str(self.training[0])
@@ -125,7 +133,7 @@ def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> L
             for i, dataset in enumerate(data.training)
         ],
         shares=data.shares,
-        packing=build_packing(training, data.tokenizer),
+        packing=build_row_packing(training, data.padding_id),
         num_lanes=num_lanes,
         policy=SkipPolicy(training.max_bad_records),
         constant_targets=not training.varlen
@@ -133,16 +141,13 @@ def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> L
     )
 
 
-def build_packing(training: TrainingConfig, tokenizer: PreTrainedTokenizerBase) -> Packing:
+def build_row_packing(training: TrainingConfig, padding_id: int) -> Packing:
     """How documents fill the rows of a run."""
-    ids = bos_eos_pad_ids(tokenizer)
-    pad = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
-    assert pad is not None
     return Packing(
         seq_len=training.seq_len,
         context_len=(training.context_len or training.seq_len) if training.varlen else None,
         best_fit=training.packing == "best_fit",
-        padding=pad,
+        padding=padding_id,
     )
 
 
@@ -205,7 +210,7 @@ def build_evaluation_batches(
         return None
     return pack_evaluation_batches(
         _read_with_num_target_bytes(data.evaluation, data.tokenizer),
-        build_packing(training, data.tokenizer),
+        build_row_packing(training, data.padding_id),
         name=f"evaluation.dataset {data.evaluation.name!r}",
         policy=SkipPolicy(training.max_bad_records),
         batch_size=evaluation.batch_size,
@@ -218,7 +223,7 @@ def build_evaluation_batches(
 def stream_identity(training: TrainingConfig, data: RunData) -> Identity:
     """Everything that must stay the same for cursors to mean the same tokens; no paths."""
     conversations = any(dataset.conversations for dataset in data.training)
-    packing = build_packing(training, data.tokenizer)
+    packing = build_row_packing(training, data.padding_id)
     identity: dict[str, int | float | str | list[float] | None] = {
         "training.seed": training.seed,
         "training.seq_len": packing.seq_len,

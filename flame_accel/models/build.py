@@ -25,7 +25,7 @@ from transformers import (
 
 from flame_accel.config.errors import UsageError, UserError
 from flame_accel.files import is_git_lfs_pointer
-from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.models.instantiate import describe_error_with_source, instantiate
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.models.packed_inputs import make_transformers_model_accept_cu_seqlens
@@ -257,7 +257,7 @@ def _load_auto_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     online = Path(name).exists() or check_model_exists_if_hub_reachable(
         name, where=f"--model.config {name}", remedy="a path must name an existing file or folder"
     )
-    repo_id, revision = split_hub_name(name)
+    repo_id, revision = split_hub_name_unless_path(name)
     try:
         config = AutoConfig.from_pretrained(
             repo_id,

@@ -21,7 +21,7 @@ from flame_accel.data.tokens.tokenizer import load_tokenizer
 from flame_accel.hub_lookup import (
     TIMEOUT_SECONDS,
     check_model_exists_if_hub_reachable,
-    split_hub_name,
+    split_hub_name_unless_path,
 )
 from flame_accel.models import load_model_config
 
@@ -39,7 +39,9 @@ def ask(monkeypatch: pytest.MonkeyPatch):
 
     def answer(error: Exception | None, name: str = "org/model") -> bool:
         def model_info(api: HfApi, repo_id: str, *, revision: str | None, timeout: float) -> None:
-            assert (repo_id, revision) == split_hub_name(name) and timeout == TIMEOUT_SECONDS
+            assert (repo_id, revision) == split_hub_name_unless_path(
+                name
+            ) and timeout == TIMEOUT_SECONDS
             if error is not None:
                 raise error
 
@@ -57,11 +59,11 @@ def test_a_repository_that_exists_can_be_loaded(ask) -> None:
 
 
 def test_a_revision_is_told_from_a_path(ask, tmp_path: Path, monkeypatch) -> None:
-    assert split_hub_name("org/model@v1/beta") == ("org/model", "v1/beta")
-    assert split_hub_name("org/model") == ("org/model", None)
+    assert split_hub_name_unless_path("org/model@v1/beta") == ("org/model", "v1/beta")
+    assert split_hub_name_unless_path("org/model") == ("org/model", None)
     monkeypatch.chdir(tmp_path)
     Path("run@2").mkdir()
-    assert split_hub_name("run@2") == ("run@2", None)
+    assert split_hub_name_unless_path("run@2") == ("run@2", None)
     assert ask(None, "org/model@v1")
 
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flame_accel.config import EvaluationConfig, TrainingConfig, dataset_names, values_per_dataset
+from flame_accel.config import (
+    EvaluationConfig,
+    TrainingConfig,
+    dataset_names,
+    split_per_dataset_option,
+)
 from flame_accel.config.errors import UsageError
 from flame_accel.config.training_options import PER_DATASET
 from flame_accel.data.sources.record_parsing import MAX_DOCUMENT_BYTES, RecordColumn
@@ -93,7 +98,7 @@ def training_dataset_options(training: TrainingConfig) -> list[DatasetOptions]:
         )
         for dataset, name, split, data_dir, data_files in zip(
             dataset_names(training),
-            *(values_per_dataset(training, option) for option in PER_DATASET),
+            *(split_per_dataset_option(training, option) for option in PER_DATASET),
             strict=True,
         )
     ]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from flame_accel.config.errors import UserError
 from flame_accel.files import write_json_atomically, write_text_atomically
-from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name
+from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.model_files import find_unreadable_text_file
 
 BYTE_TOKENIZER = "byte"
@@ -51,7 +51,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     online = Path(source).exists() or check_model_exists_if_hub_reachable(
         name, where=TOKENIZER_OPTION, remedy=f"else name {TOKENIZER_CHOICES}"
     )
-    repo_id, revision = split_hub_name(str(source))
+    repo_id, revision = split_hub_name_unless_path(str(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             repo_id,

@@ -122,8 +122,8 @@ def test_the_topic_of_the_help_follows_the_flag(argv: list[str], topic: str | No
 
 def test_help_imports_no_torch() -> None:
     code = (
-        "import sys; from flame_accel.config import parse\n"
-        "try: parse(['--help'])\n"
+        "import sys; from flame_accel.config import parse_or_exit\n"
+        "try: parse_or_exit(['--help'])\n"
         "except SystemExit as end: print(end.code, 'torch' in sys.modules, file=sys.stderr)"
     )
     assert run_python("-c", code).stderr == "0 False\n"

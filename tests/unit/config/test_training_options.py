@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flame_accel.config import TrainingConfig, dataset_names, values_per_dataset
+from flame_accel.config import TrainingConfig, dataset_names, split_per_dataset_option
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ def test_an_existing_path_with_a_comma_is_one_dataset(tmp_path: Path) -> None:
 
 def test_each_dataset_has_its_own_entry_and_an_empty_one_is_none() -> None:
     training = TrainingConfig(dataset="a,b", dataset_name="x, ")
-    assert values_per_dataset(training, "dataset_name") == ["x", None]
-    assert values_per_dataset(training, "data_dir") == [None, None]
+    assert split_per_dataset_option(training, "dataset_name") == ["x", None]
+    assert split_per_dataset_option(training, "data_dir") == [None, None]
 
 
 def test_the_entry_of_a_single_dataset_may_have_commas() -> None:
     training = TrainingConfig(dataset="a", data_files="x,y")
-    assert values_per_dataset(training, "data_files") == ["x,y"]
+    assert split_per_dataset_option(training, "data_files") == ["x,y"]
