@@ -38,6 +38,12 @@ SHAPES = {
     "chunk_gated_delta_product": "q=BTHK k=BSHK v=BSHV g=BTH beta=BSH initial_state=NHKV",
     "chunk_comba": "q k p=BTHK v=BTGV g beta=BTG initial_state=NGKV",
     "fused_recurrent_comba": "q k p=BTHK v=BTGV g beta=BTG initial_state=NGKV",
+    "chunk_gated_oja_rule": "q k=BTHK v gv=BTGV beta=BTG initial_state=NGKV",
+    "fused_recurrent_gated_oja_rule": "q k=BTHK v gv=BTGV beta=BTG initial_state=NGKV",
+    "chunk_ttt_linear": "q k v=BTHK w b=HK eta=BTH1 initial_state=NHKK initial_state_bias=NH1K",
+    "fused_chunk_ttt_linear": "q k v=BTHK w b=HK eta=BTH1 initial_state=NHKK "
+    "initial_state_bias=NH1K",
+    "fused_recurrent_rwkv4": "w u=K k v=BTK state=B31K",
     "chunk_mesa_net": "q k=BTHK v=BTHV g beta=BTH lamb=HK h_kk_init=NHKK h_kv_init=NHKV",
     "mesa_net_decoding_one_step": "q k=BHK v=BHV g beta=BH lamb=HK prev_h_kk=BHKK prev_h_kv=BHKV",
     "chunk_momentum_delta_rule": "q k p=BTHK v=BTHV log_alpha log_mu beta eta=BTH "
@@ -72,6 +78,8 @@ SHAPES = {
     "parallel_forgetting_attn": "q=BTHK k=BTGK v=BTGV g=BTH",
     "attn_decoding_one_step": "q=1NHK k=1TGK v=1TGV g=1TH sink_bias=H",
     "parallel_wall_attn": "q g=BTHK k=BTGK v=BTGV g_scalar=BTH sink_bias=H",
+    "parallel_wall_attn_decode": "q p_curr=BSHK k_tilde=BTHK v=BTGV r_cache=BMHK sink_bias=H "
+    "g_scalar_cumsum=BTH",
     "parallel_parallax": "q r=BTHK k v=BTGK",
     "parallax_decode": "q r=BSHK k v=BTGK cache_start=B",
     "parallax_decode_one_step": "q r=B1HK k v=BTGK cache_start=B",
@@ -83,14 +91,18 @@ SHAPES = {
 """Shapes of operators' arguments: B rows, T tokens (S where their number is another one), N
 sequences, H heads of queries, G of values, one a multiple of the other, K and V widths."""
 
-PACKED_INPUT = {"x": "BT", "s": "BT"}
+PACKED_INPUT = {"x": "BT", "s": "BT", "g": "BT", "A": "BT"}
 """What boundaries divide in functions that the table does not list."""
 
 PACKED_IN_ALL_ROWS = ("rotary_embedding",)
 """Functions that take boundaries of sequences in several rows, one after the other."""
 
+NOT_PACKED = ("pack_sequence", "unpack_sequence")
+"""Functions whose inputs boundaries do not divide."""
+
 CHUNK_SIZES = {
     "chunk_delta_rule": (16, 32, 64),
+    "chunk_gated_oja_rule": (16, 32, 64),
     "chunk_gated_delta_rule": (16, 32, 64),
     "chunk_gdn2": (64,),
     "chunk_kda": (32, 64),
@@ -101,7 +113,13 @@ CHUNK_SIZES = {
 FP32_STATES = ("chunk_gdn2", "chunk_gla", "chunk_kda", "chunk_mesa_net", "chunk_precond_kda")
 """Operators that take initial states in fp32 only."""
 
-WHOLE_WINDOWS = ("parallel_attn", "parallel_forgetting_attn", "parallel_wall_attn")
+WHOLE_WINDOWS = (
+    "parallel_attn",
+    "parallel_forgetting_attn",
+    "parallel_parallax",
+    "parallel_wall_attn",
+    "parallel_wall_attn_decode",
+)
 """Operators whose window, if given, holds the query's own key."""
 
 
@@ -149,7 +167,7 @@ def _check_boundaries_and_count_sequences(
 ) -> dict[str, int]:
     """The number of sequences and their tokens, as far as boundaries tell it."""
     cu_seqlens = arguments.get("cu_seqlens")
-    if not isinstance(cu_seqlens, Tensor):
+    if not isinstance(cu_seqlens, Tensor) or name in NOT_PACKED:
         return {}
     if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.numel() < 2:
         raise ArgumentError(

@@ -18,7 +18,8 @@ FAMILIES: dict[str, dict[str, str]] = {
         "ops.simple_gla.fused_chunk": "fused_chunk_simple_gla",
         "ops.simple_gla.fused_recurrent": "fused_recurrent_simple_gla",
         "ops.simple_gla.parallel": "parallel_simple_gla",
-        "ops.utils.cumsum": "chunk_global_cumsum",
+        "ops.utils.cumsum": "chunk_global_cumsum chunk_global_cumsum_scalar=chunk_global_cumsum "
+        "chunk_global_cumsum_vector=chunk_global_cumsum",
     },
     # h_t = exp(g_t) h_{t-1} + x_t, elementwise (2311.04823)
     "recurrence.hgrn": {
@@ -53,10 +54,24 @@ FAMILIES: dict[str, dict[str, str]] = {
         "ops.gated_delta_rule.chunk": "chunk_gated_delta_rule",
         "ops.gated_delta_rule.fused_recurrent": "fused_recurrent_gated_delta_rule="
         "chunk_gated_delta_rule",
+        "ops.gated_delta_rule.gate": "fused_gdn_gate",
         "ops.gated_delta_product.chunk": "chunk_gated_delta_product",
         "ops.comba.chunk": "chunk_comba",
         "ops.comba.fused_recurrent": "fused_recurrent_comba=chunk_comba",
     },
+    # S_t = S_{t-1} diag(exp(g_t)) + beta_t (k_t - S_{t-1} diag(exp(g_t)) v_t) v_t^T
+    "recurrence.oja": {
+        "ops.gated_oja_rule.chunk": "chunk_gated_oja_rule",
+        "ops.gated_oja_rule.fused_recurrent": "fused_recurrent_gated_oja_rule=chunk_gated_oja_rule",
+    },
+    # a gradient step of a linear map for each mini-batch of tokens (2407.04620)
+    "recurrence.ttt": {
+        "ops.ttt.chunk": "chunk_ttt_linear",
+        "ops.ttt.fused_chunk": "fused_chunk_ttt_linear=chunk_ttt_linear",
+    },
+    # sum_{s<t} exp(k_s - (t-1-s) exp(w)) v_s + exp(u + k_t) v_t over the same without v
+    # (2305.13048)
+    "recurrence.rwkv4": {"ops.rwkv4.fused_recurrent": "fused_recurrent_rwkv4"},
     # (R_t + diag(lambda)) x_t = q_t by conjugate gradients, o_t = S_t^T x_t; R and S sums with
     # decay of k k^T and k v^T (2506.05233)
     "recurrence.mesa": {
@@ -114,6 +129,22 @@ FAMILIES: dict[str, dict[str, str]] = {
         "ops.rwkv7.fused_k_update": "fused_k_rwkv7",
         "ops.rwkv7.gate_output_correction": "gate_output_correction",
     },
+    # sums, means and inverses of chunks; rows with and without padding
+    "modules.chunks": {
+        "ops.utils.cumsum": "chunk_local_cumsum chunk_local_cumsum_scalar=chunk_local_cumsum "
+        "chunk_local_cumsum_vector=chunk_local_cumsum",
+        "ops.utils.pooling": "mean_pooling",
+        "ops.utils.solve_tril": "solve_tril",
+        "ops.utils.pack": "pack_sequence unpack_sequence",
+        "ops.utils.csr": "prepare_block_csr",
+    },
+    # matrix products and softmax, of which kernels are made
+    "modules.dense": {
+        "ops.utils.matmul": "matmul addmm",
+        "ops.utils.softmax": "softmax_fwd softmax_bwd",
+        "ops.utils.logsumexp": "logsumexp_fwd",
+        "ops.utils.sinkhorn.ops": "sinkhorn",
+    },
     # x_{t-1} - x_t (2305.13048)
     "modules.token_shift": {"modules.token_shift": "token_shift"},
     # softmax over earlier residual streams (2603.15031)
@@ -159,6 +190,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     # softmax_j(scale sum_n q_in k_jn exp(P_in - P_jn)) v_j, P the running sums of log decays
     "attention.wall_attention": {
         "ops.wall_attn.parallel": "parallel_wall_attn",
+        "ops.wall_attn.decode": "parallel_wall_attn_decode",
         "layers.wall_attn": "WallAttention._decode_incremental=decode_incremental "
         "WallAttention._decode_rebuild=decode_rebuild",
     },

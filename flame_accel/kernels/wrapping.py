@@ -26,6 +26,7 @@ Operator = Callable[..., Any]
 LIGHT_FUNCTIONS = {
     "create_block_mask",
     "chunk_global_cumsum",
+    "fused_gdn_gate",
     "fused_addcmul_rwkv7",
     "fused_additive_gate",
     "fused_k_rwkv7",

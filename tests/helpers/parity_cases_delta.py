@@ -130,6 +130,31 @@ def comba_inputs(d: Draw) -> Arguments:
     return {**inputs, "p": inputs["k"] * d.unit_interval(HEADS, 1)}
 
 
+def oja_inputs(d: Draw) -> Arguments:
+    inputs = {"q": d.normal(HEADS, WIDTH), "k": d.normal(HEADS, WIDTH), "v": d.unit(HEADS, WIDTH)}
+    rule = {"gv": d.log_decay(HEADS, WIDTH), "beta": d.unit_interval(HEADS)}
+    state = d.state(HEADS, WIDTH, WIDTH)
+    return {**inputs, **rule, "initial_state": state, "output_final_state": True}
+
+
+def ttt_inputs(d: Draw) -> Arguments:
+    parameters = {name: d.parameter(HEADS, WIDTH) for name in ("w", "b")}
+    return {
+        "q": d.unit(HEADS, WIDTH),
+        "k": d.unit(HEADS, WIDTH),
+        "v": d.normal(HEADS, WIDTH),
+        **parameters,
+        "eta": 0.01 * d.unit_interval(HEADS, 1),
+        "initial_state": 0.1 * d.state(HEADS, WIDTH, WIDTH),
+        "initial_state_bias": 0.1 * d.state(HEADS, 1, WIDTH),
+        "output_final_state": True,
+    }
+
+
+def gate_inputs(d: Draw) -> Arguments:
+    return {"g": d.normal(HEADS), "A_log": d.parameter(HEADS), "dt_bias": d.parameter(HEADS)}
+
+
 def mesa_inputs(d: Draw) -> Arguments:
     root = d.state(HEADS, WIDTH, WIDTH)
     return {
@@ -211,6 +236,16 @@ NO_BACKWARD = "NotImplementedError: no gradient of g without all states"
 
 DELTA_RULES = (
     Case("ops.delta_rule.chunk.chunk_delta_rule", delta_rule_inputs, refusals=NO_FP32),
+    Case("ops.gated_oja_rule.chunk.chunk_gated_oja_rule", oja_inputs),
+    Case(
+        "ops.gated_oja_rule.fused_recurrent.fused_recurrent_gated_oja_rule",
+        oja_inputs,
+        forward_only=NO_BACKWARD,
+    ),
+    # its kernels have no backward pass of packed documents
+    Case("ops.ttt.chunk.chunk_ttt_linear", ttt_inputs, layouts=FIXED),
+    Case("ops.ttt.fused_chunk.fused_chunk_ttt_linear", ttt_inputs, layouts=FIXED),
+    Case("ops.gated_delta_rule.gate.fused_gdn_gate", gate_inputs, arithmetic="elementwise"),
     Case(
         "ops.delta_rule.chunk.chunk_delta_rule",
         unnormalized_delta_rule_inputs,

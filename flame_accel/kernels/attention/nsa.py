@@ -49,11 +49,12 @@ def parallel_nsa(
         q: Queries; H is a multiple of G.
         k: Keys.
         v: Values.
-        g_cmp: Gates of the compressed blocks [B, T, H].
-        g_slc: Gates of the selected blocks.
+        g_cmp: Gates of the compressed blocks [B, T, H]; these count for nothing if None.
+        g_slc: Gates of the selected blocks; 1 if None.
         g_swa: Gates of the sliding window.
-        block_indices: Must be None: blocks are selected here.
-        block_counts: How many blocks a query selects.
+        block_indices: The blocks that a query selects [B, T, G, M]; those after its own, and
+            negative numbers, do not count. If None, they are those that match best.
+        block_counts: How many blocks a query selects, one number or [B, T, G].
         block_size: Tokens of a block.
         window_size: Tokens of the sliding window, 0 for none.
         scale: 1 / sqrt(D) if None.
@@ -61,30 +62,32 @@ def parallel_nsa(
             keys have different ones.
 
     Raises:
-        UserError: Blocks or their counts are given for each query.
+        UserError: Nothing says which blocks are selected.
     """
-    if block_indices is not None or not isinstance(block_counts, int):
-        raise UserError("native sparse attention in PyTorch selects blocks itself, by one count")
-    assert g_cmp is not None and g_slc is not None, "blocks are selected by the compressed ones"
-    function = partial(
-        _nsa_attention,
-        block_counts=block_counts,
-        block_size=block_size,
-        window_size=window_size,
-        scale=scale,
-    )
+    if g_cmp is None and block_indices is None:
+        raise UserError(
+            "native sparse attention selects blocks by g_cmp's attention, or block_indices, and "
+            "got neither",
+            remedy="give one of them",
+        )
+    if isinstance(block_counts, int):
+        block_counts = torch.full_like(q[..., : k.shape[2], 0], block_counts, dtype=torch.long)
+    if block_indices is None:
+        block_indices = block_counts.new_empty(*block_counts.shape, 0)
+    function = partial(_nsa_attention, block_size=block_size, window_size=window_size, scale=scale)
     gates = (g_cmp, g_slc, g_swa if window_size else None)
+    inputs = (*gates, block_indices, block_counts)
     if isinstance(cu_seqlens, tuple) and torch.equal(*cu_seqlens):
         cu_seqlens = cu_seqlens[0]
     if not isinstance(cu_seqlens, tuple):
-        return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, *gates)
+        return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, *inputs)
     edges_q, edges_k = (pairwise(x.tolist()) for x in cu_seqlens)
     outputs = []
     for (begin, end), (first, last) in zip(edges_q, edges_k, strict=True):
-        q_own, cmp_own, slc_own = (x[:, begin:end] for x in (q, g_cmp, g_slc))
-        swa_own = g_swa[:, begin:end] if window_size and g_swa is not None else None
-        keys, values = k[:, first:last], v[:, first:last]
-        outputs.append(function(q_own, keys, values, cmp_own, slc_own, swa_own))
+        if begin == end:
+            continue
+        own = (None if x is None else x[:, begin:end] for x in inputs)
+        outputs.append(function(q[:, begin:end], k[:, first:last], v[:, first:last], *own))
     return torch.cat(outputs, 1)
 
 
@@ -92,23 +95,28 @@ def _nsa_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    g_cmp: Tensor,
-    g_slc: Tensor,
+    g_cmp: Tensor | None,
+    g_slc: Tensor | None,
     g_swa: Tensor | None,
-    block_counts: int,
+    block_indices: Tensor,
+    block_counts: Tensor,
     block_size: int,
     window_size: int,
     scale: float | None,
 ) -> Tensor:
+    """As `parallel_nsa`; `block_indices` [B, T, G, 0] if they are those that match best."""
     groups = k.shape[2]
     scale = scale_or_default(scale, q.shape[-1])
+    g_cmp = torch.zeros_like(q[..., 0]) if g_cmp is None else g_cmp
+    g_slc = torch.ones_like(q[..., 0]) if g_slc is None else g_slc
     rows = [fold_groups_into_fp32_batch(x, groups) for x in (q * scale, g_cmp, g_slc)]
+    rows += [x.transpose(1, 2).flatten(0, 1) for x in (block_indices, block_counts)]
     columns = [fold_key_heads_into_fp32_batch(k), fold_key_heads_into_fp32_batch(v)]
     means = [zero_padded_chunk_means(x, block_size) for x in columns]
     formula = partial(
         _nsa_attention_block,
         block_size=block_size,
-        block_counts=min(block_counts, means[0].shape[1]),
+        most_blocks=min(int(block_counts.max()), means[0].shape[1]),
     )
     o = unfold_groups_from_batch(map_query_blocks(formula, rows, columns, means), groups).to(
         q.dtype
@@ -122,12 +130,14 @@ def _nsa_attention_block(
     q: Tensor,
     g_cmp: Tensor,
     g_slc: Tensor,
+    block_indices: Tensor,
+    block_counts: Tensor,
     k: Tensor,
     v: Tensor,
     k_mean: Tensor,
     v_mean: Tensor,
     block_size: int,
-    block_counts: int,
+    most_blocks: int,
 ) -> Tensor:
     num_keys = k.shape[1]
     position = torch.arange(num_keys - q.shape[1], num_keys, device=q.device)[:, None, None]
@@ -135,13 +145,20 @@ def _nsa_attention_block(
     complete = (block + 1) * block_size <= position + 1
     weights = dot_products(q, k_mean).masked_fill(~complete, -torch.inf).softmax(-1).nan_to_num(0.0)
     compressed = dot_products(weights, v_mean.mT)
-    # no probability reaches 2; ranks among the blocks that are always selected
     own = position // block_size
-    always = 4.0 * (block == own) + 3.0 * (block == 0) + 2.0 * (block == own - 1)
-    rank = weights.detach().mean(2, keepdim=True) + always
-    chosen = torch.zeros_like(rank, dtype=torch.bool)
-    chosen.scatter_(-1, rank.topk(block_counts).indices, True).logical_and_(block <= own)
-    seen = chosen.repeat_interleave(block_size, -1)[..., :num_keys]
-    hide = ~seen | hidden_key_mask(q.shape[1], num_keys, q.device)
-    selected = softmax_weighted_sum(dot_products(q, k).masked_fill(hide, -torch.inf), v)
-    return compressed * g_cmp.unsqueeze(-1) + selected * g_slc.unsqueeze(-1)
+    selected = block_indices.unsqueeze(2)
+    if not selected.shape[-1]:
+        # no probability reaches 2; ranks among the blocks that are always selected
+        always = 4.0 * (block == own) + 3.0 * (block == 0) + 2.0 * (block == own - 1)
+        rank = weights.detach().mean(2, keepdim=True) + always
+        selected = rank.topk(most_blocks).indices
+    slot = torch.arange(selected.shape[-1], device=q.device)
+    counts = (selected >= 0) & (selected <= own) & (slot < block_counts[..., None, None])
+    # a block that is selected twice counts twice, as in fla's kernels
+    times = torch.zeros(*selected.shape[:3], len(block), device=q.device)
+    times = times.scatter_add(-1, selected.clamp(0, len(block) - 1), counts.float())
+    seen = times.log().repeat_interleave(block_size, -1)[..., :num_keys]
+    scores = dot_products(q, k) + seen
+    hide = hidden_key_mask(q.shape[1], num_keys, q.device)
+    chosen = softmax_weighted_sum(scores.masked_fill(hide, -torch.inf), v)
+    return compressed * g_cmp.unsqueeze(-1) + chosen * g_slc.unsqueeze(-1)

@@ -5,6 +5,7 @@ decays g <= 0 of channels and of heads. Keys before a block of queries are decay
 block starts, so that no exponent is positive; within the block every pair is decayed by itself.
 """
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,61 @@ def parallel_wall_attn(
     """
     function = partial(_wall_attention, sink_logits=sink_bias, scale=scale, window_size=window_size)
     return map_rows_or_packed_documents(function, cu_seqlens, q, k, v, g, g_scalar)
+
+
+@torch.no_grad()
+@without_autocast
+def parallel_wall_attn_decode(
+    q: Tensor,
+    v: Tensor,
+    p_curr: Tensor,
+    k_tilde: Tensor,
+    r_cache: Tensor,
+    sink_bias: Tensor | None,
+    scale: float,
+    cache_chunk_size: int,
+    g_scalar_cumsum: Tensor | None = None,
+    window_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention to a cache of keys that are decayed to where their chunk begins; no gradient.
+
+    Running sums are base 2 logarithms, those of fla's `build_wall_kv_cache`.
+
+    Args:
+        q: The last T of S positions [B, T, H, D].
+        v: [B, S, G, V]; H is a multiple of G.
+        p_curr: Running sums of the log decays of channels, of the queries [B, T, H, D].
+        k_tilde: Decayed keys [B, S, H, D].
+        r_cache: The running sums where each chunk begins [B, chunks, H, D].
+        sink_bias: Logits of the heads' sinks [H].
+        scale: Of the scores.
+        cache_chunk_size: Tokens of a chunk.
+        g_scalar_cumsum: Running sums of the log decays of heads [B, S, H].
+        window_size: How many keys a query sees, its own included.
+
+    Returns:
+        Outputs [B, T, H, V] in the dtype of `v`, and log2 of the sums of the weights [B, T, H].
+    """
+    num_queries, num_keys = q.shape[1], k_tilde.shape[1]
+    queries, sums = q.float().transpose(1, 2), p_curr.float().transpose(1, 2)
+    starts = r_cache.float().transpose(1, 2)
+    scores = [
+        (queries * (sums - starts[:, :, chunk, None]).exp2()) @ keys.mT
+        for chunk, keys in enumerate(k_tilde.float().transpose(1, 2).split(cache_chunk_size, 2))
+    ]
+    logits = torch.cat(scores, -1) * (scale / math.log(2))
+    if g_scalar_cumsum is not None:
+        decays = g_scalar_cumsum.float().transpose(1, 2)
+        logits = logits + decays[:, :, num_keys - num_queries :, None] - decays.unsqueeze(-2)
+    left_window = -1 if window_size is None else window_size - 1
+    hide = hidden_key_mask(num_queries, num_keys, q.device, left_window).squeeze(1)
+    logits = logits.masked_fill(hide, -torch.inf) * math.log(2)
+    total = logits.logsumexp(-1)
+    if sink_bias is not None:
+        total = torch.logaddexp(total, sink_bias.float().view(-1, 1))
+    values = v.float().transpose(1, 2).repeat_interleave(q.shape[2] // v.shape[2], 1)
+    o = (logits - total.unsqueeze(-1)).exp() @ values
+    return o.transpose(1, 2).to(v.dtype), total.transpose(1, 2) / math.log(2)
 
 
 def decode_incremental(

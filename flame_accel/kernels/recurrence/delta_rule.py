@@ -69,8 +69,7 @@ def chunk_gated_delta_rule(
     `use_gate_in_kernel`, the log decay is -exp(A_log) softplus(g + dt_bias), parameters [HV].
     """
     if use_gate_in_kernel and g is not None and A_log is not None:
-        rates = g.float() if dt_bias is None else g.float() + dt_bias.float()
-        g = -A_log.float().exp() * F.softplus(rates)
+        g = fused_gdn_gate(g, A_log, dt_bias)
     if use_beta_sigmoid_in_kernel and beta is not None:
         beta = beta_from_logits(beta, allow_neg_eigval)
     o, state = run_delta_rule(
@@ -79,6 +78,17 @@ def chunk_gated_delta_rule(
         normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
     )  # fmt: skip
     return o, state if output_final_state else None
+
+
+def fused_gdn_gate(
+    g: Tensor,
+    A_log: Tensor,
+    dt_bias: Tensor | None = None,
+    output_dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Log decays -exp(A_log) softplus(g + dt_bias), shaped like `g` [.., H]; parameters [H]."""
+    rates = g.float() if dt_bias is None else g.float() + dt_bias.float()
+    return (-A_log.float().exp() * F.softplus(rates)).to(output_dtype)
 
 
 def chunk_gated_delta_product(

@@ -9,6 +9,10 @@ Shape letters: B batch, T tokens, H heads of keys, HV heads of values (a multipl
 width, V value width.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +25,14 @@ from flame_accel.kernels.recurrence.delta_rule import (
     run_delta_rule,
 )
 from flame_accel.kernels.recurrence.generalized_delta_rule import generalized_delta_rule
-from flame_accel.kernels.recurrence.sequences import OutputsAndOptionalStates
+from flame_accel.kernels.recurrence.sequences import (
+    OutputsAndFinalStates,
+    split_sequences,
+    zeros_per_sequence,
+)
+
+STATE_INTERVAL = 64
+"""Tokens between the states that `return_intermediate_states` asks for, a chunk of fla's."""
 
 
 @without_autocast
@@ -39,26 +50,36 @@ def chunk_kda(
     use_beta_sigmoid_in_kernel: bool = False,
     allow_neg_eigval: bool = False,
     lower_bound: float | None = None,
+    return_intermediate_states: bool = False,
     state_v_first: bool = False,
     cu_seqlens: Tensor | None = None,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-) -> OutputsAndOptionalStates:
+) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
     """Kimi Delta Attention, the formula above.
 
     `v`, `g` [B, T, HV, K] and `beta` [B, T, HV] may have more heads (HV) than `q` and `k` (H).
     With `use_gate_in_kernel`, the log decay is `fused_kda_gate` of `g`. With
-    `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid.
+    `use_beta_sigmoid_in_kernel`, `beta` are logits; `allow_neg_eigval` doubles their sigmoid. With
+    `return_intermediate_states`, the third result are the states before every `STATE_INTERVAL`
+    tokens of a sequence, in the dtype of `k` [B, intervals, HV, K, V]; then nothing has a gradient.
     """
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_beta_sigmoid_in_kernel:
         beta = beta_from_logits(beta, allow_neg_eigval)
-    o, state = run_delta_rule(
-        q, k, v, beta, g,
-        scale=scale, initial_state=initial_state, cu_seqlens=cu_seqlens,
-        normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
+    operator = partial(
+        run_delta_rule,
+        scale=scale, normalize_qk=use_qk_l2norm_in_kernel, state_v_first=state_v_first,
     )  # fmt: skip
+    if return_intermediate_states:
+        if initial_state is None:
+            initial_state = _zero_states(k, v, state_v_first, cu_seqlens)
+        o, state, states = _run_in_intervals(
+            operator, (q, k, v, beta, g), initial_state, cu_seqlens
+        )
+        return o, state if output_final_state else None, states.to(k.dtype)
+    o, state = operator(q, k, v, beta, g, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o, state if output_final_state else None
 
 
@@ -107,15 +128,17 @@ def chunk_gdn2(
     use_gate_in_kernel: bool = False,
     cu_seqlens: Tensor | None = None,
     lower_bound: float | None = None,
+    return_intermediate_states: bool = False,
     state_v_first: bool = False,
     A_log: Tensor | None = None,
     dt_bias: Tensor | None = None,
-) -> OutputsAndOptionalStates:
+) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
     """S_t = D_t S_{t-1} + k_t (w_t v_t - (D_t S_{t-1})^T (b_t k_t))^T, gates per channel.
 
     `v`, `g`, `b` [B, T, HV, K] and `w` [B, T, HV, V] may have more heads (HV) than `q` and `k`
-    (H). The decay gate is that of `chunk_kda`.
+    (H). The decay gate and `return_intermediate_states` are those of `chunk_kda`.
     """
+    dtype, state_dtype = v.dtype, k.dtype
     if use_gate_in_kernel:
         g = fused_kda_gate(g, A_log, dt_bias, lower_bound)
     if use_qk_l2norm_in_kernel:
@@ -123,9 +146,59 @@ def chunk_gdn2(
     repeats = v.shape[2] // k.shape[2]
     if repeats > 1:
         q, k = q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2)
-    o, state = generalized_delta_rule(
-        q, k, v.float() * w.float(), k.float() * b.float(), None, g,
-        scale=k.shape[-1] ** -0.5 if scale is None else scale,
-        initial_state=initial_state, state_v_first=state_v_first, cu_seqlens=cu_seqlens,
+    inputs = (q, k, v.float() * w.float(), k.float() * b.float(), g)
+    operator = partial(
+        _run_delta_rule_with_gates,
+        scale=k.shape[-1] ** -0.5 if scale is None else scale, state_v_first=state_v_first,
     )  # fmt: skip
-    return o.to(v.dtype), state if output_final_state else None
+    if return_intermediate_states:
+        if initial_state is None:
+            initial_state = _zero_states(k, v, state_v_first, cu_seqlens)
+        o, state, states = _run_in_intervals(operator, inputs, initial_state, cu_seqlens)
+        return o.to(dtype), state if output_final_state else None, states.to(state_dtype)
+    o, state = operator(*inputs, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    return o.to(dtype), state if output_final_state else None
+
+
+def _run_delta_rule_with_gates(
+    q: Tensor, k: Tensor, v: Tensor, erase_keys: Tensor, g: Tensor, **options: Any
+) -> OutputsAndFinalStates:
+    return generalized_delta_rule(q, k, v, erase_keys, None, g, **options)
+
+
+def _zero_states(k: Tensor, v: Tensor, state_v_first: bool, cu_seqlens: Tensor | None) -> Tensor:
+    widths = (v.shape[-1], k.shape[-1]) if state_v_first else (k.shape[-1], v.shape[-1])
+    return zeros_per_sequence(v, cu_seqlens, v.shape[2], *widths)
+
+
+class _OutputsAndStates(NamedTuple):
+    outputs: Tensor
+    """[B, T, HV, V]"""
+    final: Tensor
+    """[N, HV, K, V]"""
+    before_intervals: Tensor
+    """[B, intervals, HV, K, V]"""
+
+
+@torch.no_grad()
+def _run_in_intervals(
+    operator: Callable[..., OutputsAndFinalStates],
+    inputs: tuple[Tensor, ...],
+    initial_state: Tensor,
+    cu_seqlens: Tensor | None,
+) -> _OutputsAndStates:
+    """An operator of inputs [B, T, ...], and the states before every `STATE_INTERVAL` tokens."""
+    outputs, befores, finals = [], [], []
+    sequences = zip(*(split_sequences(x, cu_seqlens) for x in inputs), strict=True)
+    for number, sequence in enumerate(sequences):
+        start = slice(None) if cu_seqlens is None else slice(number, number + 1)
+        state = initial_state[start].float()
+        for part in zip(*(x.split(STATE_INTERVAL, 1) for x in sequence), strict=True):
+            if not part[0].shape[1]:
+                break
+            befores.append(state)
+            o, state = operator(*part, initial_state=state, cu_seqlens=None)
+            outputs.append(o)
+        finals.append(state)
+    states = torch.stack(befores, 1) if cu_seqlens is None else torch.cat(befores).unsqueeze(0)
+    return _OutputsAndStates(torch.cat(outputs, 1), torch.cat(finals), states)

@@ -144,11 +144,10 @@ def test_triton_is_refused_where_it_cannot_run():
 
 @pytest.mark.skipif(kernels.triton_has_device(), reason="needs a machine without a Triton device")
 def test_an_operator_without_an_implementation_is_named():
-    from fla.ops.utils.matmul import addmm
+    from fla.ops.kda.gate import kda_gate_fwd
 
-    x = torch.randn(16, 16)
-    with pytest.raises(UserError, match=r"matmul.*needs a Triton device"):
-        addmm(x, x, x)
+    with pytest.raises(UserError, match=r"gate.*needs a Triton device"):
+        kda_gate_fwd(torch.randn(1, 16, 2, 16), torch.randn(2))
 
 
 def test_importing_the_package_is_light():

@@ -115,6 +115,12 @@ def test_comba_equals_reference(qkv):
     )
 
 
+def test_gate_equals_reference():
+    tensors = [torch.randn(B, T, H), torch.randn(H), torch.randn(H)]
+    assert_same_results(delta_rule.fused_gdn_gate, naive_gdn_gate, tensors)
+    assert_same_results(delta_rule.fused_gdn_gate, naive_gdn_gate, tensors[:2])
+
+
 def test_decays_of_heads_and_channels_add_up(qkv):
     q, k, v, beta, h = qkv
     g, gk = -torch.rand(B, T, H), -torch.rand(B, T, H, K)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import kda
-from tests.helpers.gradients import assert_same_results
+from tests.helpers.gradients import assert_close, assert_same_results
 from tests.helpers.recurrence import (
     unit,
     with_normalized,
@@ -76,11 +76,30 @@ def test_gdn2_equals_recurrence(qkv):
     )
 
 
-def test_states_between_chunks_are_refused(qkv):
+@pytest.mark.parametrize("name", ["kda", "gdn2"])
+@pytest.mark.parametrize("state_v_first", [False, True])
+def test_states_between_chunks_continue_the_sequence(name, state_v_first):
+    torch.manual_seed(0)
+    tokens, edges = 150, torch.tensor([0, 10, 10, 150])
+    q, k, v = unit(1, tokens, H, K), unit(1, tokens, H, K), torch.randn(1, tokens, H, V)
+    g, b = -torch.rand(1, tokens, H, K), torch.rand(1, tokens, H, K)
+    rest = (b[..., 0],) if name == "kda" else (b, torch.rand(1, tokens, H, V))
+    function = chunk_kda if name == "kda" else chunk_gdn2
+    inputs, options = (q, k, v, g, *rest), {"state_v_first": state_v_first, **FINAL}
+    expected, final = function(*inputs, cu_seqlens=edges, **options)
+    o, last, states = function(
+        *inputs, cu_seqlens=edges, return_intermediate_states=True, **options
+    )
+    shape = (V, K) if state_v_first else (K, V)
+    assert states.shape == (1, 1 + 3, H, *shape)
+    assert_close([o, last], [expected, final], 1e-5, 1e-12)
+    # the last of the states is that before token 128 of the last document
+    end, _ = function(*(x[:, 138:] for x in inputs), initial_state=states[:, -1], **options)
+    assert_close([end], [expected[:, 138:]], 1e-5)
+
+
+def test_states_between_chunks_of_rows(qkv):
     q, k, v, beta, _ = qkv
-    g, b = torch.rand(2, B, T, H, K).neg().unbind()
-    w = torch.rand(B, T, H, V)
-    with pytest.raises(UserError, match="return_intermediate_states"):
-        chunk_kda(q, k, v, g, beta, return_intermediate_states=True)
-    with pytest.raises(UserError, match="return_intermediate_states"):
-        chunk_gdn2(q, k, v, g, b, w, return_intermediate_states=True)
+    g = -torch.rand(B, T, H, K)
+    _, final, states = chunk_kda(q, k, v, g, beta, return_intermediate_states=True)
+    assert final is None and states.shape == (B, 1, H, K, V) and not states.any()
