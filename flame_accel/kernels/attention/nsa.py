@@ -7,6 +7,7 @@ attends most, the first and the last two always among them; o_swa to a sliding w
 
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def parallel_nsa(
     for (begin, end), (first, last) in zip(edges_q, edges_k, strict=True):
         if begin == end:
             continue
-        own = (None if x is None else x[:, begin:end] for x in inputs)
+        own: list[Any] = [None if x is None else x[:, begin:end] for x in inputs]
         outputs.append(function(q[:, begin:end], k[:, first:last], v[:, first:last], *own))
     return torch.cat(outputs, 1)
 

@@ -66,11 +66,11 @@ def chunk_ttt_linear(
     norm = _Norm(w.float().unsqueeze(1), b.float().unsqueeze(1), eps)
     inputs = (queries, k.float(), v.float(), rates.float())
     sequences = zip(*(split_sequences(x, cu_seqlens) for x in inputs), strict=True)
-    states = [initial_state.float(), initial_state_bias.float()]
-    starts = [states] if cu_seqlens is None else zip(*(x.split(1) for x in states), strict=True)
+    rows = number if cu_seqlens is None else 1
+    starts = (initial_state.float().split(rows), initial_state_bias.float().split(rows))
     results = [
-        _train_on_mini_batches([x.transpose(1, 2) for x in sequence], *start, norm, chunk_size)
-        for sequence, start in zip(sequences, starts, strict=True)
+        _train_on_mini_batches([x.transpose(1, 2) for x in sequence], h, bias, norm, chunk_size)
+        for sequence, h, bias in zip(sequences, *starts, strict=True)
     ]
     o = torch.cat([result.outputs for result in results], 2)
     weights = torch.cat([result.weight for result in results])
