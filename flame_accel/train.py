@@ -329,7 +329,7 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         weights_only_dtype=weights_only_dtype_or_none(config.checkpoint, is_last_step=last),
     )
     if 0 < loop.state.step < config.training.steps:
-        loop.uploads.upload_checkpoint_if_due(checkpoint, loop.state.step)
+        loop.uploads.count_and_upload_due_checkpoint(checkpoint, loop.state.step)
     return checkpoint
 
 
@@ -349,7 +349,7 @@ def export_and_report(
             components.tokenizer,
             exported,
             dtype=getattr(torch, config.checkpoint.export_dtype),
-            origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
+            card_origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
         )
     log.info("exported: %s", exported)
     if accelerator.is_main_process:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from flame_accel.hub.export import write_export
+    from flame_accel.hub.export import write_or_replace_export
     from flame_accel.hub.model_card import origin_of_checkpoint
     from flame_accel.models import register_models
 
@@ -54,12 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
         for name, weight in model.state_dict().items()
     }
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    write_export(
+    write_or_replace_export(
         arguments.output,
         model,
         weights,
         tokenizer,
-        dtype=dtype,
-        origin=origin_of_checkpoint(checkpoint),
+        weights_dtype=dtype,
+        card_origin=origin_of_checkpoint(checkpoint),
     )
     print(f"exported {checkpoint} to {arguments.output} in {arguments.dtype}")

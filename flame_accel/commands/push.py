@@ -16,7 +16,7 @@ from flame_accel.commands.loaded_model import find_model_folder
 from flame_accel.config import UserError
 from flame_accel.hub.access import access_error, check_access_and_create_repository
 from flame_accel.hub.branch_upload import (
-    branch_names_regex,
+    branch_names_fullmatch_regex,
     format_push_command,
     upload_to_branches,
 )
@@ -119,8 +119,9 @@ def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> 
         arguments.repo_id,
         private=not arguments.public,
         record=read_or_start_upload_record(folder, run_folder, arguments.repo_id),
-        branch_pattern=branch_names_regex([arguments.revision]),
+        branch_pattern=branch_names_fullmatch_regex([arguments.revision]),
         overwrite=arguments.overwrite,
+        accept_begun_if_unreachable=False,
         push_command=command,
     )
     record = repository.record
@@ -131,27 +132,27 @@ def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> 
         write_upload_record_if_of_same_repository(run_folder, record)
 
     from flame_accel.hub.contents import (
-        add_code_card_logs_and_hide_paths,
-        find_model_origin,
-        link_model_files,
+        complete_stage_and_hide_paths,
+        find_run_and_checkpoint_step,
+        replace_stage_with_model_files,
     )
     from flame_accel.models import register_models
     from flame_accel.observe.run_folder import read_finished_step
 
     register_models(arguments.custom)
-    origin = find_model_origin(folder)
+    origin = find_run_and_checkpoint_step(folder)
     # hard links need the same filesystem; a colleague's folder may be read-only
     parent = folder.parent if os.access(folder.parent, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".tmp-hub-", dir=parent) as temporary:
         stage = Path(temporary) / "model"
-        link_model_files(folder, stage)
+        replace_stage_with_model_files(folder, stage)
         checksum = checksum_of_model_files(stage)
-        add_code_card_logs_and_hide_paths(
+        complete_stage_and_hide_paths(
             stage,
             origin.run_folder,
             origin,
-            repo_id=repository.repo_id,
-            revision=arguments.revision,
+            example_repo_id=repository.repo_id,
+            example_revision=arguments.revision,
             include_logs=arguments.include_logs,
         )
         request = Upload(

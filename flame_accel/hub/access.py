@@ -50,6 +50,7 @@ def check_access_and_create_repository(
     record: UploadRecord,
     branch_pattern: str,
     overwrite: bool,
+    accept_begun_if_unreachable: bool,
     push_command: str | None = None,
 ) -> AcceptedRepository:
     """Checks that the user may upload to a repository, and creates it if it does not exist.
@@ -60,8 +61,9 @@ def check_access_and_create_repository(
         record: What was uploaded to it before.
         branch_pattern: Regular expression for the names of the branches that will be uploaded to.
         overwrite: Whether models of other runs on them are replaced.
-        push_command: What somebody has entered who waits for the upload; None: it is a run, which
-            does not wait.
+        accept_begun_if_unreachable: Whether a run that has uploaded may do so later if the Hub does
+            not answer now.
+        push_command: What somebody has entered, for the error; None: it is a run.
 
     Raises:
         UserError: There can be no upload.
@@ -70,17 +72,21 @@ def check_access_and_create_repository(
     warning = None
     try:
         try:
-            found = HubProcess().check_or_create_repository(repo_id, private=private, query=query)
+            found = HubProcess().check_or_create_repository(
+                repo_id, must_be_private=private, query=query
+            )
         except HubProblem as problem:
             if not (problem.reason == "public" and record.has_begun()):
                 raise
             # somebody has published it on purpose: this run has uploaded to it before
-            found = HubProcess().check_or_create_repository(repo_id, private=False, query=query)
+            found = HubProcess().check_or_create_repository(
+                repo_id, must_be_private=False, query=query
+            )
             warning = f"{found.url} is public by now"
         if not overwrite:
             check_branches_are_free(found.repo_id, found.branches)
     except HubProblem as problem:
-        if problem.is_worth_retrying and record.has_begun() and push_command is None:
+        if problem.is_worth_retrying and record.has_begun() and accept_begun_if_unreachable:
             warning = f"the Hub does not answer ({problem.message}): uploads are tried later"
             return AcceptedRepository(record.repo_id, None, None, record, warning)
         raise access_error(problem, repo_id, push_command=push_command) from problem

@@ -17,7 +17,7 @@ from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
 
 
-def branch_names_regex(names: Iterable[str]) -> str:
+def branch_names_fullmatch_regex(names: Iterable[str]) -> str:
     """A regular expression that these names match, and nothing else."""
     return "|".join(map(re.escape, names))
 
@@ -78,7 +78,7 @@ def upload_to_branches(
         HubProblem: It did not get through.
         OSError: The card cannot be read or written.
     """
-    pattern = branch_names_regex(upload.revisions)
+    pattern = branch_names_fullmatch_regex(upload.revisions)
     branches = process.describe_branches(upload.repo_id, record.build_branch_query(pattern))
     if not overwrite:
         check_branches_are_free(upload.repo_id, branches)
@@ -93,4 +93,4 @@ def upload_to_branches(
             # in place of the link, not through it
             files.write_bytes_atomically(path, card.text.encode("utf-8", "surrogateescape"))
     parents = {name: state.commit for name, state in branches.items()}
-    return process.upload(replace(upload, parents=parents))
+    return process.upload_folder_and_tag(replace(upload, parents=parents))

@@ -66,18 +66,18 @@ def format_header_entries(facts: ModelFacts, *, name: str) -> dict[str, str]:
         language=list(facts.option("hub.language") or ()) or None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        base_model=facts.base_model,
+        base_model=facts.given_or_starting_base_model,
         datasets=list(dict.fromkeys(datasets)) or None,
         tags=list(dict.fromkeys(tags)),
         model_name=name,
-        eval_results=list_evaluation_results(facts),
+        eval_results=list_results_at_model_step(facts),
     )
     lines = card.to_yaml().splitlines()
     entries = re.split(r"^(?=[\w-]+:)", "\n".join(lines) + "\n", flags=re.MULTILINE)[1:]
     return {entry.partition(":")[0]: entry for entry in entries}
 
 
-def list_evaluation_results(facts: ModelFacts) -> list[EvalResult] | None:
+def list_results_at_model_step(facts: ModelFacts) -> list[EvalResult] | None:
     """The last validation, if it is of this very model; None if there is none."""
     evaluation, dataset = facts.last_evaluation, facts.evaluation_data
     if evaluation is None or dataset is None or evaluation.step != facts.step:

@@ -48,7 +48,7 @@ def format_data_section(facts: ModelFacts) -> str:
 
 def _describe_passes(facts: ModelFacts) -> str | None:
     """How often the data was read: in documents or files, whose tokens are not as many each."""
-    epoch = facts.last_record.get("epoch")
+    epoch = facts.last_values.get("epoch")
     if epoch is None:
         return None
     unit = "files" if facts.option("training.streaming") else "documents"
@@ -58,10 +58,10 @@ def _describe_passes(facts: ModelFacts) -> str | None:
 
 def _describe_skipped_documents(facts: ModelFacts) -> str | None:
     """How many documents were read and not trained on, and why."""
-    skipped = facts.last_record.get("data/skipped_documents")
+    skipped = facts.last_values.get("data/skipped_documents")
     if not skipped:
         return None
-    total = f"{int(skipped):,} of the {int(facts.last_record['data/documents']):,} that were read"
+    total = f"{int(skipped):,} of the {int(facts.last_values['data/documents']):,} that were read"
     held_out = any(dataset["held_out_share"] is not None for dataset in facts.training_data)
     return f"{total} ({'held out for validation, ' * held_out}damaged or without text)"
 
@@ -108,7 +108,7 @@ def format_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str
     lines = ["## Loss and evaluation", ""]
     if has_loss_curve:
         lines += [f"![Loss over the steps of training]({LOSS_CURVE_FILE})", ""]
-    loss = facts.last_record.get("train/loss")
+    loss = facts.last_values.get("train/loss")
     rows = [("training loss, last reported (nats per token)", _format_four_digits(loss))]
     if evaluation is not None:
         rows += [
@@ -136,7 +136,7 @@ def format_training_section(facts: ModelFacts) -> str:
     if not facts.options:
         rows = [("updates", None if facts.step is None else f"{facts.step:,}")]
         return _format_titled_table("## Training", rows)
-    skipped = facts.last_record.get("optimizer/skipped_steps")
+    skipped = facts.last_values.get("optimizer/skipped_steps")
     weights = facts.starting_weights
     source = None
     if weights is not None:
@@ -235,7 +235,7 @@ def _is_public_option(option_name: str) -> bool:
     )
 
 
-def format_environment_section(facts: ModelFacts) -> str:
+def format_hardware_and_time_section(facts: ModelFacts) -> str:
     """Devices, time and versions."""
     if not facts.starts:
         return ""

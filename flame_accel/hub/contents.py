@@ -16,7 +16,7 @@ from flame_accel.config import Config, load_run_file, to_toml
 from flame_accel.config.schema import option_value, options
 from flame_accel.hub.card_edits import edit_and_keep_as_generated
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
-from flame_accel.hub.remote_code import write_remote_code_and_auto_map
+from flame_accel.hub.remote_code import write_remote_code_if_needed
 from flame_accel.hub.selection import CONFIG_FILE, check_and_select_model_files, is_checkpoint
 from flame_accel.models import load_model_config
 from flame_accel.observe import write_report
@@ -32,7 +32,7 @@ NAME_FIELD = re.compile(r'("_?name_or_path":\s*")([^"]*)')
 """Field of a config.json or tokenizer_config.json that holds where it was loaded from."""
 
 
-def find_model_origin(folder: Path) -> ModelOrigin:
+def find_run_and_checkpoint_step(folder: Path) -> ModelOrigin:
     """The run and step of a checkpoint, or of an export that lies in its run folder."""
     if is_checkpoint(folder):
         return origin_of_checkpoint(folder)
@@ -40,14 +40,14 @@ def find_model_origin(folder: Path) -> ModelOrigin:
     return ModelOrigin(run_folder=run_folder if (run_folder / CONFIG_FILE).is_file() else None)
 
 
-def link_model_files(
-    folder: Path, stage: Path, place: Callable[[Path, Path], None] = files.link_or_copy_file
+def replace_stage_with_model_files(
+    model_folder: Path, stage: Path, place: Callable[[Path, Path], None] = files.link_or_copy_file
 ) -> None:
     """Fills a new folder with the files of a model, which may then be deleted.
 
     Args:
-        folder: Of the model.
-        stage: The new folder; there is none until all files are in it.
+        model_folder: Holds the model.
+        stage: The new folder; one that exists is replaced once all files are there.
         place: Puts a file (the first path) at another place (the second path).
 
     Raises:
@@ -56,43 +56,43 @@ def link_model_files(
     """
     partial = stage.with_name(f"{stage.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for name in check_and_select_model_files(folder).files:
-        place(folder / name, partial / name)
+    for name in check_and_select_model_files(model_folder).files:
+        place(model_folder / name, partial / name)
     shutil.rmtree(stage, ignore_errors=True)
     partial.rename(stage)
 
 
-def add_code_card_logs_and_hide_paths(
+def complete_stage_and_hide_paths(
     stage: Path,
     run_folder: Path | None,
-    origin: ModelOrigin,
+    card_origin: ModelOrigin,
     *,
-    repo_id: str,
-    revision: str,
+    example_repo_id: str,
+    example_revision: str,
     include_logs: bool,
 ) -> None:
     """Completes a folder of linked files: code, card and logs; no path of this machine.
 
     Args:
-        stage: What `link_model_files` filled; no file that it is linked to changes.
+        stage: What `replace_stage_with_model_files` filled; no file that it is linked to changes.
         run_folder: The run that the model belongs to; None if it is not known.
-        origin: Its run and step, for the card of a model that has none.
-        repo_id: Repository, and
-        revision: branch from which the examples of the card load the model.
+        card_origin: Its run and step, for the card of a model that has none.
+        example_repo_id: Repository, and
+        example_revision: branch from which the examples of the card load the model.
         include_logs: Whether to add the logs of the run.
     """
     # an export carries its code already, and may be of an architecture that is not known here
     if "auto_map" not in json.loads((stage / "config.json").read_text(encoding="utf-8")):
-        write_remote_code_and_auto_map(stage, load_model_config(str(stage)))
+        write_remote_code_if_needed(stage, load_model_config(str(stage)))
     if not (stage / CARD).exists():
         # what a user wrote into the card of the export stays in those of the checkpoints
-        exported = origin.run_folder / "hf" if origin.run_folder is not None else None
-        write_model_card(stage, origin, earlier_card_folder=exported)
-    _name_repository_in_examples(stage / CARD, repo_id, revision)
+        exported = card_origin.run_folder / "hf" if card_origin.run_folder is not None else None
+        write_model_card(stage, card_origin, earlier_card_folder=exported)
+    _name_repository_in_examples(stage / CARD, example_repo_id, example_revision)
     config = _load_run_config_or_none(run_folder)
     if include_logs and run_folder is not None and config is not None:
-        _copy_options_metrics_and_report(stage / LOGS_FOLDER, run_folder, config)
-    _hide_local_paths_in_stage(stage, _list_local_paths(run_folder, config))
+        _write_logs_with_local_paths(stage / LOGS_FOLDER, run_folder, config)
+    _hide_paths_in_card_logs_configs(stage, _list_local_paths(run_folder, config))
 
 
 def _name_repository_in_examples(card: Path, repo_id: str, revision: str) -> None:
@@ -113,7 +113,7 @@ def _load_run_config_or_none(run_folder: Path | None) -> Config | None:
     return load_run_file(path) if path is not None and path.is_file() else None
 
 
-def _copy_options_metrics_and_report(logs: Path, run_folder: Path, config: Config) -> None:
+def _write_logs_with_local_paths(logs: Path, run_folder: Path, config: Config) -> None:
     """Copies the measurements and options of a run, and draws its report from the copies."""
     # an attempt before this one may have made them
     logs.mkdir(exist_ok=True)
@@ -126,8 +126,8 @@ def _copy_options_metrics_and_report(logs: Path, run_folder: Path, config: Confi
         write_report(logs, title=config.job.description or run_folder.name)
 
 
-def _list_local_paths(run_folder: Path | None, config: Config | None) -> list[str]:
-    """Absolute paths of this machine that texts may contain, the longest first."""
+def _list_local_paths(run_folder: Path | None, config: Config | None) -> set[str]:
+    """Absolute paths of this machine that texts may contain."""
     found = {str(Path.home()), os.getcwd()}
     if run_folder is not None:
         found.add(str(run_folder.absolute()))
@@ -138,8 +138,7 @@ def _list_local_paths(run_folder: Path | None, config: Config | None) -> list[st
             texts = value.split(",") if isinstance(value, str) else value
             found.update(text.strip() for text in texts)
     # a home of / would match everything
-    absolute = {path for path in found if path.startswith("/") and len(path) > 1}
-    return sorted(absolute, key=len, reverse=True)
+    return {path for path in found if path.startswith("/") and len(path) > 1}
 
 
 def hide_local_paths(text: str, paths: Iterable[str]) -> str:
@@ -147,15 +146,15 @@ def hide_local_paths(text: str, paths: Iterable[str]) -> str:
 
     Args:
         text: Any text.
-        paths: Absolute paths, the longest first.
+        paths: Absolute paths.
     """
-    for path in paths:
+    for path in sorted(paths, key=len, reverse=True):
         pattern = rf"(?<![\w./-]){re.escape(path)}(/[^\s\"'<>,;:)\]}}]*)?(?![\w-])"
         text = re.sub(pattern, lambda match: PurePath(match[0]).name, text)
     return text
 
 
-def _hide_local_paths_in_stage(stage: Path, paths: list[str]) -> None:
+def _hide_paths_in_card_logs_configs(stage: Path, paths: set[str]) -> None:
     """Hides paths in the card, the logs, and the fields that say where a model was loaded from.
 
     Tokenizer, templates and code go up as they are: what looks like a path there is part of them.

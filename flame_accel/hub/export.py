@@ -14,7 +14,7 @@ from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf
 from flame_accel.files import replace_folder
 from flame_accel.hub.model_card import ModelOrigin, write_model_card
 from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
-from flame_accel.hub.remote_code import CODE_FILE, write_remote_code_and_auto_map
+from flame_accel.hub.remote_code import CODE_FILE, write_remote_code_if_needed
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
 STALE_FILES = (
@@ -33,7 +33,7 @@ def export_model(
     folder: Path,
     *,
     dtype: torch.dtype,
-    origin: ModelOrigin,
+    card_origin: ModelOrigin,
 ) -> None:
     """Exports a trained model with its model card. Every rank must call it.
 
@@ -43,39 +43,41 @@ def export_model(
         tokenizer: Saved next to the weights.
         folder: Folder of the export; replaced atomically if it exists, but for the user's files.
         dtype: Dtype in which floating-point weights are stored.
-        origin: The run and the step, for the model card.
+        card_origin: The run and the step, for the model card.
     """
     weights = gather_full_weights_to_main(accelerator, model, dtype)
     inner = unwrap_model(accelerator, model)
     run_on_main_and_broadcast(
         accelerator,
-        lambda: write_export(folder, inner, weights, tokenizer, dtype=dtype, origin=origin),
+        lambda: write_or_replace_export(
+            folder, inner, weights, tokenizer, weights_dtype=dtype, card_origin=card_origin
+        ),
     )
 
 
-def write_export(
+def write_or_replace_export(
     folder: Path,
     model: PreTrainedModel,
-    weights: dict[str, Tensor],
+    weights_to_empty: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    dtype: torch.dtype,
-    origin: ModelOrigin,
+    weights_dtype: torch.dtype,
+    card_origin: ModelOrigin,
 ) -> None:
     """Writes the folder of an export. Called by one process.
 
     Args:
         folder: As of `export_model`.
         model: Provides the configuration and the names of tied weights; its weights are not read.
-        weights: All weights by name, on the CPU, floating-point ones in `dtype`; it is emptied.
+        weights_to_empty: All weights by name, on the CPU, in `weights_dtype` if floating-point.
         tokenizer: Saved next to the weights.
-        dtype: Dtype of the weights.
-        origin: The run and the step, for the model card.
+        weights_dtype: Dtype of the weights.
+        card_origin: The run and the step, for the model card.
     """
     with replace_folder(folder, is_kept=_is_users_file) as temporary:
-        save_hf_model(model, weights, tokenizer, temporary, dtype)
-        write_remote_code_and_auto_map(temporary, model.config)
-        write_model_card(temporary, origin, earlier_card_folder=folder)
+        save_hf_model(model, weights_to_empty, tokenizer, temporary, weights_dtype)
+        write_remote_code_if_needed(temporary, model.config)
+        write_model_card(temporary, card_origin, earlier_card_folder=folder)
 
 
 def _is_users_file(path: PurePath) -> bool:

@@ -140,13 +140,13 @@ class Upload:
 
 
 def check_or_create_repository(
-    repo_id: str, *, private: bool, query: BranchQuery
+    repo_id: str, *, must_be_private: bool, query: BranchQuery
 ) -> CheckedRepository:
     """Checks login and permissions, and creates the repository if it does not exist.
 
     Args:
         repo_id: NAME or NAMESPACE/NAME; without a namespace, the user's own.
-        private: Whether a new repository is private; an existing one must be, then.
+        must_be_private: Whether a new repository is private; an existing one must be, then.
         query: Which of its branches to describe.
 
     Raises:
@@ -155,7 +155,7 @@ def check_or_create_repository(
     from huggingface_hub import HfApi
 
     with _errors_as_hub_problems():
-        _check_login()
+        _check_online_and_token_set()
         api = HfApi()
         account = api.whoami()
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
@@ -164,19 +164,19 @@ def check_or_create_repository(
         found = _find_repository(full_id)
         if found is None:
             try:
-                api.create_repo(full_id, private=private, exist_ok=True)
+                api.create_repo(full_id, private=must_be_private, exist_ok=True)
             except Exception as error:
-                raise _add_account_to_permission_problem(classify_error(error), account) from error
-        elif private and not found.private:
+                raise _classify_access_error(error, account) from error
+        elif must_be_private and not found.private:
             raise HubProblem("public", f"{full_id} is public")
         try:
             _check_write_access(full_id)
         except Exception as error:
-            raise _add_account_to_permission_problem(classify_error(error), account) from error
+            raise _classify_access_error(error, account) from error
         return CheckedRepository(
             repo_id=full_id,
             url=f"{api.endpoint}/{full_id}",
-            private=private if found is None else bool(found.private),
+            private=must_be_private if found is None else bool(found.private),
             created=found is None,
             branches=describe_branches(full_id, query),
         )
@@ -191,7 +191,7 @@ def describe_branches(repo_id: str, query: BranchQuery) -> dict[str, BranchState
     from huggingface_hub import HfApi
 
     with _errors_as_hub_problems():
-        _check_login()
+        _check_online_and_token_set()
         return {
             ref.name: _describe_branch(repo_id, ref.name, ref.target_commit, query)
             for ref in HfApi().list_repo_refs(repo_id).branches
@@ -205,12 +205,12 @@ def _describe_branch(repo_id: str, branch: str, head: str, query: BranchQuery) -
     card = _read_card(repo_id, head)
     if head == query.known.get(branch):
         return BranchState(commit=head, is_taken=False, card=card, uploaded_card=card)
-    weights = _list_weights(repo_id, head)
+    weights = _list_weight_blob_ids(repo_id, head)
     for commit in HfApi().list_repo_commits(repo_id, revision=branch):
         run = RUN_LINE.search(commit.message)
         if run is not None:
             # somebody may have uploaded other weights since, without this package
-            uploaded = _list_weights(repo_id, commit.commit_id)
+            uploaded = _list_weight_blob_ids(repo_id, commit.commit_id)
             is_same = uploaded.items() <= weights.items()
             return BranchState(
                 commit=head,
@@ -221,7 +221,7 @@ def _describe_branch(repo_id: str, branch: str, head: str, query: BranchQuery) -
     return BranchState(commit=head, is_taken=bool(weights), card=card, uploaded_card=None)
 
 
-def _list_weights(repo_id: str, commit: str) -> dict[str, str | None]:
+def _list_weight_blob_ids(repo_id: str, commit: str) -> dict[str, str | None]:
     """Weights at a commit: their names and the ids of their contents."""
     from huggingface_hub import HfApi
 
@@ -248,7 +248,7 @@ def _read_card(repo_id: str, commit: str) -> str | None:
     return response.content.decode("utf-8", "surrogateescape")
 
 
-def upload(request: Upload) -> CommitByBranch:
+def upload_folder_and_tag(request: Upload) -> CommitByBranch:
     """Uploads a folder and returns the commit on each branch.
 
     What an interrupted upload of the same files has transferred is not transferred again, and files
@@ -287,7 +287,7 @@ def upload(request: Upload) -> CommitByBranch:
         return commits
 
 
-def _check_login() -> None:
+def _check_online_and_token_set() -> None:
     """Raises `HubProblem` if nobody is logged in, or the environment forbids to ask."""
     from huggingface_hub import get_token, is_offline_mode
 
@@ -356,8 +356,9 @@ def _file_contains(path: Path, token: bytes) -> bool:
     return False
 
 
-def _add_account_to_permission_problem(problem: HubProblem, account: dict[str, Any]) -> HubProblem:
-    """A problem of permissions that says who is logged in; any other one as it is."""
+def _classify_access_error(error: Exception, account: dict[str, Any]) -> HubProblem:
+    """The problem of an error; one of permissions says only who is logged in."""
+    problem = classify_error(error)
     if problem.reason not in ("no_permission", "missing", "bad_token"):
         return problem
     names = [account["name"], *(org["name"] for org in account.get("orgs", []))]
@@ -458,7 +459,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         name: asdict(state)
         for name, state in describe_branches(repo_id, BranchQuery(**query)).items()
     },
-    "upload": lambda **arguments: upload(
+    "upload_folder_and_tag": lambda **arguments: upload_folder_and_tag(
         Upload(**{**arguments, "revisions": tuple(arguments["revisions"])})
     ),
 }

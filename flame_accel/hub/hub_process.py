@@ -35,10 +35,10 @@ class HubProcess:
         self._killed = False
 
     def check_or_create_repository(
-        self, repo_id: str, *, private: bool, query: BranchQuery
+        self, repo_id: str, *, must_be_private: bool, query: BranchQuery
     ) -> CheckedRepository:
         """As `hub_client.check_or_create_repository`, within `CHECK_SECONDS`."""
-        arguments = {"repo_id": repo_id, "private": private, "query": asdict(query)}
+        arguments = {"repo_id": repo_id, "must_be_private": must_be_private, "query": asdict(query)}
         found = self._request_in_subprocess("check_or_create_repository", arguments, CHECK_SECONDS)
         return CheckedRepository(**{**found, "branches": _parse_branches(found["branches"])})
 
@@ -49,9 +49,9 @@ class HubProcess:
             self._request_in_subprocess("describe_branches", arguments, CHECK_SECONDS)
         )
 
-    def upload(self, request: Upload) -> CommitByBranch:
-        """As `hub_client.upload`."""
-        return self._request_in_subprocess("upload", asdict(request), None)
+    def upload_folder_and_tag(self, request: Upload) -> CommitByBranch:
+        """As `hub_client.upload_folder_and_tag`."""
+        return self._request_in_subprocess("upload_folder_and_tag", asdict(request), None)
 
     def kill_and_refuse_requests(self) -> None:
         """Ends the request that is being made, and refuses all others."""

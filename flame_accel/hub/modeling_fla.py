@@ -61,7 +61,7 @@ def import_packages() -> None:
         ) from error
 
 
-def check_fla_can_run_here() -> None:
+def check_flame_accel_or_triton_device() -> None:
     """Checks that fla's operators can run on this machine.
 
     Raises:
@@ -101,16 +101,16 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     import_packages()
     if not name.endswith("Config"):
-        check_fla_can_run_here()
-    base = find_base_class_or_none(name)
+        check_flame_accel_or_triton_device()
+    base = find_base_class_if_imported(name)
     if base is None:
-        return placeholder_config_class(name)
+        return make_custom_config_loader(name)
     derived = derive_class_of_this_module(base)
     globals()[name] = derived
     return derived
 
 
-def find_base_class_or_none(name: str) -> Any:
+def find_base_class_if_imported(name: str) -> type | None:
     """The class to derive from; None if its code is in files that have not been imported yet."""
     if name in CUSTOM_CLASSES:
         if not CUSTOM_FILES:
@@ -118,7 +118,7 @@ def find_base_class_or_none(name: str) -> Any:
         return getattr(sys.modules.get(CUSTOM_CLASSES[name]), name, None)
     for kind, prefix in globals().get("NORM_NAMES", {}).items():
         if name.startswith(prefix):
-            return find_norm_variant(kind, name.removeprefix(prefix))
+            return derive_class_with_norm(kind, name.removeprefix(prefix))
     models = sys.modules["fla.models"]
     if not hasattr(models, name):
         version = getattr(sys.modules["fla"], "__version__", "of unknown version")
@@ -129,15 +129,17 @@ def find_base_class_or_none(name: str) -> Any:
     return getattr(models, name)
 
 
-def find_norm_variant(norm_kind: str, name: str) -> Any:
+def derive_class_with_norm(norm_kind: str, class_name: str) -> Any:
     """A class of fla or transformers with norms of another kind.
 
     For models that have them, their code follows in this file.
     """
     library = (
-        sys.modules["fla.models"] if hasattr(sys.modules["fla.models"], name) else transformers
+        sys.modules["fla.models"]
+        if hasattr(sys.modules["fla.models"], class_name)
+        else transformers
     )
-    base = getattr(library, name)
+    base = getattr(library, class_name)
     is_config = issubclass(base, PreTrainedConfig)
     config_class = base if is_config else base.config_class
     variant = globals()["derive_norm_variant"](
@@ -151,10 +153,10 @@ def derive_class_of_this_module(base: Any) -> Any:
 
     # a config class without an __init__ would get that of a dataclass from transformers
     @functools.wraps(base.__init__)
-    def init(self: Any, *arguments: Any, **options: Any) -> None:
+    def call_base_init(self: Any, *arguments: Any, **options: Any) -> None:
         base.__init__(self, *arguments, **options)
 
-    members = {"__module__": __name__, "__doc__": base.__doc__, "__init__": init}
+    members = {"__module__": __name__, "__doc__": base.__doc__, "__init__": call_base_init}
     if issubclass(base, PreTrainedConfig):
         if CUSTOM_FILES:
 
@@ -170,7 +172,7 @@ def derive_class_of_this_module(base: Any) -> Any:
     return type(base.__name__, bases, members | {"config_class": config_class})
 
 
-def placeholder_config_class(name: str) -> Any:
+def make_custom_config_loader(class_name: str) -> type:
     """Stands for a config class until `from_pretrained` says where its code is."""
 
     class ConfigOfCustomFiles:
@@ -181,7 +183,7 @@ def placeholder_config_class(name: str) -> Any:
         @classmethod
         def from_pretrained(cls, folder_or_repository: Any, **options: Any) -> Any:
             import_custom_files(fetch_custom_files(folder_or_repository, **options))
-            config_class = getattr(sys.modules[__name__], name)
+            config_class = getattr(sys.modules[__name__], class_name)
             config_class.register_for_auto_class()
             return config_class.from_pretrained(folder_or_repository, **options)
 

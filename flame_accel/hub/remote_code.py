@@ -22,7 +22,7 @@ from flame_accel.models.custom_code import CustomCode, custom_code
 CODE_FILE = "modeling_fla.py"
 
 
-def write_remote_code_and_auto_map(folder: Path, config: PreTrainedConfig) -> None:
+def write_remote_code_if_needed(folder: Path, config: PreTrainedConfig) -> None:
     """Writes the code that a model needs into its folder, and `auto_map` into its config.json.
 
     Nothing is written for a model of transformers itself, or for one whose folder has its own code
@@ -44,7 +44,10 @@ def write_remote_code_and_auto_map(folder: Path, config: PreTrainedConfig) -> No
         code = f"{code}\n\nimport_packages()\n{inspect.getsource(block_norms)}"
     elif custom_code.has_class(config_class):
         code = _fill_in_custom_constants(code, custom_code, [config_class, model_class])
-        _write_custom_files(folder, custom_code)
+        for name, content in custom_code.files.items():
+            path = folder / CUSTOM_FOLDER / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes_atomically(path, content)
     elif not module.startswith("fla."):
         return
     write_text_atomically(folder / CODE_FILE, code)
@@ -73,10 +76,3 @@ def _fill_in_custom_constants(code: str, custom: CustomCode, classes: list[type]
         )
         assert replaced == 1, name
     return code
-
-
-def _write_custom_files(folder: Path, custom: CustomCode) -> None:
-    for name, content in custom.files.items():
-        path = folder / CUSTOM_FOLDER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomically(path, content)

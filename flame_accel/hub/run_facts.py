@@ -87,7 +87,7 @@ class ModelFacts:
         return self.starts[0].get("starting_weights") if self.starts else None
 
     @property
-    def base_model(self) -> str | None:
+    def given_or_starting_base_model(self) -> str | None:
         """Name on the Hub of the model that this one was made from."""
         if (given := self.option("hub.base_model")) is not None:
             return given
@@ -95,7 +95,7 @@ class ModelFacts:
         return weights["name"].partition("@")[0] if weights and weights["on_hub"] else None
 
     @property
-    def last_record(self) -> Mapping[str, float]:
+    def last_values(self) -> Mapping[str, float]:
         """The last value of every measurement."""
         last: dict[str, float] = {}
         for record in self.records:
@@ -144,7 +144,7 @@ class ModelFacts:
             device_seconds=device_seconds if self.starts else None,
             tokens_per_second=tokens / seconds,
             peak_memory_gib=max(peaks, default=None),
-            mfu=self.last_record.get("throughput/mfu"),
+            mfu=self.last_values.get("throughput/mfu"),
         )
 
 

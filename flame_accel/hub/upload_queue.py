@@ -165,6 +165,8 @@ class UploadQueue(Generic[Task]):
                 return
             ending_since = self._ending_since
         delay = self._retry_delay_seconds_or_none(problem, ending_since)
+        if problem.is_worth_retrying:
+            self._attempts += 1
         self._report_failure(Failure(task=task, problem=problem, retry_seconds=delay))
         retry_at = time.monotonic() + (delay or 0.0)
         with self._changed:
@@ -192,7 +194,6 @@ class UploadQueue(Generic[Task]):
         if not problem.is_worth_retrying:
             return None
         delay = min(FIRST_RETRY_SECONDS * 2**self._attempts, MAX_RETRY_SECONDS)
-        self._attempts += 1
         delay = max(delay, problem.retry_after_seconds or 0.0)
         if ending_since is None or time.monotonic() + delay - ending_since <= UNREACHABLE_SECONDS:
             return delay

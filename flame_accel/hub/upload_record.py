@@ -33,7 +33,7 @@ class PlannedUpload:
     message: str
     """First line of the commit message."""
 
-    def replaces(self, older: "PlannedUpload") -> bool:
+    def covers_tag_and_branches_of(self, older: "PlannedUpload") -> bool:
         """Whether nothing that was promised is missing if only this upload is made."""
         return older.tag in (None, self.tag) and set(older.revisions) <= set(self.revisions)
 

@@ -16,14 +16,14 @@ from flame_accel.config import HubConfig, UserError
 from flame_accel.config.hub_options import STEP
 from flame_accel.hub.access import AcceptedRepository, check_access_and_create_repository
 from flame_accel.hub.branch_upload import (
-    branch_names_regex,
+    branch_names_fullmatch_regex,
     format_push_command,
     upload_to_branches,
 )
 from flame_accel.hub.contents import (
-    add_code_card_logs_and_hide_paths,
-    find_model_origin,
-    link_model_files,
+    complete_stage_and_hide_paths,
+    find_run_and_checkpoint_step,
+    replace_stage_with_model_files,
 )
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
@@ -73,11 +73,11 @@ class HubUploads:
         self._record_lock = threading.RLock()
         self._queue: UploadQueue[PlannedUpload] = UploadQueue(
             self._prepare_and_upload,
-            replaces=PlannedUpload.replaces,
+            replaces=PlannedUpload.covers_tag_and_branches_of,
             abort=self._process.kill_and_refuse_requests,
-            report_success=self._report_success,
+            report_success=self._log_success_and_remove,
             report_failure=self._report_failure,
-            report_replaced=self._report_replaced,
+            report_replaced=self._log_and_remove_replaced,
         )
         self._checkpoints_in_use: set[Path] = set()
 
@@ -96,8 +96,9 @@ class HubUploads:
                 repo_id,
                 private=private,
                 record=read_upload_record_or_empty(self._run_folder, repo_id),
-                branch_pattern=self._branch_names_regex(),
+                branch_pattern=self._fixed_or_main_and_step_regex(),
                 overwrite=self._options.overwrite,
+                accept_begun_if_unreachable=True,
             ),
         )
         if accepted.warning is not None:
@@ -107,21 +108,21 @@ class HubUploads:
         if self._accelerator.is_main_process:
             self._repository = accepted
 
-    def resume_planned_uploads(self, checkpoints_in_use: set[Path]) -> None:
+    def resume_planned_uploads(self, checkpoints_in_use_to_update: set[Path]) -> None:
         """Makes the uploads that an earlier start of the run planned and did not finish.
 
         Args:
-            checkpoints_in_use: Gets the checkpoints that must not be deleted for the time being.
+            checkpoints_in_use_to_update: Gets those that must not be deleted for the time being.
         """
         if self._repository is None:
             return
-        self._checkpoints_in_use = checkpoints_in_use
+        self._checkpoints_in_use = checkpoints_in_use_to_update
         remove_needless_stages(self._run_folder, self._record)
         for planned in list(self._record.planned):
             log.info("the upload of step %d was interrupted and is made now", planned.step)
             self._stage_record_and_queue(planned)
 
-    def upload_checkpoint_if_due(self, checkpoint: Path, step: int) -> None:
+    def count_and_upload_due_checkpoint(self, checkpoint: Path, step: int) -> None:
         """Uploads the model of a checkpoint if the options ask for it. Returns at once."""
         if self._repository is None or self._options.when == "end":
             return
@@ -130,7 +131,7 @@ class HubUploads:
         if self._record.checkpoints_since_upload >= interval:
             self._record.checkpoints_since_upload = 0
             self._stage_record_and_queue(
-                self._planned_upload(checkpoint, step, (self._revision_of_step(step),))
+                self._planned_upload(checkpoint, step, (self._fill_step_into_revision(step),))
             )
         else:
             self._write_record()
@@ -139,7 +140,7 @@ class HubUploads:
         """Uploads the exported model. Returns at once."""
         if self._repository is not None:
             self._stage_record_and_queue(
-                self._planned_upload(folder, step, self._revisions_of_export(step))
+                self._planned_upload(folder, step, self._fixed_or_main_and_step_branches(step))
             )
 
     def upload_missing_of_finished_run(self) -> None:
@@ -148,20 +149,20 @@ class HubUploads:
         if self._options.repo_id is None or step is None or not exported.is_dir():
             return
         if not run_on_main_and_broadcast(
-            self._accelerator, lambda: self._is_on_hub(exported, step)
+            self._accelerator, lambda: self._remove_stages_if_on_hub(exported, step)
         ):
             self.check_access_and_create_repository()
             self.resume_planned_uploads(set())
             self.upload_export_and_wait(exported, step)
 
-    def _is_on_hub(self, exported: Path, step: int) -> bool:
-        """Whether the Hub holds the exported model, as far as the Hub can be asked."""
+    def _remove_stages_if_on_hub(self, exported: Path, step: int) -> bool:
+        """Whether the Hub holds the exported model, as far as it can be asked."""
         record = read_upload_record_or_empty(self._run_folder, str(self._options.repo_id))
-        export = self._planned_upload(exported, step, self._revisions_of_export(step))
+        export = self._planned_upload(exported, step, self._fixed_or_main_and_step_branches(step))
         if record.planned or not record.has_uploaded(export, checksum_of_model_files(exported)):
             return False
         remove_needless_stages(self._run_folder, record)
-        query = record.build_branch_query(branch_names_regex(export.revisions))
+        query = record.build_branch_query(branch_names_fullmatch_regex(export.revisions))
         try:
             branches = self._process.describe_branches(record.repo_id, query)
         except HubProblem as problem:
@@ -218,15 +219,15 @@ class HubUploads:
         assert self._repository is not None
         return self._repository.record
 
-    def _revision_of_step(self, step: int) -> str:
+    def _fill_step_into_revision(self, step: int) -> str:
         return self._options.revision.replace(STEP, str(step))
 
-    def _revisions_of_export(self, step: int) -> tuple[str, ...]:
+    def _fixed_or_main_and_step_branches(self, step: int) -> tuple[str, ...]:
         if STEP in self._options.revision:
-            return "main", self._revision_of_step(step)
+            return "main", self._fill_step_into_revision(step)
         return (self._options.revision,)
 
-    def _branch_names_regex(self) -> str:
+    def _fixed_or_main_and_step_regex(self) -> str:
         """A regular expression for all branches that the run may upload to."""
         if STEP not in self._options.revision:
             return re.escape(self._options.revision)
@@ -252,7 +253,7 @@ class HubUploads:
         staged = stage_folder(self._run_folder, planned) / MODEL
         try:
             if not staged.is_dir():
-                link_model_files(source, staged, files.link_file)
+                replace_stage_with_model_files(source, staged, files.link_file)
         except OSError:
             self._checkpoints_in_use.add(source)
         except UserError as error:
@@ -282,21 +283,21 @@ class HubUploads:
         staged, checksum_file = stage / MODEL, stage / "checksum"
         try:
             if not staged.is_dir():
-                link_model_files(source, staged)
+                replace_stage_with_model_files(source, staged)
                 self._checkpoints_in_use.discard(source)
             if not checksum_file.exists():
                 # of the files as they are in the source, before they are prepared
                 files.write_text_atomically(checksum_file, checksum_of_model_files(staged))
             checksum = checksum_file.read_text(encoding="utf-8")
             # a checkpoint may have been deleted meanwhile; its files are still here
-            known = find_model_origin(source) if source.is_dir() else None
+            known = find_run_and_checkpoint_step(source) if source.is_dir() else None
             origin = known or ModelOrigin(run_folder=self._run_folder, step=planned.step)
-            add_code_card_logs_and_hide_paths(
+            complete_stage_and_hide_paths(
                 staged,
                 self._run_folder,
                 origin,
-                repo_id=self._record.repo_id,
-                revision="main" if "main" in planned.revisions else planned.revisions[0],
+                example_repo_id=self._record.repo_id,
+                example_revision="main" if "main" in planned.revisions else planned.revisions[0],
                 include_logs=self._options.include_logs,
             )
             upload = Upload(
@@ -319,7 +320,7 @@ class HubUploads:
         with self._record_lock:
             self._record.record_upload(planned.source, planned.step, commits, checksum)
 
-    def _report_success(self, planned: PlannedUpload) -> None:
+    def _log_success_and_remove(self, planned: PlannedUpload) -> None:
         self._remove_from_record_and_disk(planned)
         assert self._repository is not None
         log.info(
@@ -329,7 +330,7 @@ class HubUploads:
             ", ".join(planned.revisions),
         )
 
-    def _report_replaced(self, newer: PlannedUpload, older: PlannedUpload) -> None:
+    def _log_and_remove_replaced(self, newer: PlannedUpload, older: PlannedUpload) -> None:
         if newer != older:
             log.info("step %d is not uploaded: step %d is newer", older.step, newer.step)
             self._remove_from_record_and_disk(older)

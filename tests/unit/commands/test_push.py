@@ -104,7 +104,7 @@ def test_a_push_that_cannot_end_says_which_command_finishes_it(
     def fail(*arguments: Any, **options: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(contents, "link_model_files", fail)
+    monkeypatch.setattr(contents, "replace_stage_with_model_files", fail)
     with pytest.raises(SystemExit) as ended:
         main(["push", str(finished), REPO, "--tag", "v1"])
     assert ended.value.code == code

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from flame_accel.config import UserError
 from flame_accel.hub.contents import (
-    add_code_card_logs_and_hide_paths,
+    complete_stage_and_hide_paths,
     hide_local_paths,
-    link_model_files,
+    replace_stage_with_model_files,
 )
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.selection import (
@@ -60,7 +60,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_linked_files_outlive_the_folder_and_changing_them_does_not_change_it(model, tmp_path):
     stage = tmp_path / "stage"
     before = checksum_of_model_files(model)
-    link_model_files(model, stage)
+    replace_stage_with_model_files(model, stage)
     assert checksum_of_model_files(stage) == before
     shutil.rmtree(model)
     assert json.loads((stage / "config.json").read_text()) == {}
@@ -84,7 +84,7 @@ def test_links_are_followed_from_wherever_they_are(model, tmp_path):
     (tmp_path / "blobs").mkdir()
     (model / "model.safetensors").rename(tmp_path / "blobs/0")
     (model / "model.safetensors").symlink_to("../blobs/0")
-    link_model_files(model, tmp_path / "elsewhere/stage")
+    replace_stage_with_model_files(model, tmp_path / "elsewhere/stage")
     stage = tmp_path / "elsewhere/stage"
     assert (stage / "model.safetensors").read_bytes() == (tmp_path / "blobs/0").read_bytes()
 
@@ -97,7 +97,7 @@ def test_weights_that_cannot_be_read_and_what_a_save_has_left_are_refused(model,
     content = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(content[:-1])
     with pytest.raises(UserError, match="cut, damaged"):
-        link_model_files(model, tmp_path / "stage")
+        replace_stage_with_model_files(model, tmp_path / "stage")
 
 
 def test_paths_are_hidden_in_the_card_and_nowhere_in_tokenizer_and_code(model, monkeypatch):
@@ -112,8 +112,13 @@ def test_paths_are_hidden_in_the_card_and_nowhere_in_tokenizer_and_code(model, m
     for name, text in texts.items():
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(text)
-    add_code_card_logs_and_hide_paths(
-        model, None, ModelOrigin(), repo_id="a/b", revision="main", include_logs=False
+    complete_stage_and_hide_paths(
+        model,
+        None,
+        ModelOrigin(),
+        example_repo_id="a/b",
+        example_revision="main",
+        include_logs=False,
     )
     found = {name: (model / name).read_text() for name in texts}
     assert found == texts | {
@@ -131,8 +136,13 @@ def test_paths_of_all_options_are_hidden_one_or_several(model, configured, tmp_p
     write_config_environment_and_clear_ended(run_folder, config, {})
     (model / "config.json").write_text('{"auto_map": {}}')
     (model / "README.md").write_text(f"{own[0]} {own[1]} {config.training.dataset}")
-    add_code_card_logs_and_hide_paths(
-        model, run_folder, ModelOrigin(), repo_id="a/b", revision="main", include_logs=False
+    complete_stage_and_hide_paths(
+        model,
+        run_folder,
+        ModelOrigin(),
+        example_repo_id="a/b",
+        example_revision="main",
+        include_logs=False,
     )
     assert (model / "README.md").read_text() == "mine.py other.py train.jsonl"
 
@@ -147,7 +157,7 @@ def test_examples_of_the_card_load_what_is_uploaded_but_for_a_path_of_the_user(
     (model / "config.json").write_text('{"auto_map": {}}')
     card = 'path = "."  # this folder\nmodel = A.from_pretrained(path)\npath = "./mine"\n'
     (model / "README.md").write_text(card)
-    place = {"repo_id": "a/b", "revision": revision}
-    add_code_card_logs_and_hide_paths(model, None, ModelOrigin(), **place, include_logs=False)
+    place = {"example_repo_id": "a/b", "example_revision": revision}
+    complete_stage_and_hide_paths(model, None, ModelOrigin(), **place, include_logs=False)
     expected = f'path = "a/b"\nmodel = A.{call}\npath = "./mine"\n'
     assert (model / "README.md").read_text() == expected

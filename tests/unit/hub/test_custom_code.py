@@ -111,7 +111,7 @@ def custom_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         logits[model_type] = model((torch.arange(32) * 7 % 250)[None], use_cache=False).logits
         folder = tmp_path / model_type
         export_model(
-            accelerator, model, tokenizer, folder, dtype=torch.float32, origin=ModelOrigin()
+            accelerator, model, tokenizer, folder, dtype=torch.float32, card_origin=ModelOrigin()
         )
     return logits
 

@@ -37,7 +37,9 @@ def export(
     folder: Path,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    export_model(Accelerator(cpu=True), model, tokenizer, folder, dtype=dtype, origin=ModelOrigin())
+    export_model(
+        Accelerator(cpu=True), model, tokenizer, folder, dtype=dtype, card_origin=ModelOrigin()
+    )
 
 
 def modes(folder: Path) -> set[int]:

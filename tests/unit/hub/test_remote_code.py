@@ -21,7 +21,7 @@ from flame_accel.data.tokens.tokenizer import load_tokenizer
 from flame_accel.hub import modeling_fla
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
-from flame_accel.hub.remote_code import write_remote_code_and_auto_map
+from flame_accel.hub.remote_code import write_remote_code_if_needed
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate
@@ -120,7 +120,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
         model = instantiate(config).eval()
         logits[name] = model(IDS, use_cache=False).logits.detach()
         export_model(
-            accelerator, model, tokenizer, root / name, dtype=torch.float32, origin=ModelOrigin()
+            accelerator,
+            model,
+            tokenizer,
+            root / name,
+            dtype=torch.float32,
+            card_origin=ModelOrigin(),
         )
     return root, logits
 
@@ -172,7 +177,7 @@ def test_names_that_transformers_has_too_are_right_or_refused_there(exports, rem
 def test_a_model_of_transformers_itself_needs_no_code(tmp_path):
     config = AutoConfig.for_model("llama")
     config.save_pretrained(tmp_path)
-    write_remote_code_and_auto_map(tmp_path, config)
+    write_remote_code_if_needed(tmp_path, config)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
 
@@ -209,8 +214,8 @@ def test_the_code_says_which_package_is_missing(monkeypatch):
         hide_packages(patch, "flame_accel", "triton")
         modeling_fla.import_packages()
         with pytest.raises(ImportError, match=r"no device .*, pip install /path/to"):
-            modeling_fla.check_fla_can_run_here()
-    modeling_fla.check_fla_can_run_here()
+            modeling_fla.check_flame_accel_or_triton_device()
+    modeling_fla.check_flame_accel_or_triton_device()
 
 
 def test_a_folder_with_the_name_of_flame_accel_is_not_taken_for_the_package(monkeypatch, tmp_path):
@@ -224,9 +229,9 @@ def test_a_folder_with_the_name_of_flame_accel_is_not_taken_for_the_package(monk
     assert not modeling_fla.has_flame_accel()
     monkeypatch.setattr(modeling_fla, "triton_has_device", lambda: False)
     with pytest.raises(ImportError, match="a folder of that name does not count"):
-        modeling_fla.check_fla_can_run_here()
+        modeling_fla.check_flame_accel_or_triton_device()
 
 
 def test_the_code_says_that_fla_is_too_old():
     with pytest.raises(ImportError, match=r"attention .* has no class NewConfig.*--upgrade"):
-        modeling_fla.find_base_class_or_none("NewConfig")
+        modeling_fla.find_base_class_if_imported("NewConfig")

@@ -60,7 +60,7 @@ def test_a_model_is_there_if_every_branch_holds_it():
 def test_an_upload_replaces_an_older_one_that_promised_no_branch_or_tag_of_its_own(
     older, is_replaced
 ):
-    assert PLANNED.replaces(replace(PLANNED, step=4, **older)) is is_replaced
+    assert PLANNED.covers_tag_and_branches_of(replace(PLANNED, step=4, **older)) is is_replaced
 
 
 def test_an_upload_is_planned_until_every_branch_has_it(tmp_path):
