@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flame_accel import kernels
+from flame_accel import kernels, train
 from flame_accel.kernels.operator_recompute import (
     choose_operator_recompute,
     keeps_rwkv7_intermediates,
@@ -60,9 +60,8 @@ def test_bytes_are_those_of_the_tensors_that_are_kept():
     assert rwkv7_intermediate_bytes(1024, 64) == expected
 
 
-@pytest.mark.covers_option("model.recompute_operators")
 @pytest.mark.parametrize("mode", ["auto", "always", "never"])
-def test_model_recompute_operators_reaches_those_of_kda_and_rwkv7(mode):
+def test_operators_of_kda_and_rwkv7_are_asked_to_keep_everything_only_if_differentiated(mode):
     kda: Any = importlib.import_module("fla.layers.kda")
     rwkv7: Any = importlib.import_module("fla.layers.rwkv7")
     asked: list[bool] = []
@@ -80,3 +79,22 @@ def test_model_recompute_operators_reaches_those_of_kda_and_rwkv7(mode):
     with torch.no_grad():
         kda.chunk_kda()
     assert asked == [mode == "never", mode == "never", False]
+
+
+@pytest.mark.covers_option("model.recompute_operators")
+@pytest.mark.parametrize("active", ["triton", "torch"])
+def test_model_recompute_operators_is_chosen_where_triton_runs(
+    monkeypatch, train_here, flags, active
+):
+    chosen: list[str] = []
+    monkeypatch.setattr(kernels, "install", lambda kind: active)
+    monkeypatch.setattr(kernels, "choose_operator_recompute", chosen.append)
+    monkeypatch.setattr(train, "check_run_support_and_log_warnings", stop)
+    options = {"model.recompute_operators": "never", "model.fused_kernels": False}
+    with pytest.raises(StopIteration):
+        train_here(flags(**options))
+    assert chosen == ["never"] * (active == "triton")
+
+
+def stop(*args: object) -> None:
+    raise StopIteration

@@ -336,10 +336,10 @@ def fake_module(name: str) -> Any:
     """Stands in for a module of kernels, which this machine may not have a device for."""
     if not name.startswith("flame_accel.kernels.fused."):
         return importlib.import_module(name)
-    names = ("rms_norm", "rms_norm_gated", "swiglu", "swiglu_linear", "embedding_forward")
-    names += ("fused_linear_cross_entropy_loss", "linear_cross_entropy")
-    names += ("forward_mamba2", "mamba2", "forward_rwkv7", "rwkv7")
-    names += ("forward_rwkv7_feed_forward", "rwkv7_feed_forward")
+    from flame_accel.kernels.fused.replace import FUSED
+
+    names = {row.ours or row.theirs.rpartition(".")[2] for row in FUSED} | {"embedding_forward"}
     functions = {function: lambda *args, **kwargs: "ours" for function in names}
-    supports = {f"supports_{function}": lambda *args, **kwargs: True for function in names}
+    checks = {row.supports for row in FUSED} | {"supports_embedding_forward"}
+    supports = {check: lambda *args, **kwargs: True for check in checks}
     return SimpleNamespace(**functions, **supports)
