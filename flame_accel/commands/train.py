@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from flame_accel.config import UsageError, parse_or_exit
 from flame_accel.cpu_cores import count_usable_cores
-from flame_accel.presets import ACCELERATE, preset_names, resolve_preset, suggest_presets
+from flame_accel.presets import ACCELERATE, preset_names, preset_path_or_unchanged, suggest_presets
 
 QUICKSTART = ("--job.config_file", "quickstart")
 """Options that a run starts from if it names neither a run file nor a model."""
@@ -194,7 +194,7 @@ def _read_port(environment: Mapping[str, str]) -> str | None:
 def _resolve_launch_file(given: str | None, processes: int, num_gpus: int) -> Path:
     """The file for `accelerate launch`: the given one, or the preset that fits the machine."""
     fitting = "ddp" if processes > 1 else "single" if num_gpus else "cpu"
-    path = Path(resolve_preset(ACCELERATE, given or fitting))
+    path = Path(preset_path_or_unchanged(ACCELERATE, given or fitting))
     if not path.is_file():
         raise UsageError(
             f'"{given}" is neither a file nor a launch preset',

@@ -143,7 +143,7 @@ def encode_chunks_in_order(
         yield from map(encoder.encode_chunk, ranges)
         return
     pool = ProcessPoolExecutor(
-        num_processes, initializer=_set_up_encoder_process, initargs=(encoder,)
+        num_processes, initializer=_adopt_encoder_and_ignore_signals, initargs=(encoder,)
     )
     pending = deque()
     try:
@@ -167,7 +167,7 @@ _worker_encoder: ChunkEncoder | None = None
 """Set in worker processes only."""
 
 
-def _set_up_encoder_process(encoder: ChunkEncoder) -> None:
+def _adopt_encoder_and_ignore_signals(encoder: ChunkEncoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     # the workers already keep all cores busy
