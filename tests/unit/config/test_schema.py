@@ -193,6 +193,7 @@ DEFAULTS = {
         "when": "end",
         "revision": "main",
         "tag": None,
+        "overwrite": False,
         "include_logs": False,
         "wait_seconds": 600,
         "model_name": None,
