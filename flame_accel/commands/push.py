@@ -18,7 +18,7 @@ from flame_accel.hub.access import access_error, check_access_and_create_reposit
 from flame_accel.hub.branch_upload import (
     branch_names_fullmatch_regex,
     format_push_command,
-    upload_to_branches,
+    merge_cards_and_upload,
 )
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         custom_modules=arguments.custom,
     )
     try:
-        upload_folder(folder, arguments, command)
+        upload_and_record_model(folder, arguments, command)
     except OSError as error:
         # such as a disk that is full
         raise UserError(
@@ -112,8 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
         ) from None
 
 
-def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> None:
-    """Uploads the model in a folder, and prints where it is; errors name the command line."""
+def upload_and_record_model(folder: Path, arguments: argparse.Namespace, command: str) -> None:
+    """Uploads a model, records it in its run and prints where it is; errors name the command."""
     run_folder = find_run_folder_of_model(folder)
     repository = check_access_and_create_repository(
         arguments.repo_id,
@@ -165,7 +165,7 @@ def upload_folder(folder: Path, arguments: argparse.Namespace, command: str) -> 
         )
         try:
             commits = retry_request_after_waits(
-                lambda: upload_to_branches(
+                lambda: merge_cards_and_upload(
                     HubProcess(), request, record, overwrite=arguments.overwrite, report=print
                 ),
                 ATTEMPTS_SECONDS,

@@ -54,7 +54,7 @@ def check_branches_are_free(repo_id: str, branches: Mapping[str, BranchState]) -
         )
 
 
-def upload_to_branches(
+def merge_cards_and_upload(
     process: HubProcess,
     upload: Upload,
     record: UploadRecord,

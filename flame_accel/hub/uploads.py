@@ -18,7 +18,7 @@ from flame_accel.hub.access import AcceptedRepository, check_access_and_create_r
 from flame_accel.hub.branch_upload import (
     branch_names_fullmatch_regex,
     format_push_command,
-    upload_to_branches,
+    merge_cards_and_upload,
 )
 from flame_accel.hub.contents import (
     complete_stage_and_hide_paths,
@@ -308,7 +308,7 @@ class HubUploads:
                 message=planned.message,
                 run_id=self._record.run_id,
             )
-            commits = upload_to_branches(
+            commits = merge_cards_and_upload(
                 self._process,
                 upload,
                 self._record,

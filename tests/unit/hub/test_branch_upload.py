@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from flame_accel.hub.branch_upload import upload_to_branches
+from flame_accel.hub.branch_upload import merge_cards_and_upload
 from flame_accel.hub.hub_client import HubProblem, Upload
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
@@ -33,7 +33,7 @@ def upload(folder: Path, *, overwrite: bool = False) -> dict[str, str]:
         message="Model",
         run_id=record.run_id,
     )
-    return upload_to_branches(HubProcess(), request, record, overwrite=overwrite, report=print)
+    return merge_cards_and_upload(HubProcess(), request, record, overwrite=overwrite, report=print)
 
 
 def test_a_model_that_another_run_has_uploaded_meanwhile_stays(
