@@ -340,6 +340,6 @@ def fake_module(name: str) -> Any:
 
     names = {row.ours or row.theirs.rpartition(".")[2] for row in FUSED} | {"embedding_forward"}
     functions = {function: lambda *args, **kwargs: "ours" for function in names}
-    checks = {row.supports for row in FUSED} | {"supports_embedding_forward"}
+    checks = {row.supports for row in FUSED} | {"supports_embedding_training_call"}
     supports = {check: lambda *args, **kwargs: True for check in checks}
     return SimpleNamespace(**functions, **supports)
