@@ -22,6 +22,7 @@ engines:
 
 docs:
 	$(PYTHON) -m docs.generate_options
+	$(PYTHON) -m docs.generate_kernels
 
 # every package of the environment that test.sh makes, with its tested version; +cpu names a build, not a version
 lock:

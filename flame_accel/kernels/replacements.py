@@ -297,6 +297,21 @@ FIXES: dict[str, dict[str, str]] = {
 """Functions that are wrong in fla 0.6.0 on every device, and are replaced on every device."""
 
 
+_PASS = "one pass of a kernel, which has no meaning of its own; call"
+NOT_SERVED: dict[str, str] = {
+    "modules.causal_conv1d.ops.CausalConv1dFunction": f"{_PASS} causal_conv1d",
+    "modules.causal_conv1d.ops.causal_conv1d_bwd": f"{_PASS} causal_conv1d",
+    "modules.causal_conv1d.ops.causal_conv1d_fwd": f"{_PASS} causal_conv1d",
+    "modules.causal_conv1d.ops.causal_conv1d_update_states": "causal_conv1d returns final states "
+    "itself",
+    "ops.atk.chunk_atk_bwd.chunk_atk_bwd": f"{_PASS} chunk_precond_kda",
+    "ops.atk.chunk_atk_fwd.chunk_atk_fwd": f"{_PASS} chunk_precond_kda",
+    "ops.atk.chunk_atk_fwd.recompute_atk_fwd": f"{_PASS} chunk_precond_kda",
+    "ops.utils.softplus.softplus": "a function for use within Triton kernels",
+}
+"""Public names of fla that need a Triton device, and why they have no replacement."""
+
+
 def _map_fla_paths_to_ours(table: dict[str, dict[str, str]]) -> dict[str, str]:
     rows = {}
     for our_module, replaced in table.items():

@@ -28,7 +28,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "(fla/models/cat/modeling_cat.py:547)",
     ),
     KnownIssue(
-        "forgetting_transformer log_linear_mamba2 mom path_attn yoco",
+        "forgetting_transformer log_linear_mamba2 path_attn yoco",
         "reads in pieces",
         "cpu cuda",
         "its layers continue a cache with one token at a time, and raise an error for several",
