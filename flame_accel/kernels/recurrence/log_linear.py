@@ -97,7 +97,15 @@ def chunk_log_linear_attn(
 
 
 def run_triton_log_linear_attn_in_q_dtype(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, level_scales: Tensor, *args: Any, **options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    level_scales: Tensor,
+    initial_state: LogLinearAttentionState | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    scale: float | None = 1.0,
 ) -> tuple[Tensor, LogLinearAttentionState | None]:
     """The Triton kernels of fla, with the weights of the levels cast to the dtype of `q`.
 
@@ -105,7 +113,9 @@ def run_triton_log_linear_attn_in_q_dtype(
     autocast the weights come from a parameter in fp32, the rest is in bf16, and Triton refuses a
     product of two dtypes.
     """
-    return _triton_chunk_log_linear_attn(q, k, v, g, level_scales.to(q.dtype), *args, **options)
+    return _triton_chunk_log_linear_attn(
+        q, k, v, g, level_scales.to(q.dtype), initial_state, output_final_state, cu_seqlens, scale
+    )
 
 
 def forward_log_linear_mamba2(
