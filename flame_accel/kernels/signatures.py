@@ -8,6 +8,7 @@ checked is in `argument_checks`.
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -104,6 +105,9 @@ def bind_to_fla_signature(
                 key = FORMER_NAMES[given]
                 if kwargs.get(key):
                     raise ArgumentError(f"{name} got {key} and its former name {given}")
+                warnings.warn(
+                    f"{given} of {name} is now called {key}", DeprecationWarning, stacklevel=2
+                )
             if key in arguments and key == given:
                 raise TypeError(f"{name}() got multiple values for argument '{key}'")
             arguments[key] = value

@@ -128,7 +128,8 @@ def test_the_former_name_of_an_argument_is_taken():
     x = torch.randn(1, 4, 2, 8)
     inputs = (x, x, torch.randn(1, 4, 2, 5), -x.abs(), x[..., 0])
     expected = chunk_kda(*inputs, state_v_first=True, output_final_state=True)[1]
-    former = chunk_kda(*inputs, transpose_state_layout=True, output_final_state=True)[1]
+    with pytest.warns(DeprecationWarning, match="now called state_v_first"):
+        former = chunk_kda(*inputs, transpose_state_layout=True, output_final_state=True)[1]
     assert expected.shape == (1, 2, 5, 8) and torch.equal(expected, former)
     with pytest.raises(ArgumentError, match="former name"):
         chunk_kda(*inputs, state_v_first=True, transpose_state_layout=True)
