@@ -23,6 +23,8 @@ class FakeKernel:
         self.fn = SimpleNamespace(run=self.compile)
         self.cache: dict[Any, Config] = {}
         self.compiled: list[int] = []
+        self.spills: dict[int, int] = {}
+        """Registers in memory by BT, where there are any."""
         self.timed: list[int] = []
         self.reset: list[int] = []
         self.do_bench = None
@@ -30,9 +32,10 @@ class FakeKernel:
     def prune_configs(self, kwargs: dict[str, Any]) -> list[Config]:
         return self.configs
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: Any, **kwargs: Any) -> SimpleNamespace:
         assert kwargs["warmup"]
         self.compiled.append(kwargs["BT"])
+        return SimpleNamespace(n_spills=self.spills.get(kwargs["BT"]))
 
     def _bench(self, *args: Any, config: Config, **kwargs: Any) -> list[float]:
         self.timed.append(config.kwargs["BT"])

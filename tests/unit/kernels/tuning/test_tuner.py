@@ -119,8 +119,21 @@ def test_without_tuning_the_first_candidate_that_runs_is_taken(tmp_path):
     kernel = FakeKernel({128: math.inf, 16: 4.0, 32: 1.0})
     assert choose_block(Tuner(GPU, tmp_path, tunes=False), kernel) == 16
     assert kernel.timed == [128, 16]
-    assert kernel.compiled == []
+    assert kernel.compiled == [16]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("spills", "chosen"),
+    [({16: 4100}, 32), ({16: 200, 32: 0}, 16), ({16: 900, 32: 700, 64: 800}, 32)],
+)
+def test_without_tuning_no_candidate_that_keeps_its_registers_in_memory_is_taken(
+    tmp_path, spills, chosen
+):
+    kernel = FakeKernel(SECONDS)
+    kernel.spills = spills
+    assert choose_block(Tuner(GPU, tmp_path, tunes=False), kernel) == chosen
+    assert kernel.reset == [chosen]
 
 
 def test_without_tuning_the_nearest_configuration_is_taken(tmp_path, shipped):
