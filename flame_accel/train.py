@@ -110,8 +110,6 @@ def main(config: Config) -> None:
             return
         num_parameters, run_data = components.num_parameters, components.run_data
         log_run_summary(accelerator, config.training, components.model, num_parameters, run_data)
-        if components.graphs is not None:
-            log.info("forward and backward passes: CUDA graphs")
         tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
         tune_kernels = config.model.tune_kernels
         kernels.apply_tune_kernels_option(tune_kernels, components.flops_per_token, tokens)
@@ -135,15 +133,7 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> Ker
     if config.job.print_args:
         log.info("%s", to_toml(config))
     log.info("devices: %s", parallel.describe_topology(accelerator))
-    active_kernels = kernels.install(config.model.kernels)
-    fused = active_kernels == "triton" and config.model.fused_kernels
-    if fused:
-        kernels.install_fused_kernels()
-    if active_kernels == "triton":
-        kernels.choose_operator_recompute(config.model.recompute_operators)
-    log.info("kernels: %s%s", active_kernels, ", fused norms, SwiGLU, embedding and loss" * fused)
-    # a restart is bit-identical only with the same kernel configurations
-    kernels.keep_configs_in_run_folder(run_folder / "tuning")
+    active_kernels = kernels.install_configured_kernels(config.model, run_folder)
     models.register_models(config.model.custom)
     seed_process_and_set_determinism(config.training)
     return active_kernels

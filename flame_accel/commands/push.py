@@ -20,7 +20,8 @@ from flame_accel.hub.branch_upload import (
     format_push_command,
     merge_cards_and_upload,
 )
-from flame_accel.hub.hub_client import HubProblem, Upload
+from flame_accel.hub.hub_client import Upload
+from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.selection import (
     check_and_select_model_files,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from flame_accel.config import UserError
 from flame_accel.hub.branch_upload import check_branches_are_free
-from flame_accel.hub.hub_client import HubProblem
+from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
 

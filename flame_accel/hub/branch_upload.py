@@ -12,7 +12,8 @@ from pathlib import Path
 
 from flame_accel import files
 from flame_accel.hub.card_edits import combine_with_card_on_hub
-from flame_accel.hub.hub_client import CARD, BranchState, CommitByBranch, HubProblem, Upload
+from flame_accel.hub.hub_client import CARD, BranchState, CommitByBranch, Upload
+from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
 

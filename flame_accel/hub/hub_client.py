@@ -1,30 +1,21 @@
 """The requests to the Hub that uploads consist of: checks, creation of the repository, transfer.
 
-Everything goes through huggingface_hub, and nothing but this module reads the access token: it is
-in no answer and in no error. A run makes these requests in a process of its own, which
-`hub_process` starts as this file, so that it needs the standard library and huggingface_hub only.
-What is uploaded is decided in `contents`.
+Everything goes through huggingface_hub. The access token is in no answer, and in no error
+(`hub_problem`). A run makes these requests in a process of its own (`hub_process`), which imports
+little more than huggingface_hub. What is uploaded is decided in `contents`.
 """
 
 import fnmatch
-import json
-import os
 import re
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from flame_accel.hub.hub_problem import HubProblem, classify_error, errors_as_hub_problems
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
-PARENT_CHECK_SECONDS = 0.5
-SILENCE_SECONDS = 60.0
-"""Longest silence of the Hub in the middle of a request."""
 STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 """Weights of an earlier upload, which `from_pretrained` might prefer to the new ones."""
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -33,48 +24,6 @@ CARD = "README.md"
 RUN_LINE = re.compile(r"^flame_accel run (\w+)$", re.MULTILINE)
 """Line in the description of a commit that says which run has made it."""
 SEARCHED_BLOCK_BYTES = 1 << 22
-ADDRESSES = re.compile(r"(?: for url:?| For more \S+ (?:check|see):?)? '?https?://[^\s']+'?\.?")
-"""Addresses in messages of the client, with the words that lead to them."""
-
-Reason = Literal[
-    "offline",  # the environment forbids connections
-    "no_token",
-    "bad_token",
-    "read_only_token",
-    "no_permission",
-    "public",  # the repository is, but should not be
-    "missing",  # the repository is gone
-    "taken",  # the branch holds a model of another run
-    "refused",  # the Hub does not accept the contents
-    "local",  # a file cannot be read, or must not be uploaded
-    "unreachable",
-    "busy",  # an error of the Hub, or too many requests
-    "unexpected",
-]
-WORTH_RETRYING: frozenset[Reason] = frozenset({"unreachable", "busy", "unexpected"})
-
-
-class HubProblem(Exception):
-    """A request that failed.
-
-    Args:
-        reason: What kind of failure it is.
-        message: What happened, in one line without the access token.
-        retry_after_seconds: How long the Hub asks to wait; None if it does not say.
-    """
-
-    def __init__(
-        self, reason: Reason, message: str, retry_after_seconds: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
-        self.message = message
-        self.retry_after_seconds = retry_after_seconds
-
-    @property
-    def is_worth_retrying(self) -> bool:
-        """Whether the same request may succeed later."""
-        return self.reason in WORTH_RETRYING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +103,7 @@ def check_or_create_repository(
     """
     from huggingface_hub import HfApi
 
-    with _errors_as_hub_problems():
+    with errors_as_hub_problems():
         _check_online_and_token_set()
         api = HfApi()
         account = api.whoami()
@@ -190,7 +139,7 @@ def describe_branches(repo_id: str, query: BranchQuery) -> dict[str, BranchState
     """
     from huggingface_hub import HfApi
 
-    with _errors_as_hub_problems():
+    with errors_as_hub_problems():
         _check_online_and_token_set()
         return {
             ref.name: _describe_branch(repo_id, ref.name, ref.target_commit, query)
@@ -260,7 +209,7 @@ def upload_folder_and_tag(request: Upload) -> CommitByBranch:
     from huggingface_hub import HfApi
 
     folder = Path(request.folder)
-    with _errors_as_hub_problems():
+    with errors_as_hub_problems():
         _check_no_token_in(folder)
         api = HfApi()
         # one question without retries: a Hub that is down is noticed at once
@@ -367,147 +316,3 @@ def _classify_access_error(error: Exception, account: dict[str, Any]) -> HubProb
         f"you are logged in as {names[0]}"
         + (f" (organizations: {', '.join(names[1:])})" if names[1:] else ""),
     )
-
-
-@contextmanager
-def _errors_as_hub_problems() -> Iterator[None]:
-    """Turns every error that leaves the block into a `HubProblem`."""
-    try:
-        yield
-    except HubProblem:
-        raise
-    except Exception as error:
-        raise classify_error(error) from error
-
-
-def classify_error(error: Exception) -> HubProblem:
-    """The problem that an exception of huggingface_hub, or of what it calls, stands for."""
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    chain = list(_iterate_causes(error))
-    message = _one_line_without_token(error)
-    for cause in chain:
-        if isinstance(cause, HubProblem):
-            return cause
-        if isinstance(cause, HfHubHTTPError):
-            status = cause.response.status_code
-            if status == 401 and not isinstance(cause, RepositoryNotFoundError):
-                return HubProblem("bad_token", message)
-            if status == 403:
-                return HubProblem("no_permission", message)
-            if status in (401, 404):
-                return HubProblem("missing", message)
-            if status in (408, 409, 412, 429) or status >= 500:
-                return HubProblem("busy", message, _retry_after_seconds(cause.response.headers))
-            return HubProblem("refused", message)
-    for cause in chain:
-        library = type(cause).__module__.partition(".")[0]
-        if library in ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"):
-            return HubProblem("unreachable", message)
-        if isinstance(cause, (ConnectionError, TimeoutError)):
-            return HubProblem("unreachable", message)
-    if isinstance(error, (OSError, ValueError)):
-        return HubProblem("local", message)
-    return HubProblem("unexpected", message)
-
-
-def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception, and those that it was raised from."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        current = current.__cause__
-
-
-def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """The seconds of a Retry-After header; None without one, or for a date."""
-    text = headers.get("Retry-After") or ""
-    return float(text) if text.isdecimal() else None
-
-
-def _one_line_without_token(error: BaseException) -> str:
-    """What the Hub answered, or else the messages of an exception and its causes, on one line.
-
-    Without the access token, and without the addresses that the client adds.
-    """
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import HfHubHTTPError
-
-    causes = list(_iterate_causes(error))
-    answers = [cause for cause in causes if isinstance(cause, HfHubHTTPError)]
-    if answers:
-        status, phrase = answers[0].response.status_code, answers[0].response.reason_phrase
-        said = next((answer.server_message for answer in answers if answer.server_message), phrase)
-        reason = said.removeprefix(phrase).removeprefix(": ")
-        texts = [f"{status} {phrase}" + (f": {reason}" if reason else "")]
-    else:
-        texts = [str(cause) or type(cause).__name__ for cause in causes]
-    text = ADDRESSES.sub("", " ".join(" ".join(dict.fromkeys(texts)).split()))
-    token = get_token() or ""
-    # an illegal header is quoted as Python writes it
-    for spelling in (token, repr(token)[1:-1], repr(token.encode())[2:-1]):
-        if spelling:
-            text = text.replace(spelling, "<token>")
-    return text if len(text) <= 400 else f"{text[:397]}..."
-
-
-OPERATIONS: dict[str, Callable[..., Any]] = {
-    "check_or_create_repository": lambda query, **arguments: asdict(
-        check_or_create_repository(**arguments, query=BranchQuery(**query))
-    ),
-    "describe_branches": lambda repo_id, query: {
-        name: asdict(state)
-        for name, state in describe_branches(repo_id, BranchQuery(**query)).items()
-    },
-    "upload_folder_and_tag": lambda **arguments: upload_folder_and_tag(
-        Upload(**{**arguments, "revisions": tuple(arguments["revisions"])})
-    ),
-}
-
-
-def answer_request(request: dict[str, Any]) -> dict[str, Any]:
-    """Carries out a request: `result`, or `reason`, `message` and `retry_after_seconds`."""
-    try:
-        return {"result": OPERATIONS[request["operation"]](**request["arguments"])}
-    except HubProblem as problem:
-        return {
-            "reason": problem.reason,
-            "message": problem.message,
-            "retry_after_seconds": problem.retry_after_seconds,
-        }
-
-
-def _set_read_timeout() -> None:
-    """Lets a connection on which nothing arrives fail; huggingface_hub would wait forever."""
-    from huggingface_hub import get_session, set_client_factory
-
-    session = get_session()
-    kind, hooks = type(session), session.event_hooks
-    set_client_factory(
-        lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=SILENCE_SECONDS)
-    )
-
-
-def _wait_for_parent_then_exit(parent: int) -> None:
-    """Ends this process when the run that started it is gone, killed perhaps."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_SECONDS)
-    os._exit(1)
-
-
-def main() -> None:
-    """Answers one request: a line of JSON on standard input, one on standard output."""
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(
-        target=_wait_for_parent_then_exit, args=(request["parent"],), daemon=True
-    ).start()
-    # the run has priority over its uploads
-    os.nice(10)
-    _set_read_timeout()
-    print(json.dumps(answer_request(request)), flush=True)
-
-
-if __name__ == "__main__":
-    # the folder of this file, whose modules would hide others
-    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).absolute().parent)]
-    main()

@@ -2,7 +2,7 @@
 
 The process may hang, be killed or print what it wants: no progress bar reaches the console, no
 thread of an HTTP library outlives the run, and no lock is held when a data worker is forked. The
-requests themselves are in `hub_client`.
+requests themselves are in `hub_client`, the process is `hub_request`.
 """
 
 import json
@@ -18,11 +18,19 @@ from flame_accel.hub.hub_client import (
     BranchState,
     CheckedRepository,
     CommitByBranch,
-    HubProblem,
     Upload,
 )
+from flame_accel.hub.hub_problem import HubProblem
 
-SCRIPT = Path(__file__).with_name("hub_client.py")
+PACKAGE_PARENT = Path(__file__).parents[2]
+RUN_REQUEST = """\
+import sys
+# not the working folder, whose modules would hide others
+sys.path[0:1] = []
+sys.path.append(sys.argv[1])
+from flame_accel.hub.hub_request import main
+main()
+"""
 CHECK_SECONDS = 90.0
 """Longest time for the checks before a run; the Hub takes a second or two."""
 
@@ -70,7 +78,7 @@ class HubProcess:
         """
         request = {"operation": operation, "arguments": arguments, "parent": os.getpid()}
         with subprocess.Popen(
-            [sys.executable, str(SCRIPT)],
+            [sys.executable, "-c", RUN_REQUEST, str(PACKAGE_PARENT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

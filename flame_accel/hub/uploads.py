@@ -25,7 +25,8 @@ from flame_accel.hub.contents import (
     find_run_and_checkpoint_step,
     replace_stage_with_model_files,
 )
-from flame_accel.hub.hub_client import HubProblem, Upload
+from flame_accel.hub.hub_client import Upload
+from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.selection import checksum_of_model_files, is_checkpoint

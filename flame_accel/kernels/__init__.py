@@ -6,6 +6,7 @@ function replaces which; `tuning` finds the configurations that Triton's kernels
 neither torch nor fla.
 """
 
+from flame_accel.kernels.configured import install_configured_kernels
 from flame_accel.kernels.fused.replace import (
     fused_kernels_are_installed,
     install_fused_kernels,
@@ -24,6 +25,7 @@ __all__ = [
     "choose_operator_recompute",
     "fused_kernels_are_installed",
     "install",
+    "install_configured_kernels",
     "install_fused_kernels",
     "keep_configs_in_run_folder",
     "share_inputs_of_linear_maps",

@@ -6,6 +6,7 @@ host runs ahead of the device. The caller logs, counts and saves.
 
 import functools
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ from flame_accel.parallel import (
 )
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 from flame_accel.training.pass_graphs import PassGraphs
+
+log = logging.getLogger("flame_accel")
 
 GRAPHED_MODELS = ("delta_net", "gated_deltanet", "gla", "kda", "transformer")
 """Model types whose passes are graphs unless switched off: those that were measured."""
@@ -234,7 +237,7 @@ def build_pass_graphs(
     optimizer: AcceleratedOptimizer,
     config: Config,
 ) -> PassGraphs | None:
-    """What runs the passes of a run as CUDA graphs; None if it runs them without.
+    """What runs the passes of a run as CUDA graphs, which is logged; None if they are not used.
 
     Args:
         accelerator: The run's Accelerator.
@@ -255,6 +258,7 @@ def build_pass_graphs(
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if reason is not None or (asked == "auto" and (untried or model_type not in GRAPHED_MODELS)):
         return None
+    log.info("forward and backward passes: CUDA graphs")
     return PassGraphs(
         accelerator,
         model,

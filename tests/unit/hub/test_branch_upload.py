@@ -6,7 +6,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from flame_accel.hub.branch_upload import merge_cards_and_upload
-from flame_accel.hub.hub_client import HubProblem, Upload
+from flame_accel.hub.hub_client import Upload
+from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
 from tests.helpers.hub_server import HubServer

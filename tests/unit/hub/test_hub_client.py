@@ -12,14 +12,13 @@ from flame_accel.hub.hub_client import (
     SEARCHED_BLOCK_BYTES,
     BranchQuery,
     BranchState,
-    HubProblem,
     Upload,
-    answer_request,
     check_or_create_repository,
-    classify_error,
     describe_branches,
     upload_folder_and_tag,
 )
+from flame_accel.hub.hub_problem import HubProblem, classify_error
+from flame_accel.hub.hub_request import answer_request
 from tests.helpers.hub_server import WRITE_TOKEN
 
 REPO = "tester/model"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from flame_accel.hub import upload_queue
-from flame_accel.hub.hub_client import HubProblem
+from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.upload_queue import Failure, UploadQueue, retry_request_after_waits
 
 WAIT = 10.0

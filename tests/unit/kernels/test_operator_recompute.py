@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flame_accel import kernels, train
+from flame_accel.kernels import configured
 from flame_accel.kernels.operator_recompute import (
     choose_operator_recompute,
     keeps_rwkv7_intermediates,
@@ -87,8 +88,8 @@ def test_model_recompute_operators_is_chosen_where_triton_runs(
     monkeypatch, train_here, flags, active
 ):
     chosen: list[str] = []
-    monkeypatch.setattr(kernels, "install", lambda kind: active)
-    monkeypatch.setattr(kernels, "choose_operator_recompute", chosen.append)
+    monkeypatch.setattr(configured, "install", lambda kind: active)
+    monkeypatch.setattr(configured, "choose_operator_recompute", chosen.append)
     monkeypatch.setattr(train, "check_run_support_and_log_warnings", stop)
     options = {"model.recompute_operators": "never", "model.fused_kernels": False}
     with pytest.raises(StopIteration):

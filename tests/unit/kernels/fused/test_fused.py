@@ -260,11 +260,12 @@ def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
 def test_model_fused_kernels_replaces_those_of_fla_where_triton_runs(
     monkeypatch, train_here, flags, active, fused_kernels
 ):
-    from flame_accel import kernels, train
+    from flame_accel import train
+    from flame_accel.kernels import configured
 
     asked: list[bool] = []
-    monkeypatch.setattr(kernels, "install", lambda kind: active)
-    monkeypatch.setattr(kernels, "install_fused_kernels", lambda: asked.append(True))
+    monkeypatch.setattr(configured, "install", lambda kind: active)
+    monkeypatch.setattr(configured, "install_fused_kernels", lambda: asked.append(True))
     monkeypatch.setattr(train, "check_run_support_and_log_warnings", stop)
     with pytest.raises(StopIteration):
         train_here(flags(**{"model.fused_kernels": fused_kernels}))

@@ -1,0 +1,82 @@
+"""The process that `hub_process` starts: it carries out one request of `hub_client`."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from flame_accel.hub.hub_client import (
+    BranchQuery,
+    Upload,
+    check_or_create_repository,
+    describe_branches,
+    upload_folder_and_tag,
+)
+from flame_accel.hub.hub_problem import HubProblem
+
+PARENT_CHECK_SECONDS = 0.5
+SILENCE_SECONDS = 60.0
+"""Longest silence of the Hub in the middle of a request."""
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "check_or_create_repository": lambda query, **arguments: asdict(
+        check_or_create_repository(**arguments, query=BranchQuery(**query))
+    ),
+    "describe_branches": lambda repo_id, query: {
+        name: asdict(state)
+        for name, state in describe_branches(repo_id, BranchQuery(**query)).items()
+    },
+    "upload_folder_and_tag": lambda **arguments: upload_folder_and_tag(
+        Upload(**{**arguments, "revisions": tuple(arguments["revisions"])})
+    ),
+}
+
+
+def answer_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Carries out a request: `result`, or `reason`, `message` and `retry_after_seconds`."""
+    try:
+        return {"result": OPERATIONS[request["operation"]](**request["arguments"])}
+    except HubProblem as problem:
+        return {
+            "reason": problem.reason,
+            "message": problem.message,
+            "retry_after_seconds": problem.retry_after_seconds,
+        }
+
+
+def _set_read_timeout() -> None:
+    """Lets a connection on which nothing arrives fail; huggingface_hub would wait forever."""
+    from huggingface_hub import get_session, set_client_factory
+
+    session = get_session()
+    kind, hooks = type(session), session.event_hooks
+    set_client_factory(
+        lambda: kind(event_hooks=hooks, follow_redirects=True, timeout=SILENCE_SECONDS)
+    )
+
+
+def _wait_for_parent_then_exit(parent: int) -> None:
+    """Ends this process when the run that started it is gone, killed perhaps."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Answers one request: a line of JSON on standard input, one on standard output."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(
+        target=_wait_for_parent_then_exit, args=(request["parent"],), daemon=True
+    ).start()
+    # the run has priority over its uploads
+    os.nice(10)
+    _set_read_timeout()
+    print(json.dumps(answer_request(request)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
