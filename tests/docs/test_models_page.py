@@ -39,8 +39,10 @@ def test_the_page_has_every_model():
 
 
 @pytest.mark.parametrize("kind", OF_TRANSFORMERS)
-def test_the_results_have_every_model_of_transformers(kind):
-    assert OF_TRANSFORMERS[kind]["models"].keys() == transformers_decoder_config_classes().keys()
+def test_the_results_of_the_cpu_have_every_model_of_transformers(kind):
+    results, known = OF_TRANSFORMERS[kind]["models"].keys(), transformers_decoder_config_classes()
+    # a GPU may have run an older transformers, and not all: the page says which did not run
+    assert results <= known.keys() if kind == "cuda" else results == known.keys()
 
 
 @pytest.mark.parametrize("kind", RESULTS)

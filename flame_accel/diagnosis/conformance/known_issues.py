@@ -33,6 +33,18 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "cpu cuda",
         "its layers continue a cache with one token at a time, and raise an error for several",
     ),
+    KnownIssue(
+        "mom",
+        "searches with beams",
+        "cuda",
+        "on an H200 the score of the best of 3 beams differs by 0.2; the cause is not known",
+    ),
+    KnownIssue(
+        "mom",
+        "reads in pieces",
+        "cuda",
+        "its layer refused several tokens at once when this was run; it takes them now",
+    ),
 )
 
 
