@@ -22,16 +22,22 @@ AUTO_CLASSES = "transformers.models.auto.modeling_auto"
 FLA = "fla"
 
 
-def _import_fla_or_set_up_fla(imported_module: str) -> None:
-    """What follows the import of one of the awaited modules: transformers' auto classes or fla."""
-    if imported_module == AUTO_CLASSES:
-        importlib.import_module(FLA)
-    else:
-        importlib.import_module("flame_accel.kernels").install()
-        importlib.import_module(
-            "flame_accel.models.mamba_fields"
-        ).make_mamba_configs_accept_transformers_fields()
-        importlib.import_module("flame_accel.models.norms").register_norm_variants()
+def _import_fla_to_register_models() -> None:
+    importlib.import_module(FLA)
+
+
+def _install_kernels_and_model_variants() -> None:
+    importlib.import_module("flame_accel.kernels").install()
+    importlib.import_module(
+        "flame_accel.models.mamba_fields"
+    ).make_mamba_configs_accept_transformers_fields()
+    importlib.import_module("flame_accel.models.norms").register_norm_variants()
+
+
+_AFTER_IMPORT_OF = {
+    AUTO_CLASSES: _import_fla_to_register_models,
+    FLA: _install_kernels_and_model_variants,
+}
 
 
 class _LoaderWithFlaSetup(Loader):
@@ -47,14 +53,14 @@ class _LoaderWithFlaSetup(Loader):
     def exec_module(self, module: ModuleType) -> None:
         with suppress_known_import_warnings():
             self.loader.exec_module(module)
-        _import_fla_or_set_up_fla(self.name)
+        _AFTER_IMPORT_OF[self.name]()
 
 
 class _FinderWithFlaSetup(MetaPathFinder):
     """Finds the awaited modules through the other finders and wraps their loaders, once each."""
 
     def __init__(self) -> None:
-        self.awaited = {AUTO_CLASSES, FLA}
+        self.awaited = set(_AFTER_IMPORT_OF)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -75,9 +81,9 @@ def prepare_fla_now_or_later() -> None:
     if any(isinstance(finder, _FinderWithFlaSetup) for finder in sys.meta_path):
         return
     finder = _FinderWithFlaSetup()
-    imported = [name for name in (AUTO_CLASSES, FLA) if name in sys.modules]
+    imported = [name for name in _AFTER_IMPORT_OF if name in sys.modules]
     finder.awaited.difference_update(imported)
     # first, since preparing the auto classes imports fla
     sys.meta_path.insert(0, finder)
     for name in imported:
-        _import_fla_or_set_up_fla(name)
+        _AFTER_IMPORT_OF[name]()

@@ -75,22 +75,22 @@ def gather_full_weights_to_main(
 
 def save_hf_model(
     model: PreTrainedModel,
-    weights: dict[str, Tensor],
+    cast_weights: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    dtype: torch.dtype,
+    config_dtype: torch.dtype,
 ) -> None:
     """Writes config, weights and tokenizer for `from_pretrained(folder)`. Called by one process.
 
     Args:
         model: Provides the configuration and the names of tied weights; its weights are not read.
-        weights: All weights by name, on the CPU, floating-point ones in `dtype`; it is emptied.
+        cast_weights: All by name, on the CPU, floating-point ones in `config_dtype`; it is emptied.
         tokenizer: Saved next to the weights.
         folder: Created if it does not exist.
-        dtype: Dtype of the weights, which `config.dtype` names.
+        config_dtype: Dtype of the weights, which config.json names.
     """
-    model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
-    _adapt_config_json_to_stored_weights(model, folder / "config.json", dtype)
+    model.save_pretrained(folder, state_dict=cast_weights, max_shard_size=MAX_SHARD_SIZE)
+    _adapt_config_json_to_stored_weights(model, folder / "config.json", config_dtype)
     tokenizer.save_pretrained(folder)
     if tokenizer.pad_token is None:
         _set_missing_pad_tokens_to_eos(folder)

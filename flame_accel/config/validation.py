@@ -196,7 +196,7 @@ def find_broken_rules(
     for broken in (*contradictions, *find_hub_contradictions(config, given_options)):
         if out_of_range.isdisjoint(broken.options):
             yield broken
-    yield from _find_shared_folders(config, out_of_range)
+    yield from _find_run_subfolders_named_twice(config, out_of_range)
 
 
 def find_broken_rule_of_value(name: str, value: Any) -> BrokenRule | None:
@@ -220,7 +220,9 @@ def _find_missing_required_options(config: Config) -> Iterator[BrokenRule]:
         yield BrokenRule(options=("training.dataset",), rule="is required", remedy=remedy)
 
 
-def _find_shared_folders(config: Config, out_of_range: Collection[str]) -> Iterator[BrokenRule]:
+def _find_run_subfolders_named_twice(
+    config: Config, out_of_range: Collection[str]
+) -> Iterator[BrokenRule]:
     """Options for folders inside the run folder that name the same folder."""
     first: dict[PurePath, str] = {}
     for name in _RULES:

@@ -33,7 +33,7 @@ class LocatedDataset(Protocol):
         ...
 
     @property
-    def allows_slices(self) -> bool:
+    def accepts_hf_split_slices(self) -> bool:
         """Whether slices and sums of splits may be asked for as well, such as train[:10%]."""
         ...
 

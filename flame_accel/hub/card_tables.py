@@ -118,7 +118,7 @@ def format_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str
         if dataset is not None:
             rows.append(("validation data", describe_evaluation_dataset(dataset)))
         rows.append(("validated after step", f"{evaluation.step:,}"))
-    return "\n".join(lines) + _format_table(rows)
+    return "\n".join(lines) + _format_table_of_known_values(rows)
 
 
 def describe_evaluation_dataset(dataset: DatasetDescription) -> str:
@@ -194,7 +194,7 @@ def format_training_section(facts: ModelFacts) -> str:
     ]
     text = _format_titled_table("## Training", rows)
     changes = [
-        change for start in facts.starts for change in _describe_public_option_changes(start)
+        change for start in facts.starts for change in _format_recorded_public_option_changes(start)
     ]
     if changes:
         text += "\nThe options changed on the way; the table has those of the last steps:\n\n"
@@ -215,7 +215,7 @@ def _list_softmax_layers(facts: ModelFacts) -> str | None:
     return ", ".join(map(str, layers)) if layers else None
 
 
-def _describe_public_option_changes(start: RunStart) -> list[str]:
+def _format_recorded_public_option_changes(start: RunStart) -> list[str]:
     """What was different from a start on, without paths and what does not matter to the model."""
     first = f"from step {start['step'] + 1:,}"
     return [
@@ -296,11 +296,11 @@ def format_duration(seconds: float) -> str:
 
 
 def _format_titled_table(title: str, rows: Sequence[NameAndValue]) -> str:
-    table = _format_table(rows)
+    table = _format_table_of_known_values(rows)
     return f"{title}\n{table}" if table else ""
 
 
-def _format_table(rows: Sequence[NameAndValue]) -> str:
+def _format_table_of_known_values(rows: Sequence[NameAndValue]) -> str:
     """Two columns; rows without a value are left out."""
     known = [(name, value.replace("|", "\\|")) for name, value in rows if value is not None]
     if not known:

@@ -17,7 +17,11 @@ from flame_accel.config.schema import option_value, options
 from flame_accel.hub.card_edits import edit_and_keep_as_generated
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
 from flame_accel.hub.remote_code import write_remote_code_if_needed
-from flame_accel.hub.selection import CONFIG_FILE, check_and_select_model_files, is_checkpoint
+from flame_accel.hub.selection import (
+    CONFIG_FILE,
+    check_and_select_model_files,
+    has_checkpoint_manifest,
+)
 from flame_accel.models import load_model_config
 from flame_accel.observe import write_report
 from flame_accel.observe.metrics_file import METRICS_FILE
@@ -34,7 +38,7 @@ NAME_FIELD = re.compile(r'("_?name_or_path":\s*")([^"]*)')
 
 def find_run_and_checkpoint_step(folder: Path) -> ModelOrigin:
     """The run and step of a checkpoint, or of an export that lies in its run folder."""
-    if is_checkpoint(folder):
+    if has_checkpoint_manifest(folder):
         return origin_of_checkpoint(folder)
     run_folder = folder.absolute().parent
     return ModelOrigin(run_folder=run_folder if (run_folder / CONFIG_FILE).is_file() else None)

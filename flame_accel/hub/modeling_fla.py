@@ -162,7 +162,7 @@ def derive_class_of_this_module(base: Any) -> Any:
 
             def save_pretrained(self: Any, save_directory: Any, **options: Any) -> None:
                 base.save_pretrained(self, save_directory, **options)
-                copy_custom_files(Path(save_directory))
+                copy_author_files(Path(save_directory))
 
             members |= {"save_pretrained": save_pretrained}
         return type(base.__name__, (base,), members)
@@ -182,7 +182,7 @@ def make_custom_config_loader(class_name: str) -> type:
 
         @classmethod
         def from_pretrained(cls, folder_or_repository: Any, **options: Any) -> Any:
-            import_custom_files(fetch_custom_files(folder_or_repository, **options))
+            import_author_files(fetch_author_files(folder_or_repository, **options))
             config_class = getattr(sys.modules[__name__], class_name)
             config_class.register_for_auto_class()
             return config_class.from_pretrained(folder_or_repository, **options)
@@ -190,7 +190,7 @@ def make_custom_config_loader(class_name: str) -> type:
     return ConfigOfCustomFiles
 
 
-def fetch_custom_files(folder_or_repository: Any, **options: Any) -> Path:
+def fetch_author_files(folder_or_repository: Any, **options: Any) -> Path:
     """The folder with the author's files, downloaded if it is in a repository."""
     download = {name: options[name] for name in DOWNLOAD_OPTIONS if name in options}
     files = [
@@ -201,7 +201,7 @@ def fetch_custom_files(folder_or_repository: Any, **options: Any) -> Path:
     return Path(str(files[0])).absolute().parents[len(Path(CUSTOM_FILES[0]).parts) - 1]
 
 
-def import_custom_files(folder: Path) -> None:
+def import_author_files(folder: Path) -> None:
     """Imports the author's modules under their own names.
 
     Raises:
@@ -246,9 +246,9 @@ def import_custom_modules() -> None:
             ) from error
 
 
-def copy_custom_files(folder: Path) -> None:
+def copy_author_files(resaved_model: Path) -> None:
     """Copies the author's files into the folder of a model that is saved again."""
     for name in CUSTOM_FILES:
-        target = folder / CUSTOM_FOLDER / name
+        target = resaved_model / CUSTOM_FOLDER / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((_imported_from[-1] / name).read_bytes())

@@ -32,7 +32,7 @@ class SelectedFiles(NamedTuple):
     """Files that are not uploaded although a user might expect it."""
 
 
-def is_checkpoint(folder: Path) -> bool:
+def has_checkpoint_manifest(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a run, rather than an exported model."""
     return (folder / MANIFEST).is_file()
 
@@ -45,7 +45,7 @@ def select_model_files(folder: Path) -> SelectedFiles:
     """
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if is_checkpoint(folder):
+    if has_checkpoint_manifest(folder):
         chosen = [
             path
             for path in visible
@@ -101,7 +101,7 @@ def checksum_of_model_files(folder: Path, suffix: str = "") -> str:
 def find_run_folder_of_model(folder: Path) -> Path | None:
     """The run folder that an export or a checkpoint lies in; None if there is none."""
     parents = folder.resolve().parents
-    for parent in parents if is_checkpoint(folder) else parents[:1]:
+    for parent in parents if has_checkpoint_manifest(folder) else parents[:1]:
         if (parent / CONFIG_FILE).is_file():
             return parent
     return None

@@ -29,7 +29,7 @@ from flame_accel.hub.hub_client import Upload
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.model_card import ModelOrigin
-from flame_accel.hub.selection import checksum_of_model_files, is_checkpoint
+from flame_accel.hub.selection import checksum_of_model_files, has_checkpoint_manifest
 from flame_accel.hub.upload_queue import Failure, UploadQueue
 from flame_accel.hub.upload_record import (
     PlannedUpload,
@@ -356,7 +356,9 @@ class HubUploads:
     def _folder_to_push(self, planned: PlannedUpload) -> Path:
         """Where the files of an upload are: what was to be uploaded, or what is left of it."""
         source = self._run_folder / planned.source
-        is_same = is_checkpoint(source) or read_finished_step(self._run_folder) == planned.step
+        is_same = (
+            has_checkpoint_manifest(source) or read_finished_step(self._run_folder) == planned.step
+        )
         return source if is_same else stage_folder(self._run_folder, planned) / MODEL
 
     def _format_push_commands(self, folder: Path, planned: PlannedUpload) -> list[str]:

@@ -29,7 +29,7 @@ from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hu
 from flame_accel.models.instantiate import describe_error_with_source, instantiate
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.models.packed_inputs import make_transformers_model_accept_cu_seqlens
-from flame_accel.models.training_checks import check_no_router_loss, check_positions_suffice
+from flame_accel.models.training_checks import check_learned_positions_suffice, check_no_router_loss
 from flame_accel.presets import MODELS, preset_path_or_unchanged
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def build_model(
         model.generation_config.pad_token_id = pad_token_id
     make_transformers_model_accept_cu_seqlens(model)
     if trained_length is not None:
-        check_positions_suffice(model, trained_length)
+        check_learned_positions_suffice(model, trained_length)
         _increase_max_position_embeddings(model, trained_length)
     return model
 

@@ -23,7 +23,7 @@ def has_learned_position_table(model: PreTrainedModel) -> bool:
     )
 
 
-def check_positions_suffice(model: PreTrainedModel, trained_length: int) -> None:
+def check_learned_positions_suffice(model: PreTrainedModel, trained_length: int) -> None:
     """Checks that a model with learned positions has one for each token.
 
     Args:

@@ -42,7 +42,7 @@ def get_logger() -> logging.Logger:
     return logging.getLogger("flame_accel")
 
 
-def _mask_secrets_in_record(record: logging.LogRecord) -> bool:
+def _mask_secrets_in_message_and_args(record: logging.LogRecord) -> bool:
     """A filter that lets every record through, without secrets."""
     record.msg, record.args = mask_secrets(record.getMessage()), ()
     return True
@@ -86,7 +86,7 @@ def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     logger.propagate = False
     handler = _AboveProgressBarHandler()
     # of the first handler that a record passes, so that the others get it masked
-    handler.addFilter(_mask_secrets_in_record)
+    handler.addFilter(_mask_secrets_in_message_and_args)
     formatter = _ColoredStartFormatter if should_use_colors(colored) else logging.Formatter
     handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)

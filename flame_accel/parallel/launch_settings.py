@@ -60,7 +60,8 @@ def read_launch_settings(
     engine_name = "FSDP" if fsdp else "DeepSpeed" if deepspeed else None
     world_size = _read_and_check_world_size(environment, engine_name)
     _check_enough_devices(environment, world_size, num_devices)
-    _check_neither_megatron_cp_nor_sp(environment)
+    _check_no_megatron_lm(environment)
+    _check_no_context_or_sequence_parallelism(environment)
     _check_no_dynamo_backend(environment)
     if fsdp:
         _check_fsdp_settings(environment)
@@ -147,7 +148,7 @@ def _check_enough_devices(
         )
 
 
-def _check_neither_megatron_cp_nor_sp(environment: Mapping[str, str]) -> None:
+def _check_no_megatron_lm(environment: Mapping[str, str]) -> None:
     if is_variable_true(environment, "ACCELERATE_USE_MEGATRON_LM"):
         raise UsageError(
             "Megatron-LM has its own layers and cannot train fla's",
@@ -155,6 +156,9 @@ def _check_neither_megatron_cp_nor_sp(environment: Mapping[str, str]) -> None:
             remedy="launch ddp.yaml, fsdp2.yaml or hsdp.yaml of accelerate_configs/; tensor "
             "parallelism is training.tensor_parallel_degree",
         )
+
+
+def _check_no_context_or_sequence_parallelism(environment: Mapping[str, str]) -> None:
     for name, key in (("CP", "context"), ("SP", "sequence")):
         variable = f"PARALLELISM_CONFIG_{name}_SIZE"
         if int(environment.get(variable, "1")) > 1:

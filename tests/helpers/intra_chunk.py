@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.recurrence.intra_chunk import MIN_GENTLE_STEP, IntraChunkTerms
+from flame_accel.kernels.recurrence.intra_chunk import MIN_GENTLE_STEP, IntraChunkTermsWithBackward
 from tests.helpers.gradients import assert_close
 
 P, C, K = 3, 32, 6
@@ -19,7 +19,7 @@ LOG_DECAYS = {
 }
 """Log decays [P, C, 1 or K]; "mixed" has gentle and steep chunks."""
 
-Compute = Callable[[Tensor, Tensor, Tensor | None], IntraChunkTerms]
+Compute = Callable[[Tensor, Tensor, Tensor | None], IntraChunkTermsWithBackward]
 Definition = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, ...]]
 """Scores, decayed queries and keys, and the log of the decay of the chunk, by autograd."""
 

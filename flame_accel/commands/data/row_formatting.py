@@ -40,7 +40,7 @@ class RowVocabulary(NamedTuple):
 
 def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterator[str]:
     """Lines for rows, a block of lines each."""
-    marks = {_boundary_mark(piece) for row in rows for piece in row.pieces}
+    marks = {_segment_or_document_start_mark(piece) for row in rows for piece in row.pieces}
     yield from (f"{mark} {meaning}" for mark, meaning in LEGEND.items() if mark in marks)
     for row in rows:
         targets = f"{int(row.targets.sum()):,} targets"
@@ -55,14 +55,14 @@ def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterato
                     yield from _format_text_by_loss_span(piece, vocabulary)
 
 
-def _boundary_mark(piece: Piece) -> str:
+def _segment_or_document_start_mark(piece: Piece) -> str:
     return SEGMENT_MARK if piece.starts_segment else DOCUMENT_MARK
 
 
 def _format_piece_heading(piece: Piece, vocabulary: RowVocabulary) -> str:
     """Position, length, source, and which part of its document the piece is."""
     tokens = "1 token" if len(piece.tokens) == 1 else f"{len(piece.tokens):,} tokens"
-    at = f"  {_boundary_mark(piece)} at {piece.start:,}: {tokens}"
+    at = f"  {_segment_or_document_start_mark(piece)} at {piece.start:,}: {tokens}"
     if piece.document is None:
         return f"{at} of padding, no targets"
     if len(piece.tokens) == piece.document_length:

@@ -302,11 +302,11 @@ def _check_unchanged_and_write_manifest(
     hashes = [memory_map_record_hashes(folder, number) for number in range(len(shards))]
     first_documents = first_document_indices(shards)
 
-    def hash_of_record(index: int) -> int:
+    def look_up_stored_hash(index: int) -> int:
         number = bisect_right(first_documents, index) - 1
         return int(hashes[number][index - first_documents[number]])
 
-    if fingerprint_from_sample(inputs["documents"], hash_of_record) != inputs["fingerprint"]:
+    if fingerprint_from_sample(inputs["documents"], look_up_stored_hash) != inputs["fingerprint"]:
         raise UserError(
             "the documents changed while they were tokenized",
             where=str(folder),

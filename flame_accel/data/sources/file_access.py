@@ -120,7 +120,7 @@ def read_chunks_from(
         yield piece
 
 
-def stored_file_size_or_none(file: str) -> int | None:
+def stored_size_or_none_if_missing(file: str) -> int | None:
     """Size in bytes as stored; None if there is no such file, or the size is not known.
 
     Raises:

@@ -9,7 +9,7 @@ from itertools import takewhile
 
 from flame_accel.data.documents import PositionedRecord
 from flame_accel.data.encoded_datasets import SequentialDataset
-from flame_accel.data.sources.file_access import stored_file_size_or_none
+from flame_accel.data.sources.file_access import stored_size_or_none_if_missing
 from flame_accel.data.sources.file_readers import read_records
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.data.sources.record_hashes import hash_list_as_json
@@ -51,7 +51,7 @@ class FileShards:
             num_shared = len(list(takewhile(lambda names: len(set(names)) == 1, levels)))
             names = ["/".join(path[num_shared:]) for path in paths]
             with ThreadPoolExecutor(NUM_REQUESTS) as threads:
-                sizes = list(threads.map(stored_file_size_or_none, self._files))
+                sizes = list(threads.map(stored_size_or_none_if_missing, self._files))
             self._fingerprint = hash_list_as_json([self._record_column.name, names, sizes])
         return self._fingerprint
 

@@ -39,7 +39,7 @@ class LocalPathOrGlob:
         UserError: no files, or options that do not apply to them.
     """
 
-    allows_slices = False
+    accepts_hf_split_slices = False
 
     def __init__(self, options: DatasetOptions) -> None:
         path = Path(options.dataset)

@@ -37,7 +37,7 @@ class NamedDataset:
         UserError: the library does not know it.
     """
 
-    allows_slices = True
+    accepts_hf_split_slices = True
     """Slices and sums of splits are splits as well, such as train[:10%]."""
 
     def __init__(self, options: DatasetOptions) -> None:

@@ -128,7 +128,7 @@ def _choose_split(located: LocatedDataset, options: DatasetOptions) -> str | Non
     if None in located.splits and asked in (None, "train"):
         return None
     chosen = asked or DEFAULT_SPLITS[options.section]
-    if chosen in located.splits or located.allows_slices:
+    if chosen in located.splits or located.accepts_hf_split_slices:
         return chosen
     names = ", ".join(split or "train (all of it)" for split in located.splits)
     raise UserError(

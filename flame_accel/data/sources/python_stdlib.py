@@ -32,7 +32,7 @@ class PythonStdlib:
     """The dataset "python-stdlib", with the splits train and validation."""
 
     splits: Sequence[str | None] = ("train", "validation")
-    allows_slices = False
+    accepts_hf_split_slices = False
 
     def __init__(self, options: DatasetOptions) -> None:
         options.check_options_not_given("dataset_name", "data_dir", "data_files")

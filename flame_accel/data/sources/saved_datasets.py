@@ -18,7 +18,7 @@ class SavedDataset:
         UserError: the folder is incomplete.
     """
 
-    allows_slices = False
+    accepts_hf_split_slices = False
 
     def __init__(self, options: DatasetOptions) -> None:
         options.check_options_not_given("dataset_name", "data_dir", "data_files")

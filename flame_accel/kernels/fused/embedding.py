@@ -24,7 +24,7 @@ COLUMNS = 512
 
 
 @triton.jit(do_not_specialize=["N"])
-def _sum_slices_kernel(
+def _sum_slice_ends_kernel(
     dout,
     tokens,
     order,
@@ -97,7 +97,7 @@ def _sum_occurrences_kernel(
 
 
 # launches have options that are no parameters
-_SUM_SLICES: Any = _sum_slices_kernel
+_SUM_SLICE_ENDS: Any = _sum_slice_ends_kernel
 _SUM: Any = _sum_occurrences_kernel
 
 
@@ -119,7 +119,7 @@ def sum_gradients_of_tokens(
     starts = torch.searchsorted(tokens, all_rows, out_int32=True)
     slices = -(-len(ids) // SLICE)
     sums = torch.empty(slices, 2, channels, dtype=torch.float32, device=device)
-    _SUM_SLICES[(slices, -(-channels // SLICE_COLUMNS))](
+    _SUM_SLICE_ENDS[(slices, -(-channels // SLICE_COLUMNS))](
         dout, tokens, order, starts, sums, len(ids), channels, SLICE, SLICE_COLUMNS
     )
     dweight = torch.empty(rows, channels, dtype=dtype, device=device)

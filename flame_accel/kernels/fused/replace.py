@@ -35,9 +35,11 @@ FUSED = (
     FusedFunction(
         "modules.norm.fused_norm_gate.rms_norm_gated", "norm", "supports_rms_norm_gated_options"
     ),
-    FusedFunction("modules.activations.ops.swiglu", "swiglu", "supports_swiglu_shapes_and_dtypes"),
     FusedFunction(
-        "modules.activations.ops.swiglu_linear", "swiglu", "supports_swiglu_shapes_and_dtypes"
+        "modules.activations.ops.swiglu", "swiglu", "supports_swiglu_same_shape_and_dtype"
+    ),
+    FusedFunction(
+        "modules.activations.ops.swiglu_linear", "swiglu", "supports_swiglu_same_shape_and_dtype"
     ),
     FusedFunction(
         "modules.fused_linear_cross_entropy.ops.fused_linear_cross_entropy_loss",

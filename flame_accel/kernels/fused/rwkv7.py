@@ -25,7 +25,7 @@ from flame_accel.kernels.fused.rwkv7_heads import (
     prepare_operator_inputs,
 )
 from flame_accel.kernels.fused.token_mix import (
-    mark_document_starts,
+    mark_document_starts_as_int8,
     mix_gradients,
     mix_with_previous_token,
 )
@@ -330,7 +330,7 @@ def forward_rwkv7(
         if layer.layer_idx != 0:
             maps.append(layer.v_lora.lora[0])
             sources = (*sources, 3)
-        starts = mark_document_starts(x, cu_seqlens)
+        starts = mark_document_starts_as_int8(x, cu_seqlens)
         weights = [m.weight.to(dtype) for m in maps]
         found = _MixedProjections.apply(x, starts, mus, sources, *weights)
         projections = Projections(*found, *[None] * (7 - len(found)))

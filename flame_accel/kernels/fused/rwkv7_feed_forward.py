@@ -13,7 +13,7 @@ from fla.modules import activations
 from torch import Tensor, nn
 
 from flame_accel.kernels.fused.token_mix import (
-    mark_document_starts,
+    mark_document_starts_as_int8,
     mix_gradients,
     mix_with_previous_token,
 )
@@ -92,7 +92,7 @@ def forward_rwkv7_feed_forward(
     with torch.autocast(device, enabled=False):
         mu = layer.x_k.view(1, -1)
         key, value = layer.key.weight.to(dtype), layer.value.weight.to(dtype)
-        starts = mark_document_starts(x, cu_seqlens)
+        starts = mark_document_starts_as_int8(x, cu_seqlens)
         out = _MixedFeedForward.apply(x.to(dtype).contiguous(), starts, mu, key, value)
     return out.view(x.shape), state
 

@@ -107,12 +107,12 @@ class _SwiGLULinear(torch.autograd.Function):
 
 
 def swiglu(x: Tensor, y: Tensor) -> Tensor:
-    """As `kernels.modules.activation.swiglu`, if `supports_swiglu_shapes_and_dtypes`."""
+    """As `kernels.modules.activation.swiglu`, if `supports_swiglu_same_shape_and_dtype`."""
     return _SwiGLU.apply(x, y)
 
 
 def swiglu_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As `kernels.modules.activation.swiglu_linear`, if `supports_swiglu_shapes_and_dtypes`."""
+    """As `kernels.modules.activation.swiglu_linear`, if `supports_swiglu_same_shape_and_dtype`."""
     device, dtype = x.device.type, x.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -121,6 +121,6 @@ def swiglu_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> 
         return _SwiGLULinear.apply(x, y, weight, None if bias is None else bias.to(dtype))
 
 
-def supports_swiglu_shapes_and_dtypes(x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> bool:
+def supports_swiglu_same_shape_and_dtype(x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> bool:
     """Whether a call is for our kernel: both of one shape and dtype, and not empty."""
     return x.shape == y.shape and x.dtype == y.dtype and x.numel() > 0

@@ -97,7 +97,7 @@ _MIX_FORWARD: Any = _mix_forward_kernel
 _MIX_BACKWARD: Any = _mix_backward_kernel
 
 
-def mark_document_starts(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def mark_document_starts_as_int8(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """1 for each first token of a document, else 0 [M], 8 bits each; the host waits for nothing.
 
     Args:
@@ -119,7 +119,7 @@ def mix_with_previous_token(x: Tensor, starts: Tensor, mus: Tensor) -> Tensor:
 
     Args:
         x: [B, T, N], contiguous.
-        starts: As of `mark_document_starts`.
+        starts: As of `mark_document_starts_as_int8`.
         mus: [I, N].
     """
     number, n = mus.shape

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class DecayFactors(NamedTuple):
+class PairwiseAndBoundaryDecays(NamedTuple):
     """Products of the decays of consecutive tokens of a chunk of C tokens, all <= 1."""
 
     between_tokens: Tensor
@@ -21,15 +21,15 @@ class DecayFactors(NamedTuple):
     """[..., C] from each token to the end of the chunk."""
 
 
-def compute_chunk_decay_factors(log_decays: Tensor) -> DecayFactors:
-    """Factors in fp32 from `log_decays` [..., C]; exponents never overflow."""
+def compute_pairwise_and_boundary_decays(chunk_log_decays: Tensor) -> PairwiseAndBoundaryDecays:
+    """Factors in fp32 from `chunk_log_decays` [..., C]; exponents never overflow."""
     # sums in double, so that differences of large sums keep the precision of fp32; exp(-100) is 0
-    cumulative_g = log_decays.double().clamp_min(-100.0).cumsum(-1)
+    cumulative_g = chunk_log_decays.double().clamp_min(-100.0).cumsum(-1)
     is_later = torch.ones(
-        2 * log_decays.shape[-1:], dtype=torch.bool, device=log_decays.device
+        2 * chunk_log_decays.shape[-1:], dtype=torch.bool, device=chunk_log_decays.device
     ).triu_(1)
     between_tokens = cumulative_g.unsqueeze(-1) - cumulative_g.unsqueeze(-2)
-    return DecayFactors(
+    return PairwiseAndBoundaryDecays(
         between_tokens.masked_fill(is_later, -torch.inf).float().exp(),
         cumulative_g.float().exp(),
         (cumulative_g[..., -1:] - cumulative_g).float().exp(),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import (
-    IntraChunkTerms,
+    IntraChunkTermsWithBackward,
     QueryKeyDecayGradients,
     compute_gentle_and_steep_chunks,
     exclusive_cumsum_tokens,
@@ -27,9 +27,9 @@ from flame_accel.kernels.recurrence.intra_chunk import (
 from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_with_steep_decay
 
 
-def compute_intra_chunk_terms(
+def compute_decayed_scores_queries_keys(
     stacked_queries: Tensor, stacked_keys: Tensor, g: Tensor | None, erase_before_decay: bool
-) -> IntraChunkTerms:
+) -> IntraChunkTermsWithBackward:
     """Chooses by the log decays `g`: none, [P, C, 1] per head, or [P, C, K] per channel.
 
     Queries [q; a] are [P, 2 C, K], keys [P, R C, K].
@@ -37,7 +37,7 @@ def compute_intra_chunk_terms(
     if g is None:
         q, k = stacked_queries, stacked_keys
         scores = (q @ k.mT).mul_(_stacked_causal_mask(q.shape[1] // 2, k.shape[1], q.device))
-        return IntraChunkTerms(
+        return IntraChunkTermsWithBackward(
             scores, q, k, None, _backward_without_decay_overwriting_grads, [q, k]
         )
     if g.shape[-1] == 1:
@@ -113,7 +113,7 @@ def _backward_without_decay_overwriting_grads(
 
 def _compute_with_head_decay(
     q: Tensor, k: Tensor, g: Tensor, erase_before_decay: bool
-) -> IntraChunkTerms:
+) -> IntraChunkTermsWithBackward:
     """Forms the decay of every pair of tokens; `g` [P, C, 1]."""
     # sums in double, so that differences of large sums keep the precision of fp32; exp(-100) is 0
     cumulative_g = g.double().clamp_min(-100.0).cumsum(1).unsqueeze(1)
@@ -134,7 +134,7 @@ def _compute_with_head_decay(
         _backward_with_head_decay_overwriting_grads, erase_before_decay=erase_before_decay
     )
     saved = [q, k, scores, pair_decays, from_start, to_end, q_from_start, k_to_end]
-    return IntraChunkTerms(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
+    return IntraChunkTermsWithBackward(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
 
 
 def _backward_with_head_decay_overwriting_grads(
@@ -167,7 +167,7 @@ def _backward_with_head_decay_overwriting_grads(
 
 def _compute_with_gentle_decay(
     q: Tensor, k: Tensor, cumulative_g: Tensor, erase_before_decay: bool
-) -> IntraChunkTerms:
+) -> IntraChunkTermsWithBackward:
     """Takes all decays relative to the middle of the chunk; `cumulative_g` [P, C, K]."""
     size = cumulative_g.shape[1]
     middle, last = cumulative_g[:, size // 2 - 1 : size // 2], cumulative_g[:, -1:]
@@ -188,7 +188,7 @@ def _compute_with_gentle_decay(
     backward = partial(
         _backward_with_gentle_decay_overwriting_grads, erase_before_decay=erase_before_decay
     )
-    return IntraChunkTerms(
+    return IntraChunkTermsWithBackward(
         scores, q_from_middle * start_to_middle, k_to_end, last.exp().mT, backward, saved
     )
 
@@ -222,7 +222,7 @@ def _backward_with_gentle_decay_overwriting_grads(
 
 def _compute_with_steep_decay(
     q: Tensor, k: Tensor, g: Tensor, erase_before_decay: bool
-) -> IntraChunkTerms:
+) -> IntraChunkTermsWithBackward:
     """Every kind of query with every kind of key, as `linear_attention_intra_chunk` sees them.
 
     What a token sees before its decay is what the token before sees: such erase keys move up.
@@ -250,7 +250,7 @@ def _compute_with_steep_decay(
         pairs_backward=pairs.backward,
         erase_before_decay=erase_before_decay,
     )
-    return IntraChunkTerms(
+    return IntraChunkTermsWithBackward(
         scores.flatten(1, 2).mul_(_stacked_causal_mask(size, scores.shape[-1], g.device)),
         q_from_start.flatten(1, 2),
         k_to_end[:, 0].flatten(1, 2),

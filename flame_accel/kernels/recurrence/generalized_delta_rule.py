@@ -31,7 +31,9 @@ from flame_accel.kernels.recurrence.chunking import (
     sort_states_longest_first,
     to_padded_fp32_chunk_batch,
 )
-from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.delta_rule_intra_chunk import (
+    compute_decayed_scores_queries_keys,
+)
 from flame_accel.kernels.recurrence.sequences import (
     OutputsAndFinalStates,
     every_sequence_has_one_token,
@@ -141,7 +143,7 @@ class _ChunkedDeltaRule(torch.autograd.Function):
         queries = _to_stacked_chunks((q, a), layout)
         keys = _to_stacked_chunks((k,) if b is None else (b, k), layout)
         gc = None if g is None else to_padded_fp32_chunk_batch(g, layout).flatten(0, 1)
-        intra = compute_intra_chunk_terms(queries, keys, gc, erase_before_decay)
+        intra = compute_decayed_scores_queries_keys(queries, keys, gc, erase_before_decay)
         scores, q_from_start, k_to_end, chunk_decay = intra[:4]
         size = layout.chunk_size
         inverse = _invert_identity_plus_lower(scores[:, size:, :size])

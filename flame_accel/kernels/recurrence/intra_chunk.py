@@ -33,7 +33,7 @@ class QueryKeyDecayGradients(NamedTuple):
     dg: Tensor | None
 
 
-class IntraChunkTerms(NamedTuple):
+class IntraChunkTermsWithBackward(NamedTuple):
     """What the inter-chunk scan and the outputs need from the chunks, all fp32.
 
     Linear attention has C queries and C keys per chunk; the delta rule stacks 2 C queries, and C or
@@ -60,9 +60,11 @@ def compute_gentle_and_steep_chunks(
     q: Tensor,
     k: Tensor,
     g: Tensor,
-    compute_gentle_from_cumulative_g: Callable[[Tensor, Tensor, Tensor], IntraChunkTerms],
-    compute_steep_from_g: Callable[[Tensor, Tensor, Tensor], IntraChunkTerms],
-) -> IntraChunkTerms:
+    compute_gentle_from_cumulative_g: Callable[
+        [Tensor, Tensor, Tensor], IntraChunkTermsWithBackward
+    ],
+    compute_steep_from_g: Callable[[Tensor, Tensor, Tensor], IntraChunkTermsWithBackward],
+) -> IntraChunkTermsWithBackward:
     """Computes each chunk in the way that its log decays allow, and merges the results.
 
     Args:
@@ -93,7 +95,7 @@ def compute_gentle_and_steep_chunks(
         _backward_gentle_and_steep_chunks, gentle.backward, steep.backward, len(gentle.saved)
     )
     saved = [gentle_index, steep_index, *gentle.saved, *steep.saved]
-    return IntraChunkTerms(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
+    return IntraChunkTermsWithBackward(scores, q_from_start, k_to_end, chunk_decay, backward, saved)
 
 
 def _backward_gentle_and_steep_chunks(

@@ -28,7 +28,9 @@ from flame_accel.kernels.recurrence.chunking import (
     sort_states_longest_first,
     to_padded_fp32_chunk_batch,
 )
-from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.linear_attention_intra_chunk import (
+    compute_decayed_scores_queries_keys,
+)
 from flame_accel.kernels.recurrence.sequences import (
     OutputsAndFinalStates,
     every_sequence_has_one_token,
@@ -106,7 +108,7 @@ class _ChunkedLinearAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         qc, kc, vc = (to_padded_fp32_chunk_batch(x, layout).flatten(0, 1) for x in (q, k, v))
         gc = None if g is None else to_padded_fp32_chunk_batch(g, layout).flatten(0, 1)
-        intra = compute_intra_chunk_terms(qc * scale, kc, gc)
+        intra = compute_decayed_scores_queries_keys(qc * scale, kc, gc)
         states, final_state = inter_chunk_scan(
             intra.k_to_end.mT @ vc, intra.chunk_decay, initial_state, layout
         )

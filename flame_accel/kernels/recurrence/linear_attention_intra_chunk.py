@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.recurrence.intra_chunk import (
-    IntraChunkTerms,
+    IntraChunkTermsWithBackward,
     QueryKeyDecayGradients,
     compute_gentle_and_steep_chunks,
     exclusive_cumsum_tokens,
@@ -35,14 +35,16 @@ BLOCK_SIZE = 8
 """Tokens of a steep chunk whose decays are taken relative to the middle of their block."""
 
 
-def compute_intra_chunk_terms(q: Tensor, k: Tensor, g: Tensor | None) -> IntraChunkTerms:
+def compute_decayed_scores_queries_keys(
+    q: Tensor, k: Tensor, g: Tensor | None
+) -> IntraChunkTermsWithBackward:
     """Chooses by the log decays `g`: none, [P, C, 1] per head, or [P, C, K] per channel.
 
     Queries and keys are [P, C, K] fp32.
     """
     if g is None:
         scores = (q @ k.mT).mul_(_causal_mask(q.shape[1], q.device))
-        return IntraChunkTerms(
+        return IntraChunkTermsWithBackward(
             scores, q, k, None, _backward_without_decay_overwriting_grads, [q, k]
         )
     if g.shape[-1] == 1:
@@ -72,7 +74,7 @@ def _backward_without_decay_overwriting_grads(
     )
 
 
-def _compute_with_head_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms:
+def _compute_with_head_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTermsWithBackward:
     """Forms the decay of every pair of tokens; `g` [P, C, 1]."""
     # sums in double, so that differences of large sums keep the precision of fp32; exp(-100) is 0
     cumulative_g = g.double().clamp_min(-100.0).cumsum(1)
@@ -82,7 +84,7 @@ def _compute_with_head_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms
     to_end = (cumulative_g[:, -1:] - cumulative_g).float().exp_()
     q_from_start, k_to_end = q * from_start, k * to_end
     saved = [q, k, products, pair_decays, from_start, to_end, q_from_start, k_to_end]
-    return IntraChunkTerms(
+    return IntraChunkTermsWithBackward(
         products * pair_decays,
         q_from_start,
         k_to_end,
@@ -111,7 +113,9 @@ def _backward_with_head_decay_overwriting_grads(
     return QueryKeyDecayGradients(dq, dk_to_end.mul_(to_end).baddbmm_(dproducts.mT, q), dg)
 
 
-def _compute_with_gentle_decay(q: Tensor, k: Tensor, cumulative_g: Tensor) -> IntraChunkTerms:
+def _compute_with_gentle_decay(
+    q: Tensor, k: Tensor, cumulative_g: Tensor
+) -> IntraChunkTermsWithBackward:
     """Takes all decays relative to the middle of the chunk; `cumulative_g` [P, C, K]."""
     half = q.shape[1] // 2
     middle, last = cumulative_g[:, half - 1 : half], cumulative_g[:, -1:]
@@ -121,7 +125,7 @@ def _compute_with_gentle_decay(q: Tensor, k: Tensor, cumulative_g: Tensor) -> In
     start_to_middle, middle_to_end = middle.exp(), (last - middle).exp_()
     q_from_start, k_to_end = q_from_middle * start_to_middle, k_to_middle * middle_to_end
     saved = [q_from_middle, k_to_middle, from_middle, start_to_middle, middle_to_end, k_to_end]
-    return IntraChunkTerms(
+    return IntraChunkTermsWithBackward(
         scores,
         q_from_start,
         k_to_end,
@@ -161,7 +165,7 @@ def _square_blocks_view(scores: Tensor, size: int, *, diagonal: bool) -> Tensor:
     )
 
 
-def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms:
+def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTermsWithBackward:
     """Halves the chunk down to blocks of `BLOCK_SIZE` tokens; `g` [P, C, K]."""
     num, chunk_size, width = q.shape
     in_blocks = (-1, BLOCK_SIZE, width)
@@ -191,7 +195,7 @@ def compute_with_steep_decay(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms
     from_start, to_end = from_start.view(q.shape), to_end.view(k.shape)
     q_from_start, k_to_end = q * from_start, k * to_end
     saved = [from_start, to_end, q_from_start, k_to_end, *saved]
-    return IntraChunkTerms(
+    return IntraChunkTermsWithBackward(
         scores,
         q_from_start,
         k_to_end,

@@ -38,7 +38,7 @@ from flame_accel.kernels.recurrence.chunking import (
     from_padded_chunk_batch,
     to_padded_fp32_chunk_batch,
 )
-from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
+from flame_accel.kernels.recurrence.decay_factors import compute_pairwise_and_boundary_decays
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
 _triton_chunk_log_linear_attn: Any = fla_chunk.chunk_log_linear_attn
@@ -196,7 +196,7 @@ def _attend_rows_with_equally_long_past(
         for x in (q.repeat_interleave(shared, 2), k.repeat_interleave(shared, 2), v, level_scales)
     )
     g = to_padded_fp32_chunk_batch(g.unsqueeze(-1), layout).squeeze(-1).unflatten(0, (-1, batch))
-    decays = compute_chunk_decay_factors(g)
+    decays = compute_pairwise_and_boundary_decays(g)
     o = ((q @ k.mT) * decays.between_tokens * _intra_chunk_level_weights(levels)) @ v
     o, level_states = _add_inter_chunk_outputs(
         o,

@@ -28,7 +28,7 @@ from flame_accel.kernels.recurrence.chunking import (
     from_padded_chunk_batch,
     to_padded_fp32_chunk_batch,
 )
-from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
+from flame_accel.kernels.recurrence.decay_factors import compute_pairwise_and_boundary_decays
 from flame_accel.kernels.recurrence.linear_attention import inter_chunk_scan, linear_attention
 from flame_accel.kernels.recurrence.sequences import zeros_per_sequence
 
@@ -197,7 +197,7 @@ def _build_ridge_system(
     layout = build_chunk_layout(batch, tokens, cu_seqlens, CHUNK_SIZE)
     k = to_padded_fp32_chunk_batch(k, layout)
     gc, beta = (to_padded_fp32_chunk_batch(x.unsqueeze(-1), layout).squeeze(-1) for x in (g, beta))
-    decays = compute_chunk_decay_factors(gc)
+    decays = compute_pairwise_and_boundary_decays(gc)
     updates = (k * (decays.to_end * beta).unsqueeze(-1)).mT @ k
     if initial_h_kk is None:
         initial_h_kk = zeros_per_sequence(g, cu_seqlens, num_heads, width, width)

@@ -30,7 +30,7 @@ from flame_accel.kernels.recurrence.chunking import (
     sort_states_longest_first,
     to_padded_fp32_chunk_batch,
 )
-from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
+from flame_accel.kernels.recurrence.decay_factors import compute_pairwise_and_boundary_decays
 from flame_accel.kernels.recurrence.sequences import OutputsAndOptionalStates, count_sequences
 
 CHUNK_SIZE = 64
@@ -122,7 +122,10 @@ def _solve_intra_chunk_terms(
     q: Tensor, k: Tensor, v: Tensor, p: Tensor, log_alpha: Tensor, log_mu: Tensor, beta: Tensor
 ) -> _IntraChunkTerms:
     """From q, k, p [M, H, C, K], v [M, H, C, V], and log decays and strengths [M, H, C]."""
-    s_decays, m_decays = compute_chunk_decay_factors(log_alpha), compute_chunk_decay_factors(log_mu)
+    s_decays, m_decays = (
+        compute_pairwise_and_boundary_decays(log_alpha),
+        compute_pairwise_and_boundary_decays(log_mu),
+    )
     s_from_start = s_decays.from_start.unsqueeze(-1)
     m_from_start = m_decays.from_start.unsqueeze(-1)
     # S_t holds M_i with weight mix_ti, and M_i holds token j with weight m_decays_ij

@@ -28,7 +28,9 @@ from flame_accel.kernels.recurrence.linear_attention import (
     inter_chunk_scan,
     linear_attention,
 )
-from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.linear_attention_intra_chunk import (
+    compute_decayed_scores_queries_keys,
+)
 from flame_accel.kernels.recurrence.sequences import (
     OutputsAndFinalStates,
     every_sequence_has_one_token,
@@ -85,7 +87,7 @@ class _ChunkedValueDecay(torch.autograd.Function):
         ctx.scale = scale
         qc, kc, vc, gc = (to_padded_fp32_chunk_batch(x, layout).flatten(0, 1) for x in (q, k, v, g))
         # values take the place of keys, and of queries, which their gradient does not depend on
-        intra = compute_intra_chunk_terms(vc, vc, gc)
+        intra = compute_decayed_scores_queries_keys(vc, vc, gc)
         states, final_state = inter_chunk_scan(
             intra.k_to_end.mT @ kc, intra.chunk_decay, initial_state.mT.contiguous(), layout
         )

@@ -47,7 +47,7 @@ def test_files_that_cannot_be_asked_for_are_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"^none://a\.jsonl: cannot be opened: .*none"):
         _ = file_shards(["none://a.jsonl"]).quick_content_fingerprint
     assert pauses == []
-    assert access.stored_file_size_or_none("memory://nowhere/a.jsonl") is None
+    assert access.stored_size_or_none_if_missing("memory://nowhere/a.jsonl") is None
     monkeypatch.delattr("fsspec.implementations.memory.MemoryFileSystem.info")
     monkeypatch.setattr(
         "fsspec.implementations.memory.MemoryFileSystem.ls", lambda *args, **options: 1 / 0

@@ -245,7 +245,7 @@ def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
     assert module.supports_rms_norm_gated_options(x, x, weight, None, "silu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, None, "gelu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, None, residual=x)
-    assert not fused("swiglu").supports_swiglu_shapes_and_dtypes(x, x.double(), None)
+    assert not fused("swiglu").supports_swiglu_same_shape_and_dtype(x, x.double(), None)
     supports = fused("linear_cross_entropy").supports_linear_cross_entropy_options
     assert supports(x, weight, x) and supports(x, weight, x, reduction="sum", use_l2warp=True)
     assert not supports(x, weight, x, use_l2warp=True)

@@ -2,14 +2,14 @@
 
 import torch
 
-from flame_accel.kernels.recurrence.decay_factors import compute_chunk_decay_factors
+from flame_accel.kernels.recurrence.decay_factors import compute_pairwise_and_boundary_decays
 from tests.helpers.gradients import assert_close
 
 
 def test_factors_equal_products_of_decays():
     torch.manual_seed(0)
     g = -2 * torch.rand(3, 2, 16)
-    factors, decays = compute_chunk_decay_factors(g), g.double().exp()
+    factors, decays = compute_pairwise_and_boundary_decays(g), g.double().exp()
     for i in range(16):
         for j in range(16):
             product = decays[..., j + 1 : i + 1].prod(-1).float() * (j <= i)
@@ -21,7 +21,7 @@ def test_factors_equal_products_of_decays():
 
 def test_values_and_gradients_are_finite_at_any_strength():
     g = torch.tensor([[0.0, -1e4, -3.0, -1e30, 0.0, -0.1]]).requires_grad_()
-    factors = compute_chunk_decay_factors(g)
+    factors = compute_pairwise_and_boundary_decays(g)
     sum(x.sum() for x in factors).backward()
     assert all(x.isfinite().all() and (x <= 1).all() for x in factors)
     assert g.grad is not None

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.recurrence.delta_rule_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.delta_rule_intra_chunk import (
+    compute_decayed_scores_queries_keys,
+)
 from tests.helpers.intra_chunk import (
     LOG_DECAYS,
     C,
@@ -42,12 +44,12 @@ def test_values_and_gradients_equal_definition(name, kinds, erase_before_decay):
     q, k = torch.randn(P, 2 * C, K), torch.randn(P, kinds * C, K)
     compute, expected = (
         partial(function, erase_before_decay=erase_before_decay)
-        for function in (compute_intra_chunk_terms, definition)
+        for function in (compute_decayed_scores_queries_keys, definition)
     )
     assert_terms_and_gradients_equal(compute, expected, q, k, LOG_DECAYS[name]())
 
 
 @pytest.mark.parametrize("erase_before_decay", [False, True])
 def test_chunk_has_the_same_bits_next_to_gentle_and_steep_ones(erase_before_decay):
-    compute = partial(compute_intra_chunk_terms, erase_before_decay=erase_before_decay)
+    compute = partial(compute_decayed_scores_queries_keys, erase_before_decay=erase_before_decay)
     assert_chunk_keeps_bits_whatever_its_neighbours(compute, queries=2 * C)

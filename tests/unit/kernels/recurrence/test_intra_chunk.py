@@ -7,7 +7,7 @@ from torch import Tensor
 from flame_accel.kernels.recurrence.intra_chunk import (
     MAX_GENTLE_SUM,
     MIN_GENTLE_STEP,
-    IntraChunkTerms,
+    IntraChunkTermsWithBackward,
     compute_gentle_and_steep_chunks,
     exclusive_cumsum_tokens,
     reverse_cumsum_tokens,
@@ -16,7 +16,7 @@ from flame_accel.kernels.recurrence.intra_chunk import (
 C, K = 16, 4
 
 
-def compute(factor: float, q: Tensor, k: Tensor, x: Tensor) -> IntraChunkTerms:
+def compute(factor: float, q: Tensor, k: Tensor, x: Tensor) -> IntraChunkTermsWithBackward:
     """Recognisable results, and gradients of shape and content."""
 
     def backward(saved: list[Tensor], *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,14 +26,18 @@ def compute(factor: float, q: Tensor, k: Tensor, x: Tensor) -> IntraChunkTerms:
         return factor * dq + saved_q, factor * dk + saved_k, dlog_chunk_decay[:, None] + dscores
 
     decay = x[:, -1:].mT
-    return IntraChunkTerms(factor * (q @ k.mT), factor * q, factor * k, decay, backward, [q, k])
+    return IntraChunkTermsWithBackward(
+        factor * (q @ k.mT), factor * q, factor * k, decay, backward, [q, k]
+    )
 
 
-def compute_gentle_from_cumulative_g(q: Tensor, k: Tensor, cumulative_g: Tensor) -> IntraChunkTerms:
+def compute_gentle_from_cumulative_g(
+    q: Tensor, k: Tensor, cumulative_g: Tensor
+) -> IntraChunkTermsWithBackward:
     return compute(2.0, q, k, cumulative_g)
 
 
-def compute_steep_from_g(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTerms:
+def compute_steep_from_g(q: Tensor, k: Tensor, g: Tensor) -> IntraChunkTermsWithBackward:
     return compute(3.0, q, k, g)
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.recurrence.linear_attention_intra_chunk import compute_intra_chunk_terms
+from flame_accel.kernels.recurrence.linear_attention_intra_chunk import (
+    compute_decayed_scores_queries_keys,
+)
 from tests.helpers.intra_chunk import (
     LOG_DECAYS,
     C,
@@ -30,12 +32,12 @@ def test_values_and_gradients_equal_definition(name):
     torch.manual_seed(0)
     q, k = torch.randn(2, P, C, K).unbind()
     assert_terms_and_gradients_equal(
-        compute_intra_chunk_terms, definition, q, k, LOG_DECAYS[name]()
+        compute_decayed_scores_queries_keys, definition, q, k, LOG_DECAYS[name]()
     )
 
 
 def test_chunk_has_the_same_bits_next_to_gentle_and_steep_ones():
-    assert_chunk_keeps_bits_whatever_its_neighbours(compute_intra_chunk_terms, queries=C)
+    assert_chunk_keeps_bits_whatever_its_neighbours(compute_decayed_scores_queries_keys, queries=C)
 
 
 @pytest.mark.parametrize("width", [1, K])
@@ -43,7 +45,7 @@ def test_nothing_overflows_at_any_strength(width):
     q, k = torch.randn(2, 1, C, K).unbind()
     g = torch.zeros(1, C, width)
     g[:, ::5] = -1e4
-    actual = compute_intra_chunk_terms(q, k, g)
+    actual = compute_decayed_scores_queries_keys(q, k, g)
     grads = [torch.randn(x.shape) for x in actual[:3]]
     found = actual.backward(actual.saved, *grads, torch.randn(1, K))
     assert all(x.isfinite().all() for x in (*actual[:4], *found))
