@@ -9,7 +9,6 @@ import pytest
 
 from flame_accel.config import UserError
 from flame_accel.files import describe_files
-from tests.helpers.checkpoints import read_weights
 from tests.helpers.runs import WITHOUT_SAMPLE, read_losses
 
 TRANSFORMER = {
@@ -162,17 +161,3 @@ def test_other_data_is_refused_and_changes_nothing(train_here, flags, tmp_path, 
     other.write_text(corpus.read_text() + '{"text": "one more document"}\n')
     start_is_refused(train_here, flags(**options, **{"training.dataset": other}))
     assert describe_files(trained) == before
-
-
-@pytest.mark.covers_option("training.vocab_multiple")
-def test_the_vocabulary_is_padded_once_and_stays(train_here, flags, tmp_path):
-    model = {**WITHOUT_SAMPLE, "model.config": write_config(tmp_path), "training.steps": 2}
-    train_here(flags(**model, **{"training.vocab_multiple": 64}))
-    assert read_weights(tmp_path / "run/hf")["lm_head.weight"].shape == (320, 64)
-    options = {
-        "checkpoint.initial_load_path": tmp_path / "run/hf",
-        "job.dump_folder": tmp_path / "next",
-    }
-    train_here(flags(**model, **options))
-    assert read_weights(tmp_path / "next/hf")["lm_head.weight"].shape == (320, 64)
-    assert json.loads((tmp_path / "next/hf/config.json").read_text())["vocab_size"] == 320

@@ -14,6 +14,7 @@ from flame_accel.hub.card_header import (
 from flame_accel.hub.card_header import format_header_entries as header_of
 from flame_accel.hub.card_sections import format_sections
 from flame_accel.hub.card_tables import format_duration
+from flame_accel.hub.citations import PAPERS
 from flame_accel.hub.run_facts import ModelFacts, count_stored_parameters
 from tests.helpers.local_hub.card_rules import judge_card
 
@@ -190,6 +191,14 @@ def test_the_ways_to_load_are_those_that_work(
     assert ("pipeline" in usage) == ("auto_map" in config or model_type == "llama")
     mine = format_sections(build_facts(model_type="of_mine"), name="A", has_loss_curve=False)
     assert "first import the module" in mine["usage"] and "citation" not in mine
+
+
+@pytest.mark.parametrize("model_type", ["gla", "gla_layernorm"])
+def test_the_paper_of_the_architecture_and_the_library_are_cited(model_type: str) -> None:
+    facts = build_facts(model_type=model_type)
+    citation = format_sections(facts, name="A", has_loss_curve=False)["citation"]
+    assert re.findall(r"^@\w+\{(\w+),$", citation, re.M) == ["gla", "yang2024fla"]
+    assert PAPERS["gla"].title in citation
 
 
 def test_the_header_is_what_the_hub_reads():

@@ -1,5 +1,6 @@
 """Reading a model config and building a model whose vocabulary is the tokenizer's."""
 
+import json
 import logging
 
 import pytest
@@ -7,9 +8,15 @@ import torch
 from transformers import AutoConfig
 
 from flame_accel.config.errors import UserError
-from flame_accel.models.build import build_model, load_model_config, warn_about_unused_weights
+from flame_accel.models.build import (
+    build_model,
+    load_model_config,
+    padded_or_stored_embedding_rows,
+    warn_about_unused_weights,
+)
+from tests.helpers.checkpoints import read_weights
 from tests.helpers.model_configs import TINY_GLA, build_small, write
-from tests.helpers.runs import ROOT
+from tests.helpers.runs import ROOT, WITHOUT_SAMPLE
 
 CONFIGS = ROOT / "configs"
 
@@ -115,6 +122,37 @@ def test_the_vocabulary_and_special_tokens_follow_the_tokenizer():
     for holder in (model.config, model.generation_config):
         assert (holder.bos_token_id, holder.eos_token_id, holder.pad_token_id) == (50, 51, 52)
     assert config.vocab_size == 40
+
+
+@pytest.mark.parametrize(
+    ("ids", "stored_rows", "expected"),
+    [(64, None, 64), (65, None, 128), (65, 65, 65), (65, 320, 320)],
+)
+def test_only_fresh_weights_are_padded_to_a_multiple(ids, stored_rows, expected):
+    assert padded_or_stored_embedding_rows(ids, multiple=64, stored_rows=stored_rows) == expected
+
+
+def test_stored_weights_with_fewer_rows_than_ids_are_refused():
+    with pytest.raises(UserError, match=r"have 64 rows .* has 65 ids"):
+        padded_or_stored_embedding_rows(65, multiple=64, stored_rows=64)
+
+
+@pytest.mark.covers_option("training.vocab_multiple")
+def test_the_vocabulary_is_padded_once_and_stays(train_here, flags, tmp_path):
+    model = {
+        **WITHOUT_SAMPLE,
+        "model.config": write(tmp_path / "model.json", TINY_GLA),
+        "training.steps": 2,
+    }
+    train_here(flags(**model, **{"training.vocab_multiple": 64}))
+    assert read_weights(tmp_path / "run/hf")["lm_head.weight"].shape == (320, 32)
+    options = {
+        "checkpoint.initial_load_path": tmp_path / "run/hf",
+        "job.dump_folder": tmp_path / "next",
+    }
+    train_here(flags(**model, **options))
+    assert read_weights(tmp_path / "next/hf")["lm_head.weight"].shape == (320, 32)
+    assert json.loads((tmp_path / "next/hf/config.json").read_text())["vocab_size"] == 320
 
 
 @pytest.mark.parametrize("model_type", ["gla", "llama"])
