@@ -80,7 +80,7 @@ def find_unreadable_model_file(folder: Path) -> FileProblem | None:
                 "copy or download it again",
             )
     missing = [
-        name for name in _shard_names_in_index_or_empty(folder) if not (folder / name).is_file()
+        name for name in shard_names_in_index_or_empty(folder) if not (folder / name).is_file()
     ]
     if missing:
         return FileProblem(
@@ -123,7 +123,8 @@ def _git_lfs_problem(file: Path) -> FileProblem:
     )
 
 
-def _shard_names_in_index_or_empty(folder: Path) -> list[str]:
+def shard_names_in_index_or_empty(folder: Path) -> list[str]:
+    """The files that the index of a folder names; none without an index, or with a damaged one."""
     try:
         index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
         return sorted(set(index["weight_map"].values()))

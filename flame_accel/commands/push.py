@@ -82,8 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Uploads the model, and prints where it is."""
     folder = find_model_folder(arguments.model)
-    for name in check_and_select_model_files(folder).left_out:
-        print(f"not uploaded: {name}")
+    left_out = check_and_select_model_files(folder).left_out_line
+    if left_out is not None:
+        print(left_out)
     command = format_push_command(
         arguments.model,
         arguments.repo_id,

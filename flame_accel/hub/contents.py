@@ -23,7 +23,7 @@ from flame_accel.hub.selection import (
     has_checkpoint_manifest,
 )
 from flame_accel.models import load_model_config
-from flame_accel.observe import write_report
+from flame_accel.observe import get_logger, write_report
 from flame_accel.observe.metrics_file import METRICS_FILE
 
 LOGS_FOLDER = "training"
@@ -60,7 +60,10 @@ def replace_stage_with_model_files(
     """
     partial = stage.with_name(f"{stage.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for name in check_and_select_model_files(model_folder).files:
+    selected = check_and_select_model_files(model_folder)
+    if selected.left_out_line is not None:
+        get_logger().info("%s: %s", model_folder, selected.left_out_line)
+    for name in selected.files:
         place(model_folder / name, partial / name)
     shutil.rmtree(stage, ignore_errors=True)
     partial.rename(stage)

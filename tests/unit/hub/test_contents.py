@@ -43,13 +43,27 @@ def test_of_a_checkpoint_only_the_model_is_uploaded(model):
     assert set(select_model_files(model).files) == set(MODEL)
 
 
-def test_of_an_export_everything_but_training_state_and_hidden_files(model):
-    for name in ("notes.txt", "optimizer.pt", "training_args.bin", ".secret", "images/loss.png"):
-        (model / name).parent.mkdir(exist_ok=True)
-        (model / name).write_text("")
+def test_of_an_export_only_files_of_a_model_and_what_they_refer_to(model):
+    texts = {
+        "config.json": '{"auto_map": {"AutoConfig": "mine.A", "AutoModel": "other/repo--its.B"}}',
+        "tokenizer_config.json": '{"auto_map": {"AutoTokenizer": ["words.T", null]}}',
+        "README.md": '![](images/loss.png) [my](notes.txt) <img src="b.svg"> (https://host/c.png)',
+        "mine.py": "from .parts.layers import X\nimport os\n",
+        "parts/layers.py": "from ..top import Y\n",
+        "top/__init__.py": "",
+        "words.py": "",
+    }
+    extra = "images/loss.png b.svg custom_code/own/a.py additional_chat_templates/t.jinja"
+    extra = (*extra.split(), "merges.txt", "tokenizer.model", "rwkv_vocab_v1.txt", "LICENSE")
+    others = "notes.txt training.log extra.json my.py optimizer.pt c.png images/other.png its.py"
+    others = (*others.split(), "training_args.bin", "optimizer/0.safetensors")
+    for name in (*texts, *extra, *others, ".secret", "custom_code/__pycache__/a.pyc"):
+        (model / name).parent.mkdir(exist_ok=True, parents=True)
+        (model / name).write_text(texts.get(name, ""))
     selected = select_model_files(model)
-    assert set(selected.files) == {*MODEL, "notes.txt", "images/loss.png"}
-    assert set(selected.left_out) == {"optimizer.pt", "training_args.bin"}
+    assert set(selected.files) == {*MODEL, *texts, *extra}
+    assert set(selected.left_out) == set(others)
+    assert all(name in (selected.left_out_line or "") for name in others)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
@@ -80,13 +94,37 @@ def test_paths_are_reduced_to_their_last_part(text, expected):
     assert hide_local_paths(text, ["/home/me/data"]) == expected
 
 
-def test_links_are_followed_from_wherever_they_are(model, tmp_path):
-    (tmp_path / "blobs").mkdir()
-    (model / "model.safetensors").rename(tmp_path / "blobs/0")
-    (model / "model.safetensors").symlink_to("../blobs/0")
-    replace_stage_with_model_files(model, tmp_path / "elsewhere/stage")
+def test_links_of_a_cache_snapshot_are_followed_to_its_blobs(model, tmp_path):
+    snapshot = tmp_path / "models--a--b/snapshots/0"
+    snapshot.parent.mkdir(parents=True)
+    model.rename(snapshot)
+    blobs = tmp_path / "models--a--b/blobs"
+    blobs.mkdir()
+    (snapshot / "model.safetensors").rename(blobs / "0")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/0")
+    replace_stage_with_model_files(snapshot, tmp_path / "elsewhere/stage")
     stage = tmp_path / "elsewhere/stage"
-    assert (stage / "model.safetensors").read_bytes() == (tmp_path / "blobs/0").read_bytes()
+    assert (stage / "model.safetensors").read_bytes() == (blobs / "0").read_bytes()
+    assert not (stage / "model.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("target", ["../secret", "nothing"])
+def test_links_out_of_the_folder_are_left_out_and_of_the_model_refused(model, tmp_path, target):
+    (tmp_path / "secret").write_text("{}")
+    (model / "passwd.json").symlink_to(target)
+    (model / "same.txt").symlink_to("tokenizer.json")
+    selected = select_model_files(model)
+    assert set(selected.files) == set(MODEL)
+    assert set(selected.left_out) == {"passwd.json", "same.txt"}
+    (model / "vocab.json").symlink_to(target)
+    with pytest.raises(UserError, match=r"vocab\.json: is a link out of the folder"):
+        select_model_files(model)
+
+
+def test_a_link_within_the_folder_is_followed(model, tmp_path):
+    (model / "vocab.json").symlink_to("tokenizer.json")
+    replace_stage_with_model_files(model, tmp_path / "stage")
+    assert (tmp_path / "stage/vocab.json").read_text() == "{}"
 
 
 def test_weights_that_cannot_be_read_and_what_a_save_has_left_are_refused(model, tmp_path):
