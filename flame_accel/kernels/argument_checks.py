@@ -254,8 +254,9 @@ def _check_options(name: str, arguments: Mapping[str, Any]) -> None:
                 f"{name} with safe_gate takes a lower_bound from -5 to 0, not {lower_bound}"
             )
     window_size = given("window_size")
-    if window_size is not None and name in WHOLE_WINDOWS and window_size < 1:
-        raise ArgumentError(f"{name} takes a window_size of at least 1, not {window_size}")
+    smallest = 0 if given("sink_bias") is not None and name == "parallel_attn" else 1
+    if window_size is not None and name in WHOLE_WINDOWS and window_size < smallest:
+        raise ArgumentError(f"{name} takes a window_size of at least {smallest}, not {window_size}")
     if name in FP32_STATES:
         for state in ("initial_state", "h_kk_init", "h_kv_init"):
             value = given(state)

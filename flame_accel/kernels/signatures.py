@@ -39,6 +39,10 @@ CHOICES_OF_KERNELS: dict[str, str] = {
 TAKEN_FROM_KWARGS = {"A_log", "dt_bias", "use_gate_in_kernel"}
 """Arguments that some of fla's functions take out of their `**kwargs`."""
 
+IGNORED_BY_FLA = {("chunk_precond_kda", "use_qk_l2norm_in_kernel")}
+"""Functions and arguments that callers pass in `**kwargs` and fla never reads: it always
+normalises."""
+
 FORMER_NAMES = {"transpose_state_layout": "state_v_first"}
 """Names of arguments that fla still takes, and today's."""
 
@@ -122,6 +126,8 @@ def bind_to_fla_signature(
                 passed[key] = value
             elif key not in known and not more:
                 raise TypeError(f"{name}() got an unexpected keyword argument '{key}'")
+            elif (name, key) in IGNORED_BY_FLA:
+                continue
             elif key not in CHOICES_OF_KERNELS and not _is_same_object_or_equal(
                 value, ours_without.get(key)
             ):

@@ -48,3 +48,11 @@ def test_one_decoding_step_equals_the_reference(gated, options):
     options |= {"sink_bias": torch.randn(HEADS)} if "window_size" in options else {}
     actual = forgetting_attention.attn_decoding_one_step(q, k, v, g, **options)
     assert_same([actual], [naive_attn_decoding(q, k, v, g, **options)])
+
+
+def test_a_window_of_no_key_leaves_all_to_the_sinks():
+    q, k, v = queries(6), keys(6), keys(6)
+    tensors = [x.requires_grad_() for x in (q, k, v, torch.randn(HEADS))]
+    o = forgetting_attention.parallel_attn(q, k, v, window_size=0, sink_bias=tensors[3])
+    assert torch.equal(o, naive_parallel_attn(q, k, v, window_size=0, sink_bias=tensors[3])[0])
+    assert not any(g.any() for g in torch.autograd.grad(o.sum(), tensors))

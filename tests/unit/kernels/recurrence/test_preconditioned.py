@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from fla.ops.precond_gated_delta_rule import fused_recurrent_precond_gated_delta_rule
 from fla.ops.precond_gated_delta_rule.naive import naive_recurrent_precond_gated_delta_rule
+from fla.ops.precond_kda import chunk_precond_kda
 from fla.ops.precond_kda.naive import naive_recurrent_precond_kda
 from torch import Tensor
 
@@ -111,3 +112,9 @@ def test_decay_of_the_values_is_refused():
         fused_recurrent_precond_gated_delta_rule(
             q, k, v, g=g, gv=v, beta=beta, g_atk=g_atk, beta_atk=beta_atk
         )
+
+
+def test_keys_are_always_normalised_in_chunks_as_in_fla():
+    x = kda_tokens(1, 5)
+    o = chunk_precond_kda(*x)[0]
+    assert torch.equal(chunk_precond_kda(*x, use_qk_l2norm_in_kernel=False)[0], o)
