@@ -133,22 +133,22 @@ def _install_host_chunk_counting() -> None:
     """Spares fla's operators from asking the device how long the documents of a batch are."""
     from fla import backends
 
-    from flame_accel.kernels import document_boundaries
+    from flame_accel.kernels import boundaries_on_host
 
     class HostCountBackend(backends.BaseBackend):
         backend_type = "flame_accel_host_count"
         # after those that have other kernels
         priority = 100
         active = True
-        chunk_fwd_h = staticmethod(document_boundaries.chunk_fwd_h)
-        chunk_bwd_dh = staticmethod(document_boundaries.chunk_bwd_dh)
+        chunk_fwd_h = staticmethod(boundaries_on_host.chunk_fwd_h)
+        chunk_bwd_dh = staticmethod(boundaries_on_host.chunk_bwd_dh)
 
         @classmethod
         def is_available(cls) -> bool:
             return cls.active
 
         def verify(self, function_name: str, *args: Any, **kwargs: Any) -> tuple[bool, str | None]:
-            return document_boundaries.has_known_boundaries(*args, **kwargs), "unknown boundaries"
+            return boundaries_on_host.has_known_boundaries(*args, **kwargs), "unknown boundaries"
 
     replacements: dict[int, Replacement] = {}
     for path in (
@@ -158,7 +158,7 @@ def _install_host_chunk_counting() -> None:
         "modules.token_shift.prepare_maxlens",
     ):
         _, name, original = _resolve_attribute(f"fla.{path}")
-        ours = getattr(document_boundaries, f"wrap_{name}")(original)
+        ours = getattr(boundaries_on_host, f"wrap_{name}")(original)
         replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)
     importlib.import_module("fla.ops.common.backends")

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from flame_accel.kernels.document_boundaries import view_padded_boundaries
+from flame_accel.kernels.boundaries_on_host import view_padded_boundaries
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flame_accel.config import Config, UserError
 from flame_accel.kernels import triton_has_device
-from flame_accel.kernels.document_boundaries import remember_boundaries
+from flame_accel.kernels.boundaries_on_host import remember_boundaries
 from flame_accel.parallel import (
     UpdateResult,
     all_reduce_sum_over_dp,

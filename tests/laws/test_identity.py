@@ -1,4 +1,4 @@
-"""Nothing is loaded into another model because shapes agree; what has finished is kept."""
+"""Nothing is loaded into another model because shapes agree."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from flame_accel.config import UserError
 from flame_accel.files import describe_files
-from tests.helpers.runs import WITHOUT_SAMPLE, read_losses
+from tests.helpers.runs import WITHOUT_SAMPLE
 
 TRANSFORMER = {
     "model_type": "transformer",
@@ -120,37 +120,6 @@ def test_the_weights_bring_their_config_and_tokenizer(train_here, flags, tmp_pat
         json.loads((run / "hf/config.json").read_text()) for run in (trained, tmp_path / "new")
     ]
     assert configs[0] == configs[1]
-
-
-def test_a_finished_run_keeps_every_byte_whatever_it_is_started_with(
-    train_here, flags, tmp_path, trained
-):
-    before = describe_files(trained)
-    model = {**WITHOUT_SAMPLE, "model.config": tmp_path / "model.json"}
-    starts = ((4, 0.5, -1), (4, 3e-4, -1), (3, 0.5, -1), (4, 0.5, 4), (3, 0.5, 4))
-    for steps, lr, load_step in starts:
-        options = {"training.steps": steps, "optimizer.lr": lr, "checkpoint.load_step": load_step}
-        train_here(flags(**model, **options))
-        assert describe_files(trained) == before
-    train_here(flags(**model, **{"training.steps": 6}))
-    assert list(read_losses(trained)) == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (["--checkpoint.no_enable_checkpoint"], "checkpoints are off"),
-        (["--checkpoint.folder=elsewhere"], "no checkpoint in checkpoint.folder = elsewhere"),
-    ],
-)
-def test_a_finished_run_is_not_replaced_by_a_start_that_resumes_nothing(
-    train_here, flags, tmp_path, trained, extra, message
-):
-    before = describe_files(trained)
-    options = {"model.config": tmp_path / "model.json", "training.steps": 6}
-    refusal = start_is_refused(train_here, [*flags(**WITHOUT_SAMPLE, **options), *extra])
-    assert message in refusal and "finished after step 4" in refusal and str(trained) in refusal
-    assert describe_files(trained) == before
 
 
 def test_other_data_is_refused_and_changes_nothing(train_here, flags, tmp_path, trained, corpus):

@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
-from flame_accel.kernels.document_boundaries import longest_document
+from flame_accel.kernels.boundaries_on_host import longest_document
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
 # torch 2.12 wants to be told of shared heads, torch 2.11 finds out

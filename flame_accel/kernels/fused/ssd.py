@@ -131,7 +131,7 @@ def _scale_backward_kernel(
     tl.store(da_log + rows * H + head, b_ddecays * b_dt * b_a, mask=present)
 
 
-# looked up at each call, since `document_boundaries` replaces some; decorators hide their types
+# looked up at each call, since `boundaries_on_host` replaces some; decorators hide their types
 _UTILS: Any = utils
 _CHUNK_O: Any = chunk_o
 # launches have options that are no parameters

@@ -9,8 +9,8 @@ from fla.ops.utils import index
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flame_accel.kernels import document_boundaries
-from flame_accel.kernels.document_boundaries import (
+from flame_accel.kernels import boundaries_on_host
+from flame_accel.kernels.boundaries_on_host import (
     find_known_boundaries,
     has_known_boundaries,
     longest_document,
@@ -89,10 +89,10 @@ def test_nothing_is_kept_of_a_batch_that_is_gone():
     cu_seqlens = known([0, 5, 9])
     wrap_prepare_chunk_indices(never)(cu_seqlens, 4)
     assert has_known_boundaries(cu_seqlens=cu_seqlens)
-    before = len(document_boundaries._KNOWN)
+    before = len(boundaries_on_host._KNOWN)
     del cu_seqlens
     gc.collect()
-    assert len(document_boundaries._KNOWN) == before - 1
+    assert len(boundaries_on_host._KNOWN) == before - 1
 
 
 def test_a_batch_on_a_device_has_known_boundaries():
