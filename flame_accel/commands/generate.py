@@ -1,7 +1,7 @@
 """Generates text with a trained model or one of the Hub, streamed or for a file of prompts.
 
-What continues a prompt is in `evaluation/generate.py`, how prompts are read in
-`evaluation/prompts.py`, which model is meant in `loaded_model`.
+What continues a prompt is in `evaluation/generate.py`, how prompts are read in `prompt_files.py`,
+which model is meant in `loaded_model`.
 """
 
 import argparse
@@ -19,14 +19,26 @@ from flame_accel.commands.arguments import (
     argparse_integer_at_least,
 )
 from flame_accel.commands.export import DTYPES
-from flame_accel.commands.loaded_model import MODEL_KINDS, find_model, load_model_and_tokenizer
+from flame_accel.commands.loaded_model import (
+    MODEL_KINDS,
+    check_device_exists,
+    find_model,
+    has_no_chat_template,
+    load_model_and_tokenizer,
+)
 from flame_accel.config.errors import UsageError
+from flame_accel.prompt_files import (
+    Messages,
+    Prompt,
+    find_text_problem,
+    missing_chat_template,
+    read_text_or_jsonl_prompts,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from flame_accel.evaluation.generate import GenerationSettings
-    from flame_accel.evaluation.prompts import Messages, Prompt
 
     ResultRecord = dict[str, str | int | Messages]
 
@@ -44,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts-file",
         type=Path,
         metavar="FILE",
-        help="one prompt per line, or .jsonl with prompt or messages; prints JSON lines",
+        help="one prompt per line, blank ones skipped, or .jsonl with prompt or messages; prints "
+        "JSON lines",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="file for these JSON lines")
     parser.add_argument(
@@ -101,17 +114,21 @@ def run(arguments: argparse.Namespace) -> None:
     _check_prompt_and_output_arguments(arguments)
     source = find_model(arguments.model)
     text = None if arguments.prompts_file else _read_prompt_text(arguments.prompt, sys.stdin)
-
-    from flame_accel import kernels
-    from flame_accel.evaluation.generate import GenerationSettings
-    from flame_accel.evaluation.prompts import Prompt, read_text_or_jsonl_prompts
-
-    # before the model: a mistake in the file should not wait for it
     prompts = (
         list(read_text_or_jsonl_prompts(arguments.prompts_file))
         if text is None
         else [Prompt(content=text, where="--prompt")]
     )
+    if has_no_chat_template(source):
+        for prompt in prompts:
+            if arguments.chat or not isinstance(prompt.content, str):
+                raise missing_chat_template(prompt.where)
+    # mistakes up to here do not wait for imports, and this one for torch alone
+    check_device_exists(arguments.device)
+
+    from flame_accel import kernels
+    from flame_accel.evaluation.generate import GenerationSettings
+
     temperature = arguments.temperature
     if temperature is None:
         temperature = TEMPERATURE if arguments.beams == 1 else 0.0
@@ -171,26 +188,30 @@ def _read_prompt_text(prompt: str | None, stdin: TextIO) -> str:
     """The prompt, or what is piped into the command.
 
     Raises:
-        UsageError: There is none, or it is empty.
+        UsageError: There is none, it is empty, or no UTF-8.
     """
+    where = "--prompt" if prompt is not None else "standard input"
+    remedy = "give a text in UTF-8"
     if prompt is None:
         if stdin.isatty():
             raise UsageError(
                 "there is no prompt",
                 remedy="give --prompt TEXT or --prompts_file FILE, or pipe a text into the command",
             )
-        prompt = stdin.read()
-    if not prompt:
-        raise UsageError(
-            "the prompt is empty", where="--prompt", remedy="give a text with at least one token"
-        )
+        try:
+            prompt = stdin.read()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"is not UTF-8: {error}", where=where, remedy=remedy) from error
+    problem = "the prompt is empty" if not prompt else find_text_problem(prompt)
+    if problem is not None:
+        raise UsageError(problem, where=where, remedy=remedy)
     return prompt
 
 
 def stream_continuation(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompt: "Prompt",
+    prompt: Prompt,
     settings: "GenerationSettings",
     *,
     chat: bool,
@@ -219,7 +240,7 @@ def stream_continuation(
 def generate_result_records(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence["Prompt"],
+    prompts: Sequence[Prompt],
     settings: "GenerationSettings",
     chat: bool,
     batch_size: int,

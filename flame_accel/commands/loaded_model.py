@@ -1,5 +1,6 @@
 """The model that a command is given: which one is meant, and how it is loaded."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,6 +126,32 @@ def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
     return folders[-1]
 
 
+def has_no_chat_template(source: ModelSource) -> bool:
+    """Whether a folder has no chat template; False if only loading the tokenizer can tell."""
+    folder = Path(source.name)
+    try:
+        fields = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    files = ("chat_template.*", "additional_chat_templates/*")
+    return not (
+        {"chat_template", "auto_map"} & set(fields)
+        or any(True for pattern in files for _ in folder.glob(pattern))
+    )
+
+
+def check_device_exists(device: str | None) -> None:
+    """Refuses a GPU where there is none."""
+    if device is None or not device.startswith("cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "there is no GPU here", where=f"--device {device}", remedy="leave the option out"
+        )
+
+
 def load_model_and_tokenizer(
     source: ModelSource,
     *,
@@ -155,10 +182,7 @@ def load_model_and_tokenizer(
     logging.disable_progress_bar()
     register_models(custom_modules)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(
-            "there is no GPU here", where=f"--device {device}", remedy="leave the option out"
-        )
+    check_device_exists(device)
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
     try:

@@ -4,7 +4,7 @@
 LAYERS = (
     ("cache_folders", "cpu_cores", "files", "presets", "standard_streams", "suppressed_messages"),
     ("config",),
-    ("hub_lookup", "model_files"),
+    ("hub_lookup", "model_files", "prompt_files"),
     ("kernels",),
     ("data", "models"),
     ("parallel",),

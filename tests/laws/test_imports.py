@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.helpers.layers import LAYERS
 from tests.helpers.runs import ROOT, launch_environment
@@ -76,6 +78,9 @@ MISTAKES = (
     "generate WEIGHTLESS --prompt x --device gpu",
     "generate WEIGHTLESS --prompt x --custom ./nowhere.py",
     "generate owner/name --prompt x",
+    "generate MODEL --prompts_file bad.jsonl",
+    "generate MODEL --prompt \udcff",
+    "generate MODEL --prompt x --chat",
     "export nowhere out",
     "export EMPTY out",
     "export EMPTY EMPTY",
@@ -104,10 +109,14 @@ def test_simple_mistakes_are_answered_before_torch_is_imported(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "weightless").mkdir()
     (tmp_path / "weightless/config.json").write_text("{}")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/tokenizer_config.json").write_text("{}")
+    save_file({"weight": np.ones(1)}, tmp_path / "model/model.safetensors")
+    (tmp_path / "bad.jsonl").write_text("{")
+    folders = ("EMPTY", "WEIGHTLESS", "MODEL")
     lines = [
-        line.replace("EMPTY", str(tmp_path / "empty")).replace(
-            "WEIGHTLESS", str(tmp_path / "weightless")
-        )
+        " ".join(str(tmp_path / word.lower()) if word in folders else word for word in line.split())
         for line in MISTAKES
     ]
     done = subprocess.run(

@@ -12,7 +12,7 @@ from flame_accel.__main__ import main
 from flame_accel.commands.generate import stream_continuation
 from flame_accel.data import load_tokenizer
 from flame_accel.evaluation.generate import GenerationSettings, generate_continuations
-from flame_accel.evaluation.prompts import Prompt
+from flame_accel.prompt_files import Prompt
 from tests.helpers.model_configs import tiny_generator
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}?{% endfor %}"
@@ -124,6 +124,7 @@ def test_runs_checkpoints_and_weights_of_a_dtype_generate(finished, capsys):
     ("arguments", "message"),
     [
         (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "a\udcff"], "--prompt: is not UTF-8"),
         (["--prompt", "a", "--prompts_file", "b"], "two sources of prompts"),
         (["--prompt", "a", "--output", "b"], "is the file of results of --prompts_file"),
         (["--prompts_file", "missing.txt"], "missing.txt: no such file"),
@@ -146,6 +147,14 @@ def test_an_existing_output_is_kept(export, capsys, tmp_path):
     with pytest.raises(SystemExit):
         main(["generate", str(export), "--prompts_file", "x", "--output", str(output)])
     assert "already exists" in capsys.readouterr().err and output.read_text() == "mine"
+
+
+def test_bytes_from_stdin_that_are_no_text_are_refused(export, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(export)])
+    assert ended.value.code == 2
+    assert "standard input: is not UTF-8" in capsys.readouterr().err
 
 
 def test_no_prompt_at_a_terminal_is_refused(export, capsys, monkeypatch):
