@@ -74,14 +74,15 @@ def parse_run_option(
         UsageError: The text is not of the option's type, breaks its rule, names a variable that is
             not set, or stands for no value where one is required.
     """
-    where = f"{where or f'--{name}'} {text}"
+    where = f"{where or f'--{name}'} {text}".rstrip()
     try:
         value = parse_text_value(options()[name], text)
     except InvalidValue as error:
         raise UsageError(error.rule, where=where, remedy=error.remedy) from error
-    if required and value is None:
+    is_missing = required and value is None
+    rule = find_broken_rule_of_value(name, text if is_missing else value)
+    if is_missing and rule is None:
         raise UsageError("is required", where=where, remedy="Give it a value.")
-    rule = find_broken_rule_of_value(name, value)
     if rule is not None:
         raise UsageError(rule.rule, where=where, remedy="Choose such a value.")
     return value

@@ -13,20 +13,22 @@ from pathlib import Path
 
 from flame_accel.commands.arguments import add_custom_modules_argument, parse_run_option
 from flame_accel.commands.loaded_model import find_model_folder
-from flame_accel.config import UserError
+from flame_accel.config import UsageError, UserError
+from flame_accel.config.hub_options import STEP
 from flame_accel.hub.access import access_error, check_access_and_create_repository
 from flame_accel.hub.branch_upload import (
     branch_names_fullmatch_regex,
     format_push_command,
     merge_cards_and_upload,
 )
-from flame_accel.hub.hub_client import Upload
+from flame_accel.hub.hub_client import Upload, find_file_with_access_token
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.selection import (
     check_and_select_model_files,
     checksum_of_model_files,
     find_run_folder_of_model,
+    has_checkpoint_manifest,
 )
 from flame_accel.hub.upload_queue import retry_request_after_waits
 from flame_accel.hub.upload_record import (
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "repo_id",
-        type=partial(parse_run_option, "hub.repo_id", where="REPO_ID"),
+        type=partial(parse_run_option, "hub.repo_id", required=True, where="REPO_ID"),
         help="model repository, as NAMESPACE/NAME, or NAME in your own namespace; created if "
         "missing",
     )
@@ -62,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--public", action="store_true", help="create a public repository, or use one"
     )
     for name, default, text in (
-        ("revision", "main", "branch to upload to (main)"),
-        ("tag", None, "tag for the commit"),
+        ("revision", "main", "branch to upload to (main); {step} in it stands for the step"),
+        ("tag", None, "tag for the commit; {step} in it stands for the step"),
     ):
         parse = partial(parse_run_option, f"hub.{name}", where=f"--{name}")
         parser.add_argument(f"--{name}", type=parse, default=default, help=text)
@@ -82,9 +84,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Uploads the model, and prints where it is."""
     folder = find_model_folder(arguments.model)
-    left_out = check_and_select_model_files(folder).left_out_line
-    if left_out is not None:
-        print(left_out)
+    selected = check_and_select_model_files(folder)
+    if selected.left_out_line is not None:
+        print(selected.left_out_line)
+    with_token = find_file_with_access_token(folder / name for name in selected.files)
+    if with_token is not None:
+        raise UserError(
+            "contains your access token",
+            where=str(with_token),
+            remedy=f"remove it from {with_token.name}",
+        )
+    run_folder = find_run_folder_of_model(folder)
+    if arguments.include_logs and run_folder is None:
+        raise UsageError(
+            "there are no logs: the model lies in no run folder",
+            where=f"--include-logs of {folder}",
+            remedy="choose a model in a run folder, or remove --include-logs",
+        )
+    fill_in_step(arguments, folder, run_folder)
     command = format_push_command(
         arguments.model,
         arguments.repo_id,
@@ -96,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
         custom_modules=arguments.custom,
     )
     try:
-        upload_and_record_model(folder, arguments, command)
+        upload_and_record_model(folder, run_folder, arguments, command)
     except OSError as error:
         # such as a disk that is full
         raise UserError(
@@ -114,9 +131,42 @@ def run(arguments: argparse.Namespace) -> None:
         ) from None
 
 
-def upload_and_record_model(folder: Path, arguments: argparse.Namespace, command: str) -> None:
+def fill_in_step(
+    arguments_to_update: argparse.Namespace, folder: Path, run_folder: Path | None
+) -> None:
+    """Puts the step of a model in the place of {step} in the names of the branch and the tag.
+
+    Raises:
+        UsageError: No step of the model is known.
+    """
+    for name in ("revision", "tag"):
+        text = getattr(arguments_to_update, name)
+        if text is None or STEP not in text:
+            continue
+        step = find_step_or_none(folder, run_folder)
+        if step is None:
+            raise UsageError(
+                f"the step of {folder} is not known",
+                where=f"--{name} {text}",
+                remedy=f"write the step in place of {STEP}",
+            )
+        setattr(arguments_to_update, name, text.replace(STEP, str(step)))
+
+
+def find_step_or_none(folder: Path, run_folder: Path | None) -> int | None:
+    """The step of a checkpoint, or the one after which the run of an export finished."""
+    from flame_accel.hub.model_card import origin_of_checkpoint
+    from flame_accel.observe.run_folder import read_finished_step
+
+    if has_checkpoint_manifest(folder):
+        return origin_of_checkpoint(folder).step
+    return read_finished_step(run_folder) if run_folder is not None else None
+
+
+def upload_and_record_model(
+    folder: Path, run_folder: Path | None, arguments: argparse.Namespace, command: str
+) -> None:
     """Uploads a model, records it in its run and prints where it is; errors name the command."""
-    run_folder = find_run_folder_of_model(folder)
     repository = check_access_and_create_repository(
         arguments.repo_id,
         private=not arguments.public,
@@ -139,7 +189,6 @@ def upload_and_record_model(folder: Path, arguments: argparse.Namespace, command
         replace_stage_with_model_files,
     )
     from flame_accel.models import register_models
-    from flame_accel.observe.run_folder import read_finished_step
 
     register_models(arguments.custom)
     origin = find_run_and_checkpoint_step(folder)
@@ -176,9 +225,7 @@ def upload_and_record_model(folder: Path, arguments: argparse.Namespace, command
             raise access_error(problem, repository.repo_id, push_command=command) from problem
     commit = commits[arguments.revision][:8]
     print(f"uploaded {folder} to {repository.url}, {arguments.revision} (commit {commit})")
-    step = origin.step
-    if run_folder is not None and step is None:
-        step = read_finished_step(run_folder)
+    step = find_step_or_none(folder, run_folder)
     if run_folder is not None and step is not None:
         source = os.path.relpath(folder.resolve(), run_folder.resolve())
         record.record_upload(source, step, commits, checksum)

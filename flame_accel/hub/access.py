@@ -21,12 +21,18 @@ REMEDIES = {
     "read_only_token": f"{LOGIN}, with a token that can write",
     "no_permission": "choose a namespace that you can write to, or a token with more permissions",
     "missing": "choose a namespace that you can write to, or a token with more permissions",
-    "public": "set hub.private to false (--public of `flame-accel push`) if everybody may see the "
-    "model, or choose another repository",
-    "taken": "choose another hub.repo_id or hub.revision (REPO_ID or --revision of `flame-accel "
-    "push`), or replace that model with --hub.overwrite (--overwrite)",
+    "public": "set hub.private to false if everybody may see the model, or choose another "
+    "repository",
+    "taken": "choose another hub.repo_id or hub.revision, or replace that model with "
+    "--hub.overwrite",
 }
-"""What to do about a problem, by its reason."""
+"""What to do about a problem of a run, by its reason."""
+PUSH_REMEDIES = REMEDIES | {
+    "offline": "unset HF_HUB_OFFLINE",
+    "public": "add --public if everybody may see the model, or choose another REPO_ID",
+    "taken": "choose another REPO_ID or --revision, or replace that model with --overwrite",
+}
+"""The same of `flame-accel push`."""
 
 
 class AcceptedRepository(NamedTuple):
@@ -114,6 +120,9 @@ def access_error(problem: HubProblem, repo_id: str, *, push_command: str | None)
             where=where,
             remedy=again if push_command is None else f"run it again later: {push_command}",
         )
+    if problem.reason == "local" and push_command is not None:
+        return UserError(problem.message, remedy=f"mend that, and run it again: {push_command}")
+    remedies = REMEDIES if push_command is None else PUSH_REMEDIES
     sentences = {
         "no_permission": f"you may not write to this repository: {problem.message}",
         "missing": f"you may not write to this repository: {problem.message}",
@@ -122,6 +131,6 @@ def access_error(problem: HubProblem, repo_id: str, *, push_command: str | None)
     return UserError(
         sentences.get(problem.reason, problem.message),
         where=where,
-        remedy=REMEDIES.get(problem.reason, "check the name, or choose another repository"),
+        remedy=remedies.get(problem.reason, "check the name, or choose another repository"),
         exit_code=2,
     )

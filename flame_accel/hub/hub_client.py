@@ -7,6 +7,7 @@ little more than huggingface_hub. What is uploaded is decided in `contents`.
 
 import fnmatch
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,7 +211,11 @@ def upload_folder_and_tag(request: Upload) -> CommitByBranch:
 
     folder = Path(request.folder)
     with errors_as_hub_problems():
-        _check_no_token_in(folder)
+        found = find_file_with_access_token(
+            path for path in sorted(folder.rglob("*")) if path.is_file()
+        )
+        if found is not None:
+            raise HubProblem("local", f"{found.relative_to(folder)} contains your access token")
         api = HfApi()
         # one question without retries: a Hub that is down is noticed at once
         if _find_repository(request.repo_id) is None:
@@ -282,17 +287,14 @@ def _create_or_move_tag(repo_id: str, tag: str, commit: str) -> None:
     api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
 
 
-def _check_no_token_in(folder: Path) -> None:
-    """Raises `HubProblem` if a file that is about to be uploaded contains the access token."""
+def find_file_with_access_token(paths: Iterable[Path]) -> Path | None:
+    """The first of these files that contains the user's access token; None if none does."""
     from huggingface_hub import get_token
 
     token = (get_token() or "").encode()
-    for path in sorted(folder.rglob("*")):
-        # weights are numbers
-        is_searched = path.is_file() and path.suffix != ".safetensors"
-        if token and is_searched and _file_contains(path, token):
-            name = path.relative_to(folder)
-            raise HubProblem("local", f"{name} contains your access token")
+    # weights are numbers
+    searched = (path for path in paths if token and path.suffix != ".safetensors")
+    return next((path for path in searched if _file_contains(path, token)), None)
 
 
 def _file_contains(path: Path, token: bytes) -> bool:

@@ -81,6 +81,8 @@ class HubUploads:
             report_replaced=self._log_and_remove_replaced,
         )
         self._checkpoints_in_use: set[Path] = set()
+        self._problems: dict[PlannedUpload, HubProblem] = {}
+        """The last one of each upload that has failed."""
 
     def check_access_and_create_repository(self) -> None:
         """Checks login, name and permissions, and creates the repository. Every rank must call it.
@@ -200,15 +202,28 @@ class HubUploads:
         for planned in missing:
             folder = self._folder_to_push(planned)
             log.warning(
-                "not on the Hub: step %d (%s). To upload it:\n%s",
+                "not on the Hub: step %d (%s). To upload it%s:\n%s",
                 planned.step,
                 folder,
+                self._describe_changes_before_push(planned),
                 "\n".join(
                     f"  {command}" for command in self._format_push_commands(folder, planned)
                 ),
             )
         if interrupted:
             raise SystemExit(128 + signal.SIGINT)
+
+    def _describe_changes_before_push(self, planned: PlannedUpload) -> str:
+        """What must change before an upload that was given up can succeed; empty: nothing."""
+        problem = self._problems.get(planned)
+        if problem is None or problem.is_worth_retrying:
+            return ""
+        if problem.reason != "taken":
+            return f", once this is mended ({problem.message})"
+        return (
+            f": {problem.message}. Name another repository or --revision here, or replace that "
+            "model with --overwrite"
+        )
 
     def abort(self) -> None:
         """Ends what is being uploaded; a restart of the run continues with it."""
@@ -333,13 +348,14 @@ class HubUploads:
 
     def _log_and_remove_replaced(self, newer: PlannedUpload, older: PlannedUpload) -> None:
         if newer != older:
-            log.info("step %d is not uploaded: step %d is newer", older.step, newer.step)
+            log.info("%s is not uploaded: %s takes its place", older.source, newer.source)
             self._remove_from_record_and_disk(older)
 
     def _report_failure(self, failure: Failure[PlannedUpload]) -> None:
+        self._problems[failure.task] = failure.problem
         when = "it is not tried again"
         if failure.retry_seconds is not None:
-            when = f"it is tried again in {failure.retry_seconds:.0f} s; training goes on"
+            when = f"it is tried again in {failure.retry_seconds:.0f} s"
         log.warning(
             "the upload of step %d failed: %s; %s",
             failure.task.step,

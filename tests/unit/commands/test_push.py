@@ -6,6 +6,7 @@ What it uploads is tested in tests/laws/test_uploads.py.
 import errno
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ REPO = "tester/pushed"
         (WRITE_TOKEN, "RUN tester/open", "is public"),
         (WRITE_TOKEN, "nowhere tester/pushed", "no such folder"),
         (WRITE_TOKEN, "RUN a/b/c", "must be NAMESPACE/NAME"),
+        (WRITE_TOKEN, "RUN ''", "must be NAMESPACE/NAME"),
     ],
 )
 def test_what_cannot_be_pushed_is_said_without_a_traceback(
@@ -111,3 +113,44 @@ def test_a_push_that_cannot_end_says_which_command_finishes_it(
     printed = capsys.readouterr().err
     assert message in printed
     assert f"flame-accel push {finished} {REPO} --revision main --tag v1" in printed
+
+
+def test_a_file_with_the_access_token_is_named_before_there_is_a_repository(
+    local_hub: HubServer, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (finished / "hf/README.md").open("a") as card:
+        card.write(WRITE_TOKEN)
+    with pytest.raises(SystemExit) as ended:
+        main(["push", str(finished), REPO])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().err
+    assert "remove it from README.md" in printed and WRITE_TOKEN not in printed
+    assert not local_hub.requests()
+
+
+def copy_of_export(run: Path) -> Path:
+    return Path(shutil.copytree(run / "hf", run.with_name("copied")))
+
+
+def test_step_in_a_branch_or_tag_stands_for_the_step_of_the_model(
+    local_hub: HubServer, finished: Path
+) -> None:
+    names = ["--revision", "step-{step}", "--tag", "t{step}"]
+    main(["push", str(finished / "checkpoint/step-4"), REPO, *names])
+    main(["push", str(finished), REPO, *names])
+    repository = local_hub.repository(REPO)
+    assert set(repository.branches) == {"main", "step-4", "step-8"}
+    assert set(repository.tags) == {"t4", "t8"}
+
+
+@pytest.mark.parametrize(
+    "words", [("--revision", "s-{step}"), ("--tag", "t{step}"), ("--include-logs",)]
+)
+def test_what_only_a_run_has_is_refused_for_a_model_without_one(
+    local_hub: HubServer, finished: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["push", str(copy_of_export(finished)), REPO, *words])
+    assert ended.value.code == 2
+    assert " ".join(words) in capsys.readouterr().err
+    assert not local_hub.requests()
