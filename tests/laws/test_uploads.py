@@ -170,7 +170,8 @@ def test_faults_on_the_way_are_retried(upload_run, local_hub, tmp_path, monkeypa
     local_hub.fail_next(with_status=500, method="POST", path_contains="commit", times=1)
     upload_run()
     assert set(local_hub.file_names(REPO, "main")) >= MODEL_FILES
-    assert "the upload of step 2 failed" in read_log(tmp_path / "run")
+    log = read_log(tmp_path / "run")
+    assert "the upload of step 2 failed" in log and "training goes on" not in log
 
 
 def test_the_command_uploads_a_run_a_checkpoint_and_an_export(
@@ -348,6 +349,36 @@ def test_every_branch_that_was_promised_is_made_or_named_at_the_end(
     assert not list((tmp_path / "run").glob(".tmp-*"))
 
 
+def test_the_later_of_two_runs_at_once_is_told_what_its_upload_needs(
+    upload_run, local_hub, tmp_path, monkeypatch
+):
+    from flame_accel import train
+
+    first_save = train.save
+
+    def save_while_another_run_uploads(*arguments):
+        HfApi().upload_file(
+            repo_id=REPO, path_in_repo="model.safetensors", path_or_fileobj=b"theirs"
+        )
+        return first_save(*arguments)
+
+    monkeypatch.setattr(train, "save", save_while_another_run_uploads)
+    upload_run()
+    *_, end = read_log(tmp_path / "run").partition("not on the Hub: step 2")
+    advice, _, command = end.partition("flame-accel push")
+    assert "holds a model that this run did not upload" in advice and "--overwrite" in advice
+    assert f"{tmp_path / 'run/hf'} {REPO} --revision main" in command
+    assert local_hub.read_file(REPO, "model.safetensors") == b"theirs"
+
+
+def test_what_takes_the_place_of_an_upload_is_said(upload_run, local_hub, tmp_path):
+    local_hub.delay_next(60.0, method="POST", path_contains="preupload", times=float("inf"))
+    options = {"training.steps": 5, "checkpoint.interval": 1, "hub.when": "checkpoint"}
+    upload_run(**options, **{"hub.wait_seconds": 0})
+    log = read_log(tmp_path / "run")
+    assert "checkpoint/step-4 is not uploaded: hf takes its place" in log
+
+
 @pytest.mark.covers_option("hub.overwrite")
 def test_a_run_replaces_the_model_of_another_run_only_if_told_to(
     upload_run, local_hub, tmp_path, capsys
@@ -358,6 +389,7 @@ def test_a_run_replaces_the_model_of_another_run_only_if_told_to(
     with pytest.raises(UserError, match="the branch main of tester/model holds") as raised:
         upload_run(**other)
     assert "--hub.overwrite" in str(raised.value) and raised.value.exit_code == 2
+    assert "push" not in str(raised.value)
     assert not (tmp_path / "other").exists()
     # another branch is free; the same run goes on, also under its short name
     upload_run(**other, **{"hub.revision": "v2"})
@@ -368,7 +400,7 @@ def test_a_run_replaces_the_model_of_another_run_only_if_told_to(
     assert second != first
     with pytest.raises(UserError, match="this run did not upload") as raised:
         push_command(tmp_path / "other", REPO)
-    assert "--overwrite" in str(raised.value)
+    assert " --overwrite" in str(raised.value) and "hub." not in str(raised.value)
     push_command(tmp_path / "other", REPO, "--overwrite")
     exported = (tmp_path / "other/hf/model.safetensors").read_bytes()
     assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
