@@ -45,7 +45,7 @@ class HubConfig:
     before its first step."""
     include_logs: bool = False
     """Also upload metrics.jsonl, report.html and config.toml, to the folder training/ of the
-    repository. Paths in them are reduced to their last part."""
+    repository. Absolute paths in them are reduced to their last part."""
     wait_seconds: int = 600
     """Longest time to wait for the last upload when training has ended, in seconds."""
     model_name: str | None = None

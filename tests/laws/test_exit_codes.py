@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from flame_accel.__main__ import main
+from tests.helpers.hub_server import HubServer
 from tests.helpers.runs import ROOT
 
 CODES = {
@@ -15,6 +16,8 @@ CODES = {
     1: (
         "export EMPTY OUT",
         "push DAMAGED owner/name",
+        "push EMPTY owner/name",
+        "push WEIGHTLESS owner/name",
         "export DAMAGED OUT",
         "generate DAMAGED --prompt x",
     ),
@@ -44,9 +47,11 @@ def exit_code(words: list[str]) -> int:
 
 def test_commands_end_with_the_code_of_what_happened(finished: Path, tmp_path: Path):
     places = {"RUN": finished}
-    for name in ("OUT", "EMPTY", "DAMAGED"):
+    for name in ("OUT", "EMPTY", "WEIGHTLESS", "DAMAGED"):
         places[name] = tmp_path / name
     places["EMPTY"].mkdir()
+    shutil.copytree(finished / "hf", places["WEIGHTLESS"])
+    (places["WEIGHTLESS"] / "model.safetensors").unlink()
     shutil.copytree(finished / "checkpoint/step-4", places["DAMAGED"])
     (places["DAMAGED"] / "data.json").write_text("{}")
     found = {
@@ -55,6 +60,14 @@ def test_commands_end_with_the_code_of_what_happened(finished: Path, tmp_path: P
         for line in CODES[code]
     }
     assert found == {line: code for code in (2, 1, 0) for line in CODES[code]}
+
+
+def test_a_hub_that_refuses_is_a_mistake_and_one_that_does_not_answer_is_none(
+    local_hub: HubServer, finished: Path
+):
+    assert exit_code(["push", str(finished), "stranger/model"]) == 2
+    local_hub.stop()
+    assert exit_code(["push", str(finished), "tester/model"]) == 1
 
 
 def test_the_readme_lists_them():

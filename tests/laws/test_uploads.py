@@ -127,6 +127,15 @@ def test_offline_mode_is_said_at_the_start(upload_run, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_hub_that_is_down_at_the_start_is_said_before_anything_is_begun(
+    upload_run, local_hub, tmp_path
+):
+    local_hub.stop()
+    with pytest.raises(UserError, match="the Hub does not answer") as raised:
+        upload_run()
+    assert raised.value.exit_code == 1 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.covers_option("hub.wait_seconds")
 def test_a_hub_that_goes_down_changes_no_weight_and_ends_no_run(
     upload_run, train_here, flags, local_hub, tmp_path, monkeypatch

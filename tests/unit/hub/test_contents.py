@@ -87,6 +87,7 @@ def test_linked_files_outlive_the_folder_and_changing_them_does_not_change_it(mo
         ("/home/me/data", "data"),
         ("see /home/me/data/a, /home/me/data/b", "see a, b"),
         ("/home/me/database/x", "/home/me/database/x"),
+        ("home/me/data/x, ../me/data/x", "home/me/data/x, ../me/data/x"),
         ("https://host/home/me/data/x", "https://host/home/me/data/x"),
     ],
 )
