@@ -174,6 +174,7 @@ def upload_and_record_model(
         branch_pattern=branch_names_fullmatch_regex([arguments.revision]),
         overwrite=arguments.overwrite,
         accept_begun_if_unreachable=False,
+        model_folder=folder,
         push_command=command,
     )
     record = repository.record
@@ -239,5 +240,7 @@ def read_or_start_upload_record(
     if run_folder is not None and (
         (run_folder / RECORD_FILE).is_file() or os.access(run_folder, os.W_OK)
     ):
-        return read_upload_record_or_empty(run_folder, repo_id)
+        if not (run_folder / RECORD_FILE).is_file():
+            print(f"{run_folder} holds no record of earlier uploads ({RECORD_FILE})")
+        return read_upload_record_or_empty(run_folder, repo_id, report=print)
     return UploadRecord(repo_id=repo_id, run_id=checksum_of_model_files(folder, ".safetensors"))

@@ -4,6 +4,7 @@ Every mistake is found here, before the first step and before the run folder cha
 does not answer ends only the start of a run that it has never accepted.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 from flame_accel.config import UserError
@@ -57,6 +58,7 @@ def check_access_and_create_repository(
     branch_pattern: str,
     overwrite: bool,
     accept_begun_if_unreachable: bool,
+    model_folder: Path | None = None,
     push_command: str | None = None,
 ) -> AcceptedRepository:
     """Checks that the user may upload to a repository, and creates it if it does not exist.
@@ -69,6 +71,8 @@ def check_access_and_create_repository(
         overwrite: Whether models of other runs on them are replaced.
         accept_begun_if_unreachable: Whether a run that has uploaded may do so later if the Hub does
             not answer now.
+        model_folder: Of the model that is to be uploaded, if it exists already: whatever run it is
+            of, the same weights on the Hub may be uploaded again.
         push_command: What somebody has entered, for the error; None: it is a run.
 
     Raises:
@@ -90,7 +94,7 @@ def check_access_and_create_repository(
             )
             warning = f"{found.url} is public by now"
         if not overwrite:
-            check_branches_are_free(found.repo_id, found.branches)
+            check_branches_are_free(found.repo_id, found.branches, model_folder)
     except HubProblem as problem:
         if problem.is_worth_retrying and record.has_begun() and accept_begun_if_unreachable:
             warning = f"the Hub does not answer ({problem.message}): uploads are tried later"

@@ -4,6 +4,7 @@ What belongs to another run is not replaced, and what somebody wrote into the ca
 The requests are in `hub_client`, what the folder consists of is in `contents`.
 """
 
+import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,14 +46,36 @@ def format_push_command(
     return shlex.join(words)
 
 
-def check_branches_are_free(repo_id: str, branches: Mapping[str, BranchState]) -> None:
-    """Raises `HubProblem` if a branch holds a model of another run."""
-    taken = [name for name, state in branches.items() if state.is_taken]
+def check_branches_are_free(
+    repo_id: str, branches: Mapping[str, BranchState], model_folder: Path | None
+) -> None:
+    """Raises `HubProblem` if a branch holds a model of another run, with other weights.
+
+    Args:
+        repo_id: The repository.
+        branches: By name: what they hold.
+        model_folder: Of the model that is to be uploaded; None if it does not exist yet.
+    """
+    taken = [
+        name
+        for name, state in branches.items()
+        if state.is_taken and not (model_folder and _holds_weights(model_folder, state.weights))
+    ]
     if taken:
         raise HubProblem(
             "taken",
             f"the branch {taken[0]} of {repo_id} holds a model that this run did not upload",
         )
+
+
+def _holds_weights(folder: Path, sha256_by_name: Mapping[str, str | None]) -> bool:
+    for name, sha256 in sha256_by_name.items():
+        if not (folder / name).is_file():
+            return False
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return False
+    return True
 
 
 def merge_cards_and_upload(
@@ -82,7 +105,7 @@ def merge_cards_and_upload(
     pattern = branch_names_fullmatch_regex(upload.revisions)
     branches = process.describe_branches(upload.repo_id, record.build_branch_query(pattern))
     if not overwrite:
-        check_branches_are_free(upload.repo_id, branches)
+        check_branches_are_free(upload.repo_id, branches, Path(upload.folder))
     path = Path(upload.folder) / CARD
     for name, state in branches.items():
         before = path.read_bytes().decode("utf-8", "surrogateescape")

@@ -51,6 +51,8 @@ class BranchState:
     """Its README.md."""
     uploaded_card: str | None
     """README.md as some run uploaded it last."""
+    weights: dict[str, str | None] = field(default_factory=dict)
+    """Names of its weights, and SHA-256 of their contents; empty if the run knows the commit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,29 +157,32 @@ def _describe_branch(repo_id: str, branch: str, head: str, query: BranchQuery) -
     card = _read_card(repo_id, head)
     if head == query.known.get(branch):
         return BranchState(commit=head, is_taken=False, card=card, uploaded_card=card)
-    weights = _list_weight_blob_ids(repo_id, head)
+    weights = _list_weight_checksums(repo_id, head)
     for commit in HfApi().list_repo_commits(repo_id, revision=branch):
         run = RUN_LINE.search(commit.message)
         if run is not None:
             # somebody may have uploaded other weights since, without this package
-            uploaded = _list_weight_blob_ids(repo_id, commit.commit_id)
+            uploaded = _list_weight_checksums(repo_id, commit.commit_id)
             is_same = uploaded.items() <= weights.items()
             return BranchState(
                 commit=head,
                 is_taken=bool(weights) and not (is_same and run[1] == query.run_id),
                 card=card,
                 uploaded_card=_read_card(repo_id, commit.commit_id),
+                weights=weights,
             )
-    return BranchState(commit=head, is_taken=bool(weights), card=card, uploaded_card=None)
+    return BranchState(
+        commit=head, is_taken=bool(weights), card=card, uploaded_card=None, weights=weights
+    )
 
 
-def _list_weight_blob_ids(repo_id: str, commit: str) -> dict[str, str | None]:
-    """Weights at a commit: their names and the ids of their contents."""
+def _list_weight_checksums(repo_id: str, commit: str) -> dict[str, str | None]:
+    """Weights at a commit: their names and SHA-256, or the ids of those that are not in LFS."""
     from huggingface_hub import HfApi
 
     found = HfApi().model_info(repo_id, revision=commit, files_metadata=True).siblings or []
     return {
-        file.rfilename: file.blob_id
+        file.rfilename: file.lfs.sha256 if file.lfs is not None else file.blob_id
         for file in found
         if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in WEIGHTS)
     }

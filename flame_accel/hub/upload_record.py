@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -94,12 +95,15 @@ class UploadRecord:
         )
 
 
-def read_upload_record_or_empty(run_folder: Path, repo_id: str) -> UploadRecord:
+def read_upload_record_or_empty(
+    run_folder: Path, repo_id: str, *, report: Callable[[str], object]
+) -> UploadRecord:
     """The record of a run's uploads to a repository; an empty one if there is none to be read.
 
     Args:
         run_folder: The run folder.
         repo_id: NAMESPACE/NAME, or NAME for whatever namespace the run has uploaded to.
+        report: Told that the record is damaged.
     """
     path = run_folder / RECORD_FILE
     if not path.is_file():
@@ -109,7 +113,7 @@ def read_upload_record_or_empty(run_folder: Path, repo_id: str) -> UploadRecord:
         recorded = content["repo_id"]
         if repo_id not in (recorded, recorded.partition("/")[2]):
             return UploadRecord(repo_id=repo_id, run_id=content["run_id"])
-        return UploadRecord(
+        record = UploadRecord(
             repo_id=recorded,
             finished={name: FinishedUpload(**done) for name, done in content["finished"].items()},
             planned=[
@@ -119,8 +123,21 @@ def read_upload_record_or_empty(run_folder: Path, repo_id: str) -> UploadRecord:
             checkpoints_since_upload=content["checkpoints_since_upload"],
             run_id=content["run_id"],
         )
+        # what is used later without a further look
+        texts = [record.run_id]
+        for done in record.finished.values():
+            texts += [done.commit, done.checksum]
+        for planned in record.planned:
+            texts += [planned.source, planned.message, *planned.revisions]
+        numbers = [record.checkpoints_since_upload, *(planned.step for planned in record.planned)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("not text")
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError("not a number")
+        return record
     except (ValueError, KeyError, TypeError, AttributeError):
         # what is on the Hub is found again: files that are the same are not sent twice
+        report(f"{path} is damaged: what the run has uploaded before is not known")
         return UploadRecord(repo_id=repo_id)
 
 

@@ -98,7 +98,7 @@ class HubUploads:
             lambda: check_access_and_create_repository(
                 repo_id,
                 private=private,
-                record=read_upload_record_or_empty(self._run_folder, repo_id),
+                record=read_upload_record_or_empty(self._run_folder, repo_id, report=log.warning),
                 branch_pattern=self._fixed_or_main_and_step_regex(),
                 overwrite=self._options.overwrite,
                 accept_begun_if_unreachable=True,
@@ -160,7 +160,9 @@ class HubUploads:
 
     def _remove_stages_if_on_hub(self, exported: Path, step: int) -> bool:
         """Whether the Hub holds the exported model, as far as it can be asked."""
-        record = read_upload_record_or_empty(self._run_folder, str(self._options.repo_id))
+        record = read_upload_record_or_empty(
+            self._run_folder, str(self._options.repo_id), report=log.warning
+        )
         export = self._planned_upload(exported, step, self._fixed_or_main_and_step_branches(step))
         if record.planned or not record.has_uploaded(export, checksum_of_model_files(exported)):
             return False

@@ -4,6 +4,7 @@ What it uploads is tested in tests/laws/test_uploads.py.
 """
 
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -126,6 +127,25 @@ def test_a_file_with_the_access_token_is_named_before_there_is_a_repository(
     printed = capsys.readouterr().err
     assert "remove it from README.md" in printed and WRITE_TOKEN not in printed
     assert not local_hub.requests()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_the_weights_that_are_there_are_pushed_again_without_a_record_and_no_others(
+    local_hub: HubServer, finished: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    main(["push", str(finished), REPO])
+    record = finished / "hub.json"
+    record.unlink()
+    if content is not None:
+        record.write_text(content)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["push", str(finished / "checkpoint/step-4"), REPO])
+    printed = capsys.readouterr()
+    assert "did not upload" in printed.err and "hub.json" in printed.out
+    main(["push", str(finished), REPO])
+    assert "hub.json" in capsys.readouterr().out
+    assert json.loads(record.read_text())["finished"]["main"]["step"] == 8
 
 
 def copy_of_export(run: Path) -> Path:

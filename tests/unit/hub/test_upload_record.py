@@ -1,6 +1,7 @@
 """hub.json: what of a run is on the Hub."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -23,21 +24,31 @@ def test_a_record_reads_back_equal_for_its_own_repository(tmp_path):
     record = UploadRecord(
         repo_id="a/b", finished={"main": DONE}, planned=[PLANNED], checkpoints_since_upload=2
     )
-    assert not read_upload_record_or_empty(tmp_path, "a/b").has_begun()
+    assert not read_upload_record_or_empty(tmp_path, "a/b", report=print).has_begun()
     write_upload_record(tmp_path, record)
-    assert read_upload_record_or_empty(tmp_path, "a/b") == record
+    assert read_upload_record_or_empty(tmp_path, "a/b", report=print) == record
     # without the namespace of whoever was logged in
-    assert read_upload_record_or_empty(tmp_path, "b") == record
-    other = read_upload_record_or_empty(tmp_path, "a/other")
+    assert read_upload_record_or_empty(tmp_path, "b", report=print) == record
+    other = read_upload_record_or_empty(tmp_path, "a/other", report=print)
     assert not other.has_begun() and other.run_id == record.run_id
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"repo_id": "a/b"}', '{"repo_id": "a/b", "pl']
+    "content",
+    [
+        *("", "[]", "{", "{}", '{"repo_id": 5}', '{"repo_id": "a/b"}', '{"repo_id": "a/b", "pl'),
+        json.dumps({**asdict(UploadRecord(repo_id="a/b")), "run_id": 5}),
+        json.dumps({**asdict(UploadRecord(repo_id="a/b")), "checkpoints_since_upload": "x"}),
+        json.dumps(asdict(UploadRecord(repo_id="a/b", finished={"main": replace(DONE, commit=5)}))),
+    ],
 )
 def test_a_record_that_cannot_be_read_costs_nothing_but_an_upload(tmp_path, content):
     (tmp_path / "hub.json").write_text(content)
-    assert not read_upload_record_or_empty(tmp_path, "a/b").has_begun()
+    said: list[str] = []
+    assert not read_upload_record_or_empty(tmp_path, "a/b", report=said.append).has_begun()
+    assert said == [
+        f"{tmp_path / 'hub.json'} is damaged: what the run has uploaded before is not known"
+    ]
 
 
 def test_a_model_is_there_if_every_branch_holds_it():
@@ -76,7 +87,7 @@ def test_the_record_of_another_repository_is_not_replaced_by_a_push(tmp_path):
     record = UploadRecord(repo_id="a/b", finished={"main": DONE})
     write_upload_record_if_of_same_repository(tmp_path, record)
     write_upload_record_if_of_same_repository(tmp_path, UploadRecord(repo_id="a/other"))
-    assert read_upload_record_or_empty(tmp_path, "a/b") == record
+    assert read_upload_record_or_empty(tmp_path, "a/b", report=print) == record
 
 
 def test_only_the_folders_of_planned_uploads_are_kept(tmp_path):
