@@ -4,7 +4,6 @@ What belongs to another run is not replaced, and what somebody wrote into the ca
 The requests are in `hub_client`, what the folder consists of is in `contents`.
 """
 
-import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -69,11 +68,13 @@ def check_branches_are_free(
 
 
 def _holds_weights(folder: Path, sha256_by_name: Mapping[str, str | None]) -> bool:
+    from huggingface_hub.utils.sha import sha_fileobj
+
     for name, sha256 in sha256_by_name.items():
         if not (folder / name).is_file():
             return False
         with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            if sha_fileobj(file).hex() != sha256:
                 return False
     return True
 
