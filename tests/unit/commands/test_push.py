@@ -79,6 +79,17 @@ def test_a_folder_that_nobody_may_write_to_is_pushed_and_stays_as_it_is(
     assert "model.safetensors" in local_hub.file_names(REPO)
 
 
+def test_files_that_are_not_the_model_are_named_and_stay_here(
+    local_hub: HubServer, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "hf/notes.txt").write_text("mine")
+    (finished / "hf/passwd.json").symlink_to("/etc/passwd")
+    main(["push", str(finished), REPO])
+    assert "no part of the model: notes.txt, passwd.json\n" in capsys.readouterr().out
+    names = {path.name for path in (finished / "hf").iterdir()} - {"notes.txt", "passwd.json"}
+    assert set(local_hub.file_names(REPO)) - {".gitattributes"} == names
+
+
 def test_an_upload_does_not_publish_a_repository_that_exists(
     local_hub: HubServer, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,13 @@
 """What is uploaded of a folder: the model, and no path of this machine."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from flame_accel.config import UserError
@@ -64,6 +67,16 @@ def test_of_an_export_only_files_of_a_model_and_what_they_refer_to(model):
     assert set(selected.files) == {*MODEL, *texts, *extra}
     assert set(selected.left_out) == set(others)
     assert all(name in (selected.left_out_line or "") for name in others)
+
+
+def test_the_files_of_every_tokenizer_of_transformers_are_uploaded(model):
+    texts = [path.read_text() for path in Path(transformers.__file__).parent.rglob("tokeniz*.py")]
+    tables = re.findall(r"VOCAB_FILES_NAMES = \{(.*?)\}", "".join(texts), re.DOTALL)
+    names = {name for table in tables for name in re.findall(r':\s*"([^"]+)"', table)}
+    assert len(names) > 10
+    for name in names:
+        (model / name).write_text("")
+    assert select_model_files(model).left_out == []
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
