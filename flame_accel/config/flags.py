@@ -101,6 +101,11 @@ def _add_flag_setting_or_problem(
         source.add_wrong_value_problem(option.name, flag, "needs a value", remedy, value=None)
         return
     text = ",".join(values) if values else "true"
+    if option.name == "hub.repo_id" and not text:
+        # such as a shell variable that is not set: the model would be uploaded nowhere
+        remedy = "Write NAMESPACE/NAME, or none to upload nothing."
+        source.add_wrong_value_problem(option.name, flag, "is empty", remedy, value='""')
+        return
     try:
         source.add_setting(option.name, parse_text_value(option, text), flag)
     except InvalidValue as error:

@@ -10,6 +10,8 @@ REPO = "--hub.repo_id org/model"
 @pytest.mark.parametrize(
     ("flags", "rule"),
     [
+        ("--hub.repo_id ", "is empty"),
+        ("--hub.repo_id=", "is empty"),
         ("--hub.when checkpoint", "has no effect: hub.repo_id is none"),
         ("--hub.no_private", "has no effect: hub.repo_id is none"),
         ("--hub.include_logs", "has no effect: hub.repo_id is none"),
