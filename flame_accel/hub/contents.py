@@ -66,7 +66,7 @@ def replace_stage_with_model_files(
     for name in selected.files:
         place(model_folder / name, partial / name)
     shutil.rmtree(stage, ignore_errors=True)
-    partial.rename(stage)
+    files.rename_and_sync(partial, stage)
 
 
 def complete_stage_and_hide_paths(
