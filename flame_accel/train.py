@@ -120,7 +120,7 @@ def main(config: Config) -> None:
         uploads.upload_export_and_wait(run_folder / "hf", loop.state.step)
     finally:
         uploads.abort()
-        accelerator.end_training()
+        parallel.end_training_keeping_groups(accelerator)
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> KernelKind:

@@ -4,6 +4,7 @@ from flame_accel.parallel.accelerator import build_accelerator
 from flame_accel.parallel.collectives import (
     all_gather,
     all_reduce_sum_over_dp,
+    end_training_keeping_groups,
     run_on_main_and_broadcast,
     widest_float_dtype,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "describe_topology",
     "dp_rank",
     "dp_size",
+    "end_training_keeping_groups",
     "explain_timeout_errors",
     "extended_timeout",
     "is_deepspeed",

@@ -17,6 +17,8 @@ from flame_accel.config import UserError
 from flame_accel.parallel.ranks import tp_size
 
 Result = TypeVar("Result")
+_ended_groups: list[ProcessGroup | None] = []
+"""Groups that were destroyed, and whose objects are kept."""
 
 
 def run_on_main_and_broadcast(accelerator: Accelerator, compute: Callable[[], Result]) -> Result:
@@ -43,6 +45,20 @@ def run_on_main_and_broadcast(accelerator: Accelerator, compute: Callable[[], Re
     if isinstance(result, UserError):
         raise result
     return result
+
+
+def end_training_keeping_groups(accelerator: Accelerator) -> None:
+    """Ends trackers and process groups; the groups' objects stay until this process ends.
+
+    DDP's reducer would free the last reference with the GIL held, and join gloo's thread, which may
+    be waiting for the GIL to free the tensors of its last broadcast: a deadlock.
+    """
+    if torch.distributed.is_initialized():
+        _ended_groups.append(torch.distributed.group.WORLD)
+        mesh = accelerator.torch_device_mesh
+        if mesh is not None:
+            _ended_groups.extend(mesh.get_all_groups())
+    accelerator.end_training()
 
 
 def widest_float_dtype(device: torch.device) -> torch.dtype:
