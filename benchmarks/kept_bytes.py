@@ -85,7 +85,7 @@ def bytes_kept(config: Any, layers: int, tokens: int, *, bf16_stream: bool) -> i
 
 
 def bytes_per_token(config: Any, layers: int, *, bf16_stream: bool) -> float:
-    """Of a model of so many layers, without its head and loss."""
+    """Of a model with that number of layers, without its head and loss."""
     short, long = (bytes_kept(config, layers, t, bf16_stream=bf16_stream) for t in LENGTHS)
     return (long - short) / (LENGTHS[1] - LENGTHS[0])
 

@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             "the upload was interrupted",
             where=str(folder),
-            remedy=f"to go on where it was: {command}",
+            remedy=f"to continue the upload: {command}",
             exit_code=128 + signal.SIGINT,
         ) from None
 

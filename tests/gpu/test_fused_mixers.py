@@ -181,7 +181,7 @@ def bytes_kept_for_backward(layer: nn.Module, *, ours: bool) -> int:
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        # casts of weights are smaller than activations of so many tokens
+        # casts of weights are smaller than activations of that number of tokens
         if storage.data_ptr() not in parameters:
             counted[storage.data_ptr()] = storage.nbytes()
         return tensor

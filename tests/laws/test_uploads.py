@@ -326,11 +326,11 @@ def test_every_branch_that_was_promised_is_made_or_named_at_the_end(
         copying_threads.append(threading.current_thread().name)
         Path(target).write_bytes(Path(source).read_bytes())
 
-    def refuse_link(source: Path, target: Path) -> None:
+    def raise_on_link(source: Path, target: Path) -> None:
         raise OSError("no hard links here")
 
     if not has_hard_links:
-        monkeypatch.setattr(os, "link", refuse_link)
+        monkeypatch.setattr(os, "link", raise_on_link)
         monkeypatch.setattr(shutil, "copyfile", copy)
     options = {
         "training.steps": 8,

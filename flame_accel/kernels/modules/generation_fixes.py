@@ -176,7 +176,7 @@ def _wrap_forward_to_drop_needless_mask(
         )
         batch = hidden_states.shape[0]
         if past_key_values is None and batch > 1 and options.get("cu_seqlens") is not None:
-            # documents that go on in the next row; fla's tables of angles end with a row
+            # documents that continue in the next row; fla's tables of angles end with a row
             row = hidden_states.flatten(0, 1).unsqueeze(0)
             o, scores, cache = forward(layer, row, None, None, *args, **options)
             return o.unflatten(1, (batch, -1)).squeeze(0), scores, cache
