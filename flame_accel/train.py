@@ -120,7 +120,7 @@ def main(config: Config) -> None:
         uploads.upload_export_and_wait(run_folder / "hf", loop.state.step)
     finally:
         uploads.abort()
-        parallel.end_training_keeping_groups(accelerator)
+        parallel.end_training_and_destroy_groups(accelerator)
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> KernelKind:

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.config import CheckpointConfig
-from flame_accel.parallel import all_gather
+from flame_accel.parallel import all_gather_concatenated
 
 
 class SaveSchedule:
@@ -54,7 +54,7 @@ class SaveSchedule:
             return False
         now = self.clock()
         due = now - self.saved_at >= self.config.interval
-        decisions = all_gather(
+        decisions = all_gather_concatenated(
             self.accelerator, torch.tensor([due], device=self.accelerator.device, dtype=torch.uint8)
         )
         if not decisions[0].item():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flame_accel.config import UserError
 from flame_accel.parallel import (
-    all_gather,
+    all_gather_concatenated,
     all_reduce_sum_over_dp,
     dp_rank,
     dp_size,
@@ -185,7 +185,9 @@ class Meter:
     def _reduce_over_ranks(self) -> ReducedWindow:
         """Combines the window of all ranks, with one transfer from the device."""
         shared = all_reduce_sum_over_dp(self.accelerator, self.sums[:SKIPPED].clone())
-        largest = all_gather(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
+        largest = (
+            all_gather_concatenated(self.accelerator, self.max_loss.reshape(1)).max().reshape(1)
+        )
         local = [self.sums[:SKIPPED], self.max_loss.reshape(1).to(shared.dtype)]
         values = torch.cat([shared, self.sums[SKIPPED:], largest.to(shared.dtype), *local]).tolist()
         *sums, max_loss, local_nats, local_targets, local_max_loss = values

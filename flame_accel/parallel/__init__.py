@@ -2,9 +2,9 @@
 
 from flame_accel.parallel.accelerator import build_accelerator
 from flame_accel.parallel.collectives import (
-    all_gather,
+    all_gather_concatenated,
     all_reduce_sum_over_dp,
-    end_training_keeping_groups,
+    end_training_and_destroy_groups,
     run_on_main_and_broadcast,
     widest_float_dtype,
 )
@@ -29,7 +29,7 @@ from flame_accel.parallel.transform import apply_tp_float8_compile_and_checkpoin
 
 __all__ = [
     "UpdateResult",
-    "all_gather",
+    "all_gather_concatenated",
     "all_reduce_sum_over_dp",
     "apply_tp_float8_compile_and_checkpointing",
     "autocast_unless_fsdp2",
@@ -42,7 +42,7 @@ __all__ = [
     "describe_topology",
     "dp_rank",
     "dp_size",
-    "end_training_keeping_groups",
+    "end_training_and_destroy_groups",
     "explain_timeout_errors",
     "extended_timeout",
     "is_deepspeed",

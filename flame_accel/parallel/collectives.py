@@ -47,7 +47,7 @@ def run_on_main_and_broadcast(accelerator: Accelerator, compute: Callable[[], Re
     return result
 
 
-def end_training_keeping_groups(accelerator: Accelerator) -> None:
+def end_training_and_destroy_groups(accelerator: Accelerator) -> None:
     """Ends trackers and process groups; the groups' objects stay until this process ends.
 
     DDP's reducer would free the last reference with the GIL held, and join gloo's thread, which may
@@ -80,7 +80,7 @@ def all_reduce_sum_over_dp(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     return total / copies if total.is_floating_point() else total // copies
 
 
-def all_gather(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+def all_gather_concatenated(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """The tensors [n] of all ranks, concatenated in rank order [ranks * n], on every rank."""
     if accelerator.num_processes == 1:
         return tensor
@@ -88,7 +88,7 @@ def all_gather(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     return gathered
 
 
-def all_gather_stacked(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+def all_gather_stacked(tensor: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """The tensors [...] of all ranks of a group [ranks, ...]; None stands for all ranks.
 
     Needs a process group, and the same shape on every rank.

@@ -20,7 +20,7 @@ from flame_accel.config import CommConfig, Float8Config, OptimizerConfig, Traini
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate
 from flame_accel.parallel import (
-    all_gather,
+    all_gather_concatenated,
     average_fsdp2_ignored_gradients,
     build_accelerator,
     clip_gradients_and_get_norm,
@@ -91,7 +91,7 @@ def train(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> list[fl
         norm = clip_gradients_and_get_norm(accelerator, model, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loss = all_gather(accelerator, torch.stack(losses)).mean()
+        loss = all_gather_concatenated(accelerator, torch.stack(losses)).mean()
         curve += [loss.item(), norm.item()]
     return curve
 
@@ -132,7 +132,7 @@ def equals_one_process(*model_types: str) -> None:
         for parameter in ignored:
             other = alone.get_parameter(moved[id(parameter)])
             torch.testing.assert_close(parameter, other, rtol=1e-5, atol=1e-6)
-            copies = all_gather(accelerator, parameter.detach().flatten()[:1])
+            copies = all_gather_concatenated(accelerator, parameter.detach().flatten()[:1])
             assert (copies == copies[0]).all()
 
 
@@ -157,7 +157,7 @@ def stays_exact_in_bf16() -> None:
     assert torch.equal(seen["A_log"], before)
     own = mixer.A_log.grad.clone()
     assert own.dtype is torch.float32
-    every = all_gather(accelerator, own[None])
+    every = all_gather_concatenated(accelerator, own[None])
     assert not torch.equal(every[0], every[1])
     average_fsdp2_ignored_gradients(accelerator)
     torch.testing.assert_close(mixer.A_log.grad, every.mean(dim=0), rtol=1e-6, atol=0)

@@ -64,7 +64,7 @@ def test_the_clock_of_the_main_process_decides_for_all(monkeypatch, main_decides
         asked.append(bool(own))
         return torch.cat([torch.tensor([main_decides]).to(own), own])
 
-    monkeypatch.setattr(save_schedule, "all_gather", gather)
+    monkeypatch.setattr(save_schedule, "all_gather_concatenated", gather)
     config = CheckpointConfig(interval_type="seconds", interval=10)
     subject = SaveSchedule(ONE_PROCESS, config, total_steps=100, clock=(clock := Clock()))
     clock.now = 9.99 if main_decides else 10.0

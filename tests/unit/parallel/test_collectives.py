@@ -8,7 +8,7 @@ import torch
 
 from flame_accel.config import UserError
 from flame_accel.parallel import (
-    all_gather,
+    all_gather_concatenated,
     all_reduce_sum_over_dp,
     collectives,
     run_on_main_and_broadcast,
@@ -31,7 +31,7 @@ def accelerator(num_processes: int, tp: int = 1) -> Any:
 def test_one_rank_exchanges_nothing():
     tensor = torch.ones(3)
     assert all_reduce_sum_over_dp(accelerator(1), tensor) is tensor
-    assert all_gather(accelerator(1), tensor) is tensor
+    assert all_gather_concatenated(accelerator(1), tensor) is tensor
 
 
 def test_a_sum_counts_the_tensor_of_a_tp_group_once():
@@ -42,12 +42,19 @@ def test_a_sum_counts_the_tensor_of_a_tp_group_once():
 
 
 def test_gathering_concatenates_in_rank_order():
-    assert all_gather(accelerator(3), torch.tensor([1, 2])).tolist() == [1, 2, 1, 2, 1, 2]
+    assert all_gather_concatenated(accelerator(3), torch.tensor([1, 2])).tolist() == [
+        1,
+        2,
+        1,
+        2,
+        1,
+        2,
+    ]
 
 
 def test_stacked_gathering_has_one_row_per_rank_of_the_group():
     with fake_process_group(rank=0, world_size=4):
-        assert all_gather_stacked(torch.ones(2, 3), None).shape == (4, 2, 3)
+        assert all_gather_stacked(torch.ones(2, 3)).shape == (4, 2, 3)
 
 
 def test_sums_use_the_widest_type_of_a_device():
