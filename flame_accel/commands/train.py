@@ -52,17 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Launches the run and ends this process with the exit code of the run."""
-    options = prepend_quickstart_if_needed(arguments.run_options)
+    options = prepend_quickstart_unless_model_or_file_given(arguments.run_options)
     # wrong options end here, with exit code 2 and before torch is imported
     parse_or_exit(options)
     plan = resolve_accelerate_launch(
         os.environ, num_gpus=count_visible_gpus(os.environ), num_cores=count_usable_cores()
     )
     os.environ.update(plan.environment)
-    raise SystemExit(run_accelerate_launch(plan, options))
+    raise SystemExit(run_accelerate_launch_in_this_process(plan, options))
 
 
-def prepend_quickstart_if_needed(options: Sequence[str]) -> list[str]:
+def prepend_quickstart_unless_model_or_file_given(options: Sequence[str]) -> list[str]:
     """The options of a run, on top of the quickstart unless they name a run file or a model.
 
     Weights to start from name a model too: they bring their config.
@@ -104,13 +104,15 @@ def resolve_accelerate_launch(
     local_processes = _read_positive_integer(environment, "NGPU", default=max(num_gpus, 1))
     machines = _read_positive_integer(environment, "NNODE", default=1)
     processes = local_processes * machines
-    config = _resolve_launch_file(environment.get("ACCELERATE_CONFIG"), processes, num_gpus)
-    _check_launch_file_processes_and_engine(config, processes)
+    config = _resolve_launch_preset_or_file(
+        environment.get("ACCELERATE_CONFIG"), processes, num_gpus
+    )
+    _check_not_single_process_nor_missing_deepspeed(config, processes)
     flags = [
         *("--config_file", str(config)),
         *("--num_processes", str(processes), "--num_machines", str(machines)),
         # NODE_RANK says who waits for the others; c10d would guess it from host names
-        *("--machine_rank", str(_node_rank_or_zero(environment, machines))),
+        *("--machine_rank", str(_read_node_rank_or_zero_if_unset(environment, machines))),
         *("--rdzv_backend", "static"),
         *_main_process_address_flags(environment, machines),
     ]
@@ -124,7 +126,7 @@ def resolve_accelerate_launch(
     return AccelerateLaunch(flags, variables | given)
 
 
-def run_accelerate_launch(plan: AccelerateLaunch, options: Sequence[str]) -> int:
+def run_accelerate_launch_in_this_process(plan: AccelerateLaunch, options: Sequence[str]) -> int:
     """Runs `accelerate launch` within this process until the run ends; returns its exit code.
 
     A process that a signal ended counts as 128 + the number of the signal, as in a shell.
@@ -167,7 +169,7 @@ def _read_positive_integer(environment: Mapping[str, str], variable: str, *, def
     return int(text)
 
 
-def _node_rank_or_zero(environment: Mapping[str, str], machines: int) -> int:
+def _read_node_rank_or_zero_if_unset(environment: Mapping[str, str], machines: int) -> int:
     """The number of this machine, from 0."""
     text = environment.get("NODE_RANK") or "0"
     if not text.isdecimal() or int(text) >= machines:
@@ -191,34 +193,36 @@ def _read_port(environment: Mapping[str, str]) -> str | None:
     return text
 
 
-def _resolve_launch_file(given: str | None, processes: int, num_gpus: int) -> Path:
-    """The file for `accelerate launch`: the given one, or the preset that fits the machine."""
+def _resolve_launch_preset_or_file(
+    preset_or_file: str | None, processes: int, num_gpus: int
+) -> Path:
+    """The file for `accelerate launch`: as asked for, or the preset that fits the machine."""
     fitting = "ddp" if processes > 1 else "single" if num_gpus else "cpu"
-    path = Path(preset_path_or_unchanged(ACCELERATE, given or fitting))
+    path = Path(preset_path_or_unchanged(ACCELERATE, preset_or_file or fitting))
     if not path.is_file():
         raise UsageError(
-            f'"{given}" is neither a file nor a launch preset',
+            f'"{preset_or_file}" is neither a file nor a launch preset',
             where="ACCELERATE_CONFIG",
-            remedy=f"{suggest_presets(ACCELERATE, given or '')} "
+            remedy=f"{suggest_presets(ACCELERATE, preset_or_file or '')} "
             f"Launch presets are {', '.join(preset_names(ACCELERATE))}.",
         )
     return path
 
 
-def _check_launch_file_processes_and_engine(path: Path, processes: int) -> None:
+def _check_not_single_process_nor_missing_deepspeed(launch_file: Path, num_processes: int) -> None:
     """Raises `UserError` if the file cannot launch that many processes, or not on this machine."""
-    engine = str(_read_launch_file(path).get("distributed_type"))
+    engine = str(_read_launch_file(launch_file).get("distributed_type"))
     # an unquoted NO is false in YAML
-    if engine in ("NO", "False") and processes > 1:
+    if engine in ("NO", "False") and num_processes > 1:
         raise UsageError(
-            f"{path} starts one process, NGPU and NNODE ask for {processes}",
+            f"{launch_file} starts one process, NGPU and NNODE ask for {num_processes}",
             where="ACCELERATE_CONFIG",
             remedy="use ddp or fsdp2",
         )
     if engine == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         wanted = f"--requirement {ENGINE_PINS}" if ENGINE_PINS.is_file() else "deepspeed"
         raise UsageError(
-            f"{path} asks for DeepSpeed, which is not installed",
+            f"{launch_file} asks for DeepSpeed, which is not installed",
             where="ACCELERATE_CONFIG",
             remedy=f"install it: {sys.executable} -m pip install --use-pep517 {wanted}",
         )

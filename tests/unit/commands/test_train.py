@@ -11,9 +11,9 @@ from flame_accel.commands import train
 from flame_accel.commands.train import (
     AccelerateLaunch,
     count_visible_gpus,
-    prepend_quickstart_if_needed,
+    prepend_quickstart_unless_model_or_file_given,
     resolve_accelerate_launch,
-    run_accelerate_launch,
+    run_accelerate_launch_in_this_process,
 )
 from flame_accel.config import UserError
 from tests.helpers.accelerate_configs import NAMES, validate_launch
@@ -165,7 +165,7 @@ def test_a_file_of_the_users_own_is_taken_as_it_is(tmp_path):
 )
 def test_the_quickstart_is_the_base_unless_a_run_file_or_a_model_is_named(options, with_quickstart):
     base = ["--job.config_file", "quickstart"] if with_quickstart else []
-    assert prepend_quickstart_if_needed(options) == [*base, *options]
+    assert prepend_quickstart_unless_model_or_file_given(options) == [*base, *options]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_exit_code_of_the_run_passes_through(
     plan = resolve_accelerate_launch(
         {"ACCELERATE_CONFIG": config, "NGPU": "1"}, num_gpus=0, num_cores=2
     )
-    assert run_accelerate_launch(plan, []) == code
+    assert run_accelerate_launch_in_this_process(plan, []) == code
     error = capfd.readouterr().err
     assert "Traceback" not in error and said in error
 
@@ -216,7 +216,7 @@ def test_options_reach_the_launched_script_as_they_were_given(monkeypatch):
         launched.append((plan, options))
         return 3
 
-    monkeypatch.setattr(train, "run_accelerate_launch", record_launch)
+    monkeypatch.setattr(train, "run_accelerate_launch_in_this_process", record_launch)
     monkeypatch.setattr("os.environ", dict(launch_environment()))
     options = ["--training.steps", "40", "--job.description", "two words", "--training.varlen=true"]
     with pytest.raises(SystemExit) as end:
