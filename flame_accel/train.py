@@ -20,11 +20,11 @@ from flame_accel.checkpoint import (
     SaveSchedule,
     StartingPoint,
     TrainState,
-    delete_or_rename_unused_checkpoints,
+    delete_or_rename_unused_checkpoints_if_enabled,
     find_or_download_starting_point,
     restore_starting_point,
     save_checkpoint,
-    weights_only_dtype_or_none,
+    weights_only_dtype_if_seed_or_last,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
@@ -205,7 +205,7 @@ def restore_run(
         config.training, config.evaluation, components.run_data, rank=rank, world_size=world_size
     )
     # nothing refuses the start any more: until here the run folder was only read
-    delete_or_rename_unused_checkpoints(accelerator, start, config.checkpoint)
+    delete_or_rename_unused_checkpoints_if_enabled(accelerator, start, config.checkpoint)
     sources = describe_model_sources(config, components.run_data)
     observe.write_run_description_and_open_log(
         accelerator, run_folder, config, step=state.step, model_sources=sources
@@ -316,7 +316,7 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         tokenizer=components.tokenizer,
         stream_state=loop.batches.state_dict(),
         meter_state=loop.meter.state_dict(),
-        weights_only_dtype=weights_only_dtype_or_none(config.checkpoint, is_last_step=last),
+        weights_only_dtype=weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=last),
     )
     if 0 < loop.state.step < config.training.steps:
         loop.uploads.count_and_upload_due_checkpoint(checkpoint, loop.state.step)

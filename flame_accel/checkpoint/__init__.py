@@ -1,10 +1,10 @@
 """What survives a restart: atomic checkpoint folders, their contents, and Hugging Face weights."""
 
-from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype_or_none
+from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype_if_seed_or_last
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.restore import (
     StartingPoint,
-    delete_or_rename_unused_checkpoints,
+    delete_or_rename_unused_checkpoints_if_enabled,
     find_or_download_starting_point,
     restore_starting_point,
 )
@@ -16,9 +16,9 @@ __all__ = [
     "SaveSchedule",
     "StartingPoint",
     "TrainState",
-    "delete_or_rename_unused_checkpoints",
+    "delete_or_rename_unused_checkpoints_if_enabled",
     "find_or_download_starting_point",
     "restore_starting_point",
     "save_checkpoint",
-    "weights_only_dtype_or_none",
+    "weights_only_dtype_if_seed_or_last",
 ]

@@ -108,7 +108,7 @@ def save_checkpoint(
     return folder.checkpoint_path(state.step)
 
 
-def weights_only_dtype_or_none(
+def weights_only_dtype_if_seed_or_last(
     config: CheckpointConfig, *, is_last_step: bool
 ) -> torch.dtype | None:
     """The dtype of a checkpoint that contains only weights; None if it contains everything.
@@ -182,12 +182,12 @@ def load_checkpoint(
     state = TrainState(**read_json(checkpoint / "state.json"))
     if not full:
         return RestoredState(state)
-    _restore_rng_states_of_rank_if_saved(accelerator, checkpoint)
+    _restore_rng_states_of_rank_or_warn(accelerator, checkpoint)
     meter_states = [rank["meter"] for rank in read_json(checkpoint / "ranks.json")]
     return RestoredState(state, stream_state, meter_states)
 
 
-def _restore_rng_states_of_rank_if_saved(accelerator: Accelerator, checkpoint: Path) -> None:
+def _restore_rng_states_of_rank_or_warn(accelerator: Accelerator, checkpoint: Path) -> None:
     path = checkpoint / f"rank-{accelerator.process_index}.json"
     if path.exists():
         set_all_rng_states(read_json(path))

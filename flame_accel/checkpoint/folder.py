@@ -50,7 +50,7 @@ class CheckpointFolder:
         """The folder in which a checkpoint is written; the same path on every rank of a run."""
         return self.path / f"{STEP_PREFIX}{step}{TEMPORARY_INFIX}writing"
 
-    def list_steps(self) -> list[int]:
+    def list_steps_intact_or_damaged(self) -> list[int]:
         """Steps that have a `step-N` folder, intact or damaged, in ascending order."""
         names = [entry.name for entry in self.path.glob(f"{STEP_PREFIX}*") if entry.is_dir()]
         numbers = [name.removeprefix(STEP_PREFIX) for name in names]
@@ -84,12 +84,12 @@ class CheckpointFolder:
         files.sync_and_swap_keeping_old(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _first_free_path_with_suffix(final, SUPERSEDED))
-        self._delete_all_but_latest_k()
+        self._delete_all_but_latest_k_unless_in_use()
         return final
 
-    def _delete_all_but_latest_k(self) -> None:
+    def _delete_all_but_latest_k_unless_in_use(self) -> None:
         if self.keep_latest_k:
-            for step in self.list_steps()[: -self.keep_latest_k]:
+            for step in self.list_steps_intact_or_damaged()[: -self.keep_latest_k]:
                 if self.checkpoint_path(step) not in self.in_use:
                     shutil.rmtree(self.checkpoint_path(step))
 
@@ -105,7 +105,7 @@ class CheckpointFolder:
         Raises:
             UserError: `load_step` names a checkpoint that does not exist or is damaged.
         """
-        saved_steps = self.list_steps()
+        saved_steps = self.list_steps_intact_or_damaged()
         if load_step >= 0:
             return self._intact_checkpoint_of_step_or_raise(load_step, saved_steps)
         for step in reversed(saved_steps):
@@ -142,7 +142,7 @@ class CheckpointFolder:
         for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
             get_logger().info("deleting %s: saving it was interrupted", leftover)
             shutil.rmtree(leftover)
-        for step in self.list_steps():
+        for step in self.list_steps_intact_or_damaged():
             if loaded is None or step > step_of_checkpoint(loaded):
                 # the run continues from the older one: a later start must not return to these
                 aside = _first_free_path_with_suffix(self.checkpoint_path(step), newer_suffix)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.contents import RestoredState, has_training_state, load_checkpoint
 from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder, step_of_checkpoint
@@ -70,7 +70,8 @@ def find_or_download_starting_point(
     """
     checkpoints = CheckpointFolder(run_folder / config.folder, keep_latest_k=config.keep_latest_k)
     own = run_on_main_and_broadcast(
-        accelerator, lambda: _find_checkpoint_to_resume(checkpoints, config, total_steps)
+        accelerator,
+        lambda: _find_resumable_or_final_checkpoint_if_enabled(checkpoints, config, total_steps),
     )
     if own is not None:
         return StartingPoint(checkpoints, own, own=True)
@@ -112,9 +113,8 @@ def restore_starting_point(
     """
     if start.folder is None:
         return RestoredState(TrainState())
-    _check_weights_match_model_and_tokenizer(
-        accelerator, start, start.folder, config, model, tokenizer
-    )
+    model_config = unwrap_model(accelerator, model).config
+    _check_weights_match_config_and_tokenizer(start, start.folder, config, model_config, tokenizer)
     if start.own:
         # a run that is started again resumes everything from its newest checkpoint
         excluded = config.exclude_from_loading if config.load_step >= 0 else ()
@@ -123,7 +123,7 @@ def restore_starting_point(
         )
         get_logger().info("continuing after step %d, from %s", restored.state.step, start.folder)
         return restored
-    return _load_from_initial_load_path(
+    return _load_initial_weights_or_full_checkpoint(
         accelerator,
         start.folder,
         config,
@@ -133,7 +133,7 @@ def restore_starting_point(
     )
 
 
-def delete_or_rename_unused_checkpoints(
+def delete_or_rename_unused_checkpoints_if_enabled(
     accelerator: Accelerator, start: StartingPoint, config: CheckpointConfig
 ) -> None:
     """Once a run continues: renames its checkpoints that no later start may load."""
@@ -144,12 +144,11 @@ def delete_or_rename_unused_checkpoints(
         )
 
 
-def _check_weights_match_model_and_tokenizer(
-    accelerator: Accelerator,
+def _check_weights_match_config_and_tokenizer(
     start: StartingPoint,
     folder: Path,
     config: CheckpointConfig,
-    model: nn.Module,
+    model_config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Checks that the weights to start from are this model's."""
@@ -164,7 +163,7 @@ def _check_weights_match_model_and_tokenizer(
         )
     check_weights_match_config_and_tokenizer(
         folder,
-        unwrap_model(accelerator, model).config,
+        model_config,
         tokenizer,
         accepted=config.accept_differences,
         where=where,
@@ -172,7 +171,7 @@ def _check_weights_match_model_and_tokenizer(
     )
 
 
-def _load_from_initial_load_path(
+def _load_initial_weights_or_full_checkpoint(
     accelerator: Accelerator,
     source: Path,
     config: CheckpointConfig,
@@ -229,17 +228,17 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
     folder = Path(name_or_path)
     if not folder.exists():
         with accelerator.local_main_process_first():
-            folder = _download_weights(name_or_path)
+            folder = _download_or_find_cached_weights(name_or_path)
     run_on_main_and_broadcast(
         accelerator, lambda: _check_weights_intact_and_readable(folder, name_or_path)
     )
     return folder
 
 
-def _find_checkpoint_to_resume(
+def _find_resumable_or_final_checkpoint_if_enabled(
     checkpoints: CheckpointFolder, config: CheckpointConfig, total_steps: int
 ) -> Path | None:
-    """The run's own checkpoint to resume; None if it has none."""
+    """The run's own checkpoint to resume, or of its last step; None if it has none."""
     if not config.enable_checkpoint:
         return None
     found = checkpoints.find_intact_checkpoint(config.load_step)
@@ -256,7 +255,7 @@ def _find_checkpoint_to_resume(
         return found
     full = [
         older
-        for older in checkpoints.list_steps()
+        for older in checkpoints.list_steps_intact_or_damaged()
         if has_training_state(checkpoints.checkpoint_path(older))
     ]
     from_full = f"resume step {full[-1]} with checkpoint.load_step, or " if full else ""
@@ -290,7 +289,7 @@ def _check_no_finished_run_in_folder(
     )
 
 
-def _download_weights(name: str) -> Path:
+def _download_or_find_cached_weights(name: str) -> Path:
     online = check_model_exists_if_hub_reachable(
         name,
         where=f"checkpoint.initial_load_path {name}",

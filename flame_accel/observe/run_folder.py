@@ -132,7 +132,7 @@ def write_run_description_and_open_log(
 
 
 def write_config_environment_and_clear_ended(
-    run_folder: Path, config: Config, environment: dict[str, Any]
+    run_folder: Path, config: Config, environment_with_starts: Mapping[str, Any]
 ) -> None:
     """Creates the run folder with config.toml and environment.json; the run has not ended.
 
@@ -143,7 +143,7 @@ def write_config_environment_and_clear_ended(
         run_folder.mkdir(parents=True, exist_ok=True)
         (run_folder / ENDED_FILE).unlink(missing_ok=True)
         write_text_atomically(run_folder / CONFIG_FILE, to_toml(config))
-        write_json_atomically(run_folder / ENVIRONMENT_FILE, environment, indent=2)
+        write_json_atomically(run_folder / ENVIRONMENT_FILE, environment_with_starts, indent=2)
     except OSError as error:
         raise UserError(
             f"the run folder cannot be written to: {error.strerror}",
@@ -196,7 +196,8 @@ def check_same_model_and_data(before: Config, after: Config) -> None:
             ("training.dataset", before.training.dataset, after.training.dataset),
             ("training.dataset_name", before.training.dataset_name, after.training.dataset_name),
         )
-        if _last_path_parts(old) != _last_path_parts(new)
+        if _names_without_folders_and_json_suffix(old)
+        != _names_without_folders_and_json_suffix(new)
     ]
     if changes:
         raise UserError(
@@ -206,7 +207,7 @@ def check_same_model_and_data(before: Config, after: Config) -> None:
         )
 
 
-def _last_path_parts(comma_separated_paths: str | None) -> list[str]:
+def _names_without_folders_and_json_suffix(comma_separated_paths: str | None) -> list[str]:
     """The last part of each of several paths or names, which stays when a file or folder moves."""
     names = []
     # config.toml, from which the options before were read, has no secrets

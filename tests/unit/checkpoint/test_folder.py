@@ -82,7 +82,7 @@ def test_a_requested_checkpoint_that_is_damaged_is_an_error_and_is_kept(folder, 
 def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(folder):
     save(folder, 5)
     (folder.create_temporary_folder(9) / "model.safetensors").write_bytes(b"half")
-    assert folder.list_steps() == [5]
+    assert folder.list_steps_intact_or_damaged() == [5]
     assert find_and_clean_up(folder, -1) == folder.checkpoint_path(5)
     assert names(folder.path) == ["step-5"]
 
@@ -90,7 +90,7 @@ def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(fold
 def test_the_newest_is_by_number_and_not_by_name(folder):
     for step in (9, 10, 100):
         save(folder, step)
-    assert folder.list_steps() == [9, 10, 100]
+    assert folder.list_steps_intact_or_damaged() == [9, 10, 100]
     assert find_and_clean_up(folder, -1) == folder.checkpoint_path(100)
 
 
@@ -98,9 +98,9 @@ def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_
     folder = CheckpointFolder(tmp_path, keep_latest_k=2)
     for step in (2, 4, 6):
         save(folder, step)
-    assert folder.list_steps() == [4, 6]
+    assert folder.list_steps_intact_or_damaged() == [4, 6]
     folder.create_temporary_folder(8)
-    assert folder.list_steps() == [4, 6]
+    assert folder.list_steps_intact_or_damaged() == [4, 6]
 
 
 def test_the_manifest_lists_every_file(folder):
