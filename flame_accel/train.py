@@ -57,7 +57,7 @@ class Components(NamedTuple):
     run_data: data.RunData
     model: nn.Module
     optimizer: AcceleratedOptimizer
-    num_parameters: models.ParameterCount
+    num_parameters: models.TotalAndNonEmbeddingCount
     flops_per_token: float | None
     """Training FLOPs, forward and backward; None if the model's mixer is unknown."""
     graphs: PassGraphs | None = None
@@ -151,7 +151,7 @@ def build_components(
         run_data = data.open_data(training, config.evaluation, tokenizer)
     model = models.build_model(
         model_config,
-        vocabulary_size=models.padded_or_stored_embedding_rows(
+        vocabulary_size=models.padded_or_stored_embedding_rows_or_raise(
             data.vocabulary_size(tokenizer),
             multiple=training.vocab_multiple,
             stored_rows=start.stored_config_if_present().get("vocab_size"),
@@ -242,7 +242,7 @@ def train(
     training, steps = config.training, config.training.steps
     state, batches, meter = loop.state, loop.batches, loop.meter
     step_tokens = parallel.tokens_per_step(training, accelerator)
-    progress = observe.build_progress_bar(
+    progress = observe.build_progress_bar_on_terminal(
         completed_steps=state.step,
         total_steps=steps,
         shown=accelerator.is_main_process,
@@ -252,7 +252,7 @@ def train(
     garbage = GarbageCollection(training.gc_freq)
     stream = iter(batches)
     first_step = state.step + 1
-    meter.start()
+    meter.start_clock()
     while state.step < steps:
         lr = learning_rate(
             state.step, config.optimizer, total_steps=steps, warmup_steps=training.warmup_steps
@@ -284,7 +284,9 @@ def train(
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
             record |= meter.finish_window(lr=lr)
-            loop.metric_logger.write_local_values_to_tensorboard(meter.local, step=state.step)
+            loop.metric_logger.write_rank_values_to_own_tensorboard_if_enabled(
+                meter.local, step=state.step
+            )
         if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
             # kernels may be tuned for its shapes first
             with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
@@ -315,7 +317,7 @@ def save(config: Config, accelerator: Accelerator, components: Components, loop:
         optimizer=components.optimizer,
         tokenizer=components.tokenizer,
         stream_state=loop.batches.state_dict(),
-        meter_state=loop.meter.state_dict(),
+        meter_state=loop.meter.losses_and_skips(),
         weights_only_dtype=weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=last),
     )
     if 0 < loop.state.step < config.training.steps:

@@ -6,7 +6,7 @@ from torch import nn
 from flame_accel import parallel
 from flame_accel.config import TrainingConfig
 from flame_accel.data import RunData
-from flame_accel.models import ParameterCount
+from flame_accel.models import TotalAndNonEmbeddingCount
 from flame_accel.observe import get_logger
 
 
@@ -14,7 +14,7 @@ def log_run_summary(
     accelerator: Accelerator,
     training: TrainingConfig,
     model: nn.Module,
-    num_parameters: ParameterCount,
+    num_parameters: TotalAndNonEmbeddingCount,
     run_data: RunData,
 ) -> None:
     """Logs the model's size, the data, and what a step consists of.

@@ -7,12 +7,12 @@ Nothing here trains, reads data or touches an Accelerator; what runs the operato
 from flame_accel.models.build import (
     build_model,
     load_model_config,
-    padded_or_stored_embedding_rows,
+    padded_or_stored_embedding_rows_or_raise,
     warn_about_unused_weights,
 )
 from flame_accel.models.flops import device_peak_flops, train_flops_per_token
 from flame_accel.models.parameter_groups import (
-    ParameterCount,
+    TotalAndNonEmbeddingCount,
     count_parameters,
     fp32_parameter_names,
     parameter_groups,
@@ -20,13 +20,13 @@ from flame_accel.models.parameter_groups import (
 from flame_accel.models.registration import register_models
 
 __all__ = [
-    "ParameterCount",
+    "TotalAndNonEmbeddingCount",
     "build_model",
     "count_parameters",
     "device_peak_flops",
     "fp32_parameter_names",
     "load_model_config",
-    "padded_or_stored_embedding_rows",
+    "padded_or_stored_embedding_rows_or_raise",
     "parameter_groups",
     "register_models",
     "train_flops_per_token",

@@ -161,7 +161,7 @@ def _increase_max_position_embeddings(model: PreTrainedModel, trained_length: in
         config.max_position_embeddings = trained_length
 
 
-def padded_or_stored_embedding_rows(
+def padded_or_stored_embedding_rows_or_raise(
     vocabulary_size: int, *, multiple: int, stored_rows: int | None
 ) -> int:
     """Number of rows of the embedding, and of the head.

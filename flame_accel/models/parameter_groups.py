@@ -22,7 +22,7 @@ ParameterGroup = dict[str, Any]
 """A group of a torch optimizer: `params`, and hyperparameters that hold for them."""
 
 
-class ParameterCount(NamedTuple):
+class TotalAndNonEmbeddingCount(NamedTuple):
     """Number of parameters of a model; a tied one counts once."""
 
     total: int
@@ -34,11 +34,11 @@ class ParameterCount(NamedTuple):
         return f"{self.total:,} parameters, {self.without_embeddings:,} without embeddings"
 
 
-def count_parameters(model: PreTrainedModel) -> ParameterCount:
+def count_parameters(model: PreTrainedModel) -> TotalAndNonEmbeddingCount:
     """Counts the parameters of a model; they may be on any device, meta included."""
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding = sum(parameter.numel() for parameter in model.get_input_embeddings().parameters())
-    return ParameterCount(total, total - embedding)
+    return TotalAndNonEmbeddingCount(total, total - embedding)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGroup]:

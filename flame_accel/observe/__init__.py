@@ -1,7 +1,7 @@
 """What a run measures, shows and records: meter, console, metrics, profiles, report, run folder."""
 
 from flame_accel.observe.console import (
-    build_progress_bar,
+    build_progress_bar_on_terminal,
     get_logger,
     setup_console_logging,
 )
@@ -23,7 +23,7 @@ __all__ = [
     "Meter",
     "MetricLogger",
     "StepProfiler",
-    "build_progress_bar",
+    "build_progress_bar_on_terminal",
     "check_run_folder_and_log_changes",
     "describe_environment",
     "device_name",

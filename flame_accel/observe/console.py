@@ -129,7 +129,7 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def build_progress_bar(
+def build_progress_bar_on_terminal(
     *, completed_steps: int, total_steps: int, shown: bool, colored: bool
 ) -> tqdm:
     """A progress bar on a terminal; nothing elsewhere, where the logged lines show the progress."""

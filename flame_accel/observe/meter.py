@@ -55,8 +55,8 @@ class Meter:
         accelerator: The run's accelerator.
         flops_per_token: Training FLOPs per token of the model; None if unknown.
         device_peak_flops: Peak FLOP/s of one device; None if unknown.
-        states: `state_dict` of every data-parallel rank's meter in the resumed run, by rank;
-            empty for a new run.
+        states: `losses_and_skips` of every data-parallel rank's meter in the resumed run, by
+            rank; empty for a new run.
         clock: Monotonic clock in seconds.
     """
 
@@ -87,9 +87,9 @@ class Meter:
         """Values of the last record that this rank measured alone."""
         if states:
             rank, size = dp_rank(accelerator), dp_size(accelerator)
-            self._load_state_dict(window_state_for_rank(states, dp_rank=rank, dp_size=size))
+            self._load_losses_and_skips(window_state_for_rank(states, dp_rank=rank, dp_size=size))
 
-    def start(self) -> None:
+    def start_clock(self) -> None:
         """Starts the clock of the first window; called right before the first step."""
         self.started_at = self.clock()
 
@@ -204,12 +204,12 @@ class Meter:
         self.data_seconds = self.paused_seconds = 0.0
         self.started_at = now
 
-    def state_dict(self) -> MeterState:
+    def losses_and_skips(self) -> MeterState:
         """This rank's unfinished window and counters, JSON-able."""
         return {"sums": self.sums.tolist(), "max_loss": none_if_infinite(self.max_loss)}
 
-    def _load_state_dict(self, state: MeterState) -> None:
-        """Continues the window of a `state_dict`: its losses count, its time does not."""
+    def _load_losses_and_skips(self, state: MeterState) -> None:
+        """Continues the window that was saved: its losses count, its time does not."""
         self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
         if state["max_loss"] is not None:
             self.max_loss.fill_(state["max_loss"])
@@ -218,7 +218,7 @@ class Meter:
 def window_state_for_rank(
     states: Sequence[MeterState], *, dp_rank: int, dp_size: int
 ) -> MeterState:
-    """The state with which a data-parallel rank resumes, from the `Meter.state_dict`s of all ranks.
+    """The state with which a data-parallel rank resumes, from those that all ranks saved.
 
     With as many ranks as before each resumes its own, so that sums are bit-identical. Otherwise
     rank 0 takes the sums of all.

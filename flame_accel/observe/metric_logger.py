@@ -109,11 +109,13 @@ class MetricLogger:
         values = {key: value for key, value in record.items() if key != "step"}
         self.accelerator.log(values, step=int(record["step"]))
 
-    def write_local_values_to_tensorboard(self, values: Mapping[str, float], *, step: int) -> None:
+    def write_rank_values_to_own_tensorboard_if_enabled(
+        self, values_of_rank: Mapping[str, float], *, step: int
+    ) -> None:
         """Writes this rank's own values for TensorBoard, with `metrics.no_rank_0_only`."""
         if self.local_writer is None:
             return
-        for name, value in values.items():
+        for name, value in values_of_rank.items():
             self.local_writer.add_scalar(name, value, global_step=step)
         self.local_writer.flush()
 

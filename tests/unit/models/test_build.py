@@ -11,7 +11,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.models.build import (
     build_model,
     load_model_config,
-    padded_or_stored_embedding_rows,
+    padded_or_stored_embedding_rows_or_raise,
     warn_about_unused_weights,
 )
 from tests.helpers.checkpoints import read_weights
@@ -129,12 +129,15 @@ def test_the_vocabulary_and_special_tokens_follow_the_tokenizer():
     [(64, None, 64), (65, None, 128), (65, 65, 65), (65, 320, 320)],
 )
 def test_only_fresh_weights_are_padded_to_a_multiple(ids, stored_rows, expected):
-    assert padded_or_stored_embedding_rows(ids, multiple=64, stored_rows=stored_rows) == expected
+    assert (
+        padded_or_stored_embedding_rows_or_raise(ids, multiple=64, stored_rows=stored_rows)
+        == expected
+    )
 
 
 def test_stored_weights_with_fewer_rows_than_ids_are_refused():
     with pytest.raises(UserError, match=r"have 64 rows .* has 65 ids"):
-        padded_or_stored_embedding_rows(65, multiple=64, stored_rows=64)
+        padded_or_stored_embedding_rows_or_raise(65, multiple=64, stored_rows=64)
 
 
 @pytest.mark.covers_option("training.vocab_multiple")

@@ -83,7 +83,7 @@ def test_a_share_of_the_peak_is_claimed_only_where_both_are_known():
 def test_an_open_window_survives_a_restart():
     first = meter(Clock())
     first.add_step(step(10.0, 2), tokens=8)
-    state = json.loads(json.dumps(first.state_dict()))
+    state = json.loads(json.dumps(first.losses_and_skips()))
     second = meter(clock := Clock(), states=[state])
     second.add_step(step(90.0, 30), tokens=8)
     clock.now += 1
