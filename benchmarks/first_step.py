@@ -87,10 +87,16 @@ def measure_first_steps(arguments: argparse.Namespace) -> dict[str, float]:
 
     tuner = None
     if arguments.child != "plain":
-        from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook
+        from flame_accel.kernels.tuning import (
+            Tuner,
+            detect_gpu_name_and_capability,
+            install_autotune_hook,
+        )
 
         fresh, tunes = arguments.child == "parallel", arguments.child != "nearest"
-        tuner = install_autotune_hook(Tuner(detect_gpu(), fresh=fresh, tunes=tunes))
+        tuner = install_autotune_hook(
+            Tuner(detect_gpu_name_and_capability(), fresh=fresh, tunes=tunes)
+        )
     imported = time.time()
     torch.manual_seed(42)
     config = AutoConfig.from_pretrained(arguments.config)

@@ -29,7 +29,7 @@ from flame_accel.checkpoint import (
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
-from flame_accel.evaluation import sample_export_and_write_report, validate
+from flame_accel.evaluation import log_sample_and_write_html_report, validate
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.sources import describe_model_sources
@@ -302,7 +302,7 @@ def train(
             with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
         garbage.freeze_first_or_collect_if_due(state.step)
-    garbage.unfreeze()
+    garbage.unfreeze_and_leave_collector_disabled()
     progress.close()
 
 
@@ -346,7 +346,7 @@ def export_and_report(
     log.info("exported: %s", exported)
     if accelerator.is_main_process:
         title, seed = config.job.description or run_folder.name, config.training.seed
-        sample_export_and_write_report(
+        log_sample_and_write_html_report(
             exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
         )
         observe.write_run_end(run_folder, reason="finished", step=state.step)

@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     # kernels of generation would take longer to tune than to run
-    with kernels.tuning_disabled():
+    with kernels.tuning_disabled_and_choices_forgotten():
         model, tokenizer = load_model_and_tokenizer(
             source,
             dtype=arguments.dtype,
@@ -220,9 +220,9 @@ def stream_continuation(
     from transformers import TextStreamer
 
     from flame_accel.evaluation.generate import check_prompt_fits_context, generate_continuations
-    from flame_accel.evaluation.prompts import encode_prompt
+    from flame_accel.evaluation.prompts import encode_nonempty_prompt_or_raise
 
-    ids = encode_prompt(tokenizer, prompt, chat=chat)
+    ids = encode_nonempty_prompt_or_raise(tokenizer, prompt, text_is_user_message=chat)
     check_prompt_fits_context(model, len(ids), settings.max_new_tokens)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     (continuation,) = generate_continuations(
@@ -256,9 +256,12 @@ def generate_result_records(
         batch_size: Prompts that are continued at once, padded on the left.
     """
     from flame_accel.evaluation.generate import check_prompt_fits_context, generate_continuations
-    from flame_accel.evaluation.prompts import encode_prompt
+    from flame_accel.evaluation.prompts import encode_nonempty_prompt_or_raise
 
-    encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
+    encoded = [
+        encode_nonempty_prompt_or_raise(tokenizer, prompt, text_is_user_message=chat)
+        for prompt in prompts
+    ]
     check_prompt_fits_context(model, max(map(len, encoded)), settings.max_new_tokens)
     pairs = iter(zip(prompts, encoded, strict=True))
     while batch := list(islice(pairs, batch_size)):

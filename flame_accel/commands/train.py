@@ -22,7 +22,12 @@ from typing import Any, NamedTuple
 
 from flame_accel.config import UsageError, parse_or_exit
 from flame_accel.cpu_cores import count_usable_cores
-from flame_accel.presets import ACCELERATE, preset_names, preset_path_or_unchanged, suggest_presets
+from flame_accel.presets import (
+    ACCELERATE,
+    existing_else_preset_path_or_unchanged,
+    preset_names,
+    suggest_presets,
+)
 
 QUICKSTART = ("--job.config_file", "quickstart")
 """Options that a run starts from if it names neither a run file nor a model."""
@@ -198,7 +203,9 @@ def _resolve_launch_preset_or_file(
 ) -> Path:
     """The file for `accelerate launch`: as asked for, or the preset that fits the machine."""
     fitting = "ddp" if processes > 1 else "single" if num_gpus else "cpu"
-    path = Path(preset_path_or_unchanged(ACCELERATE, preset_or_file or fitting))
+    path = Path(
+        existing_else_preset_path_or_unchanged(ACCELERATE, preset_or_file or fitting)
+    )
     if not path.is_file():
         raise UsageError(
             f'"{preset_or_file}" is neither a file nor a launch preset',

@@ -56,13 +56,17 @@ def run(arguments: argparse.Namespace) -> None:
         )
     kernels.install("triton")
 
-    from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook
+    from flame_accel.kernels.tuning import (
+        Tuner,
+        detect_gpu_name_and_capability,
+        install_autotune_hook,
+    )
     from flame_accel.models import register_models
     from flame_accel.observe import setup_console_logging
 
     setup_console_logging(main_process=True)
     register_models()
-    gpu = detect_gpu()
+    gpu = detect_gpu_name_and_capability()
     folder = arguments.output / gpu.capability if arguments.output else None
     tuner = install_autotune_hook(Tuner(gpu, folder, fresh=arguments.fresh))
     failed = [

@@ -14,7 +14,12 @@ from flame_accel.config.errors import BrokenRule
 from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.secrets import MASK
 from flame_accel.config.training_options import PER_DATASET, dataset_names, split_per_dataset_option
-from flame_accel.presets import MODELS, find_preset, nearest_preset_names, preset_path_or_unchanged
+from flame_accel.presets import (
+    MODELS,
+    existing_else_preset_path_or_unchanged,
+    find_preset,
+    nearest_preset_names,
+)
 
 _INPUTS = (
     "model.config",
@@ -113,7 +118,7 @@ def _find_missing_tokenizer(config: Config) -> Iterator[BrokenRule]:
     name = config.model.config
     if name is None or config.model.tokenizer_path is not None:
         return
-    path = preset_path_or_unchanged(MODELS, name)
+    path = existing_else_preset_path_or_unchanged(MODELS, name)
     if os.path.isfile(path):
         yield BrokenRule(
             options=("model.tokenizer_path",),

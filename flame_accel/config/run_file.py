@@ -15,7 +15,7 @@ from flame_accel.config.secrets import mask_secrets
 from flame_accel.config.settings import OptionSource, find_own_or_flame_option
 from flame_accel.config.suggestions import nearest_option_name
 from flame_accel.config.values import InvalidValue, convert_file_value, format_value
-from flame_accel.presets import RECIPES, preset_path_or_unchanged, suggest_presets
+from flame_accel.presets import RECIPES, existing_else_preset_path_or_unchanged, suggest_presets
 
 
 def read_run_file(path: str, *, named_by: str) -> OptionSource:
@@ -26,7 +26,7 @@ def read_run_file(path: str, *, named_by: str) -> OptionSource:
         named_by: Flag or words that name the file in the message if it cannot be read.
     """
     source = OptionSource()
-    path = preset_path_or_unchanged(RECIPES, path)
+    path = existing_else_preset_path_or_unchanged(RECIPES, path)
     try:
         entries = _parse_run_file(path, named_by)
     except ConfigError as error:

@@ -24,7 +24,7 @@ from torch.cuda import nccl
 from flame_accel.cpu_cores import count_usable_cores
 from flame_accel.kernels import triton_has_device
 from flame_accel.kernels.install import KernelKind
-from flame_accel.kernels.tuning import user_cache_folder
+from flame_accel.kernels.tuning import flame_accel_cache_folder
 
 PACKAGES = (
     "torch",
@@ -299,6 +299,6 @@ def cache_folders_by_purpose() -> dict[str, Path]:
     compiled = os.environ.get("TRITON_CACHE_DIR") or triton_home / ".triton" / "cache"
     return {
         "compiled kernels": Path(compiled),
-        "tuned kernels": user_cache_folder(),
+        "tuned kernels": flame_accel_cache_folder(),
         "downloads": Path(HF_HOME),
     }

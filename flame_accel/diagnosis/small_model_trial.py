@@ -27,7 +27,12 @@ from flame_accel.diagnosis.conformance.measures import (
 )
 from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import KernelKind
-from flame_accel.kernels.tuning import Tuner, detect_gpu, install_autotune_hook, tuning_disabled
+from flame_accel.kernels.tuning import (
+    Tuner,
+    detect_gpu_name_and_capability,
+    install_autotune_hook,
+    tuning_disabled_and_choices_forgotten,
+)
 from flame_accel.models import count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate
@@ -135,7 +140,7 @@ def check_non_fla_model_keeps_documents_apart(config: PreTrainedConfig, device: 
     if base_model_type(config) in fla_config_classes():
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), tuning_disabled():
+    with torch.random.fork_rng(devices=devices), tuning_disabled_and_choices_forgotten():
         small = shrink_config_or_use_tiny(config, device)
         *_, finding = run_law_checks(small, device, ["trains", DOCUMENTS_APART])
     if not finding.holds:
@@ -156,7 +161,7 @@ def install_kernels_without_tuning(kind: KernelKind) -> None:
     model takes minutes.
     """
     if kernels.install(kind) == "triton":
-        install_autotune_hook(Tuner(detect_gpu(), tunes=False))
+        install_autotune_hook(Tuner(detect_gpu_name_and_capability(), tunes=False))
 
 
 class LogitsAndGradients(NamedTuple):

@@ -12,7 +12,7 @@ from flame_accel.evaluation.generate import load_export_and_sample_prompt_with_c
 from flame_accel.observe import get_logger, write_report
 
 
-def sample_export_and_write_report(
+def log_sample_and_write_html_report(
     exported: Path,
     run_folder: Path,
     device: torch.device,

@@ -9,19 +9,21 @@ from flame_accel.config import UserError
 from flame_accel.prompt_files import Prompt, missing_chat_template
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool) -> list[int]:
+def encode_nonempty_prompt_or_raise(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, text_is_user_message: bool
+) -> list[int]:
     """The tokens of a prompt, with the special tokens that the tokenizer puts before a text.
 
     Args:
         tokenizer: The model's tokenizer.
         prompt: A text or a conversation.
-        chat: Whether a text is the first message of a conversation.
+        text_is_user_message: Whether a text is the first message of a conversation.
 
     Raises:
         UserError: It has no token, or a conversation meets no chat template or one that refuses it.
     """
     content = prompt.content
-    if isinstance(content, str) and chat and content:
+    if isinstance(content, str) and text_is_user_message and content:
         content = [{"role": "user", "content": content}]
     token_ids: Any
     if isinstance(content, str):

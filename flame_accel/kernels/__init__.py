@@ -17,7 +17,7 @@ from flame_accel.kernels.operator_recompute import choose_operator_recompute
 from flame_accel.kernels.tuning import (
     apply_tune_kernels_option,
     keep_configs_in_run_folder,
-    tuning_disabled,
+    tuning_disabled_and_choices_forgotten,
 )
 
 __all__ = [
@@ -30,6 +30,6 @@ __all__ = [
     "keep_configs_in_run_folder",
     "share_inputs_of_linear_maps",
     "triton_has_device",
-    "tuning_disabled",
+    "tuning_disabled_and_choices_forgotten",
     "uninstall",
 ]

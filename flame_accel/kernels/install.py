@@ -26,9 +26,9 @@ from flame_accel.kernels.replacements import (
     REPLACEMENTS_WITHOUT_FLASH_ATTN,
 )
 from flame_accel.kernels.tuning import (
+    flame_accel_cache_folder,
     install_autotune_hook,
     uninstall_autotune_hook,
-    user_cache_folder,
 )
 from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_safe_num_warps
 
@@ -86,7 +86,9 @@ def install(kind: KernelKind = "auto") -> KernelKind:
         uninstall()
         _active.append(kind)
         # the default lies in /tmp and is lost with it; Triton's own cache is in the home folder
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_folder() / "inductor"))
+        os.environ.setdefault(
+            "TORCHINDUCTOR_CACHE_DIR", str(flame_accel_cache_folder() / "inductor")
+        )
         _install_device_independent_fixes()
         if kind == "torch":
             _install_torch_replacements()
@@ -169,7 +171,7 @@ def _install_host_chunk_counting() -> None:
 def _replace_fla_functions(our_paths_by_fla_path: Mapping[str, str]) -> None:
     importlib.import_module("fla")
     from flame_accel.kernels.argument_checks import check_arguments
-    from flame_accel.kernels.signatures import bind_to_fla_signature
+    from flame_accel.kernels.signatures import bind_to_fla_signature_if_different
 
     replacements: dict[int, Replacement] = {}
     for theirs, path in our_paths_by_fla_path.items():
@@ -182,7 +184,7 @@ def _replace_fla_functions(our_paths_by_fla_path: Mapping[str, str]) -> None:
             # packed rows are what can be wrong in functions that are no operators
             checked = theirs.startswith("ops.") or "cu_seqlens" in signature(ours).parameters
             check = check_arguments if checked else None
-            ours = bind_to_fla_signature(name, original, ours, check)
+            ours = bind_to_fla_signature_if_different(name, original, ours, check)
             if not _try_register_fla_backend(original, ours):
                 replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)

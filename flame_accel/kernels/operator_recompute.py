@@ -43,29 +43,31 @@ def _keep_intermediates(operator: Callable[..., Any]) -> Callable[..., Any]:
     torch = importlib.import_module("torch")
 
     @functools.wraps(operator)
-    def keep_intermediates_if_differentiated(*args: Any, **kwargs: Any) -> Any:
+    def disable_recompute_if_grad_enabled(*args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and _mode[0] == "never":
             kwargs.setdefault("disable_recompute", True)
         return operator(*args, **kwargs)
 
-    return keep_intermediates_if_differentiated
+    return disable_recompute_if_grad_enabled
 
 
-def keeps_rwkv7_intermediates(layer: Any, tokens: int, device_memory: int | None) -> bool:
+def mode_or_memory_keeps_rwkv7_intermediates(
+    layer: Any, tokens: int, gpu_memory_bytes: int | None
+) -> bool:
     """Whether a layer's operator keeps what it would compute again.
 
     Args:
         layer: fla's `RWKV7Attention`; all layers are taken to be like it.
         tokens: Of the batch on this device.
-        device_memory: Bytes of the device; None for the host, which keeps nothing by itself.
+        gpu_memory_bytes: None for the host, which keeps nothing by itself.
     """
-    if _mode[0] != "auto" or device_memory is None:
+    if _mode[0] != "auto" or gpu_memory_bytes is None:
         return _mode[0] == "never"
     each = rwkv7_intermediate_bytes(layer.hidden_size, layer.head_dim)
     activations = (1 + OTHER_ACTIVATIONS) * each * tokens
     # the feed-forward has about twice the parameters of the mixer
     states = STATE_BYTES * 3 * sum(p.numel() for p in layer.parameters())
-    return layer.num_hidden_layers * (activations + states) <= LARGEST_SHARE * device_memory
+    return layer.num_hidden_layers * (activations + states) <= LARGEST_SHARE * gpu_memory_bytes
 
 
 def rwkv7_intermediate_bytes(channels: int, head_width: int) -> int:

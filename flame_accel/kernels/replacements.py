@@ -237,10 +237,10 @@ FIXES: dict[str, dict[str, str]] = {
     # h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t, per channel (2312.00752)
     "recurrence.mamba": {
         "layers.mamba": "Mamba.slow_forward=slow_forward "
-        "Mamba.cuda_kernels_forward=cuda_kernels_forward",
+        "Mamba.cuda_kernels_forward=forward_mamba_ssm_unless_packed",
     },
     # the same with one decay per head, on simple GLA (2405.21060)
-    "recurrence.mamba2": {"layers.mamba2": "Mamba2.forward=forward_mamba2"},
+    "recurrence.mamba2": {"layers.mamba2": "Mamba2.forward=forward_mamba2_with_padding_masked"},
     # the same by the trapezoid rule, B and C turned, on simple GLA (Mamba-3, ICLR 2026)
     "recurrence.mamba3": {"layers.mamba3": "Mamba3.forward=forward_mamba3"},
     # tokens assigned to the memories they choose, in their order (2502.13685)
@@ -249,8 +249,9 @@ FIXES: dict[str, dict[str, str]] = {
     },
     # fla's layer, for packed documents, under autocast, and without CUDA
     "recurrence.log_linear": {
-        "layers.log_linear_mamba2": "LogLinearMamba2.forward=forward_log_linear_mamba2 "
-        "chunk_log_linear_attn=run_triton_log_linear_attn_in_q_dtype",
+        "layers.log_linear_mamba2": "LogLinearMamba2.forward="
+        "forward_log_linear_mamba2_per_document_or_row "
+        "chunk_log_linear_attn=run_triton_log_linear_attn_casting_level_scales",
     },
     # padding takes no part in the corrections
     "attention.deltaformer": {
@@ -266,11 +267,13 @@ FIXES: dict[str, dict[str, str]] = {
         "models.linear_attn.modeling_linear_attn": "LinearAttentionModel.forward=forward_model "
         "LinearAttentionForCausalLM.forward=forward_causal_lm",
         "models.cat.modeling_cat": "CATModel.forward=forward_cat_without_padding",
-        "models.yoco.modeling_yoco": "YOCOModel.forward=forward_yoco_without_trailing_padding",
+        "models.yoco.modeling_yoco": "YOCOModel.forward="
+        "forward_yoco_with_trailing_padding_as_tokens",
     },
     # tokens gathered by a mask that is theirs
     "modules.unpadding": {
-        "layers.utils": "get_unpad_indices_and_cu unpad_input",
+        "layers.utils": "get_unpad_indices_and_cu=check_mask_and_get_unpad_indices_and_cu "
+        "unpad_input=check_mask_and_unpad_input",
         "layers.cyfa": "CyclicFlowAttention.forward=forward_cyclic_flow_if_every_row_has_token",
     },
     # layers in the one of their equivalent modes that has all of their features
@@ -312,9 +315,9 @@ NOT_SERVED: dict[str, str] = {
 """Public names of fla that need a Triton device, and why they have no replacement."""
 
 
-def _map_fla_paths_to_ours(table: dict[str, dict[str, str]]) -> dict[str, str]:
+def _map_fla_paths_to_ours(fla_names_by_our_module: dict[str, dict[str, str]]) -> dict[str, str]:
     rows = {}
-    for our_module, replaced in table.items():
+    for our_module, replaced in fla_names_by_our_module.items():
         for module, names in replaced.items():
             for name in names.split():
                 theirs, _, ours = name.partition("=")

@@ -30,7 +30,7 @@ from flame_accel.models.instantiate import describe_error_with_source, instantia
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
 from flame_accel.models.packed_inputs import make_transformers_model_accept_cu_seqlens
 from flame_accel.models.training_checks import check_learned_positions_suffice, check_no_router_loss
-from flame_accel.presets import MODELS, preset_path_or_unchanged
+from flame_accel.presets import MODELS, existing_else_preset_path_or_unchanged
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def load_model_config(
         UserError: it is missing, not a JSON object, of an unknown `model_type`, or has values that
             its config class refuses.
     """
-    name_or_path = preset_path_or_unchanged(MODELS, name_or_path)
+    name_or_path = existing_else_preset_path_or_unchanged(MODELS, name_or_path)
     path = Path(name_or_path)
     if not path.exists() and path.suffix != ".json" and HUB_NAME.fullmatch(name_or_path):
         return _load_auto_config(name_or_path, trust_remote_code)

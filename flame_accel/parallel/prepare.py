@@ -25,7 +25,7 @@ from flame_accel.parallel.resharding import set_reshard_after_forward
 class HasBackwardHooks(Protocol):
     """An optimizer that hooks parameters for the backward pass, once they have been prepared."""
 
-    def register_backward_hooks(self, device: torch.device) -> None:
+    def hook_sharded_else_all_parameters(self, device: torch.device) -> None:
         """Hooks the parameters that the optimizer holds, which preparing may have replaced."""
 
 
@@ -74,7 +74,7 @@ def prepare_transformed_model_and_optimizer(
     set_reshard_after_forward(accelerator, inner, training.fsdp_reshard_after_forward)
     check_prepared_parameters(accelerator, inner, prepared_optimizer)
     if isinstance(prepared_optimizer.optimizer, HasBackwardHooks):
-        prepared_optimizer.optimizer.register_backward_hooks(accelerator.device)
+        prepared_optimizer.optimizer.hook_sharded_else_all_parameters(accelerator.device)
     if float8.precompute_float8_dynamic_scale_for_fsdp:
         register_float8_scale_hooks(prepared, prepared_optimizer)
     return Prepared(prepared, prepared_optimizer)

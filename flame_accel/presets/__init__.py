@@ -37,7 +37,7 @@ def find_preset(kind: PresetKind, name: str) -> Path | None:
     return kind.folder / f"{stem}{kind.suffix}" if stem in preset_names(kind) else None
 
 
-def preset_path_or_unchanged(kind: PresetKind, name_or_path: str) -> str:
+def existing_else_preset_path_or_unchanged(kind: PresetKind, name_or_path: str) -> str:
     """The path of the preset with that name; any other argument is returned as it is.
 
     A file, or a folder with a `config.json`, wins over a preset of the same name.

@@ -13,7 +13,7 @@ from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel.sharded_tensors import local_gradient, local_tensor
 
 
-class Adam(torch.optim.Adam):
+class AdamOnLocalShards(torch.optim.Adam):
     """Adam (https://arxiv.org/abs/1412.6980); weight decay is added to the gradient (L2)."""
 
     def _init_group(
@@ -31,5 +31,5 @@ class Adam(torch.optim.Adam):
         return has_complex
 
 
-class AdamW(Adam, torch.optim.AdamW):
+class AdamWOnLocalShards(AdamOnLocalShards, torch.optim.AdamW):
     """AdamW (https://arxiv.org/abs/1711.05101): weights decay separately from the gradient."""

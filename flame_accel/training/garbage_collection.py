@@ -32,7 +32,7 @@ class GarbageCollection:
         elif step % self.frequency == 0:
             gc.collect()
 
-    def unfreeze(self) -> None:
+    def unfreeze_and_leave_collector_disabled(self) -> None:
         """Gives back what was put aside; the collector stays disabled."""
         if self._frozen:
             gc.unfreeze()

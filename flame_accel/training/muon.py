@@ -30,7 +30,7 @@ from flame_accel.parallel.sharded_tensors import (
     shard_start_and_length,
     sharded_mesh_dims,
 )
-from flame_accel.training.adam import AdamW
+from flame_accel.training.adam import AdamWOnLocalShards
 
 MOMENTUM = 0.95
 UPDATE_RMS = 0.2
@@ -41,7 +41,7 @@ BATCH_ELEMENTS = 2**26
 """Elements of matrices that are iterated on at the same time, which bounds the memory it takes."""
 
 
-class Muon(AdamW):
+class Muon(AdamWOnLocalShards):
     """Muon for the groups with `matrices` true, AdamW for the others.
 
     Like torch's fused optimizers it changes neither weights nor state where `found_inf`, a tensor

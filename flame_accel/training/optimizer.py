@@ -16,11 +16,11 @@ from flame_accel.config import OptimizerConfig, UsageError
 from flame_accel.models import parameter_groups
 from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel import is_deepspeed, tp_size
-from flame_accel.training.adam import Adam, AdamW
+from flame_accel.training.adam import AdamOnLocalShards, AdamWOnLocalShards
 from flame_accel.training.muon import Muon
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 
-OPTIMIZERS = {"AdamW": AdamW, "Adam": Adam, "Muon": Muon}
+OPTIMIZERS = {"AdamW": AdamWOnLocalShards, "Adam": AdamOnLocalShards, "Muon": Muon}
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Device types for which torch has fused updates."""
 

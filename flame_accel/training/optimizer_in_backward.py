@@ -15,13 +15,13 @@ from torch.distributed.tensor import DTensor
 from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel import UpdateResult
 from flame_accel.parallel.sharded_tensors import local_gradient, num_ranks_with_copy
-from flame_accel.training.adam import Adam
+from flame_accel.training.adam import AdamOnLocalShards
 
 
-class OptimizerInBackward(Adam):
+class OptimizerInBackward(AdamOnLocalShards):
     """Adam, or AdamW with `decoupled_weight_decay`, updating in hooks of the backward pass."""
 
-    def register_backward_hooks(self, device: torch.device) -> None:
+    def hook_sharded_else_all_parameters(self, device: torch.device) -> None:
         """Hooks the parameters that the optimizer holds; `parallel.prepare` calls it once.
 
         Where some are sharded, `update_remaining_and_reduce_norm` updates those that are not: their

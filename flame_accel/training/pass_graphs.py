@@ -114,12 +114,12 @@ class PassGraphs:
             batch: On the device, with `num_targets` in addition to the model's inputs.
             global_targets: Number of target tokens of the step.
         """
-        key = _graph_key_of_batch(batch)
+        key = _key_by_input_shape_and_padded_documents(batch)
         first = key not in self._inputs
         if first:
             self._inputs[key] = self._allocate_unfilled_static_inputs(key, batch)
         inputs = self._inputs[key]
-        _fill_static_inputs_in_place(inputs, batch, global_targets)
+        _fill_static_inputs_and_pad_boundaries(inputs, batch, global_targets)
         if first:
             self._allocate_missing_gradients()
             return self._compute_loss_and_add_gradients(inputs)
@@ -180,7 +180,7 @@ class PassGraphs:
         return loss.detach()
 
 
-def _graph_key_of_batch(batch: Mapping[str, Any]) -> _GraphKey:
+def _key_by_input_shape_and_padded_documents(batch: Mapping[str, Any]) -> _GraphKey:
     documents = 0
     if "cu_seqlens" in batch:
         # one more than there are, which stays empty
@@ -188,7 +188,7 @@ def _graph_key_of_batch(batch: Mapping[str, Any]) -> _GraphKey:
     return _GraphKey(tuple(batch["input_ids"].shape), documents)
 
 
-def _fill_static_inputs_in_place(
+def _fill_static_inputs_and_pad_boundaries(
     static_inputs: Mapping[str, Tensor], batch: Mapping[str, Any], global_targets: int | Tensor
 ) -> None:
     """Fills the tensors of a graph; nothing waits."""

@@ -123,16 +123,18 @@ def train_step(
             if graphs is not None:
                 loss = graphs.add_gradients_and_get_loss(batch, global_targets)
             else:
-                loss = compute_micro_batch_loss_share(accelerator, model, batch, global_targets)
+                loss = compute_micro_batch_nats_over_global_targets(
+                    accelerator, model, batch, global_targets
+                )
                 accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
-    result = clip_update_and_zero_grad(
+    result = clip_and_update_unless_done_in_backward(
         accelerator,
         model,
         optimizer,
         max_norm=max_norm,
         skip_non_finite=skip_non_finite,
-        keep_gradients=graphs is not None,
+        set_grads_to_none=graphs is None,
     )
     return StepResult(
         loss_sum=loss_sum,
@@ -142,18 +144,18 @@ def train_step(
     )
 
 
-def clip_update_and_zero_grad(
+def clip_and_update_unless_done_in_backward(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
     *,
     max_norm: float,
     skip_non_finite: bool,
-    keep_gradients: bool = False,
+    set_grads_to_none: bool = True,
 ) -> UpdateResult:
     """Clips and steps after the last backward pass, unless the pass itself has taken the step.
 
-    Arguments as those of `train_step`; `keep_gradients` leaves their memory allocated, for graphs.
+    Arguments as those of `train_step`; without `set_grads_to_none`, gradients become zeros, for graphs.
     """
     if is_deepspeed(accelerator):
         return read_deepspeed_update_result(accelerator, model)
@@ -163,11 +165,11 @@ def clip_update_and_zero_grad(
         return inner.update_remaining_and_reduce_norm()
     grad_norm = clip_gradients_and_get_norm(accelerator, model, max_norm)
     found_inf = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
-    step_unless_found_inf_and_zero_grad(optimizer, found_inf, set_to_none=not keep_gradients)
+    step_unless_found_inf_and_zero_grad(optimizer, found_inf, set_to_none=set_grads_to_none)
     return UpdateResult(grad_norm, found_inf)
 
 
-def compute_micro_batch_loss_share(
+def compute_micro_batch_nats_over_global_targets(
     accelerator: Accelerator,
     model: nn.Module,
     batch: Mapping[str, Any],
@@ -262,7 +264,7 @@ def build_pass_graphs(
     return PassGraphs(
         accelerator,
         model,
-        functools.partial(compute_micro_batch_loss_share, accelerator, model),
+        functools.partial(compute_micro_batch_nats_over_global_targets, accelerator, model),
         longest_document=training.context_len or training.seq_len,
         scale=training.gradient_accumulation_steps,
     )

@@ -18,7 +18,7 @@ from flame_accel.kernels import install, install_fused_kernels, operator_recompu
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.kernels.tuning import (
     Tuner,
-    detect_gpu,
+    detect_gpu_name_and_capability,
     install_autotune_hook,
     uninstall_autotune_hook,
 )
@@ -47,7 +47,7 @@ def fused() -> Iterator[None]:
     if INTERPRETED:
         uninstall_autotune_hook()
     else:
-        install_autotune_hook(Tuner(detect_gpu(), fresh=True, tunes=False))
+        install_autotune_hook(Tuner(detect_gpu_name_and_capability(), fresh=True, tunes=False))
     install_fused_kernels()
     yield
     uninstall()

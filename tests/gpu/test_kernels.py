@@ -25,10 +25,10 @@ from flame_accel.diagnosis.conformance.laws import check_keeps_documents_apart
 from flame_accel.kernels import install, uninstall
 from flame_accel.kernels.argument_checks import check_arguments
 from flame_accel.kernels.replacements import REPLACEMENTS
-from flame_accel.kernels.signatures import bind_to_fla_signature
+from flame_accel.kernels.signatures import bind_to_fla_signature_if_different
 from flame_accel.kernels.tuning import (
     Tuner,
-    detect_gpu,
+    detect_gpu_name_and_capability,
     install_autotune_hook,
     uninstall_autotune_hook,
 )
@@ -118,7 +118,7 @@ def triton() -> Iterator[None]:
     if INTERPRETED:
         uninstall_autotune_hook()
     else:
-        install_autotune_hook(Tuner(detect_gpu(), fresh=True, tunes=False))
+        install_autotune_hook(Tuner(detect_gpu_name_and_capability(), fresh=True, tunes=False))
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     yield
@@ -162,7 +162,9 @@ def test_fla_and_ours_agree(triton, case: Case, layout: str, dtype: str):
     arguments = arguments_of(case, LAYOUTS[layout], dtype, DEVICE)
     theirs = resolve(f"fla.{case.operator}")
     ours = resolve(f"flame_accel.kernels.{REPLACEMENTS[case.operator]}")
-    ours = bind_to_fla_signature(case.operator.rpartition(".")[2], theirs, ours, check_arguments)
+    ours = bind_to_fla_signature_if_different(
+        case.operator.rpartition(".")[2], theirs, ours, check_arguments
+    )
     reference = attempt(*place, "ours in fp32", ours, widened(arguments))
     if dtype in case.refusals:
         with pytest.raises(Exception, match=case.refusals[dtype]):

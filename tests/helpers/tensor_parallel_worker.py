@@ -83,9 +83,9 @@ def train(model: Any, *, packed: bool) -> list[float]:
     """Loss and gradient norm of each step."""
     from flame_accel.models import parameter_groups
     from flame_accel.parallel import clip_gradients_and_get_norm
-    from flame_accel.training.adam import AdamW
+    from flame_accel.training.adam import AdamWOnLocalShards
 
-    optimizer = AdamW(parameter_groups(model, 0.1), lr=1e-3)
+    optimizer = AdamWOnLocalShards(parameter_groups(model, 0.1), lr=1e-3)
     here: Any = SimpleNamespace(device=torch.device("cpu"))
     curve = []
     for step in range(STEPS):

@@ -118,7 +118,7 @@ def forward_mamba2(
     cu_seqlens: Tensor | None = None,
     **options: Any,
 ) -> LayerOutput:
-    """As `recurrence.mamba2.forward_mamba2`, for calls that `supports_mamba2_training_call`."""
+    """As that of `recurrence.mamba2`, for calls that `supports_mamba2_training_call`."""
     projected = layer.in_proj(hidden_states)
     sizes = [layer.intermediate_size, layer.conv_dim, layer.num_heads]
     gate, xbc, steps = projected.split(sizes, -1)

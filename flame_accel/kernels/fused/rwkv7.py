@@ -29,7 +29,7 @@ from flame_accel.kernels.fused.token_mix import (
     mix_gradients,
     mix_with_previous_token,
 )
-from flame_accel.kernels.operator_recompute import keeps_rwkv7_intermediates
+from flame_accel.kernels.operator_recompute import mode_or_memory_keeps_rwkv7_intermediates
 
 OPERATOR: Any = ChunkDPLRDeltaRuleFunction
 CHUNK = 64
@@ -297,7 +297,7 @@ def mix_heads(
     memory = None
     if k.device.type == "cuda":
         memory = torch.cuda.get_device_properties(k.device).total_memory
-    keeps = keeps_rwkv7_intermediates(layer, len(k), memory)
+    keeps = mode_or_memory_keeps_rwkv7_intermediates(layer, len(k), memory)
     settings = _OperatorSettings(batch, layer.num_heads, norm.eps, cu_seqlens, keeps)
     return _Mixer.apply(
         settings, v_first, *projections, *maps, *heads, layer.o_proj.weight.to(dtype)

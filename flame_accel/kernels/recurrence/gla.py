@@ -88,7 +88,7 @@ def chunk_simple_gla(
 ) -> OutputsAndOptionalStates:
     """Decay per head: `g` [B, T, H], or `g_gamma` [H] for all tokens, or none."""
     return _linear_attention_with_fla_defaults(
-        q, k, v, _log_decay_per_token_and_head(q, g, g_gamma), scale, initial_state,
+        q, k, v, _per_token_log_decay_from_g_else_gamma(q, g, g_gamma), scale, initial_state,
         output_final_state, state_v_first, cu_seqlens,
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ def fused_chunk_simple_gla(
     cu_seqlens: Tensor | None = None,
 ) -> OutputsAndOptionalStates:
     """As `chunk_simple_gla`."""
-    g = _log_decay_per_token_and_head(q, g, g_gamma)
+    g = _per_token_log_decay_from_g_else_gamma(q, g, g_gamma)
     return _linear_attention_with_fla_defaults(
         q, k, v, g, scale, initial_state, output_final_state, False, cu_seqlens
     )
@@ -126,7 +126,7 @@ def fused_recurrent_simple_gla(
 ) -> OutputsAndOptionalStates:
     """As `chunk_simple_gla`; `reverse` runs from the last token to the first."""
     return _linear_attention_with_fla_defaults(
-        q, k, v, _log_decay_per_token_and_head(q, g, g_gamma), scale, initial_state,
+        q, k, v, _per_token_log_decay_from_g_else_gamma(q, g, g_gamma), scale, initial_state,
         output_final_state, state_v_first, cu_seqlens, reverse,
     )  # fmt: skip
 
@@ -144,7 +144,7 @@ def parallel_simple_gla(
 
     The scores, scale exp(g_{j+1} + ... + g_i) q_i . k_j, have no gradient, as in fla.
     """
-    g = _log_decay_per_token_and_head(q, g, None)
+    g = _per_token_log_decay_from_g_else_gamma(q, g, None)
     o, _ = _linear_attention_with_fla_defaults(q, k, v, g, scale, None, False, False, cu_seqlens)
     if not output_attentions:
         return o, None
@@ -167,7 +167,7 @@ def _attention_scores(q: Tensor, k: Tensor, g: Tensor | None, scale: float) -> T
     return scores.tril().to(q.dtype)
 
 
-def _log_decay_per_token_and_head(
+def _per_token_log_decay_from_g_else_gamma(
     q: Tensor, g: Tensor | None, g_gamma: Tensor | None
 ) -> Tensor | None:
     """Log decays [B, T, H, 1] from `g` [B, T, H], or `g_gamma` [H], or None if both are."""

@@ -75,7 +75,7 @@ def chunk_kda(
     if return_intermediate_states:
         if initial_state is None:
             initial_state = _zero_states(k, v, state_v_first, cu_seqlens)
-        o, state, states = _run_in_intervals(
+        o, state, states = _run_in_intervals_without_grad(
             operator, (q, k, v, beta, g), initial_state, cu_seqlens
         )
         return o, state if output_final_state else None, states.to(k.dtype)
@@ -154,7 +154,9 @@ def chunk_gdn2(
     if return_intermediate_states:
         if initial_state is None:
             initial_state = _zero_states(k, v, state_v_first, cu_seqlens)
-        o, state, states = _run_in_intervals(operator, inputs, initial_state, cu_seqlens)
+        o, state, states = _run_in_intervals_without_grad(
+            operator, inputs, initial_state, cu_seqlens
+        )
         return o.to(dtype), state if output_final_state else None, states.to(state_dtype)
     o, state = operator(*inputs, initial_state=initial_state, cu_seqlens=cu_seqlens)
     return o.to(dtype), state if output_final_state else None
@@ -181,7 +183,7 @@ class _OutputsAndStates(NamedTuple):
 
 
 @torch.no_grad()
-def _run_in_intervals(
+def _run_in_intervals_without_grad(
     operator: Callable[..., OutputsAndFinalStates],
     inputs: tuple[Tensor, ...],
     initial_state: Tensor,

@@ -96,7 +96,7 @@ def chunk_log_linear_attn(
     return o, map_corresponding_tensors(concatenate, *(result.final_state for result in results))
 
 
-def run_triton_log_linear_attn_in_q_dtype(
+def run_triton_log_linear_attn_casting_level_scales(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -118,7 +118,7 @@ def run_triton_log_linear_attn_in_q_dtype(
     )
 
 
-def forward_log_linear_mamba2(
+def forward_log_linear_mamba2_per_document_or_row(
     layer: LogLinearMamba2,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -136,7 +136,7 @@ def forward_log_linear_mamba2(
     """
     if cu_seqlens is None and attention_mask is not None and has_padding(attention_mask):
         return forward_rows_without_padding(
-            lambda row, cache: forward_log_linear_mamba2(
+            lambda row, cache: forward_log_linear_mamba2_per_document_or_row(
                 layer, row, past_key_values=cache, use_cache=use_cache
             ),
             hidden_states,

@@ -83,7 +83,7 @@ def slow_forward(
     return layer.out_proj(y.to(input_states.dtype)), conv_state, state if use_cache else None
 
 
-def cuda_kernels_forward(
+def forward_mamba_ssm_unless_packed(
     layer: Mamba,
     hidden_states: Tensor,
     last_state: dict[str, Any] | None = None,

@@ -28,7 +28,7 @@ from flame_accel.kernels.modules.padded_rows import (
 )
 
 
-def forward_mamba2(
+def forward_mamba2_with_padding_masked(
     layer: Mamba2,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,

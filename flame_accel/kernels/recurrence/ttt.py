@@ -75,7 +75,11 @@ def chunk_ttt_linear(
     o = torch.cat([result.outputs for result in results], 2)
     weights = torch.cat([result.weight for result in results])
     biases = torch.cat([result.bias for result in results])
-    o = (o + norm.normalize(o) * norm.weight + norm.bias).transpose(1, 2).to(q.dtype)
+    o = (
+        (o + norm.normalize_without_weight_and_bias(o) * norm.weight + norm.bias)
+        .transpose(1, 2)
+        .to(q.dtype)
+    )
     return (o, weights, biases) if output_final_state else (o, None, None)
 
 
@@ -86,8 +90,7 @@ class _Norm(NamedTuple):
     bias: Tensor
     eps: float
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """Without weight and bias."""
+    def normalize_without_weight_and_bias(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=self.eps)
 
     def gradient_of_loss(self, x: Tensor, target: Tensor) -> Tensor:

@@ -10,22 +10,25 @@ from flame_accel.kernels.tuning.autotune_hook import (
     apply_tune_kernels_option,
     install_autotune_hook,
     keep_configs_in_run_folder,
-    tuning_disabled,
+    tuning_disabled_and_choices_forgotten,
     uninstall_autotune_hook,
 )
-from flame_accel.kernels.tuning.gpu import Gpu, detect_gpu
-from flame_accel.kernels.tuning.tuned_configs import shipped_configs_folder, user_cache_folder
+from flame_accel.kernels.tuning.gpu import Gpu, detect_gpu_name_and_capability
+from flame_accel.kernels.tuning.tuned_configs import (
+    flame_accel_cache_folder,
+    shipped_configs_folder,
+)
 from flame_accel.kernels.tuning.tuner import Tuner
 
 __all__ = [
     "Gpu",
     "Tuner",
     "apply_tune_kernels_option",
-    "detect_gpu",
+    "detect_gpu_name_and_capability",
+    "flame_accel_cache_folder",
     "install_autotune_hook",
     "keep_configs_in_run_folder",
     "shipped_configs_folder",
-    "tuning_disabled",
+    "tuning_disabled_and_choices_forgotten",
     "uninstall_autotune_hook",
-    "user_cache_folder",
 ]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from flame_accel.kernels.tuning.gpu import detect_gpu
+from flame_accel.kernels.tuning.gpu import detect_gpu_name_and_capability
 from flame_accel.kernels.tuning.policy import TuneKernels, decide_tuning
 from flame_accel.kernels.tuning.tuned_configs import TritonAutotuner
 from flame_accel.kernels.tuning.tuner import KernelLaunch, Tuner
@@ -30,7 +30,7 @@ def install_autotune_hook(tuner: Tuner | None = None) -> Tuner:
     global _active, _original_run
     from triton.runtime.autotuner import Autotuner
 
-    _active = tuner or _active or Tuner(detect_gpu())
+    _active = tuner or _active or Tuner(detect_gpu_name_and_capability())
     if _original_run is None:
         original_run = _original_run = Autotuner.run
 
@@ -39,7 +39,7 @@ def install_autotune_hook(tuner: Tuner | None = None) -> Tuner:
                 launch = KernelLaunch(kernel, args, kwargs)
                 key = _autotune_key(launch)
                 if key not in kernel.cache:
-                    kernel.cache[key] = _active.choose_config(launch, key)
+                    kernel.cache[key] = _active.choose_config_and_save_in_run_folder(launch, key)
                     _active.chosen.append((kernel.cache, key))
             return original_run(kernel, *args, **kwargs)
 
@@ -58,7 +58,7 @@ def uninstall_autotune_hook() -> None:
 
 
 @contextmanager
-def tuning_disabled() -> Iterator[None]:
+def tuning_disabled_and_choices_forgotten() -> Iterator[None]:
     """Runs kernels without tuning them, inside, and forgets the choices made there.
 
     For work that is over before tuning pays off: checks of a model, a sample of its text. Nothing

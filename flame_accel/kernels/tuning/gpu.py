@@ -13,7 +13,7 @@ class Gpu(NamedTuple):
     belongs to it, because GPUs that run the same code rank a kernel's configurations alike."""
 
 
-def detect_gpu() -> Gpu:
+def detect_gpu_name_and_capability() -> Gpu:
     """The current device of this process; its name twice where it has no known architecture."""
     import torch
     from fla.ops.utils.cache import get_gpu_info

@@ -33,7 +33,7 @@ class KeyDistance(NamedTuple):
     """Integer tensors that only one of them has: the boundaries of packed documents."""
 
 
-def rank_candidates(
+def sort_all_candidates_best_first(
     candidates: Sequence[TritonConfig],
     entries: Sequence[TunedEntry],
     key: Key,
@@ -52,7 +52,9 @@ def rank_candidates(
     """
     wanted = key_to_json_list(key)
     distances = [
-        (d, entry) for entry in entries if (d := key_distance(entry.key, wanted)) is not None
+        (d, entry)
+        for entry in entries
+        if (d := key_distance_unless_lengths_differ(entry.key, wanted)) is not None
     ]
     distances.sort(key=lambda pair: pair[0])
     known = [dict(entry.config) for _, entry in distances]
@@ -69,7 +71,7 @@ def rank_candidates(
     return [candidates[i] for i in order]
 
 
-def key_distance(key: JsonKey, other_key: JsonKey) -> KeyDistance | None:
+def key_distance_unless_lengths_differ(key: JsonKey, other_key: JsonKey) -> KeyDistance | None:
     """The distance of two keys as JSON reads them; None if they do not have the same arguments."""
     values, dtypes = _split_values_and_dtypes(key)
     other_values, other_dtypes = _split_values_and_dtypes(other_key)

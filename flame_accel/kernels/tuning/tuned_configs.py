@@ -30,6 +30,8 @@ Key = Sequence[Any]
 JsonKey = list[Any]
 """A `Key` as JSON reads it back."""
 KernelConfig = Mapping[str, Any]
+EntriesByHash = Mapping[str, Any]
+"""What a file holds for each `hash_json_key`: the key and its `KernelConfig`."""
 
 TritonConfig = Any
 """`triton.Config`, which is not installed everywhere."""
@@ -45,7 +47,7 @@ class TunedEntry(NamedTuple):
     """`kwargs`, `num_warps`, `num_stages` and the rest of what Triton's `Config` takes."""
 
 
-def user_cache_folder() -> Path:
+def flame_accel_cache_folder() -> Path:
     """Where what belongs to this user and not to one run is kept: `$FLAME_ACCEL_CACHE`.
 
     Its default is `flame_accel` in `$XDG_CACHE_HOME`, or in `~/.cache`.
@@ -60,17 +62,17 @@ def shipped_configs_folder(capability: str) -> Path:
     return Path(__file__).parent / "shipped" / capability
 
 
-def load_tuned_entries(folder: Path, kernel_name: str) -> list[TunedEntry]:
+def load_tuned_entries_or_raise_if_malformed(folder: Path, kernel_name: str) -> list[TunedEntry]:
     """Reads all entries of a kernel; none where there is no file for it.
 
     Raises:
         UserError: The kernel's file does not hold tuned configurations.
     """
-    entries = _read_entries_by_hash(folder / f"{kernel_name}.json").values()
+    entries = _read_entries_or_raise_if_malformed(folder / f"{kernel_name}.json").values()
     return [TunedEntry(entry["autotune_key"], entry["config"]) for entry in entries]
 
 
-def find_tuned_config(
+def find_exact_or_rounded_config(
     folder: Path, kernel_name: str, key_argument_names: Sequence[str], key: Key
 ) -> KernelConfig | None:
     """The configuration for `key`, else one for a key whose counts have the same next power of two.
@@ -86,7 +88,7 @@ def find_tuned_config(
     """
     json_key = key_to_json_list(key)
     same_bucket = None
-    for entry in load_tuned_entries(folder, kernel_name):
+    for entry in load_tuned_entries_or_raise_if_malformed(folder, kernel_name):
         if entry.key == json_key:
             return entry.config
         if same_bucket is None and _round_up_count_arguments(
@@ -103,7 +105,7 @@ def save_tuned_config(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{kernel_name}.json"
     with FileLock(folder / ".lock"):
-        entries = dict(_read_entries_by_hash(path))
+        entries = dict(_read_entries_or_raise_if_malformed(path))
         json_key = key_to_json_list(key)
         entry = {"autotune_key": json_key, "config": dict(config)}
         if entries.get(hash_json_key(json_key)) == entry:
@@ -128,7 +130,7 @@ def hash_json_key(json_key: JsonKey) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _read_entries_by_hash(path: Path) -> Mapping[str, Any]:
+def _read_entries_or_raise_if_malformed(path: Path) -> EntriesByHash:
     """The entries of a file by their hashes."""
     if not path.is_file():
         return {}

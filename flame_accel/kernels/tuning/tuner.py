@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from flame_accel.kernels.tuning import tuned_configs
 from flame_accel.kernels.tuning.gpu import Gpu
-from flame_accel.kernels.tuning.nearest import config_to_fla_dict, rank_candidates
+from flame_accel.kernels.tuning.nearest import config_to_fla_dict, sort_all_candidates_best_first
 from flame_accel.kernels.tuning.tuned_configs import Key, TritonAutotuner, TritonConfig
 from flame_accel.kernels.tuning.warps import without_wgmma_of_narrow_heads
 
@@ -79,7 +79,7 @@ class Tuner:
 
         self.triton_version: str = triton.__version__
         self.gpu, self.tunes = gpu, tunes
-        self.tuned_folder = folder or tuned_configs.user_cache_folder() / "tuned" / gpu.name
+        self.tuned_folder = folder or tuned_configs.flame_accel_cache_folder() / "tuned" / gpu.name
         shipped = tuned_configs.shipped_configs_folder(gpu.capability)
         self.folders = [] if fresh else [self.tuned_folder, shipped]
         self.run_folder: Path | None = None
@@ -92,7 +92,7 @@ class Tuner:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.num_threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
-    def choose_config(self, launch: KernelLaunch, key: Key) -> TritonConfig:
+    def choose_config_and_save_in_run_folder(self, launch: KernelLaunch, key: Key) -> TritonConfig:
         """Returns the configuration, one of Triton's `Config` objects, that a kernel runs with.
 
         Args:
@@ -107,12 +107,22 @@ class Tuner:
         if len(candidates) == 1:
             return candidates[0]
         name = kernel.base_fn.__name__
+        save = partial(
+            tuned_configs.save_tuned_config,
+            kernel_name=name,
+            key=key,
+            triton_version=self.triton_version,
+        )
         key_argument_names = [n for n in kernel.keys if n in launch.arguments]
         config = self._load_tuned_config(name, key_argument_names, key, candidates)
         if config is None and not self.tunes:
-            entries = [e for f in self.folders for e in tuned_configs.load_tuned_entries(f, name)]
-            ranked = rank_candidates(candidates, entries, key, launch.arguments)
-            config = first_candidate_that_runs(launch, ranked)
+            entries = [
+                e
+                for f in self.folders
+                for e in tuned_configs.load_tuned_entries_or_raise_if_malformed(f, name)
+            ]
+            ranked = sort_all_candidates_best_first(candidates, entries, key, launch.arguments)
+            config = pick_runnable_candidate_with_few_spills(launch, ranked)
         elif config is None:
             self.tuned_folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.tuned_folder / ".tuning.lock"):
@@ -120,9 +130,9 @@ class Tuner:
                 config = self._load_tuned_config(name, key_argument_names, key, candidates)
                 if config is None:
                     config = self._tune_kernel(launch, candidates)
-                    self._save_config(self.tuned_folder, name, key, config)
+                    save(self.tuned_folder, config=config_to_fla_dict(config))
         if self.run_folder is not None:
-            self._save_config(self.run_folder, name, key, config)
+            save(self.run_folder, config=config_to_fla_dict(config))
         return config
 
     def _load_tuned_config(
@@ -141,17 +151,14 @@ class Tuner:
             candidates: What the kernel may run with.
         """
         for folder in ([self.run_folder] if self.run_folder else []) + self.folders:
-            found = tuned_configs.find_tuned_config(folder, name, key_argument_names, key)
+            found = tuned_configs.find_exact_or_rounded_config(
+                folder, name, key_argument_names, key
+            )
             # what is no candidate was tuned for another version of the kernel, or its namesake
             for candidate in candidates:
                 if found is not None and config_to_fla_dict(candidate) == dict(found):
                     return candidate
         return None
-
-    def _save_config(self, folder: Path, name: str, key: Key, config: TritonConfig) -> None:
-        tuned_configs.save_tuned_config(
-            folder, name, key, config_to_fla_dict(config), self.triton_version
-        )
 
     def _tune_kernel(
         self, launch: KernelLaunch, candidates: Sequence[TritonConfig]
@@ -231,7 +238,7 @@ def pick_fastest_candidate(
     return best
 
 
-def first_candidate_that_runs(
+def pick_runnable_candidate_with_few_spills(
     launch: KernelLaunch, candidates: Sequence[TritonConfig]
 ) -> TritonConfig:
     """Returns the first candidate that this GPU has the resources for; the last if none has.

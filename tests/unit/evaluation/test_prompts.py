@@ -4,7 +4,7 @@ import pytest
 
 from flame_accel.config import UserError
 from flame_accel.data import load_tokenizer
-from flame_accel.evaluation.prompts import encode_prompt
+from flame_accel.evaluation.prompts import encode_nonempty_prompt_or_raise
 from flame_accel.prompt_files import Prompt
 
 TEMPLATE = (
@@ -17,7 +17,9 @@ TEMPLATE = (
 def encode(content: object, *, template: str | None = None, chat: bool = False) -> list[int]:
     tokenizer = load_tokenizer("byte", False)
     tokenizer.chat_template = template
-    return encode_prompt(tokenizer, Prompt(content=content, where="here"), chat=chat)
+    return encode_nonempty_prompt_or_raise(
+        tokenizer, Prompt(content=content, where="here"), text_is_user_message=chat
+    )
 
 
 def test_texts_and_conversations_are_encoded():

@@ -12,7 +12,7 @@ from flame_accel import kernels, train
 from flame_accel.kernels import configured
 from flame_accel.kernels.operator_recompute import (
     choose_operator_recompute,
-    keeps_rwkv7_intermediates,
+    mode_or_memory_keeps_rwkv7_intermediates,
     rwkv7_intermediate_bytes,
 )
 
@@ -44,14 +44,16 @@ def layer_of_340m() -> Any:
     ],
 )
 def test_auto_keeps_what_fits(tokens, memory, keeps):
-    assert keeps_rwkv7_intermediates(layer_of_340m(), tokens, memory) == keeps
+    assert mode_or_memory_keeps_rwkv7_intermediates(layer_of_340m(), tokens, memory) == keeps
 
 
 @pytest.mark.parametrize("mode", ["never", "always"])
 def test_the_other_modes_ask_for_no_memory(mode):
     choose_operator_recompute(mode)
     for memory in (None, GIB):
-        assert keeps_rwkv7_intermediates(layer_of_340m(), 10**6, memory) == (mode == "never")
+        assert mode_or_memory_keeps_rwkv7_intermediates(layer_of_340m(), 10**6, memory) == (
+            mode == "never"
+        )
 
 
 def test_bytes_are_those_of_the_tensors_that_are_kept():

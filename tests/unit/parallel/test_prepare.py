@@ -26,7 +26,7 @@ class HookedSGD(torch.optim.SGD):
 
     hooked_for: torch.device | None = None
 
-    def register_backward_hooks(self, device: torch.device) -> None:
+    def hook_sharded_else_all_parameters(self, device: torch.device) -> None:
         self.hooked_for = device
 
 

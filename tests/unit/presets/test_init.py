@@ -11,9 +11,9 @@ from flame_accel.presets import (
     ACCELERATE,
     MODELS,
     RECIPES,
+    existing_else_preset_path_or_unchanged,
     find_preset,
     preset_names,
-    preset_path_or_unchanged,
     suggest_presets,
 )
 from tests.helpers.runs import ROOT
@@ -34,19 +34,23 @@ def test_presets_are_the_files_of_the_visible_folder(kind):
 @pytest.mark.parametrize("name", ["gla_340", "models/gla_340M", "../configs/gla_340M", "", "."])
 def test_only_the_whole_name_finds_a_preset(name):
     assert find_preset(MODELS, name) is None
-    assert preset_path_or_unchanged(MODELS, name) == name
+    assert existing_else_preset_path_or_unchanged(MODELS, name) == name
 
 
 def test_a_file_wins_over_a_preset_of_the_same_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert preset_path_or_unchanged(MODELS, "gla_340M") == str(find_preset(MODELS, "gla_340M"))
+    assert existing_else_preset_path_or_unchanged(MODELS, "gla_340M") == str(
+        find_preset(MODELS, "gla_340M")
+    )
     (tmp_path / "gla_340M").mkdir()
     # an empty folder, such as a run folder of that name, holds no model
-    assert preset_path_or_unchanged(MODELS, "gla_340M") == str(find_preset(MODELS, "gla_340M"))
+    assert existing_else_preset_path_or_unchanged(MODELS, "gla_340M") == str(
+        find_preset(MODELS, "gla_340M")
+    )
     (tmp_path / "gla_340M/config.json").write_text("{}")
-    assert preset_path_or_unchanged(MODELS, "gla_340M") == "gla_340M"
+    assert existing_else_preset_path_or_unchanged(MODELS, "gla_340M") == "gla_340M"
     (tmp_path / "quickstart").write_text("")
-    assert preset_path_or_unchanged(RECIPES, "quickstart") == "quickstart"
+    assert existing_else_preset_path_or_unchanged(RECIPES, "quickstart") == "quickstart"
 
 
 def test_an_unknown_name_gets_the_nearest_presets():

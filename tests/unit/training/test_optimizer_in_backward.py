@@ -24,7 +24,7 @@ def test_gradients_of_all_parameters_never_exist_at_the_same_time():
     config = OptimizerConfig(early_step_in_backward=True)
     optimizer = build_optimizer(SINGLE_PROCESS, model, config)
     assert isinstance(optimizer, OptimizerInBackward)
-    optimizer.register_backward_hooks(torch.device("cpu"))
+    optimizer.hook_sharded_else_all_parameters(torch.device("cpu"))
     alive: list[int] = []
     for parameter in model.parameters():
         parameter.register_hook(

@@ -4,33 +4,36 @@ import pytest
 import torch
 
 from flame_accel.config.errors import UserError
-from flame_accel.kernels.modules.unpadding import get_unpad_indices_and_cu, unpad_input
+from flame_accel.kernels.modules.unpadding import (
+    check_mask_and_get_unpad_indices_and_cu,
+    check_mask_and_unpad_input,
+)
 from tests.helpers.model_configs import tiny_generator
 
 MASK = torch.tensor([[0, 0, 1], [1, 1, 1]])
 
 
 def test_tokens_of_a_mask_that_fits_are_gathered():
-    indices, cu_seqlens = get_unpad_indices_and_cu(MASK)
+    indices, cu_seqlens = check_mask_and_get_unpad_indices_and_cu(MASK)
     assert indices.tolist() == [2, 3, 4, 5] and cu_seqlens.tolist() == [0, 1, 4]
     x = torch.arange(6).view(2, 3, 1)
-    q, (k,), *_ = unpad_input(x, (x,), MASK, 3)
+    q, (k,), *_ = check_mask_and_unpad_input(x, (x,), MASK, 3)
     assert q.flatten().tolist() == k.flatten().tolist() == [2, 3, 4, 5]
 
 
 def test_a_row_without_a_token_is_refused():
     with pytest.raises(UserError, match="no token but padding"):
-        get_unpad_indices_and_cu(MASK[:, :2])
-    assert get_unpad_indices_and_cu(MASK, 1)[0].tolist() == [0, 1]
+        check_mask_and_get_unpad_indices_and_cu(MASK[:, :2])
+    assert check_mask_and_get_unpad_indices_and_cu(MASK, 1)[0].tolist() == [0, 1]
     x = torch.zeros(2, 2, 1)
     with pytest.raises(UserError, match="no token but padding"):
-        unpad_input(x, (x,), MASK[:, :2], 2)
+        check_mask_and_unpad_input(x, (x,), MASK[:, :2], 2)
 
 
 def test_a_mask_of_another_length_than_the_keys_is_refused():
     x = torch.zeros(2, 2, 1)
     with pytest.raises(UserError, match="a mask of 3 tokens for 2 cached ones"):
-        unpad_input(x, (x,), MASK, 2)
+        check_mask_and_unpad_input(x, (x,), MASK, 2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flame_accel.kernels.recurrence import log_linear
 from flame_accel.kernels.recurrence.log_linear import (
     chunk_log_linear_attn,
-    run_triton_log_linear_attn_in_q_dtype,
+    run_triton_log_linear_attn_casting_level_scales,
 )
 from tests.helpers.gradients import assert_close
 from tests.helpers.recurrence import (
@@ -56,7 +56,7 @@ def test_kernels_get_weights_of_levels_in_the_dtype_of_queries(monkeypatch):
     monkeypatch.setattr(log_linear, "_triton_chunk_log_linear_attn", chunk_log_linear_attn)
     q, k, v, g, levels = draw_inputs(2, 70)
     x = [q.bfloat16(), k.bfloat16(), v.bfloat16(), g, levels.requires_grad_()]
-    o, _ = run_triton_log_linear_attn_in_q_dtype(*x)
+    o, _ = run_triton_log_linear_attn_casting_level_scales(*x)
     [found] = gradients(o, x[4:])
     x[4] = levels.bfloat16()
     assert torch.equal(o, chunk_log_linear_attn(*x)[0])

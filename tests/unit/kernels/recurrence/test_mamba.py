@@ -64,9 +64,9 @@ def test_mamba_layer_equals_that_of_fla():
 def test_kernels_of_mamba_ssm_are_not_used_for_packed_documents(monkeypatch):
     monkeypatch.setattr(mamba, "_mamba_ssm_forward", lambda *args, **options: "mamba_ssm")
     layer, x = build_layer(), torch.randn(1, 12, 32)
-    assert mamba.cuda_kernels_forward(layer, x) == "mamba_ssm"
+    assert mamba.forward_mamba_ssm_unless_packed(layer, x) == "mamba_ssm"
     cu_seqlens = torch.tensor([0, 5, 12])
-    o = mamba.cuda_kernels_forward(layer, x, cu_seqlens=cu_seqlens)[0]
+    o = mamba.forward_mamba_ssm_unless_packed(layer, x, cu_seqlens=cu_seqlens)[0]
     assert torch.equal(o, mamba.slow_forward(layer, x, cu_seqlens=cu_seqlens)[0])
 
 

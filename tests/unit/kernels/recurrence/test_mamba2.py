@@ -31,7 +31,7 @@ def test_mamba2_layer_equals_that_of_fla():
     for options in ({}, {"attention_mask": mask}):
         results = [
             outputs_and_gradients(lambda x, f=f, o=options: f(layer, x, **o)[0], [x])
-            for f in (mamba2.forward_mamba2, original)
+            for f in (mamba2.forward_mamba2_with_padding_masked, original)
         ]
         assert_close(*results, absolute=1e-12)
 

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 import torch
 from fla.ops.utils import cache
 
-from flame_accel.kernels.tuning import Gpu, detect_gpu
+from flame_accel.kernels.tuning import Gpu, detect_gpu_name_and_capability
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ def test_the_capability_is_the_architecture(monkeypatch, hip, properties, capabi
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     device = SimpleNamespace(**properties)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
-    assert detect_gpu() == Gpu("Imaginary", capability)
+    assert detect_gpu_name_and_capability() == Gpu("Imaginary", capability)
 
 
 def test_a_device_of_no_known_architecture_has_its_name_twice(monkeypatch):
     monkeypatch.setattr(cache, "get_gpu_info", lambda: "Imaginary")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert detect_gpu() == Gpu("Imaginary", "Imaginary")
+    assert detect_gpu_name_and_capability() == Gpu("Imaginary", "Imaginary")

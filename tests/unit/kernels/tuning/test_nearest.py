@@ -10,8 +10,8 @@ from flame_accel.kernels.tuning.nearest import (
     KeyDistance,
     blocks_fit_dimensions,
     config_to_fla_dict,
-    key_distance,
-    rank_candidates,
+    key_distance_unless_lengths_differ,
+    sort_all_candidates_best_first,
 )
 from flame_accel.kernels.tuning.tuned_configs import TunedEntry
 
@@ -35,8 +35,8 @@ KEY = [64, True, 128, 256, BF16, FP32, INT32]
     ],
 )
 def test_the_distance_of_two_keys(other, expected):
-    assert key_distance(KEY, other) == expected
-    assert key_distance(other, KEY) == expected
+    assert key_distance_unless_lengths_differ(KEY, other) == expected
+    assert key_distance_unless_lengths_differ(other, KEY) == expected
 
 
 def test_flags_and_dtypes_count_before_sizes_and_sizes_before_index_tensors():
@@ -70,7 +70,7 @@ def entry(width: int, block: int, warps: int) -> TunedEntry:
 
 
 def ranked(width: int, entries: list[TunedEntry]) -> list[tuple[int, int]]:
-    ranking = rank_candidates(CANDIDATES, entries, (width, BF16), {"K": width})
+    ranking = sort_all_candidates_best_first(CANDIDATES, entries, (width, BF16), {"K": width})
     assert sorted(map(id, ranking)) == sorted(map(id, CANDIDATES))
     return [(config.kwargs["BK"], config.num_warps) for config in ranking]
 

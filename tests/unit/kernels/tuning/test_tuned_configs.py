@@ -7,7 +7,11 @@ import pytest
 
 pytest.importorskip("triton")
 
-from flame_accel.kernels.tuning import shipped_configs_folder, tuned_configs, user_cache_folder
+from flame_accel.kernels.tuning import (
+    flame_accel_cache_folder,
+    shipped_configs_folder,
+    tuned_configs,
+)
 
 CONFIG = {
     "kwargs": {"BT": 32},
@@ -36,7 +40,7 @@ def test_an_entry_is_replaced_and_others_are_kept(tmp_path):
     for key, block in ((KEY, 16), (other_key, 64), (KEY, 32)):
         config = CONFIG | {"kwargs": {"BT": block}}
         tuned_configs.save_tuned_config(tmp_path, "kernel", key, config, "3.7.1")
-    entries = tuned_configs.load_tuned_entries(tmp_path, "kernel")
+    entries = tuned_configs.load_tuned_entries_or_raise_if_malformed(tmp_path, "kernel")
     blocks = {entry.key[1]: entry.config["kwargs"]["BT"] for entry in entries}
     assert blocks == {64: 32, 128: 64}
 
@@ -53,16 +57,18 @@ def test_an_entry_is_replaced_and_others_are_kept(tmp_path):
 )
 def test_only_counts_are_compared_by_their_power_of_two(tmp_path, key, found):
     tuned_configs.save_tuned_config(tmp_path, "kernel", KEY, CONFIG, "3.7.1")
-    config = tuned_configs.find_tuned_config(tmp_path, "kernel", ["T", "D", "IS_VARLEN"], key)
+    config = tuned_configs.find_exact_or_rounded_config(
+        tmp_path, "kernel", ["T", "D", "IS_VARLEN"], key
+    )
     assert (config == CONFIG) == found
 
 
 def test_the_cache_folder_is_the_one_that_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("FLAME_ACCEL_CACHE", raising=False)
-    assert user_cache_folder() == tmp_path / "xdg/flame_accel"
+    assert flame_accel_cache_folder() == tmp_path / "xdg/flame_accel"
     monkeypatch.setenv("FLAME_ACCEL_CACHE", str(tmp_path / "mine"))
-    assert user_cache_folder() == tmp_path / "mine"
+    assert flame_accel_cache_folder() == tmp_path / "mine"
 
 
 def test_shipped_configurations_are_of_kernels_that_fla_has():
