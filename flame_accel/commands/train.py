@@ -203,9 +203,7 @@ def _resolve_launch_preset_or_file(
 ) -> Path:
     """The file for `accelerate launch`: as asked for, or the preset that fits the machine."""
     fitting = "ddp" if processes > 1 else "single" if num_gpus else "cpu"
-    path = Path(
-        existing_else_preset_path_or_unchanged(ACCELERATE, preset_or_file or fitting)
-    )
+    path = Path(existing_else_preset_path_or_unchanged(ACCELERATE, preset_or_file or fitting))
     if not path.is_file():
         raise UsageError(
             f'"{preset_or_file}" is neither a file nor a launch preset',

@@ -155,7 +155,8 @@ def clip_and_update_unless_done_in_backward(
 ) -> UpdateResult:
     """Clips and steps after the last backward pass, unless the pass itself has taken the step.
 
-    Arguments as those of `train_step`; without `set_grads_to_none`, gradients become zeros, for graphs.
+    Arguments as those of `train_step`.
+    Without `set_grads_to_none` gradients become zeros and keep their memory, for graphs.
     """
     if is_deepspeed(accelerator):
         return read_deepspeed_update_result(accelerator, model)
