@@ -135,7 +135,7 @@ def _link_kept_files(source: Path, target: Path, is_kept: Callable[[PurePath], b
         sync_to_disk(folder)
 
 
-def sync_and_swap_keeping_old(temporary: Path, folder: Path) -> None:
+def sync_and_swap_old_into_temporary(temporary: Path, folder: Path) -> None:
     """Sync a finished temporary folder to the disk and rename it to its final name.
 
     If `folder` exists the two are swapped: what it held is then in `temporary`.

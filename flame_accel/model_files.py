@@ -41,7 +41,7 @@ class FileProblem(NamedTuple):
     remedy: str
 
 
-def find_checkpoint_damage(folder: Path) -> str | None:
+def find_damage_or_missing_manifest(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, as part of a sentence; None if it is intact."""
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -53,7 +53,7 @@ def find_checkpoint_damage(folder: Path) -> str | None:
     return describe_first_damage(folder, descriptions, compare_checksums=True)
 
 
-def find_unreadable_model_file(folder: Path) -> FileProblem | None:
+def find_unreadable_text_or_weight_file(folder: Path) -> FileProblem | None:
     """The first problem that makes a model in the Hugging Face format unreadable; None if it is.
 
     Found are pointers that Git LFS did not replace by their files, JSON that is none, weights that

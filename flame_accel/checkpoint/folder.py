@@ -17,7 +17,7 @@ from flame_accel.model_files import (
     MANIFEST,
     STEP_PREFIX,
     TEMPORARY_INFIX,
-    find_checkpoint_damage,
+    find_damage_or_missing_manifest,
 )
 from flame_accel.observe import get_logger
 
@@ -81,7 +81,7 @@ class CheckpointFolder:
         files.write_json_atomically(temporary / MANIFEST, content)
         final = self.checkpoint_path(step)
         replaced = final.exists()
-        files.sync_and_swap_keeping_old(temporary, final)
+        files.sync_and_swap_old_into_temporary(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _first_free_path_with_suffix(final, SUPERSEDED))
         self._delete_all_but_latest_k_unless_in_use()
@@ -110,7 +110,7 @@ class CheckpointFolder:
             return self._intact_checkpoint_of_step_or_raise(load_step, saved_steps)
         for step in reversed(saved_steps):
             folder = self.checkpoint_path(step)
-            damage = find_checkpoint_damage(folder)
+            damage = find_damage_or_missing_manifest(folder)
             if damage is None:
                 return folder
             get_logger().warning("%s is damaged (%s): it is not used", folder, damage)
@@ -119,7 +119,7 @@ class CheckpointFolder:
     def _intact_checkpoint_of_step_or_raise(self, step: int, saved_steps: list[int]) -> Path:
         folder = self.checkpoint_path(step)
         exists = step in saved_steps
-        damage = find_checkpoint_damage(folder) if exists else "there is no such folder"
+        damage = find_damage_or_missing_manifest(folder) if exists else "there is no such folder"
         if damage is not None:
             there = ", ".join(map(str, saved_steps)) or "none"
             raise UserError(

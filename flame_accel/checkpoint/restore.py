@@ -30,8 +30,8 @@ from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.model_files import (
     MANIFEST,
-    find_checkpoint_damage,
-    find_unreadable_model_file,
+    find_damage_or_missing_manifest,
+    find_unreadable_text_or_weight_file,
 )
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
@@ -315,12 +315,12 @@ def _download_or_find_cached_weights(name: str) -> Path:
 
 
 def _check_weights_intact_and_readable(folder: Path, name_or_path: str) -> None:
-    damage = find_checkpoint_damage(folder) if (folder / MANIFEST).is_file() else None
+    damage = find_damage_or_missing_manifest(folder) if (folder / MANIFEST).is_file() else None
     if damage is not None:
         raise _initial_load_error(
             name_or_path, f"is damaged: {damage}", "choose another checkpoint"
         )
-    unreadable = find_unreadable_model_file(folder)
+    unreadable = find_unreadable_text_or_weight_file(folder)
     if unreadable is not None:
         raise _initial_load_error(name_or_path, *unreadable)
 

@@ -11,8 +11,8 @@ from flame_accel.model_files import (
     MANIFEST,
     MODEL_CONFIG,
     STEP_PREFIX,
-    find_checkpoint_damage,
-    find_unreadable_model_file,
+    find_damage_or_missing_manifest,
+    find_unreadable_text_or_weight_file,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def find_model_folder(path: Path) -> Path:
     is_checkpoint = any((path / name).is_file() for name in (MANIFEST, "state.json"))
     if is_checkpoint or not exports:
         return find_checkpoint_or_newest(path)
-    problem = find_unreadable_model_file(exports[0])
+    problem = find_unreadable_text_or_weight_file(exports[0])
     if problem is not None:
         raise UserError(problem.what, where=str(exports[0]), remedy=problem.remedy)
     return exports[0]
@@ -118,7 +118,7 @@ def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
             where=str(path),
             remedy="choose a run folder, or a step-N folder of a run",
         )
-    damage = find_checkpoint_damage(folders[-1])
+    damage = find_damage_or_missing_manifest(folders[-1])
     if damage is not None:
         raise UserError(
             f"is damaged: {damage}", where=str(folders[-1]), remedy="choose another checkpoint"

@@ -19,7 +19,7 @@ from flame_accel.model_files import (
     MODEL_CONFIG,
     TEMPORARY_INFIX,
     WEIGHTS_INDEX,
-    find_unreadable_model_file,
+    find_unreadable_text_or_weight_file,
     shard_names_in_index_or_empty,
 )
 
@@ -164,7 +164,7 @@ def check_and_select_model_files(folder: Path) -> SelectedFiles:
     if TEMPORARY_INFIX in folder.name:
         what = "is not complete: saving it was interrupted"
         raise UserError(what, where=str(folder), remedy=remedy)
-    unreadable = find_unreadable_model_file(folder)
+    unreadable = find_unreadable_text_or_weight_file(folder)
     if unreadable is not None:
         raise UserError(unreadable.what, where=str(folder), remedy=unreadable.remedy)
     return selected

@@ -28,7 +28,7 @@ from flame_accel.files import (
     rename_and_sync,
     replace_file,
     replace_folder,
-    sync_and_swap_keeping_old,
+    sync_and_swap_old_into_temporary,
     sync_to_disk,
     write_bytes_atomically,
     write_json_atomically,
@@ -297,7 +297,7 @@ def test_a_finished_folder_gets_its_name_and_the_one_it_replaces_takes_the_tempo
     for name in ("new", "final"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    sync_and_swap_keeping_old(tmp_path / "new", tmp_path / "final")
+    sync_and_swap_old_into_temporary(tmp_path / "new", tmp_path / "final")
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["final"]
 

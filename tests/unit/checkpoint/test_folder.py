@@ -7,7 +7,7 @@ import pytest
 
 from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder
 from flame_accel.config import UserError
-from flame_accel.model_files import find_checkpoint_damage
+from flame_accel.model_files import find_damage_or_missing_manifest
 from tests.helpers.runs import SHORT_RUN
 
 
@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_never_found(folder, damage):
     older, newer = save(folder, 5), save(folder, 9)
     assert find_and_clean_up(folder, -1) == newer
     DAMAGES[damage](newer)
-    assert find_checkpoint_damage(newer) is not None
+    assert find_damage_or_missing_manifest(newer) is not None
     assert find_and_clean_up(folder, -1) == older
     assert names(folder.path) == ["step-5", "step-9.damaged-0"]
 
