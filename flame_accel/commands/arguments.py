@@ -45,12 +45,12 @@ def add_custom_modules_argument(parser: argparse.ArgumentParser) -> None:
         "--custom",
         action="extend",
         default=[],
-        type=_parse_custom_modules,
+        type=_parse_custom_modules_and_check_paths_exist,
         help="package or file that registers the architecture; may be repeated",
     )
 
 
-def _parse_custom_modules(text: str) -> tuple[str, ...]:
+def _parse_custom_modules_and_check_paths_exist(text: str) -> tuple[str, ...]:
     modules: tuple[str, ...] = parse_run_option("model.custom", text, where="--custom")
     for path in modules:
         missing = find_missing_path("model.custom", path)

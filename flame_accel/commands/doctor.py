@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.config is None:
             report.print_and_record_section("models", summarize_which_fla_models_train(machine))
         else:
-            report_model_problems_and_trial(machine, arguments, findings, report)
+            report_model_problems_then_try_unless_blocked(machine, arguments, findings, report)
     report.print_json_if_asked()
     if report.stopped:
         raise SystemExit(1)
@@ -211,7 +211,7 @@ def summarize_which_fla_models_train(machine: "Machine") -> Iterator[ReportLine]
     )
 
 
-def report_model_problems_and_trial(
+def report_model_problems_then_try_unless_blocked(
     machine: "Machine",
     arguments: argparse.Namespace,
     already_reported: Sequence["DetectedProblem"],

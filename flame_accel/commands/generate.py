@@ -21,7 +21,7 @@ from flame_accel.commands.arguments import (
 from flame_accel.commands.export import DTYPES
 from flame_accel.commands.loaded_model import (
     MODEL_KINDS,
-    check_device_exists,
+    check_any_gpu_exists_if_cuda_asked,
     find_model,
     has_no_chat_template,
     load_model_and_tokenizer,
@@ -84,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=DTYPES, help="dtype of the weights (bfloat16 on a GPU, else float32)"
     )
     parser.add_argument(
-        "--device", type=_parse_device, help="cpu, cuda or cuda:N (a GPU if there is one)"
+        "--device",
+        type=_parse_cpu_or_cuda_device_name,
+        help="cpu, cuda or cuda:N (a GPU if there is one)",
     )
     add_custom_modules_argument(parser)
     parser.add_argument(
@@ -103,7 +105,7 @@ def _parse_number_between(word: str, *, minimum: float, maximum: float = float("
     return number
 
 
-def _parse_device(word: str) -> str:
+def _parse_cpu_or_cuda_device_name(word: str) -> str:
     if re.fullmatch(r"cpu|cuda(:\d+)?", word) is None:
         raise argparse.ArgumentTypeError(f"{word!r} is none of cpu, cuda and cuda:N")
     return word
@@ -113,7 +115,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Generates and prints."""
     _check_prompt_and_output_arguments(arguments)
     source = find_model(arguments.model)
-    text = None if arguments.prompts_file else _read_prompt_text(arguments.prompt, sys.stdin)
+    text = (
+        None
+        if arguments.prompts_file
+        else _read_stdin_unless_prompt_given(arguments.prompt, sys.stdin)
+    )
     prompts = (
         list(read_text_or_jsonl_prompts(arguments.prompts_file))
         if text is None
@@ -124,7 +130,7 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.chat or not isinstance(prompt.content, str):
                 raise missing_chat_template(prompt.where)
     # mistakes up to here do not wait for imports, and this one for torch alone
-    check_device_exists(arguments.device)
+    check_any_gpu_exists_if_cuda_asked(arguments.device)
 
     from flame_accel import kernels
     from flame_accel.evaluation.generate import GenerationSettings
@@ -156,7 +162,9 @@ def run(arguments: argparse.Namespace) -> None:
             _write_json_lines(results, arguments.output)
         else:
             try:
-                stream_continuation(model, tokenizer, prompts[0], settings, chat=arguments.chat)
+                stream_continuation_without_prompt_to_stdout(
+                    model, tokenizer, prompts[0], settings, chat=arguments.chat
+                )
             except KeyboardInterrupt:
                 # what was printed so far is what was asked for
                 print()
@@ -184,7 +192,7 @@ def _check_prompt_and_output_arguments(arguments: argparse.Namespace) -> None:
         )
 
 
-def _read_prompt_text(prompt: str | None, stdin: TextIO) -> str:
+def _read_stdin_unless_prompt_given(prompt: str | None, stdin: TextIO) -> str:
     """The prompt, or what is piped into the command.
 
     Raises:
@@ -208,7 +216,7 @@ def _read_prompt_text(prompt: str | None, stdin: TextIO) -> str:
     return prompt
 
 
-def stream_continuation(
+def stream_continuation_without_prompt_to_stdout(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompt: Prompt,

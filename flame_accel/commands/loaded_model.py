@@ -140,7 +140,7 @@ def has_no_chat_template(source: ModelSource) -> bool:
     )
 
 
-def check_device_exists(device: str | None) -> None:
+def check_any_gpu_exists_if_cuda_asked(device: str | None) -> None:
     """Refuses a GPU where there is none."""
     if device is None or not device.startswith("cuda"):
         return
@@ -182,7 +182,7 @@ def load_model_and_tokenizer(
     logging.disable_progress_bar()
     register_models(custom_modules)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device_exists(device)
+    check_any_gpu_exists_if_cuda_asked(device)
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
     try:

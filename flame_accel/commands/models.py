@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> None:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         names = arguments.model or (of_transformers if arguments.transformers else registered)
         jobs = {
-            pool.submit(check_model_in_subprocess, name, results["kind"], arguments.limit): name
+            pool.submit(
+                check_laws_of_model_in_subprocess, name, results["kind"], arguments.limit
+            ): name
             for name in names
         }
         for done, job in enumerate(as_completed(jobs), start=1):
@@ -105,7 +107,7 @@ def new_device_results_without_models(device_kind: str | None) -> "DeviceResults
     }
 
 
-def check_model_in_subprocess(
+def check_laws_of_model_in_subprocess(
     model_type: str, device_kind: str, limit_seconds: float
 ) -> "ModelResult":
     """Checks one model in a process of its own.

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     training = TrainingConfig(**{name: getattr(arguments, name) for name in names})
     tokenizer = load_tokenizer(str(arguments.tokenizer_path), arguments.trust_remote_code)
     add_bos = resolve_add_bos(tokenizer, arguments.add_bos)
-    table = _open_single_table(training)
+    table = _open_single_table_unless_token_cache(training)
     conversations = first_is_conversation(map(table.__getitem__, range(len(table))))
     origin = CacheOrigin(
         tokenizer_identity=tokenizer_identity(tokenizer, with_chat_template=conversations),
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(_format_summary(arguments.output, read_manifest(arguments.output), written))
 
 
-def _open_single_table(training: TrainingConfig) -> "Table":
+def _open_single_table_unless_token_cache(training: TrainingConfig) -> "Table":
     """Open the one dataset that the options name, as a table of records."""
     from flame_accel.data.sources.opening import open_chosen_split
     from flame_accel.data.sources.options import training_dataset_options
@@ -132,7 +132,7 @@ def _print_progress_until_signal(folder: Path) -> Iterator[Callable[["CacheProgr
     on_terminal = sys.stdout.isatty()
     printed_at = time.monotonic()
 
-    def remember_signal(number: int, frame: object) -> None:
+    def remember_signal_and_let_next_kill(number: int, frame: object) -> None:
         caught.append(number)
         signal.signal(number, signal.SIG_DFL)
 
@@ -153,7 +153,8 @@ def _print_progress_until_signal(folder: Path) -> Iterator[Callable[["CacheProgr
             print(f"{_format_progress(progress):<79}", end=end, flush=True)
 
     before = {
-        number: signal.signal(number, remember_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, remember_signal_and_let_next_kill)
+        for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         yield print_progress_or_stop

@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
             where=f"--include-logs of {folder}",
             remedy="choose a model in a run folder, or remove --include-logs",
         )
-    fill_in_step(arguments, folder, run_folder)
+    replace_step_placeholder_in_revision_and_tag(arguments, folder, run_folder)
     command = format_push_command(
         arguments.model,
         arguments.repo_id,
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
         custom_modules=arguments.custom,
     )
     try:
-        upload_and_record_model(folder, run_folder, arguments, command)
+        create_repository_upload_and_record_model(folder, run_folder, arguments, command)
     except OSError as error:
         # such as a disk that is full
         raise UserError(
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
         ) from None
 
 
-def fill_in_step(
+def replace_step_placeholder_in_revision_and_tag(
     arguments_to_update: argparse.Namespace, folder: Path, run_folder: Path | None
 ) -> None:
     """Puts the step of a model in the place of {step} in the names of the branch and the tag.
@@ -163,14 +163,14 @@ def find_step_or_none(folder: Path, run_folder: Path | None) -> int | None:
     return read_finished_step(run_folder) if run_folder is not None else None
 
 
-def upload_and_record_model(
+def create_repository_upload_and_record_model(
     folder: Path, run_folder: Path | None, arguments: argparse.Namespace, command: str
 ) -> None:
     """Uploads a model, records it in its run and prints where it is; errors name the command."""
     repository = check_access_and_create_repository(
         arguments.repo_id,
         private=not arguments.public,
-        record=read_or_start_upload_record(folder, run_folder, arguments.repo_id),
+        record=read_upload_record_else_identify_by_weights(folder, run_folder, arguments.repo_id),
         branch_pattern=branch_names_fullmatch_regex([arguments.revision]),
         overwrite=arguments.overwrite,
         accept_begun_if_unreachable=False,
@@ -233,7 +233,7 @@ def upload_and_record_model(
         write_upload_record_if_of_same_repository(run_folder, record)
 
 
-def read_or_start_upload_record(
+def read_upload_record_else_identify_by_weights(
     folder: Path, run_folder: Path | None, repo_id: str
 ) -> UploadRecord:
     """What was uploaded of a model's run; a model without one is known by its weights."""

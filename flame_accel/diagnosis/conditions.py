@@ -32,7 +32,7 @@ def has_miscompiling_triton_on_hopper(machine: Machine) -> bool:
     return uses_triton(machine) and bad and first is not None and first[0] == 9
 
 
-def can_use_tilelang(machine: Machine) -> bool:
+def has_tilelang_and_nvcc(machine: Machine) -> bool:
     """Whether fla can call tilelang, which needs a CUDA compiler."""
     return machine.versions["tilelang"] is not None and machine.nvcc
 
@@ -71,7 +71,7 @@ def devices_with_memory_in_use(machine: Machine) -> list[Device]:
     ]
 
 
-def torch_misses_driver_gpus(machine: Machine) -> bool:
+def torch_sees_none_of_unhidden_driver_gpus(machine: Machine) -> bool:
     """Whether NVIDIA's driver has GPUs that torch does not see, and nobody hid them."""
     return machine.platform == "cpu" and machine.driver_devices > 0 and not machine.hidden_devices
 
@@ -84,6 +84,6 @@ def has_mismatched_triton(machine: Machine) -> bool:
     return not SpecifierSet(wanted).contains(version, prereleases=True)
 
 
-def device_names(devices: list[Device]) -> str:
+def join_unique_device_names(devices: list[Device]) -> str:
     """The names of the devices as their maker gives them, sorted, each once, joined by commas."""
     return ", ".join(sorted({device.name for device in devices}))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from flame_accel.diagnosis.conditions import (
-    can_use_tilelang,
-    device_names,
+    has_tilelang_and_nvcc,
+    join_unique_device_names,
     devices_below_ampere,
     devices_with_memory_in_use,
     devices_without_torch_kernels,
@@ -18,7 +18,7 @@ from flame_accel.diagnosis.conditions import (
     has_mismatched_triton,
     is_package_newer_than_minor,
     is_package_older,
-    torch_misses_driver_gpus,
+    torch_sees_none_of_unhidden_driver_gpus,
     uses_triton,
 )
 from flame_accel.diagnosis.machine import Machine
@@ -72,7 +72,7 @@ def kernel_problem_checks() -> Iterator[ProblemCheck]:
         "gated kernels on Hopper",
         True,
         lambda machine: (
-            has_miscompiling_triton_on_hopper(machine) and not can_use_tilelang(machine)
+            has_miscompiling_triton_on_hopper(machine) and not has_tilelang_and_nvcc(machine)
         ),
         lambda machine: (
             ON_HOPPER.format(machine)
@@ -146,7 +146,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
         lambda machine: bool(machine.architectures and devices_without_torch_kernels(machine)),
         lambda machine: (
             f"torch {machine.versions['torch']} has no code for "
-            f"{device_names(devices_without_torch_kernels(machine))}, only for "
+            f"{join_unique_device_names(devices_without_torch_kernels(machine))}, only for "
             f"{', '.join(machine.architectures)}"
         ),
         "install a torch that has: https://pytorch.org/get-started/locally",
@@ -156,7 +156,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
         False,
         lambda machine: uses_triton(machine) and bool(devices_below_ampere(machine)),
         lambda machine: (
-            f"{device_names(devices_below_ampere(machine))}: Triton is made for compute capability "
+            f"{join_unique_device_names(devices_below_ampere(machine))}: Triton is made for compute capability "
             "8.0 and newer; below, kernels may fail and bfloat16 is slow"
         ),
         "--model.kernels torch, and mixed_precision: no in the accelerate configuration",
@@ -164,7 +164,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
     yield ProblemCheck(
         "torch without CUDA",
         False,
-        lambda machine: torch_misses_driver_gpus(machine) and machine.cuda is None,
+        lambda machine: torch_sees_none_of_unhidden_driver_gpus(machine) and machine.cuda is None,
         lambda machine: (
             f"NVIDIA's driver has {machine.driver_devices} GPU(s), but torch "
             f"{machine.versions['torch']} was built without CUDA: training runs on the CPU"
@@ -174,7 +174,9 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
     yield ProblemCheck(
         "driver too old",
         False,
-        lambda machine: torch_misses_driver_gpus(machine) and machine.cuda is not None,
+        lambda machine: (
+            torch_sees_none_of_unhidden_driver_gpus(machine) and machine.cuda is not None
+        ),
         lambda machine: (
             f"torch, built for CUDA {machine.cuda}, cannot use the "
             f"{machine.driver_devices} GPU(s) of NVIDIA's driver {machine.driver}: training runs "
@@ -203,7 +205,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
     )
 
 
-def memory_and_disk_problem_checks() -> Iterator[ProblemCheck]:
+def shared_memory_and_disk_problem_checks() -> Iterator[ProblemCheck]:
     """Memory between processes, and disks."""
     yield ProblemCheck(
         "small shared memory",
@@ -267,7 +269,7 @@ def version_problem_checks(
 PROBLEMS = (
     *kernel_problem_checks(),
     *device_problem_checks(),
-    *memory_and_disk_problem_checks(),
+    *shared_memory_and_disk_problem_checks(),
     *(row for name, limits in SUPPORTED.items() for row in version_problem_checks(name, *limits)),
 )
 """The whole table."""

@@ -127,10 +127,10 @@ def collect_machine_facts(
         query_free_memory: whether to ask each GPU how much of its memory is free. It opens a
             context there, which takes a second and some hundred MiB until this process ends.
     """
-    driver, driver_devices = query_driver_version_and_gpus()
-    platform_name, devices = find_torch_devices(query_free_memory)
+    driver, driver_devices = query_driver_version_and_gpu_count_by_nvml()
+    platform_name, devices = find_torch_platform_and_devices(query_free_memory)
     return Machine(
-        system=operating_system(),
+        system=kernel_name_release_and_architecture(),
         python=platform.python_version(),
         processor=processor_name(),
         cores=count_usable_cores(),
@@ -149,7 +149,7 @@ def collect_machine_facts(
         kernels="triton" if requested_kernels != "torch" and triton_has_device() else "torch",
         compiler=os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
         python_headers=has_python_headers(),
-        ptxas=has_ptxas(),
+        ptxas=has_ptxas_in_triton_or_environment(),
         nvcc=has_nvcc(),
         interpreted=os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"),
         folders=tuple(
@@ -167,7 +167,7 @@ class NvidiaDriver(NamedTuple):
     num_gpus: int
 
 
-def query_driver_version_and_gpus() -> NvidiaDriver:
+def query_driver_version_and_gpu_count_by_nvml() -> NvidiaDriver:
     """Version of NVIDIA's driver and number of its GPUs; (None, 0) where it does not answer."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
@@ -190,7 +190,7 @@ class TorchDevices(NamedTuple):
     devices: tuple[Device, ...]
 
 
-def find_torch_devices(query_free_memory: bool) -> TorchDevices:
+def find_torch_platform_and_devices(query_free_memory: bool) -> TorchDevices:
     """What torch calls its devices, and each of them; ("cpu", ()) where there is none."""
     found = torch.accelerator.current_accelerator(check_available=True)
     kind = "cpu" if found is None else found.type
@@ -236,7 +236,7 @@ def triton_required_by_torch() -> str | None:
     return None
 
 
-def operating_system() -> str:
+def kernel_name_release_and_architecture() -> str:
     """Name, release and machine type; `platform.platform` would start `uname -p` for its answer."""
     uname = platform.uname()
     return f"{uname.system}-{uname.release}-{uname.machine}"
@@ -264,7 +264,7 @@ def has_python_headers() -> bool:
     return Path(sysconfig.get_paths(scheme)["include"], "Python.h").is_file()
 
 
-def has_ptxas() -> bool:
+def has_ptxas_in_triton_or_environment() -> bool:
     """Whether NVIDIA's assembler is inside Triton, or where the environment says."""
     spec = importlib.util.find_spec("triton")
     if spec is None or spec.origin is None:

@@ -71,8 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
         config, data, tokenizer_name, num_lanes, arguments.ranks
     )
     sections.print_section("run", run_lines)
-    samples, lengths, limits = [], {}, sections.cut_lengths_by_name(config)
-    for label, dataset in zip(sections.dataset_labels(data), data.training, strict=True):
+    samples, lengths, limits = [], {}, sections.row_and_segment_cut_lengths(config)
+    for label, dataset in zip(
+        sections.dataset_names_numbered_if_several(data), data.training, strict=True
+    ):
         sample = sample_and_estimate_total_tokens(dataset, arguments.documents)
         samples.append(sample)
         sections.print_section(f"dataset {label}", format_dataset(dataset, sample, limits))

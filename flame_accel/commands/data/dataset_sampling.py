@@ -49,16 +49,18 @@ class DatasetSample(NamedTuple):
     """None if `num_records` is."""
 
 
-def sample_and_estimate_total_tokens(dataset: EncodedDataset, max_records: int) -> DatasetSample:
+def sample_and_estimate_total_tokens(
+    dataset: EncodedDataset, max_records_or_zero_for_all: int
+) -> DatasetSample:
     """Read records of a dataset: evenly spread ones, or the first ones of a stream.
 
     Args:
         dataset: the dataset.
-        max_records: number of records to read; 0 reads all.
+        max_records_or_zero_for_all: number of records to read; 0 reads all.
     """
     num_records = dataset.num_records
-    records = dataset.read_in_order(table_sample_size=max_records)
-    counts = count_records(islice(records, max_records or None))
+    records = dataset.read_in_order(table_sample_size=max_records_or_zero_for_all)
+    counts = count_records(islice(records, max_records_or_zero_for_all or None))
     # a stream whose end was reached has no further records
     if num_records is None and next(records, None) is None:
         num_records = counts.num_read

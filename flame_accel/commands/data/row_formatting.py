@@ -19,10 +19,11 @@ MAX_SPANS = 6
 MAX_PIECES = 10
 """Pieces of a row that are shown, in addition to the last one."""
 ELLIPSIS = " ... "
-SEGMENT_MARK, DOCUMENT_MARK = "===", "---"
+START_MARKS = {True: "===", False: "---"}
+"""Mark of a piece by whether it starts a segment."""
 LEGEND = {
-    SEGMENT_MARK: "state is reset and targets stop here: nothing crosses",
-    DOCUMENT_MARK: "the next document: the model sees across",
+    START_MARKS[True]: "state is reset and targets stop here: nothing crosses",
+    START_MARKS[False]: "the next document: the model sees across",
 }
 
 
@@ -40,7 +41,7 @@ class RowVocabulary(NamedTuple):
 
 def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterator[str]:
     """Lines for rows, a block of lines each."""
-    marks = {_segment_or_document_start_mark(piece) for row in rows for piece in row.pieces}
+    marks = {START_MARKS[piece.starts_segment] for row in rows for piece in row.pieces}
     yield from (f"{mark} {meaning}" for mark, meaning in LEGEND.items() if mark in marks)
     for row in rows:
         targets = f"{int(row.targets.sum()):,} targets"
@@ -55,14 +56,10 @@ def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterato
                     yield from _format_text_by_loss_span(piece, vocabulary)
 
 
-def _segment_or_document_start_mark(piece: Piece) -> str:
-    return SEGMENT_MARK if piece.starts_segment else DOCUMENT_MARK
-
-
 def _format_piece_heading(piece: Piece, vocabulary: RowVocabulary) -> str:
     """Position, length, source, and which part of its document the piece is."""
     tokens = "1 token" if len(piece.tokens) == 1 else f"{len(piece.tokens):,} tokens"
-    at = f"  {_segment_or_document_start_mark(piece)} at {piece.start:,}: {tokens}"
+    at = f"  {START_MARKS[piece.starts_segment]} at {piece.start:,}: {tokens}"
     if piece.document is None:
         return f"{at} of padding, no targets"
     if len(piece.tokens) == piece.document_length:

@@ -87,10 +87,10 @@ def print_packing_mixture_rows_and_warnings(
     policy = stream.policy
     # records that would stop a run are listed at the end
     stream = replace(stream, policy=SkipPolicy(sys.maxsize))
-    packings = _measure_packing_and_its_alternative(stream, met.append)
+    packings = _measure_packing_and_alternative_if_varlen(stream, met.append)
     print_section("packing", format_packing_table(packings))
 
-    names = dataset_labels(data)
+    names = dataset_names_numbered_if_several(data)
     positions = config.training.steps * stream.num_lanes * config.training.seq_len
     totals = [sample.total for sample in samples]
     uses = compute_dataset_uses(data.shares, totals, packings[_packing_name(stream)], positions)
@@ -138,13 +138,13 @@ def print_damaged_records_warning(skipped: Iterable[Skipped], policy: SkipPolicy
     print_section("warning: damaged records", [*list(places)[:MAX_NAMED_RECORDS], rule])
 
 
-def dataset_labels(data: RunData) -> list[str]:
+def dataset_names_numbered_if_several(data: RunData) -> list[str]:
     """Names of the datasets, numbered if there are several, since a name may occur twice."""
     names = [dataset.name for dataset in data.training]
     return names if len(names) == 1 else [f"{i}. {name}" for i, name in enumerate(names, 1)]
 
 
-def cut_lengths_by_name(config: Config) -> dict[str, int]:
+def row_and_segment_cut_lengths(config: Config) -> dict[str, int]:
     """By name, lengths in tokens at which documents are cut."""
     training = config.training
     limits = {"a row": training.seq_len}
@@ -157,7 +157,7 @@ def _packing_name(stream: Lanes) -> str:
     return BEST_FIT if stream.packing.best_fit else SEQUENTIAL
 
 
-def _measure_packing_and_its_alternative(
+def _measure_packing_and_alternative_if_varlen(
     stream: Lanes, on_bad_record: Callable[[Skipped], None]
 ) -> dict[str, PackingStatistics]:
     """Statistics of the stream's packing, and with varlen of the other one, by name."""

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from flame_accel.__main__ import main
-from flame_accel.commands.generate import stream_continuation
+from flame_accel.commands.generate import stream_continuation_without_prompt_to_stdout
 from flame_accel.data import load_tokenizer
 from flame_accel.evaluation.generate import GenerationSettings, generate_continuations
 from flame_accel.prompt_files import Prompt
@@ -62,7 +62,9 @@ def test_tokens_are_printed_as_they_come(monkeypatch):
 
     monkeypatch.setattr("sys.stdout", Screen())
     settings = GenerationSettings(max_new_tokens=200, temperature=1.0)
-    stream_continuation(model, tokenizer, Prompt(content="abc", where="here"), settings, chat=False)
+    stream_continuation_without_prompt_to_stdout(
+        model, tokenizer, Prompt(content="abc", where="here"), settings, chat=False
+    )
     # whole words, whenever one has ended
     assert len(set(steps_at_write)) > 1 and steps_at_write[0] < 100 < len(steps)
 
@@ -71,7 +73,9 @@ def test_an_interrupt_ends_the_text_without_a_traceback(export, capsys, monkeypa
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flame_accel.commands.generate.stream_continuation", interrupt)
+    monkeypatch.setattr(
+        "flame_accel.commands.generate.stream_continuation_without_prompt_to_stdout", interrupt
+    )
     with pytest.raises(SystemExit) as ended:
         generate(capsys, export, "--prompt", "abc")
     assert ended.value.code == 130 and capsys.readouterr().out == "\n"

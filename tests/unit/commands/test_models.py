@@ -22,7 +22,7 @@ def test_a_process_that_ends_early_keeps_what_it_found(then, reason, tmp_path, m
     python.write_text(f"#!/bin/sh\necho '{json.dumps({'finding': found})}'\n{then}\n")
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
-    findings = models.check_model_in_subprocess("gla", "cpu", 1)["findings"]
+    findings = models.check_laws_of_model_in_subprocess("gla", "cpu", 1)["findings"]
     assert findings[0] == found
     assert [finding["law"] for finding in findings] == list(LAWS)
     assert {finding["reason"] for finding in findings[1:]} == {reason}

@@ -9,8 +9,8 @@ from flame_accel import kernels
 from flame_accel.diagnosis.machine import (
     Device,
     collect_machine_facts,
-    find_torch_devices,
-    query_driver_version_and_gpus,
+    find_torch_platform_and_devices,
+    query_driver_version_and_gpu_count_by_nvml,
 )
 from tests.helpers.machines import GIB
 
@@ -38,12 +38,12 @@ def test_devices_are_described_as_torch_sees_them(hip, monkeypatch):
     monkeypatch.setattr(
         torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
     )
-    kind, devices = find_torch_devices(query_free_memory=False)
+    kind, devices = find_torch_platform_and_devices(query_free_memory=False)
     expected = Device(
         name="GPU", memory_bytes=8 * GIB, free_bytes=None, capability=None if hip else (9, 0)
     )
     assert kind == ("hip" if hip else "cuda") and devices == (expected, expected)
-    assert find_torch_devices(query_free_memory=True)[1][0].free_bytes == GIB
+    assert find_torch_platform_and_devices(query_free_memory=True)[1][0].free_bytes == GIB
 
 
 def missing_library(name):
@@ -64,10 +64,10 @@ def test_the_driver_answers_with_its_version_and_number_of_gpus(monkeypatch):
         nvmlShutdown=lambda: 0,
     )
     monkeypatch.setattr("ctypes.CDLL", lambda name: library)
-    assert query_driver_version_and_gpus() == ("570.86", 2)
+    assert query_driver_version_and_gpu_count_by_nvml() == ("570.86", 2)
     # a driver that does not start, and none at all
     library.nvmlInit_v2 = lambda: 1
-    assert query_driver_version_and_gpus() == (None, 0)
+    assert query_driver_version_and_gpu_count_by_nvml() == (None, 0)
     monkeypatch.undo()
     monkeypatch.setattr("ctypes.CDLL", missing_library)
-    assert query_driver_version_and_gpus() == (None, 0)
+    assert query_driver_version_and_gpu_count_by_nvml() == (None, 0)
