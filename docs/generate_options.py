@@ -78,7 +78,7 @@ def _covered_options(function: ast.FunctionDef) -> Iterator[str]:
 
 def describe_option(option: Option, test: str) -> str:
     """One row of a table."""
-    kind = " or ".join(f"`{choice}`" for choice in option.choices) or f"`{option.type_name}`"
+    kind = " or ".join(f"`{choice}`" for choice in option.choices) or f"`{option.python_type_name}`"
     default = format_default(option)
     default = default if default == "empty" else f"`{default}`"
     refused = UNSUPPORTED.get(option.name)

@@ -8,7 +8,7 @@ from typing import Any
 from flame_accel.config import UsageError
 from flame_accel.config.input_checks import find_missing_path
 from flame_accel.config.schema import options
-from flame_accel.config.validation import find_broken_rule_of_value
+from flame_accel.config.validation import find_broken_range_or_format_rule
 from flame_accel.config.values import InvalidValue, parse_text_value
 
 
@@ -80,7 +80,7 @@ def parse_run_option(
     except InvalidValue as error:
         raise UsageError(error.rule, where=where, remedy=error.remedy) from error
     is_missing = required and value is None
-    rule = find_broken_rule_of_value(name, text if is_missing else value)
+    rule = find_broken_range_or_format_rule(name, text if is_missing else value)
     if is_missing and rule is None:
         raise UsageError("is required", where=where, remedy="Give it a value.")
     if rule is not None:

@@ -61,19 +61,20 @@ def derive_run_name(config: Config, run_file: str | None, run_file_config: Confi
     Flags that replace the model or the data of the run file are added to the name.
     """
     model, data = (
-        _model_name_from_config_path(config.model.config),
+        _model_name_from_config_path_or_empty(config.model.config),
         _joined_dataset_names(config.training),
     )
     if run_file is None:
         parts = [model, data]
     else:
         parts = [_sanitize_for_folder_name(Path(run_file).stem)]
-        parts += [model] * (model != _model_name_from_config_path(run_file_config.model.config))
+        model_of_file = _model_name_from_config_path_or_empty(run_file_config.model.config)
+        parts += [model] * (model != model_of_file)
         parts += [data] * (data != _joined_dataset_names(run_file_config.training))
     return "-".join(filter(None, parts))
 
 
-def _model_name_from_config_path(model_config: str | None) -> str:
+def _model_name_from_config_path_or_empty(model_config: str | None) -> str:
     path = Path(mask_secrets(model_config or ""))
     # a folder names the model, its config.json does not
     return _sanitize_for_folder_name(

@@ -186,7 +186,8 @@ def parse_yaml(text: str) -> list[FileEntry]:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise SyntaxProblem("must be a mapping of sections", root.start_mark.line + 1)
-        return list(_list_sections_and_options(_yaml_node_to_table(loader, root, depth=1)))
+        table = _yaml_node_to_table_keeping_duplicates(loader, root, depth=1)
+        return list(_list_sections_and_options(table))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = mark.line + 1 if mark else 1
@@ -196,21 +197,23 @@ def parse_yaml(text: str) -> list[FileEntry]:
         raise SyntaxProblem(f"is not valid YAML: {error.reason}", line) from None
 
 
-def _yaml_node_to_table(loader: "SafeLoader", mapping: "MappingNode", *, depth: int) -> Table:
+def _yaml_node_to_table_keeping_duplicates(
+    loader: "SafeLoader", mapping: "MappingNode", *, depth: int
+) -> Table:
     table = Table()
     for key, value in mapping.value:
         line = key.start_mark.line + 1
         if key.id != "scalar":
             raise SyntaxProblem("has a key that is not text", line)
         if depth < 2 and value.id == "mapping":
-            body = _yaml_node_to_table(loader, value, depth=depth + 1)
+            body = _yaml_node_to_table_keeping_duplicates(loader, value, depth=depth + 1)
         else:
-            body = _construct_yaml_option_value(loader, value, line)
+            body = _construct_yaml_value_with_1e4_as_float(loader, value, line)
         table.append((key.value, line, body))
     return table
 
 
-def _construct_yaml_option_value(loader: "SafeLoader", node: Any, line: int) -> object:
+def _construct_yaml_value_with_1e4_as_float(loader: "SafeLoader", node: Any, line: int) -> object:
     try:
         value = loader.construct_object(node, deep=True)
     except ValueError as error:

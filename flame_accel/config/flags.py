@@ -12,7 +12,7 @@ from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.paths import PathKind
 from flame_accel.config.schema import Option, options
 from flame_accel.config.settings import OptionSource, find_own_or_flame_option
-from flame_accel.config.values import InvalidValue, format_value, parse_text_value
+from flame_accel.config.values import InvalidValue, format_short_masked_value, parse_text_value
 
 _UNKNOWN = "there is no such option"
 _CONFIG_FILE = "job.config_file"
@@ -64,7 +64,8 @@ def _read_flag_into_source(
         source.add_problem(written, _UNKNOWN, remedy)
     elif negated:
         if equals:
-            remedy, shown = f"Write {written}, or --{option.name}={value}.", format_value(value)
+            remedy = f"Write {written}, or --{option.name}={value}."
+            shown = format_short_masked_value(value)
             source.add_wrong_value_problem(
                 option.name, written, "takes no value", remedy, value=shown
             )
@@ -75,8 +76,8 @@ def _read_flag_into_source(
         values = [value] if equals else _leading_option_values(option, arguments_until_next_flag)
         # a pattern that the shell expanded leaves data files behind its first match
         rest = arguments_until_next_flag if equals else arguments_until_next_flag[len(values) :]
-        is_data = option.path is PathKind.COMMA_SEPARATED
-        _add_stray_argument_problems(source, rest, may_be_data_files=is_data)
+        may_be_run_file = option.path is not PathKind.COMMA_SEPARATED
+        _add_stray_argument_problems(source, rest, may_be_run_file=may_be_run_file)
         _add_flag_setting_or_problem(source, option, written, values)
 
 
@@ -109,12 +110,12 @@ def _add_flag_setting_or_problem(
     try:
         source.add_setting(option.name, parse_text_value(option, text), flag)
     except InvalidValue as error:
-        shown = format_value(text)
+        shown = format_short_masked_value(text)
         source.add_wrong_value_problem(option.name, flag, error.rule, error.remedy, value=shown)
 
 
 def _add_stray_argument_problems(
-    source: OptionSource, arguments: Sequence[str], *, may_be_data_files: bool = False
+    source: OptionSource, arguments: Sequence[str], *, may_be_run_file: bool = True
 ) -> None:
     """Reports arguments that no option takes; a run file among them gets the flag for it."""
     for text in arguments:
@@ -123,7 +124,7 @@ def _add_stray_argument_problems(
             "pattern."
         )
         is_run_file = text.lower().endswith(tuple(PARSERS)) or os.path.isfile(text)
-        if is_run_file and not may_be_data_files:
+        if is_run_file and may_be_run_file:
             source.complete = False
             remedy = f"Did you mean --{_CONFIG_FILE} {text}? {remedy}"
-        source.add_problem(format_value(text), "belongs to no option", remedy)
+        source.add_problem(format_short_masked_value(text), "belongs to no option", remedy)

@@ -19,7 +19,7 @@ from flame_accel.config.errors import ConfigError, Problem
 from flame_accel.config.schema import Option, options, sections
 from flame_accel.config.suggestions import nearest_option_name
 from flame_accel.config.unsupported import UNSUPPORTED
-from flame_accel.config.values import format_value
+from flame_accel.config.values import format_short_masked_value
 
 ALL = "all"
 """The topic that stands for every section."""
@@ -89,7 +89,9 @@ def format_default(option: Option) -> str:
         return DERIVED_DEFAULTS[option.name]
     if option.default in ("", ()):
         return "empty"
-    return option.default if isinstance(option.default, str) else format_value(option.default)
+    if isinstance(option.default, str):
+        return option.default
+    return format_short_masked_value(option.default)
 
 
 def _first_clause(text: str) -> str:
@@ -97,7 +99,7 @@ def _first_clause(text: str) -> str:
     return text[: min((end for end in ends if end >= 0), default=None)].removesuffix(".")
 
 
-def requested_help_topic(argv: Sequence[str]) -> str | None:
+def requested_help_topic_empty_for_common(argv: Sequence[str]) -> str | None:
     """The topic that a command line asks help for; empty for none in particular, None for no help.
 
     The topic follows `-h` or `--help`.
@@ -171,14 +173,15 @@ def _topic_help_lines(topic: str, width: int) -> Iterator[str]:
         choices = f"The sections are {', '.join(sections())}; {ALL} stands for all of them."
         remedy = f"Did you mean {best}? {choices}" if best else choices
         rule = "there is no such section or option"
-        raise ConfigError(
-            [Problem(where="-h", value=format_value(topic), rule=rule, remedy=remedy)]
-        )
+        shown = format_short_masked_value(topic)
+        raise ConfigError([Problem(where="-h", value=shown, rule=rule, remedy=remedy)])
     for section, members in _group_by_section(chosen):
         summary = " ".join((sections()[section].__doc__ or "").split())
         yield textwrap.fill(f"{section}: {summary}", width)
         for option in members:
-            values = "{" + ",".join(option.choices) + "}" if option.choices else option.type_name
+            values = (
+                "{" + ",".join(option.choices) + "}" if option.choices else option.python_type_name
+            )
             refused = UNSUPPORTED.get(option.name)
             yield ""
             yield f"  --{option.name} {values} (default: {format_default(option)})"

@@ -39,9 +39,9 @@ def find_broken_dataset_and_path_rules(config: Config) -> Iterator[BrokenRule]:
         return
     yield from _find_dataset_count_mismatches(config)
     yield from _find_missing_input_paths(config)
-    yield from _find_missing_tokenizer(config)
-    yield from _find_unusable_run_folder(config.job.dump_folder)
-    yield from _find_run_folder_that_is_data_folder(config)
+    yield from _find_tokenizer_missing_for_config_file(config)
+    yield from _find_run_folder_not_creatable_or_writable(config.job.dump_folder)
+    yield from _find_run_folder_equal_to_dataset_folder(config)
 
 
 def _find_masked_secrets(config: Config) -> Iterator[BrokenRule]:
@@ -113,7 +113,7 @@ def find_missing_path(option_name: str, path: str) -> BrokenRule | None:
     )
 
 
-def _find_missing_tokenizer(config: Config) -> Iterator[BrokenRule]:
+def _find_tokenizer_missing_for_config_file(config: Config) -> Iterator[BrokenRule]:
     """A model config that is a preset or a JSON file, which has no tokenizer next to it."""
     name = config.model.config
     if name is None or config.model.tokenizer_path is not None:
@@ -141,7 +141,7 @@ def _missing_path_remedy(path: str, *, is_model: bool) -> str:
     return f"Name an existing path; it is relative to {os.getcwd()}.{hub}"
 
 
-def _find_unusable_run_folder(dump_folder: str) -> Iterator[BrokenRule]:
+def _find_run_folder_not_creatable_or_writable(dump_folder: str) -> Iterator[BrokenRule]:
     """A run folder that cannot be created or written to."""
     folder = Path(dump_folder)
     # the root of the file system and the working directory always exist
@@ -156,7 +156,7 @@ def _find_unusable_run_folder(dump_folder: str) -> Iterator[BrokenRule]:
     yield BrokenRule(options=("job.dump_folder",), rule=rule, remedy=remedy)
 
 
-def _find_run_folder_that_is_data_folder(config: Config) -> Iterator[BrokenRule]:
+def _find_run_folder_equal_to_dataset_folder(config: Config) -> Iterator[BrokenRule]:
     """A run folder that is a folder of data, whose files the run would read as its own data."""
     run_folder = os.path.realpath(config.job.dump_folder)
     for name in dataset_names(config.training):

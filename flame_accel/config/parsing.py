@@ -9,13 +9,13 @@ from flame_accel.config.derived_defaults import fill_derived_defaults
 from flame_accel.config.errors import BrokenRule, ConfigError, Problem, exit_on_user_error
 from flame_accel.config.flags import read_flags_and_problems
 from flame_accel.config.flame_aliases import ALIASES, DECAY_RATIO, DECAY_TYPE, FLAME_ONLY
-from flame_accel.config.help import format_help, requested_help_topic
+from flame_accel.config.help import format_help, requested_help_topic_empty_for_common
 from flame_accel.config.input_checks import find_broken_dataset_and_path_rules
-from flame_accel.config.run_file import read_run_file
+from flame_accel.config.run_file import read_run_file_and_problems
 from flame_accel.config.schema import Config, option_value, options, sections
 from flame_accel.config.settings import OptionSource, Setting, merge_sources
 from flame_accel.config.validation import find_broken_rules
-from flame_accel.config.values import format_value
+from flame_accel.config.values import format_short_masked_value
 
 _CONFIG_FILE = "job.config_file"
 
@@ -29,7 +29,9 @@ def parse(argv: Sequence[str]) -> Config:
     flags = read_flags_and_problems(argv)
     # the last one counts, as for every flag
     path = {setting.name: setting.value for setting in flags.settings}.get(_CONFIG_FILE)
-    file = read_run_file(path, named_by=f"--{_CONFIG_FILE}") if path else OptionSource()
+    file = (
+        read_run_file_and_problems(path, named_by=f"--{_CONFIG_FILE}") if path else OptionSource()
+    )
     return _build_checked_config(file, flags, run_file=path or None, check_inputs=True)
 
 
@@ -39,7 +41,7 @@ def parse_or_exit(argv: Sequence[str]) -> Config:
     If there are problems, prints them on stderr and exits with status 2.
     """
     with exit_on_user_error():
-        topic = requested_help_topic(argv)
+        topic = requested_help_topic_empty_for_common(argv)
         if topic is not None:
             print(format_help(topic, width=shutil.get_terminal_size().columns))
             raise SystemExit(0)
@@ -55,7 +57,7 @@ def load_run_file(path: str | os.PathLike[str]) -> Config:
         ConfigError: With all problems.
     """
     run_file = os.fspath(path)
-    file = read_run_file(run_file, named_by="run file")
+    file = read_run_file_and_problems(run_file, named_by="run file")
     return _build_checked_config(file, OptionSource(), run_file=run_file, check_inputs=False)
 
 
@@ -125,5 +127,6 @@ def _problem_from_broken_rule(
         where, shown = settings[name].where, settings[name].shown
     else:
         value = option_value(config, name)
-        where, shown = f"--{name}", None if value is None else format_value(value)
+        where = f"--{name}"
+        shown = None if value is None else format_short_masked_value(value)
     return Problem(where=where, value=shown, rule=broken.rule, remedy=broken.remedy)

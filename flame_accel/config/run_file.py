@@ -14,11 +14,11 @@ from flame_accel.config.schema import Config, option_value, options, sections
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.config.settings import OptionSource, find_own_or_flame_option
 from flame_accel.config.suggestions import nearest_option_name
-from flame_accel.config.values import InvalidValue, convert_file_value, format_value
+from flame_accel.config.values import InvalidValue, convert_file_value, format_short_masked_value
 from flame_accel.presets import RECIPES, existing_else_preset_path_or_unchanged, suggest_presets
 
 
-def read_run_file(path: str, *, named_by: str) -> OptionSource:
+def read_run_file_and_problems(path: str, *, named_by: str) -> OptionSource:
     """The settings and problems of a run file.
 
     Args:
@@ -79,7 +79,7 @@ def _parse_run_file(path: str, named_by: str) -> list[FileEntry]:
 
 
 def _unusable_file_error(where: str, path: str | None, rule: str, remedy: str) -> ConfigError:
-    value = None if path is None else format_value(path)
+    value = None if path is None else format_short_masked_value(path)
     return ConfigError([Problem(where=where, value=value, rule=rule, remedy=remedy)])
 
 
@@ -99,7 +99,7 @@ def _add_option_setting_or_problem(
     try:
         source.add_setting(name, convert_file_value(option, entry.value), place_in_file)
     except InvalidValue as error:
-        shown = format_value(entry.value)
+        shown = format_short_masked_value(entry.value)
         source.add_wrong_value_problem(name, place_in_file, error.rule, error.remedy, value=shown)
 
 
@@ -125,17 +125,18 @@ def to_toml(config: Config) -> str:
         section, _, key = name.partition(".")
         if f"[{section}]" not in lines:
             lines += ["", f"[{section}]"]
-        lines.append(f"{key} = {_format_toml_value(option_value(config, name))}")
+        value = _format_toml_value_with_masked_secrets(option_value(config, name))
+        lines.append(f"{key} = {value}")
     return "\n".join(lines[1:]) + "\n"
 
 
-def _format_toml_value(value: object) -> str:
+def _format_toml_value_with_masked_secrets(value: object) -> str:
     if value is None:
         return '"none"'
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_format_toml_value, value))}]"
+        return f"[{', '.join(map(_format_toml_value_with_masked_secrets, value))}]"
     if isinstance(value, str):
         # json escapes everything that toml needs escaped, except the delete character
         return json.dumps(mask_secrets(value), ensure_ascii=False).replace("\x7f", "\\u007f")

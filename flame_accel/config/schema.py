@@ -60,7 +60,7 @@ class Option:
     """Whether the text is a path, or several; None if it is neither."""
 
     @property
-    def type_name(self) -> str:
+    def python_type_name(self) -> str:
         """The type in words, such as `int`, `list[str]` or `float | None`."""
         core = f"list[{self.kind.__name__}]" if self.many else self.kind.__name__
         return f"{core} | None" if self.optional else core

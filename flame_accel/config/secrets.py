@@ -1,7 +1,8 @@
 """Secrets in options: access tokens and passwords, which no record of a run may hold.
 
-Options become text in `run_file.to_toml`, `values.format_value`, `errors.UserError`, and in the
-log, the trackers and the lists of starts of `observe`; each passes its text through `mask_secrets`.
+Options become text in `run_file.to_toml`, `values.format_short_masked_value`, `errors.UserError`,
+and in the log, the trackers and the lists of starts of `observe`; each passes its text through
+`mask_secrets`.
 What a run computes with is never masked.
 """
 

@@ -18,7 +18,7 @@ from flame_accel.config.flame_aliases import (
 )
 from flame_accel.config.schema import Option, options
 from flame_accel.config.suggestions import nearest_option_name
-from flame_accel.config.values import format_value
+from flame_accel.config.values import format_short_masked_value
 
 _DECAY = (DECAY_RATIO.name, DECAY_TYPE.name)
 _RECIPE = "float8.recipe_name"
@@ -49,7 +49,8 @@ class OptionSource:
 
     def add_setting(self, name: str, value: Any, where: str) -> None:
         """Adds the value of an option that was read at this flag or place in a file."""
-        setting = Setting(name=name, value=value, where=where, shown=format_value(value))
+        shown = format_short_masked_value(value)
+        setting = Setting(name=name, value=value, where=where, shown=shown)
         self.settings.append(setting)
 
     def add_problem(self, where: str, rule: str, remedy: str, *, value: str | None = None) -> None:

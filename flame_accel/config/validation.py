@@ -17,7 +17,7 @@ from flame_accel.config.hub_consistency import find_hub_contradictions
 from flame_accel.config.hub_options import LICENSES, STEP
 from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.unsupported import find_unsupported
-from flame_accel.config.values import format_value
+from flame_accel.config.values import format_short_masked_value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +181,7 @@ def find_broken_rules(
     out_of_range: set[str] = set()
     for name, option in options().items():
         value = option_value(config, name)
-        broken = find_broken_rule_of_value(name, value)
+        broken = find_broken_range_or_format_rule(name, value)
         if broken is not None:
             out_of_range.add(name)
             yield broken
@@ -199,12 +199,13 @@ def find_broken_rules(
     yield from _find_run_subfolders_named_twice(config, out_of_range)
 
 
-def find_broken_rule_of_value(name: str, value: Any) -> BrokenRule | None:
+def find_broken_range_or_format_rule(name: str, value: Any) -> BrokenRule | None:
     """The rule that the value of an option breaks whatever the others are; None if none."""
     rule = _RULES.get(name)
     if rule is None or value is None or rule.holds(value):
         return None
-    remedy = f"Choose such a value; the default is {format_value(options()[name].default)}."
+    default = format_short_masked_value(options()[name].default)
+    remedy = f"Choose such a value; the default is {default}."
     return BrokenRule(options=(name,), rule=rule.text, remedy=remedy)
 
 

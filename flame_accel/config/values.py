@@ -125,7 +125,7 @@ def _wrong_type_or_choice_error(option: Option, value: object) -> InvalidValue:
     return InvalidValue(rule, _TYPE_REMEDIES[option.kind])
 
 
-def format_value(value: object) -> str:
+def format_short_masked_value(value: object) -> str:
     """The value as messages show it: short, on one line, in plain ASCII, without secrets."""
     if value is None:
         return "none"

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from flame_accel.diagnosis.conditions import (
-    has_tilelang_and_nvcc,
-    join_unique_device_names,
     devices_below_ampere,
     devices_with_memory_in_use,
     devices_without_torch_kernels,
     has_miscompiling_triton_on_hopper,
     has_mismatched_triton,
+    has_tilelang_and_nvcc,
     is_package_newer_than_minor,
     is_package_older,
+    join_unique_device_names,
     torch_sees_none_of_unhidden_driver_gpus,
     uses_triton,
 )
@@ -156,8 +156,8 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
         False,
         lambda machine: uses_triton(machine) and bool(devices_below_ampere(machine)),
         lambda machine: (
-            f"{join_unique_device_names(devices_below_ampere(machine))}: Triton is made for compute capability "
-            "8.0 and newer; below, kernels may fail and bfloat16 is slow"
+            f"{join_unique_device_names(devices_below_ampere(machine))}: Triton is made for "
+            "compute capability 8.0 and newer; below, kernels may fail and bfloat16 is slow"
         ),
         "--model.kernels torch, and mixed_precision: no in the accelerate configuration",
     )

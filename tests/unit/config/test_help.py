@@ -13,7 +13,7 @@ from flame_accel.config.help import (
     COMMON_OPTIONS,
     format_help,
     help_texts,
-    requested_help_topic,
+    requested_help_topic_empty_for_common,
 )
 from flame_accel.config.schema import options, sections
 
@@ -117,7 +117,7 @@ def test_help_on_an_unknown_section_names_the_right_ones(topic: str, expected: s
     ],
 )
 def test_the_topic_of_the_help_follows_the_flag(argv: list[str], topic: str | None) -> None:
-    assert requested_help_topic(argv) == topic
+    assert requested_help_topic_empty_for_common(argv) == topic
 
 
 def test_help_imports_no_torch() -> None:

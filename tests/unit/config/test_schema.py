@@ -235,10 +235,10 @@ def test_defaults_are_the_agreed_ones() -> None:
 
 
 def test_types_and_choices_follow_from_the_declarations() -> None:
-    assert options()["training.context_len"].type_name == "int | None"
-    assert options()["model.custom"].type_name == "list[str]"
-    assert options()["training.data_probs"].type_name == "list[float] | None"
-    assert options()["model.norm_type"].type_name == "str | None"
+    assert options()["training.context_len"].python_type_name == "int | None"
+    assert options()["model.custom"].python_type_name == "list[str]"
+    assert options()["training.data_probs"].python_type_name == "list[float] | None"
+    assert options()["model.norm_type"].python_type_name == "str | None"
     assert options()["optimizer.scheduler"].choices == ("wsd", "cosine", "linear")
 
 

@@ -32,5 +32,5 @@ def test_a_value_of_the_wrong_type_is_refused(flags: str, rule: str) -> None:
 def test_every_option_can_be_blamed() -> None:
     """A value of the wrong type is refused for every option that has a type to miss."""
     for option in options().values():
-        if option.type_name.startswith(("int", "float")) or option.choices:
+        if option.python_type_name.startswith(("int", "float")) or option.choices:
             assert f"--{option.name} = " in str(refusal(f"--{option.name}=~"))
