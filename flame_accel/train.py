@@ -156,7 +156,7 @@ def build_components(
             multiple=training.vocab_multiple,
             stored_rows=start.stored_config_if_present().get("vocab_size"),
         ),
-        **data.bos_eos_pad_ids(tokenizer),
+        **data.bos_eos_pad_config_kwargs(tokenizer),
         norm_type=model_options.norm_type,
         seed=training.seed,
         trust_remote_code=model_options.trust_remote_code,

@@ -10,7 +10,7 @@ states.
 from flame_accel.data.bad_records import too_many_bad_records_error
 from flame_accel.data.from_options import (
     RunData,
-    bos_eos_pad_ids,
+    bos_eos_pad_config_kwargs,
     build_evaluation_batches,
     build_step_batches,
     describe_evaluation_data,
@@ -25,7 +25,7 @@ __all__ = [
     "EvaluationBatches",
     "RunData",
     "StepBatches",
-    "bos_eos_pad_ids",
+    "bos_eos_pad_config_kwargs",
     "build_evaluation_batches",
     "build_step_batches",
     "describe_evaluation_data",

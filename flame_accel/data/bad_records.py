@@ -20,13 +20,13 @@ class SkipPolicy(NamedTuple):
     """None: empty records are skipped, and a damaged one stops the run. A number: both kinds count,
     and more than this many (over all lanes of a rank) stop the run; 0 stops at the first one."""
 
-    def counts_as_bad(self, skipped: Skipped) -> bool:
+    def counts_damaged_or_empty_if_limited(self, skipped: Skipped) -> bool:
         """Whether the record counts against the limit."""
         return skipped.why == "damaged" or (skipped.why == "empty" and self.max_bad is not None)
 
     def stops_run(self, skipped: Skipped) -> bool:
         """Whether this record alone stops the run."""
-        return self.counts_as_bad(skipped) and not self.max_bad
+        return self.counts_damaged_or_empty_if_limited(skipped) and not self.max_bad
 
 
 class BadRecordCounter:
@@ -43,7 +43,7 @@ class BadRecordCounter:
         self._num_logged = 0
         self._last_logged_total = MAX_LOGGED_RECORDS
 
-    def raise_or_count_if_bad(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
+    def raise_or_count_up_to_limit(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
         """Apply the policy to a record: raise, count it, or ignore it.
 
         Args:
@@ -56,27 +56,27 @@ class BadRecordCounter:
         """
         if policy.stops_run(record):
             raise refused_record_error(record, source)
-        if policy.counts_as_bad(record):
-            self.log_count_and_check_limit([record])
+        if policy.counts_damaged_or_empty_if_limited(record):
+            self.count_and_log_or_raise_over_limit([record])
 
-    def log_count_and_check_limit(self, new_records: Sequence[Skipped]) -> None:
+    def count_and_log_or_raise_over_limit(self, new_bad_records: Sequence[Skipped]) -> None:
         """Count and log the bad records that were skipped since the last call.
 
         Raises:
             UserError: there are now more than the limit.
         """
-        self.total += len(new_records)
-        for record in new_records[: MAX_LOGGED_RECORDS - self._num_logged]:
+        self.total += len(new_bad_records)
+        for record in new_bad_records[: MAX_LOGGED_RECORDS - self._num_logged]:
             place = f"{record.where}: " if record.where else ""
             log.warning("bad record skipped: %s%s", place, _skip_reason(record))
             self._num_logged += 1
         # then less and less often
-        if new_records and self.total >= 2 * self._last_logged_total:
+        if new_bad_records and self.total >= 2 * self._last_logged_total:
             self._last_logged_total = self.total
             log.warning("bad records skipped so far: %d", self.total)
         if self._limit is not None and self.total > self._limit:
             raise too_many_bad_records_error(
-                self.total, self._limit, new_records[-1] if new_records else None
+                self.total, self._limit, new_bad_records[-1] if new_bad_records else None
             )
 
 

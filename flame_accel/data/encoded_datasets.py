@@ -51,9 +51,9 @@ class EncodedTable:
         return EncodedRecord(document, count_utf8_bytes(record))
 
     @property
-    def quick_content_fingerprint(self) -> str:
-        """Hash of the records."""
-        return self._table.quick_content_fingerprint
+    def sampled_records_fingerprint(self) -> str:
+        """Hash of evenly spread records, as of `record_hashes.fingerprint_from_sample`."""
+        return self._table.sampled_records_fingerprint
 
 
 class IndexedDataset:
@@ -87,7 +87,7 @@ class IndexedDataset:
     @property
     def quick_content_fingerprint(self) -> str:
         """Hash of the content, the same for a table and its token cache."""
-        return self._documents.quick_content_fingerprint
+        return self._documents.sampled_records_fingerprint
 
     def shuffle(self, *, seed: int, stream_block_size: int) -> ShuffledTable:
         """The documents in the order in which lanes read them; all are shuffled together."""
@@ -101,7 +101,9 @@ class IndexedDataset:
         )
 
     def __str__(self) -> str:
-        return _describe_dataset(self.name, self.num_records, "document", self.held_out)
+        return _describe_count_and_held_out_share(
+            self.name, self.num_records, "document", self.held_out
+        )
 
 
 class SequentialDataset:
@@ -140,7 +142,9 @@ class SequentialDataset:
             yield EncodedRecord(self._encode(record), count_utf8_bytes(record))
 
     def __str__(self) -> str:
-        return _describe_dataset(self.name, len(self._shards), "shard", self.held_out)
+        return _describe_count_and_held_out_share(
+            self.name, len(self._shards), "shard", self.held_out
+        )
 
 
 def restrict_encode_to_side(encode: Encode, held_out: HeldOut | None) -> Encode:
@@ -160,6 +164,8 @@ def _read_all_shards(shards: Shards) -> Iterator[Record | Skipped]:
             yield positioned.record
 
 
-def _describe_dataset(name: str, count: int, unit: str, held_out: HeldOut | None) -> str:
+def _describe_count_and_held_out_share(
+    name: str, count: int, unit: str, held_out: HeldOut | None
+) -> str:
     split = f", {held_out.share:.2%} of them held out" if held_out else ""
     return f"{name}, {count:,} {unit}{'s' * (count != 1)}{split}"

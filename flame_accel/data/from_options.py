@@ -18,11 +18,14 @@ from flame_accel.data.loading.evaluation_batches import EvaluationBatches, pack_
 from flame_accel.data.loading.step_batches import StepBatches, StepLayout
 from flame_accel.data.loading.stream_state import Identity, StreamState
 from flame_accel.data.loading.workers import LoaderOptions
-from flame_accel.data.sources.dataset_descriptions import DatasetDescription, describe_dataset
+from flame_accel.data.sources.dataset_descriptions import (
+    DatasetDescription,
+    describe_dataset_without_paths,
+)
 from flame_accel.data.sources.opening import open_training_and_evaluation
 from flame_accel.data.sources.options import (
+    data_probs_divided_by_sum,
     evaluation_dataset_options,
-    normalized_data_probs,
     training_dataset_options,
 )
 from flame_accel.data.stages import EncodedDataset
@@ -51,7 +54,7 @@ class RunData:
     @property
     def padding_id(self) -> int:
         """The id of the tokenizer's pad token, or of its eos token if it has none."""
-        ids = bos_eos_pad_ids(self.tokenizer)
+        ids = bos_eos_pad_config_kwargs(self.tokenizer)
         pad = ids["eos_token_id"] if ids["pad_token_id"] is None else ids["pad_token_id"]
         assert pad is not None
         return pad
@@ -63,7 +66,7 @@ class RunData:
         return "; ".join(f"{share:.1%} {dataset}" for share, dataset in pairs)
 
 
-class BosEosPadIds(TypedDict):
+class BosEosPadKwargs(TypedDict):
     """The token ids that a model's config has; None: the tokenizer has no such token."""
 
     bos_token_id: int | None
@@ -71,7 +74,7 @@ class BosEosPadIds(TypedDict):
     pad_token_id: int | None
 
 
-def bos_eos_pad_ids(tokenizer: PreTrainedTokenizerBase) -> BosEosPadIds:
+def bos_eos_pad_config_kwargs(tokenizer: PreTrainedTokenizerBase) -> BosEosPadKwargs:
     """The ids of a tokenizer's special tokens under the names that a model's config has."""
     ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     # transformers' annotation has strings as well
@@ -99,7 +102,7 @@ def open_data(
     target = sides.evaluation
     return RunData(
         training=tuple(encoded),
-        shares=normalized_data_probs(training),
+        shares=data_probs_divided_by_sum(training),
         evaluation=target and target.source.open_encoded(encoder, target.held_out),
         tokenizer=tokenizer,
         add_bos=add_bos,
@@ -109,7 +112,10 @@ def open_data(
 def describe_training_data(training: TrainingConfig, data: RunData) -> list[DatasetDescription]:
     """The datasets of training, for the records of a run."""
     columns = zip(training_dataset_options(training), data.training, data.shares, strict=True)
-    return [describe_dataset(options, opened, share=share) for options, opened, share in columns]
+    return [
+        describe_dataset_without_paths(options, opened, share=share)
+        for options, opened, share in columns
+    ]
 
 
 def describe_evaluation_data(
@@ -119,7 +125,7 @@ def describe_evaluation_data(
     options = evaluation_dataset_options(evaluation, read_like=training)
     if options is None or data.evaluation is None:
         return None
-    return describe_dataset(options, data.evaluation, share=1.0)
+    return describe_dataset_without_paths(options, data.evaluation, share=1.0)
 
 
 def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> Lanes:

@@ -132,18 +132,28 @@ class EncodedDataset(FingerprintedData, Protocol):
         ...
 
 
-class IndexedRecords(FingerprintedData, Protocol):
-    """Records in any order: a table; can be pickled."""
+class IndexedData(Protocol):
+    """Data in any order: records, or the documents made from them."""
+
+    name: str
+    """How messages name the data."""
+
+    @property
+    def sampled_records_fingerprint(self) -> str:
+        """`record_hashes.fingerprint_from_sample`: the same for a table and its token cache."""
+        ...
 
     def __len__(self) -> int: ...
+
+
+class IndexedRecords(IndexedData, Protocol):
+    """Records in any order: a table; can be pickled."""
 
     def __getitem__(self, index: int, /) -> Record | Skipped: ...
 
 
-class IndexedDocuments(FingerprintedData, Protocol):
+class IndexedDocuments(IndexedData, Protocol):
     """Documents in any order: a table of records with an encoder, or a token cache."""
-
-    def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Document | Skipped: ...
 
@@ -173,6 +183,11 @@ class ShuffledSource(Protocol):
 
     name: str
 
+    @property
+    def num_records(self) -> int | None:
+        """Skipped ones included; None: unknown, they are read in sequence."""
+        ...
+
     def open_reader(
         self,
         lane: int,
@@ -189,14 +204,6 @@ class ShuffledSource(Protocol):
             cursor: where to start.
             policy: what happens to records that give no document.
             on_bad_record: called with every bad record that is skipped.
-        """
-        ...
-
-    def check_enough_records_if_known(self, num_lanes: int) -> None:
-        """Check that there are at least as many records as lanes.
-
-        Raises:
-            UserError: there are fewer, as far as that is known without reading.
         """
         ...
 

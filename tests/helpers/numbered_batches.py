@@ -42,7 +42,7 @@ class Numbers:
     """Documents whose tokens say where they are from."""
 
     name = "numbers"
-    quick_content_fingerprint = "numbers"
+    sampled_records_fingerprint = "numbers"
 
     def __init__(self, skipped: Mapping[int, Skipped] | None = None) -> None:
         self.skipped = skipped or {}

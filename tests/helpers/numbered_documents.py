@@ -26,7 +26,7 @@ class Numbers:
 
     def __init__(self, lengths: Sequence[int], *, source: int = 0, targets: bool = False) -> None:
         self.name = f"numbers {source}"
-        self.quick_content_fingerprint = str(lengths)
+        self.sampled_records_fingerprint = str(lengths)
         self._lengths = lengths
         self._source = source
         self._targets = targets

@@ -19,7 +19,7 @@ ORIGIN = CacheOrigin(
 
 class RecordList(list[Record | Skipped]):
     name = "texts"
-    quick_content_fingerprint = ""
+    sampled_records_fingerprint = ""
 
 
 class ByteEncoder:

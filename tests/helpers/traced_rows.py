@@ -29,7 +29,7 @@ class LetterDocuments:
     """Document i is bytes of its number and eos; of every third only the second half is learnt."""
 
     name = "fake"
-    quick_content_fingerprint = ""
+    sampled_records_fingerprint = ""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = lengths

@@ -84,8 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         save_histogram_png(arguments.output / PICTURE, lengths, limits)
         sections.print_section("picture", [str(arguments.output / PICTURE)])
     stream = build_lanes(training, data, num_lanes=num_lanes)
-    for source in stream.sources:
-        source.check_enough_records_if_known(num_lanes)
+    stream.check_enough_records_if_known()
     sections.print_packing_mixture_rows_and_warnings(config, data, samples, stream, arguments.rows)
 
 

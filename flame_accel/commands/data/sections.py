@@ -27,7 +27,7 @@ from flame_accel.config import Config
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.documents import Skipped
 from flame_accel.data.even_sampling import evenly_spread_indices
-from flame_accel.data.from_options import RunData, bos_eos_pad_ids
+from flame_accel.data.from_options import RunData, bos_eos_pad_config_kwargs
 from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.tokens.tokenizer import vocabulary_size
 
@@ -115,7 +115,7 @@ def _print_first_rows(
     on_bad_record: Callable[[Skipped], None],
 ) -> None:
     rows = trace_first_rows(stream, range(min(num_rows, stream.num_lanes)), 1, on_bad_record)
-    ids = bos_eos_pad_ids(data.tokenizer)
+    ids = bos_eos_pad_config_kwargs(data.tokenizer)
     assert ids["eos_token_id"] is not None
     bos = ids["bos_token_id"] if data.add_bos else None
     decode = partial(_decode_tokens, data.tokenizer)

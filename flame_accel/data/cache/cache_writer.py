@@ -9,7 +9,7 @@ import errno
 import json
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +120,7 @@ def write_cache_unless_finished(
         "source": dict(origin.source),
     }
     dtype = smallest_token_dtype(origin.vocabulary_size)
-    with _create_and_lock_folder(folder):
+    with _create_and_lock_folder_converting_disk_errors(folder):
         if overwrite:
             _delete_cache_files(folder)
         if (folder / MANIFEST).exists():
@@ -135,12 +135,14 @@ def write_cache_unless_finished(
         _write_and_append_missing_shards(
             folder, shards, chunk_encoder, num_processes, policy, on_progress
         )
-        _check_unchanged_and_write_manifest(folder, shards, inputs, dtype)
+        _check_any_tokens(folder, shards)
+        _check_records_unchanged_since_start(folder, shards, inputs)
+        _write_manifest_and_delete_inputs_file(folder, shards, inputs, dtype)
     return True
 
 
 @contextmanager
-def _create_and_lock_folder(folder: Path) -> Iterator[None]:
+def _create_and_lock_folder_converting_disk_errors(folder: Path) -> Iterator[None]:
     """Create a folder if needed and lock it for this process; disk errors become `UserError`."""
     lock = FileLock(folder / LOCK, timeout=LOCK_TIMEOUT_SECONDS)
     try:
@@ -242,12 +244,12 @@ def _write_and_append_missing_shards(
     total, resumed = len(encoder.records), sum(shard["documents"] for shard in shards)
     length = choose_records_per_chunk(encoder.records)
     ranges = (range(i, min(i + length, total)) for i in range(resumed, total, length))
-    bad_records = _restore_and_check_bad_record_counter(shards, policy)
+    bad_records = _count_stored_bad_records_or_raise(shards, policy)
     documents, tokens, writer = resumed, 0, None
     with closing(encode_chunks_in_order(encoder, ranges, num_processes)) as chunks:
         for chunk in chunks:
             for skipped in chunk.skipped.values():
-                bad_records.raise_or_count_if_bad(skipped, policy, "")
+                bad_records.raise_or_count_up_to_limit(skipped, policy, "")
             if writer is not None and not writer.has_room_for(chunk):
                 shards.append(writer.finish())
                 writer = None
@@ -262,7 +264,7 @@ def _write_and_append_missing_shards(
         shards.append(writer.finish())
 
 
-def _restore_and_check_bad_record_counter(
+def _count_stored_bad_records_or_raise(
     shards: list[ShardEntry], policy: SkipPolicy
 ) -> BadRecordCounter:
     """A counter that starts with the bad records of the existing shards."""
@@ -275,10 +277,39 @@ def _restore_and_check_bad_record_counter(
     return bad_records
 
 
-def _check_unchanged_and_write_manifest(
+def _check_any_tokens(folder: Path, shards: Sequence[ShardEntry]) -> None:
+    if not any(shard["tokens"] for shard in shards):
+        documents = sum(shard["documents"] for shard in shards)
+        raise UserError(
+            f"there is no text in any of the {documents} documents",
+            where=str(folder),
+            remedy="check the text column (training.text_column)",
+        )
+
+
+def _check_records_unchanged_since_start(
+    folder: Path, shards: Sequence[ShardEntry], inputs: CacheInputs
+) -> None:
+    """Check that the records written are those that `inputs` were made from."""
+    hashes = [memory_map_record_hashes(folder, number) for number in range(len(shards))]
+    first_documents = first_document_indices(shards)
+
+    def look_up_stored_hash(index: int) -> int:
+        number = bisect_right(first_documents, index) - 1
+        return int(hashes[number][index - first_documents[number]])
+
+    if fingerprint_from_sample(inputs["documents"], look_up_stored_hash) != inputs["fingerprint"]:
+        raise UserError(
+            "the documents changed while they were tokenized",
+            where=str(folder),
+            remedy="prepare them again with --overwrite once nothing writes to them any more",
+        )
+
+
+def _write_manifest_and_delete_inputs_file(
     folder: Path, shards: list[ShardEntry], inputs: CacheInputs, dtype: np.dtype
 ) -> None:
-    """Finish the cache, if the records are still those that were there at the start."""
+    """Mark the cache as finished."""
 
     def total(count: Literal["tokens", "bytes", "empty", "damaged"]) -> int:
         return sum(shard[count] for shard in shards)
@@ -293,24 +324,5 @@ def _check_unchanged_and_write_manifest(
         "damaged": total("damaged"),
         "shards": shards,
     }
-    if not manifest["tokens"]:
-        raise UserError(
-            f"there is no text in any of the {inputs['documents']} documents",
-            where=str(folder),
-            remedy="check the text column (training.text_column)",
-        )
-    hashes = [memory_map_record_hashes(folder, number) for number in range(len(shards))]
-    first_documents = first_document_indices(shards)
-
-    def look_up_stored_hash(index: int) -> int:
-        number = bisect_right(first_documents, index) - 1
-        return int(hashes[number][index - first_documents[number]])
-
-    if fingerprint_from_sample(inputs["documents"], look_up_stored_hash) != inputs["fingerprint"]:
-        raise UserError(
-            "the documents changed while they were tokenized",
-            where=str(folder),
-            remedy="prepare them again with --overwrite once nothing writes to them any more",
-        )
     write_json_atomically(folder / MANIFEST, manifest)
     (folder / UNFINISHED).unlink()

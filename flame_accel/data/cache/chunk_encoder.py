@@ -23,7 +23,7 @@ from flame_accel.data.cache.file_format import (
     INDEX_DTYPE,
     PLAIN,
     WITH_TARGETS,
-    pack_index_entry,
+    pack_index_entry_with_own_crc,
 )
 from flame_accel.data.documents import Document, Record, Skipped, count_utf8_bytes
 from flame_accel.data.even_sampling import evenly_spread_indices
@@ -95,7 +95,9 @@ class ChunkEncoder:
                     targets.append(document.targets.astype(bool).tobytes())
                     checksum = zlib.crc32(targets[-1], checksum)
             hashed = record_hash_or_zero(record)
-            index += pack_index_entry(hashed, length, num_bytes, kind, checksum, offset)
+            index += pack_index_entry_with_own_crc(
+                hashed, length, num_bytes, kind, checksum, offset
+            )
             offset += length
         return EncodedChunk(
             np.frombuffer(index, INDEX_DTYPE),
@@ -143,7 +145,9 @@ def encode_chunks_in_order(
         yield from map(encoder.encode_chunk, ranges)
         return
     pool = ProcessPoolExecutor(
-        num_processes, initializer=_adopt_encoder_and_ignore_signals, initargs=(encoder,)
+        num_processes,
+        initializer=_adopt_encoder_ignore_signals_exit_with_parent,
+        initargs=(encoder,),
     )
     pending = deque()
     try:
@@ -167,7 +171,7 @@ _worker_encoder: ChunkEncoder | None = None
 """Set in worker processes only."""
 
 
-def _adopt_encoder_and_ignore_signals(encoder: ChunkEncoder) -> None:
+def _adopt_encoder_ignore_signals_exit_with_parent(encoder: ChunkEncoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     # the workers already keep all cores busy

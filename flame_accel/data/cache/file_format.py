@@ -111,11 +111,11 @@ class IndexEntry(NamedTuple):
     offset: int
 
 
-def pack_index_entry(
-    record_hash: int, num_tokens: int, num_bytes: int, kind: int, crc: int, offset: int
+def pack_index_entry_with_own_crc(
+    record_hash: int, num_tokens: int, num_bytes: int, kind: int, document_crc: int, offset: int
 ) -> bytes:
     """An entry as its bytes in the index, with the checksum of its fields."""
-    fields = record_hash, num_tokens, num_bytes, kind, crc
+    fields = record_hash, num_tokens, num_bytes, kind, document_crc
     check = zlib.crc32(INDEX_STRUCT.pack(*fields, 0, 0)[: CHECKED_BYTES - 4])
     return INDEX_STRUCT.pack(*fields, check, offset)
 

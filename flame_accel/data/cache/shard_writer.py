@@ -50,7 +50,7 @@ class ShardWriter:
         self._skipped: dict[int, tuple[str, str]] = {}
         self._counts = dict.fromkeys(("documents", "tokens", "bytes", "empty", "damaged"), 0)
         for suffix in (TOKENS, INDEX):
-            self._open_file(suffix)
+            self._open_and_register_file(suffix)
 
     def has_room_for(self, chunk: EncodedChunk) -> bool:
         """Whether a chunk fits into this shard; the first one always does."""
@@ -67,7 +67,7 @@ class ShardWriter:
         targets = chunk.targets
         if targets is not None and TARGETS not in self._files:
             # the file does not exist as long as all tokens are targets
-            self._open_file(TARGETS).write(b"\1" * counts["tokens"])
+            self._open_and_register_file(TARGETS).write(b"\1" * counts["tokens"])
         if TARGETS in self._files:
             num_tokens = len(chunk.tokens) // self._itemsize
             self._files[TARGETS].write(b"\1" * num_tokens if targets is None else targets)
@@ -95,7 +95,7 @@ class ShardWriter:
         assert shard is not None
         return shard
 
-    def _open_file(self, suffix: str) -> ChecksummedWriter:
+    def _open_and_register_file(self, suffix: str) -> ChecksummedWriter:
         path = self._folder / shard_file_name(self._number, suffix)
         return self._files.setdefault(suffix, ChecksummedWriter(path))
 

@@ -90,7 +90,7 @@ class TokenCache:
         return self._num_documents
 
     @property
-    def quick_content_fingerprint(self) -> str:
+    def sampled_records_fingerprint(self) -> str:
         """Hash of the records, the same as that of the table that the cache was made from."""
         return self._manifest["fingerprint"]
 
@@ -106,7 +106,7 @@ class TokenCache:
             UserError: its bytes are not what was written.
         """
         shard = self._mapped_shard_of_document(index)
-        entry = self._read_index_entry(shard, index)
+        entry = self._read_and_verify_index_entry(shard, index)
         # a record that the source itself skipped has no hash and is on neither side
         if self._held_out is not None and entry.hash and not self._held_out.keeps(entry.hash):
             return HELD_OUT
@@ -134,7 +134,7 @@ class TokenCache:
     def read_with_num_text_bytes(self, index: int) -> EncodedRecord:
         """A document, and the UTF-8 bytes of its text, which a held-out one has as well."""
         shard = self._mapped_shard_of_document(index)
-        return EncodedRecord(self[index], self._read_index_entry(shard, index).num_bytes)
+        return EncodedRecord(self[index], self._read_and_verify_index_entry(shard, index).num_bytes)
 
     def __getstate__(self) -> dict[str, object]:
         # memory maps cannot be sent to another process
@@ -165,9 +165,9 @@ class TokenCache:
         if not 0 <= index < self._num_documents:
             raise IndexError(f"document {index} of {self._num_documents}")
         number = bisect_right(self._first_documents, index) - 1
-        return self._mapped.get(number) or self._memory_map_shard(number)
+        return self._mapped.get(number) or self._map_and_keep_shard_evicting_oldest(number)
 
-    def _read_index_entry(self, shard: "_MappedShard", index: int) -> IndexEntry:
+    def _read_and_verify_index_entry(self, shard: "_MappedShard", index: int) -> IndexEntry:
         """The index entry of a document of the shard, verified except for the offset."""
         start = (index - shard.first_document) * INDEX_DTYPE.itemsize
         entry = shard.index[start : start + INDEX_DTYPE.itemsize]
@@ -178,7 +178,7 @@ class TokenCache:
             )
         return IndexEntry._make(INDEX_STRUCT.unpack(entry))
 
-    def _memory_map_shard(self, number: int) -> "_MappedShard":
+    def _map_and_keep_shard_evicting_oldest(self, number: int) -> "_MappedShard":
         """Map the files of a shard; unmaps the oldest one if too many are mapped."""
         if len(self._mapped) == MAX_OPEN_SHARDS:
             # views that are still in use keep their map

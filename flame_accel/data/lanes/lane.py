@@ -7,6 +7,7 @@ packers. Ranks, workers and steps are in `loading`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Skipped
@@ -62,6 +63,23 @@ class Lanes:
     def start_cursor(self) -> LaneCursor:
         """The cursor of every lane at the start of a run."""
         return LaneCursor(sources=(SourceCursor(),) * len(self.sources))
+
+    def check_enough_records_if_known(self) -> None:
+        """Check that each source has at least as many records as there are lanes.
+
+        Raises:
+            UserError: one has fewer, as far as that is known without reading; says both numbers.
+        """
+        for source in self.sources:
+            if source.num_records is not None and source.num_records < self.num_lanes:
+                raise UserError(
+                    f"{source.num_records} documents are fewer than the {self.num_lanes} rows of "
+                    "a step: each row of a step reads documents of its own",
+                    where=source.name,
+                    remedy="lower --training.batch_size (rows per step are training.batch_size x "
+                    "data-parallel ranks x training.gradient_accumulation_steps), or give more "
+                    "documents: a plain text file is one document, a line of a .jsonl file is one",
+                )
 
     def open_readers(
         self, lane: int, cursor: LaneCursor, on_bad_record: Callable[[Skipped], None]

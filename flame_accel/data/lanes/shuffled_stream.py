@@ -36,6 +36,9 @@ class ShuffledStream:
         block_size: number of records that are shuffled together, over all groups; 1: not shuffled.
     """
 
+    num_records: int | None = None
+    """Nothing is known without reading; a lane that finds no record in an epoch raises."""
+
     def __init__(self, shards: Shards, encode: Encode, *, seed: int, block_size: int) -> None:
         self.name = shards.name
         self._shards = shards
@@ -74,9 +77,6 @@ class ShuffledStream:
             self.name, shared, position, self._encode, cursor, policy, on_bad_record
         )
 
-    def check_enough_records_if_known(self, num_lanes: int) -> None:
-        """Nothing is known without reading; a lane that finds no record in an epoch raises."""
-
 
 class StreamReader(CountingReader):
     """Reads the documents of one lane; see `ShuffledStream.open_reader`."""
@@ -106,7 +106,7 @@ class StreamReader(CountingReader):
     def _current_position(self) -> SourcePosition:
         return *self._start, self._index
 
-    def _skip_to_document(self) -> Document:
+    def _skip_to_document_over_many_epochs(self) -> Document:
         epoch_ends = records = 0
         while True:
             block = self._blocks.read_current_block()

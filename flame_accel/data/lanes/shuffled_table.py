@@ -7,7 +7,6 @@ can start at any position at once.
 
 from collections.abc import Callable
 
-from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import SourceCursor, SourcePosition
 from flame_accel.data.documents import Document, Skipped
@@ -29,6 +28,7 @@ class ShuffledTable:
 
     def __init__(self, documents: IndexedDocuments, *, seed: int) -> None:
         self.name = documents.name
+        self.num_records = len(documents)
         self._documents = documents
         self._order = EpochOrder(num_documents=len(documents), seed=seed)
 
@@ -44,22 +44,6 @@ class ShuffledTable:
         return TableReader(
             self._documents, self._order, lane, num_lanes, cursor, policy, on_bad_record
         )
-
-    def check_enough_records_if_known(self, num_lanes: int) -> None:
-        """Check that there are at least as many documents as lanes.
-
-        Raises:
-            UserError: there are fewer; says both numbers.
-        """
-        if self._order.num_documents < num_lanes:
-            raise UserError(
-                f"{self._order.num_documents} documents are fewer than the {num_lanes} rows of a "
-                "step: each row of a step reads documents of its own",
-                where=self.name,
-                remedy="lower --training.batch_size (rows per step are training.batch_size x "
-                "data-parallel ranks x training.gradient_accumulation_steps), or give more "
-                "documents: a plain text file is one document, a line of a .jsonl file is one",
-            )
 
 
 class TableReader(CountingReader):
@@ -92,7 +76,7 @@ class TableReader(CountingReader):
     def _current_position(self) -> SourcePosition:
         return self._epoch, self._position
 
-    def _skip_to_document(self) -> Document:
+    def _skip_to_document_over_many_epochs(self) -> Document:
         num_documents = self._order.num_documents
         most_read = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
         for _ in range(max(most_read, len(self._positions))):

@@ -99,7 +99,7 @@ class LaneGroup:
 
     def read_block_for_waiting_lanes(self, start: BlockStart) -> None:
         """Read a block and split it among the lanes that need it next and are not far behind."""
-        stream = self._streams.pop(start, None) or self._open_stream(start)
+        stream = self._streams.pop(start, None) or self._open_new_stream_at(start)
         block = list(islice(stream, self._block_size))
         num_records = start.number * self._block_size + len(block)
         if len(block) < self._block_size:
@@ -113,11 +113,13 @@ class LaneGroup:
         for lane in self._lanes:
             if lane.next_start == start and lane.num_blocks < most:
                 records = [block[index].record for index in order[lane.position :: self.num_lanes]]
-                lane.append_block(LaneBlock(start, records, end, num_records))
+                lane.append_block_and_advance_next_start(
+                    LaneBlock(start, records, end, num_records)
+                )
         needed = {lane.next_start for lane in self._lanes}
         self._streams = {at: stream for at, stream in self._streams.items() if at in needed}
 
-    def _open_stream(self, start: BlockStart) -> Iterator[StreamRecord]:
+    def _open_new_stream_at(self, start: BlockStart) -> Iterator[StreamRecord]:
         first = self._group + start.shard * self._num_groups
         positions = range(first, len(self._shards), self._num_groups)
         order = self._order.document_indices_at(start.epoch, positions)
@@ -152,7 +154,7 @@ class LaneBlockQueue:
         """Number of blocks in the queue."""
         return len(self._blocks)
 
-    def append_block(self, block: LaneBlock) -> None:
+    def append_block_and_advance_next_start(self, block: LaneBlock) -> None:
         """Receive the next block."""
         self._blocks.append(block)
         self.next_start = block.end

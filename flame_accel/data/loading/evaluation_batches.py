@@ -15,7 +15,7 @@ from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.lanes.best_fit_packing import Window, build_padded_row
 from flame_accel.data.lanes.lane import build_lane
 from flame_accel.data.lanes.rows import Packing, Row
-from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch
+from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch_with_unshifted_labels
 
 
 class EvaluationBatches:
@@ -53,7 +53,9 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[MicroBatch]:
         """Yield the batches; ``num_targets`` is 0 where a batch is all padding."""
         for i in range(0, len(self._rows), self._batch_size):
-            yield build_micro_batch(self._rows[i : i + self._batch_size], self._packing)
+            yield build_micro_batch_with_unshifted_labels(
+                self._rows[i : i + self._batch_size], self._packing
+            )
 
 
 def pack_evaluation_batches(
@@ -90,7 +92,7 @@ def pack_evaluation_batches(
     num_skipped = num_tokens = num_target_bytes = 0
     for document, num_text_bytes in records:
         if isinstance(document, Skipped):
-            bad_records.raise_or_count_if_bad(document, policy, name)
+            bad_records.raise_or_count_up_to_limit(document, policy, name)
             num_skipped += 1
             continue
         documents.append(document)
@@ -114,19 +116,16 @@ def pack_evaluation_batches(
     )
 
 
-class _SinglePassReader:
+class _DocumentsThenPaddingReader:
     """Reads documents in their own order, and padding behind them."""
 
+    cursor = SourceCursor()
     approximate_epochs_read = 0.0
 
     def __init__(self, documents: Sequence[Document], padding: Document) -> None:
         self._documents = documents
         self._padding = padding
         self._position = 0
-
-    @property
-    def cursor(self) -> SourceCursor:
-        return SourceCursor((self._position,))
 
     @property
     def is_done(self) -> bool:
@@ -150,7 +149,7 @@ def pack_single_pass(documents: Sequence[Document], packing: Packing) -> list[Ro
             build_padded_row(segments, size, packing.padding)
             for segments in window.assign_segments_to_rows()
         ]
-    reader = _SinglePassReader(
+    reader = _DocumentsThenPaddingReader(
         documents, Document(np.full(size, packing.padding, dtype=np.int32), np.zeros(size, bool))
     )
     lane = build_lane([reader], [1.0], packing, LaneCursor(sources=(reader.cursor,)))

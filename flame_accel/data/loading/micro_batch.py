@@ -29,22 +29,20 @@ class MicroBatch(_Rows, total=False):
     cu_seqlens: torch.Tensor
 
 
-def build_micro_batch(full_rows: Sequence[Row], packing: Packing) -> MicroBatch:
+def build_micro_batch_with_unshifted_labels(rows: Sequence[Row], packing: Packing) -> MicroBatch:
     """Stack rows into a micro-batch, int64 [B, T], with varlen [1, B * T].
 
     Args:
-        full_rows: rows of `packing.seq_len` tokens, in order.
+        rows: rows of `packing.seq_len` tokens, in order.
         packing: how they were filled.
     """
-    input_ids = np.stack([row.tokens for row in full_rows], dtype=np.int64)
+    input_ids = np.stack([row.tokens for row in rows], dtype=np.int64)
     labels = input_ids.copy()
-    for row, row_labels in zip(full_rows, labels, strict=True):
+    for row, row_labels in zip(rows, labels, strict=True):
         if row.targets is not None:
             row_labels[~row.targets] = IGNORED_LABEL
     starts = [
-        index * packing.seq_len + start
-        for index, row in enumerate(full_rows)
-        for start in row.starts
+        index * packing.seq_len + start for index, row in enumerate(rows) for start in row.starts
     ]
     labels.reshape(-1)[starts] = IGNORED_LABEL
     shape = (1, -1) if packing.varlen else input_ids.shape

@@ -16,13 +16,17 @@ import torch
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecordCounter
 from flame_accel.data.lanes.lane import Lanes
-from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch, pin_memory
+from flame_accel.data.loading.micro_batch import (
+    MicroBatch,
+    build_micro_batch_with_unshifted_labels,
+    pin_memory,
+)
 from flame_accel.data.loading.stream_state import (
     Identity,
     StreamState,
     accumulation_for_rows,
     build_rank_state,
-    check_stream_identity,
+    check_format_and_stream_identity,
     read_lane_cursors,
 )
 from flame_accel.data.loading.workers import LoaderOptions, WorkerStep, start_packing_workers
@@ -53,7 +57,7 @@ class StepLayout:
         return range(self.rank * count, (self.rank + 1) * count)
 
 
-class RecordCounts(NamedTuple):
+class ConsumedSkippedBadCounts(NamedTuple):
     """What became of the records that were read, since the run began."""
 
     consumed: int
@@ -99,10 +103,9 @@ class StepBatches:
         self._kept_workers: Iterator[WorkerStep | UserError] | None = None
         self._bad = BadRecordCounter(lanes.policy.max_bad)
         self._num_slots = self._num_padding = 0
-        for source in lanes.sources:
-            source.check_enough_records_if_known(lanes.num_lanes)
+        lanes.check_enough_records_if_known()
         if state is not None:
-            check_stream_identity(state, identity)
+            check_format_and_stream_identity(state, identity)
             _check_rows_per_step(state["rows_per_step"], layout)
             self._cursors = read_lane_cursors(state, layout.lanes_of_rank)
             self._steps = state["steps"]
@@ -131,12 +134,12 @@ class StepBatches:
             while True:
                 step = [_raise_if_error(next(workers)) for _ in range(num_workers)]
                 cursors = [cursor for part in step for cursor in part.cursors]
-                self._bad.log_count_and_check_limit(
+                self._bad.count_and_log_or_raise_over_limit(
                     [record for part in step for record in part.skipped]
                 )
                 rows = [row for part in step for row in part.rows]
                 batches = [
-                    build_micro_batch(rows[i : i + size], self._lanes.packing)
+                    build_micro_batch_with_unshifted_labels(rows[i : i + size], self._lanes.packing)
                     for i in range(0, len(rows), size)
                 ]
                 self._cursors = cursors
@@ -178,10 +181,10 @@ class StepBatches:
         )
 
     @property
-    def counts_of_rank(self) -> RecordCounts:
+    def counts_of_rank(self) -> ConsumedSkippedBadCounts:
         """What became of the records that this rank's lanes have read so far."""
         sources = [source for cursor in self._cursors for source in cursor.sources]
-        return RecordCounts(
+        return ConsumedSkippedBadCounts(
             consumed=sum(source.consumed for source in sources),
             skipped=sum(source.skipped for source in sources),
             bad=sum(source.bad for source in sources),

@@ -81,7 +81,7 @@ def merge_rank_states(states: Sequence[StreamState]) -> StreamState:
     return merged
 
 
-def check_stream_identity(state: StreamState, identity: Identity) -> None:
+def check_format_and_stream_identity(state: StreamState, identity: Identity) -> None:
     """Check that a state means the same tokens in this run.
 
     Raises:

@@ -36,7 +36,7 @@ class DatasetDescription(TypedDict):
     """Fraction of the documents that is held out from training for validation; None: nothing."""
 
 
-def describe_dataset(
+def describe_dataset_without_paths(
     options: DatasetOptions, opened: EncodedDataset, *, share: float
 ) -> DatasetDescription:
     """A dataset that was opened with these options.

@@ -21,7 +21,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.sources.file_formats import file_compression
+from flame_accel.data.sources.file_formats import gzip_or_zstd_by_suffix
 
 RETRIES = 5
 """Number of times that a failed remote read is retried."""
@@ -52,7 +52,7 @@ class ByteStream(Protocol):
         ...
 
 
-class OpenFile(NamedTuple):
+class StreamWithSeekability(NamedTuple):
     """An open file, decompressed if its name says that it is compressed."""
 
     stream: ByteStream
@@ -61,27 +61,27 @@ class OpenFile(NamedTuple):
 
 
 @contextmanager
-def open_decompressed(file: str) -> Iterator[OpenFile]:
+def open_decompressed_or_raise_os_error(file: str) -> Iterator[StreamWithSeekability]:
     """Open a file for reading from its start.
 
     Raises:
         OSError: it cannot be opened; reading may raise it as well.
     """
-    compression = file_compression(file)
-    raw = RemoteFile(file) if _is_remote(file) else BufferedReader(FileIO(file))
+    compression = gzip_or_zstd_by_suffix(file)
+    raw = MaybeSeekableRemoteFile(file) if _is_remote(file) else BufferedReader(FileIO(file))
     with raw:
         if compression is None:
-            yield OpenFile(raw, raw.seekable())
+            yield StreamWithSeekability(raw, raw.seekable())
             return
         source: Any = pa.PythonFile(raw, mode="r")
         with pa.CompressedInputStream(source, compression) as stream:
-            yield OpenFile(stream, False)
+            yield StreamWithSeekability(stream, False)
 
 
 @contextmanager
 def open_decompressed_seekable(file: str) -> Iterator[ByteStream]:
     """Open a file for reading anywhere in it: copied to a temporary file if need be."""
-    with open_decompressed(file) as opened:
+    with open_decompressed_or_raise_os_error(file) as opened:
         if opened.seekable:
             yield opened.stream
             return
@@ -92,7 +92,7 @@ def open_decompressed_seekable(file: str) -> Iterator[ByteStream]:
 
 
 def read_chunks_from(
-    opened: OpenFile,
+    opened: StreamWithSeekability,
     bytes_already_read: bytes,
     start_position: int,
     *,
@@ -112,7 +112,7 @@ def read_chunks_from(
     elif opened.seekable:
         opened.stream.seek(start_position)
     else:
-        _read_and_discard(opened.stream, start_position - len(bytes_already_read))
+        _read_and_discard_at_most(opened.stream, start_position - len(bytes_already_read))
     num_single = SINGLE_BYTE_READS if start_byte_by_byte and not opened.seekable else 0
     for size in chain(repeat(1, num_single), repeat(CHUNK_BYTES)):
         if not (piece := opened.stream.read(size)):
@@ -129,8 +129,8 @@ def stored_size_or_none_if_missing(file: str) -> int | None:
     if not _is_remote(file):
         return os.stat(file).st_size if os.path.exists(file) else None
     try:
-        remote = _resolve_or_raise_read_error(file)
-        return _retry_or_raise_read_error(
+        remote = _resolve_or_raise_remote_read_error(file)
+        return _retry_or_raise_remote_read_error(
             file, lambda: remote.filesystem.info(remote.path).get("size")
         )
     except RemoteReadError as error:
@@ -152,7 +152,7 @@ def describe_error_in_one_line(error: BaseException) -> str:
     return ": ".join(filter(None, [kind, *lines[:1]]))
 
 
-class RemoteFile(RawIOBase):
+class MaybeSeekableRemoteFile(RawIOBase):
     """A remote file for reading, reopened when a read fails.
 
     Raises:
@@ -163,11 +163,11 @@ class RemoteFile(RawIOBase):
         super().__init__()
         self._file = file
         self._stream: Any = None
-        self._remote = _resolve_or_raise_read_error(file)
+        self._remote = _resolve_or_raise_remote_read_error(file)
         self._position = 0
         self._size: int | None = None
         """None: it can only be read from its start."""
-        _retry_or_raise_read_error(file, self._open_stream_at_any_position)
+        _retry_or_raise_remote_read_error(file, self._reuse_or_open_stream_setting_size)
 
     def readable(self) -> bool:
         """True."""
@@ -189,7 +189,9 @@ class RemoteFile(RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """Read at most `size` bytes; none only at the end."""
-        data = _retry_or_raise_read_error(self._file, lambda: self._read_once_at_position(size))
+        data = _retry_or_raise_remote_read_error(
+            self._file, lambda: self._read_once_at_position(size)
+        )
         self._position += len(data)
         return data
 
@@ -200,7 +202,7 @@ class RemoteFile(RawIOBase):
         super().close()
 
     def _read_once_at_position(self, size: int) -> bytes:
-        stream = self._open_stream_at_any_position()
+        stream = self._reuse_or_open_stream_setting_size()
         try:
             if stream.tell() != self._position:
                 stream.seek(self._position)
@@ -215,21 +217,21 @@ class RemoteFile(RawIOBase):
             raise
         return data
 
-    def _open_stream_at_any_position(self) -> Any:
+    def _reuse_or_open_stream_setting_size(self) -> Any:
         if self._stream is None:
             open_stream = partial(self._remote.filesystem.open, self._remote.path, "rb")
             stream: Any = open_stream()
-            if _is_http(self._file) and not _supports_range_requests(stream):
+            if _is_http(self._file) and not _can_read_last_byte_by_range(stream):
                 stream.close()
                 stream, self._size = open_stream(block_size=0), None
-                _read_and_discard(stream, self._position)
+                _read_and_discard_at_most(stream, self._position)
             else:
                 self._size = stream.size
             self._stream = stream
         return self._stream
 
 
-def _retry_or_raise_read_error(file: str, operation: Callable[[], T]) -> T:
+def _retry_or_raise_remote_read_error(file: str, operation: Callable[[], T]) -> T:
     """Call `operation` until it succeeds.
 
     Raises:
@@ -250,9 +252,9 @@ def _retry_or_raise_read_error(file: str, operation: Callable[[], T]) -> T:
             sleep(pause)
 
 
-def _read_and_discard(stream: ByteStream, num_bytes: int) -> None:
-    while num_bytes and (data := stream.read(min(num_bytes, CHUNK_BYTES))):
-        num_bytes -= len(data)
+def _read_and_discard_at_most(stream: ByteStream, max_bytes: int) -> None:
+    while max_bytes and (data := stream.read(min(max_bytes, CHUNK_BYTES))):
+        max_bytes -= len(data)
 
 
 def _is_remote(file: str) -> bool:
@@ -270,7 +272,7 @@ class _RemotePath(NamedTuple):
     path: str
 
 
-def _resolve_or_raise_read_error(file: str) -> _RemotePath:
+def _resolve_or_raise_remote_read_error(file: str) -> _RemotePath:
     options: dict[str, Any] = {}
     if _is_http(file):
         import aiohttp
@@ -285,7 +287,7 @@ def _resolve_or_raise_read_error(file: str) -> _RemotePath:
         raise RemoteReadError(f"cannot be opened: {error}") from error
 
 
-def _supports_range_requests(stream: Any) -> bool:
+def _can_read_last_byte_by_range(stream: Any) -> bool:
     """Whether a web server can send a part of a file; tried with its last byte."""
     if not stream.size:
         return False

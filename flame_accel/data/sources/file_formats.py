@@ -17,13 +17,13 @@ FORMATS[".parquet"] = PARQUET
 COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 
 
-def file_format(file: str | Path) -> FileFormat:
+def format_by_suffix_else_text(file: str | Path) -> FileFormat:
     """PARQUET, JSON (lines or an array) or TEXT, by the name of a path or URL."""
     suffixes = [suffix for suffix in _lowercase_suffixes(file) if suffix not in COMPRESSIONS]
     return FORMATS.get("".join(suffixes[-1:]), TEXT)
 
 
-def file_compression(file: str | Path) -> Compression | None:
+def gzip_or_zstd_by_suffix(file: str | Path) -> Compression | None:
     """The compression, gzip or zstd, by the name of a path or URL; None: not compressed."""
     return COMPRESSIONS.get("".join(_lowercase_suffixes(file)[-1:]))
 

@@ -15,11 +15,17 @@ from flame_accel.data.documents import PositionedRecord, Skipped
 from flame_accel.data.sources.file_access import (
     RemoteReadError,
     describe_error_in_one_line,
-    open_decompressed,
+    open_decompressed_or_raise_os_error,
     open_decompressed_seekable,
     read_chunks_from,
 )
-from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_compression, file_format
+from flame_accel.data.sources.file_formats import (
+    JSON,
+    PARQUET,
+    TEXT,
+    format_by_suffix_else_text,
+    gzip_or_zstd_by_suffix,
+)
 from flame_accel.data.sources.record_parsing import (
     RecordColumn,
     choose_text_column,
@@ -55,31 +61,31 @@ def read_records(
     Raises:
         UserError: the first record of the file has no such column, or one of another type.
     """
-    read = FILE_READERS[file_format(file)]
-    recover_damaged = False
+    read = FILE_READERS[format_by_suffix_else_text(file)]
+    in_smallest_pieces = False
     while position < END:
         try:
-            for record in read(file, position, record_column, recover_damaged):
+            for record in read(file, position, record_column, in_smallest_pieces):
                 yield record
                 position = record.next_position
             return
         except (OSError, pa.ArrowException) as error:
             # a torn file may still hold some records: once more, in the smallest pieces
-            if recover_damaged or isinstance(error, RemoteReadError):
+            if in_smallest_pieces or isinstance(error, RemoteReadError):
                 damaged = Skipped("damaged", file, _describe_read_error(file, error))
                 yield PositionedRecord(damaged, END)
                 return
-            recover_damaged = True
+            in_smallest_pieces = True
 
 
 def _read_text_file_as_one_record(
-    file: str, position: int, record_column: RecordColumn, recover_damaged: bool
+    file: str, position: int, record_column: RecordColumn, in_smallest_pieces: bool
 ) -> Iterator[PositionedRecord]:
     if position:
         return
     size, max_bytes = 0, record_column.max_bytes
     chunks: list[bytes] = []
-    with open_decompressed(file) as opened:
+    with open_decompressed_or_raise_os_error(file) as opened:
         if opened.seekable:
             size = opened.stream.seek(0, 2)
         if size <= max_bytes:
@@ -99,15 +105,15 @@ def _read_text_file_as_one_record(
 
 
 def _read_json_array_or_lines(
-    file: str, position: int, record_column: RecordColumn, recover_damaged: bool
+    file: str, position: int, record_column: RecordColumn, in_smallest_pieces: bool
 ) -> Iterator[PositionedRecord]:
     """Records of JSON lines, or of one JSON array."""
-    with open_decompressed(file) as opened:
+    with open_decompressed_or_raise_os_error(file) as opened:
         head = opened.stream.read(1)
         if head == BYTE_ORDER_MARK[:1]:
             head += opened.stream.read(3)
         if head[-1:] != b"[":
-            chunks = read_chunks_from(opened, head, position, start_byte_by_byte=recover_damaged)
+            chunks = read_chunks_from(opened, head, position, start_byte_by_byte=in_smallest_pieces)
             yield from _read_json_lines(chunks, file, position, record_column)
             return
         array = parse_json_or_skipped(b"".join(read_chunks_from(opened, head, 0)), file)
@@ -117,7 +123,7 @@ def _read_json_array_or_lines(
     assert isinstance(array, list)
     for i in range(position, len(array)):
         where = f"{file}, element {i}"
-        record = extract_record(array[i], record_column, where, raise_errors=i == 0)
+        record = extract_record(array[i], record_column, where, raise_for_wrong_column=i == 0)
         yield PositionedRecord(record, i + 1)
 
 
@@ -135,7 +141,7 @@ def _read_json_lines(
         elif not line or line.isspace():
             continue
         elif not isinstance(record := parse_json_or_skipped(line, where), Skipped):
-            record = extract_record(record, record_column, where, raise_errors=first)
+            record = extract_record(record, record_column, where, raise_for_wrong_column=first)
         first = False
         yield PositionedRecord(record, end)
 
@@ -176,7 +182,7 @@ def _split_lines(
 
 
 def _read_parquet_file(
-    file: str, position: int, record_column: RecordColumn, recover_damaged: bool
+    file: str, position: int, record_column: RecordColumn, in_smallest_pieces: bool
 ) -> Iterator[PositionedRecord]:
     """Records of a Parquet file: only the text column, without the row groups before it."""
     with open_decompressed_seekable(file) as stream:
@@ -192,7 +198,7 @@ def _read_parquet_file(
                 break
             row, group = behind, group + 1
         for batch in source.iter_batches(
-            1 if recover_damaged else PARQUET_BATCH_ROWS,
+            1 if in_smallest_pieces else PARQUET_BATCH_ROWS,
             row_groups=range(group, source.num_row_groups),
             columns=[column],
             use_threads=False,
@@ -202,7 +208,9 @@ def _read_parquet_file(
             for value in _decode_values_or_errors(batch.column(0).slice(before)):
                 where = f"{file}, row {row}"
                 columns = {column: value}
-                record = extract_record(columns, record_column, where, raise_errors=row == 0)
+                record = extract_record(
+                    columns, record_column, where, raise_for_wrong_column=row == 0
+                )
                 row += 1
                 yield PositionedRecord(record, row)
 
@@ -223,7 +231,7 @@ def _decode_values_or_errors(column: pa.Array) -> Sequence[object]:
 
 
 def _describe_read_error(file: str, error: Exception) -> str:
-    compression = file_compression(file)
+    compression = gzip_or_zstd_by_suffix(file)
     # decompressors raise a plain OSError; those of the system have a number
     damaged = f"damaged {compression} file: " if compression and type(error) is OSError else ""
     return damaged + describe_error_in_one_line(error)

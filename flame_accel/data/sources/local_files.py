@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_format
+from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, format_by_suffix_else_text
 from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.file_table import copy_files_to_cached_table
 from flame_accel.data.sources.options import GLOB_CHARACTERS, DatasetOptions
-from flame_accel.data.sources.table import Table, check_has_text
+from flame_accel.data.sources.table import Table, check_any_record_readable
 from flame_accel.files import is_git_lfs_pointer
 
 SPLIT_WORDS = {
@@ -47,17 +47,21 @@ class LocalPathOrGlob:
             *(("dataset_name",) if path.is_dir() else ("dataset_name", "data_dir", "data_files"))
         )
         self._options = options
-        found = find_data_files(options.dataset, options.data_dir, options.data_files_list)
+        found = data_files_outside_runs_or_empty(
+            options.dataset, options.data_dir, options.data_files_list
+        )
         # a file that was named is meant, whatever split its own name suggests
         alone: dict[str | None, list[Path]] = {None: found}
         self._groups = (
-            alone if path.is_file() else select_data_files_by_split(found, options.error_location)
+            alone
+            if path.is_file()
+            else group_one_format_by_split_or_train(found, options.error_location)
         )
 
     @staticmethod
     def recognizes(options: DatasetOptions) -> bool:
         """Whether the dataset is an existing path or a pattern."""
-        return options.is_path_or_pattern
+        return options.is_existing_path_or_glob
 
     @property
     def splits(self) -> Sequence[str | None]:
@@ -77,11 +81,13 @@ class LocalPathOrGlob:
         if options.streaming:
             return FileShards(options.dataset, names, options.record_column)
         table = copy_files_to_cached_table(names, options.record_column, name=options.dataset)
-        check_has_text(table, options.error_location)
+        check_any_record_readable(table, options.error_location)
         return table
 
 
-def find_data_files(path: str, data_dir: str | None, patterns: Sequence[str]) -> list[Path]:
+def data_files_outside_runs_or_empty(
+    path: str, data_dir: str | None, patterns: Sequence[str]
+) -> list[Path]:
     """Files that a file name, a folder or a glob pattern means, sorted.
 
     Without hidden files, and without what runs wrote: files in run folders below the folder.
@@ -109,7 +115,7 @@ def find_data_files(path: str, data_dir: str | None, patterns: Sequence[str]) ->
     return sorted(_drop_run_folder_files(files, root))
 
 
-def select_data_files_by_split(
+def group_one_format_by_split_or_train(
     files: Sequence[Path], error_location: str
 ) -> dict[str | None, list[Path]]:
     """Files that hold documents, by split; the only key is None where no file is named after one.
@@ -122,7 +128,8 @@ def select_data_files_by_split(
         UserError: no files, or JSON next to Parquet.
     """
     records = {
-        kind: [file for file in files if file_format(file) == kind] for kind in (PARQUET, JSON)
+        kind: [file for file in files if format_by_suffix_else_text(file) == kind]
+        for kind in (PARQUET, JSON)
     }
     if not files or all(records.values()):
         raise UserError(
@@ -179,7 +186,7 @@ def _check_no_git_lfs_pointers(files: Sequence[Path], error_location: str) -> No
 
 def _check_single_text_file_size(files: Sequence[Path], max_document_bytes: int) -> None:
     """Check that a single text file is no larger than a document: it would be the only one."""
-    if len(files) > 1 or file_format(files[0]) != TEXT:
+    if len(files) > 1 or format_by_suffix_else_text(files[0]) != TEXT:
         return
     size = files[0].stat().st_size
     if size > max_document_bytes:

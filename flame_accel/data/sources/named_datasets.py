@@ -18,7 +18,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.documents import PositionedRecord, Skipped
 from flame_accel.data.encoded_datasets import SequentialDataset
 from flame_accel.data.sources.file_access import describe_error_in_one_line
-from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, file_format
+from flame_accel.data.sources.file_formats import JSON, PARQUET, TEXT, format_by_suffix_else_text
 from flame_accel.data.sources.file_readers import END
 from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.held_out import HeldOut
@@ -26,7 +26,7 @@ from flame_accel.data.sources.hf_datasets import convert_datasets_errors
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.record_hashes import hash_list_as_json
 from flame_accel.data.sources.record_parsing import RecordColumn, choose_text_column, extract_record
-from flame_accel.data.sources.table import Table, build_table
+from flame_accel.data.sources.table import Table, build_table_and_check_any_readable
 from flame_accel.data.tokens.encoder import Encoder
 
 
@@ -73,7 +73,7 @@ class NamedDataset:
             builder.download_and_prepare()
             dataset = builder.as_dataset(str(split))
         assert isinstance(dataset, Dataset)
-        return build_table(options, dataset)
+        return build_table_and_check_any_readable(options, dataset)
 
     def _convert_unknown_name_errors(self) -> AbstractContextManager[None]:
         """The library reports unknown names, configurations and splits by exceptions."""
@@ -123,7 +123,7 @@ class NamedShards:
                     columns,
                     self._record_column,
                     f"{where}, row {position}",
-                    raise_errors=position == 0,
+                    raise_for_wrong_column=position == 0,
                 )
                 position += 1
                 yield PositionedRecord(record, position)
@@ -170,4 +170,5 @@ def directly_readable_split_urls(builder: DatasetBuilder, split: str) -> list[st
         return None
     splits = {str(name): list(map(str, urls)) for name, urls in (config.data_files or {}).items()}
     urls = splits.get(split, [])
-    return urls if urls and plain and all(file_format(url) == kind for url in urls) else None
+    plain = plain and all(format_by_suffix_else_text(url) == kind for url in urls)
+    return urls if urls and plain else None

@@ -55,7 +55,7 @@ def open_chosen_split(options: DatasetOptions) -> RecordSource:
     """
     with hide_datasets_progress_bars():
         located = locate_dataset(options)
-        return located.open_split(_choose_split(located, options))
+        return located.open_split(_choose_split_or_section_default(located, options))
 
 
 def open_training_and_evaluation(
@@ -81,7 +81,7 @@ def open_training_and_evaluation(
     """
     with hide_datasets_progress_bars():
         located = [locate_dataset(options) for options in training]
-        splits = list(map(_choose_split, located, training))
+        splits = list(map(_choose_split_or_section_default, located, training))
         sources = [one.open_split(split) for one, split in zip(located, splits, strict=True)]
         if evaluation is None:
             return OpenedDatasets([DatasetSide(source, None) for source in sources], None)
@@ -90,7 +90,11 @@ def open_training_and_evaluation(
         same = [i for i, one in enumerate(training) if _dataset_key_without_split(one) == key]
         # without a validation split, that of the training source is divided
         shares_split = same and not evaluation.dataset_split and "validation" not in target.splits
-        split = splits[same[0]] if shares_split else _choose_split(target, evaluation)
+        split = (
+            splits[same[0]]
+            if shares_split
+            else _choose_split_or_section_default(target, evaluation)
+        )
         divided = [i for i in same if splits[i] == split]
         sides = [
             DatasetSide(source, HeldOut(held_out_share, "training") if i in divided else None)
@@ -114,11 +118,15 @@ def locate_dataset(options: DatasetOptions) -> LocatedDataset:
 
 def _dataset_key_without_split(options: DatasetOptions) -> tuple[str | None, ...]:
     """Equal for two sections that mean the same dataset, whichever split of it."""
-    place = os.path.realpath(options.dataset) if options.is_path_or_pattern else options.dataset
+    place = (
+        os.path.realpath(options.dataset) if options.is_existing_path_or_glob else options.dataset
+    )
     return place, options.dataset_name, options.data_dir, *options.data_files_list
 
 
-def _choose_split(located: LocatedDataset, options: DatasetOptions) -> str | None:
+def _choose_split_or_section_default(
+    located: LocatedDataset, options: DatasetOptions
+) -> str | None:
     """The split to read; None, all of a dataset without splits, may also be asked for as train.
 
     Raises:

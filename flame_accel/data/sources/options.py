@@ -57,7 +57,7 @@ class DatasetOptions:
         return [word.strip() for word in (self.data_files or "").split(",") if word.strip()]
 
     @property
-    def is_path_or_pattern(self) -> bool:
+    def is_existing_path_or_glob(self) -> bool:
         """Whether the dataset is an existing local path, or a glob pattern."""
         return Path(self.dataset).exists() or bool(GLOB_CHARACTERS.intersection(self.dataset))
 
@@ -123,7 +123,7 @@ def evaluation_dataset_options(
     )
 
 
-def normalized_data_probs(training: TrainingConfig) -> tuple[float, ...]:
+def data_probs_divided_by_sum(training: TrainingConfig) -> tuple[float, ...]:
     """Share of each dataset of training in the tokens of the mixture; their sum is 1."""
     given = training.data_probs or (1.0,)
     assert len(given) == len(dataset_names(training))

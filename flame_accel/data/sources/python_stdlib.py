@@ -7,13 +7,13 @@ that a file stays on its side from one Python version to the next.
 import hashlib
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from datasets import Dataset
 
 from flame_accel.data.sources.options import DatasetOptions
-from flame_accel.data.sources.table import Table, build_table
+from flame_accel.data.sources.table import Table, build_table_and_check_any_readable
 
 DATASET_NAME = "python-stdlib"
 # tests repeat themselves; the others are not part of the library; _sysconfigdata lists the build
@@ -46,7 +46,7 @@ class PythonStdlib:
     def open_split(self, split: str | None) -> Table:
         """The table of a split, held in memory."""
         texts = read_stdlib_sources(str(split))
-        return build_table(self._options, Dataset.from_dict({"text": texts}))
+        return build_table_and_check_any_readable(self._options, Dataset.from_dict({"text": texts}))
 
 
 def read_stdlib_sources(split: str, root: Path | None = None) -> list[str]:
@@ -58,28 +58,24 @@ def read_stdlib_sources(split: str, root: Path | None = None) -> list[str]:
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     texts = {
-        path.relative_to(root).as_posix(): _read_utf8_or_empty(path)
-        for path in _list_source_files(root)
+        path.relative_to(root).as_posix(): _read_text_empty_if_not_utf8(path)
+        for path in _walk_source_files(root)
     }
     texts = {name: text for name, text in texts.items() if text}
-    validation = _choose_validation_files(texts)
+    validation = _choose_hashed_names_within_byte_limit(texts)
     return [texts[name] for name in sorted(texts) if (name in validation) == (split != "train")]
 
 
-def _list_source_files(root: Path) -> list[Path]:
-    sources: list[Path] = []
+def _walk_source_files(root: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root):
         # site-packages is often far larger than the library: do not even list it
         subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
-        sources += [
-            Path(folder, name)
-            for name in names
-            if name.endswith(".py") and not name.startswith(SKIPPED_PREFIX)
-        ]
-    return sources
+        for name in names:
+            if name.endswith(".py") and not name.startswith(SKIPPED_PREFIX):
+                yield Path(folder, name)
 
 
-def _read_utf8_or_empty(path: Path) -> str:
+def _read_text_empty_if_not_utf8(path: Path) -> str:
     """Text of a source file; empty if it is not UTF-8, as a few files are on purpose."""
     try:
         return path.read_bytes().decode("utf-8")
@@ -87,8 +83,8 @@ def _read_utf8_or_empty(path: Path) -> str:
         return ""
 
 
-def _choose_validation_files(texts: dict[str, str]) -> set[str]:
-    """Names of the files that belong to validation; `texts` by their names."""
+def _choose_hashed_names_within_byte_limit(texts_by_name: dict[str, str]) -> set[str]:
+    """Names of the files that belong to validation."""
 
     def hash_fraction(name: str) -> float:
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
@@ -96,9 +92,10 @@ def _choose_validation_files(texts: dict[str, str]) -> set[str]:
     names: set[str] = set()
     room = VALIDATION_BYTES
     for name in sorted(
-        filter(lambda name: hash_fraction(name) < VALIDATION_SHARE, texts), key=hash_fraction
+        filter(lambda name: hash_fraction(name) < VALIDATION_SHARE, texts_by_name),
+        key=hash_fraction,
     ):
-        size = len(texts[name].encode())
+        size = len(texts_by_name[name].encode())
         if size <= room:
             names.add(name)
             room -= size

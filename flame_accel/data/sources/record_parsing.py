@@ -52,7 +52,11 @@ def choose_text_column(
 
 
 def extract_record(
-    columns: object, record_column: RecordColumn, error_location: str, *, raise_errors: bool
+    columns: object,
+    record_column: RecordColumn,
+    error_location: str,
+    *,
+    raise_for_wrong_column: bool,
 ) -> Record | Skipped:
     """The text or conversation of a record with named columns.
 
@@ -60,11 +64,11 @@ def extract_record(
         columns: the record, a dict; a value that could not be decoded is its UnicodeDecodeError.
         record_column: what to take of it.
         error_location: its file and line, or the like.
-        raise_errors: whether to raise for a wrong column, as for the first record of a file; else
-            the record is skipped as damaged.
+        raise_for_wrong_column: as for the first record of a file; else a record with a wrong column
+            is skipped as damaged.
 
     Raises:
-        UserError: no such column, or something else than text in it, and `raise_errors`.
+        UserError: no such column, or something else than text in it, and `raise_for_wrong_column`.
     """
     if not isinstance(columns, dict):
         kind = type(columns).__name__
@@ -72,9 +76,11 @@ def extract_record(
         return Skipped("damaged", error_location, what)
     try:
         column = choose_text_column(columns, record_column.name, error_location)
-        return _check_record_value(columns[column], column, record_column.max_bytes, error_location)
+        return _check_value_raise_if_wrong_type(
+            columns[column], column, record_column.max_bytes, error_location
+        )
     except UserError as error:
-        if raise_errors:
+        if raise_for_wrong_column:
             raise
         return Skipped("damaged", error_location, error.what)
 
@@ -104,7 +110,7 @@ def describe_excess_length(num_bytes: int, max_bytes: int) -> str:
     return f"{num_bytes} bytes, more than training.max_document_bytes = {max_bytes}"
 
 
-def _check_record_value(
+def _check_value_raise_if_wrong_type(
     value: object, column: str, max_bytes: int, error_location: str
 ) -> Record | Skipped:
     if value is None or value == "" or value == []:

@@ -8,7 +8,7 @@ from datasets import DatasetDict
 
 from flame_accel.data.sources.hf_datasets import convert_datasets_errors
 from flame_accel.data.sources.options import DatasetOptions
-from flame_accel.data.sources.table import Table, build_table
+from flame_accel.data.sources.table import Table, build_table_and_check_any_readable
 
 
 class SavedDataset:
@@ -46,4 +46,4 @@ class SavedDataset:
 
     def open_split(self, split: str | None) -> Table:
         """The table of a split."""
-        return build_table(self._options, self._splits[split])
+        return build_table_and_check_any_readable(self._options, self._splits[split])

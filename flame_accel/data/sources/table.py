@@ -87,7 +87,9 @@ class Table:
         except UnicodeDecodeError as error:
             value = error
         where = f"{self.name}, row {index}"
-        return extract_record({self._column: value}, self._record_column, where, raise_errors=False)
+        return extract_record(
+            {self._column: value}, self._record_column, where, raise_for_wrong_column=False
+        )
 
     def open_encoded(self, encoder: Encoder, held_out: HeldOut | None) -> IndexedDataset:
         """The documents of this table."""
@@ -106,7 +108,7 @@ class Table:
         return rebuild, (self.name, self._dataset, self._column)
 
     @property
-    def quick_content_fingerprint(self) -> str:
+    def sampled_records_fingerprint(self) -> str:
         """Hash of the number of records and of evenly spread ones; the same wherever they lie."""
         return fingerprint_from_sample(len(self), lambda i: record_hash_or_zero(self[i]))
 
@@ -121,7 +123,7 @@ class Table:
         return Skipped("empty" if kind == RowKind.EMPTY else "damaged", where, value)
 
 
-def build_table(options: DatasetOptions, dataset: Dataset) -> Table:
+def build_table_and_check_any_readable(options: DatasetOptions, dataset: Dataset) -> Table:
     """The table of a dataset of the library, reduced to the column of its records.
 
     Raises:
@@ -132,11 +134,11 @@ def build_table(options: DatasetOptions, dataset: Dataset) -> Table:
     )
     max_bytes = options.max_document_bytes
     table = Table(options.dataset, dataset.select_columns([column]), column, max_bytes=max_bytes)
-    check_has_text(table, options.error_location)
+    check_any_record_readable(table, options.error_location)
     return table
 
 
-def check_has_text(table: Table, error_location: str) -> None:
+def check_any_record_readable(table: Table, error_location: str) -> None:
     """Check that at least one record of the table can be read.
 
     Raises:

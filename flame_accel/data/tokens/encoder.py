@@ -53,7 +53,7 @@ class Encoder:
         self._eos = tokenizer.eos_token_id
         assert not add_bos or isinstance(tokenizer.bos_token_id, int)
         self._bos = cast(int, tokenizer.bos_token_id) if add_bos else None
-        self._backend = _untruncated_backend_if_equivalent(tokenizer)
+        self._backend = _untruncate_backend_in_place_if_equivalent(tokenizer)
         self._encodes_to_bytes = self._backend is not None and is_byte_tokenizer(self._backend)
         self._space_at_cuts: Literal["keep", "drop"] | None = (
             space_at_cuts_if_cuttable(self._backend) if self._backend is not None else None
@@ -176,7 +176,9 @@ def _text_or_skipped(text: str) -> str | Skipped:
     return text
 
 
-def _untruncated_backend_if_equivalent(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+def _untruncate_backend_in_place_if_equivalent(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Tokenizer | None:
     """The Rust tokenizer inside, if it gives the same tokens; None if Python code is involved."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return None

@@ -24,7 +24,7 @@ TEXTS = [f"text {i}" for i in range(200)]
 
 class Lines(list[str]):
     name = "lines"
-    quick_content_fingerprint = "f"
+    sampled_records_fingerprint = "f"
 
 
 def encode_bytes(record: Record | Skipped) -> Document | Skipped:
@@ -46,7 +46,7 @@ def text_of(document: Document | Skipped) -> str:
 
 def test_an_encoded_table_has_the_places_of_what_it_skips() -> None:
     table = EncodedTable(Lines(["a", ""]), Encoder(BYTE, add_bos=False))
-    assert (len(table), table.name, table.quick_content_fingerprint) == (2, "lines", "f")
+    assert (len(table), table.name, table.sampled_records_fingerprint) == (2, "lines", "f")
     document = table[0]
     assert isinstance(document, Document) and document.tokens.tolist() == [97, EOS]
     assert table[1] == Skipped("empty", "lines, row 1", "a text without characters")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flame_accel.config import UserError
-from flame_accel.data.loading.step_batches import RecordCounts
+from flame_accel.data.loading.step_batches import ConsumedSkippedBadCounts
 from flame_accel.observe import data_progress, reduce_and_check_data_metrics
 
 ACCELERATOR: Any = SimpleNamespace(device=torch.device("cpu"))
@@ -17,7 +17,7 @@ def batches(*, skipped: int = 0, bad: int = 0, packing_efficiency: float = 1.0) 
     """A rank's batches as far as they are read here."""
     return SimpleNamespace(
         max_source_epoch_of_rank=1.5,
-        counts_of_rank=RecordCounts(10, skipped, bad),
+        counts_of_rank=ConsumedSkippedBadCounts(10, skipped, bad),
         packing_efficiency_of_rank=packing_efficiency,
     )
 

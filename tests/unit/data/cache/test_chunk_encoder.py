@@ -58,6 +58,6 @@ def test_what_the_encoder_refuses_says_which_record(tmp_path: Path):
     assert documents[123] == Skipped("damaged", "texts, record 123", "no")
     # the source has a text there
     texts = make_records()
-    assert documents.quick_content_fingerprint == fingerprint_from_sample(
+    assert documents.sampled_records_fingerprint == fingerprint_from_sample(
         len(texts), lambda i: hash_of_record(texts[i])
     )

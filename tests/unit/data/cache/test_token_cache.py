@@ -41,7 +41,7 @@ def test_documents_of_a_cache_equal_those_of_the_texts(cache: Path):
     found = [0 if isinstance(d, Skipped) else len(d.tokens) for d in documents]
     assert found == tokens
     assert documents.num_tokens == sum(tokens)
-    assert documents.quick_content_fingerprint == fingerprint_from_sample(
+    assert documents.sampled_records_fingerprint == fingerprint_from_sample(
         len(texts), lambda i: hash_of_record(texts[i])
     )
     for index in (-1, len(texts)):

@@ -1,9 +1,16 @@
 """Laws of a lane: any cursor continues it, and its counters add up."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flame_accel.config.errors import UserError
+from flame_accel.data.bad_records import SkipPolicy
+from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from tests.helpers.numbered_documents import (
     Numbers,
     lane_cases,
@@ -48,3 +55,16 @@ def test_a_cursor_names_the_source_of_the_document_under_way() -> None:
     assert lane.next_row().tokens.tolist() == [*range(9), 1_000_000, 1_000_001, 1_000_002]
     assert (lane.cursor.source, lane.cursor.offset) == (1, 2)
     assert [cursor.tokens for cursor in lane.cursor.sources] == [9, 0]
+
+
+def test_more_lanes_than_documents_are_refused_with_both_numbers() -> None:
+    lanes = Lanes(
+        sources=[ShuffledTable(Numbers([5] * 7), seed=0)],
+        shares=[1.0],
+        packing=Packing(seq_len=8),
+        num_lanes=7,
+        policy=SkipPolicy(),
+    )
+    lanes.check_enough_records_if_known()
+    with pytest.raises(UserError, match="7 documents are fewer than the 8 rows of a step"):
+        replace(lanes, num_lanes=8).check_enough_records_if_known()

@@ -3,15 +3,12 @@
 from itertools import islice
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.config.errors import UserError
 from flame_accel.data.cursors import SourceCursor
 from flame_accel.data.documents import Document
 from flame_accel.data.lanes.epoch_order import EpochOrder
-from flame_accel.data.lanes.shuffled_table import ShuffledTable
 from tests.helpers.numbered_documents import Numbers, documents_of
 from tests.helpers.table_readers import HELD_OUT, Records, open_reader, read
 
@@ -70,13 +67,6 @@ def test_one_text_among_many_records_is_found_by_every_lane() -> None:
     for lane in range(40):
         reader = open_reader(records, lane=lane, num_lanes=40)
         assert reader.peek().tokens[0] == 11_000
-
-
-def test_more_lanes_than_documents_are_refused_with_both_numbers() -> None:
-    source = ShuffledTable(Numbers([5] * 7), seed=0)
-    source.check_enough_records_if_known(7)
-    with pytest.raises(UserError, match="7 documents are fewer than the 8 rows of a step"):
-        source.check_enough_records_if_known(8)
 
 
 def test_documents_are_looked_up_ahead_but_read_when_they_are_due() -> None:

@@ -220,7 +220,9 @@ def test_nothing_is_lost_or_read_twice_where_reads_fail(
         patch.setattr(access, "sleep", pauses.append)
         flaky = Flaky(data, list(failures))
         patch.setattr(
-            access, "_resolve_or_raise_read_error", lambda file: access._RemotePath(flaky, "/flaky")
+            access,
+            "_resolve_or_raise_remote_read_error",
+            lambda file: access._RemotePath(flaky, "/flaky"),
         )
         assert records(f"memory://{form}") == texts
     assert len(pauses) <= len(failures)
@@ -233,7 +235,9 @@ def test_patience_starts_anew_with_each_read(
     flaky = Flaky(data, [len(data) // 10] * 20)
     monkeypatch.setattr(access, "CHUNK_BYTES", len(data) // 40)
     monkeypatch.setattr(
-        access, "_resolve_or_raise_read_error", lambda file: access._RemotePath(flaky, "/flaky")
+        access,
+        "_resolve_or_raise_remote_read_error",
+        lambda file: access._RemotePath(flaky, "/flaky"),
     )
     assert records("memory://a.jsonl") == ["a"] * 40
     assert set(pauses) == {1.0}
@@ -257,7 +261,9 @@ def test_what_was_read_of_a_file_that_goes_away_is_kept(
     monkeypatch.setattr(access, "CHUNK_BYTES", 50)
     monkeypatch.setattr(readers, "PARQUET_BATCH_ROWS", 5)
     monkeypatch.setattr(
-        access, "_resolve_or_raise_read_error", lambda file: access._RemotePath(flaky, "/flaky")
+        access,
+        "_resolve_or_raise_remote_read_error",
+        lambda file: access._RemotePath(flaky, "/flaky"),
     )
     *found, end = records(f"memory://{form}", max_bytes=10_000)
     assert len(found) > 10

@@ -20,4 +20,7 @@ from flame_accel.data.sources import file_formats as files
     ],
 )
 def test_names_tell_what_files_are(name: str, kind: str, compression: str | None) -> None:
-    assert (files.file_format(name), files.file_compression(name)) == (kind, compression)
+    assert (files.format_by_suffix_else_text(name), files.gzip_or_zstd_by_suffix(name)) == (
+        kind,
+        compression,
+    )

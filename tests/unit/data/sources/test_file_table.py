@@ -66,7 +66,7 @@ def test_a_changed_file_is_copied_again(tmp_path):
     second = table_of([write_lines(path, [{"text": "another"}])])
     third = table_of([str(path)], max_bytes=5)
     assert (first[0], second[0], third[0].why) == ("one", "another", "damaged")
-    assert len({table.quick_content_fingerprint for table in (first, second, third)}) == 3
+    assert len({table.sampled_records_fingerprint for table in (first, second, third)}) == 3
 
 
 def test_an_unchanged_file_is_not_read_again(tmp_path, monkeypatch):

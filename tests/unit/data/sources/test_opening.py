@@ -38,7 +38,7 @@ def test_every_form_is_the_same_table(tmp_path, source):
     assert (texts(table), len(table)) == (FULL, 4)
     assert table.name == source(tmp_path)
     expected = Table("memory", datasets.Dataset.from_dict({"text": TEXTS}), "text")
-    assert table.quick_content_fingerprint == expected.quick_content_fingerprint
+    assert table.sampled_records_fingerprint == expected.sampled_records_fingerprint
 
 
 def test_bad_records_are_rows_of_the_table(tmp_path):

@@ -6,7 +6,7 @@ from flame_accel.config import TrainingConfig
 from flame_accel.config.errors import UserError
 from flame_accel.data.sources.options import (
     DatasetOptions,
-    normalized_data_probs,
+    data_probs_divided_by_sum,
     training_dataset_options,
 )
 from tests.helpers.datasets_on_disk import opened, write_one
@@ -47,6 +47,9 @@ def test_one_dataset_keeps_its_commas(tmp_path):
 
 
 def test_shares_are_divided_by_their_sum():
-    assert normalized_data_probs(TrainingConfig(dataset="a")) == (1.0,)
-    assert normalized_data_probs(TrainingConfig(dataset="a", data_probs=(0.3,))) == (1.0,)
-    assert normalized_data_probs(TrainingConfig(dataset="a,b", data_probs=(3, 1))) == (0.75, 0.25)
+    assert data_probs_divided_by_sum(TrainingConfig(dataset="a")) == (1.0,)
+    assert data_probs_divided_by_sum(TrainingConfig(dataset="a", data_probs=(0.3,))) == (1.0,)
+    assert data_probs_divided_by_sum(TrainingConfig(dataset="a,b", data_probs=(3, 1))) == (
+        0.75,
+        0.25,
+    )

@@ -19,24 +19,24 @@ def test_fingerprints_are_of_the_content_not_of_the_form(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"text": text} for text in texts])
     a = Table("a", dataset, "body")
     b = copy_files_to_cached_table([file], RecordColumn(), name="b")
-    assert a.quick_content_fingerprint == b.quick_content_fingerprint
-    assert a.quick_content_fingerprint == fingerprint_from_sample(
+    assert a.sampled_records_fingerprint == b.sampled_records_fingerprint
+    assert a.sampled_records_fingerprint == fingerprint_from_sample(
         len(texts), lambda i: record_hash(texts[i])
     )
     assert (
-        a.quick_content_fingerprint
-        != Table("a", dataset.select(range(len(texts) - 1)), "body").quick_content_fingerprint
+        a.sampled_records_fingerprint
+        != Table("a", dataset.select(range(len(texts) - 1)), "body").sampled_records_fingerprint
     )
     assert (
-        a.quick_content_fingerprint
-        != of_dataset([texts[1], texts[0], *texts[2:]]).quick_content_fingerprint
+        a.sampled_records_fingerprint
+        != of_dataset([texts[1], texts[0], *texts[2:]]).sampled_records_fingerprint
     )
 
 
 def test_skipped_records_count_as_nothing_in_a_fingerprint():
     hashes = [record_hash("a"), 0, 0]
     expected = fingerprint_from_sample(3, hashes.__getitem__)
-    assert of_dataset(["a", None, ""]).quick_content_fingerprint == expected
+    assert of_dataset(["a", None, ""]).sampled_records_fingerprint == expected
 
 
 def test_hashes_do_not_change_from_one_version_to_the_next():
