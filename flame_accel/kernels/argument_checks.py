@@ -74,6 +74,7 @@ SHAPES = {
     "chunk_rwkv7": "r w k a b=BTHK v=BTHV initial_state=NHKV",
     "fused_recurrent_rwkv7": "r w k a b=BTHK v=BTHV initial_state=NHKV",
     "fused_mul_recurrent_rwkv7": "r w k kk a=BTHK v=BTHV initial_state=NHKV",
+    "channel_mixing_rwkv7": "x=BTK x_k=11K key_weight=KV value_weight=VK",
     "parallel_attn": "q=BTHK k=BTGK v=BTGV g=BTH sink_bias=H",
     "parallel_forgetting_attn": "q=BTHK k=BTGK v=BTGV g=BTH",
     "attn_decoding_one_step": "q=1NHK k=1TGK v=1TGV g=1TH sink_bias=H",

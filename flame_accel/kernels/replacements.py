@@ -121,12 +121,13 @@ FAMILIES: dict[str, dict[str, str]] = {
         "chunk_iplr_delta_rule",
     },
     # the same with a = -kk, b = kk a; mixes x + delta * x_i of token-shifted inputs; the bonus
-    # (r . k r_k) v (2503.14456)
+    # (r . k r_k) v; a feed-forward layer relu(.)^2 of such a mix (2503.14456)
     "recurrence.rwkv7": {
         "ops.rwkv7.chunk": "chunk_rwkv7",
         "ops.rwkv7.fused_recurrent": "fused_recurrent_rwkv7=chunk_rwkv7 fused_mul_recurrent_rwkv7",
         "ops.rwkv7.fused_addcmul": "fused_addcmul_rwkv7",
         "ops.rwkv7.fused_k_update": "fused_k_rwkv7",
+        "ops.rwkv7.channel_mixing": "channel_mixing_rwkv7",
         "ops.rwkv7.gate_output_correction": "gate_output_correction",
     },
     # sums, means and inverses of chunks; rows with and without padding

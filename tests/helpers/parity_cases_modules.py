@@ -113,6 +113,16 @@ def rwkv7_outputs(d: Draw) -> Arguments:
     return {**heads, "r_k": d.parameter(2, 64), "o": d.normal(128), "g": d.normal(128)}
 
 
+def rwkv7_channels(d: Draw) -> Arguments:
+    """Not in place, where fla writes gradients over the inputs."""
+    weights = {
+        "key_weight": d.parameter(CHANNELS, 64) / CHANNELS**0.5,
+        "value_weight": d.parameter(64, CHANNELS) / 8,
+    }
+    previous, mix = d.state(CHANNELS), d.parameter(1, 1, CHANNELS)
+    return {"x": d.normal(CHANNELS), "x_prev": previous, "x_k": mix, **weights, "inplace": False}
+
+
 def pair(d: Draw) -> Arguments:
     return {"x": d.normal(CHANNELS), "y": d.normal(CHANNELS)}
 
@@ -284,6 +294,10 @@ MODULES = (
             "fused_k_update.fused_k_rwkv7": rwkv7_keys,
             "gate_output_correction.gate_output_correction": rwkv7_outputs,
         }.items()
+    ),
+    Case(
+        "ops.rwkv7.channel_mixing.channel_mixing_rwkv7", rwkv7_channels, layouts=("2x256",),
+        arithmetic="products", kept=NONE,
     ),
     Case(
         "ops.attnres.fused.fused_attnres", depth, call=with_list_of_streams, layouts=("2x256",),

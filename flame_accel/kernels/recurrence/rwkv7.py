@@ -8,11 +8,12 @@ too, is in `modules.token_shift`.
 Shape letters: B batch, T tokens, H heads, K key width, V value width, D width of the model or head.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from flame_accel.kernels.modules.token_shift import token_shift
 from flame_accel.kernels.recurrence.dplr import (
     chunk_dplr_delta_rule,
     fused_recurrent_dplr_delta_rule,
@@ -123,3 +124,37 @@ def gate_output_correction(
     products = r.float() * k.float() * r_k.float()
     bonus = products.sum(-1, keepdim=True) * v.float()
     return ((o.float() + bonus.flatten(-2)) * g.float()).to(o.dtype)
+
+
+class MixedChannels(NamedTuple):
+    """What `channel_mixing_rwkv7` returns."""
+
+    outputs: Tensor
+    """[B, T, D]."""
+    last_row: Tensor
+    """[T, D], the last row of the inputs, which fla calls their state."""
+
+
+def channel_mixing_rwkv7(
+    x: Tensor,
+    x_prev: Tensor,
+    x_k: Tensor,
+    key_weight: Tensor,
+    value_weight: Tensor,
+    inplace: bool = True,
+) -> MixedChannels:
+    """relu((x_t + (x_{t-1} - x_t) * x_k) @ key_weight)^2 @ value_weight: the feed-forward of RWKV7.
+
+    Args:
+        x: [B, T, D].
+        x_prev: [B, D] or [B, 1, D] tokens before the first ones.
+        x_k: [1, 1, D] how much of the token before is mixed in.
+        key_weight: [D, F].
+        value_weight: [F, D].
+        inplace: fla then writes gradients over `x` and `x_prev`; here nothing is written over.
+    """
+    whole = x.float()
+    mixed = torch.addcmul(whole, token_shift(whole, cache=x_prev), x_k.float()).to(x.dtype)
+    keys = mixed @ key_weight
+    hidden = torch.relu(keys.float()).square().to(keys.dtype)
+    return MixedChannels(hidden @ value_weight, x[-1])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
+from fla.ops.rwkv7.channel_mixing import channel_mixing_rwkv7_torch
 from fla.ops.rwkv7.fused_addcmul import torch_addcmul_rwkv7
 from fla.ops.rwkv7.fused_k_update import k_update_ref
 from fla.ops.rwkv7.gate_output_correction import gate_output_correction_ref
@@ -61,6 +62,19 @@ def test_fused_functions_equal_references(qkv):
     assert_same_results(
         rwkv7.gate_output_correction, gate_output_correction_ref, tensors, tolerance=1e-4
     )
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_channel_mixing_equals_reference_and_leaves_its_inputs(dim):
+    torch.manual_seed(7)
+    previous = torch.randn(B, K) if dim == 2 else torch.randn(B, 1, K)
+    tensors = [torch.randn(B, T, K), previous, torch.randn(1, 1, K), torch.randn(K, V)]
+    tensors.append(torch.randn(V, K))
+    before = [x.clone() for x in tensors]
+    assert_same_results(
+        rwkv7.channel_mixing_rwkv7, channel_mixing_rwkv7_torch, tensors, tolerance=1e-4
+    )
+    assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
 
 
 @pytest.mark.parametrize("name", ["addcmul", "k", "gate"])
