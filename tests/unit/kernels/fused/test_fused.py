@@ -288,6 +288,8 @@ def test_ours_are_used_where_supported_and_fla_comes_back(monkeypatch):
         names = nn.Embedding.forward, causal_lm._compute_logits_and_loss
         return layernorm.rms_norm, mlp.swiglu_linear, *names
 
+    # a test before this one may have left functions wrapped
+    uninstall()
     kind = install()
     before = functions()
     monkeypatch.setattr(replace, "importlib", SimpleNamespace(import_module=fake_module))
