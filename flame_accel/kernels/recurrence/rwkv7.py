@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flame_accel.kernels.modules.token_shift import token_shift
 from flame_accel.kernels.recurrence.dplr import (
     chunk_dplr_delta_rule,
     fused_recurrent_dplr_delta_rule,
@@ -154,7 +153,8 @@ def channel_mixing_rwkv7(
         inplace: fla then writes gradients over `x` and `x_prev`; here nothing is written over.
     """
     whole = x.float()
-    mixed = torch.addcmul(whole, token_shift(whole, cache=x_prev), x_k.float()).to(x.dtype)
+    shifted = torch.cat((x_prev.float().reshape(-1, 1, x.shape[-1]), whole[:, :-1]), 1)
+    mixed = torch.addcmul(whole, shifted - whole, x_k.float()).to(x.dtype)
     keys = mixed @ key_weight
     hidden = torch.relu(keys.float()).square().to(keys.dtype)
     return MixedChannels(hidden @ value_weight, x[-1])
