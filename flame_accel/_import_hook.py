@@ -31,7 +31,7 @@ def _install_kernels_and_model_variants() -> None:
     importlib.import_module(
         "flame_accel.models.mamba_fields"
     ).make_mamba_configs_accept_transformers_fields()
-    importlib.import_module("flame_accel.models.norms").register_norm_variants()
+    importlib.import_module("flame_accel.models.norms").register_norm_variants_of_fla_and_llama()
 
 
 _AFTER_IMPORT_OF = {

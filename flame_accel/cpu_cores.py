@@ -3,7 +3,7 @@
 import os
 
 
-def count_usable_cores() -> int:
+def count_cores_in_affinity_mask() -> int:
     """Number of CPU cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

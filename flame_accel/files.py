@@ -151,7 +151,7 @@ def _sync_tree_to_disk(folder: Path) -> None:
 
 def _rename_or_swap_keeping_old(temporary: Path, folder: Path) -> None:
     if folder.exists():
-        _swap_folders(temporary, folder)
+        _swap_folders_in_one_or_three_renames(temporary, folder)
     else:
         os.rename(temporary, folder)
     sync_to_disk(folder.parent)
@@ -236,12 +236,12 @@ def is_git_lfs_pointer(path: Path) -> bool:
         return file.read(len(GIT_LFS_FIRST_BYTES)) == GIT_LFS_FIRST_BYTES
 
 
-def bytes_checksum(content: bytes) -> str:
+def bytes_xxh3(content: bytes) -> str:
     """XXH3-128 of bytes, in hexadecimal."""
     return xxhash.xxh3_128(content).hexdigest()
 
 
-def file_checksum(path: Path) -> str:
+def file_xxh3(path: Path) -> str:
     """XXH3-128 of a file, in hexadecimal."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
@@ -255,7 +255,7 @@ def describe_files(folder: Path) -> dict[str, FileDescription]:
     return {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
-            "xxh3": file_checksum(path),
+            "xxh3": file_xxh3(path),
         }
         for path in sorted(folder.rglob("*"))
         if path.is_file()
@@ -282,12 +282,12 @@ def describe_first_damage(
         size = path.stat().st_size
         if size != expected["size"]:
             return f"{name} has {size:,} bytes, not {expected['size']:,}"
-        if compare_checksums and file_checksum(path) != expected["xxh3"]:
+        if compare_checksums and file_xxh3(path) != expected["xxh3"]:
             return f"{name} has other contents than were written (XXH3-128)"
     return None
 
 
-def _swap_folders(first: Path, second: Path) -> None:
+def _swap_folders_in_one_or_three_renames(first: Path, second: Path) -> None:
     """Exchange the names of two folders in one step.
 
     Where the filesystem cannot, in three: killed in between, `second` may be missing and its old

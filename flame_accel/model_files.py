@@ -94,13 +94,13 @@ def find_unreadable_text_file(folder: Path) -> FileProblem | None:
     """The first problem that makes a config or tokenizer unreadable; None if there is none."""
     for pattern in TEXT_PATTERNS:
         for file in sorted(folder.glob(pattern)):
-            problem = _find_problem_of_text_file(file) if file.is_file() else None
+            problem = _find_lfs_or_json_problem(file) if file.is_file() else None
             if problem is not None:
                 return problem
     return None
 
 
-def _find_problem_of_text_file(file: Path) -> FileProblem | None:
+def _find_lfs_or_json_problem(file: Path) -> FileProblem | None:
     if is_git_lfs_pointer(file):
         return _git_lfs_problem(file)
     if file.suffix != ".json":

@@ -62,7 +62,7 @@ def _parse_prompt_or_messages(line: str, where: str) -> str | Messages:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"is no JSON: {error}", where=where, remedy=remedy) from error
-    problem = find_text_problem(json.dumps(record, ensure_ascii=False))
+    problem = find_utf8_problem(json.dumps(record, ensure_ascii=False))
     if problem is not None:
         raise UserError(problem, where=where, remedy="escape characters as pairs, as JSON does")
     prompt = record.get("prompt") if isinstance(record, dict) else None
@@ -82,7 +82,7 @@ def _is_role_and_content(value: object) -> bool:
     )
 
 
-def find_text_problem(text: str) -> str | None:
+def find_utf8_problem(text: str) -> str | None:
     """What is wrong with a text that UTF-8 does not have, as part of a sentence; else None.
 
     Python represents bytes of the command line that are no UTF-8, and halves of pairs that JSON

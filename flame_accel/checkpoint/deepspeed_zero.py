@@ -139,7 +139,9 @@ def full_optimizer_state_on_meta(model: nn.Module, engine: nn.Module) -> dict[st
         f"{name}.{key}": torch.empty(
             full_shape(parameter) if value.dim() else (), dtype=value.dtype, device="meta"
         )
-        for name, parameter, _, state in _iterate_local_optimizer_states(model, engine)
+        for name, parameter, _, state in _iterate_optimized_parameters_with_flat_state(
+            model, engine
+        )
         for key, value in state.items()
     }
 
@@ -148,7 +150,7 @@ def local_optimizer_state_names(model: nn.Module, engine: nn.Module) -> set[str]
     """Names, as in `full_optimizer_state_on_meta`, of the state that this rank has elements of."""
     return {
         f"{name}.{key}"
-        for name, _, fragment, state in _iterate_local_optimizer_states(model, engine)
+        for name, _, fragment, state in _iterate_optimized_parameters_with_flat_state(model, engine)
         for key in state
         if fragment.length
     }
@@ -165,7 +167,7 @@ def copy_into_local_optimizer_state(
         full_tensors: Full tensors named as in `full_optimizer_state_on_meta`; state without one is
             kept.
     """
-    for name, _, fragment, state in _iterate_local_optimizer_states(model, engine):
+    for name, _, fragment, state in _iterate_optimized_parameters_with_flat_state(model, engine):
         for key, value in state.items():
             full = full_tensors.get(f"{name}.{key}")
             if full is None:
@@ -188,7 +190,9 @@ def gather_zero_optimizer_state_per_owner(
     model = unwrap_model(accelerator, engine)
     loads = [0] * accelerator.num_processes
     owned: dict[str, Tensor] = {}
-    for name, parameter, fragment, state in _iterate_local_optimizer_states(model, engine):
+    for name, parameter, fragment, state in _iterate_optimized_parameters_with_flat_state(
+        model, engine
+    ):
         shape = full_shape(parameter)
         owner = loads.index(min(loads))
         loads[owner] += shape.numel()
@@ -225,7 +229,7 @@ def _assemble_full_state_on_owner(
     return full.view(full_shape)
 
 
-def _iterate_local_optimizer_states(
+def _iterate_optimized_parameters_with_flat_state(
     model: nn.Module, engine: nn.Module
 ) -> Iterator[ParameterState]:
     """All parameters that the optimizer updates, in the model's order."""

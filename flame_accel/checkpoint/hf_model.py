@@ -75,7 +75,7 @@ def gather_full_weights_to_main(
 
 def save_hf_model(
     model: PreTrainedModel,
-    cast_weights: dict[str, Tensor],
+    consumed_weights: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     config_dtype: torch.dtype,
@@ -84,20 +84,21 @@ def save_hf_model(
 
     Args:
         model: Provides the configuration and the names of tied weights; its weights are not read.
-        cast_weights: All by name, on the CPU, floating-point ones in `config_dtype`; it is emptied.
+        consumed_weights: All by name, on the CPU, floating-point ones in `config_dtype`; the
+            dictionary is emptied.
         tokenizer: Saved next to the weights.
         folder: Created if it does not exist.
         config_dtype: Dtype of the weights, which config.json names.
     """
-    model.save_pretrained(folder, state_dict=cast_weights, max_shard_size=MAX_SHARD_SIZE)
-    _adapt_config_json_to_stored_weights(model, folder / "config.json", config_dtype)
+    model.save_pretrained(folder, state_dict=consumed_weights, max_shard_size=MAX_SHARD_SIZE)
+    _set_config_dtype_and_drop_initialization_fields(model, folder / "config.json", config_dtype)
     tokenizer.save_pretrained(folder)
     if tokenizer.pad_token is None:
-        _set_missing_pad_tokens_to_eos(folder)
+        _set_missing_pad_in_tokenizer_and_generation_config(folder)
     _apply_umask_to_weights(folder)
 
 
-def _adapt_config_json_to_stored_weights(
+def _set_config_dtype_and_drop_initialization_fields(
     model: PreTrainedModel, config_file: Path, weights_dtype: torch.dtype
 ) -> None:
     """Makes a config.json that of a trained model, stored in `weights_dtype`.
@@ -118,7 +119,7 @@ def _adapt_config_json_to_stored_weights(
     write_json_atomically(config_file, fields, indent=2)
 
 
-def _set_missing_pad_tokens_to_eos(folder: Path) -> None:
+def _set_missing_pad_in_tokenizer_and_generation_config(folder: Path) -> None:
     """Has a stored tokenizer and the generation pad with eos, without which batches are refused."""
     for name, field, eos in (
         ("tokenizer_config.json", "pad_token", "eos_token"),

@@ -30,7 +30,7 @@ from flame_accel.config.errors import UsageError
 from flame_accel.prompt_files import (
     Messages,
     Prompt,
-    find_text_problem,
+    find_utf8_problem,
     missing_chat_template,
     read_text_or_jsonl_prompts,
 )
@@ -210,7 +210,7 @@ def _read_stdin_unless_prompt_given(prompt: str | None, stdin: TextIO) -> str:
             prompt = stdin.read()
         except UnicodeDecodeError as error:
             raise UsageError(f"is not UTF-8: {error}", where=where, remedy=remedy) from error
-    problem = "the prompt is empty" if not prompt else find_text_problem(prompt)
+    problem = "the prompt is empty" if not prompt else find_utf8_problem(prompt)
     if problem is not None:
         raise UsageError(problem, where=where, remedy=remedy)
     return prompt

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from flame_accel.commands.arguments import add_run_options, argparse_integer_at_least
 from flame_accel.config import TrainingConfig, UsageError, UserError, dataset_names
-from flame_accel.cpu_cores import count_usable_cores
+from flame_accel.cpu_cores import count_cores_in_affinity_mask
 
 if TYPE_CHECKING:
     from flame_accel.data.cache.cache_writer import CacheProgress
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
         type=argparse_integer_at_least(1),
-        default=count_usable_cores(),
+        default=count_cores_in_affinity_mask(),
         help="processes that tokenize; the result does not depend on it (default: all cores)",
     )
     parser.add_argument(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flame_accel.config import UsageError, parse_or_exit
-from flame_accel.cpu_cores import count_usable_cores
+from flame_accel.cpu_cores import count_cores_in_affinity_mask
 from flame_accel.presets import (
     ACCELERATE,
     existing_else_preset_path_or_unchanged,
@@ -61,7 +61,9 @@ def run(arguments: argparse.Namespace) -> None:
     # wrong options end here, with exit code 2 and before torch is imported
     parse_or_exit(options)
     plan = resolve_accelerate_launch(
-        os.environ, num_gpus=count_visible_gpus(os.environ), num_cores=count_usable_cores()
+        os.environ,
+        num_gpus=count_visible_gpus(os.environ),
+        num_cores=count_cores_in_affinity_mask(),
     )
     os.environ.update(plan.environment)
     raise SystemExit(run_accelerate_launch_in_this_process(plan, options))

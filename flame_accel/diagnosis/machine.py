@@ -21,7 +21,7 @@ from huggingface_hub.constants import HF_HOME
 from packaging.requirements import Requirement
 from torch.cuda import nccl
 
-from flame_accel.cpu_cores import count_usable_cores
+from flame_accel.cpu_cores import count_cores_in_affinity_mask
 from flame_accel.kernels import triton_has_device
 from flame_accel.kernels.install import KernelKind
 from flame_accel.kernels.tuning import flame_accel_cache_folder
@@ -133,7 +133,7 @@ def collect_machine_facts(
         system=kernel_name_release_and_architecture(),
         python=platform.python_version(),
         processor=processor_name(),
-        cores=count_usable_cores(),
+        cores=count_cores_in_affinity_mask(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shared_memory_bytes=free_shared_memory_bytes(),
         platform=platform_name,

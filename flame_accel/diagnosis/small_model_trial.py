@@ -35,7 +35,7 @@ from flame_accel.kernels.tuning import (
 )
 from flame_accel.models import count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.norms import base_model_type
 from flame_accel.models.transformers_catalogue import (
     MAX_POSITIONS,
@@ -79,7 +79,7 @@ class KernelComparison(NamedTuple):
 def count_config_parameters(config: PreTrainedConfig) -> int:
     """Number of parameters of a config's model; no memory is taken for them."""
     with torch.device("meta"):
-        return count_parameters(instantiate(config)).total
+        return count_parameters(instantiate_on_default_device(config)).total
 
 
 def shrink_config_or_use_tiny(config: PreTrainedConfig, device: str) -> PreTrainedConfig:

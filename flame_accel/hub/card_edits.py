@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flame_accel.files import bytes_checksum
+from flame_accel.files import bytes_xxh3
 
 HEADER = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.M)
 ENTRY_LINE = re.compile(r"[^\s#-][^:\n]*:(?:\s|$)")
@@ -273,7 +273,7 @@ def _mark_section(name: str, section: str) -> str:
 
 
 def _text_checksum(text: str) -> str:
-    return bytes_checksum(text.replace("\r\n", "\n").encode())[:12]
+    return bytes_xxh3(text.replace("\r\n", "\n").encode())[:12]
 
 
 def _format_checksums_comment(record: Mapping[str, str]) -> str:

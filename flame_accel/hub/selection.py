@@ -178,8 +178,8 @@ def checksum_of_model_files(folder: Path, suffix: str = "") -> str:
         suffix: Only of files whose names end with it.
     """
     chosen = [name for name in select_model_files(folder).files if name.endswith(suffix)]
-    checksums = {name: files.file_checksum(folder / name) for name in chosen}
-    return files.bytes_checksum(json.dumps(checksums, sort_keys=True).encode())
+    checksums = {name: files.file_xxh3(folder / name) for name in chosen}
+    return files.bytes_xxh3(json.dumps(checksums, sort_keys=True).encode())
 
 
 def find_run_folder_of_model(folder: Path) -> Path | None:

@@ -105,7 +105,7 @@ def derive_norm_variant(
 
     # a class without an __init__ would get that of a dataclass from transformers
     @functools.wraps(config_class.__init__)
-    def init_config(self: PreTrainedConfig, **fields: Any) -> None:
+    def init_as_base_config(self: PreTrainedConfig, **fields: Any) -> None:
         config_class.__init__(self, **fields)
 
     @functools.wraps(model_class.__init__)
@@ -121,7 +121,7 @@ def derive_norm_variant(
     derived_config: Any = type(
         f"{prefix}{config_class.__name__}",
         (config_class,),
-        {**place, "model_type": model_type, "__init__": init_config},
+        {**place, "model_type": model_type, "__init__": init_as_base_config},
     )
     derived_model: Any = type(
         f"{prefix}{model_class.__name__}",

@@ -26,9 +26,12 @@ from transformers import (
 from flame_accel.config.errors import UsageError, UserError
 from flame_accel.files import is_git_lfs_pointer
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
-from flame_accel.models.instantiate import describe_error_with_source, instantiate
+from flame_accel.models.instantiate import (
+    describe_error_with_type_and_file,
+    instantiate_on_default_device,
+)
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
-from flame_accel.models.packed_inputs import make_transformers_model_accept_cu_seqlens
+from flame_accel.models.packed_inputs import accept_cu_seqlens_if_transformers_model
 from flame_accel.models.training_checks import check_learned_positions_suffice, check_no_router_loss
 from flame_accel.presets import MODELS, existing_else_preset_path_or_unchanged
 
@@ -75,7 +78,8 @@ def load_model_config(
     except Exception as error:
         raise _model_config_error(
             file,
-            f"{config_class.__name__} refuses these values: {describe_error_with_source(error)}",
+            f"{config_class.__name__} refuses these values: "
+            f"{describe_error_with_type_and_file(error)}",
             "correct the field that the message names",
         ) from error
     _warn_about_unknown_fields(file, fields, config_class)
@@ -115,8 +119,8 @@ def build_model(
             None leaves the config as it is.
 
     Raises:
-        UserError: as `instantiate`, or the model does not take such norms, has fewer positions than
-            it is trained on, or a loss that is not of its targets alone.
+        UserError: as `instantiate_on_default_device`, or the model does not take such norms, has
+            fewer positions than it is trained on, or a loss that is not of its targets alone.
     """
     check_no_router_loss(config)
     config = (
@@ -128,14 +132,16 @@ def build_model(
     config.pad_token_id = None if pad_token_id in (bos_token_id, eos_token_id) else pad_token_id
     config.dtype = torch.float32
     with torch.device("cpu"):
-        model = instantiate(config, seed=seed, trust_remote_code=trust_remote_code)
+        model = instantiate_on_default_device(
+            config, seed=seed, trust_remote_code=trust_remote_code
+        )
         if norm_type is not None:
             fuse_llama_norms_and_check_norm_type(model, norm_type)
     if model.can_generate():
         model.generation_config.bos_token_id = bos_token_id
         model.generation_config.eos_token_id = eos_token_id
         model.generation_config.pad_token_id = pad_token_id
-    make_transformers_model_accept_cu_seqlens(model)
+    accept_cu_seqlens_if_transformers_model(model)
     if trained_length is not None:
         check_learned_positions_suffice(model, trained_length)
         _increase_max_position_embeddings(model, trained_length)

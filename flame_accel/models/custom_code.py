@@ -75,7 +75,7 @@ custom_code = CustomCode()
 """What this process has imported."""
 
 
-def is_installed(file: Path) -> bool:
+def is_in_site_packages(file: Path) -> bool:
     """Whether a file belongs to an installed package."""
     return any(folder in file.parts for folder in PACKAGE_FOLDERS)
 
@@ -83,6 +83,6 @@ def is_installed(file: Path) -> bool:
 def _is_user_file_below(file: Path, root: Path) -> bool:
     return (
         file.is_relative_to(root)
-        and not is_installed(file.relative_to(root))
+        and not is_in_site_packages(file.relative_to(root))
         and file.relative_to(root).parts[0] not in ("fla", "flame_accel")
     )

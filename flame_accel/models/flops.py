@@ -33,7 +33,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.norms import base_model_type
 
 FORWARD_AND_BACKWARD = 3
@@ -61,11 +61,11 @@ def train_flops_per_token(model: PreTrainedConfig | PreTrainedModel, seq_len: in
         return None
     if isinstance(model, PreTrainedConfig):
         with torch.device("meta"):
-            model = instantiate(model)
-    return FORWARD_AND_BACKWARD * (2 * _count_matmul_weights(model) + mixers)
+            model = instantiate_on_default_device(model)
+    return FORWARD_AND_BACKWARD * (2 * _count_linear_and_convolution_weights(model) + mixers)
 
 
-def _count_matmul_weights(model: PreTrainedModel) -> int:
+def _count_linear_and_convolution_weights(model: PreTrainedModel) -> int:
     """Counts the weights of linear and convolution layers by their sizes, sharded or not."""
     weights = 0
     for module in model.modules():

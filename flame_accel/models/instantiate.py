@@ -21,7 +21,7 @@ from flame_accel.config.errors import UsageError, UserError
 TORCH_FOLDER = os.path.dirname(torch.__file__)
 
 
-def instantiate(
+def instantiate_on_default_device(
     config: PreTrainedConfig, *, seed: int = 0, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Builds the causal language model of a config as it is, on torch's current default device.
@@ -59,7 +59,7 @@ def instantiate(
     except Exception as error:
         raise UsageError(
             "the values of the model config do not fit together: "
-            f"{describe_error_with_source(error)}",
+            f"{describe_error_with_type_and_file(error)}",
             where=where,
             remedy="correct the sizes that the message names",
         ) from error
@@ -67,7 +67,7 @@ def instantiate(
     return model
 
 
-def describe_error_with_source(error: Exception) -> str:
+def describe_error_with_type_and_file(error: Exception) -> str:
     """An error in words: its message, or the source line if it has none, and the file."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [frame for frame in frames if not frame.filename.startswith(TORCH_FOLDER)][-1]

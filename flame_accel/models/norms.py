@@ -40,7 +40,7 @@ WEIGHT_NEEDED = ("mamba", "mamba2", "mamba3", "rodimus")
 _base_types: dict[str, str] = {}
 
 
-def register_norm_variants() -> None:
+def register_norm_variants_of_fla_and_llama() -> None:
     """Registers the types that have another norm, such as gla_np_layernorm, once.
 
     A type of transformers whose module is being imported right now is left for the next call.
@@ -82,7 +82,7 @@ def copy_config_with_norm(config: PreTrainedConfig, norm_type: str) -> PreTraine
     Raises:
         UserError: the model does not take that norm.
     """
-    register_norm_variants()
+    register_norm_variants_of_fla_and_llama()
     base_type = base_model_type(config)
     if base_type not in _base_types:
         raise _unsupported_norm_error(

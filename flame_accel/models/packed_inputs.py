@@ -33,7 +33,7 @@ def is_transformers_model(model_class: type[nn.Module]) -> bool:
     return any(base.__module__.startswith(TRANSFORMERS_MODELS) for base in model_class.__mro__)
 
 
-def make_transformers_model_accept_cu_seqlens(model: PreTrainedModel) -> None:
+def accept_cu_seqlens_if_transformers_model(model: PreTrainedModel) -> None:
     """Makes a model of transformers take `cu_seqlens`, in place; leaves all other models alone.
 
     The model may then be called with packed documents, `input_ids` [1, T] and `cu_seqlens` [N + 1].

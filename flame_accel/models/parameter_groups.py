@@ -58,10 +58,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[ParameterGro
     """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for module, name, parameter in _parameters_with_owners(model):
+    for module, name, parameter in _each_parameter_once_with_owner(model):
         if parameter.requires_grad:
             (
-                decayed if _is_decayed_matrix_outside_norms(module, name, parameter) else exempt
+                decayed if _is_decayed_matrix_or_embedding(module, name, parameter) else exempt
             ).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
@@ -76,7 +76,7 @@ class _OwnedParameter(NamedTuple):
     parameter: nn.Parameter
 
 
-def _parameters_with_owners(model: nn.Module) -> Iterator[_OwnedParameter]:
+def _each_parameter_once_with_owner(model: nn.Module) -> Iterator[_OwnedParameter]:
     """Yields each parameter once, with the first module that holds it."""
     seen: set[nn.Parameter] = set()
     for module in model.modules():
@@ -86,7 +86,7 @@ def _parameters_with_owners(model: nn.Module) -> Iterator[_OwnedParameter]:
                 yield _OwnedParameter(module, name, parameter)
 
 
-def _is_decayed_matrix_outside_norms(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+def _is_decayed_matrix_or_embedding(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if getattr(parameter, "_no_weight_decay", False) or name.endswith("bias"):
         return False
     if "norm" in type(module).__name__.lower():

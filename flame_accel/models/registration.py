@@ -16,7 +16,7 @@ from types import ModuleType
 from transformers import CONFIG_MAPPING
 
 from flame_accel.config.errors import UsageError, UserError
-from flame_accel.models.custom_code import custom_code, is_installed
+from flame_accel.models.custom_code import custom_code, is_in_site_packages
 
 
 def register_models(custom_modules: Sequence[str] = ()) -> None:
@@ -32,7 +32,7 @@ def register_models(custom_modules: Sequence[str] = ()) -> None:
         UserError: one is missing, raises, or has the name of a module that is already loaded.
     """
     importlib.import_module("fla")
-    importlib.import_module("flame_accel.models.norms").register_norm_variants()
+    importlib.import_module("flame_accel.models.norms").register_norm_variants_of_fla_and_llama()
     for name in custom_modules:
         path = Path(name)
         if path.exists():
@@ -61,11 +61,11 @@ def _import_package_and_record_custom_code(name: str) -> None:
             "install the package, or give the path of its folder or .py file",
         )
     modules_before = set(sys.modules)
-    _import_reporting_user_errors(
+    _import_and_check_no_model_type_replaced(
         name, os.path.dirname(spec.origin or ""), lambda: importlib.import_module(name)
     )
     origin = Path(spec.origin) if spec.has_location and spec.origin else None
-    if origin is None or is_installed(origin):
+    if origin is None or is_in_site_packages(origin):
         custom_code.record_installed_requirement(name)
     else:
         source = origin.parent if origin.name == "__init__.py" else origin
@@ -92,7 +92,7 @@ def _import_path_and_record_custom_code(name: str, path: Path) -> None:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     modules_before = set(sys.modules)
-    _import_reporting_user_errors(
+    _import_and_check_no_model_type_replaced(
         name, str(path.parent), lambda: _load_source_file(path.stem, source)
     )
     custom_code.record_source_files(path.stem, path, modules_before)
@@ -114,7 +114,7 @@ def _load_source_file(module_name: str, source: Path) -> ModuleType:
     return module
 
 
-def _import_reporting_user_errors(
+def _import_and_check_no_model_type_replaced(
     name: str, user_folder: str, load_module: Callable[[], ModuleType]
 ) -> None:
     """Runs the user's code; what it raises becomes a message with the line of theirs.

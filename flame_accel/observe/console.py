@@ -56,7 +56,7 @@ class _AboveProgressBarHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
-class _ColoredStartFormatter(logging.Formatter):
+class _CyanStartYellowWarningFormatter(logging.Formatter):
     """Colours the beginning of a line cyan, and warnings yellow."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -71,7 +71,7 @@ KEPT_LOG_RECORDS = 10_000
 """Most records that are kept before the log file is opened."""
 
 
-def should_use_colors(colors_enabled: bool) -> bool:
+def should_color_stdout(colors_enabled: bool) -> bool:
     """Whether standard output gets colours: it is a terminal, and NO_COLOR is not set."""
     return colors_enabled and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
@@ -87,7 +87,9 @@ def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     handler = _AboveProgressBarHandler()
     # of the first handler that a record passes, so that the others get it masked
     handler.addFilter(_mask_secrets_in_message_and_args)
-    formatter = _ColoredStartFormatter if should_use_colors(colored) else logging.Formatter
+    formatter = (
+        _CyanStartYellowWarningFormatter if should_color_stdout(colored) else logging.Formatter
+    )
     handler.setFormatter(formatter("%(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if main_process else logging.WARNING)
@@ -141,5 +143,5 @@ def build_progress_bar_on_terminal(
         file=sys.stdout,
         dynamic_ncols=True,
         leave=False,
-        colour="cyan" if should_use_colors(colored) else None,
+        colour="cyan" if should_color_stdout(colored) else None,
     )

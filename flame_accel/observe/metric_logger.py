@@ -54,7 +54,7 @@ class MetricLogger:
         self.tracker_ids = dict(tracker_ids)
         if accelerator.is_main_process:
             delete_records_after(self.path, step)
-        self._start_trackers(run_folder, options, step)
+        self._start_trackers_or_raise_and_record_ids(run_folder, options, step)
         self.local_writer: Any = None
         if not metrics.rank_0_only:
             # only where it is needed: it takes long to import
@@ -63,7 +63,7 @@ class MetricLogger:
             folder = run_folder / metrics.save_tb_folder / f"rank-{accelerator.process_index}"
             self.local_writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def _start_trackers(
+    def _start_trackers_or_raise_and_record_ids(
         self, run_folder: Path, options: Mapping[str, Mapping[str, Any]], step: int
     ) -> None:
         names = [str(getattr(name, "value", name)) for name in self.accelerator.log_with]

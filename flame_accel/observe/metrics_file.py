@@ -20,9 +20,9 @@ def append_record(path: Path, record: Mapping[str, float]) -> None:
         file.write(json.dumps(non_finite_to_strings(record)) + "\n")
 
 
-def read_records(path: Path) -> list[dict[str, float]]:
+def read_records(existing_file: Path) -> list[dict[str, float]]:
     """The complete records of a metrics.jsonl as numbers; a torn last line is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = existing_file.read_text(encoding="utf-8").splitlines(keepends=True)
     return [_strings_to_numbers(json.loads(line)) for line in lines if line.endswith("}\n")]
 
 

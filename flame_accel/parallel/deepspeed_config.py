@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
 
 from flame_accel.config import TrainingConfig, UsageError
-from flame_accel.cpu_cores import count_usable_cores
+from flame_accel.cpu_cores import count_cores_in_affinity_mask
 
 LAUNCH_FLAG = "ACCELERATE_USE_DEEPSPEED"
 YAML = "deepspeed_config of the accelerate configuration"
@@ -274,4 +274,4 @@ def _set_torch_threads_to_share_of_cores() -> None:
     """
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, count_usable_cores() // ranks))
+        torch.set_num_threads(max(1, count_cores_in_affinity_mask() // ranks))

@@ -278,12 +278,14 @@ def test_the_table_has_the_right_sizes(family, small, large):
     import torch
 
     from flame_accel.models import count_parameters, load_model_config, register_models
-    from flame_accel.models.instantiate import instantiate
+    from flame_accel.models.instantiate import instantiate_on_default_device
 
     register_models()
     for size, said in (("340M", small), ("1.3B", large)):
         with torch.device("meta"):
-            model = instantiate(load_model_config(str(ROOT / f"configs/{family}_{size}.json")))
+            model = instantiate_on_default_device(
+                load_model_config(str(ROOT / f"configs/{family}_{size}.json"))
+            )
         assert f"{count_parameters(model).total / 1e6:,.1f}" == said
 
 

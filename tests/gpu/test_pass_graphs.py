@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flame_accel import kernels
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.training import PassGraphs
 from flame_accel.training.step import compute_micro_batch_nats_over_global_targets
 
@@ -35,7 +35,11 @@ def test_replays_have_the_bits_of_passes_without_graphs(monkeypatch, model_type)
     kernels.install()
     kernels.install_fused_kernels()
     accelerator = Accelerator(mixed_precision="bf16")
-    model = instantiate(tiny_config(model_type, hidden_size=1024), seed=0).cuda().train()
+    model = (
+        instantiate_on_default_device(tiny_config(model_type, hidden_size=1024), seed=0)
+        .cuda()
+        .train()
+    )
 
     def compute_loss(batch: Any, targets: Any) -> Tensor:
         return compute_micro_batch_nats_over_global_targets(accelerator, model, batch, targets)

@@ -18,7 +18,7 @@ from flame_accel import kernels
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main
 from flame_accel.config import CommConfig, Float8Config, OptimizerConfig, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel import (
     all_gather_concatenated,
     average_fsdp2_ignored_gradients,
@@ -118,10 +118,10 @@ def equals_one_process(*model_types: str) -> None:
     training = TrainingConfig(gradient_accumulation_steps=ROWS // world)
     accelerator = build(training)
     for model_type in model_types:
-        alone = instantiate(tiny_config(model_type), seed=0)
+        alone = instantiate_on_default_device(tiny_config(model_type), seed=0)
         expected = reference(alone)
         model, optimizer = prepared(
-            accelerator, instantiate(tiny_config(model_type), seed=0), training
+            accelerator, instantiate_on_default_device(tiny_config(model_type), seed=0), training
         )
         ignored = ignored_fp32_parameters(accelerator)
         assert ignored and not any(isinstance(p, DTensor) for p in ignored)
@@ -140,7 +140,7 @@ def stays_exact_in_bf16() -> None:
     """With weights in bf16 the decays keep their fp32 values."""
     training = TrainingConfig(gradient_accumulation_steps=1)
     accelerator = build(training, "bf16")
-    model = instantiate(tiny_config("kda"), seed=0)
+    model = instantiate_on_default_device(tiny_config("kda"), seed=0)
     before = model.model.layers[0].attn.A_log.detach().clone()
     assert not torch.equal(before, before.bfloat16().float())
     model, optimizer = prepared(accelerator, model, training)
@@ -174,7 +174,9 @@ def gathers_as_asked() -> None:
     for launched, asked in ((True, "default"), (True, "always"), (True, "never")):
         plugin.reshard_after_forward = launched
         training = TrainingConfig(fsdp_reshard_after_forward=asked)
-        model, _ = prepared(accelerator, instantiate(tiny_config("gla"), seed=0), training)
+        model, _ = prepared(
+            accelerator, instantiate_on_default_device(tiny_config("gla"), seed=0), training
+        )
         mean_loss(model, all_rows()[0, 0]).backward()
         mode = CommDebugMode()
         with mode:
@@ -204,7 +206,7 @@ def float8_gathers_alike() -> None:
             enable_fsdp_float8_all_gather=gathers,
             precompute_float8_dynamic_scale_for_fsdp=gathers,
         )
-        model = instantiate(tiny_config("gla", hidden_size=128), seed=0)
+        model = instantiate_on_default_device(tiny_config("gla", hidden_size=128), seed=0)
         names = [name for name, _ in model.named_parameters()]
         check_float8_support(accelerator, config)
         convert_to_float8(model, config)

@@ -56,12 +56,12 @@ def build(name: str) -> Any:
     """The model of a case, with weights that no initialization leaves at 0 or 1."""
     from transformers import AutoConfig
 
-    from flame_accel.models.instantiate import instantiate
-    from flame_accel.models.norms import register_norm_variants
+    from flame_accel.models.instantiate import instantiate_on_default_device
+    from flame_accel.models.norms import register_norm_variants_of_fla_and_llama
 
-    register_norm_variants()
+    register_norm_variants_of_fla_and_llama()
     config = AutoConfig.for_model(name.split(",")[0], **SHAPE | CASES[name])
-    model = instantiate(config, seed=1)
+    model = instantiate_on_default_device(config, seed=1)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -20,10 +20,10 @@ import pytest
 from flame_accel import files
 from flame_accel.files import (
     ChecksummedWriter,
-    bytes_checksum,
+    bytes_xxh3,
     describe_files,
     describe_first_damage,
-    file_checksum,
+    file_xxh3,
     has_temporary_name,
     rename_and_sync,
     replace_file,
@@ -430,9 +430,7 @@ def test_a_file_written_in_blocks_is_described_as_when_it_is_read_and_synced(tmp
 def test_the_checksum_is_xxh3_of_128_bits(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     # the value of the reference implementation for no input
-    assert (
-        file_checksum(tmp_path / "a") == bytes_checksum(b"") == "99aa06d3014798d86001c324468d497f"
-    )
+    assert file_xxh3(tmp_path / "a") == bytes_xxh3(b"") == "99aa06d3014798d86001c324468d497f"
 
 
 DAMAGES: dict[str, tuple[Write, str, bool]] = {

@@ -3,7 +3,7 @@
 import pytest
 
 from flame_accel.config import UserError
-from flame_accel.prompt_files import find_text_problem, read_text_or_jsonl_prompts
+from flame_accel.prompt_files import find_utf8_problem, read_text_or_jsonl_prompts
 
 
 def test_lines_of_text_are_prompts(tmp_path):
@@ -61,5 +61,5 @@ def test_a_file_without_prompts_or_that_is_missing_is_refused(tmp_path):
 
 
 def test_a_text_that_utf8_does_not_have_is_found():
-    assert find_text_problem("a\u2028\U0001f600") is None
-    assert find_text_problem("a\udcff") == r"is not UTF-8: it contains '\udcff'"
+    assert find_utf8_problem("a\u2028\U0001f600") is None
+    assert find_utf8_problem("a\udcff") == r"is not UTF-8: it contains '\udcff'"

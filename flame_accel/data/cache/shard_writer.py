@@ -23,7 +23,7 @@ from flame_accel.data.cache.file_format import (
 )
 from flame_accel.files import (
     ChecksummedWriter,
-    bytes_checksum,
+    bytes_xxh3,
     describe_first_damage,
     write_json_atomically,
 )
@@ -110,7 +110,7 @@ def read_shard_entry_if_complete(folder: Path, number: int) -> ShardEntry | None
     if describe_first_damage(folder, shard["files"]) is not None:
         return None
     del shard["skipped"]
-    shard["files"][path.name] = {"size": len(content), "xxh3": bytes_checksum(content)}
+    shard["files"][path.name] = {"size": len(content), "xxh3": bytes_xxh3(content)}
     return shard
 
 

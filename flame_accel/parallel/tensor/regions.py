@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flame_accel.config import UsageError
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.norms import base_model_type
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES, ShardingPlan
 
@@ -45,7 +45,7 @@ def check_tensor_parallel_support(
     if degree == 1:
         return
     with torch.device("meta"):
-        model = instantiate(config, trust_remote_code=trust_remote_code)
+        model = instantiate_on_default_device(config, trust_remote_code=trust_remote_code)
     check_tp_degree_divides_sizes(match_regions_with_plans(model), degree)
     if loss_parallel:
         check_no_l2warp(config)

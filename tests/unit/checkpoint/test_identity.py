@@ -13,7 +13,7 @@ from flame_accel.checkpoint.hf_model import save_hf_model
 from flame_accel.checkpoint.identity import check_weights_match_config_and_tokenizer
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import tokenizer_identity
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from tests.helpers.model_configs import tiny_config
 
 VOCABULARY = {
@@ -123,7 +123,7 @@ def test_accepted_names_cover_nested_fields_and_those_without_a_difference_are_l
 @pytest.mark.parametrize("model_type", ["bitnet", "mamba2", "mom", "rwkv7"])
 def test_what_saving_adds_to_a_config_is_no_difference(tmp_path, model_type):
     config = tiny_config(model_type)
-    model = instantiate(config, seed=0)
+    model = instantiate_on_default_device(config, seed=0)
     tokenizer = wrap(build_backend())
     weights = dict(model.state_dict())
     save_hf_model(model, weights, tokenizer, tmp_path, torch.float32)

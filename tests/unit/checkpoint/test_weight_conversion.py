@@ -12,7 +12,7 @@ from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.weight_conversion import needs_conversion_by_transformers
 from flame_accel.config import UserError
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.transformers_catalogue import tiny_transformers_config
 
 
@@ -22,7 +22,7 @@ def accelerator() -> Accelerator:
 
 
 def build(model_type: str, seed: int, **changes: Any) -> PreTrainedModel:
-    return instantiate(tiny_transformers_config(model_type, **changes), seed=seed)
+    return instantiate_on_default_device(tiny_transformers_config(model_type, **changes), seed=seed)
 
 
 def assert_equal_weights(model: PreTrainedModel, expected: PreTrainedModel) -> None:
@@ -70,7 +70,9 @@ def test_only_models_of_transformers_with_other_names_are_converted():
     assert needs_conversion_by_transformers(llama, {f"old.{name}" for name in names})
     tied = build("llama", 0, tie_word_embeddings=True)
     assert not needs_conversion_by_transformers(tied, names - {"lm_head.weight"})
-    assert not needs_conversion_by_transformers(instantiate(tiny_config("gla")), {"other"})
+    assert not needs_conversion_by_transformers(
+        instantiate_on_default_device(tiny_config("gla")), {"other"}
+    )
 
 
 def test_the_state_of_a_model_is_not_shared_with_what_was_loaded(accelerator, tmp_path: Path):

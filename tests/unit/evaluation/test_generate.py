@@ -17,7 +17,7 @@ from flame_accel.evaluation.generate import (
     generate_continuations,
 )
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from tests.helpers.model_configs import tiny_generator
 from tests.helpers.runs import SHORT_RUN, read_log
 
@@ -37,7 +37,9 @@ def test_the_sample_continues_the_prompt_by_the_number_of_tokens(train_here, fla
 def generator() -> tuple[Any, Any]:
     kernels.install()
     tokenizer = load_tokenizer("byte", False)
-    return instantiate(tiny_config("gla", vocab_size=258), seed=0).eval(), tokenizer
+    return instantiate_on_default_device(
+        tiny_config("gla", vocab_size=258), seed=0
+    ).eval(), tokenizer
 
 
 def test_the_same_seed_gives_the_same_text_and_leaves_the_random_state_alone(generator):

@@ -22,7 +22,7 @@ from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.models import register_models
 from flame_accel.models.catalogue import TINY_FIELDS
 from flame_accel.models.custom_code import custom_code
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from tests.helpers.hub_server import HubServer
 from tests.helpers.model_configs import write
 from tests.helpers.runs import launch_environment
@@ -107,7 +107,7 @@ def custom_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         # what an export contains is what was imported
         for path in source.rglob(f"{model_type}*.py"):
             path.write_text("raise SystemError\n")
-        model = instantiate(AutoConfig.for_model(model_type, **fields)).eval()
+        model = instantiate_on_default_device(AutoConfig.for_model(model_type, **fields)).eval()
         logits[model_type] = model((torch.arange(32) * 7 % 250)[None], use_cache=False).logits
         folder = tmp_path / model_type
         export_model(

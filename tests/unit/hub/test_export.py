@@ -15,7 +15,7 @@ from flame_accel.data.tokens.tokenizer import load_tokenizer
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 
 IDS = torch.arange(40).reshape(2, 20)
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -23,7 +23,9 @@ TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
-    return instantiate(tiny_config("gla", vocab_size=258, eos_token_id=256, pad_token_id=257))
+    return instantiate_on_default_device(
+        tiny_config("gla", vocab_size=258, eos_token_id=256, pad_token_id=257)
+    )
 
 
 @pytest.fixture
@@ -90,7 +92,9 @@ def test_chat_template_and_special_tokens_are_exported(model, tokenizer, tmp_pat
 
 def test_a_tokenizer_without_a_pad_token_pads_with_eos(tokenizer, tmp_path):
     tokenizer.pad_token = None
-    without_pad = instantiate(tiny_config("gla", vocab_size=258, eos_token_id=256))
+    without_pad = instantiate_on_default_device(
+        tiny_config("gla", vocab_size=258, eos_token_id=256)
+    )
     export(without_pad, tokenizer, tmp_path / "hf")
     loaded = load_tokenizer(str(tmp_path / "hf"), trust_remote_code=False)
     assert (loaded.pad_token_id, tokenizer.pad_token) == (256, None)
@@ -109,7 +113,7 @@ def read_kib(key: str) -> int:
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
 def test_an_export_in_bf16_holds_its_weights_once(tokenizer, tmp_path):
-    big = instantiate(tiny_config("gla", vocab_size=2**18, hidden_size=128))
+    big = instantiate_on_default_device(tiny_config("gla", vocab_size=2**18, hidden_size=128))
     before = read_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     export(big, tokenizer, tmp_path / "hf", torch.bfloat16)

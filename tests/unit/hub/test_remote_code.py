@@ -24,7 +24,7 @@ from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.remote_code import write_remote_code_if_needed
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.norms import copy_config_with_norm
 from tests.helpers.runs import ROOT, launch, launch_environment
 
@@ -117,7 +117,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
     logits = {}
     for name, config in configs.items():
         change_initialization(config)
-        model = instantiate(config).eval()
+        model = instantiate_on_default_device(config).eval()
         logits[name] = model(IDS, use_cache=False).logits.detach()
         export_model(
             accelerator,

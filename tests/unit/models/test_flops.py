@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from flame_accel.models.build import build_model
 from flame_accel.models.flops import FORWARD_AND_BACKWARD, device_peak_flops, train_flops_per_token
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.registration import register_models
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 40}
@@ -39,7 +39,7 @@ def counted(function) -> Count:
 def mixer_flops(config: PreTrainedConfig, seq_len: int = T) -> float:
     """What is left of the count without the weights; those do not depend on the row length."""
     with torch.device("meta"):
-        model = instantiate(config)
+        model = instantiate_on_default_device(config)
     weights = sum(
         module.weight.numel()
         for module in model.modules()
@@ -152,7 +152,7 @@ def test_a_recurrent_step_takes_what_torch_counts(step, per_element):
 def test_a_state_has_the_sizes_of_its_layer(config, per_element):
     config = config_of(config[0], **config[1])
     with torch.device("meta"):
-        layer = instantiate(config).model.layers[1].attn
+        layer = instantiate_on_default_device(config).model.layers[1].attn
     heads = getattr(layer, "num_v_heads", layer.num_heads)
     keys = next(
         getattr(layer, name)

@@ -17,7 +17,7 @@ from transformers import (
 from flame_accel.config.errors import UserError
 from flame_accel.models.build import build_model
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.norms import (
     NATIVE_NORMS,
     WEIGHT_NEEDED,
@@ -143,7 +143,7 @@ def test_every_model_of_fla_takes_layernorm():
                 continue
             config = copy_config_with_norm(tiny_config(model_type), norm_type)
             with torch.device("meta"):
-                model = instantiate(config)
+                model = instantiate_on_default_device(config)
             types = {
                 norm_type_of(getattr(parent, name)) for parent, name in find_block_norms(model)
             }

@@ -11,8 +11,8 @@ from flame_accel.config.errors import UserError
 from flame_accel.models.build import build_model
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 from flame_accel.models.packed_inputs import (
+    accept_cu_seqlens_if_transformers_model,
     is_transformers_model,
-    make_transformers_model_accept_cu_seqlens,
     positions_in_documents,
 )
 from flame_accel.models.transformers_catalogue import tiny_transformers_config
@@ -79,7 +79,7 @@ def test_a_model_of_ones_own_that_takes_boundaries_is_left_alone():
             self.seen = cu_seqlens
 
     model = Own(tiny_transformers_config("llama"))
-    make_transformers_model_accept_cu_seqlens(model)
+    accept_cu_seqlens_if_transformers_model(model)
     model(IDS, cu_seqlens=BOUNDARIES)
     assert model.seen is BOUNDARIES
     assert is_transformers_model(Own) and not is_transformers_model(nn.Linear)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from flame_accel.models.build import build_model
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.parameter_groups import (
     count_parameters,
     fp32_parameter_names,
@@ -136,5 +136,5 @@ def test_what_fla_computes_with_in_float32_is_found(model_type, kept):
     [("qwen3_next", {"A_log", "dt_bias"}), ("bamba", {"A_log", "dt_bias"}), ("llama", set())],
 )
 def test_decays_of_transformers_own_models_stay_in_fp32(model_type, expected):
-    model = instantiate(tiny_transformers_config(model_type))
+    model = instantiate_on_default_device(tiny_transformers_config(model_type))
     assert {name.rpartition(".")[2] for name in fp32_parameter_names(model)} == expected

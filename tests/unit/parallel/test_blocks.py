@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from flame_accel.config import UserError
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel.blocks import find_blocks, replace_training_forward
 
 
@@ -21,13 +21,13 @@ def llama() -> PreTrainedModel:
 
 
 def test_blocks_are_the_layers_in_order():
-    for model in (llama(), instantiate(tiny_config("gla", num_hidden_layers=3))):
+    for model in (llama(), instantiate_on_default_device(tiny_config("gla", num_hidden_layers=3))):
         assert find_blocks(model, needed_by_option="") == list(model.get_decoder().layers)
 
 
 def test_a_subclass_of_a_block_is_a_block():
     """As FSDP2 makes one of every block."""
-    model = instantiate(tiny_config("gla"))
+    model = instantiate_on_default_device(tiny_config("gla"))
     block: Any = model.get_decoder().layers[0]
     block.__class__ = type("Sharded", (type(block),), {})
     assert find_blocks(model, needed_by_option="")[0] is block
@@ -67,7 +67,7 @@ def test_only_training_runs_the_replaced_forward_and_without_caches():
 
 
 def test_names_of_parameters_do_not_change():
-    model = instantiate(tiny_config("gla"))
+    model = instantiate_on_default_device(tiny_config("gla"))
     names = list(model.state_dict())
     for block in find_blocks(model, needed_by_option=""):
         replace_training_forward(block, block.forward)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flame_accel.config import Float8Config, UserError
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel.float8 import check_float8_support, convert_to_float8
 from tests.helpers.runs import ROOT, launch, read_records
 
@@ -20,7 +20,7 @@ ONE_PROCESS = SimpleNamespace(is_fsdp2=False, distributed_type="NO", parallelism
 
 
 def build(model_type: str, recipe: str | None = None, **fields) -> PreTrainedModel:
-    model = instantiate(
+    model = instantiate_on_default_device(
         tiny_config(model_type, hidden_size=256, initializer_range=0.02, **fields), seed=0
     )
     if recipe is not None:
@@ -153,7 +153,9 @@ def test_missing_torchao_is_refused(monkeypatch):
 
 def test_a_model_without_a_suitable_layer_is_refused():
     with pytest.raises(UserError, match="no linear layer of this gla"):
-        convert_with_recipe(instantiate(tiny_config("gla")), recipe_name="tensorwise")
+        convert_with_recipe(
+            instantiate_on_default_device(tiny_config("gla")), recipe_name="tensorwise"
+        )
 
 
 def test_8_bit_gathering_needs_sharding():
@@ -175,7 +177,7 @@ def test_no_weight_is_saved_in_8_bits_for_the_backward_pass(configured):
             "float8.force_recompute_fp8_weight_in_bwd": True,
         }
     )
-    model = instantiate(tiny_config("gla", hidden_size=128), seed=0)
+    model = instantiate_on_default_device(tiny_config("gla", hidden_size=128), seed=0)
     convert_to_float8(model, config.float8)
     assert any("Float8" in type(module).__name__ for module in model.modules())
     saved = []

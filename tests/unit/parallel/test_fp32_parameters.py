@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.parameter_groups import fp32_parameter_names
 from flame_accel.parallel.fp32_parameters import (
     average_fsdp2_ignored_gradients,
@@ -49,7 +49,10 @@ def fake_accelerator(*, is_fsdp2: bool) -> Any:
 
 
 def test_fsdp2_ignores_the_parameters_of_decays():
-    accelerator, model = fake_accelerator(is_fsdp2=True), instantiate(tiny_config("kda"))
+    accelerator, model = (
+        fake_accelerator(is_fsdp2=True),
+        instantiate_on_default_device(tiny_config("kda")),
+    )
     make_fsdp2_ignore_fp32_parameters(accelerator, model)
     expected = [model.get_parameter(name) for name in fp32_parameter_names(model)]
     ignored = ignored_fp32_parameters(accelerator)
@@ -58,14 +61,19 @@ def test_fsdp2_ignores_the_parameters_of_decays():
 
 def test_other_engines_ignore_nothing():
     accelerator = fake_accelerator(is_fsdp2=False)
-    make_fsdp2_ignore_fp32_parameters(accelerator, instantiate(tiny_config("kda")))
+    make_fsdp2_ignore_fp32_parameters(
+        accelerator, instantiate_on_default_device(tiny_config("kda"))
+    )
     average_fsdp2_ignored_gradients(accelerator)
     assert accelerator.state.fsdp_plugin.ignored_modules is None
     assert ignored_fp32_parameters(accelerator) == []
 
 
 def test_a_missing_gradient_counts_as_zeros():
-    accelerator, model = fake_accelerator(is_fsdp2=True), instantiate(tiny_config("kda"))
+    accelerator, model = (
+        fake_accelerator(is_fsdp2=True),
+        instantiate_on_default_device(tiny_config("kda")),
+    )
     make_fsdp2_ignore_fp32_parameters(accelerator, model)
     average_fsdp2_ignored_gradients(accelerator)
     for parameter in ignored_fp32_parameters(accelerator):
@@ -74,7 +82,7 @@ def test_a_missing_gradient_counts_as_zeros():
 
 def with_bf16_weights(model_type: str) -> nn.Module:
     """A model as FSDP2 with bf16 runs it: ignored parameters in fp32, the others in bf16."""
-    model = instantiate(tiny_config(model_type))
+    model = instantiate_on_default_device(tiny_config(model_type))
     names = set(fp32_parameter_names(model))
     for name, parameter in model.named_parameters():
         if name not in names:
@@ -98,7 +106,7 @@ def test_models_run_with_fp32_decays_and_bf16_weights(model_type):
 def test_ignored_parameters_are_few():
     for model_type in fla_config_classes():
         with torch.device("meta"):
-            model = instantiate(tiny_config(model_type))
+            model = instantiate_on_default_device(tiny_config(model_type))
         whole = set(fp32_parameter_names(model))
         sizes = {name: p.numel() for name, p in model.named_parameters()}
         assert sum(sizes[name] for name in whole) <= 0.05 * sum(sizes.values()), model_type

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flame_accel.config import Float8Config, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel import (
     autocast_unless_fsdp2,
     prepare_transformed_model_and_optimizer,
@@ -31,7 +31,7 @@ class HookedSGD(torch.optim.SGD):
 
 
 def test_optimizers_that_hook_parameters_do_so_after_preparing(build_on_cpu):
-    model = instantiate(tiny_config("gla"))
+    model = instantiate_on_default_device(tiny_config("gla"))
     optimizer = HookedSGD(model.parameters(), lr=0.1)
     prepared = prepare_transformed_model_and_optimizer(
         build_on_cpu(), model, optimizer, TrainingConfig(), Float8Config()
@@ -42,7 +42,7 @@ def test_optimizers_that_hook_parameters_do_so_after_preparing(build_on_cpu):
 
 def test_the_wrapper_that_copies_outputs_to_fp32_is_removed(build_on_cpu):
     accelerator = build_on_cpu(ACCELERATE_MIXED_PRECISION="bf16")
-    model = instantiate(tiny_config("gla"))
+    model = instantiate_on_default_device(tiny_config("gla"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     prepared = prepare_transformed_model_and_optimizer(
         accelerator, model, optimizer, TrainingConfig(), Float8Config()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel import apply_tp_float8_compile_and_checkpointing
 
 FLOAT8 = Float8Config(recipe_name="tensorwise", emulate=True)
@@ -27,7 +27,7 @@ def transform(
         mixed_precision="bf16",
         distributed_type="NO",
     )
-    model = instantiate(tiny_config("gla", hidden_size=128))
+    model = instantiate_on_default_device(tiny_config("gla", hidden_size=128))
     names = list(model.state_dict())
     checkpointing = ActivationCheckpointConfig(mode=mode)
     apply_tp_float8_compile_and_checkpointing(

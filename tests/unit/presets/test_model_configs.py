@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from flame_accel.models.build import load_model_config
 from flame_accel.models.flops import train_flops_per_token
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.parameter_groups import count_parameters
 from flame_accel.models.registration import register_models
 from tests.helpers.runs import ROOT
@@ -56,7 +56,7 @@ def test_every_family_ships_in_both_sizes():
 )
 def test_a_config_builds_and_has_the_size_in_its_name(file):
     with torch.device("meta"):
-        model = instantiate(load_model_config(str(file)))
+        model = instantiate_on_default_device(load_model_config(str(file)))
     smallest, largest = MILLIONS[file.stem.rpartition("_")[2]]
     assert smallest * 1e6 <= count_parameters(model).total <= largest * 1e6
     assert train_flops_per_token(model, 4096) is not None
@@ -64,7 +64,7 @@ def test_a_config_builds_and_has_the_size_in_its_name(file):
 
 def test_gla_340m_is_the_model_that_measurements_refer_to():
     with torch.device("meta"):
-        model = instantiate(load_model_config(str(CONFIGS / "gla_340M.json")))
+        model = instantiate_on_default_device(load_model_config(str(CONFIGS / "gla_340M.json")))
     assert round(count_parameters(model).total / 1e6, 1) == 374.5
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flame_accel.config import UserError, parse
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.training import PassGraphs, step
 from flame_accel.training.pass_graphs import CapturedPass
 from flame_accel.training.step import (
@@ -48,7 +48,7 @@ ROWS = [None] * 4
 @pytest.mark.parametrize("documents", [PACKED, ROWS], ids=["packed", "rows"])
 def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, documents):
     accelerator = Accelerator(cpu=True)
-    model, same = (instantiate(tiny_config(model_type), seed=0) for _ in range(2))
+    model, same = (instantiate_on_default_device(tiny_config(model_type), seed=0) for _ in range(2))
     captured: list[Any] = []
 
     def capture(compute: Callable[[], Tensor], pool: Any) -> CapturedPass:
@@ -75,7 +75,10 @@ def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, doc
 
 
 def test_passes_that_cannot_be_captured_run_without_graphs_and_say_so(caplog):
-    accelerator, model = Accelerator(cpu=True), instantiate(tiny_config("gla"), seed=0)
+    accelerator, model = (
+        Accelerator(cpu=True),
+        instantiate_on_default_device(tiny_config("gla"), seed=0),
+    )
     tried: list[Any] = []
 
     def refuse(compute: Callable[[], Tensor], pool: Any) -> CapturedPass:
@@ -117,7 +120,9 @@ def build(monkeypatch: pytest.MonkeyPatch, model_type: str = "gla", **changes: A
             options[name.replace("__", ".")] = value
     config = parse([f"--{name}={value}" for name, value in options.items()])
     optimizer: Any = SimpleNamespace(optimizer=None)
-    return build_pass_graphs(accelerator, instantiate(tiny_config(model_type)), optimizer, config)
+    return build_pass_graphs(
+        accelerator, instantiate_on_default_device(tiny_config(model_type)), optimizer, config
+    )
 
 
 @pytest.mark.covers_option("training.cuda_graphs")

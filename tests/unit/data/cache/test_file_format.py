@@ -10,7 +10,7 @@ from flame_accel.data.cache import file_format
 from flame_accel.data.cache.cache_writer import CacheOrigin, write_cache_unless_finished
 from flame_accel.data.cache.file_format import MANIFEST
 from flame_accel.data.documents import Document, Record, Skipped
-from flame_accel.files import file_checksum
+from flame_accel.files import file_xxh3
 from tests.helpers.small_caches import ByteEncoder, RecordList, open_token_cache, read_files
 
 
@@ -56,5 +56,5 @@ def test_the_manifest_has_the_checksums_of_all_files(cache: Path):
     }
     assert set(files) == set(read_files(cache)) - {MANIFEST}
     for name, file in files.items():
-        checksum = file_checksum(cache / name)
+        checksum = file_xxh3(cache / name)
         assert file == {"size": (cache / name).stat().st_size, "xxh3": checksum}

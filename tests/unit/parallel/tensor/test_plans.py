@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES
 from flame_accel.parallel.tensor.regions import match_regions_with_plans, planned_shard_dim
 from tests.helpers.process_groups import fake_mesh
@@ -29,7 +29,7 @@ def test_colwise_and_rowwise_shard_as_those_of_torch(style):
 @pytest.mark.parametrize("model_type", SUPPORTED_MODEL_TYPES)
 def test_sizes_and_parameters_of_a_plan_exist_in_fla(model_type):
     with torch.device("meta"):
-        model = instantiate(tiny_config(model_type))
+        model = instantiate_on_default_device(tiny_config(model_type))
     regions = match_regions_with_plans(model)
     assert regions
     for region in regions:

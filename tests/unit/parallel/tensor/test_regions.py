@@ -7,7 +7,7 @@ import torch
 
 from flame_accel import kernels
 from flame_accel.config import UserError
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel.tensor.plans import PLANS, SUPPORTED_MODEL_TYPES
 from flame_accel.parallel.tensor.regions import (
     check_no_l2warp,
@@ -29,7 +29,7 @@ def build():
     importlib.import_module("fla")
     from transformers import AutoConfig
 
-    return lambda model_type, **changes: instantiate(
+    return lambda model_type, **changes: instantiate_on_default_device(
         AutoConfig.for_model(model_type, **SMALL | changes)
     )
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from flame_accel.models.catalogue import tiny_config
-from flame_accel.models.instantiate import instantiate
+from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel.tensor.dtensor_parameters import shard_parameter
 from flame_accel.parallel.tensor.loss import VocabParallelLoss
 from flame_accel.parallel.tensor.vocabulary import (
@@ -41,7 +41,7 @@ def test_a_gathered_weight_has_the_full_shape():
 
 def test_the_criterion_of_a_model_follows_the_option():
     for loss_parallel, criterion in ((True, VocabParallelLoss), (False, GatheredHeadLoss)):
-        model = instantiate(tiny_config("gla"))
+        model = instantiate_on_default_device(tiny_config("gla"))
         with fake_mesh(1) as mesh:
             head = model.get_output_embeddings()
             head._parameters["weight"] = shard_parameter(head.weight, mesh, 0, CPU)
