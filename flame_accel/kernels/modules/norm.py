@@ -3,6 +3,7 @@
 Statistics are in fp32 whatever the input; outputs have the dtype of the input.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -35,17 +36,7 @@ def group_norm(
     return (y, next_residual) if prenorm else y
 
 
-def rms_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-5,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-) -> OutputOrOutputAndResidual:
-    """`group_norm` with `is_rms_norm`, over the whole last dimension."""
-    return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
+rms_norm = partial(group_norm, is_rms_norm=True)
 
 
 def layer_norm_linear(
@@ -92,21 +83,7 @@ def layer_norm_gated(
     return (y, next_residual) if prenorm else y
 
 
-def rms_norm_gated(
-    x: Tensor,
-    g: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str = "swish",
-    residual: Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
-) -> OutputOrOutputAndResidual:
-    """`layer_norm_gated` with `is_rms_norm`."""
-    return layer_norm_gated(
-        x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, is_rms_norm=True
-    )
+rms_norm_gated = partial(layer_norm_gated, is_rms_norm=True)
 
 
 def layer_norm_swish_gate_linear(
@@ -132,23 +109,7 @@ def layer_norm_swish_gate_linear(
     return (out, next_residual) if prenorm else out
 
 
-def rms_norm_swish_gate_linear(
-    x: Tensor,
-    g: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    linear_weight: Tensor,
-    linear_bias: Tensor | None,
-    residual: Tensor | None = None,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-    eps: float = 1e-6,
-) -> OutputOrOutputAndResidual:
-    """`layer_norm_swish_gate_linear` with `is_rms_norm`."""
-    return layer_norm_swish_gate_linear(
-        x, g, norm_weight, norm_bias, linear_weight, linear_bias, residual, prenorm,
-        residual_in_fp32, eps, is_rms_norm=True,
-    )  # fmt: skip
+rms_norm_swish_gate_linear = partial(layer_norm_swish_gate_linear, is_rms_norm=True)
 
 
 def layernorm_fn(
@@ -173,17 +134,7 @@ def layernorm_fn(
     return y.to(x.dtype)
 
 
-def rmsnorm_fn(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    z: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-) -> Tensor:
-    """As `layernorm_fn` with an RMS norm."""
-    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm=True)
+rmsnorm_fn = partial(layernorm_fn, is_rms_norm=True)
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:

@@ -13,7 +13,7 @@ Shape letters: B batch, T tokens, N sequences, R chunks of a sequence, H heads o
 queries and keys, C tokens of a chunk, K key width, V value width, L levels.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -96,16 +96,10 @@ def chunk_log_linear_attn(
     return o, map_corresponding_tensors(concatenate, *(result.final_state for result in results))
 
 
+# not with its attributes, which would tell torch.compile to call it instead
+@wraps(_triton_chunk_log_linear_attn, updated=())
 def run_triton_log_linear_attn_casting_level_scales(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    level_scales: Tensor,
-    initial_state: LogLinearAttentionState | None = None,
-    output_final_state: bool = False,
-    cu_seqlens: Tensor | None = None,
-    scale: float | None = 1.0,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, level_scales: Tensor, *args: Any, **options: Any
 ) -> tuple[Tensor, LogLinearAttentionState | None]:
     """The Triton kernels of fla, with the weights of the levels cast to the dtype of `q`.
 
@@ -113,9 +107,7 @@ def run_triton_log_linear_attn_casting_level_scales(
     autocast the weights come from a parameter in fp32, the rest is in bf16, and Triton refuses a
     product of two dtypes.
     """
-    return _triton_chunk_log_linear_attn(
-        q, k, v, g, level_scales.to(q.dtype), initial_state, output_final_state, cu_seqlens, scale
-    )
+    return _triton_chunk_log_linear_attn(q, k, v, g, level_scales.to(q.dtype), *args, **options)
 
 
 def forward_log_linear_mamba2_per_document_or_row(
