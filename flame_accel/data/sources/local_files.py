@@ -47,7 +47,7 @@ class LocalPathOrGlob:
             *(("dataset_name",) if path.is_dir() else ("dataset_name", "data_dir", "data_files"))
         )
         self._options = options
-        found = data_files_outside_runs_or_empty(
+        found = list_visible_files_outside_run_folders(
             options.dataset, options.data_dir, options.data_files_list
         )
         # a file that was named is meant, whatever split its own name suggests
@@ -85,7 +85,7 @@ class LocalPathOrGlob:
         return table
 
 
-def data_files_outside_runs_or_empty(
+def list_visible_files_outside_run_folders(
     path: str, data_dir: str | None, patterns: Sequence[str]
 ) -> list[Path]:
     """Files that a file name, a folder or a glob pattern means, sorted.

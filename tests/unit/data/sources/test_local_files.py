@@ -6,7 +6,10 @@ import pytest
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.sources.file_shards import FileShards
-from flame_accel.data.sources.local_files import RUN_FOLDER_FILES, data_files_outside_runs_or_empty
+from flame_accel.data.sources.local_files import (
+    RUN_FOLDER_FILES,
+    list_visible_files_outside_run_folders,
+)
 from tests.helpers.datasets_on_disk import (
     FILES,
     FULL,
@@ -86,42 +89,48 @@ def names(files: list[Path], folder: Path) -> list[str]:
 
 
 def test_what_a_run_writes_into_the_data_folder_is_no_data(folder: Path) -> None:
-    assert names(data_files_outside_runs_or_empty(str(folder), None, []), folder) == [
+    assert names(list_visible_files_outside_run_folders(str(folder), None, []), folder) == [
         "a.txt",
         "sub/b.txt",
     ]
-    assert names(data_files_outside_runs_or_empty(str(folder), None, ["**/*.txt"]), folder) == [
+    assert names(
+        list_visible_files_outside_run_folders(str(folder), None, ["**/*.txt"]), folder
+    ) == [
         "a.txt",
         "sub/b.txt",
     ]
 
 
 def test_a_pattern_does_not_reach_into_a_run_folder(folder: Path, monkeypatch) -> None:
-    assert names(data_files_outside_runs_or_empty(f"{folder}/**/*.txt", None, []), folder) == [
+    assert names(
+        list_visible_files_outside_run_folders(f"{folder}/**/*.txt", None, []), folder
+    ) == [
         "a.txt",
         "sub/b.txt",
     ]
     monkeypatch.chdir(folder)
-    assert data_files_outside_runs_or_empty("**/*.txt", None, []) == [
+    assert list_visible_files_outside_run_folders("**/*.txt", None, []) == [
         Path("a.txt"),
         Path("sub/b.txt"),
     ]
 
 
 def test_files_in_a_run_folder_can_still_be_named(folder: Path) -> None:
-    assert names(data_files_outside_runs_or_empty(f"{folder}/run/log.txt", None, []), folder) == [
-        "run/log.txt"
-    ]
-    found = names(data_files_outside_runs_or_empty(f"{folder}/run/checkpoint", None, []), folder)
+    assert names(
+        list_visible_files_outside_run_folders(f"{folder}/run/log.txt", None, []), folder
+    ) == ["run/log.txt"]
+    found = names(
+        list_visible_files_outside_run_folders(f"{folder}/run/checkpoint", None, []), folder
+    )
     assert found == ["run/checkpoint/step-1/c.txt"]
-    found = names(data_files_outside_runs_or_empty(f"{folder}/run/*.txt", None, []), folder)
+    found = names(list_visible_files_outside_run_folders(f"{folder}/run/*.txt", None, []), folder)
     assert found == ["run/log.txt"]
 
 
 def test_a_folder_with_only_one_of_the_files_of_a_run_is_data(folder: Path) -> None:
     (folder / "run" / RUN_FOLDER_FILES[1]).unlink()
     assert "run/log.txt" in names(
-        data_files_outside_runs_or_empty(str(folder), None, ["**/*.txt"]), folder
+        list_visible_files_outside_run_folders(str(folder), None, ["**/*.txt"]), folder
     )
 
 
