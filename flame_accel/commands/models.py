@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.write is not None:
         from flame_accel.diagnosis.conformance.support_table import (
             RESULT_FILES,
-            load_results_by_device,
+            load_existing_results_by_device,
             render_models_page,
         )
         from flame_accel.diagnosis.conformance.transformers_table import (
@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
             render_transformers_section,
         )
 
-        of_fla = render_models_page(load_results_by_device(RESULT_FILES))
+        of_fla = render_models_page(load_existing_results_by_device(RESULT_FILES))
         of_transformers = render_transformers_section(
-            load_results_by_device(TRANSFORMERS_RESULT_FILES)
+            load_existing_results_by_device(TRANSFORMERS_RESULT_FILES)
         )
         write_text_atomically(arguments.write, of_fla + of_transformers)
         print(arguments.write)
@@ -143,9 +143,11 @@ def check_laws_of_model_in_subprocess(
 
 def format_model_result(model_type: str, results: "DeviceResults") -> str:
     """What became of one model, for the screen."""
-    from flame_accel.diagnosis.conformance.support_table import broken_law_reasons
+    from flame_accel.diagnosis.conformance.support_table import (
+        known_or_raised_reasons_by_broken_law,
+    )
 
-    broken = broken_law_reasons(results, model_type)
+    broken = known_or_raised_reasons_by_broken_law(results, model_type)
     findings = results["models"][model_type]["findings"]
     seconds = sum(finding["seconds"] for finding in findings)
     told = "".join(f"\n      {law}: {reason}" for law, reason in broken.items())

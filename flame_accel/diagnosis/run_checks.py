@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from flame_accel.config import Config
 from flame_accel.diagnosis.conformance.packing_support import check_no_known_packing_issue
-from flame_accel.diagnosis.small_model_trial import check_non_fla_model_keeps_documents_apart
+from flame_accel.diagnosis.small_model_trial import check_keeps_documents_apart_unless_fla_model
 from flame_accel.diagnosis.trainability import check_machine_and_list_warnings
 from flame_accel.kernels.install import KernelKind
 from flame_accel.observe import get_logger
@@ -46,7 +46,7 @@ def check_run_support_and_log_warnings(
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
         check_no_known_packing_issue(model_config, active_kernels=active_kernels)
-        check_non_fla_model_keeps_documents_apart(model_config, accelerator.device.type)
+        check_keeps_documents_apart_unless_fla_model(model_config, accelerator.device.type)
     for warning in check_machine_and_list_warnings(
         model_config,
         config.model.kernels,

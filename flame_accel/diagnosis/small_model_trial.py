@@ -18,7 +18,7 @@ from flame_accel import kernels
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import (
     build_model_on_device,
-    explain_exception,
+    describe_exception_with_place,
     run_law_checks,
 )
 from flame_accel.diagnosis.conformance.measures import (
@@ -82,7 +82,7 @@ def count_config_parameters(config: PreTrainedConfig) -> int:
         return count_parameters(instantiate_on_default_device(config)).total
 
 
-def shrink_config_or_use_tiny(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
+def shrink_layers_and_vocabulary_or_tiny(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
     """The config with two layers and a small vocabulary, or that of the tiny model of its type.
 
     Hybrids get one layer of each kind.
@@ -123,7 +123,7 @@ def _indices_of_one_layer_of_each_kind(fields: Mapping[str, Any]) -> list[int]:
     return first if len(first) > 1 else [0, 1]
 
 
-def check_non_fla_model_keeps_documents_apart(config: PreTrainedConfig, device: str) -> None:
+def check_keeps_documents_apart_unless_fla_model(config: PreTrainedConfig, device: str) -> None:
     """Checks by running it that a model that is not fla's keeps packed documents apart.
 
     For fla's models it is known (`conformance/packing_support`). Random states are left alone. The
@@ -141,7 +141,7 @@ def check_non_fla_model_keeps_documents_apart(config: PreTrainedConfig, device: 
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), tuning_disabled_and_choices_forgotten():
-        small = shrink_config_or_use_tiny(config, device)
+        small = shrink_layers_and_vocabulary_or_tiny(config, device)
         *_, finding = run_law_checks(small, device, ["trains", DOCUMENTS_APART])
     if not finding.holds:
         raise UserError(
@@ -186,9 +186,8 @@ def compare_triton_with_torch(config: PreTrainedConfig, device: str) -> Iterator
             expected = _compute_logits_and_flat_gradients("torch", config, device, dtype)
             computed = _compute_logits_and_flat_gradients("triton", config, device, dtype)
         except Exception as error:
-            yield KernelComparison(
-                precision, torch.inf, tolerance, trains, explain_exception(error)
-            )
+            reason = describe_exception_with_place(error)
+            yield KernelComparison(precision, torch.inf, tolerance, trains, reason)
             continue
         finally:
             install_kernels_without_tuning("triton")

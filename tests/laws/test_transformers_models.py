@@ -5,7 +5,7 @@ import torch
 
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import TRIAL_LAWS, run_law_checks
-from flame_accel.diagnosis.small_model_trial import check_non_fla_model_keeps_documents_apart
+from flame_accel.diagnosis.small_model_trial import check_keeps_documents_apart_unless_fla_model
 from flame_accel.models.transformers_catalogue import (
     tiny_transformers_config,
     transformers_decoder_config_classes,
@@ -51,13 +51,13 @@ def test_a_model_of_transformers_breaks_no_law(model_type):
 
 @pytest.mark.parametrize("model_type", ["qwen3_next", "llama", "gpt2"])
 def test_packing_is_accepted_where_documents_stay_apart(model_type):
-    check_non_fla_model_keeps_documents_apart(tiny_transformers_config(model_type), "cpu")
+    check_keeps_documents_apart_unless_fla_model(tiny_transformers_config(model_type), "cpu")
 
 
 @pytest.mark.parametrize(("model_type", "reason"), MIXING.items())
 def test_packing_is_refused_where_documents_mix(model_type, reason):
     with pytest.raises(UserError, match=f"{model_type} does not keep packed documents.*{reason}"):
-        check_non_fla_model_keeps_documents_apart(tiny_transformers_config(model_type), "cpu")
+        check_keeps_documents_apart_unless_fla_model(tiny_transformers_config(model_type), "cpu")
 
 
 def test_the_catalogue_has_the_models_that_are_tried():

@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import fla
 import torch
@@ -28,11 +28,11 @@ from flame_accel.diagnosis.conformance.generation_laws import (
 from flame_accel.diagnosis.conformance.measures import (
     PRECISION,
     LawBroken,
-    compute_uncached_training_logits,
+    compute_uncached_autocast_logits,
     draw_same_token_ids_every_time,
-    fixed_seed_and_training_autocast,
     raise_law_broken_unless,
     relative_error,
+    seed_globally_and_autocast_as_in_training,
 )
 from flame_accel.kernels.called_families import record_entered_replacement_modules
 from flame_accel.models.build import build_model
@@ -84,11 +84,11 @@ def run_law_checks(
                 noisy_model = noisy_model or copy_for_eval_with_noise_on_weights(model)
             LAWS[name](noisy_model if name in GENERATION_LAWS and noisy_model else model)
         except Exception as error:
-            reason = explain_exception(error)
+            reason = describe_exception_with_place(error)
         yield LawResult(name, not reason, reason, round(time.monotonic() - started_at, 1))
 
 
-def explain_exception(error: Exception) -> str:
+def describe_exception_with_place(error: Exception) -> str:
     """The kind of an exception, the line of fla or of our kernels that raised it, its message."""
     if isinstance(error, LawBroken):
         return str(error)
@@ -117,11 +117,13 @@ def check_training_lowers_loss(model: PreTrainedModel) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.train()
-    losses = [_take_optimizer_step_and_get_loss(model, optimizer, ids, without) for _ in range(2)]
-    with torch.no_grad(), fixed_seed_and_training_autocast(model):
+    losses = [
+        _check_finite_gradients_step_and_get_loss(model, optimizer, ids, without) for _ in range(2)
+    ]
+    with torch.no_grad(), seed_globally_and_autocast_as_in_training(model):
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     for _ in range(3 if without else 0):
-        _take_optimizer_step_and_get_loss(model, optimizer, ids, without)
+        _check_finite_gradients_step_and_get_loss(model, optimizer, ids, without)
     raise_law_broken_unless(
         all(loss < float("inf") for loss in losses) and losses[-1] < losses[0],
         f"the loss does not fall: {', '.join(f'{loss:.4f}' for loss in losses)}",
@@ -132,7 +134,7 @@ def check_training_lowers_loss(model: PreTrainedModel) -> None:
     )
 
 
-def _take_optimizer_step_and_get_loss(
+def _check_finite_gradients_step_and_get_loss(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     ids: torch.Tensor,
@@ -142,7 +144,7 @@ def _take_optimizer_step_and_get_loss(
 
     Takes from `names_without_gradient_yet` the names of parameters with a gradient that is not 0.
     """
-    with fixed_seed_and_training_autocast(model):
+    with seed_globally_and_autocast_as_in_training(model):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -160,12 +162,13 @@ def check_reload_keeps_logits(model: PreTrainedModel) -> None:
     model.eval()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        loaded = _move_to_device(AutoModelForCausalLM.from_pretrained(folder), model.device).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.nn.Module.to(loaded, model.device)
     raise_law_broken_unless(
         type(loaded) is type(model), f"it comes back as {type(loaded).__name__}"
     )
     same = torch.equal(
-        compute_uncached_training_logits(loaded, ids), compute_uncached_training_logits(model, ids)
+        compute_uncached_autocast_logits(loaded, ids), compute_uncached_autocast_logits(model, ids)
     )
     raise_law_broken_unless(same, "the loaded model gives other logits")
 
@@ -196,11 +199,11 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     )
 
     model.eval()
-    packed = compute_uncached_training_logits(model, row, cu_seqlens=bounds)
+    packed = compute_uncached_autocast_logits(model, row, cu_seqlens=bounds)
     tolerance = PRECISION[model.device.type].packing
     for begin, end in itertools.pairwise(edges):
         error = relative_error(
-            packed[:, begin:end], compute_uncached_training_logits(model, row[:, begin:end])
+            packed[:, begin:end], compute_uncached_autocast_logits(model, row[:, begin:end])
         )
         raise_law_broken_unless(
             error <= tolerance,
@@ -254,7 +257,7 @@ def _run_packed_and_get_embedding_gradient(
 
     hook = model.get_input_embeddings().register_forward_hook(retain_embedding_gradient)
     try:
-        with fixed_seed_and_training_autocast(model):
+        with seed_globally_and_autocast_as_in_training(model):
             logits = model(input_ids=row, cu_seqlens=cu_seqlens, use_cache=False).logits.float()
     finally:
         hook.remove()
@@ -275,7 +278,7 @@ def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     """
     model = build_model_on_device(config, "cpu")
     with record_entered_replacement_modules() as families:
-        compute_uncached_training_logits(
+        compute_uncached_autocast_logits(
             model, draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH))
         )
     return sorted(module for module in families if not module.startswith("modules."))
@@ -285,9 +288,5 @@ def build_model_on_device(config: PreTrainedConfig, device: str) -> PreTrainedMo
     """The model of a config with random weights, the same every time."""
     size: int = config.vocab_size
     model = build_model(config, vocabulary_size=size, bos_token_id=None, eos_token_id=None, seed=0)
-    return _move_to_device(model, device)
-
-
-def _move_to_device(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
-    move: Any = model.to
-    return move(device)
+    torch.nn.Module.to(model, device)
+    return model

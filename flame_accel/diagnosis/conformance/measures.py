@@ -31,7 +31,7 @@ def draw_same_token_ids_every_time(model: PreTrainedModel, shape: tuple[int, int
 
 
 @contextmanager
-def fixed_seed_and_training_autocast(model: PreTrainedModel) -> Iterator[None]:
+def seed_globally_and_autocast_as_in_training(model: PreTrainedModel) -> Iterator[None]:
     """The precision of training on the model's device, and the same random numbers every time."""
     torch.manual_seed(0)
     device = model.device.type
@@ -39,11 +39,11 @@ def fixed_seed_and_training_autocast(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def compute_uncached_training_logits(
+def compute_uncached_autocast_logits(
     model: PreTrainedModel, ids: torch.Tensor, **options: Any
 ) -> torch.Tensor:
     """Logits of one pass in fp32, without a cache and with the precision of training."""
-    with torch.no_grad(), fixed_seed_and_training_autocast(model):
+    with torch.no_grad(), seed_globally_and_autocast_as_in_training(model):
         return model(input_ids=ids, use_cache=False, **options).logits.float()
 
 

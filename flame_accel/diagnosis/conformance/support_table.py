@@ -98,7 +98,9 @@ when it generates (2502.13189, section 3.3); here it does so in one pass too.
 """
 
 
-def load_results_by_device(files_by_device: Mapping[str, Path]) -> dict[str, DeviceResults]:
+def load_existing_results_by_device(
+    files_by_device: Mapping[str, Path],
+) -> dict[str, DeviceResults]:
     """Loads results by kind of device, as the files are given; one without a file is left out."""
     return {
         kind: json.loads(file.read_text(encoding="utf-8"))
@@ -107,7 +109,9 @@ def load_results_by_device(files_by_device: Mapping[str, Path]) -> dict[str, Dev
     }
 
 
-def broken_law_reasons(device_results: DeviceResults, model_type: str) -> dict[str, str]:
+def known_or_raised_reasons_by_broken_law(
+    device_results: DeviceResults, model_type: str
+) -> dict[str, str]:
     """The laws that a model broke, each with the reason: the known one, or else what was raised."""
     known = known_issue_reasons_by_law(model_type, device_results["kind"])
     findings = device_results["models"][model_type]["findings"]
@@ -119,7 +123,7 @@ def render_models_page(results_by_device: Mapping[str, DeviceResults]) -> str:
     """The page: a row for each model, then the reason of every issue.
 
     Args:
-        results_by_device: by kind of device, as `load_results_by_device` gives them.
+        results_by_device: by kind of device, as `load_existing_results_by_device` gives them.
     """
     models = sorted(fla_config_classes())
     machines = "\n".join(map(_render_machine_line, results_by_device.values()))
@@ -156,7 +160,9 @@ def _render_machine_line(device_results: DeviceResults) -> str:
 def _model_row_cells(
     model_type: str, results_by_device: Mapping[str, DeviceResults]
 ) -> tuple[str, ...]:
-    cells = cells_by_device_and_law(model_type, results_by_device, DEVICE_NAMES, LAW_COLUMNS)
+    cells = cells_where_model_trains_and_laws_hold(
+        model_type, results_by_device, DEVICE_NAMES, LAW_COLUMNS
+    )
     if not tiny_config(model_type).use_cache:
         cells |= dict.fromkeys(NEED_CACHE, "no cache")
     kernels = results_by_device["cpu"]["models"][model_type]["kernels"]
@@ -164,7 +170,7 @@ def _model_row_cells(
     return f"`{model_type}`", *cells.values(), served
 
 
-def cells_by_device_and_law(
+def cells_where_model_trains_and_laws_hold(
     model_type: str,
     results_by_device: Mapping[str, DeviceResults],
     device_names: Mapping[str, str],
@@ -178,7 +184,7 @@ def cells_by_device_and_law(
         device_names: Kind of device -> its name in the table.
         laws: Those that have a column.
     """
-    broken = _broken_law_reasons_by_device(model_type, results_by_device)
+    broken = _broken_law_reasons_by_checked_device(model_type, results_by_device)
     cells: dict[str, str] = {}
     for kind in device_names:
         trains = kind in broken and not {"trains", "reloads"} & broken[kind].keys()
@@ -200,12 +206,12 @@ def _was_checked(device_results: DeviceResults, model_type: str, law: str) -> bo
     return any(finding["law"] == law for finding in findings)
 
 
-def _broken_law_reasons_by_device(
+def _broken_law_reasons_by_checked_device(
     model_type: str, results_by_device: Mapping[str, DeviceResults]
 ) -> dict[str, dict[str, str]]:
-    """`broken_law_reasons` by kind of device, of those on which the model was checked."""
+    """`known_or_raised_reasons_by_broken_law` of each kind of device that checked the model."""
     return {
-        kind: broken_law_reasons(device_results, model_type)
+        kind: known_or_raised_reasons_by_broken_law(device_results, model_type)
         for kind, device_results in results_by_device.items()
         if model_type in device_results["models"]
     }
@@ -220,7 +226,7 @@ def render_broken_law_lines(
     lines: list[str] = []
     for model_type in model_types:
         places: dict[str, list[str]] = {}
-        broken = _broken_law_reasons_by_device(model_type, results_by_device)
+        broken = _broken_law_reasons_by_checked_device(model_type, results_by_device)
         for kind, reasons in broken.items():
             for law, reason in reasons.items():
                 places.setdefault(reason, []).append(f"{law} ({device_names[kind]})")

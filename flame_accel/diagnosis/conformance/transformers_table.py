@@ -9,7 +9,7 @@ from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.diagnosis.conformance.support_table import (
     RESULTS,
     DeviceResults,
-    cells_by_device_and_law,
+    cells_where_model_trains_and_laws_hold,
     render_broken_law_lines,
     render_table,
 )
@@ -50,7 +50,7 @@ def render_transformers_section(results_by_device: Mapping[str, DeviceResults]) 
     )
     rows = []
     for name in models:
-        cells = cells_by_device_and_law(
+        cells = cells_where_model_trains_and_laws_hold(
             name, results_by_device, COLUMN_NAMES, (DOCUMENTS_APART, "generates")
         )
         rows.append((f"`{name}`", *cells.values()))

@@ -14,7 +14,7 @@ from flame_accel.diagnosis.conformance.packing_support import (
     DOCUMENTS_APART,
     check_no_known_packing_issue,
 )
-from flame_accel.diagnosis.small_model_trial import check_non_fla_model_keeps_documents_apart
+from flame_accel.diagnosis.small_model_trial import check_keeps_documents_apart_unless_fla_model
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 
 # that these models do mix documents is a law of test_models_all
@@ -47,7 +47,7 @@ def test_a_model_that_is_not_flas_is_tried_out():
     sizes = {"hidden_size": 32, "num_attention_heads": 2}
     before = torch.get_rng_state()
     with pytest.raises(UserError, match=r"^training.varlen: falcon does not keep packed documents"):
-        check_non_fla_model_keeps_documents_apart(AutoConfig.for_model("falcon", **sizes), "cpu")
+        check_keeps_documents_apart_unless_fla_model(AutoConfig.for_model("falcon", **sizes), "cpu")
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -63,7 +63,7 @@ def test_a_model_of_ones_own_that_keeps_documents_apart_is_accepted():
 
     AutoConfig.register("own_gla", OwnConfig)
     AutoModelForCausalLM.register(OwnConfig, OwnForCausalLM)
-    check_non_fla_model_keeps_documents_apart(OwnConfig(hidden_size=64, num_heads=2), "cpu")
+    check_keeps_documents_apart_unless_fla_model(OwnConfig(hidden_size=64, num_heads=2), "cpu")
 
 
 def test_a_config_that_names_its_layers_otherwise_is_tried_out_too():
@@ -93,7 +93,7 @@ def test_a_config_that_names_its_layers_otherwise_is_tried_out_too():
     AutoConfig.register("other", OtherConfig)
     AutoModelForCausalLM.register(OtherConfig, OtherForCausalLM)
     OtherForCausalLM.leaks = False
-    check_non_fla_model_keeps_documents_apart(OtherConfig(), "cpu")
+    check_keeps_documents_apart_unless_fla_model(OtherConfig(), "cpu")
     OtherForCausalLM.leaks = True
     with pytest.raises(UserError, match="one document changes another's logits"):
-        check_non_fla_model_keeps_documents_apart(OtherConfig(), "cpu")
+        check_keeps_documents_apart_unless_fla_model(OtherConfig(), "cpu")
