@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Checks and prints, or writes the page."""
     from flame_accel.models.catalogue import fla_config_classes
-    from flame_accel.models.transformers_catalogue import transformers_decoder_config_classes
+    from flame_accel.models.transformers_catalogue import transformers_only_decoder_config_classes
 
     if arguments.write is not None:
         from flame_accel.diagnosis.conformance.support_table import (
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(arguments.write)
         return
     registered = sorted(fla_config_classes())
-    of_transformers = sorted(transformers_decoder_config_classes())
+    of_transformers = sorted(transformers_only_decoder_config_classes())
     unknown = [name for name in arguments.model if name not in (*registered, *of_transformers)]
     if unknown:
         raise UsageError(

@@ -40,7 +40,7 @@ from flame_accel.models.norms import base_model_type
 from flame_accel.models.transformers_catalogue import (
     MAX_POSITIONS,
     tiny_transformers_config,
-    transformers_decoder_config_classes,
+    transformers_only_decoder_config_classes,
 )
 
 MAX_PARAMETERS = {"cpu": 40_000_000, "cuda": 1_000_000_000}
@@ -109,7 +109,7 @@ def shrink_layers_and_vocabulary_or_tiny(config: PreTrainedConfig, device: str) 
     if count_config_parameters(small) > MAX_PARAMETERS[device]:
         if config.model_type in fla_config_classes():
             return tiny_config(config.model_type)
-        if config.model_type in transformers_decoder_config_classes():
+        if config.model_type in transformers_only_decoder_config_classes():
             return tiny_transformers_config(config.model_type)
     return small
 

@@ -123,7 +123,7 @@ NOT_CAUSAL = frozenset({"cpmant", "xlnet"})
 """Types registered as causal language models whose tokens see later ones."""
 
 
-def transformers_decoder_config_classes() -> dict[str, type[PreTrainedConfig]]:
+def transformers_only_decoder_config_classes() -> dict[str, type[PreTrainedConfig]]:
     """The configuration class of every decoder-only language model of transformers, by model type.
 
     Left out are the types that fla registers, encoders, decoders of encoder-decoder models, models
@@ -150,7 +150,7 @@ def tiny_transformers_config(model_type: str, **changes: Any) -> PreTrainedConfi
     """A configuration with which a model trains in milliseconds, with one layer of each kind.
 
     Args:
-        model_type: One of `transformers_decoder_config_classes`.
+        model_type: One of `transformers_only_decoder_config_classes`.
         changes: Fields with other values.
     """
     config_class = CONFIG_MAPPING[model_type]
