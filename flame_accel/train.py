@@ -117,7 +117,7 @@ def main(config: Config) -> None:
         with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
             train(config, accelerator, components, loop, profiler)
         export_and_report(config, accelerator, components, loop.state, run_folder)
-        uploads.upload_export_and_wait(run_folder / "hf", loop.state.step)
+        uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step)
     finally:
         uploads.abort()
         parallel.end_training_and_destroy_groups(accelerator)
@@ -165,7 +165,7 @@ def build_components(
     # sharding hides the full sizes
     num_parameters = models.count_parameters(model)
     flops_per_token = models.train_flops_per_token(model, training.context_len or training.seq_len)
-    parallel.apply_tp_float8_compile_and_checkpointing(
+    parallel.apply_float8_tp_cast_compile_and_checkpointing(
         accelerator, model, training, config.activation_checkpoint, config.float8
     )
     optimizer = build_optimizer(accelerator, model, config.optimizer)

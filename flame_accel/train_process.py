@@ -30,10 +30,10 @@ def run_training(argv: Sequence[str]) -> None:
     # trackers record the command line
     sys.argv[1:] = map(mask_secrets, sys.argv[1:])
     redirect_unwritable_caches()
-    from flame_accel.parallel import explain_timeout_errors
+    from flame_accel.parallel import explain_timeout_and_connection_errors
     from flame_accel.train import main
 
-    with exit_on_user_error(), explain_timeout_errors(config.comm):
+    with exit_on_user_error(), explain_timeout_and_connection_errors(config.comm):
         main(config)
 
 

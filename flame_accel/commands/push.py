@@ -21,21 +21,21 @@ from flame_accel.hub.branch_upload import (
     format_push_command,
     merge_cards_and_upload,
 )
-from flame_accel.hub.hub_client import Upload, find_file_with_access_token
+from flame_accel.hub.hub_client import Upload, find_non_weights_file_with_token
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.selection import (
-    check_and_select_model_files,
     checksum_of_model_files,
     find_run_folder_of_model,
     has_checkpoint_manifest,
+    select_files_of_complete_model_or_raise,
 )
 from flame_accel.hub.upload_queue import retry_request_after_waits
 from flame_accel.hub.upload_record import (
     RECORD_FILE,
     UploadRecord,
     read_upload_record_or_empty,
-    write_upload_record_if_of_same_repository,
+    write_record_and_clean_stages_if_same_repository,
 )
 
 ATTEMPTS_SECONDS = (2.0, 10.0, 30.0)
@@ -84,10 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Uploads the model, and prints where it is."""
     folder = find_model_folder(arguments.model)
-    selected = check_and_select_model_files(folder)
+    selected = select_files_of_complete_model_or_raise(folder)
     if selected.left_out_line is not None:
         print(selected.left_out_line)
-    with_token = find_file_with_access_token(folder / name for name in selected.files)
+    with_token = find_non_weights_file_with_token(folder / name for name in selected.files)
     if with_token is not None:
         raise UserError(
             "contains your access token",
@@ -182,10 +182,10 @@ def create_repository_upload_and_record_model(
         print(repository.warning)
     if run_folder is not None:
         # before the first commit says which run it is of
-        write_upload_record_if_of_same_repository(run_folder, record)
+        write_record_and_clean_stages_if_same_repository(run_folder, record)
 
     from flame_accel.hub.contents import (
-        complete_stage_and_hide_paths,
+        add_missing_code_card_logs_and_hide_paths,
         find_run_and_checkpoint_step,
         replace_stage_with_model_files,
     )
@@ -199,7 +199,7 @@ def create_repository_upload_and_record_model(
         stage = Path(temporary) / "model"
         replace_stage_with_model_files(folder, stage)
         checksum = checksum_of_model_files(stage)
-        complete_stage_and_hide_paths(
+        add_missing_code_card_logs_and_hide_paths(
             stage,
             origin.run_folder,
             origin,
@@ -229,8 +229,8 @@ def create_repository_upload_and_record_model(
     step = find_step_or_none(folder, run_folder)
     if run_folder is not None and step is not None:
         source = os.path.relpath(folder.resolve(), run_folder.resolve())
-        record.record_upload(source, step, commits, checksum)
-        write_upload_record_if_of_same_repository(run_folder, record)
+        record.record_upload_and_drop_plans(source, step, commits, checksum)
+        write_record_and_clean_stages_if_same_repository(run_folder, record)
 
 
 def read_upload_record_else_identify_by_weights(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flame_accel.config import UserError
-from flame_accel.hub.branch_upload import check_branches_are_free
+from flame_accel.hub.branch_upload import raise_hub_problem_if_branch_taken
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.upload_record import UploadRecord
@@ -82,19 +82,19 @@ def check_access_and_create_repository(
     warning = None
     try:
         try:
-            found = HubProcess().check_or_create_repository(
+            found = HubProcess().check_write_access_and_create_if_missing(
                 repo_id, must_be_private=private, query=query
             )
         except HubProblem as problem:
             if not (problem.reason == "public" and record.has_begun()):
                 raise
             # somebody has published it on purpose: this run has uploaded to it before
-            found = HubProcess().check_or_create_repository(
+            found = HubProcess().check_write_access_and_create_if_missing(
                 repo_id, must_be_private=False, query=query
             )
             warning = f"{found.url} is public by now"
         if not overwrite:
-            check_branches_are_free(found.repo_id, found.branches, model_folder)
+            raise_hub_problem_if_branch_taken(found.repo_id, found.branches, model_folder)
     except HubProblem as problem:
         if problem.is_worth_retrying and record.has_begun() and accept_begun_if_unreachable:
             warning = f"the Hub does not answer ({problem.message}): uploads are tried later"

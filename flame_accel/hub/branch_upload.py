@@ -45,7 +45,7 @@ def format_push_command(
     return shlex.join(words)
 
 
-def check_branches_are_free(
+def raise_hub_problem_if_branch_taken(
     repo_id: str, branches: Mapping[str, BranchState], model_folder: Path | None
 ) -> None:
     """Raises `HubProblem` if a branch holds a model of another run, with other weights.
@@ -58,7 +58,8 @@ def check_branches_are_free(
     taken = [
         name
         for name, state in branches.items()
-        if state.is_taken and not (model_folder and _holds_weights(model_folder, state.weights))
+        if state.is_taken
+        and not (model_folder and _has_files_with_checksums(model_folder, state.weights))
     ]
     if taken:
         raise HubProblem(
@@ -67,7 +68,7 @@ def check_branches_are_free(
         )
 
 
-def _holds_weights(folder: Path, sha256_by_name: Mapping[str, str | None]) -> bool:
+def _has_files_with_checksums(folder: Path, sha256_by_name: Mapping[str, str | None]) -> bool:
     from huggingface_hub.utils.sha import sha_fileobj
 
     for name, sha256 in sha256_by_name.items():
@@ -106,7 +107,7 @@ def merge_cards_and_upload(
     pattern = branch_names_fullmatch_regex(upload.revisions)
     branches = process.describe_branches(upload.repo_id, record.build_branch_query(pattern))
     if not overwrite:
-        check_branches_are_free(upload.repo_id, branches, Path(upload.folder))
+        raise_hub_problem_if_branch_taken(upload.repo_id, branches, Path(upload.folder))
     path = Path(upload.folder) / CARD
     for name, state in branches.items():
         before = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -118,4 +119,4 @@ def merge_cards_and_upload(
             # in place of the link, not through it
             files.write_bytes_atomically(path, card.text.encode("utf-8", "surrogateescape"))
     parents = {name: state.commit for name, state in branches.items()}
-    return process.upload_folder_and_tag(replace(upload, parents=parents))
+    return process.scan_for_token_then_upload_and_tag(replace(upload, parents=parents))

@@ -74,7 +74,7 @@ def combine_with_edits(new: CardParts, earlier_text: str | None) -> WrittenCard:
     # line breaks as the user's editor writes them
     merge = _Merge(written, line_break="\r\n" if opening.endswith("\r\n") else "\n")
     header = merge.merge_header(entries, new.header)
-    body = merge.merge_body(earlier_body, sections)
+    body = merge.merge_body_and_checksums_comment(earlier_body, sections)
     return WrittenCard(text=f"{opening}{header}{closing}{body}", kept=merge.kept)
 
 
@@ -171,7 +171,9 @@ class _Merge:
                 result.append(self._insert_unless_deleted(_record_key_of_entry(name), entry))
         return "".join(result)
 
-    def merge_body(self, earlier_body: str, new_sections: Mapping[str, str]) -> str:
+    def merge_body_and_checksums_comment(
+        self, earlier_body: str, new_sections: Mapping[str, str]
+    ) -> str:
         """The new body, with the new record where the earlier one was."""
         text, order = earlier_body, list(new_sections)
         for name in {**new_sections, **self.written}:

@@ -10,8 +10,8 @@ from transformers.models.auto.configuration_auto import (
 
 from flame_accel.hub.card_tables import (
     format_data_section,
-    format_evaluation_section,
-    format_hardware_and_time_section,
+    format_hardware_time_and_versions_section,
+    format_loss_and_evaluation_section,
     format_training_section,
 )
 from flame_accel.hub.citations import FLA, find_paper, format_bibtex, model_type_without_norm
@@ -31,9 +31,9 @@ def format_sections(facts: ModelFacts, *, name: str, has_loss_curve: bool) -> di
         "title": _format_title_section(facts, name),
         "usage": _format_usage_section(facts),
         "data": format_data_section(facts),
-        "evaluation": format_evaluation_section(facts, has_loss_curve=has_loss_curve),
+        "evaluation": format_loss_and_evaluation_section(facts, has_loss_curve=has_loss_curve),
         "training": format_training_section(facts),
-        "environment": format_hardware_and_time_section(facts),
+        "environment": format_hardware_time_and_versions_section(facts),
         "limits": _format_limits_section(facts),
         "citation": _format_citation_section(facts),
     }

@@ -100,7 +100,7 @@ def _describe_rows(facts: ModelFacts) -> str | None:
     return f"documents kept apart, at most {length:,} tokens each{packing}"
 
 
-def format_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str:
+def format_loss_and_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str:
     """The loss curve, and the last validation."""
     evaluation, dataset = facts.last_evaluation, facts.evaluation_data
     if evaluation is None and not has_loss_curve:
@@ -109,10 +109,10 @@ def format_evaluation_section(facts: ModelFacts, *, has_loss_curve: bool) -> str
     if has_loss_curve:
         lines += [f"![Loss over the steps of training]({LOSS_CURVE_FILE})", ""]
     loss = facts.last_values.get("train/loss")
-    rows = [("training loss, last reported (nats per token)", _format_four_digits(loss))]
+    rows = [("training loss, last reported (nats per token)", _format_four_digits_nan_or_inf(loss))]
     if evaluation is not None:
         rows += [
-            (f"validation: {EVALUATION_NAMES[key]}", _format_four_digits(value))
+            (f"validation: {EVALUATION_NAMES[key]}", _format_four_digits_nan_or_inf(value))
             for key, value in evaluation.values.items()
         ]
         if dataset is not None:
@@ -221,11 +221,11 @@ def _format_recorded_public_option_changes(start: RunStart) -> list[str]:
     return [
         f"{first}: `{change['option']}` {change['before']} → {change['after']}"
         for change in start["changed_options"]
-        if _is_public_option(change["option"])
+        if _is_model_option_without_path(change["option"])
     ]
 
 
-def _is_public_option(option_name: str) -> bool:
+def _is_model_option_without_path(option_name: str) -> bool:
     """Whether an option says something about the model, and holds no path of a machine."""
     declared = options().get(option_name)
     return (
@@ -235,14 +235,14 @@ def _is_public_option(option_name: str) -> bool:
     )
 
 
-def format_hardware_and_time_section(facts: ModelFacts) -> str:
+def format_hardware_time_and_versions_section(facts: ModelFacts) -> str:
     """Devices, time and versions."""
     if not facts.starts:
         return ""
     rows: list[NameAndValue] = []
     described = ""
     for start in facts.starts:
-        hardware = _describe_hardware(start)
+        hardware = _describe_devices_engine_and_precision(start)
         if hardware != described:
             first = f"from step {start['step'] + 1:,}: " if described else ""
             rows.append(("devices", first + hardware))
@@ -261,7 +261,7 @@ def format_hardware_and_time_section(facts: ModelFacts) -> str:
     return text
 
 
-def _describe_hardware(start: RunStart) -> str:
+def _describe_devices_engine_and_precision(start: RunStart) -> str:
     engine = ENGINES.get(start["engine"], start["engine"])
     how = f", {engine}" if engine else ""
     device = start["device"] or "CPU"
@@ -313,7 +313,7 @@ def _format_integer(value: Any) -> str | None:
     return f"{value:,}" if isinstance(value, int) else None
 
 
-def _format_four_digits(value: float | None) -> str | None:
+def _format_four_digits_nan_or_inf(value: float | None) -> str | None:
     """Four digits; what is not finite is said as it is."""
     if value is None:
         return None

@@ -19,8 +19,8 @@ from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_
 from flame_accel.hub.remote_code import write_remote_code_if_needed
 from flame_accel.hub.selection import (
     CONFIG_FILE,
-    check_and_select_model_files,
     has_checkpoint_manifest,
+    select_files_of_complete_model_or_raise,
 )
 from flame_accel.models import load_model_config
 from flame_accel.observe import get_logger, write_report
@@ -60,7 +60,7 @@ def replace_stage_with_model_files(
     """
     partial = stage.with_name(f"{stage.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    selected = check_and_select_model_files(model_folder)
+    selected = select_files_of_complete_model_or_raise(model_folder)
     if selected.left_out_line is not None:
         get_logger().info("%s: %s", model_folder, selected.left_out_line)
     for name in selected.files:
@@ -69,7 +69,7 @@ def replace_stage_with_model_files(
     files.rename_and_sync(partial, stage)
 
 
-def complete_stage_and_hide_paths(
+def add_missing_code_card_logs_and_hide_paths(
     stage: Path,
     run_folder: Path | None,
     card_origin: ModelOrigin,
@@ -96,10 +96,10 @@ def complete_stage_and_hide_paths(
         exported = card_origin.run_folder / "hf" if card_origin.run_folder is not None else None
         write_model_card(stage, card_origin, earlier_card_folder=exported)
     _name_repository_in_examples(stage / CARD, example_repo_id, example_revision)
-    config = _load_run_config_or_none(run_folder)
+    config = _load_run_config_if_file_exists(run_folder)
     if include_logs and run_folder is not None and config is not None:
-        _write_logs_with_local_paths(stage / LOGS_FOLDER, run_folder, config)
-    _hide_paths_in_card_logs_configs(stage, _list_local_paths(run_folder, config))
+        _write_config_metrics_and_report(stage / LOGS_FOLDER, run_folder, config)
+    _hide_paths_in_card_logs_and_name_fields(stage, _list_local_paths(run_folder, config))
 
 
 def _name_repository_in_examples(card: Path, repo_id: str, revision: str) -> None:
@@ -115,12 +115,12 @@ def _name_repository_in_examples(card: Path, repo_id: str, revision: str) -> Non
     _replace_file_if_text_changed(card, text, edit_and_keep_as_generated(text, name))
 
 
-def _load_run_config_or_none(run_folder: Path | None) -> Config | None:
+def _load_run_config_if_file_exists(run_folder: Path | None) -> Config | None:
     path = run_folder / CONFIG_FILE if run_folder else None
     return load_run_file(path) if path is not None and path.is_file() else None
 
 
-def _write_logs_with_local_paths(logs: Path, run_folder: Path, config: Config) -> None:
+def _write_config_metrics_and_report(logs: Path, run_folder: Path, config: Config) -> None:
     """Copies the measurements and options of a run, and draws its report from the copies."""
     # an attempt before this one may have made them
     logs.mkdir(exist_ok=True)
@@ -161,7 +161,7 @@ def hide_local_paths(text: str, paths: Iterable[str]) -> str:
     return text
 
 
-def _hide_paths_in_card_logs_configs(stage: Path, paths: set[str]) -> None:
+def _hide_paths_in_card_logs_and_name_fields(stage: Path, paths: set[str]) -> None:
     """Hides paths in the card, the logs, and the fields that say where a model was loaded from.
 
     Tokenizer, templates and code go up as they are: what looks like a path there is part of them.

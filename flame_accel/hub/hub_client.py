@@ -91,7 +91,7 @@ class Upload:
     """By branch: its newest commit, if the upload may only follow that one."""
 
 
-def check_or_create_repository(
+def check_write_access_and_create_if_missing(
     repo_id: str, *, must_be_private: bool, query: BranchQuery
 ) -> CheckedRepository:
     """Checks login and permissions, and creates the repository if it does not exist.
@@ -122,7 +122,7 @@ def check_or_create_repository(
         elif must_be_private and not found.private:
             raise HubProblem("public", f"{full_id} is public")
         try:
-            _check_write_access(full_id)
+            _raise_http_error_unless_writable(full_id)
         except Exception as error:
             raise _classify_access_error(error, account) from error
         return CheckedRepository(
@@ -145,24 +145,28 @@ def describe_branches(repo_id: str, query: BranchQuery) -> dict[str, BranchState
     with errors_as_hub_problems():
         _check_online_and_token_set()
         return {
-            ref.name: _describe_branch(repo_id, ref.name, ref.target_commit, query)
+            ref.name: _describe_branch_weights_cards_and_owner(
+                repo_id, ref.name, ref.target_commit, query
+            )
             for ref in HfApi().list_repo_refs(repo_id).branches
             if re.fullmatch(query.pattern, ref.name)
         }
 
 
-def _describe_branch(repo_id: str, branch: str, head: str, query: BranchQuery) -> BranchState:
+def _describe_branch_weights_cards_and_owner(
+    repo_id: str, branch: str, head: str, query: BranchQuery
+) -> BranchState:
     from huggingface_hub import HfApi
 
     card = _read_card(repo_id, head)
     if head == query.known.get(branch):
         return BranchState(commit=head, is_taken=False, card=card, uploaded_card=card)
-    weights = _list_weight_checksums(repo_id, head)
+    weights = _list_weight_sha256_or_blob_ids(repo_id, head)
     for commit in HfApi().list_repo_commits(repo_id, revision=branch):
         run = RUN_LINE.search(commit.message)
         if run is not None:
             # somebody may have uploaded other weights since, without this package
-            uploaded = _list_weight_checksums(repo_id, commit.commit_id)
+            uploaded = _list_weight_sha256_or_blob_ids(repo_id, commit.commit_id)
             is_same = uploaded.items() <= weights.items()
             return BranchState(
                 commit=head,
@@ -176,7 +180,7 @@ def _describe_branch(repo_id: str, branch: str, head: str, query: BranchQuery) -
     )
 
 
-def _list_weight_checksums(repo_id: str, commit: str) -> dict[str, str | None]:
+def _list_weight_sha256_or_blob_ids(repo_id: str, commit: str) -> dict[str, str | None]:
     """Weights at a commit: their names and SHA-256, or the ids of those that are not in LFS."""
     from huggingface_hub import HfApi
 
@@ -203,7 +207,7 @@ def _read_card(repo_id: str, commit: str) -> str | None:
     return response.content.decode("utf-8", "surrogateescape")
 
 
-def upload_folder_and_tag(request: Upload) -> CommitByBranch:
+def scan_for_token_then_upload_and_tag(request: Upload) -> CommitByBranch:
     """Uploads a folder and returns the commit on each branch.
 
     What an interrupted upload of the same files has transferred is not transferred again, and files
@@ -216,7 +220,7 @@ def upload_folder_and_tag(request: Upload) -> CommitByBranch:
 
     folder = Path(request.folder)
     with errors_as_hub_problems():
-        found = find_file_with_access_token(
+        found = find_non_weights_file_with_token(
             path for path in sorted(folder.rglob("*")) if path.is_file()
         )
         if found is not None:
@@ -269,7 +273,7 @@ def _find_repository(repo_id: str) -> "ModelInfo | None":
         return None
 
 
-def _check_write_access(repo_id: str) -> None:
+def _raise_http_error_unless_writable(repo_id: str) -> None:
     """Raises the Hub's error if the user may not write to a repository."""
     from huggingface_hub import HfApi, get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
@@ -292,7 +296,7 @@ def _create_or_move_tag(repo_id: str, tag: str, commit: str) -> None:
     api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
 
 
-def find_file_with_access_token(paths: Iterable[Path]) -> Path | None:
+def find_non_weights_file_with_token(paths: Iterable[Path]) -> Path | None:
     """The first of these files that contains the user's access token; None if none does."""
     from huggingface_hub import get_token
 

@@ -82,7 +82,9 @@ def classify_error(error: Exception) -> HubProblem:
             if status in (401, 404):
                 return HubProblem("missing", message)
             if status in (408, 409, 412, 429) or status >= 500:
-                return HubProblem("busy", message, _retry_after_seconds(cause.response.headers))
+                return HubProblem(
+                    "busy", message, _parse_retry_after_if_seconds(cause.response.headers)
+                )
             return HubProblem("refused", message)
     for cause in chain:
         library = type(cause).__module__.partition(".")[0]
@@ -103,7 +105,7 @@ def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__
 
 
-def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+def _parse_retry_after_if_seconds(headers: Mapping[str, str]) -> float | None:
     """The seconds of a Retry-After header; None without one, or for a date."""
     text = headers.get("Retry-After") or ""
     return float(text) if text.isdecimal() else None

@@ -42,12 +42,14 @@ class HubProcess:
         self._process: subprocess.Popen[str] | None = None
         self._killed = False
 
-    def check_or_create_repository(
+    def check_write_access_and_create_if_missing(
         self, repo_id: str, *, must_be_private: bool, query: BranchQuery
     ) -> CheckedRepository:
-        """As `hub_client.check_or_create_repository`, within `CHECK_SECONDS`."""
+        """As `hub_client.check_write_access_and_create_if_missing`, within `CHECK_SECONDS`."""
         arguments = {"repo_id": repo_id, "must_be_private": must_be_private, "query": asdict(query)}
-        found = self._request_in_subprocess("check_or_create_repository", arguments, CHECK_SECONDS)
+        found = self._request_in_subprocess(
+            "check_write_access_and_create_if_missing", arguments, CHECK_SECONDS
+        )
         return CheckedRepository(**{**found, "branches": _parse_branches(found["branches"])})
 
     def describe_branches(self, repo_id: str, query: BranchQuery) -> dict[str, BranchState]:
@@ -57,9 +59,11 @@ class HubProcess:
             self._request_in_subprocess("describe_branches", arguments, CHECK_SECONDS)
         )
 
-    def upload_folder_and_tag(self, request: Upload) -> CommitByBranch:
-        """As `hub_client.upload_folder_and_tag`."""
-        return self._request_in_subprocess("upload_folder_and_tag", asdict(request), None)
+    def scan_for_token_then_upload_and_tag(self, request: Upload) -> CommitByBranch:
+        """As `hub_client.scan_for_token_then_upload_and_tag`."""
+        return self._request_in_subprocess(
+            "scan_for_token_then_upload_and_tag", asdict(request), None
+        )
 
     def kill_and_refuse_requests(self) -> None:
         """Ends the request that is being made, and refuses all others."""

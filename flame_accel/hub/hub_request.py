@@ -12,9 +12,9 @@ from typing import Any
 from flame_accel.hub.hub_client import (
     BranchQuery,
     Upload,
-    check_or_create_repository,
+    check_write_access_and_create_if_missing,
     describe_branches,
-    upload_folder_and_tag,
+    scan_for_token_then_upload_and_tag,
 )
 from flame_accel.hub.hub_problem import HubProblem
 
@@ -23,14 +23,14 @@ SILENCE_SECONDS = 60.0
 """Longest silence of the Hub in the middle of a request."""
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "check_or_create_repository": lambda query, **arguments: asdict(
-        check_or_create_repository(**arguments, query=BranchQuery(**query))
+    "check_write_access_and_create_if_missing": lambda query, **arguments: asdict(
+        check_write_access_and_create_if_missing(**arguments, query=BranchQuery(**query))
     ),
     "describe_branches": lambda repo_id, query: {
         name: asdict(state)
         for name, state in describe_branches(repo_id, BranchQuery(**query)).items()
     },
-    "upload_folder_and_tag": lambda **arguments: upload_folder_and_tag(
+    "scan_for_token_then_upload_and_tag": lambda **arguments: scan_for_token_then_upload_and_tag(
         Upload(**{**arguments, "revisions": tuple(arguments["revisions"])})
     ),
 }

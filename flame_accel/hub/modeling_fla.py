@@ -102,7 +102,7 @@ def __getattr__(name: str) -> Any:
     import_packages()
     if not name.endswith("Config"):
         check_flame_accel_or_triton_device()
-    base = find_base_class_if_imported(name)
+    base = load_base_class_unless_author_files_pending(name)
     if base is None:
         return make_custom_config_loader(name)
     derived = derive_class_of_this_module(base)
@@ -110,7 +110,7 @@ def __getattr__(name: str) -> Any:
     return derived
 
 
-def find_base_class_if_imported(name: str) -> type | None:
+def load_base_class_unless_author_files_pending(name: str) -> type | None:
     """The class to derive from; None if its code is in files that have not been imported yet."""
     if name in CUSTOM_CLASSES:
         if not CUSTOM_FILES:
@@ -182,7 +182,9 @@ def make_custom_config_loader(class_name: str) -> type:
 
         @classmethod
         def from_pretrained(cls, folder_or_repository: Any, **options: Any) -> Any:
-            import_author_files(fetch_author_files(folder_or_repository, **options))
+            import_author_files_and_check_contents(
+                fetch_author_files(folder_or_repository, **options)
+            )
             config_class = getattr(sys.modules[__name__], class_name)
             config_class.register_for_auto_class()
             return config_class.from_pretrained(folder_or_repository, **options)
@@ -201,7 +203,7 @@ def fetch_author_files(folder_or_repository: Any, **options: Any) -> Path:
     return Path(str(files[0])).absolute().parents[len(Path(CUSTOM_FILES[0]).parts) - 1]
 
 
-def import_author_files(folder: Path) -> None:
+def import_author_files_and_check_contents(folder: Path) -> None:
     """Imports the author's modules under their own names.
 
     Raises:

@@ -67,7 +67,7 @@ def has_checkpoint_manifest(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def select_model_files(folder: Path) -> SelectedFiles:
+def select_model_files_or_raise(folder: Path) -> SelectedFiles:
     """The files of a checkpoint or exported model that are part of the model.
 
     Raises:
@@ -81,7 +81,7 @@ def select_model_files(folder: Path) -> SelectedFiles:
         for path in paths
         if not any(part.startswith(".") or part == "__pycache__" for part in path.parts)
     ]
-    known = {*shard_names_in_index_or_empty(folder), *_code_files(folder), *_card_pictures(folder)}
+    known = {*shard_names_in_index_or_empty(folder), *_code_files(folder), *_image_names_in_card(folder)}
     chosen = [name for name in visible if name in known or _is_model_file(name)]
     left_out = [name for name in visible if name not in chosen]
     if has_checkpoint_manifest(folder):
@@ -138,7 +138,7 @@ def _as_list(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _card_pictures(folder: Path) -> set[str]:
+def _image_names_in_card(folder: Path) -> set[str]:
     if not _is_inside_or_cached(folder, "README.md"):
         return set()
     text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
@@ -153,13 +153,13 @@ def _is_inside_or_cached(folder: Path, name: str) -> bool:
     return file.is_file() and any(file.is_relative_to(place) for place in places)
 
 
-def check_and_select_model_files(folder: Path) -> SelectedFiles:
+def select_files_of_complete_model_or_raise(folder: Path) -> SelectedFiles:
     """Checks that a folder holds a whole model; returns what of it is uploaded.
 
     Raises:
         UserError: It does not, or is what an interrupted save has left.
     """
-    selected = select_model_files(folder)
+    selected = select_model_files_or_raise(folder)
     remedy = "choose a run folder, its hf/, one of its step-N folders, or an exported model"
     if TEMPORARY_INFIX in folder.name:
         what = "is not complete: saving it was interrupted"
@@ -177,7 +177,7 @@ def checksum_of_model_files(folder: Path, suffix: str = "") -> str:
         folder: Of the model.
         suffix: Only of files whose names end with it.
     """
-    chosen = [name for name in select_model_files(folder).files if name.endswith(suffix)]
+    chosen = [name for name in select_model_files_or_raise(folder).files if name.endswith(suffix)]
     checksums = {name: files.file_xxh3(folder / name) for name in chosen}
     return files.bytes_xxh3(json.dumps(checksums, sort_keys=True).encode())
 

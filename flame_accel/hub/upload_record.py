@@ -74,7 +74,9 @@ class UploadRecord:
         known = {name: done.commit for name, done in self.finished.items()}
         return BranchQuery(pattern=pattern, run_id=self.run_id, known=known)
 
-    def record_upload(self, source: str, step: int, commits: CommitByBranch, checksum: str) -> None:
+    def record_upload_and_drop_plans(
+        self, source: str, step: int, commits: CommitByBranch, checksum: str
+    ) -> None:
         """Notes what branches hold now; uploads of it that were planned are so no longer."""
         for revision, commit in commits.items():
             self.finished[revision] = FinishedUpload(
@@ -146,7 +148,9 @@ def write_upload_record(run_folder: Path, record: UploadRecord) -> None:
     files.write_json_atomically(run_folder / RECORD_FILE, asdict(record))
 
 
-def write_upload_record_if_of_same_repository(run_folder: Path, record: UploadRecord) -> None:
+def write_record_and_clean_stages_if_same_repository(
+    run_folder: Path, record: UploadRecord
+) -> None:
     """Writes the record of a push, unless the run uploads elsewhere, or nobody may write there."""
     try:
         recorded = json.loads((run_folder / RECORD_FILE).read_text(encoding="utf-8"))["repo_id"]

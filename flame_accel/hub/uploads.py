@@ -21,7 +21,7 @@ from flame_accel.hub.branch_upload import (
     merge_cards_and_upload,
 )
 from flame_accel.hub.contents import (
-    complete_stage_and_hide_paths,
+    add_missing_code_card_logs_and_hide_paths,
     find_run_and_checkpoint_step,
     replace_stage_with_model_files,
 )
@@ -152,13 +152,13 @@ class HubUploads:
         if self._options.repo_id is None or step is None or not exported.is_dir():
             return
         if not run_on_main_and_broadcast(
-            self._accelerator, lambda: self._remove_stages_if_on_hub(exported, step)
+            self._accelerator, lambda: self._remove_stages_and_ask_if_export_on_hub(exported, step)
         ):
             self.check_access_and_create_repository()
             self.resume_planned_uploads(set())
-            self.upload_export_and_wait(exported, step)
+            self.upload_export_wait_then_abort(exported, step)
 
-    def _remove_stages_if_on_hub(self, exported: Path, step: int) -> bool:
+    def _remove_stages_and_ask_if_export_on_hub(self, exported: Path, step: int) -> bool:
         """Whether the Hub holds the exported model, as far as it can be asked."""
         record = read_upload_record_or_empty(
             self._run_folder, str(self._options.repo_id), report=log.warning
@@ -182,7 +182,7 @@ class HubUploads:
         log.info("%s is on the Hub already: %s", exported, record.repo_id)
         return True
 
-    def upload_export_and_wait(self, folder: Path, step: int) -> None:
+    def upload_export_wait_then_abort(self, folder: Path, step: int) -> None:
         """Uploads the exported model, and waits a limited time for what is being uploaded.
 
         Says what is missing then, and how to upload it; the run has ended well all the same.
@@ -197,7 +197,7 @@ class HubUploads:
             log.info("waiting for the last upload, at most %d s", self._options.wait_seconds)
         interrupted = False
         try:
-            missing = self._queue.wait_until_done_or_limit(self._options.wait_seconds)
+            missing = self._queue.wait_and_list_unfinished_or_given_up(self._options.wait_seconds)
         except KeyboardInterrupt:
             interrupted, missing = True, self._queue.unfinished()
         self.abort()
@@ -207,7 +207,7 @@ class HubUploads:
                 "not on the Hub: step %d (%s). To upload it%s:\n%s",
                 planned.step,
                 folder,
-                self._describe_changes_before_push(planned),
+                self._describe_problem_to_fix_before_push(planned),
                 "\n".join(
                     f"  {command}" for command in self._format_push_commands(folder, planned)
                 ),
@@ -215,7 +215,7 @@ class HubUploads:
         if interrupted:
             raise SystemExit(128 + signal.SIGINT)
 
-    def _describe_changes_before_push(self, planned: PlannedUpload) -> str:
+    def _describe_problem_to_fix_before_push(self, planned: PlannedUpload) -> str:
         """What must change before an upload that was given up can succeed; empty: nothing."""
         problem = self._problems.get(planned)
         if problem is None or problem.is_worth_retrying:
@@ -276,7 +276,7 @@ class HubUploads:
             self._checkpoints_in_use.add(source)
         except UserError as error:
             log.warning("step %d is not uploaded: %s", planned.step, error)
-            self._remove_from_record_and_disk(planned)
+            self._drop_plan_stage_and_checkpoint_hold(planned)
             return
         with self._record_lock:
             if planned not in self._record.planned:
@@ -284,7 +284,7 @@ class HubUploads:
             self._write_record()
         self._queue.add(planned)
 
-    def _remove_from_record_and_disk(self, planned: PlannedUpload) -> None:
+    def _drop_plan_stage_and_checkpoint_hold(self, planned: PlannedUpload) -> None:
         """Removes an upload that is made, or that is never made, from record and disk."""
         with self._record_lock:
             if planned in self._record.planned:
@@ -310,7 +310,7 @@ class HubUploads:
             # a checkpoint may have been deleted meanwhile; its files are still here
             known = find_run_and_checkpoint_step(source) if source.is_dir() else None
             origin = known or ModelOrigin(run_folder=self._run_folder, step=planned.step)
-            complete_stage_and_hide_paths(
+            add_missing_code_card_logs_and_hide_paths(
                 staged,
                 self._run_folder,
                 origin,
@@ -336,10 +336,12 @@ class HubUploads:
         except (OSError, ValueError, UserError) as error:
             raise HubProblem("local", f"{source}: {error}") from error
         with self._record_lock:
-            self._record.record_upload(planned.source, planned.step, commits, checksum)
+            self._record.record_upload_and_drop_plans(
+                planned.source, planned.step, commits, checksum
+            )
 
     def _log_success_and_remove(self, planned: PlannedUpload) -> None:
-        self._remove_from_record_and_disk(planned)
+        self._drop_plan_stage_and_checkpoint_hold(planned)
         assert self._repository is not None
         log.info(
             "uploaded: step %d to %s, %s",
@@ -351,7 +353,7 @@ class HubUploads:
     def _log_and_remove_replaced(self, newer: PlannedUpload, older: PlannedUpload) -> None:
         if newer != older:
             log.info("%s is not uploaded: %s takes its place", older.source, newer.source)
-            self._remove_from_record_and_disk(older)
+            self._drop_plan_stage_and_checkpoint_hold(older)
 
     def _report_failure(self, failure: Failure[PlannedUpload]) -> None:
         self._problems[failure.task] = failure.problem

@@ -21,17 +21,17 @@ from flame_accel.parallel.prepare import (
 from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
 from flame_accel.parallel.residual_stream import casts_residual_stream_to_bf16
 from flame_accel.parallel.timeouts import (
-    explain_timeout_errors,
+    explain_timeout_and_connection_errors,
     extended_timeout,
     wait_and_set_train_timeout,
 )
-from flame_accel.parallel.transform import apply_tp_float8_compile_and_checkpointing
+from flame_accel.parallel.transform import apply_float8_tp_cast_compile_and_checkpointing
 
 __all__ = [
     "UpdateResult",
     "all_gather_concatenated",
     "all_reduce_sum_over_dp",
-    "apply_tp_float8_compile_and_checkpointing",
+    "apply_float8_tp_cast_compile_and_checkpointing",
     "autocast_unless_fsdp2",
     "average_fsdp2_ignored_gradients",
     "build_accelerator",
@@ -43,7 +43,7 @@ __all__ = [
     "dp_rank",
     "dp_size",
     "end_training_and_destroy_groups",
-    "explain_timeout_errors",
+    "explain_timeout_and_connection_errors",
     "extended_timeout",
     "is_deepspeed",
     "prepare_transformed_model_and_optimizer",

@@ -64,7 +64,7 @@ def build_accelerator(
     )
     num_devices = None if on_cpu else torch.accelerator.device_count()
     topology = resolve_engine_mesh_and_precision(training, os.environ, num_devices=num_devices)
-    _unset_contradicting_launch_variables(topology, on_cpu)
+    _override_launch_variables_in_environ(topology, on_cpu)
     bf16 = topology.param_dtype == "bfloat16"
     # deepspeed looks for its device when it is imported
     zero = None
@@ -91,7 +91,7 @@ def build_accelerator(
         ),
         kwargs_handlers=[
             InitProcessGroupKwargs(
-                backend=_process_group_backend_override(topology, on_cpu), timeout=timeout
+                backend=_nccl_and_gloo_backend_if_offloading(topology, on_cpu), timeout=timeout
             ),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=100),
         ],
@@ -105,7 +105,7 @@ def build_accelerator(
     return accelerator
 
 
-def _unset_contradicting_launch_variables(topology: Topology, on_cpu: bool) -> None:
+def _override_launch_variables_in_environ(topology: Topology, on_cpu: bool) -> None:
     """Removes what the launcher exported and the resolved topology contradicts, in os.environ.
 
     Accelerate and transformers read these variables themselves, whatever arguments they get.
@@ -137,7 +137,7 @@ def _init_accelerate_state_on_cpu(topology: Topology, timeout: timedelta) -> Non
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def _process_group_backend_override(topology: Topology, on_cpu: bool) -> str | None:
+def _nccl_and_gloo_backend_if_offloading(topology: Topology, on_cpu: bool) -> str | None:
     """The backends of the process group; None leaves the choice to Accelerate."""
     offloads = topology.engine == "fsdp2" and topology.offload
     if on_cpu or not offloads or not torch.cuda.is_available():

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from flame_accel.config import ActivationCheckpointConfig, UsageError
 from flame_accel.kernels.wrapping import Operator, sequence_mixer_paths, wrap_functions
-from flame_accel.parallel.blocks import find_blocks, replace_training_forward
+from flame_accel.parallel.blocks import find_blocks, replace_training_forward_and_drop_caches
 
 SELF_CHECKPOINTING = ("log_linear_mamba2",)
 """Model types of fla whose layers checkpoint their operator themselves."""
@@ -38,11 +38,13 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
 
     Args:
         model: Has blocks (see `find_blocks`); for "op", layers of fla.
-        config: Has a mode other than "none".
+        config: What is recomputed; mode "none" changes nothing.
 
     Raises:
         UserError: The model has no blocks, fewer than n, or no operators to save.
     """
+    if config.mode == "none":
+        return
     blocks = find_blocks(model, needed_by_option="activation_checkpoint.mode")
     option = config.selective_ac_option
     saves_operators = config.mode == "selective" and option == "op"
@@ -58,7 +60,7 @@ def checkpoint_activations(model: PreTrainedModel, config: ActivationCheckpointC
         )
     contexts = {"context_fn": _make_checkpoint_contexts} if saves_operators else {}
     for block in blocks[every - 1 :: every]:
-        replace_training_forward(
+        replace_training_forward_and_drop_caches(
             block,
             functools.partial(checkpoint, block.forward, use_reentrant=False, **contexts),
         )

@@ -53,7 +53,7 @@ def _find_outermost_blocks(
             yield from _find_outermost_blocks(child, block_class_names)
 
 
-def replace_training_forward(block: nn.Module, training_forward: Forward) -> None:
+def replace_training_forward_and_drop_caches(block: nn.Module, training_forward: Forward) -> None:
     """Makes a block run `training_forward` in training, and its own forward otherwise; in place.
 
     In training caches are dropped: nothing reads them, a recomputing pass would write into them

@@ -24,7 +24,7 @@ from flame_accel.parallel.deepspeed import is_deepspeed, iterate_model_parameter
 from flame_accel.parallel.describe import mesh_degrees
 from flame_accel.parallel.fp32_parameters import ignored_fp32_parameters
 from flame_accel.parallel.ranks import dp_size, tp_size
-from flame_accel.parallel.sharded_tensors import local_tensor
+from flame_accel.parallel.sharded_tensors import local_tensor_without_autograd
 from flame_accel.parallel.topology import Topology
 
 DISTRIBUTED_TYPES = {
@@ -85,7 +85,7 @@ def check_initial_weights_equal(accelerator: Accelerator, model: nn.Module) -> N
         return
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     checksums = {
-        name: _bit_checksum(local_tensor(parameter)).to(accelerator.device)
+        name: _sum_of_bit_patterns(local_tensor_without_autograd(parameter)).to(accelerator.device)
         for name, parameter in model.named_parameters()
     }
     # TP ranks are neighbors; once sharded, they hold different parts
@@ -146,7 +146,7 @@ def _check_fsdp2_sharding_and_device(accelerator: Accelerator, model: nn.Module)
                 f"{name} is sharded over {parameter.device_mesh.size()} ranks of "
                 f"{accelerator.num_processes}"
             )
-        found = local_tensor(parameter).device
+        found = local_tensor_without_autograd(parameter).device
         if found.type != device:
             raise RuntimeError(f"{name} is kept on {found}, not on {device}")
 
@@ -157,12 +157,12 @@ def _check_replicated_weights_equal(model: nn.Module) -> None:
     checksums: dict[tuple[DeviceMesh, int] | None, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         if not isinstance(parameter, DTensor):
-            checksums.setdefault(None, {})[name] = _bit_checksum(parameter)
+            checksums.setdefault(None, {})[name] = _sum_of_bit_patterns(parameter)
             continue
         for dim, placement in enumerate(parameter.placements):
             if placement.is_replicate():
                 by_name = checksums.setdefault((parameter.device_mesh, dim), {})
-                by_name[name] = _bit_checksum(local_tensor(parameter))
+                by_name[name] = _sum_of_bit_patterns(local_tensor_without_autograd(parameter))
     for key, by_name in checksums.items():
         group = None if key is None else key[0].get_group(key[1])
         different = _names_that_differ_between_copies(by_name, group)
@@ -184,7 +184,7 @@ def _names_that_differ_between_copies(
     return [name for name, differ in zip(checksums, differs, strict=True) if differ]
 
 
-def _bit_checksum(weights: Tensor) -> Tensor:
+def _sum_of_bit_patterns(weights: Tensor) -> Tensor:
     """The sum of the bits of all elements, 0-dimensional int64; NaNs have bits, too."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weights.element_size()]
     return weights.detach().view(integers).sum(dtype=torch.int64)

@@ -30,7 +30,11 @@ from flame_accel.kernels.wrapping import (
     layer_function_paths,
     wrap_functions,
 )
-from flame_accel.parallel.blocks import Forward, find_blocks, replace_training_forward
+from flame_accel.parallel.blocks import (
+    Forward,
+    find_blocks,
+    replace_training_forward_and_drop_caches,
+)
 
 BACKEND = "inductor"
 TRACED_MODULES = tuple(f"flame_accel.kernels.modules.{name}" for name in ("norm", "activation"))
@@ -56,7 +60,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
     for block in blocks:
         assert "forward" not in vars(block), "a block's forward is wrapped after it is compiled"
         forward = MethodType(_compile_class_forward_once(type(block).forward), block)
-        replace_training_forward(
+        replace_training_forward_and_drop_caches(
             block, functools.partial(_call_with_dynamic_document_count, forward)
         )
 

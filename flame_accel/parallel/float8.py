@@ -64,11 +64,13 @@ def convert_to_float8(model: PreTrainedModel, config: Float8Config) -> None:
 
     Args:
         model: Before it is sharded and compiled, and before its optimizer is built.
-        config: Has a recipe, and has passed `check_float8_support`.
+        config: Has passed `check_float8_support`; without a recipe nothing changes.
 
     Raises:
         UserError: No layer can be converted.
     """
+    if config.recipe_name is None:
+        return
     torchao = _import_torchao_float8()
     for module in model.modules():
         if isinstance(module, GatedMLP):

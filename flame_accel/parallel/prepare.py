@@ -50,7 +50,7 @@ def prepare_transformed_model_and_optimizer(
 
     Args:
         accelerator: The run's Accelerator.
-        transformed_model: After `apply_tp_float8_compile_and_checkpointing`.
+        transformed_model: After `apply_float8_tp_cast_compile_and_checkpointing`.
         optimizer: Over the model's parameters.
         training: When FSDP2 frees gathered weights.
         float8: Whether scales of 8-bit gathering are computed in advance.
@@ -62,7 +62,9 @@ def prepare_transformed_model_and_optimizer(
     model = transformed_model
     check_initial_weights_equal(accelerator, model)
     if tp_size(accelerator) > 1:
-        prepared, prepared_optimizer = _prepare_tp_sharded_model(accelerator, model, optimizer)
+        prepared, prepared_optimizer = _prepare_tp_model_with_or_without_fsdp2(
+            accelerator, model, optimizer
+        )
     else:
         prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
     assert isinstance(prepared_optimizer, AcceleratedOptimizer)
@@ -80,7 +82,7 @@ def prepare_transformed_model_and_optimizer(
     return Prepared(prepared, prepared_optimizer)
 
 
-def _prepare_tp_sharded_model(
+def _prepare_tp_model_with_or_without_fsdp2(
     accelerator: Accelerator, model: torch.nn.Module, optimizer: Optimizer
 ) -> Prepared:
     """Has Accelerate prepare a tensor-parallel model, which its `prepare` cannot.

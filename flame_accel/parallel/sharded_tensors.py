@@ -31,7 +31,7 @@ def shard_start_and_length(size: int, num_shards: int, index: int) -> ShardExten
     return ShardExtent(start, min(longest, size - start))
 
 
-def local_tensor(tensor: Tensor) -> Tensor:
+def local_tensor_without_autograd(tensor: Tensor) -> Tensor:
     """The elements of a tensor that this rank holds: all of them unless it is a DTensor.
 
     Shares memory with the tensor and has no autograd history, which `DTensor.to_local` would add.
@@ -65,7 +65,7 @@ def gradient_in_parameter_placements(parameter: Tensor) -> Tensor:
 
 def local_gradient(parameter: Tensor) -> Tensor:
     """This rank's part of `gradient_in_parameter_placements`, which all ranks of the mesh call."""
-    return local_tensor(gradient_in_parameter_placements(parameter))
+    return local_tensor_without_autograd(gradient_in_parameter_placements(parameter))
 
 
 def sharded_mesh_dims(tensor: Tensor) -> list[int]:
@@ -75,7 +75,7 @@ def sharded_mesh_dims(tensor: Tensor) -> list[int]:
     return [dim for dim, where in enumerate(tensor.placements) if not where.is_replicate()]
 
 
-def num_ranks_with_copy(tensor: Tensor) -> int:
+def num_ranks_of_run_with_copy(tensor: Tensor) -> int:
     """Number of ranks of the run that hold each element of a tensor; 1 without a process group."""
     if not is_initialized():
         return 1

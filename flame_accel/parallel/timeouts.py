@@ -73,7 +73,7 @@ def extended_timeout(accelerator: Accelerator, comm: CommConfig) -> Iterator[Non
 
 
 @contextmanager
-def explain_timeout_errors(comm: CommConfig) -> Iterator[None]:
+def explain_timeout_and_connection_errors(comm: CommConfig) -> Iterator[None]:
     """Explains errors of collectives whose cause is that another process is missing or has ended.
 
     Args:

@@ -82,7 +82,7 @@ def resolve_engine_mesh_and_precision(
         world_size=launch.world_size,
         degrees=degrees,
         offload=_resolve_cpu_offload(training, launch, sharded),
-        param_dtype=_resolve_param_dtype(training, launch, sharded),
+        param_dtype=_resolve_param_dtype(training, launch, option_applies=sharded),
         reduce_dtype=training.mixed_precision_reduce,
     )
 
@@ -104,7 +104,7 @@ def _choose_torch_engine(
 
 def _resolve_degrees(training: TrainingConfig, launch: LaunchSettings) -> Degrees:
     """The sizes of the mesh; those that neither side gives are derived from the others."""
-    requested = _requested_degrees_by_name(training, launch)
+    requested = _requested_degrees_by_option_and_launch_key(training, launch)
     agreed = [_agreed_degree(requested, *names) for names in DEGREE_NAMES]
     known = Degrees(*(degree or 1 for degree in agreed))
     rest = launch.world_size // prod(known) if launch.world_size % prod(known) == 0 else 1
@@ -142,7 +142,7 @@ def _check_degrees_fit_launch(
         )
 
 
-def _requested_degrees_by_name(
+def _requested_degrees_by_option_and_launch_key(
     training: TrainingConfig, launch: LaunchSettings
 ) -> dict[str, int | None]:
     """The degree that each option and key of the launch gives; None where it leaves it open."""
@@ -204,7 +204,9 @@ def _divisors(number: int) -> list[int]:
 
 
 def _check_no_degrees_requested(training: TrainingConfig, deepspeed_launch: LaunchSettings) -> None:
-    for name, degree in _requested_degrees_by_name(training, deepspeed_launch).items():
+    for name, degree in _requested_degrees_by_option_and_launch_key(
+        training, deepspeed_launch
+    ).items():
         if degree is not None:
             raise _contradiction_error(
                 f"{name} = {degree}",
@@ -225,10 +227,10 @@ def _resolve_cpu_offload(training: TrainingConfig, launch: LaunchSettings, shard
 
 
 def _resolve_param_dtype(
-    training: TrainingConfig, launch: LaunchSettings, sharded: bool
+    training: TrainingConfig, launch: LaunchSettings, *, option_applies: bool
 ) -> Precision:
     asked = training.mixed_precision_param
-    if not sharded:
+    if not option_applies:
         return launch.precision or "float32"
     if launch.precision is None:
         return asked or "bfloat16"

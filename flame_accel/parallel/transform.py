@@ -11,7 +11,7 @@ from flame_accel.config import ActivationCheckpointConfig, Float8Config, Trainin
 from flame_accel.parallel.activations import checkpoint_activations
 from flame_accel.parallel.compilation import compile_blocks
 from flame_accel.parallel.float8 import convert_to_float8
-from flame_accel.parallel.fp32_parameters import make_fsdp2_ignore_fp32_parameters
+from flame_accel.parallel.fp32_parameters import move_fp32_parameters_and_ignore_in_fsdp2
 from flame_accel.parallel.ranks import tp_size
 from flame_accel.parallel.residual_stream import (
     cast_embeddings_under_autocast,
@@ -20,7 +20,7 @@ from flame_accel.parallel.residual_stream import (
 from flame_accel.parallel.tensor import apply_tensor_parallel
 
 
-def apply_tp_float8_compile_and_checkpointing(
+def apply_float8_tp_cast_compile_and_checkpointing(
     accelerator: Accelerator,
     model: PreTrainedModel,
     training: TrainingConfig,
@@ -40,11 +40,8 @@ def apply_tp_float8_compile_and_checkpointing(
         UserError: The model does not support what an option asks for.
         RuntimeError: Ranks have built different weights.
     """
-    if float8.recipe_name is not None:
-        convert_to_float8(model, float8)
-    # the degree may come from the launch
-    if tp_size(accelerator) > 1:
-        apply_tensor_parallel(accelerator, model, loss_parallel=not training.disable_loss_parallel)
+    convert_to_float8(model, float8)
+    apply_tensor_parallel(accelerator, model, loss_parallel=not training.disable_loss_parallel)
     if casts_residual_stream_to_bf16(accelerator, training):
         cast_embeddings_under_autocast(model)
     plain = not training.compile and activation_checkpoint.mode == "none"
@@ -53,6 +50,5 @@ def apply_tp_float8_compile_and_checkpointing(
     if training.compile:
         compile_blocks(model)
     # around what is compiled: the checkpoint itself cannot be
-    if activation_checkpoint.mode != "none":
-        checkpoint_activations(model, activation_checkpoint)
-    make_fsdp2_ignore_fp32_parameters(accelerator, model)
+    checkpoint_activations(model, activation_checkpoint)
+    move_fp32_parameters_and_ignore_in_fsdp2(accelerator, model)

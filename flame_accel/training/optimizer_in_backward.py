@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel import UpdateResult
-from flame_accel.parallel.sharded_tensors import local_gradient, num_ranks_with_copy
+from flame_accel.parallel.sharded_tensors import local_gradient, num_ranks_of_run_with_copy
 from flame_accel.training.adam import AdamOnLocalShards
 
 
@@ -57,7 +57,7 @@ class OptimizerInBackward(AdamOnLocalShards):
     def _record_gradient_norm(self, parameter: Tensor) -> None:
         """Records the L2 norm of a local gradient, scaled so that squares add up over the ranks."""
         norm = torch.linalg.vector_norm(local_gradient(parameter))
-        self._norms.append(norm.to(self._device) / num_ranks_with_copy(parameter) ** 0.5)
+        self._norms.append(norm.to(self._device) / num_ranks_of_run_with_copy(parameter) ** 0.5)
 
     @torch.no_grad()
     def update_remaining_and_reduce_norm(self) -> UpdateResult:

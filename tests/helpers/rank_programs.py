@@ -27,7 +27,7 @@ from flame_accel.parallel import (
     build_accelerator,
     clip_gradients_and_get_norm,
     describe_topology,
-    explain_timeout_errors,
+    explain_timeout_and_connection_errors,
     extended_timeout,
     prepare_transformed_model_and_optimizer,
     wait_and_set_train_timeout,
@@ -190,7 +190,7 @@ def wait_for_last(accelerator: Accelerator) -> None:
     group = accelerator.torch_device_mesh["dp_replicate"].get_group()
     started_at = time.monotonic()
     try:
-        with explain_timeout_errors(CommConfig(train_timeout_seconds=SECONDS)):
+        with explain_timeout_and_connection_errors(CommConfig(train_timeout_seconds=SECONDS)):
             if accelerator.is_last_process:
                 time.sleep(8 * SECONDS)
             torch.distributed.all_reduce(torch.ones(1), group=group)

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from flame_accel.parallel.checks import check_initial_weights_equal
-from flame_accel.parallel.ranks import tp_mesh
+from flame_accel.parallel.ranks import tp_mesh, tp_size
 from flame_accel.parallel.tensor import overrides
 from flame_accel.parallel.tensor.differentiable_collectives import (
     copy_to_tp_region,
@@ -27,7 +27,7 @@ from flame_accel.parallel.tensor.instance_patching import replace_forward_global
 from flame_accel.parallel.tensor.plans import SHARDED_OUTSIDE_REGIONS
 from flame_accel.parallel.tensor.regions import Region, match_regions_with_plans, planned_shard_dim
 from flame_accel.parallel.tensor.vocabulary import (
-    make_embedding_vocab_parallel,
+    replace_forward_of_sharded_embedding,
     replace_head_forward_and_loss,
 )
 
@@ -42,7 +42,7 @@ def apply_tensor_parallel(
     `check_tensor_parallel_support`.
 
     Args:
-        accelerator: Has a mesh with a dimension "tp".
+        accelerator: At a TP degree of 1 nothing changes.
         model: As built, with the same weights on all ranks.
         loss_parallel: Each rank computes only the logits of its part of the vocabulary.
 
@@ -50,6 +50,8 @@ def apply_tensor_parallel(
         UserError: There is no plan for the model.
         RuntimeError: Ranks have built different weights.
     """
+    if tp_size(accelerator) == 1:
+        return
     regions = match_regions_with_plans(model)
     # each rank keeps a shard of its own copy
     check_initial_weights_equal(accelerator, model)
@@ -75,7 +77,7 @@ def shard_model_over_mesh(
     for region in regions:
         _parallelize_region(region, mesh.get_group())
     inputs: Any = model.get_input_embeddings()
-    make_embedding_vocab_parallel(inputs, mesh)
+    replace_forward_of_sharded_embedding(inputs, mesh)
     replace_head_forward_and_loss(model, mesh, loss_parallel=loss_parallel)
 
 

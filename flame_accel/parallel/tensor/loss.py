@@ -19,7 +19,7 @@ from flame_accel.parallel.tensor.differentiable_collectives import (
     copy_to_tp_region,
 )
 from flame_accel.parallel.tensor.dtensor_parameters import (
-    differentiable_tp_shard,
+    differentiable_shard_or_raise_if_fsdp_sharded,
     tp_shard_start_and_length,
 )
 
@@ -52,7 +52,7 @@ class VocabParallelLoss(nn.Module):
         """
         assert bias is None
         group = self.mesh.get_group()
-        rows, local = hidden.flatten(0, -2), differentiable_tp_shard(weight)
+        rows, local = hidden.flatten(0, -2), differentiable_shard_or_raise_if_fsdp_sharded(weight)
         if torch.is_autocast_enabled(rows.device.type):
             dtype = torch.get_autocast_dtype(rows.device.type)
             rows, local = rows.to(dtype), local.to(dtype)

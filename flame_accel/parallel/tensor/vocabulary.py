@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from flame_accel.parallel.tensor.differentiable_collectives import reduce_from_tp_region
 from flame_accel.parallel.tensor.dtensor_parameters import (
-    differentiable_tp_shard,
+    differentiable_shard_or_raise_if_fsdp_sharded,
     tp_shard_start_and_length,
 )
 from flame_accel.parallel.tensor.instance_patching import subclass_instance_in_place
 from flame_accel.parallel.tensor.loss import VocabParallelLoss
 
 
-def make_embedding_vocab_parallel(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
+def replace_forward_of_sharded_embedding(embedding: nn.Embedding, mesh: DeviceMesh) -> None:
     """Makes an embedding with a sharded weight look up all ids, in place.
 
     Each rank looks up the ids of its own rows, and the results are summed over the TP group.
@@ -32,7 +32,7 @@ def make_embedding_vocab_parallel(embedding: nn.Embedding, mesh: DeviceMesh) -> 
         padding = padding - first_id if first_id <= padding < first_id + num_ids else None
 
     def forward(self: nn.Embedding, ids: Tensor) -> Tensor:
-        weight = differentiable_tp_shard(self.weight)
+        weight = differentiable_shard_or_raise_if_fsdp_sharded(self.weight)
         if not num_ids:
             # an empty shard, at the end of an uneven vocabulary
             zeros = weight.new_zeros(*ids.shape, weight.shape[-1])
@@ -70,12 +70,12 @@ def replace_head_forward_and_loss(
     owner: Any = model
     compute = owner._compute_logits_and_loss
 
-    def compute_with_fused_linear_cross_entropy(*args: Any, **kwargs: Any) -> Any:
+    def call_original_with_fuse_linear_cross_entropy(*args: Any, **kwargs: Any) -> Any:
         return compute(*args, **kwargs | {"fuse_linear_cross_entropy": True})
 
     subclass_instance_in_place(owner.lm_head, {"forward": forward})
     # whatever the config says: the criterion gets hidden states and the head's weight, not logits
-    owner._compute_logits_and_loss = compute_with_fused_linear_cross_entropy
+    owner._compute_logits_and_loss = call_original_with_fuse_linear_cross_entropy
     if loss_parallel:
         owner.criterion = VocabParallelLoss(mesh)
     else:

@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 
 from flame_accel.config import UserError
 from flame_accel.hub.contents import (
-    complete_stage_and_hide_paths,
+    add_missing_code_card_logs_and_hide_paths,
     hide_local_paths,
     replace_stage_with_model_files,
 )
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.selection import (
-    check_and_select_model_files,
     checksum_of_model_files,
-    select_model_files,
+    select_files_of_complete_model_or_raise,
+    select_model_files_or_raise,
 )
 from flame_accel.observe.run_folder import write_config_environment_and_clear_ended
 
@@ -43,7 +43,7 @@ def test_of_a_checkpoint_only_the_model_is_uploaded(model):
         (model / name).write_text("{}")
     (model / "optimizer").mkdir()
     (model / "optimizer/shard.safetensors").write_text("")
-    assert set(select_model_files(model).files) == set(MODEL)
+    assert set(select_model_files_or_raise(model).files) == set(MODEL)
 
 
 def test_of_an_export_only_files_of_a_model_and_what_they_refer_to(model):
@@ -63,7 +63,7 @@ def test_of_an_export_only_files_of_a_model_and_what_they_refer_to(model):
     for name in (*texts, *extra, *others, ".secret", "custom_code/__pycache__/a.pyc"):
         (model / name).parent.mkdir(exist_ok=True, parents=True)
         (model / name).write_text(texts.get(name, ""))
-    selected = select_model_files(model)
+    selected = select_model_files_or_raise(model)
     assert set(selected.files) == {*MODEL, *texts, *extra}
     assert set(selected.left_out) == set(others)
     assert all(name in (selected.left_out_line or "") for name in others)
@@ -76,12 +76,12 @@ def test_the_files_of_every_tokenizer_of_transformers_are_uploaded(model):
     assert len(names) > 10
     for name in names:
         (model / name).write_text("")
-    assert select_model_files(model).left_out == []
+    assert select_model_files_or_raise(model).left_out == []
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no model"):
-        select_model_files(tmp_path)
+        select_model_files_or_raise(tmp_path)
 
 
 def test_linked_files_outlive_the_folder_and_changing_them_does_not_change_it(model, tmp_path):
@@ -127,12 +127,12 @@ def test_links_out_of_the_folder_are_left_out_and_of_the_model_refused(model, tm
     (tmp_path / "secret").write_text("{}")
     (model / "passwd.json").symlink_to(target)
     (model / "same.txt").symlink_to("tokenizer.json")
-    selected = select_model_files(model)
+    selected = select_model_files_or_raise(model)
     assert set(selected.files) == set(MODEL)
     assert set(selected.left_out) == {"passwd.json", "same.txt"}
     (model / "vocab.json").symlink_to(target)
     with pytest.raises(UserError, match=r"vocab\.json: is a link out of the folder"):
-        select_model_files(model)
+        select_model_files_or_raise(model)
 
 
 def test_a_link_within_the_folder_is_followed(model, tmp_path):
@@ -144,7 +144,7 @@ def test_a_link_within_the_folder_is_followed(model, tmp_path):
 def test_weights_that_cannot_be_read_and_what_a_save_has_left_are_refused(model, tmp_path):
     left = model.rename(tmp_path / "step-9.tmp-writing")
     with pytest.raises(UserError, match="is not complete"):
-        check_and_select_model_files(left)
+        select_files_of_complete_model_or_raise(left)
     model = left.rename(model)
     content = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(content[:-1])
@@ -164,7 +164,7 @@ def test_paths_are_hidden_in_the_card_and_nowhere_in_tokenizer_and_code(model, m
     for name, text in texts.items():
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(text)
-    complete_stage_and_hide_paths(
+    add_missing_code_card_logs_and_hide_paths(
         model,
         None,
         ModelOrigin(),
@@ -188,7 +188,7 @@ def test_paths_of_all_options_are_hidden_one_or_several(model, configured, tmp_p
     write_config_environment_and_clear_ended(run_folder, config, {})
     (model / "config.json").write_text('{"auto_map": {}}')
     (model / "README.md").write_text(f"{own[0]} {own[1]} {config.training.dataset}")
-    complete_stage_and_hide_paths(
+    add_missing_code_card_logs_and_hide_paths(
         model,
         run_folder,
         ModelOrigin(),
@@ -210,6 +210,8 @@ def test_examples_of_the_card_load_what_is_uploaded_but_for_a_path_of_the_user(
     card = 'path = "."  # this folder\nmodel = A.from_pretrained(path)\npath = "./mine"\n'
     (model / "README.md").write_text(card)
     place = {"example_repo_id": "a/b", "example_revision": revision}
-    complete_stage_and_hide_paths(model, None, ModelOrigin(), **place, include_logs=False)
+    add_missing_code_card_logs_and_hide_paths(
+        model, None, ModelOrigin(), **place, include_logs=False
+    )
     expected = f'path = "a/b"\nmodel = A.{call}\npath = "./mine"\n'
     assert (model / "README.md").read_text() == expected

@@ -13,9 +13,9 @@ from flame_accel.hub.hub_client import (
     BranchQuery,
     BranchState,
     Upload,
-    check_or_create_repository,
+    check_write_access_and_create_if_missing,
     describe_branches,
-    upload_folder_and_tag,
+    scan_for_token_then_upload_and_tag,
 )
 from flame_accel.hub.hub_problem import HubProblem, classify_error
 from flame_accel.hub.hub_request import answer_request
@@ -33,7 +33,7 @@ def upload_of(folder: Path, **changes: Any) -> Upload:
 def problem_of(status: int, local_hub, retry_after: int | None = None) -> HubProblem:
     local_hub.fail_next(with_status=status, path_contains="whoami", retry_after=retry_after)
     with pytest.raises(HubProblem) as raised:
-        check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+        check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
     return raised.value
 
 
@@ -62,41 +62,43 @@ def test_a_hub_that_asks_for_patience_says_how_much(local_hub, retry_waits):
 
 def test_a_hub_that_is_down_is_unreachable(local_hub, retry_waits):
     with local_hub.down(), pytest.raises(HubProblem) as raised:
-        check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+        check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
     assert raised.value.reason == "unreachable"
 
 
 def test_the_repository_is_created_once_and_as_asked(local_hub):
-    first = check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+    first = check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
     assert first.created and first.private and local_hub.repository(REPO).private
-    again = check_or_create_repository("model", must_be_private=True, query=QUERY)
+    again = check_write_access_and_create_if_missing("model", must_be_private=True, query=QUERY)
     assert again.repo_id == REPO and not again.created
 
 
 def test_a_public_repository_is_not_used_for_a_private_model(local_hub):
     HfApi().create_repo(REPO, private=False)
     with pytest.raises(HubProblem, match="is public"):
-        check_or_create_repository(REPO, must_be_private=True, query=QUERY)
-    assert not check_or_create_repository(REPO, must_be_private=False, query=QUERY).private
+        check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
+    assert not check_write_access_and_create_if_missing(
+        REPO, must_be_private=False, query=QUERY
+    ).private
 
 
 def test_a_file_with_the_access_token_is_not_uploaded(local_hub, tmp_path):
-    check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
     # also where two blocks of a large file meet
     (tmp_path / "notes.txt").write_text("x" * (SEARCHED_BLOCK_BYTES - 5) + WRITE_TOKEN)
     request = upload_of(tmp_path)
     with pytest.raises(HubProblem, match=r"notes\.txt contains your access token"):
-        upload_folder_and_tag(request)
+        scan_for_token_then_upload_and_tag(request)
     assert "notes.txt" not in local_hub.file_names(REPO, "main")
 
 
 def test_an_upload_replaces_the_weights_of_an_earlier_one(local_hub, tmp_path):
-    check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
     request = upload_of(tmp_path, revisions=("main", "step-3"), tag="v1")
     (tmp_path / "model-00001-of-00001.safetensors").write_bytes(b"first")
-    upload_folder_and_tag(request)
+    scan_for_token_then_upload_and_tag(request)
     (tmp_path / "model-00001-of-00001.safetensors").rename(tmp_path / "model.safetensors")
-    upload_folder_and_tag(request)
+    scan_for_token_then_upload_and_tag(request)
     for revision in request.revisions:
         names = local_hub.file_names(REPO, revision)
         assert "model.safetensors" in names
@@ -118,16 +120,20 @@ def test_an_error_without_an_answer_is_told_without_addresses():
 
 def test_requests_and_answers_are_json(local_hub):
     arguments = {"repo_id": REPO, "must_be_private": True, "query": asdict(QUERY)}
-    answer = answer_request({"operation": "check_or_create_repository", "arguments": arguments})
+    answer = answer_request(
+        {"operation": "check_write_access_and_create_if_missing", "arguments": arguments}
+    )
     assert answer["result"]["repo_id"] == REPO
     local_hub.fail_next(with_status=403, path_contains="whoami")
-    answer = answer_request({"operation": "check_or_create_repository", "arguments": arguments})
+    answer = answer_request(
+        {"operation": "check_write_access_and_create_if_missing", "arguments": arguments}
+    )
     assert answer["reason"] == "no_permission"
 
 
 def test_a_branch_is_taken_if_other_weights_than_those_of_the_run_are_there(local_hub, tmp_path):
     api = HfApi()
-    check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
 
     def main(run_id: str = "mine") -> BranchState:
         return describe_branches(REPO, replace(QUERY, run_id=run_id))["main"]
@@ -137,7 +143,7 @@ def test_a_branch_is_taken_if_other_weights_than_those_of_the_run_are_there(loca
     assert not main().is_taken and main().card == "Plans" and main().uploaded_card is None
     (tmp_path / "model.safetensors").write_bytes(b"first")
     (tmp_path / "README.md").write_text("Model")
-    commit = upload_folder_and_tag(upload_of(tmp_path))["main"]
+    commit = scan_for_token_then_upload_and_tag(upload_of(tmp_path))["main"]
     assert not main().is_taken and main("other").is_taken
     # edits of the card, and files of another kind, do not make it another model
     api.upload_file(repo_id=REPO, path_in_repo="README.md", path_or_fileobj=b"Edited")
@@ -152,21 +158,21 @@ def test_a_branch_is_taken_if_other_weights_than_those_of_the_run_are_there(loca
 
 
 def test_a_new_branch_does_not_hold_the_model_of_main(local_hub, tmp_path):
-    check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
     (tmp_path / "config.json").write_text("{}")
-    upload_folder_and_tag(upload_of(tmp_path))
+    scan_for_token_then_upload_and_tag(upload_of(tmp_path))
     local_hub.fail_next(with_status=403, method="POST", path_contains="preupload")
     with pytest.raises(HubProblem):
-        upload_folder_and_tag(upload_of(tmp_path, revisions=("v2",)))
+        scan_for_token_then_upload_and_tag(upload_of(tmp_path, revisions=("v2",)))
     assert local_hub.file_names(REPO, "v2") == []
 
 
 def test_what_somebody_commits_in_the_meantime_is_not_overwritten(local_hub, tmp_path):
-    check_or_create_repository(REPO, must_be_private=True, query=QUERY)
+    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
     head = describe_branches(REPO, QUERY)["main"].commit
     HfApi().upload_file(repo_id=REPO, path_in_repo="README.md", path_or_fileobj=b"Edited")
     (tmp_path / "README.md").write_text("Model")
     with pytest.raises(HubProblem, match="412") as raised:
-        upload_folder_and_tag(upload_of(tmp_path, parents={"main": head}))
+        scan_for_token_then_upload_and_tag(upload_of(tmp_path, parents={"main": head}))
     assert raised.value.is_worth_retrying
     assert local_hub.read_file(REPO, "README.md") == b"Edited"

@@ -9,7 +9,7 @@ from flame_accel.hub.loss_curve import (
     DOTS_PER_INCH,
     HEIGHT_INCHES,
     WIDTH_INCHES,
-    draw_loss_curve_png,
+    draw_png_of_finite_losses,
 )
 
 RECORDS = [
@@ -18,12 +18,16 @@ RECORDS = [
 
 
 def test_it_is_a_picture_that_depends_on_nothing_but_the_losses():
-    picture = draw_loss_curve_png(RECORDS)
-    assert picture == draw_loss_curve_png(
+    picture = draw_png_of_finite_losses(RECORDS)
+    assert picture == draw_png_of_finite_losses(
         [record | {"time/step_seconds": 3.0} for record in RECORDS]
     )
-    assert picture != draw_loss_curve_png([record | {"train/loss": 1.0} for record in RECORDS])
-    assert picture != draw_loss_curve_png([{**record, "eval/loss": math.nan} for record in RECORDS])
+    assert picture != draw_png_of_finite_losses(
+        [record | {"train/loss": 1.0} for record in RECORDS]
+    )
+    assert picture != draw_png_of_finite_losses(
+        [{**record, "eval/loss": math.nan} for record in RECORDS]
+    )
     from matplotlib.image import imread
 
     pixels = imread(io.BytesIO(picture or b""), format="png")
@@ -37,9 +41,9 @@ def test_it_is_a_picture_that_depends_on_nothing_but_the_losses():
     "records", [[], [{"step": 1}], [{"step": 1, "train/loss": math.nan}]], ids=str
 )
 def test_without_a_loss_there_is_no_picture(records: list[dict[str, float]]) -> None:
-    assert draw_loss_curve_png(records) is None
+    assert draw_png_of_finite_losses(records) is None
 
 
 def test_one_step_and_a_loss_of_zero_are_drawn():
-    assert draw_loss_curve_png(RECORDS[:1])
-    assert draw_loss_curve_png([*RECORDS, {"step": 9, "train/loss": 0.0}])
+    assert draw_png_of_finite_losses(RECORDS[:1])
+    assert draw_png_of_finite_losses([*RECORDS, {"step": 9, "train/loss": 0.0}])

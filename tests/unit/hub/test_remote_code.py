@@ -234,4 +234,4 @@ def test_a_folder_with_the_name_of_flame_accel_is_not_taken_for_the_package(monk
 
 def test_the_code_says_that_fla_is_too_old():
     with pytest.raises(ImportError, match=r"attention .* has no class NewConfig.*--upgrade"):
-        modeling_fla.find_base_class_if_imported("NewConfig")
+        modeling_fla.load_base_class_unless_author_files_pending("NewConfig")

@@ -12,8 +12,8 @@ from flame_accel.hub.upload_record import (
     read_upload_record_or_empty,
     remove_needless_stages,
     stage_folder,
+    write_record_and_clean_stages_if_same_repository,
     write_upload_record,
-    write_upload_record_if_of_same_repository,
 )
 
 PLANNED = PlannedUpload(source="hf", step=8, revisions=("main",), tag=None, message="Model")
@@ -77,16 +77,16 @@ def test_an_upload_replaces_an_older_one_that_promised_no_branch_or_tag_of_its_o
 def test_an_upload_is_planned_until_every_branch_has_it(tmp_path):
     planned = replace(PLANNED, revisions=("main", "step-8"))
     record = UploadRecord(repo_id="a/b", planned=[planned])
-    record.record_upload("hf", 8, {"main": "0" * 40}, "abc")
+    record.record_upload_and_drop_plans("hf", 8, {"main": "0" * 40}, "abc")
     assert record.planned == [planned]
-    record.record_upload("hf", 8, {"step-8": "1" * 40}, "abc")
+    record.record_upload_and_drop_plans("hf", 8, {"step-8": "1" * 40}, "abc")
     assert record.planned == [] and record.has_uploaded(planned, "abc")
 
 
 def test_the_record_of_another_repository_is_not_replaced_by_a_push(tmp_path):
     record = UploadRecord(repo_id="a/b", finished={"main": DONE})
-    write_upload_record_if_of_same_repository(tmp_path, record)
-    write_upload_record_if_of_same_repository(tmp_path, UploadRecord(repo_id="a/other"))
+    write_record_and_clean_stages_if_same_repository(tmp_path, record)
+    write_record_and_clean_stages_if_same_repository(tmp_path, UploadRecord(repo_id="a/other"))
     assert read_upload_record_or_empty(tmp_path, "a/b", report=print) == record
 
 

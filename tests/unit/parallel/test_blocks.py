@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from flame_accel.config import UserError
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
-from flame_accel.parallel.blocks import find_blocks, replace_training_forward
+from flame_accel.parallel.blocks import find_blocks, replace_training_forward_and_drop_caches
 
 
 def llama() -> PreTrainedModel:
@@ -58,7 +58,7 @@ def called_in_training(hidden: Tensor, **kwargs: Any) -> tuple[str, dict[str, An
 
 def test_only_training_runs_the_replaced_forward_and_without_caches():
     block, hidden, cache = Block(), torch.ones(1), DynamicCache()
-    replace_training_forward(block, called_in_training)
+    replace_training_forward_and_drop_caches(block, called_in_training)
     options = {"past_key_values": cache, "use_cache": True}
     assert block(hidden, **options) == ("training", {"past_key_values": None, "use_cache": False})
     with torch.no_grad():
@@ -70,5 +70,5 @@ def test_names_of_parameters_do_not_change():
     model = instantiate_on_default_device(tiny_config("gla"))
     names = list(model.state_dict())
     for block in find_blocks(model, needed_by_option=""):
-        replace_training_forward(block, block.forward)
+        replace_training_forward_and_drop_caches(block, block.forward)
     assert list(model.state_dict()) == names

@@ -16,7 +16,7 @@ from flame_accel.parallel import (
     prepare_transformed_model_and_optimizer,
     unwrap_model,
 )
-from flame_accel.parallel.prepare import _prepare_tp_sharded_model
+from flame_accel.parallel.prepare import _prepare_tp_model_with_or_without_fsdp2
 
 IDS = torch.arange(12).view(1, 12)
 
@@ -74,7 +74,7 @@ def test_fsdp2_needs_no_autocast(build_on_cpu, monkeypatch):
 def test_tensor_parallel_models_are_known_to_accelerate_and_not_wrapped(build_on_cpu):
     accelerator, model = build_on_cpu(), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    prepared = _prepare_tp_sharded_model(accelerator, model, optimizer)
+    prepared = _prepare_tp_model_with_or_without_fsdp2(accelerator, model, optimizer)
     assert prepared.model is model and accelerator._models == [model]
     assert isinstance(prepared.optimizer, AcceleratedOptimizer)
     assert prepared.optimizer.optimizer is optimizer

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
-from flame_accel.parallel import apply_tp_float8_compile_and_checkpointing
+from flame_accel.parallel import apply_float8_tp_cast_compile_and_checkpointing
 from flame_accel.parallel.blocks import find_blocks
 
 KEPT_IN_FP32 = {
@@ -43,7 +43,7 @@ def build(model_type: str, residual_dtype: Any, mixed_precision: str = "bf16") -
         distributed_type="NO",
     )
     model = instantiate_on_default_device(tiny_config(model_type, initializer_range=0.02), seed=0)
-    apply_tp_float8_compile_and_checkpointing(
+    apply_float8_tp_cast_compile_and_checkpointing(
         accelerator,
         model,
         TrainingConfig(residual_dtype=residual_dtype),

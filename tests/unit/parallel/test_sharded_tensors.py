@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from flame_accel.parallel.sharded_tensors import (
     full_shape,
     local_gradient,
-    local_tensor,
-    num_ranks_with_copy,
+    local_tensor_without_autograd,
+    num_ranks_of_run_with_copy,
     reduce_partial,
     shard_start_and_length,
     sharded_mesh_dims,
@@ -39,10 +39,10 @@ def test_shards_are_cut_as_by_torch_chunk(size, num_shards):
 
 def test_a_plain_tensor_is_its_own_local_tensor():
     tensor = torch.ones(3)
-    assert local_tensor(tensor) is tensor
+    assert local_tensor_without_autograd(tensor) is tensor
     assert sharded_mesh_dims(tensor) == []
     assert reduce_partial(tensor) is tensor
-    assert num_ranks_with_copy(tensor) == 1
+    assert num_ranks_of_run_with_copy(tensor) == 1
 
 
 @pytest.mark.parametrize(
@@ -57,17 +57,17 @@ def test_a_plain_tensor_is_its_own_local_tensor():
 def test_sharded_dimensions_and_copies_of_a_dtensor(mesh, placements, dims, copies):
     tensor = DTensor.from_local(torch.ones(2, 2), mesh, placements, run_check=False)
     assert sharded_mesh_dims(tensor) == dims
-    assert num_ranks_with_copy(tensor) == copies
+    assert num_ranks_of_run_with_copy(tensor) == copies
 
 
 def test_a_plain_tensor_of_a_run_is_copied_on_every_rank(mesh):
-    assert num_ranks_with_copy(torch.ones(2)) == 6
+    assert num_ranks_of_run_with_copy(torch.ones(2)) == 6
 
 
 def test_the_local_tensor_shares_memory_and_has_no_history(mesh):
     own = torch.zeros(2)
     parameter = nn.Parameter(DTensor.from_local(own, mesh, [Replicate(), Replicate()]))
-    local = local_tensor(parameter)
+    local = local_tensor_without_autograd(parameter)
     assert local.grad_fn is None
     local.add_(1)
     assert own.tolist() == [1, 1]

@@ -7,7 +7,10 @@ import socket
 import pytest
 
 from flame_accel.config import CommConfig, UserError
-from flame_accel.parallel.timeouts import enable_flight_recorder, explain_timeout_errors
+from flame_accel.parallel.timeouts import (
+    enable_flight_recorder,
+    explain_timeout_and_connection_errors,
+)
 from tests.helpers.runs import ROOT, launch
 
 PROGRAMS = ROOT / "tests/helpers/rank_programs.py"
@@ -37,16 +40,22 @@ def test_a_rank_that_never_starts_ends_the_run_after_the_initial_timeout(build_o
     comm = CommConfig(init_timeout_seconds=1)
     with (
         pytest.raises(UserError, match="did not arrive in time") as caught,
-        explain_timeout_errors(comm),
+        explain_timeout_and_connection_errors(comm),
     ):
         build_on_cpu(comm, **ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     assert "comm.init_timeout_seconds" in str(caught.value)
 
 
 def test_errors_that_are_not_timeouts_are_passed_on():
-    with pytest.raises(RuntimeError, match="out of memory"), explain_timeout_errors(CommConfig()):
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        explain_timeout_and_connection_errors(CommConfig()),
+    ):
         raise RuntimeError("out of memory")
-    with pytest.raises(UserError, match="has ended"), explain_timeout_errors(CommConfig()):
+    with (
+        pytest.raises(UserError, match="has ended"),
+        explain_timeout_and_connection_errors(CommConfig()),
+    ):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 
 

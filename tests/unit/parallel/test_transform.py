@@ -12,7 +12,7 @@ from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
-from flame_accel.parallel import apply_tp_float8_compile_and_checkpointing
+from flame_accel.parallel import apply_float8_tp_cast_compile_and_checkpointing
 
 FLOAT8 = Float8Config(recipe_name="tensorwise", emulate=True)
 
@@ -30,7 +30,7 @@ def transform(
     model = instantiate_on_default_device(tiny_config("gla", hidden_size=128))
     names = list(model.state_dict())
     checkpointing = ActivationCheckpointConfig(mode=mode)
-    apply_tp_float8_compile_and_checkpointing(
+    apply_float8_tp_cast_compile_and_checkpointing(
         accelerator, model, training, checkpointing, float8 or Float8Config()
     )
     assert list(model.state_dict()) == names

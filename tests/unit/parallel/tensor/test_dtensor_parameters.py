@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from flame_accel.parallel.tensor.dtensor_parameters import (
-    differentiable_tp_shard,
+    differentiable_shard_or_raise_if_fsdp_sharded,
     make_attribute_read_local_tensor,
     shard_parameter,
     tp_shard_start_and_length,
@@ -34,16 +34,16 @@ def test_a_shard_has_the_rows_of_its_rank_and_the_full_shape(mesh):
     sharded = shard_parameter(numbered_parameter(), mesh, 0, CPU)
     assert isinstance(sharded, DTensor)
     assert sharded.shape == (5, 2)
-    assert differentiable_tp_shard(sharded).tolist() == [[8, 9]]
+    assert differentiable_shard_or_raise_if_fsdp_sharded(sharded).tolist() == [[8, 9]]
 
 
 def test_a_replicated_parameter_is_a_copy_of_all_rows(mesh):
     parameter = numbered_parameter()
     replicated = shard_parameter(parameter, mesh, None, CPU)
-    assert torch.equal(differentiable_tp_shard(replicated), parameter)
+    assert torch.equal(differentiable_shard_or_raise_if_fsdp_sharded(replicated), parameter)
     with torch.no_grad():
         parameter.zero_()
-    assert differentiable_tp_shard(replicated).sum() == 45
+    assert differentiable_shard_or_raise_if_fsdp_sharded(replicated).sum() == 45
 
 
 def test_attributes_of_a_parameter_are_kept(mesh):
@@ -71,7 +71,7 @@ def test_a_parameter_that_fsdp2_has_sharded_as_well_is_not_read():
     with fake_mesh(2, 2, names=("dp_shard", "tp")) as mesh:
         weight = DTensor.from_local(torch.ones(2, 2), mesh, [Shard(0), Replicate()])
         with pytest.raises(RuntimeError, match="FSDP2 has not gathered"):
-            differentiable_tp_shard(weight)
+            differentiable_shard_or_raise_if_fsdp_sharded(weight)
         layer = nn.Linear(2, 4, bias=False)
         layer._parameters["weight"] = nn.Parameter(weight)
         make_attribute_read_local_tensor(layer, "weight", lambda local: local)

@@ -10,7 +10,7 @@ from flame_accel.parallel.tensor.loss import VocabParallelLoss
 from flame_accel.parallel.tensor.vocabulary import (
     GatheredHeadLoss,
     gather_full_weight,
-    make_embedding_vocab_parallel,
+    replace_forward_of_sharded_embedding,
     replace_head_forward_and_loss,
 )
 from tests.helpers.process_groups import fake_mesh
@@ -27,7 +27,7 @@ def test_the_lookups_of_all_ranks_add_up_to_the_full_one():
         with fake_mesh(4, rank=rank) as mesh, torch.no_grad():
             embedding = nn.Embedding(5, 3, padding_idx=4)
             embedding._parameters["weight"] = shard_parameter(full.weight, mesh, 0, CPU)
-            make_embedding_vocab_parallel(embedding, mesh)
+            replace_forward_of_sharded_embedding(embedding, mesh)
             # torch's fake backend sums nothing
             found.append(embedding(ids))
     torch.testing.assert_close(sum(found), full(ids))
