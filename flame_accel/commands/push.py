@@ -21,9 +21,9 @@ from flame_accel.hub.branch_upload import (
     format_push_command,
     merge_cards_and_upload,
 )
-from flame_accel.hub.hub_client import Upload, find_non_weights_file_with_token
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
+from flame_accel.hub.hub_upload import Upload, find_non_weights_file_with_token
 from flame_accel.hub.selection import (
     checksum_of_model_files,
     find_run_folder_of_model,
@@ -215,10 +215,11 @@ def create_repository_upload_and_record_model(
             message=arguments.message or f"Model of {folder.name}",
             run_id=record.run_id,
         )
+        query = record.build_branch_query(branch_names_fullmatch_regex(request.revisions))
         try:
             commits = retry_request_after_waits(
                 lambda: merge_cards_and_upload(
-                    HubProcess(), request, record, overwrite=arguments.overwrite, report=print
+                    HubProcess(), request, query, overwrite=arguments.overwrite, report=print
                 ),
                 ATTEMPTS_SECONDS,
             )
@@ -242,5 +243,5 @@ def read_upload_record_else_identify_by_weights(
     ):
         if not (run_folder / RECORD_FILE).is_file():
             print(f"{run_folder} holds no record of earlier uploads ({RECORD_FILE})")
-        return read_upload_record_or_empty(run_folder, repo_id, report=print)
+        return read_upload_record_or_empty(run_folder, repo_id, report_damage=print)
     return UploadRecord(repo_id=repo_id, run_id=checksum_of_model_files(folder, ".safetensors"))

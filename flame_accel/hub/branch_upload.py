@@ -1,7 +1,7 @@
 """The upload of a folder that is ready for it: to branches that may take it, and with their cards.
 
 What belongs to another run is not replaced, and what somebody wrote into the card on the Hub stays.
-The requests are in `hub_client`, what the folder consists of is in `contents`.
+The requests are in `hub_client` and `hub_upload`, what the folder consists of is in `contents`.
 """
 
 import re
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from flame_accel import files
 from flame_accel.hub.card_edits import combine_with_card_on_hub
-from flame_accel.hub.hub_client import CARD, BranchState, CommitByBranch, Upload
+from flame_accel.hub.hub_client import CARD, BranchQuery, BranchState
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
-from flame_accel.hub.upload_record import UploadRecord
+from flame_accel.hub.hub_upload import CommitByBranch, Upload
 
 
 def branch_names_fullmatch_regex(names: Iterable[str]) -> str:
@@ -83,7 +83,7 @@ def _has_files_with_checksums(folder: Path, sha256_by_name: Mapping[str, str | N
 def merge_cards_and_upload(
     process: HubProcess,
     upload: Upload,
-    record: UploadRecord,
+    query: BranchQuery,
     *,
     overwrite: bool,
     report: Callable[[str], None],
@@ -93,7 +93,7 @@ def merge_cards_and_upload(
     Args:
         process: Makes the requests.
         upload: What to upload; its `parents` are found here.
-        record: What the run has uploaded before.
+        query: For the branches of the upload, with what the run has uploaded before.
         overwrite: Whether a model of another run is replaced.
         report: Told what the user should know.
 
@@ -104,8 +104,7 @@ def merge_cards_and_upload(
         HubProblem: It did not get through.
         OSError: The card cannot be read or written.
     """
-    pattern = branch_names_fullmatch_regex(upload.revisions)
-    branches = process.describe_branches(upload.repo_id, record.build_branch_query(pattern))
+    branches = process.describe_branches(upload.repo_id, query)
     if not overwrite:
         raise_hub_problem_if_branch_taken(upload.repo_id, branches, Path(upload.folder))
     path = Path(upload.folder) / CARD

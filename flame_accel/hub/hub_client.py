@@ -1,15 +1,13 @@
-"""The requests to the Hub that uploads consist of: checks, creation of the repository, transfer.
+"""The requests to the Hub before an upload: checks, creation of the repository, its branches.
 
 Everything goes through huggingface_hub. The access token is in no answer, and in no error
 (`hub_problem`). A run makes these requests in a process of its own (`hub_process`), which imports
-little more than huggingface_hub. What is uploaded is decided in `contents`.
+little more than huggingface_hub. The upload itself is in `hub_upload`.
 """
 
 import fnmatch
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flame_accel.hub.hub_problem import HubProblem, classify_error, errors_as_hub_problems
@@ -17,14 +15,11 @@ from flame_accel.hub.hub_problem import HubProblem, classify_error, errors_as_hu
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
-STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
-"""Weights of an earlier upload, which `from_pretrained` might prefer to the new ones."""
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Files that make a branch one that holds a model."""
 CARD = "README.md"
 RUN_LINE = re.compile(r"^flame_accel run (\w+)$", re.MULTILINE)
 """Line in the description of a commit that says which run has made it."""
-SEARCHED_BLOCK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,28 +64,6 @@ class CheckedRepository:
     """Those that were asked for and exist, by name."""
 
 
-CommitByBranch = dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Upload:
-    """A folder to upload, and where to."""
-
-    folder: str
-    """All of its files are uploaded; links to files are followed."""
-    repo_id: str
-    revisions: tuple[str, ...]
-    """Branches; created if they do not exist."""
-    tag: str | None
-    """Set to the commit on the first branch."""
-    message: str
-    """First line of the commit message."""
-    run_id: str
-    """The run that the model belongs to."""
-    parents: CommitByBranch = field(default_factory=dict)
-    """By branch: its newest commit, if the upload may only follow that one."""
-
-
 def check_write_access_and_create_if_missing(
     repo_id: str, *, must_be_private: bool, query: BranchQuery
 ) -> CheckedRepository:
@@ -113,7 +86,7 @@ def check_write_access_and_create_if_missing(
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise HubProblem("read_only_token", f"the token of {account['name']} can only read")
         full_id = repo_id if "/" in repo_id else f"{account['name']}/{repo_id}"
-        found = _find_repository(full_id)
+        found = find_repository(full_id)
         if found is None:
             try:
                 api.create_repo(full_id, private=must_be_private, exist_ok=True)
@@ -207,49 +180,6 @@ def _read_card(repo_id: str, commit: str) -> str | None:
     return response.content.decode("utf-8", "surrogateescape")
 
 
-def scan_for_token_then_upload_and_tag(request: Upload) -> CommitByBranch:
-    """Uploads a folder and returns the commit on each branch.
-
-    What an interrupted upload of the same files has transferred is not transferred again, and files
-    that are the same there are left alone.
-
-    Raises:
-        HubProblem: It did not get through.
-    """
-    from huggingface_hub import HfApi
-
-    folder = Path(request.folder)
-    with errors_as_hub_problems():
-        found = find_non_weights_file_with_token(
-            path for path in sorted(folder.rglob("*")) if path.is_file()
-        )
-        if found is not None:
-            raise HubProblem("local", f"{found.relative_to(folder)} contains your access token")
-        api = HfApi()
-        # one question without retries: a Hub that is down is noticed at once
-        if _find_repository(request.repo_id) is None:
-            raise HubProblem("missing", f"{request.repo_id} does not exist any more")
-        commits: CommitByBranch = {}
-        for revision in request.revisions:
-            if revision != "main" and revision not in request.parents:
-                # without the model that main may hold
-                first = api.list_repo_commits(request.repo_id)[-1].commit_id
-                api.create_branch(request.repo_id, branch=revision, revision=first, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=request.repo_id,
-                folder_path=folder,
-                revision=revision,
-                commit_message=request.message,
-                commit_description=f"flame_accel run {request.run_id}",
-                parent_commit=request.parents.get(revision),
-                delete_patterns=list(STALE_WEIGHTS),
-            )
-            commits[revision] = commit.oid
-        if request.tag is not None:
-            _create_or_move_tag(request.repo_id, request.tag, commits[request.revisions[0]])
-        return commits
-
-
 def _check_online_and_token_set() -> None:
     """Raises `HubProblem` if nobody is logged in, or the environment forbids to ask."""
     from huggingface_hub import get_token, is_offline_mode
@@ -260,7 +190,7 @@ def _check_online_and_token_set() -> None:
         raise HubProblem("no_token", "there is no access token")
 
 
-def _find_repository(repo_id: str) -> "ModelInfo | None":
+def find_repository(repo_id: str) -> "ModelInfo | None":
     """What the Hub says about a model repository; None if it does not exist or is hidden."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -281,39 +211,6 @@ def _raise_http_error_unless_writable(repo_id: str) -> None:
     # HfApi.auth_check asks about writing only in recent versions
     url = f"{HfApi().endpoint}/api/models/{repo_id}/auth-check/write"
     hf_raise_for_status(get_session().get(url, headers=build_hf_headers()))
-
-
-def _create_or_move_tag(repo_id: str, tag: str, commit: str) -> None:
-    """Sets a tag, also one that exists already at another commit."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    existing = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
-    if existing.get(tag) == commit:
-        return
-    if tag in existing:
-        api.delete_tag(repo_id, tag=tag)
-    api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
-
-
-def find_non_weights_file_with_token(paths: Iterable[Path]) -> Path | None:
-    """The first of these files that contains the user's access token; None if none does."""
-    from huggingface_hub import get_token
-
-    token = (get_token() or "").encode()
-    # weights are numbers
-    searched = (path for path in paths if token and path.suffix != ".safetensors")
-    return next((path for path in searched if _file_contains(path, token)), None)
-
-
-def _file_contains(path: Path, token: bytes) -> bool:
-    end = b""
-    with path.open("rb") as file:
-        while block := file.read(SEARCHED_BLOCK_BYTES):
-            if token in end + block:
-                return True
-            end = block[-len(token) :]
-    return False
 
 
 def _classify_access_error(error: Exception, account: dict[str, Any]) -> HubProblem:

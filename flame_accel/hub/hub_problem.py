@@ -1,6 +1,6 @@
 """Why a request to the Hub failed: one kind and one line, without the access token.
 
-The requests are in `hub_client`; what a user is told is in `access`.
+The requests are in `hub_client` and `hub_upload`; what a user is told is in `access`.
 """
 
 import re

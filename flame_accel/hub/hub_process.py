@@ -2,7 +2,7 @@
 
 The process may hang, be killed or print what it wants: no progress bar reaches the console, no
 thread of an HTTP library outlives the run, and no lock is held when a data worker is forked. The
-requests themselves are in `hub_client`, the process is `hub_request`.
+requests themselves are in `hub_client` and `hub_upload`, the process is `hub_request`.
 """
 
 import json
@@ -13,14 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flame_accel.hub.hub_client import (
-    BranchQuery,
-    BranchState,
-    CheckedRepository,
-    CommitByBranch,
-    Upload,
-)
+from flame_accel.hub.hub_client import BranchQuery, BranchState, CheckedRepository
 from flame_accel.hub.hub_problem import HubProblem
+from flame_accel.hub.hub_upload import CommitByBranch, Upload
 
 PACKAGE_PARENT = Path(__file__).parents[2]
 RUN_REQUEST = """\
@@ -60,7 +55,7 @@ class HubProcess:
         )
 
     def scan_for_token_then_upload_and_tag(self, request: Upload) -> CommitByBranch:
-        """As `hub_client.scan_for_token_then_upload_and_tag`."""
+        """As `hub_upload.scan_for_token_then_upload_and_tag`."""
         return self._request_in_subprocess(
             "scan_for_token_then_upload_and_tag", asdict(request), None
         )

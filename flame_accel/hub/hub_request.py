@@ -1,4 +1,4 @@
-"""The process that `hub_process` starts: it carries out one request of `hub_client`."""
+"""The process that `hub_process` starts: it makes one request of `hub_client` or `hub_upload`."""
 
 import json
 import os
@@ -11,12 +11,11 @@ from typing import Any
 
 from flame_accel.hub.hub_client import (
     BranchQuery,
-    Upload,
     check_write_access_and_create_if_missing,
     describe_branches,
-    scan_for_token_then_upload_and_tag,
 )
 from flame_accel.hub.hub_problem import HubProblem
+from flame_accel.hub.hub_upload import Upload, scan_for_token_then_upload_and_tag
 
 PARENT_CHECK_SECONDS = 0.5
 SILENCE_SECONDS = 60.0

@@ -153,10 +153,10 @@ def derive_class_of_this_module(base: Any) -> Any:
 
     # a config class without an __init__ would get that of a dataclass from transformers
     @functools.wraps(base.__init__)
-    def call_base_init(self: Any, *arguments: Any, **options: Any) -> None:
+    def __init__(self: Any, *arguments: Any, **options: Any) -> None:
         base.__init__(self, *arguments, **options)
 
-    members = {"__module__": __name__, "__doc__": base.__doc__, "__init__": call_base_init}
+    members = {"__module__": __name__, "__doc__": base.__doc__, "__init__": __init__}
     if issubclass(base, PreTrainedConfig):
         if CUSTOM_FILES:
 

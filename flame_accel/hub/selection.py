@@ -115,8 +115,9 @@ def _code_files(folder: Path) -> set[str]:
     modules: list[str] = []
     for config in (MODEL_CONFIG, "tokenizer_config.json"):
         try:
-            auto_map = json.loads((folder / config).read_text(encoding="utf-8"))["auto_map"]
-            values = [value for each in auto_map.values() for value in _as_list(each)]
+            text = (folder / config).read_text(encoding="utf-8")
+            named = json.loads(text)["auto_map"].values()
+            values = [v for each in named for v in (each if isinstance(each, list) else [each])]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         # with -- it is the code of another repository
@@ -132,10 +133,6 @@ def _code_files(folder: Path) -> set[str]:
                 up = PurePosixPath(name).parent.joinpath(*[".."] * (len(dots) - 1))
                 modules.append(os.path.normpath(up / module.replace(".", "/")))
     return found
-
-
-def _as_list(value: object) -> list[object]:
-    return value if isinstance(value, list) else [value]
 
 
 def _image_names_in_card(folder: Path) -> set[str]:

@@ -101,7 +101,7 @@ class UploadQueue(Generic[Task]):
         for old in replaced:
             self._report_replaced(task, old)
 
-    def unfinished(self) -> list[Task]:
+    def unfinished_or_given_up(self) -> list[Task]:
         """Uploads that are being made, wait, or were given up; the oldest first."""
         with self._changed:
             current = [] if self._current is None else [self._current]
@@ -120,7 +120,7 @@ class UploadQueue(Generic[Task]):
                 if remaining <= 0:
                     break
                 self._changed.wait(remaining)
-        return self.unfinished()
+        return self.unfinished_or_given_up()
 
     def abort_and_close(self) -> None:
         """Ends the upload that is being made, and the thread."""

@@ -8,12 +8,13 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from flame_accel import files
-from flame_accel.hub.hub_client import BranchQuery, CommitByBranch
+from flame_accel.hub.hub_client import BranchQuery
+from flame_accel.hub.hub_upload import CommitByBranch
 
 RECORD_FILE = "hub.json"
 STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
@@ -89,23 +90,23 @@ class UploadRecord:
             if (planned.source, planned.step) != (source, step) or set(planned.revisions) - here
         ]
 
-    def has_uploaded(self, planned: PlannedUpload, checksum: str) -> bool:
-        """Whether every branch holds this very model."""
+    def branches_hold_checksum(self, branches: Iterable[str], checksum: str) -> bool:
+        """Whether each of these branches holds this very model."""
         return all(
-            revision in self.finished and self.finished[revision].checksum == checksum
-            for revision in planned.revisions
+            branch in self.finished and self.finished[branch].checksum == checksum
+            for branch in branches
         )
 
 
 def read_upload_record_or_empty(
-    run_folder: Path, repo_id: str, *, report: Callable[[str], object]
+    run_folder: Path, repo_id: str, *, report_damage: Callable[[str], object]
 ) -> UploadRecord:
     """The record of a run's uploads to a repository; an empty one if there is none to be read.
 
     Args:
         run_folder: The run folder.
         repo_id: NAMESPACE/NAME, or NAME for whatever namespace the run has uploaded to.
-        report: Told that the record is damaged.
+        report_damage: Told that the record is damaged.
     """
     path = run_folder / RECORD_FILE
     if not path.is_file():
@@ -139,7 +140,7 @@ def read_upload_record_or_empty(
         return record
     except (ValueError, KeyError, TypeError, AttributeError):
         # what is on the Hub is found again: files that are the same are not sent twice
-        report(f"{path} is damaged: what the run has uploaded before is not known")
+        report_damage(f"{path} is damaged: what the run has uploaded before is not known")
         return UploadRecord(repo_id=repo_id)
 
 

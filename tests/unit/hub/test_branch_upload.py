@@ -6,10 +6,10 @@ import pytest
 from huggingface_hub import HfApi
 
 from flame_accel.hub.branch_upload import merge_cards_and_upload
-from flame_accel.hub.hub_client import Upload
+from flame_accel.hub.hub_client import BranchQuery
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
-from flame_accel.hub.upload_record import UploadRecord
+from flame_accel.hub.hub_upload import Upload
 from tests.helpers.hub_server import HubServer
 
 REPO = "tester/model"
@@ -25,16 +25,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 def upload(folder: Path, *, overwrite: bool = False) -> dict[str, str]:
-    record = UploadRecord(repo_id=REPO, run_id="ours")
+    query = BranchQuery(pattern="main|v1", run_id="ours", known={})
     request = Upload(
         folder=str(folder),
         repo_id=REPO,
         revisions=("main", "v1"),
         tag=None,
         message="Model",
-        run_id=record.run_id,
+        run_id=query.run_id,
     )
-    return merge_cards_and_upload(HubProcess(), request, record, overwrite=overwrite, report=print)
+    return merge_cards_and_upload(HubProcess(), request, query, overwrite=overwrite, report=print)
 
 
 def test_a_model_that_another_run_has_uploaded_meanwhile_stays(

@@ -13,7 +13,7 @@ from flame_accel.hub.card_header import (
 )
 from flame_accel.hub.card_header import format_header_entries as header_of
 from flame_accel.hub.card_sections import format_sections
-from flame_accel.hub.card_tables import format_duration
+from flame_accel.hub.card_training_tables import format_duration
 from flame_accel.hub.citations import PAPERS
 from flame_accel.hub.run_facts import ModelFacts, count_stored_parameters
 from tests.helpers.local_hub.card_rules import judge_card

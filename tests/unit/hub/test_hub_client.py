@@ -2,32 +2,23 @@
 
 import re
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
 
 from flame_accel.hub.hub_client import (
-    SEARCHED_BLOCK_BYTES,
     BranchQuery,
     BranchState,
-    Upload,
     check_write_access_and_create_if_missing,
     describe_branches,
-    scan_for_token_then_upload_and_tag,
 )
 from flame_accel.hub.hub_problem import HubProblem, classify_error
 from flame_accel.hub.hub_request import answer_request
+from flame_accel.hub.hub_upload import Upload, scan_for_token_then_upload_and_tag
 from tests.helpers.hub_server import WRITE_TOKEN
 
 REPO = "tester/model"
 QUERY = BranchQuery(pattern=".*", run_id="mine", known={})
-
-
-def upload_of(folder: Path, **changes: Any) -> Upload:
-    fields: dict[str, Any] = {"revisions": ("main",), "tag": None, "message": "Model"}
-    return Upload(folder=str(folder), repo_id=REPO, **{**fields, "run_id": "mine", **changes})
 
 
 def problem_of(status: int, local_hub, retry_after: int | None = None) -> HubProblem:
@@ -82,30 +73,6 @@ def test_a_public_repository_is_not_used_for_a_private_model(local_hub):
     ).private
 
 
-def test_a_file_with_the_access_token_is_not_uploaded(local_hub, tmp_path):
-    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
-    # also where two blocks of a large file meet
-    (tmp_path / "notes.txt").write_text("x" * (SEARCHED_BLOCK_BYTES - 5) + WRITE_TOKEN)
-    request = upload_of(tmp_path)
-    with pytest.raises(HubProblem, match=r"notes\.txt contains your access token"):
-        scan_for_token_then_upload_and_tag(request)
-    assert "notes.txt" not in local_hub.file_names(REPO, "main")
-
-
-def test_an_upload_replaces_the_weights_of_an_earlier_one(local_hub, tmp_path):
-    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
-    request = upload_of(tmp_path, revisions=("main", "step-3"), tag="v1")
-    (tmp_path / "model-00001-of-00001.safetensors").write_bytes(b"first")
-    scan_for_token_then_upload_and_tag(request)
-    (tmp_path / "model-00001-of-00001.safetensors").rename(tmp_path / "model.safetensors")
-    scan_for_token_then_upload_and_tag(request)
-    for revision in request.revisions:
-        names = local_hub.file_names(REPO, revision)
-        assert "model.safetensors" in names
-        assert "model-00001-of-00001.safetensors" not in names
-    assert local_hub.read_file(REPO, "model.safetensors", "v1") == b"first"
-
-
 def test_an_error_that_quotes_the_token_does_not_show_it(local_hub):
     problem = classify_error(ValueError(f"illegal header: {WRITE_TOKEN}\nand more"))
     assert problem.message == "illegal header: <token> and more"
@@ -143,7 +110,15 @@ def test_a_branch_is_taken_if_other_weights_than_those_of_the_run_are_there(loca
     assert not main().is_taken and main().card == "Plans" and main().uploaded_card is None
     (tmp_path / "model.safetensors").write_bytes(b"first")
     (tmp_path / "README.md").write_text("Model")
-    commit = scan_for_token_then_upload_and_tag(upload_of(tmp_path))["main"]
+    upload = Upload(
+        folder=str(tmp_path),
+        repo_id=REPO,
+        revisions=("main",),
+        tag=None,
+        message="Model",
+        run_id="mine",
+    )
+    commit = scan_for_token_then_upload_and_tag(upload)["main"]
     assert not main().is_taken and main("other").is_taken
     # edits of the card, and files of another kind, do not make it another model
     api.upload_file(repo_id=REPO, path_in_repo="README.md", path_or_fileobj=b"Edited")
@@ -155,24 +130,3 @@ def test_a_branch_is_taken_if_other_weights_than_those_of_the_run_are_there(loca
     api.delete_file("model.safetensors", REPO)
     assert not main("other").is_taken
     assert commit != main().commit == local_hub.repository(REPO).branches["main"]
-
-
-def test_a_new_branch_does_not_hold_the_model_of_main(local_hub, tmp_path):
-    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
-    (tmp_path / "config.json").write_text("{}")
-    scan_for_token_then_upload_and_tag(upload_of(tmp_path))
-    local_hub.fail_next(with_status=403, method="POST", path_contains="preupload")
-    with pytest.raises(HubProblem):
-        scan_for_token_then_upload_and_tag(upload_of(tmp_path, revisions=("v2",)))
-    assert local_hub.file_names(REPO, "v2") == []
-
-
-def test_what_somebody_commits_in_the_meantime_is_not_overwritten(local_hub, tmp_path):
-    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
-    head = describe_branches(REPO, QUERY)["main"].commit
-    HfApi().upload_file(repo_id=REPO, path_in_repo="README.md", path_or_fileobj=b"Edited")
-    (tmp_path / "README.md").write_text("Model")
-    with pytest.raises(HubProblem, match="412") as raised:
-        scan_for_token_then_upload_and_tag(upload_of(tmp_path, parents={"main": head}))
-    assert raised.value.is_worth_retrying
-    assert local_hub.read_file(REPO, "README.md") == b"Edited"

@@ -24,12 +24,12 @@ def test_a_record_reads_back_equal_for_its_own_repository(tmp_path):
     record = UploadRecord(
         repo_id="a/b", finished={"main": DONE}, planned=[PLANNED], checkpoints_since_upload=2
     )
-    assert not read_upload_record_or_empty(tmp_path, "a/b", report=print).has_begun()
+    assert not read_upload_record_or_empty(tmp_path, "a/b", report_damage=print).has_begun()
     write_upload_record(tmp_path, record)
-    assert read_upload_record_or_empty(tmp_path, "a/b", report=print) == record
+    assert read_upload_record_or_empty(tmp_path, "a/b", report_damage=print) == record
     # without the namespace of whoever was logged in
-    assert read_upload_record_or_empty(tmp_path, "b", report=print) == record
-    other = read_upload_record_or_empty(tmp_path, "a/other", report=print)
+    assert read_upload_record_or_empty(tmp_path, "b", report_damage=print) == record
+    other = read_upload_record_or_empty(tmp_path, "a/other", report_damage=print)
     assert not other.has_begun() and other.run_id == record.run_id
 
 
@@ -45,7 +45,7 @@ def test_a_record_reads_back_equal_for_its_own_repository(tmp_path):
 def test_a_record_that_cannot_be_read_costs_nothing_but_an_upload(tmp_path, content):
     (tmp_path / "hub.json").write_text(content)
     said: list[str] = []
-    assert not read_upload_record_or_empty(tmp_path, "a/b", report=said.append).has_begun()
+    assert not read_upload_record_or_empty(tmp_path, "a/b", report_damage=said.append).has_begun()
     assert said == [
         f"{tmp_path / 'hub.json'} is damaged: what the run has uploaded before is not known"
     ]
@@ -53,10 +53,10 @@ def test_a_record_that_cannot_be_read_costs_nothing_but_an_upload(tmp_path, cont
 
 def test_a_model_is_there_if_every_branch_holds_it():
     record = UploadRecord(repo_id="a/b", finished={"main": DONE})
-    assert record.has_uploaded(PLANNED, "abc")
-    assert not record.has_uploaded(PLANNED, "other")
+    assert record.branches_hold_checksum(PLANNED.revisions, "abc")
+    assert not record.branches_hold_checksum(PLANNED.revisions, "other")
     two = PlannedUpload(source="hf", step=8, revisions=("step-8", "main"), tag=None, message="")
-    assert not record.has_uploaded(two, "abc")
+    assert not record.branches_hold_checksum(two.revisions, "abc")
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_an_upload_is_planned_until_every_branch_has_it(tmp_path):
     record.record_upload_and_drop_plans("hf", 8, {"main": "0" * 40}, "abc")
     assert record.planned == [planned]
     record.record_upload_and_drop_plans("hf", 8, {"step-8": "1" * 40}, "abc")
-    assert record.planned == [] and record.has_uploaded(planned, "abc")
+    assert record.planned == [] and record.branches_hold_checksum(planned.revisions, "abc")
 
 
 def test_the_record_of_another_repository_is_not_replaced_by_a_push(tmp_path):
     record = UploadRecord(repo_id="a/b", finished={"main": DONE})
     write_record_and_clean_stages_if_same_repository(tmp_path, record)
     write_record_and_clean_stages_if_same_repository(tmp_path, UploadRecord(repo_id="a/other"))
-    assert read_upload_record_or_empty(tmp_path, "a/b", report=print) == record
+    assert read_upload_record_or_empty(tmp_path, "a/b", report_damage=print) == record
 
 
 def test_only_the_folders_of_planned_uploads_are_kept(tmp_path):
