@@ -81,7 +81,11 @@ def select_model_files_or_raise(folder: Path) -> SelectedFiles:
         for path in paths
         if not any(part.startswith(".") or part == "__pycache__" for part in path.parts)
     ]
-    known = {*shard_names_in_index_or_empty(folder), *_code_files(folder), *_image_names_in_card(folder)}
+    known = {
+        *shard_names_in_index_or_empty(folder),
+        *_code_files(folder),
+        *_image_names_in_card(folder),
+    }
     chosen = [name for name in visible if name in known or _is_model_file(name)]
     left_out = [name for name in visible if name not in chosen]
     if has_checkpoint_manifest(folder):
