@@ -1,5 +1,6 @@
 """Files, folders and patterns: which files are meant, and their splits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -84,54 +85,32 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def names(files: list[Path], folder: Path) -> list[str]:
+def found_in(folder: Path, path: str = "", patterns: Sequence[str] = ()) -> list[str]:
+    files = list_visible_files_outside_run_folders(str(folder / path), None, patterns)
     return [file.relative_to(folder).as_posix() for file in files]
 
 
 def test_what_a_run_writes_into_the_data_folder_is_no_data(folder: Path) -> None:
-    assert names(list_visible_files_outside_run_folders(str(folder), None, []), folder) == [
-        "a.txt",
-        "sub/b.txt",
-    ]
-    assert names(
-        list_visible_files_outside_run_folders(str(folder), None, ["**/*.txt"]), folder
-    ) == [
-        "a.txt",
-        "sub/b.txt",
-    ]
+    assert found_in(folder) == ["a.txt", "sub/b.txt"]
+    assert found_in(folder, patterns=["**/*.txt"]) == ["a.txt", "sub/b.txt"]
 
 
 def test_a_pattern_does_not_reach_into_a_run_folder(folder: Path, monkeypatch) -> None:
-    assert names(
-        list_visible_files_outside_run_folders(f"{folder}/**/*.txt", None, []), folder
-    ) == [
-        "a.txt",
-        "sub/b.txt",
-    ]
+    assert found_in(folder, "**/*.txt") == ["a.txt", "sub/b.txt"]
     monkeypatch.chdir(folder)
-    assert list_visible_files_outside_run_folders("**/*.txt", None, []) == [
-        Path("a.txt"),
-        Path("sub/b.txt"),
-    ]
+    found = list_visible_files_outside_run_folders("**/*.txt", None, [])
+    assert found == [Path("a.txt"), Path("sub/b.txt")]
 
 
 def test_files_in_a_run_folder_can_still_be_named(folder: Path) -> None:
-    assert names(
-        list_visible_files_outside_run_folders(f"{folder}/run/log.txt", None, []), folder
-    ) == ["run/log.txt"]
-    found = names(
-        list_visible_files_outside_run_folders(f"{folder}/run/checkpoint", None, []), folder
-    )
-    assert found == ["run/checkpoint/step-1/c.txt"]
-    found = names(list_visible_files_outside_run_folders(f"{folder}/run/*.txt", None, []), folder)
-    assert found == ["run/log.txt"]
+    assert found_in(folder, "run/log.txt") == ["run/log.txt"]
+    assert found_in(folder, "run/checkpoint") == ["run/checkpoint/step-1/c.txt"]
+    assert found_in(folder, "run/*.txt") == ["run/log.txt"]
 
 
 def test_a_folder_with_only_one_of_the_files_of_a_run_is_data(folder: Path) -> None:
     (folder / "run" / RUN_FOLDER_FILES[1]).unlink()
-    assert "run/log.txt" in names(
-        list_visible_files_outside_run_folders(str(folder), None, ["**/*.txt"]), folder
-    )
+    assert "run/log.txt" in found_in(folder, patterns=["**/*.txt"])
 
 
 @pytest.mark.parametrize("streaming", [False, True])
