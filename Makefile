@@ -1,7 +1,7 @@
 # The project's chores. `make check` is what has to pass before a change lands; the list is in .ci/run.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types test quickstart test-slow test-gpu engines format docs lock
+.PHONY: check lint types test quickstart test-slow test-gpu oracle engines format docs lock
 check:
 	bash .ci/run
 
@@ -14,6 +14,11 @@ test-slow:
 # uses the GPU, which test.sh hides
 test-gpu:
 	$(PYTHON) -m pytest -m gpu
+
+# our operators against fla's references, ORACLE_CALLS generated calls of each; another draw every time
+ORACLE_CALLS ?= 100
+oracle:
+	bash test.sh tests/laws/test_oracle.py --oracle-calls $(ORACLE_CALLS)
 
 # the table of all engines; in one process, so that every run is in it
 engines:

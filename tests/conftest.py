@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engines-table", help="file for the table of tests/laws/test_engines.py")
+    parser.addoption(
+        "--oracle-calls", type=int, help="calls of each case of tests/laws/test_oracle.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -111,6 +111,13 @@ CHUNK_SIZES = {
 }
 """The values of `chunk_size` that fla's operators take; the others take powers of two."""
 
+NEEDED = {
+    "attn_decoding_one_step": ("cu_seqlens",),
+    "causal_conv1d": ("weight",),
+    "fused_recurrent_precond_gated_delta_rule": ("g_atk", "beta_atk"),
+}
+"""Arguments that cannot be left out although fla's signature has None for them."""
+
 FP32_STATES = ("chunk_gdn2", "chunk_gla", "chunk_kda", "chunk_mesa_net", "chunk_precond_kda")
 """Operators that take initial states in fp32 only."""
 
@@ -229,6 +236,8 @@ def _check_shape_and_enter_sizes(
 def _check_options(name: str, arguments: Mapping[str, Any]) -> None:
     """Rules between options, and of their values."""
     given = arguments.get
+    if missing := [needed for needed in NEEDED.get(name, ()) if given(needed) is None]:
+        raise ArgumentError(f"{name} needs {' and '.join(missing)}")
     if "head_first" in arguments:
         raise ArgumentError(f"{name} takes inputs [B, T, H, ...]; fla has removed head_first")
     chunk_size = given("chunk_size")

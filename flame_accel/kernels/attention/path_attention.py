@@ -150,6 +150,8 @@ def _path_attention_block(
 
 def _transform_keys_to_sequence_end(k: Tensor, w: Tensor, beta: Tensor) -> Tensor:
     """Keys carried to the end of the sequence, [B, T, G, D]."""
+    if not k.shape[1]:
+        return k
     chunks = _compute_chunk_transitions(k, w, beta)
     carried = chunks.k[:, 0]
     for chunk in range(1, chunks.k.shape[1]):

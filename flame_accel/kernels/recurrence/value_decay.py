@@ -91,7 +91,8 @@ class _ChunkedValueDecay(torch.autograd.Function):
         states, final_state = inter_chunk_scan(
             intra.k_to_end.mT @ kc, intra.chunk_decay, initial_state.mT.contiguous(), layout
         )
-        qc *= scale
+        # not in place: of one head without padding these are the queries themselves
+        qc = qc * scale
         dk_to_end = torch.zeros_like(vc)
         dlog_chunk_decay = dk_to_end[:, 0]
         o, *_ = intra.backward(intra.saved, qc @ kc.mT, qc @ states.mT, dk_to_end, dlog_chunk_decay)

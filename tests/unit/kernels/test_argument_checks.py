@@ -6,6 +6,7 @@ import pytest
 import torch
 from fla import ops
 from fla.modules.causal_conv1d import causal_conv1d
+from fla.ops.attn.decoding import attn_decoding_one_step
 from fla.ops.gdn2 import chunk_gdn2
 from torch import Tensor
 
@@ -120,3 +121,15 @@ def test_options_are_checked_as_by_fla():
         ops.parallel_attn(q, k, v, window_size=0)
     with pytest.raises(ValueError, match="multiples, not 3 and 2"):
         ops.parallel_attn(torch.randn(1, 8, 3, 16), k, v)
+
+
+def test_what_cannot_be_left_out_is_named():
+    q, k, v = qkv
+    calls = {
+        "g_atk and beta_atk": lambda: ops.fused_recurrent_precond_gated_delta_rule(q, k, v),
+        "cu_seqlens": lambda: attn_decoding_one_step(q[:, :1], k, v),
+        "weight": lambda: causal_conv1d(q.flatten(2)),
+    }
+    for missing, call in calls.items():
+        with pytest.raises(ArgumentError, match=f"needs {missing}"):
+            call()

@@ -19,7 +19,8 @@ def test_path_keeps_keys_carried_to_the_end_of_each_document():
     torch.manual_seed(0)
     total = sum(DOCUMENTS)
     tensors = [queries(total), keys(total), keys(total), directions(total), factors(total)]
-    edges = torch.tensor([0, *DOCUMENTS]).cumsum(0)
+    # empty documents keep nothing
+    edges = torch.tensor([0, 0, *DOCUMENTS, 0]).cumsum(0)
     _, cache = path.parallel_path_attn(*tensors, cu_seqlens=edges, use_cache=True)
     assert cache is not None
     parts, own = [], (tensors[1], *tensors[3:])

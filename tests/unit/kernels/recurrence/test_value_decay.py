@@ -72,3 +72,11 @@ def test_states_can_have_the_values_first():
     o, state = attend(q, k, v, g, h)
     o_v, state_v = attend(q, k, v, g, h.mT.contiguous(), state_v_first=True)
     assert_close([o_v, state_v], [o, state.mT], 1e-6)
+
+
+def test_queries_of_one_head_without_padding_stay_as_they_are():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 64, 1, 12).unbind()
+    before = q.clone()
+    attend(q, k, v, torch.zeros_like(v), None)
+    assert torch.equal(q, before)
