@@ -36,7 +36,17 @@ def group_norm(
     return (y, next_residual) if prenorm else y
 
 
-rms_norm = partial(group_norm, is_rms_norm=True)
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+) -> OutputOrOutputAndResidual:
+    """`group_norm` with `is_rms_norm`, over the whole last dimension."""
+    return group_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
 
 
 def layer_norm_linear(
@@ -83,7 +93,21 @@ def layer_norm_gated(
     return (y, next_residual) if prenorm else y
 
 
-rms_norm_gated = partial(layer_norm_gated, is_rms_norm=True)
+def rms_norm_gated(
+    x: Tensor,
+    g: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str = "swish",
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> OutputOrOutputAndResidual:
+    """`layer_norm_gated` with `is_rms_norm`."""
+    return layer_norm_gated(
+        x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps, is_rms_norm=True
+    )
 
 
 def layer_norm_swish_gate_linear(
@@ -109,6 +133,7 @@ def layer_norm_swish_gate_linear(
     return (out, next_residual) if prenorm else out
 
 
+# a partial is bound to fla's signature call by call; the frequent norms above are called directly
 rms_norm_swish_gate_linear = partial(layer_norm_swish_gate_linear, is_rms_norm=True)
 
 
