@@ -4,24 +4,23 @@
 parsed before torch is imported, in `train_process`; processes are launched in `commands/train`.
 """
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from flame_accel import data, kernels, models, observe, parallel
 from flame_accel.checkpoint import (
-    CheckpointFolder,
     SaveSchedule,
     StartingPoint,
     TrainState,
     delete_or_rename_unused_checkpoints_if_enabled,
     find_or_download_starting_point,
+    own_run_folder,
     restore_starting_point,
     save_checkpoint,
     weights_only_dtype_if_seed_or_last,
@@ -35,9 +34,10 @@ from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.sources import describe_model_sources
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
+from flame_accel.run_parts import Components, LoopState
+from flame_accel.stop_signals import StopSignals
 from flame_accel.training import (
     GarbageCollection,
-    PassGraphs,
     batch_to_device_with_host_boundaries,
     build_optimizer,
     build_pass_graphs,
@@ -50,34 +50,7 @@ from flame_accel.training import (
 log = observe.get_logger()
 
 
-class Components(NamedTuple):
-    """What a run computes with; model and optimizer as Accelerate prepared them."""
-
-    tokenizer: PreTrainedTokenizerBase
-    run_data: data.RunData
-    model: nn.Module
-    optimizer: AcceleratedOptimizer
-    num_parameters: models.TotalAndNonEmbeddingCount
-    flops_per_token: float | None
-    """Training FLOPs, forward and backward; None if the model's mixer is unknown."""
-    graphs: PassGraphs | None = None
-    """Runs passes as CUDA graphs, if so configured."""
-
-
-class LoopState(NamedTuple):
-    """What changes from step to step: counters, data, measurements, and where they are written."""
-
-    state: TrainState
-    checkpoints: CheckpointFolder
-    batches: data.StepBatches
-    eval_batches: data.EvaluationBatches | None
-    """None without validation."""
-    meter: observe.Meter
-    metric_logger: observe.MetricLogger
-    uploads: HubUploads
-
-
-def main(config: Config) -> None:
+def main(config: Config, stop_signals: StopSignals) -> None:
     """Trains, validates and exports one model; a `UserError` loses nothing of earlier runs."""
     run_folder = Path(config.job.dump_folder)
     accelerator = parallel.build_accelerator(
@@ -88,7 +61,10 @@ def main(config: Config) -> None:
         tracker_names=observe.enabled_tracker_names(config.metrics),
     )
     uploads = HubUploads(accelerator, config.hub, run_folder, custom_modules=config.model.custom)
-    try:
+    with ExitStack() as at_end:
+        at_end.callback(parallel.end_training_and_destroy_groups, accelerator)
+        at_end.callback(uploads.abort)
+        lock = at_end.enter_context(own_run_folder(accelerator, run_folder))
         active_kernels = setup_run(config, accelerator, run_folder)
         if observe.log_if_already_finished(accelerator, run_folder, config):
             uploads.upload_missing_of_finished_run()
@@ -105,22 +81,26 @@ def main(config: Config) -> None:
         uploads.check_access_and_create_repository()
         components = build_components(config, accelerator, model_config, start)
         loop = restore_run(config, accelerator, components, start, uploads)
+        lock.keeps_changes = True
         if config.checkpoint.create_seed_checkpoint:
             log.info("initial weights: %s", save(config, accelerator, components, loop))
             return
         num_parameters, run_data = components.num_parameters, components.run_data
         log_run_summary(accelerator, config.training, components.model, num_parameters, run_data)
-        tokens = parallel.tokens_per_step(config.training, accelerator) * config.training.steps
-        tune_kernels = config.model.tune_kernels
-        kernels.apply_tune_kernels_option(tune_kernels, components.flops_per_token, tokens)
+        kernels.apply_tune_kernels_option(
+            config.model.tune_kernels,
+            components.flops_per_token,
+            parallel.tokens_per_step(config.training, accelerator) * config.training.steps,
+        )
         step = loop.state.step
-        with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
-            train(config, accelerator, components, loop, profiler)
-        export_and_report(config, accelerator, components, loop.state, run_folder)
-        uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step)
-    finally:
-        uploads.abort()
-        parallel.end_training_and_destroy_groups(accelerator)
+        with observe.record_how_block_ends(accelerator, run_folder, lambda: loop.state.step):
+            with (
+                observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler,
+                stop_signals.deferred(saves=config.checkpoint.enable_checkpoint),
+            ):
+                train(config, accelerator, components, loop, profiler, stop_signals)
+            export_and_report(config, accelerator, components, loop.state, run_folder)
+            uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step)
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> KernelKind:
@@ -237,8 +217,13 @@ def train(
     components: Components,
     loop: LoopState,
     profiler: observe.StepProfiler,
+    stop_signals: StopSignals,
 ) -> None:
-    """The training loop. Every rank reaches every line: all conditions agree on all ranks."""
+    """The training loop. Every rank reaches every line: all conditions agree on all ranks.
+
+    Raises:
+        StoppedBySignal: After a save, if a signal asked any rank to stop.
+    """
     training, steps = config.training, config.training.steps
     state, batches, meter = loop.state, loop.batches, loop.meter
     step_tokens = parallel.tokens_per_step(training, accelerator)
@@ -249,11 +234,12 @@ def train(
         colored=not config.metrics.disable_color_printing,
     )
     saves = SaveSchedule(accelerator, config.checkpoint, total_steps=steps)
+    any_rank_agrees = parallel.AnyRankAgrees(accelerator)
     garbage = GarbageCollection(training.gc_freq)
     stream = iter(batches)
-    first_step = state.step + 1
+    first_step, stops = state.step + 1, False
     meter.start_clock()
-    while state.step < steps:
+    while state.step < steps and not stops:
         lr = learning_rate(
             state.step, config.optimizer, total_steps=steps, warmup_steps=training.warmup_steps
         )
@@ -298,12 +284,15 @@ def train(
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.log_and_write_record(record, total_steps=steps)
             meter.sync_and_check_consecutive_skips(training.max_consecutive_skips or None)
-        if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record)):
+        stops = any_rank_agrees(stop_signals.received is not None)
+        if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record), run_stops=stops):
             with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
                 save(config, accelerator, components, loop)
         garbage.freeze_first_or_collect_if_due(state.step)
     garbage.unfreeze_and_leave_collector_disabled()
     progress.close()
+    if stops:
+        stop_signals.stop()
 
 
 def save(config: Config, accelerator: Accelerator, components: Components, loop: LoopState) -> Path:
@@ -349,4 +338,3 @@ def export_and_report(
         log_sample_and_write_html_report(
             exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
         )
-        observe.write_run_end(run_folder, reason="finished", step=state.step)

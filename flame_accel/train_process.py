@@ -19,6 +19,10 @@ def run_training(argv: Sequence[str]) -> None:
     Raises:
         SystemExit: With code 2 for wrong options, else the exit code of the user's error.
     """
+    from flame_accel.stop_signals import StopSignals
+
+    stop_signals = StopSignals()
+    stop_signals.install_handlers()
     from flame_accel.cache_folders import redirect_unwritable_caches
     from flame_accel.config import parse_or_exit
     from flame_accel.config.errors import exit_on_user_error
@@ -34,7 +38,7 @@ def run_training(argv: Sequence[str]) -> None:
     from flame_accel.train import main
 
     with exit_on_user_error(), explain_timeout_and_connection_errors(config.comm):
-        main(config)
+        main(config, stop_signals)
 
 
 def replace_package_folder_by_parent_in_search_path() -> None:

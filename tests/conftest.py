@@ -78,6 +78,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]]
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     from flame_accel import train
+    from flame_accel.stop_signals import StopSignals
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -90,7 +91,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]]
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         PartialState._reset_state()
-        train.main(parse(argv))
+        train.main(parse(argv), StopSignals())
 
     yield run
     torch.set_num_threads(threads)

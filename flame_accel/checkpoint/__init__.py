@@ -8,16 +8,19 @@ from flame_accel.checkpoint.restore import (
     find_or_download_starting_point,
     restore_starting_point,
 )
+from flame_accel.checkpoint.run_lock import RunLock, own_run_folder
 from flame_accel.checkpoint.save_schedule import SaveSchedule
 from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
     "CheckpointFolder",
+    "RunLock",
     "SaveSchedule",
     "StartingPoint",
     "TrainState",
     "delete_or_rename_unused_checkpoints_if_enabled",
     "find_or_download_starting_point",
+    "own_run_folder",
     "restore_starting_point",
     "save_checkpoint",
     "weights_only_dtype_if_seed_or_last",

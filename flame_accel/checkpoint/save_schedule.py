@@ -37,16 +37,19 @@ class SaveSchedule:
         self.clock = clock
         self.saved_at = clock()
 
-    def is_due_on_all_ranks(self, completed_steps: int, *, step_was_logged: bool) -> bool:
+    def is_due_on_all_ranks(
+        self, completed_steps: int, *, step_was_logged: bool, run_stops: bool = False
+    ) -> bool:
         """Whether to save after a step. Every rank must call it with the same arguments.
 
         Args:
             completed_steps: Number of completed steps, this one included.
             step_was_logged: Whether the step was logged, so that the ranks have just synchronised.
+            run_stops: Whether the run ends after this step.
         """
         if not self.config.enable_checkpoint:
             return False
-        if completed_steps == self.total_steps:
+        if run_stops or completed_steps == self.total_steps:
             return True
         if self.config.interval_type == "step":
             return completed_steps % self.config.interval == 0

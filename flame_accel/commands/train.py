@@ -28,6 +28,7 @@ from flame_accel.presets import (
     preset_names,
     suggest_presets,
 )
+from flame_accel.stop_signals import forward_stop_signals_to_ranks
 
 QUICKSTART = ("--job.config_file", "quickstart")
 """Options that a run starts from if it names neither a run file nor a model."""
@@ -138,11 +139,14 @@ def run_accelerate_launch_in_this_process(plan: AccelerateLaunch, options: Seque
 
     A process that a signal ended counts as 128 + the number of the signal, as in a shell.
     """
+    forward_stop_signals_to_ranks(str(SCRIPT))
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = launch_command_parser().parse_args([*plan.flags, str(SCRIPT), *options])
+    # torchrun would give the ranks 30 s and kill them; they end by themselves, after a save
+    arguments.signals_to_handle = "SIGQUIT"
     # the run has said what went wrong; the launcher's own traceback would bury it
     try:
         launch_command(arguments)

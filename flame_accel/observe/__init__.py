@@ -15,8 +15,8 @@ from flame_accel.observe.run_folder import (
     describe_environment,
     device_name,
     log_if_already_finished,
+    record_how_block_ends,
     write_run_description_and_open_log,
-    write_run_end,
 )
 
 __all__ = [
@@ -31,9 +31,9 @@ __all__ = [
     "get_logger",
     "log_if_already_finished",
     "profile_steps",
+    "record_how_block_ends",
     "reduce_and_check_data_metrics",
     "setup_console_logging",
     "write_report",
     "write_run_description_and_open_log",
-    "write_run_end",
 ]

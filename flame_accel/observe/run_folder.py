@@ -10,7 +10,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,6 +29,7 @@ from flame_accel.observe.metric_logger import flatten_options_without_secrets
 from flame_accel.observe.metrics_file import METRICS_FILE
 from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE, list_kept_starts_and_this_one
 from flame_accel.parallel import run_on_main_and_broadcast
+from flame_accel.stop_signals import StoppedBySignal
 
 ENDED_FILE = "ended.json"
 PACKAGES = (
@@ -152,16 +154,40 @@ def write_config_environment_and_clear_ended(
         ) from error
 
 
-def write_run_end(run_folder: Path, *, reason: str, step: int) -> None:
-    """Records why, when and after which step a run ended. Called by the main process.
+@contextmanager
+def record_how_block_ends(
+    accelerator: Accelerator, run_folder: Path, get_step: Callable[[], int]
+) -> Iterator[None]:
+    """Writes to ended.json why, when and after which step the block, and with it the run, ended.
+
+    The reasons are `finished`, `signal` and `error`. The main process writes; an I/O error in that
+    hides no other error.
 
     Args:
+        accelerator: The run's accelerator.
         run_folder: The run folder.
-        reason: `finished`: all steps are done, and the model is exported.
-        step: Number of completed updates.
+        get_step: Returns the number of completed updates.
     """
-    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json_atomically(run_folder / ENDED_FILE, {"reason": reason, "step": step, "time": time})
+    try:
+        yield
+    except StoppedBySignal as stop:
+        _write_run_end(accelerator, run_folder, "signal", get_step(), stop.signal_name)
+        raise
+    except BaseException as error:
+        with suppress(OSError):
+            what = f"{type(error).__name__}: {mask_secrets(str(error))}"
+            _write_run_end(accelerator, run_folder, "error", get_step(), what)
+        raise
+    _write_run_end(accelerator, run_folder, "finished", get_step(), None)
+
+
+def _write_run_end(
+    accelerator: Accelerator, run_folder: Path, reason: str, step: int, what: str | None
+) -> None:
+    if accelerator.is_main_process:
+        time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        content = {"reason": reason, "step": step, "time": time} | ({"what": what} if what else {})
+        write_json_atomically(run_folder / ENDED_FILE, content)
 
 
 def read_finished_step(run_folder: Path) -> int | None:

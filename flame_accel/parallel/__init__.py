@@ -2,6 +2,7 @@
 
 from flame_accel.parallel.accelerator import build_accelerator
 from flame_accel.parallel.collectives import (
+    AnyRankAgrees,
     all_gather_concatenated,
     all_reduce_sum_over_dp,
     end_training_and_destroy_groups,
@@ -28,6 +29,7 @@ from flame_accel.parallel.timeouts import (
 from flame_accel.parallel.transform import apply_float8_tp_cast_compile_and_checkpointing
 
 __all__ = [
+    "AnyRankAgrees",
     "UpdateResult",
     "all_gather_concatenated",
     "all_reduce_sum_over_dp",

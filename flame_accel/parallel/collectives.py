@@ -17,7 +17,7 @@ from flame_accel.config import UserError
 from flame_accel.parallel.ranks import tp_size
 
 Result = TypeVar("Result")
-_ended_groups: list[ProcessGroup | None] = []
+_ended_groups: list[ProcessGroup] = []
 """Groups that were destroyed, and whose objects are kept."""
 
 
@@ -47,17 +47,33 @@ def run_on_main_and_broadcast(accelerator: Accelerator, compute: Callable[[], Re
     return result
 
 
+class AnyRankAgrees:
+    """Tells every rank whether any of them says yes; over the hosts, no device waits for it.
+
+    Args:
+        accelerator: The run's accelerator. Every rank must construct it at the same place.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        several = accelerator.num_processes > 1
+        self._group = torch.distributed.new_group(backend="gloo") if several else None
+
+    def __call__(self, answer: bool) -> bool:
+        """Whether any rank's answer is yes. Every rank must call it."""
+        if self._group is None:
+            return answer
+        answers = torch.tensor([answer], dtype=torch.uint8)
+        torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX, self._group)
+        return bool(answers.item())
+
+
 def end_training_and_destroy_groups(accelerator: Accelerator) -> None:
     """Ends trackers and process groups; the groups' objects stay until this process ends.
 
     DDP's reducer would free the last reference with the GIL held, and join gloo's thread, which may
     be waiting for the GIL to free the tensors of its last broadcast: a deadlock.
     """
-    if torch.distributed.is_initialized():
-        _ended_groups.append(torch.distributed.group.WORLD)
-        mesh = accelerator.torch_device_mesh
-        if mesh is not None:
-            _ended_groups.extend(mesh.get_all_groups())
+    _ended_groups.extend(torch.distributed.distributed_c10d._world.pg_map)
     accelerator.end_training()
 
 

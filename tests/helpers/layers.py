@@ -2,7 +2,15 @@
 
 # a folder may import itself and the folders of earlier lines
 LAYERS = (
-    ("cache_folders", "cpu_cores", "files", "presets", "standard_streams", "suppressed_messages"),
+    (
+        "cache_folders",
+        "cpu_cores",
+        "files",
+        "presets",
+        "standard_streams",
+        "stop_signals",
+        "suppressed_messages",
+    ),
     ("config",),
     ("hub_lookup", "model_files", "prompt_files"),
     ("kernels",),
@@ -12,6 +20,7 @@ LAYERS = (
     ("observe",),
     ("checkpoint", "evaluation"),
     ("diagnosis", "hub"),
+    ("run_parts",),
     ("train",),
     ("train_process",),
     ("commands",),

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from flame_accel.config import Config, UserError, load_run_file, parse
 from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
@@ -15,9 +16,10 @@ from flame_accel.observe.run_folder import (
     git_commit_and_dirty,
     package_versions,
     read_finished_step,
+    record_how_block_ends,
     write_config_environment_and_clear_ended,
-    write_run_end,
 )
+from flame_accel.stop_signals import StoppedBySignal
 from tests.helpers.runs import ROOT, read_losses
 
 
@@ -152,9 +154,31 @@ def test_a_run_folder_is_known_by_its_files(tmp_path: Path) -> None:
 
 def test_a_run_has_finished_from_its_end_to_its_next_start(tmp_path: Path) -> None:
     assert read_finished_step(tmp_path) is None
-    write_run_end(tmp_path, reason="finished", step=8)
+    with record_how_block_ends(Accelerator(cpu=True), tmp_path, lambda: 8):
+        pass
     assert read_finished_step(tmp_path) == 8
     prepare(tmp_path)
+    assert read_finished_step(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "what"),
+    [
+        (StoppedBySignal("SIGUSR1", 0), "signal", "SIGUSR1"),
+        (ValueError("no space at hf_" + "a" * 34), "error", "ValueError: no space at [secret]"),
+        (KeyboardInterrupt(), "error", "KeyboardInterrupt: "),
+    ],
+)
+def test_a_run_that_is_stopped_says_why(
+    tmp_path: Path, error: BaseException, reason: str, what: str
+) -> None:
+    with (
+        pytest.raises(type(error)),
+        record_how_block_ends(Accelerator(cpu=True), tmp_path, lambda: 3),
+    ):
+        raise error
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    assert (ended["reason"], ended["step"], ended["what"]) == (reason, 3, what)
     assert read_finished_step(tmp_path) is None
 
 

@@ -1,0 +1,42 @@
+"""What a training run consists of: the components it computes with, and its state as it goes on.
+
+`train` builds both and passes them on.
+"""
+
+from typing import NamedTuple
+
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from flame_accel import data, models, observe
+from flame_accel.checkpoint import CheckpointFolder, TrainState
+from flame_accel.hub.uploads import HubUploads
+from flame_accel.training import PassGraphs
+
+
+class Components(NamedTuple):
+    """What a run computes with; model and optimizer as Accelerate prepared them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    run_data: data.RunData
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    num_parameters: models.TotalAndNonEmbeddingCount
+    flops_per_token: float | None
+    """Training FLOPs, forward and backward; None if the model's mixer is unknown."""
+    graphs: PassGraphs | None = None
+    """Runs passes as CUDA graphs, if so configured."""
+
+
+class LoopState(NamedTuple):
+    """What changes from step to step: counters, data, measurements, and where they are written."""
+
+    state: TrainState
+    checkpoints: CheckpointFolder
+    batches: data.StepBatches
+    eval_batches: data.EvaluationBatches | None
+    """None without validation."""
+    meter: observe.Meter
+    metric_logger: observe.MetricLogger
+    uploads: HubUploads
