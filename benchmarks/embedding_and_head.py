@@ -127,7 +127,7 @@ def sweep_launch_parameters(run: Callable[[], object], tokens: int, rounds: int)
     module.BLOCK, module.NUM_WARPS = before[:2]
     for module.CHUNK_LOGITS in (2**26, 2**27, 2**28, 2**29):
         [cost] = measure([run], rounds)
-        print(f"chunk of {module._num_tokens_per_chunk(tokens, VOCABULARY)} tokens: "
+        print(f"chunk of {module._chunk_length_as_multiple_of_128(tokens, VOCABULARY)} tokens: "
               f"{cost.milliseconds:.2f} ms, {cost.gib:.2f} GiB")  # fmt: skip
     module.CHUNK_LOGITS = before[2]
 

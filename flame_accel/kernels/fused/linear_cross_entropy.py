@@ -112,7 +112,7 @@ def compute_nats_and_logit_gradients(
     )  # fmt: skip
 
 
-def _num_tokens_per_chunk(tokens: int, vocabulary: int) -> int:
+def _chunk_length_as_multiple_of_128(tokens: int, vocabulary: int) -> int:
     """So that all chunks have about as many."""
     most = max(FEWEST_TOKENS, CHUNK_LOGITS // vocabulary)
     chunks = -(-tokens // most)
@@ -143,7 +143,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.weight_dtype, weight = weight.dtype, weight.to(x.dtype)
         learns = any(ctx.needs_input_grad)
         nats = torch.empty(tokens, dtype=torch.float32, device=x.device)
-        size = _num_tokens_per_chunk(tokens, vocabulary)
+        size = _chunk_length_as_multiple_of_128(tokens, vocabulary)
         buffer = x.new_empty(min(size, tokens), vocabulary)
         dx = torch.empty_like(x) if learns else None
         dweight = torch.zeros_like(weight, dtype=torch.float32) if learns else None
@@ -212,7 +212,7 @@ def fused_linear_cross_entropy_loss(
     return nats / (target != ignore_index).sum()
 
 
-def supports_linear_cross_entropy_options(
+def supports_plain_loss_unless_l2warp_mean(
     x: Tensor,
     target: Tensor,
     weight: Tensor,

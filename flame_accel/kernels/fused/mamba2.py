@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from flame_accel.kernels.fused.gated_skip_norm import (
     GatedSum,
     norm_gated_sum,
-    norm_gated_sum_gradients,
+    norm_gated_sum_gradients_except_x,
 )
 from flame_accel.kernels.fused.norm import LARGEST_WIDTH
 from flame_accel.kernels.fused.ssd import (
     StepSizes,
     compute_ssd,
     compute_ssd_gradients,
-    split_convolved_xbc,
+    split_xbc_into_x_view_and_bc_copies,
 )
 from flame_accel.kernels.fused.ssd_states import index_chunks_of_sequences
 from flame_accel.kernels.modules.padded_rows import LayerOutput
@@ -54,7 +54,7 @@ class _SSDNormLinear(torch.autograd.Function):
         heads, inner = steps.shape[-1], gate.shape[-1]
         ctx.groups, ctx.eps, ctx.step_bounds = groups, eps, step_bounds
         ctx.sequences = sequences
-        inputs = split_convolved_xbc(xbc, heads, inner // heads, groups)
+        inputs = split_xbc_into_x_view_and_bc_copies(xbc, heads, inner // heads, groups)
         sizes = StepSizes(steps, bias, a_log, *step_bounds)
         y = compute_ssd(inputs, sizes, ctx.sequences).flatten(2)
         gated = GatedSum(y, xbc[..., :inner], gate, skip)
@@ -68,14 +68,14 @@ class _SSDNormLinear(torch.autograd.Function):
         heads, inner = steps.shape[-1], gate.shape[-1]
         dout = grads[0].reshape(-1, weight.shape[0])
         gated = GatedSum(y, xbc[..., :inner], gate, skip)
-        normed = norm_gated_sum_gradients(
+        normed = norm_gated_sum_gradients_except_x(
             gated, norm_weight, rstd, (dout @ weight).view(y.shape),
             with_result=ctx.needs_input_grad[7],
         )  # fmt: skip
         dweight = None
         if normed.result is not None:
             dweight = dout.t() @ normed.result.view(-1, inner)
-        inputs = split_convolved_xbc(xbc, heads, inner // heads, ctx.groups)
+        inputs = split_xbc_into_x_view_and_bc_copies(xbc, heads, inner // heads, ctx.groups)
         sizes = StepSizes(steps, bias, a_log, *ctx.step_bounds)
         dy = normed.y.view(inputs.x.shape)
         found = compute_ssd_gradients(inputs, sizes, ctx.sequences, dy, skip)

@@ -219,7 +219,7 @@ def rms_norm(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As `kernels.modules.norm.rms_norm`, if `supports_rms_norm_options_and_width`."""
+    """As `kernels.modules.norm.rms_norm`, if `supports_biasless_rms_norm_of_limited_width`."""
     if residual is not None:
         total_dtype = residual.dtype
     else:
@@ -262,7 +262,7 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x.contiguous().view(-1, x.shape[-1])
 
 
-def supports_rms_norm_options_and_width(
+def supports_biasless_rms_norm_of_limited_width(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **kwargs: Any
 ) -> bool:
     """Whether a call is for our kernel: no bias, and rows that fit into registers."""
@@ -279,10 +279,10 @@ def supports_rms_norm_gated_options(
     prenorm: bool = False,
     **kwargs: Any,
 ) -> bool:
-    """As `supports_rms_norm_options_and_width`, without a residual."""
+    """As `supports_biasless_rms_norm_of_limited_width`, without a residual."""
     plain = residual is None and not prenorm and g.shape == x.shape
     return (
         plain
         and activation in ("swish", "silu", "sigmoid")
-        and supports_rms_norm_options_and_width(x, weight, bias)
+        and supports_biasless_rms_norm_of_limited_width(x, weight, bias)
     )

@@ -31,7 +31,9 @@ class FusedFunction(NamedTuple):
 
 
 FUSED = (
-    FusedFunction("modules.norm.layernorm.rms_norm", "norm", "supports_rms_norm_options_and_width"),
+    FusedFunction(
+        "modules.norm.layernorm.rms_norm", "norm", "supports_biasless_rms_norm_of_limited_width"
+    ),
     FusedFunction(
         "modules.norm.fused_norm_gate.rms_norm_gated", "norm", "supports_rms_norm_gated_options"
     ),
@@ -44,7 +46,7 @@ FUSED = (
     FusedFunction(
         "modules.fused_linear_cross_entropy.ops.fused_linear_cross_entropy_loss",
         "linear_cross_entropy",
-        "supports_linear_cross_entropy_options",
+        "supports_plain_loss_unless_l2warp_mean",
     ),
     FusedFunction(
         "layers.mamba2.Mamba2.forward", "mamba2", "supports_mamba2_training_call", "forward_mamba2"
@@ -149,7 +151,7 @@ def _leave_logits_out_in_training(causal_lm: Any, name: str) -> Callable[..., An
             and options.get("fuse_linear_cross_entropy") is None
             and getattr(model, "criterion", None) is None
             and model.config.fuse_cross_entropy
-            and _is_plain_linear_map_on_gpu(head)
+            and _is_biasless_unhooked_linear_on_gpu(head)
         ):
             options["fuse_linear_cross_entropy"] = True
         return original(
@@ -159,7 +161,7 @@ def _leave_logits_out_in_training(causal_lm: Any, name: str) -> Callable[..., An
     return compute_logits_and_loss
 
 
-def _is_plain_linear_map_on_gpu(module: Any) -> bool:
+def _is_biasless_unhooked_linear_on_gpu(module: Any) -> bool:
     import torch
     from torch.distributed.tensor import DTensor
 

@@ -120,7 +120,7 @@ class _Mixer(torch.autograd.Function):
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         projections, maps, heads, weight = _unflatten(tensors)
-        inputs = _head_inputs(projections, maps, heads, v_first, settings)
+        inputs = _raw_head_inputs_from_low_rank_maps(projections, maps, heads, v_first, settings)
         g = torch.sigmoid(projections.g) @ maps.g.t()
         prepared = prepare_operator_inputs(inputs)
         ctx.operator = operator = _new_operator_context()
@@ -135,8 +135,11 @@ class _Mixer(torch.autograd.Function):
         del operator.kept
         ctx.settings, ctx.number = settings, len(tensors)
         ctx.save_for_backward(v_first, *tensors, o, *kept)
-        out = finish_heads(_head_outputs(o, projections, prepared, g, heads, settings))
-        return out @ weight.t()
+        outputs = HeadOutputs(
+            o, projections.r, prepared.key, prepared.value, g,
+            heads.norm, heads.norm_bias, heads.r_k, settings.eps,
+        )  # fmt: skip
+        return finish_heads(outputs) @ weight.t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -144,10 +147,13 @@ class _Mixer(torch.autograd.Function):
         v_first, *rest = ctx.saved_tensors
         projections, maps, heads, weight = _unflatten(rest[: ctx.number])
         o, *kept = rest[ctx.number :]
-        inputs = _head_inputs(projections, maps, heads, v_first, settings)
+        inputs = _raw_head_inputs_from_low_rank_maps(projections, maps, heads, v_first, settings)
         gate = torch.sigmoid(projections.g)
         prepared = prepare_operator_inputs(inputs)
-        outputs = _head_outputs(o, projections, prepared, gate @ maps.g.t(), heads, settings)
+        outputs = HeadOutputs(
+            o, projections.r, prepared.key, prepared.value, gate @ maps.g.t(),
+            heads.norm, heads.norm_bias, heads.r_k, settings.eps,
+        )  # fmt: skip
         dout = grads[0]
         after = finish_gradients(outputs, dout @ weight)
         dweight = dout.t() @ after.out
@@ -210,7 +216,7 @@ def _unflatten(tensors: Any) -> _Unflattened:
     )
 
 
-def _head_inputs(
+def _raw_head_inputs_from_low_rank_maps(
     projections: Projections,
     maps: LowRankMaps,
     heads: HeadParameters,
@@ -234,20 +240,6 @@ def _head_inputs(
     )
 
 
-def _head_outputs(
-    o: Tensor,
-    projections: Projections,
-    prepared: OperatorInputs,
-    g: Tensor,
-    heads: HeadParameters,
-    settings: _OperatorSettings,
-) -> HeadOutputs:
-    return HeadOutputs(
-        o, projections.r, prepared.key, prepared.value, g,
-        heads.norm, heads.norm_bias, heads.r_k, settings.eps,
-    )  # fmt: skip
-
-
 def _shape_operands(
     r: Tensor, prepared: OperatorInputs, settings: _OperatorSettings
 ) -> tuple[Tensor, ...]:
@@ -268,7 +260,7 @@ def _new_operator_context() -> SimpleNamespace:
     return context
 
 
-def mix_heads(
+def mix_heads_and_project_output(
     layer: RWKV7Attention,
     projections: Projections,
     v_first: Tensor | None,
@@ -340,7 +332,7 @@ def forward_rwkv7(
         else:
             assert v_first is not None
             first = v_first.to(dtype).reshape(projections.v.shape)
-        out = mix_heads(layer, projections, first, x.shape[0], cu_seqlens)
+        out = mix_heads_and_project_output(layer, projections, first, x.shape[0], cu_seqlens)
     return out.view(x.shape), None, past_key_values, v_first
 
 

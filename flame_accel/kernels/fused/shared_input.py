@@ -46,15 +46,15 @@ class _LinearMaps(torch.autograd.Function):
             if needs_dx:
                 dx = torch.mm(grad, weight) if dx is None else dx.addmm_(grad, weight)
             if need_dweights[i]:
-                dweights[i] = _multiply(grad.t(), x, ctx.dtypes[i])
+                dweights[i] = _matmul_into_dtype(grad.t(), x, ctx.dtypes[i])
         return dx, *dweights
 
 
-def _multiply(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def _matmul_into_dtype(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
     """The product in a dtype, which is that of its sums if it is fp32."""
-    if a.is_cuda and dtype is torch.float32 and a.dtype is not torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)
-    return torch.mm(a, b).to(dtype)
+    if a.is_cuda and out_dtype is torch.float32 and a.dtype is not torch.float32:
+        return torch.mm(a, b, out_dtype=out_dtype)
+    return torch.mm(a, b).to(out_dtype)
 
 
 class _Computed(NamedTuple):
@@ -77,7 +77,10 @@ class _SharedInput:
 
     def forward(self, called: nn.Linear, x: Tensor) -> Tensor:
         """The result of one of the maps; stands in for its own forward."""
-        if not (fused_kernels_are_allowed() and _learns_from_whole_weights(self.maps, x)):
+        if not (
+            fused_kernels_are_allowed()
+            and _grad_enabled_on_gpu_without_hooks_or_shards(self.maps, x)
+        ):
             return nn.Linear.forward(called, x)
         computed = self.computed
         if computed is not None and computed.x is not x and called in computed.results:
@@ -111,7 +114,7 @@ class _SharedInput:
         return {m: y.view(*shape, -1) for m, y in zip(self.maps, results, strict=True)}
 
 
-def _learns_from_whole_weights(maps: Sequence[nn.Linear], x: Tensor) -> bool:
+def _grad_enabled_on_gpu_without_hooks_or_shards(maps: Sequence[nn.Linear], x: Tensor) -> bool:
     """Whether a call trains on a GPU with weights that no hook has to gather."""
     hooks = any(m._forward_pre_hooks or m._forward_hooks for m in maps)
     sharded = any(isinstance(m.weight, DTensor) for m in maps)

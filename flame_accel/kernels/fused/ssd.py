@@ -173,7 +173,9 @@ class SSDInput(NamedTuple):
     """C [B, T, G, K], contiguous."""
 
 
-def split_convolved_xbc(xbc: Tensor, heads: int, head_width: int, groups: int) -> SSDInput:
+def split_xbc_into_x_view_and_bc_copies(
+    xbc: Tensor, heads: int, head_width: int, groups: int
+) -> SSDInput:
     """Cuts x, B and C out of the output of the convolution [B, T, H V + 2 G K], contiguous."""
     inner = heads * head_width
     k, q = xbc[..., inner:].unflatten(-1, (2, groups, -1)).unbind(2)
@@ -209,7 +211,7 @@ def compute_ssd(inputs: SSDInput, sizes: StepSizes, sequences: Sequences) -> Ten
     )  # fmt: skip
 
 
-class SSDGradients(NamedTuple):
+class XbcStepAndALogGradients(NamedTuple):
     """Gradients of what `compute_ssd` reads."""
 
     xbc: Tensor
@@ -222,7 +224,7 @@ class SSDGradients(NamedTuple):
 
 def compute_ssd_gradients(
     inputs: SSDInput, sizes: StepSizes, sequences: Sequences, dy: Tensor, skip: Tensor
-) -> SSDGradients:
+) -> XbcStepAndALogGradients:
     """Gradients of y = `compute_ssd` + skip x.
 
     Args:
@@ -264,4 +266,4 @@ def compute_ssd_gradients(
         count, x.stride(1), sizes.steps.stride(1), dxbc.stride(1), sizes.low, sizes.high,
         heads, width, rows, SKIP_PER_CHANNEL=skip.numel() > heads,
     )  # fmt: skip
-    return SSDGradients(dxbc, dsteps, da_log.sum((0, 1)))
+    return XbcStepAndALogGradients(dxbc, dsteps, da_log.sum((0, 1)))

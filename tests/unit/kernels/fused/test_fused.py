@@ -239,14 +239,14 @@ def test_linear_cross_entropy_without_gradients_or_targets(fused):
 def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
     module = fused("norm")
     x, weight = torch.zeros(2, 8), torch.ones(8)
-    assert module.supports_rms_norm_options_and_width(x, weight, None)
-    assert not module.supports_rms_norm_options_and_width(x, weight, weight)
-    assert not module.supports_rms_norm_options_and_width(torch.zeros(2, 9000), None, None)
+    assert module.supports_biasless_rms_norm_of_limited_width(x, weight, None)
+    assert not module.supports_biasless_rms_norm_of_limited_width(x, weight, weight)
+    assert not module.supports_biasless_rms_norm_of_limited_width(torch.zeros(2, 9000), None, None)
     assert module.supports_rms_norm_gated_options(x, x, weight, None, "silu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, None, "gelu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, None, residual=x)
     assert not fused("swiglu").supports_swiglu_same_shape_and_dtype(x, x.double(), None)
-    supports = fused("linear_cross_entropy").supports_linear_cross_entropy_options
+    supports = fused("linear_cross_entropy").supports_plain_loss_unless_l2warp_mean
     assert supports(x, weight, x) and supports(x, weight, x, reduction="sum", use_l2warp=True)
     assert not supports(x, weight, x, use_l2warp=True)
     assert not supports(x, weight, x, weight)
