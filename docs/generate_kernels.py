@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flame_accel import kernels
-from flame_accel.kernels.install import _resolve_attribute
+from flame_accel.kernels.install import _resolve_attribute_value_or_none
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     NOT_SERVED,
@@ -33,7 +33,7 @@ def load_originals() -> dict[str, Callable[..., Any]]:
     importlib.import_module("fla")
     kernels.uninstall()
     try:
-        found = {path: _resolve_attribute(f"fla.{path}") for path in SERVED}
+        found = {path: _resolve_attribute_value_or_none(f"fla.{path}") for path in SERVED}
     finally:
         kernels.install()
     return {
@@ -60,7 +60,7 @@ def list_public_functions() -> Iterator[tuple[str, Any]]:
 
 def find_refused_arguments(path: str, original: Callable[..., Any]) -> list[str]:
     """Arguments of fla's function that our implementation takes at their defaults only."""
-    ours = _resolve_attribute(f"flame_accel.kernels.{SERVED[path]}").value
+    ours = _resolve_attribute_value_or_none(f"flame_accel.kernels.{SERVED[path]}").value
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     signature = inspect.signature(ours).parameters.values()
     if any(p.kind in kinds for p in signature):

@@ -151,7 +151,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     h, g = sizes.get("H"), sizes.get("G")
     if h and g and h % g and g % h:
         raise ArgumentError(f"{name} takes heads whose numbers are multiples, not {h} and {g}")
-    _check_options(name, arguments)
+    _check_needed_options_and_state_dtypes(name, arguments)
 
 
 def _check_one_device_and_floats(name: str, arguments: Mapping[str, Any]) -> None:
@@ -233,7 +233,7 @@ def _check_shape_and_enter_sizes(
         )
 
 
-def _check_options(name: str, arguments: Mapping[str, Any]) -> None:
+def _check_needed_options_and_state_dtypes(name: str, arguments: Mapping[str, Any]) -> None:
     """Rules between options, and of their values."""
     given = arguments.get
     if missing := [needed for needed in NEEDED.get(name, ()) if given(needed) is None]:

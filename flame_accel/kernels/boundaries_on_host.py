@@ -98,7 +98,7 @@ def find_known_boundaries(cu_seqlens: Tensor) -> KnownBoundaries | PaddedBoundar
     return _KNOWN.get(cu_seqlens)
 
 
-def longest_document(cu_seqlens: Tensor) -> int:
+def longest_document_remembering_boundaries(cu_seqlens: Tensor) -> int:
     """Tokens of the longest document; waits for the device if the host does not know."""
     known = find_known_boundaries(cu_seqlens)
     if known is None:

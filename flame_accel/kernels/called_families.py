@@ -13,7 +13,7 @@ from flame_accel.kernels.replacements import ATTENTION_REPLACEMENTS, FAMILIES, F
 def record_entered_replacement_modules() -> Iterator[set[str]]:
     """Collects the modules of our families whose code is entered, named as in `replacements`.
 
-    Python code runs several times slower in the meantime, and other profilers are switched off.
+    Python code runs several times slower in the meantime, and another profiler pauses.
     """
     folder = Path(__file__).parent
     modules = {
@@ -27,8 +27,9 @@ def record_entered_replacement_modules() -> Iterator[set[str]]:
         if module is not None:
             found.add(module)
 
+    previous = sys.getprofile()
     sys.setprofile(record_module_of_frame)
     try:
         yield found
     finally:
-        sys.setprofile(None)
+        sys.setprofile(previous)

@@ -63,8 +63,8 @@ def triton_has_device() -> bool:
     return any(backend.driver.is_active() for backend in backends.values())
 
 
-def install(kind: KernelKind = "auto") -> KernelKind:
-    """Makes fla run on this machine. Calling it again is harmless.
+def install(new_kind: KernelKind = "auto") -> KernelKind:
+    """Makes fla run on this machine, with other kernels if it ran before. Repeating is harmless.
 
     Install before a model is built: models keep the functions they are built with.
 
@@ -74,6 +74,7 @@ def install(kind: KernelKind = "auto") -> KernelKind:
     Raises:
         UserError: "triton" was asked for and Triton has no device.
     """
+    kind = new_kind
     if kind == "auto":
         kind = "triton" if triton_has_device() else "torch"
     if kind == "triton" and not triton_has_device():
@@ -89,11 +90,17 @@ def install(kind: KernelKind = "auto") -> KernelKind:
         os.environ.setdefault(
             "TORCHINDUCTOR_CACHE_DIR", str(flame_accel_cache_folder() / "inductor")
         )
-        _install_device_independent_fixes()
+        _suppress_missing_package_logs()
+        _replace_fla_functions_with_checked_ones(FIXES_EVERYWHERE)
+        if importlib.import_module("fla.layers.attn").flash_attn_func is None:
+            _replace_fla_functions_with_checked_ones(REPLACEMENTS_WITHOUT_FLASH_ATTN)
         if kind == "torch":
             _install_torch_replacements()
         else:
-            _install_triton_hooks()
+            install_autotune_hook()
+            _undo_actions.append(uninstall_autotune_hook)
+            _limit_warps_of_miscompiled_kernels_if_hopper()
+            _install_host_chunk_counting()
     return kind
 
 
@@ -104,31 +111,23 @@ def uninstall() -> None:
     _active.clear()
 
 
-def _install_device_independent_fixes() -> None:
-    _suppress_missing_package_logs()
-    _replace_fla_functions(FIXES_EVERYWHERE)
-    if importlib.import_module("fla.layers.attn").flash_attn_func is None:
-        _replace_fla_functions(REPLACEMENTS_WITHOUT_FLASH_ATTN)
-
-
 def _install_torch_replacements() -> None:
-    _replace_fla_functions(REPLACEMENTS)
+    _replace_fla_functions_with_checked_ones(REPLACEMENTS)
     if not triton_has_device():
         from triton.runtime.jit import KernelInterface
 
-        _set_attribute_with_undo(KernelInterface, "__getitem__", _raise_on_kernel_launch)
+        _set_attribute_with_undo(
+            KernelInterface, "__getitem__", _raise_naming_operator_on_kernel_launch
+        )
     _use_onednn_for_fp32_if_exact()
     _keep_freed_memory_in_process()
 
 
-def _install_triton_hooks() -> None:
-    install_autotune_hook()
-    _undo_actions.append(uninstall_autotune_hook)
+def _limit_warps_of_miscompiled_kernels_if_hopper() -> None:
     if importlib.import_module("fla.utils").IS_NVIDIA_HOPPER:
         for path in MISCOMPILED:
-            owner, name, kernel = _resolve_attribute(f"fla.{path}")
+            owner, name, kernel = _resolve_attribute_value_or_none(f"fla.{path}")
             _set_attribute_with_undo(owner, name, wrap_with_safe_num_warps(kernel))
-    _install_host_chunk_counting()
 
 
 def _install_host_chunk_counting() -> None:
@@ -137,7 +136,7 @@ def _install_host_chunk_counting() -> None:
 
     from flame_accel.kernels import boundaries_on_host
 
-    class HostCountBackend(backends.BaseBackend):
+    class HostCountBackendUntilUninstall(backends.BaseBackend):
         backend_type = "flame_accel_host_count"
         # after those that have other kernels
         priority = 100
@@ -159,23 +158,23 @@ def _install_host_chunk_counting() -> None:
         "ops.utils.index.get_max_num_splits",
         "modules.token_shift.prepare_maxlens",
     ):
-        _, name, original = _resolve_attribute(f"fla.{path}")
+        _, name, original = _resolve_attribute_value_or_none(f"fla.{path}")
         ours = getattr(boundaries_on_host, f"wrap_{name}")(original)
         replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)
     importlib.import_module("fla.ops.common.backends")
-    backends.register("common")(HostCountBackend)
-    _undo_actions.append(lambda: setattr(HostCountBackend, "active", False))
+    backends.register("common")(HostCountBackendUntilUninstall)
+    _undo_actions.append(lambda: setattr(HostCountBackendUntilUninstall, "active", False))
 
 
-def _replace_fla_functions(our_paths_by_fla_path: Mapping[str, str]) -> None:
+def _replace_fla_functions_with_checked_ones(our_paths_by_fla_path: Mapping[str, str]) -> None:
     importlib.import_module("fla")
     from flame_accel.kernels.argument_checks import check_arguments
     from flame_accel.kernels.signatures import bind_to_fla_signature_if_different
 
     replacements: dict[int, Replacement] = {}
     for theirs, path in our_paths_by_fla_path.items():
-        owner, name, original = _resolve_attribute(f"fla.{theirs}")
+        owner, name, original = _resolve_attribute_value_or_none(f"fla.{theirs}")
         module, _, our_name = path.rpartition(".")
         ours = getattr(importlib.import_module(f"flame_accel.kernels.{module}"), our_name)
         if original is None or isinstance(owner, type):
@@ -239,13 +238,13 @@ def _use_onednn_for_fp32_if_exact() -> None:
         torch.set_float32_matmul_precision(before)
 
 
-def _resolve_attribute(dotted_path: str) -> ResolvedAttribute:
+def _resolve_attribute_value_or_none(dotted_path: str) -> ResolvedAttribute:
     """Imports what a dotted path leads through, and looks its last name up."""
     owner_path, _, name = dotted_path.rpartition(".")
     if owner_path in sys.modules or owner_path.rpartition(".")[2].islower():
         owner = importlib.import_module(owner_path)
     else:
-        owner = _resolve_attribute(owner_path).value
+        owner = _resolve_attribute_value_or_none(owner_path).value
     return ResolvedAttribute(owner, name, getattr(owner, name, None))
 
 
@@ -253,7 +252,7 @@ def _try_register_fla_backend(original: Any, ours: Callable[..., Any]) -> bool:
     """Registers a backend with fla's dispatch; False if fla does not dispatch this function."""
     from fla import backends
 
-    class TorchBackend(backends.BaseBackend):
+    class TorchBackendUntilUninstall(backends.BaseBackend):
         backend_type = "flame_accel"
         priority = -1
         active = True
@@ -264,12 +263,12 @@ def _try_register_fla_backend(original: Any, ours: Callable[..., Any]) -> bool:
 
     if unwrap(original) not in backends._function_registries:
         return False
-    backends.register(original, backend=TorchBackend)(ours)
-    _undo_actions.append(lambda: setattr(TorchBackend, "active", False))
+    backends.register(original, backend=TorchBackendUntilUninstall)(ours)
+    _undo_actions.append(lambda: setattr(TorchBackendUntilUninstall, "active", False))
     return True
 
 
-def _raise_on_kernel_launch(kernel: Any, grid: Any) -> NoReturn:
+def _raise_naming_operator_on_kernel_launch(kernel: Any, grid: Any) -> NoReturn:
     """Stands in for `kernel[grid]`, how all kernels are launched, where no kernel can run."""
     operator, frame = "an operator", sys._getframe(1)
     while frame is not None:

@@ -203,7 +203,8 @@ FAMILIES: dict[str, dict[str, str]] = {
     # sigmoid(z_ij) prod_l (1 - sigmoid(z_il)) v_j over the keys l after j (2410.17980)
     "attention.stickbreaking_attention": {
         "ops.stickbreaking_attn.parallel": "parallel_stickbreaking_attn",
-        "layers.stickbreaking_attn": "StickBreakingAttention.forward=forward_stickbreaking",
+        "layers.stickbreaking_attn": "StickBreakingAttention.forward="
+        "forward_stickbreaking_or_raise_if_cached",
     },
     # softmax_j(scale q_i^T H_i ... H_{j+1} k_j) v_j, H_t = I - beta_t w_t w_t^T (2505.16381)
     "attention.path_attention": {"ops.path_attn.parallel": "parallel_path_attn"},
@@ -282,20 +283,21 @@ FIXES: dict[str, dict[str, str]] = {
         "layers.gla": "GatedLinearAttention.forward=forward_gla_in_chunk_mode",
         "layers.hgrn2": "HGRN2Attention.forward=forward_hgrn2_in_chunk_mode",
         "layers.multiscale_retention": "MultiScaleRetention.forward="
-        "forward_retention_changing_parallel_mode",
+        "forward_retention_replacing_parallel_mode_permanently",
     },
     # fla's own layers, called as they need to be for generation
     "modules.generation_fixes": {
         "layers.attn": "Attention.forward=forward_attention",
         "layers.bitattn": "BitAttention.forward=forward_bit_attention",
-        "layers.forgetting_attn": "ForgettingAttention.forward=forward_forgetting_with_mask",
+        "layers.forgetting_attn": "ForgettingAttention.forward="
+        "forward_forgetting_masked_after_clearing_window",
         "layers.mla": "MultiheadLatentAttention.forward=forward_mla_with_window_in_cache",
-        "layers.moba": "MoBA.forward=forward_moba_without_window_in_cache",
+        "layers.moba": "MoBA.forward=forward_moba_after_clearing_window_size",
         "layers.nsa": "NativeSparseAttention.forward=forward_nsa",
         "layers.parallax": "Parallax.forward=forward_parallax",
         "layers.path_attn": "PaTHAttention.forward=forward_path_with_mask_uncompiled",
         "layers.rodimus": "SlidingWindowSharedKeyAttention.forward=forward_rodimus_attention",
-        "layers.wall_attn": "WallAttention.forward=forward_wall_without_padding",
+        "layers.wall_attn": "WallAttention.forward=forward_wall_rows_without_padding_if_cached",
     },
 }
 """Functions that are wrong in fla 0.6.0 on every device, and are replaced on every device."""

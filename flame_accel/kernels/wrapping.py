@@ -12,7 +12,7 @@ from typing import Any
 from flame_accel.kernels.install import (
     Replacement,
     _replace_in_loaded_modules,
-    _resolve_attribute,
+    _resolve_attribute_value_or_none,
     _set_attribute_with_undo,
 )
 from flame_accel.kernels.replacements import (
@@ -92,7 +92,7 @@ def wrap_functions(paths: Iterable[str], wrap: Callable[[Operator], Operator]) -
     importlib.import_module("fla")
     replacements: dict[int, Replacement] = {}
     for path in paths:
-        owner, name, function = _resolve_attribute(path)
+        owner, name, function = _resolve_attribute_value_or_none(path)
         if function is None or wrap in getattr(function, "wrapped_by", ()):
             continue
         replacement: Any = wrap(function)

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.transformers_attention import (
+    register_and_select_packed_attention,
+    runs_sdpa_and_supports_flash_attention,
     set_packed_boundaries,
-    supports_packed_attention,
-    use_packed_attention,
 )
 from flame_accel.kernels.transformers_layers import install_packed_functions
 
@@ -73,8 +73,8 @@ def _replace_cu_seqlens_before_forward(
     inputs["use_cache"] = False
     if pass_cu_seq_lens_q:
         inputs["cu_seq_lens_q"] = cu_seqlens
-    if supports_packed_attention(model):
-        use_packed_attention(model)
+    if runs_sdpa_and_supports_flash_attention(model):
+        register_and_select_packed_attention(model)
         set_packed_boundaries(cu_seqlens)
     return args, inputs
 

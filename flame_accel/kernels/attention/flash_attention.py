@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
-from flame_accel.kernels.boundaries_on_host import longest_document
+from flame_accel.kernels.boundaries_on_host import longest_document_remembering_boundaries
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
 # torch 2.12 wants to be told of shared heads, torch 2.11 finds out
@@ -93,7 +93,8 @@ def flash_attn_varlen_func(
     if _supports_flash_kernel(q):
         return _varlen_attention_of_any_head_dim(
             q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(),
-            longest_document(cu_seqlens_q), longest_document(cu_seqlens_k),
+            longest_document_remembering_boundaries(cu_seqlens_q),
+            longest_document_remembering_boundaries(cu_seqlens_k),
             softmax_scale, (left_window, right_window),
         )  # fmt: skip
 

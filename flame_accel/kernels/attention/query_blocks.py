@@ -15,6 +15,10 @@ from torch import Tensor
 
 QueryBlockFormula = Callable[..., Tensor]
 """(block of each row tensor, columns up to its end, shared tensors) -> [P, queries, R, D]."""
+GroupTimeHeads = Tensor
+"""[B * groups, T, heads of a group, ...]."""
+HeadTime = Tensor
+"""[B * heads, T, ...]."""
 
 
 class _TensorCounts(NamedTuple):
@@ -116,18 +120,18 @@ def _slice_query_block(
     ]
 
 
-def fold_groups_into_fp32_batch(x: Tensor, groups: int) -> Tensor:
+def fold_groups_into_fp32_batch(x: Tensor, groups: int) -> GroupTimeHeads:
     """[B, T, H, ...] -> contiguous [B * groups, T, H / groups, ...] in fp32 (fp64 stays)."""
     x = x if x.dtype == torch.float64 else x.float()
     return x.unflatten(2, (groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
 
 
-def fold_key_heads_into_fp32_batch(x: Tensor) -> Tensor:
+def fold_key_heads_into_fp32_batch(x: Tensor) -> HeadTime:
     """[B, S, G, ...] -> contiguous [P, S, ...] in fp32 (fp64 stays), each head a group."""
     return fold_groups_into_fp32_batch(x, x.shape[2]).squeeze(2)
 
 
-def unfold_groups_from_batch(x: Tensor, groups: int) -> Tensor:
+def unfold_groups_from_batch(x: GroupTimeHeads, groups: int) -> Tensor:
     """Inverse of `fold_groups_into_fp32_batch`."""
     return x.unflatten(0, (-1, groups)).transpose(1, 2).flatten(2, 3)
 

@@ -51,7 +51,7 @@ def parallel_stickbreaking_attn(
     return o[..., :-1].to(q.dtype), o[..., -1].to(q.dtype)
 
 
-def forward_stickbreaking(
+def forward_stickbreaking_or_raise_if_cached(
     layer: "StickBreakingAttention",
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,

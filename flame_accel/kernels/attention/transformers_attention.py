@@ -32,7 +32,7 @@ SDPA = "sdpa"
 _boundaries: ContextVar[Tensor | None] = ContextVar("boundaries", default=None)
 
 
-def supports_packed_attention(model: PreTrainedModel) -> bool:
+def runs_sdpa_and_supports_flash_attention(model: PreTrainedModel) -> bool:
     """Whether a model's layers tell their attention all that a mask would.
 
     Those do that may run on flash attention, which takes no mask, and that now run on `sdpa`, which
@@ -46,7 +46,7 @@ def supports_packed_attention(model: PreTrainedModel) -> bool:
     )
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
+def register_and_select_packed_attention(model: PreTrainedModel) -> None:
     """Makes a model's layers call `packed_attention`."""
     ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, boundaries_or_sdpa_mask)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from flame_accel.kernels.install import (
     Replacement,
     _replace_in_loaded_modules,
-    _resolve_attribute,
+    _resolve_attribute_value_or_none,
     _set_attribute_with_undo,
 )
 
@@ -97,7 +97,7 @@ def install_fused_kernels() -> None:
     importlib.import_module("fla")
     replacements: dict[int, Replacement] = {}
     for theirs, module_name, supports, our_name in FUSED:
-        owner, name, original = _resolve_attribute(f"fla.{theirs}")
+        owner, name, original = _resolve_attribute_value_or_none(f"fla.{theirs}")
         if hasattr(original, "replaces"):
             continue
         module = importlib.import_module(f"flame_accel.kernels.fused.{module_name}")

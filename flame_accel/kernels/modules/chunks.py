@@ -25,11 +25,12 @@ def chunk_local_cumsum(
 
     They have the dtype of `g` if `output_dtype` is None.
     """
-
-    def add_up(chunks: Tensor) -> Tensor:
-        return chunks.flip(2).cumsum(2).flip(2) if reverse else chunks.cumsum(2)
-
-    sums = _map_tokens_of_chunks(add_up, g.float(), chunk_size, cu_seqlens)
+    sums = _map_tokens_of_chunks(
+        lambda x: x.flip(2).cumsum(2).flip(2) if reverse else x.cumsum(2),
+        g.float(),
+        chunk_size,
+        cu_seqlens,
+    )
     return (sums if scale is None else sums * scale).to(output_dtype or g.dtype)
 
 

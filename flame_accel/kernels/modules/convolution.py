@@ -42,7 +42,9 @@ def causal_conv1d(
     y = _CausalFilter.apply(padded.float(), weight.float().mT.contiguous())
     y = y[:, 1:] if outputs is None else y[:, outputs]
     residual = None if residual is None else residual.reshape(rows.shape)
-    y = _add_bias_activation_residual(y, bias, activation, residual, x.dtype).reshape(x.shape)
+    y = _add_bias_then_silu_and_residual(
+        y, bias, activation is not None, residual, x.dtype
+    ).reshape(x.shape)
     if not output_final_state:
         return y, None
     if ends is None:
@@ -86,26 +88,26 @@ class PaddedInputs(NamedTuple):
 
 
 def _pad_with_initial_states(
-    x: Tensor, initial_states: Tensor | None, width: int, cu_seqlens: Tensor | None
+    x: Tensor, initial_states: Tensor | None, state_width: int, cu_seqlens: Tensor | None
 ) -> PaddedInputs:
     """Puts the W inputs before each sequence in front of it; zeros if `initial_states` is None."""
     if cu_seqlens is None:
         if initial_states is None:
-            return PaddedInputs(F.pad(x, (0, 0, width, 0)), None, None)
+            return PaddedInputs(F.pad(x, (0, 0, state_width, 0)), None, None)
         return PaddedInputs(torch.cat((initial_states.to(x.dtype).mT, x), 1), None, None)
     num_tokens, num_sequences = x.shape[1], cu_seqlens.numel() - 1
     # a sequence moves by the width of its own state and of those before it
-    shifts = torch.arange(1, num_sequences + 1, device=x.device) * width
+    shifts = torch.arange(1, num_sequences + 1, device=x.device) * state_width
     slots = torch.arange(num_tokens, device=x.device)
     slots = slots + torch.repeat_interleave(shifts, cu_seqlens.diff())
-    padded = x.new_zeros(1, num_tokens + num_sequences * width, x.shape[-1])
+    padded = x.new_zeros(1, num_tokens + num_sequences * state_width, x.shape[-1])
     padded = padded.index_copy(1, slots, x)
     if initial_states is not None:
-        before = _window_positions_before(cu_seqlens[:-1] + shifts, width).flatten()
+        before = _window_positions_before(cu_seqlens[:-1] + shifts, state_width).flatten()
         padded = padded.index_copy(
             1, before, initial_states.to(x.dtype).mT.reshape(1, -1, x.shape[-1])
         )
-    return PaddedInputs(padded, slots - width + 1, cu_seqlens[1:] + shifts)
+    return PaddedInputs(padded, slots - state_width + 1, cu_seqlens[1:] + shifts)
 
 
 def _window_positions_before(ends: Tensor, width: int) -> Tensor:
@@ -130,18 +132,18 @@ def causal_conv1d_update(
     window = cache.float()
     y = window.sum(-1) if weight is None else (window * weight.float()).sum(-1)
     residual = None if residual is None else residual.reshape(y.shape)
-    return _add_bias_activation_residual(y, bias, activation, residual, x.dtype).view(
-        x.shape
-    ), cache
+    return _add_bias_then_silu_and_residual(
+        y, bias, activation is not None, residual, x.dtype
+    ).view(x.shape), cache
 
 
-def _add_bias_activation_residual(
+def _add_bias_then_silu_and_residual(
     y: Tensor,
     bias: Tensor | None,
-    activation: str | None,
+    applies_silu: bool,
     residual: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     y = y if bias is None else y + bias.float()
-    y = y if activation is None else F.silu(y)
+    y = F.silu(y) if applies_silu else y
     return (y if residual is None else y + residual.float()).to(dtype)

@@ -27,28 +27,30 @@ parallelism changes what that calls."""
 _retention_forward = MultiScaleRetention.forward
 
 
-def _wrap_to_change_fused_chunk_mode(
+def _wrap_to_replace_fused_chunk_mode_permanently(
     forward: Callable[..., LayerOutput],
 ) -> Callable[..., LayerOutput]:
     """The forward pass of a layer, in the mode `chunk` where `fused_chunk` is configured."""
 
     @wraps(forward)
-    def forward_changing_fused_chunk_mode(
+    def forward_replacing_fused_chunk_mode_permanently(
         layer: GatedLinearAttention | HGRN2Attention, *args: Any, **options: Any
     ) -> LayerOutput:
         if layer.mode == "fused_chunk":
             layer.mode = "chunk"
         return getattr(type(layer), INNER_FORWARD, forward)(layer, *args, **options)
 
-    return forward_changing_fused_chunk_mode
+    return forward_replacing_fused_chunk_mode_permanently
 
 
-forward_gla_in_chunk_mode = _wrap_to_change_fused_chunk_mode(GatedLinearAttention.forward)
-forward_hgrn2_in_chunk_mode = _wrap_to_change_fused_chunk_mode(HGRN2Attention.forward)
+forward_gla_in_chunk_mode = _wrap_to_replace_fused_chunk_mode_permanently(
+    GatedLinearAttention.forward
+)
+forward_hgrn2_in_chunk_mode = _wrap_to_replace_fused_chunk_mode_permanently(HGRN2Attention.forward)
 
 
 @wraps(_retention_forward)
-def forward_retention_changing_parallel_mode(
+def forward_retention_replacing_parallel_mode_permanently(
     layer: MultiScaleRetention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,

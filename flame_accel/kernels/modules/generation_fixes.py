@@ -44,7 +44,7 @@ _path_forward: Callable[..., LayerOutput] = PaTHAttention.forward
 _wall_forward: Callable[..., LayerOutput] = WallAttention.forward
 
 
-def forward_forgetting_with_mask(
+def forward_forgetting_masked_after_clearing_window(
     layer: ForgettingAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -100,7 +100,7 @@ def forward_mla_with_window_in_cache(
     return _mla_forward(layer, hidden_states, attention_mask, past_key_values, **options)
 
 
-def forward_moba_without_window_in_cache(
+def forward_moba_after_clearing_window_size(
     layer: MoBA,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -153,13 +153,13 @@ def _drop_needless_mask_after_cache_or_raise(
     )
 
 
-def _wrap_forward_to_drop_needless_mask(
+def _wrap_forward_to_drop_mask_and_join_rows(
     forward: Callable[..., LayerOutput], *, continues_padded_rows: bool = False
 ) -> Callable[..., LayerOutput]:
     """The forward pass with the mask of `_drop_needless_mask_after_cache_or_raise`."""
 
     @wraps(forward)
-    def forward_without_needless_mask(
+    def forward_without_needless_mask_and_rows_joined(
         layer: _WindowedLayer,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -182,19 +182,21 @@ def _wrap_forward_to_drop_needless_mask(
             return o.unflatten(1, (batch, -1)).squeeze(0), scores, cache
         return forward(layer, hidden_states, attention_mask, past_key_values, *args, **options)
 
-    return forward_without_needless_mask
+    return forward_without_needless_mask_and_rows_joined
 
 
-forward_attention = _wrap_forward_to_drop_needless_mask(Attention.forward)
-forward_bit_attention = _wrap_forward_to_drop_needless_mask(BitAttention.forward)
-forward_nsa = _wrap_forward_to_drop_needless_mask(NativeSparseAttention.forward)
-forward_parallax = _wrap_forward_to_drop_needless_mask(Parallax.forward, continues_padded_rows=True)
-forward_rodimus_attention = _wrap_forward_to_drop_needless_mask(
+forward_attention = _wrap_forward_to_drop_mask_and_join_rows(Attention.forward)
+forward_bit_attention = _wrap_forward_to_drop_mask_and_join_rows(BitAttention.forward)
+forward_nsa = _wrap_forward_to_drop_mask_and_join_rows(NativeSparseAttention.forward)
+forward_parallax = _wrap_forward_to_drop_mask_and_join_rows(
+    Parallax.forward, continues_padded_rows=True
+)
+forward_rodimus_attention = _wrap_forward_to_drop_mask_and_join_rows(
     SlidingWindowSharedKeyAttention.forward
 )
 
 
-def forward_wall_without_padding(
+def forward_wall_rows_without_padding_if_cached(
     layer: WallAttention,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,

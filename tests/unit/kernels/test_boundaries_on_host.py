@@ -13,7 +13,7 @@ from flame_accel.kernels import boundaries_on_host
 from flame_accel.kernels.boundaries_on_host import (
     find_known_boundaries,
     has_known_boundaries,
-    longest_document,
+    longest_document_remembering_boundaries,
     remember_boundaries,
     view_padded_boundaries,
     wrap_get_max_num_splits,
@@ -82,7 +82,7 @@ def test_unknown_boundaries_are_left_to_fla():
     assert wrap_prepare_maxlens(lambda cu_seqlens: -1)(cu_seqlens) == -1
     assert not has_known_boundaries(cu_seqlens=cu_seqlens)
     assert not has_known_boundaries(torch.zeros(2))
-    assert longest_document(cu_seqlens) == 67
+    assert longest_document_remembering_boundaries(cu_seqlens) == 67
 
 
 def test_nothing_is_kept_of_a_batch_that_is_gone():
@@ -119,5 +119,5 @@ def test_padded_documents_have_the_same_chunks_and_empty_ones(boundaries, chunk_
     assert torch.equal(found[: len(expected)], expected) and found.dtype == expected.dtype
     assert found[len(expected) :].tolist() == [[15, 0]] * (len(found) - len(expected))
     assert len(found) == tokens // chunk_size + 16 >= len(expected)
-    assert splits == -(-400 // chunk_size) and longest_document(view) == 400
+    assert splits == -(-400 // chunk_size) and longest_document_remembering_boundaries(view) == 400
     assert torch.equal(positions, index.prepare_position_ids(padded))

@@ -15,7 +15,7 @@ from torch import Tensor
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.flash_attention import flash_attn_func
-from flame_accel.kernels.install import _resolve_attribute
+from flame_accel.kernels.install import _resolve_attribute_value_or_none
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     REPLACEMENTS,
@@ -71,16 +71,18 @@ def test_uninstall_restores_fla():
 
 @pytest.mark.parametrize("theirs", [*REPLACEMENTS, *FIXES_EVERYWHERE])
 def test_every_row_of_the_table_exists_and_is_served(theirs):
-    assert callable(_resolve_attribute(f"fla.{theirs}")[2])
+    assert callable(_resolve_attribute_value_or_none(f"fla.{theirs}")[2])
     assert callable(
-        _resolve_attribute(f"flame_accel.kernels.{(REPLACEMENTS | FIXES_EVERYWHERE)[theirs]}")[2]
+        _resolve_attribute_value_or_none(
+            f"flame_accel.kernels.{(REPLACEMENTS | FIXES_EVERYWHERE)[theirs]}"
+        )[2]
     )
 
 
 def test_every_name_missing_of_flash_attn_is_served():
     for theirs, path in REPLACEMENTS_WITHOUT_FLASH_ATTN.items():
-        installed = _resolve_attribute(f"fla.{theirs}").value
-        ours = _resolve_attribute(f"flame_accel.kernels.{path}").value
+        installed = _resolve_attribute_value_or_none(f"fla.{theirs}").value
+        ours = _resolve_attribute_value_or_none(f"flame_accel.kernels.{path}").value
         assert getattr(installed, "implementation", installed) is ours
 
 
@@ -110,15 +112,15 @@ def test_hopper_launches_what_ptxas_breaks_with_few_warps(monkeypatch, path):
     monkeypatch.setattr(installing, "triton_has_device", lambda: True)
     monkeypatch.setattr(sys.modules["fla.utils"], "IS_NVIDIA_HOPPER", True)
     kernels.uninstall()
-    original = _resolve_attribute(f"fla.{path}")[2]
+    original = _resolve_attribute_value_or_none(f"fla.{path}")[2]
     kernels.install("triton")
-    fixed = _resolve_attribute(f"fla.{path}")[2]
+    fixed = _resolve_attribute_value_or_none(f"fla.{path}")[2]
     monkeypatch.setattr(original, "run", lambda num_warps, BK: num_warps)
     asked = [(16, 4), (32, 4), (64, 4), (128, 8)]
     assert [fixed.run(BK=width, num_warps=warps) for width, warps in asked] == [2, 2, 4, 8]
     assert [fixed.run(BK=width) for width, _ in asked] == [2, 2, 4, 4]
     kernels.uninstall()
-    assert _resolve_attribute(f"fla.{path}")[2] is original
+    assert _resolve_attribute_value_or_none(f"fla.{path}")[2] is original
     kernels.install("torch")
 
 
