@@ -6,7 +6,7 @@ A variant keeps its model, optimizer and data between turns, so that a turn pays
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -151,6 +151,9 @@ class OursVariant(Variant):
 class PlainVariant(Variant):
     """A loop as in fla's README."""
 
+    last_loss: torch.Tensor
+    """Mean loss of the last batch, on the device."""
+
     def __init__(self, case: Case, *, bf16_residual: bool = False) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = build_fp32_model(case).to(self.device)
@@ -168,7 +171,7 @@ class PlainVariant(Variant):
             {name: tensor.to(self.device) for name, tensor in batch.items()}
             for batch in read_batches(case)
         ]
-        self.batches = cycle(batches)
+        self.batches: Iterator[dict[str, torch.Tensor]] = cycle(batches)
 
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Forward, backward, clip, update."""
@@ -176,9 +179,11 @@ class PlainVariant(Variant):
             self._run_steps(steps, after_step)
 
     def _run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
-        for batch in islice(self.batches, steps):
+        for host_batch in islice(self.batches, steps):
+            batch = {name: tensor.to(self.device) for name, tensor in host_batch.items()}
             with torch.autocast(self.device, torch.bfloat16):
                 loss = self.model(**batch).loss
+            self.last_loss = loss.detach()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
             self.optimizer.step()
@@ -304,7 +309,7 @@ def parse_options(case: Case, run_folder: Path, changes: Mapping[str, object] = 
     return parse(flags)
 
 
-def read_batches(case: Case) -> list[dict[str, torch.Tensor]]:
+def read_batches(case: Case, number: int = DISTINCT_BATCHES) -> list[dict[str, torch.Tensor]]:
     """The first batches of the data, as a model takes them."""
     from flame_accel.data import load_tokenizer, open_data
 
@@ -312,7 +317,7 @@ def read_batches(case: Case) -> list[dict[str, torch.Tensor]]:
     training = replace(config.training, num_workers=0)
     data = open_data(training, config.evaluation, load_tokenizer(case.tokenizer, False))
     stream = iter(build_step_batches(training, data, rank=0, world_size=1))
-    batches = [next(stream)[0] for _ in range(DISTINCT_BATCHES)]
+    batches = [next(stream)[0] for _ in range(number)]
     return [
         {name: value for name, value in batch.items() if name != "num_targets"} for batch in batches
     ]

@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
             remedy="run it on the machine with the GPU; on a CPU, PyTorch kernels need no tuning",
         )
     kernels.install("triton")
+    # fla's kernels are met in both places: fla's layers, and ours that call some of them
+    kernels.install_fused_kernels()
 
     from flame_accel.kernels.tuning import (
         Tuner,
@@ -140,13 +142,21 @@ def _steps_that_call_every_kernel(
     """Where a run meets kernels: validation and training as each engine computes, and a sample."""
     import torch
 
+    from flame_accel.kernels.fused.replace import fused_kernels_disabled
+    from flame_accel.training.step import accepts_num_items_in_batch
+
+    options: dict[str, Any] = {}
+    if accepts_num_items_in_batch(type(model)):
+        options["num_items_in_batch"] = batch["labels"].numel()
+
     def cast_run_backward_and_eval(
         dtype: torch.dtype, context: AbstractContextManager[object]
     ) -> None:
         torch.nn.Module.to(model.train(), dtype)
-        with context:
-            model(**batch).loss.backward()
-        model.zero_grad()
+        for layers in (nullcontext(), fused_kernels_disabled()):
+            with context, layers:
+                model(**batch, **options).loss.backward()
+            model.zero_grad()
         with torch.no_grad(), context:
             model.eval()(**batch)
 

@@ -203,7 +203,7 @@ class TrainingConfig:
     """Replay the forward and backward pass of a micro-batch as a CUDA graph, which spares the host
     nearly all launches; on one GPU, without activation checkpointing. Packed documents are padded
     with empty ones to a power of two. auto does so for the model types that were measured (GLA,
-    Transformer, DeltaNet, Gated DeltaNet, KDA)."""
+    Transformer, DeltaNet, Gated DeltaNet, KDA, Mamba2, RWKV-7)."""
     gc_freq: int = 50
     """Interval between runs of Python's garbage collector, in steps, on all ranks at once. 0 leaves
     collection to Python."""

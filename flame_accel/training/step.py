@@ -35,7 +35,9 @@ from flame_accel.training.pass_graphs import PassGraphs
 
 log = logging.getLogger("flame_accel")
 
-GRAPHED_MODELS = ("delta_net", "gated_deltanet", "gla", "kda", "transformer")
+GRAPHED_MODELS = (
+    "delta_net", "gated_deltanet", "gla", "kda", "mamba2", "rwkv7", "transformer",
+)  # fmt: skip
 """Model types whose passes are graphs unless switched off: those that were measured."""
 
 

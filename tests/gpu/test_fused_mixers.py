@@ -168,7 +168,9 @@ def test_operators_that_recompute_nothing_have_the_same_bits(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_fused_layer_keeps_less(name):
+def test_fused_layer_keeps_less(monkeypatch, name):
+    # on a GPU with room for them, RWKV-7's operator keeps its intermediate results
+    monkeypatch.setattr(operator_recompute, "_mode", ["always"])
     layer = build(name)
     ours, fla = (bytes_kept_for_backward(layer, ours=which) for which in (True, False))
     assert ours < 0.7 * fla

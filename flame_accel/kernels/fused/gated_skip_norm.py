@@ -74,6 +74,7 @@ def _backward_kernel(
     tiles,
     x_stride,
     gate_stride,
+    dgate_stride,
     N: tl.constexpr,
     PER_SKIP: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -113,7 +114,8 @@ def _backward_kernel(
         b_mean = tl.sum(b_dresult * b_normed, axis=1) / N
         b_dz = (b_dresult - b_normed * b_mean[:, None]) * b_rstd
         b_dgate = b_dz * b_sum * (b_sigmoid + b_swish * (1 - b_sigmoid))
-        tl.store(dgate + places, b_dgate.to(dgate.dtype.element_ty), mask=inside)
+        dgates = dgate + rows[:, None] * dgate_stride + columns[None, :]
+        tl.store(dgates, b_dgate.to(dgate.dtype.element_ty), mask=inside)
         b_dsum = b_dz * b_swish
         tl.store(dy + places, b_dsum.to(dy.dtype.element_ty), mask=inside)
         b_dskip += b_dsum * b_x
@@ -171,26 +173,32 @@ def norm_gated_sum(gated: GatedSum, weight: Tensor, eps: float) -> NormedSum:
 
 
 class GatedSumGradients(NamedTuple):
-    """Gradients of what `norm_gated_sum` reads; that of x is skip times that of y."""
+    """Gradients of what `norm_gated_sum` reads but the gate; that of x is skip times that of y."""
 
     y: Tensor
-    gate: Tensor
     weight: Tensor
     skip: Tensor
     result: Tensor | None
     """The result, computed again if asked for."""
 
 
-def norm_gated_sum_gradients_except_x(
-    gated: GatedSum, weight: Tensor, rstd: Tensor, dresult: Tensor, *, with_result: bool
+def norm_gated_sum_gradients(
+    gated: GatedSum,
+    weight: Tensor,
+    rstd: Tensor,
+    dresult: Tensor,
+    dgate: Tensor,
+    *,
+    with_result: bool,
 ) -> GatedSumGradients:
-    """Gradients of `norm_gated_sum`.
+    """Gradients of `norm_gated_sum`; that of the gate is written to a tensor that is given.
 
     Args:
         gated: As there.
         weight: As there.
         rstd: As it returned.
         dresult: Gradient of the result [..., N], contiguous.
+        dgate: [..., N], written; rows may lie apart.
         with_result: Whether to compute the result again.
     """
     y, x, gate, skip = gated
@@ -200,16 +208,17 @@ def norm_gated_sum_gradients_except_x(
     num_tiles = -(-m // rows)
     tiles = -(-num_tiles // BACKWARD_PROGRAMS)
     programs = -(-num_tiles // tiles)
-    dy, dgate = torch.empty_like(y), torch.empty_like(y)
+    dy = torch.empty_like(y)
     result = torch.empty_like(y) if with_result else None
     partials = torch.empty(2, programs, n, dtype=torch.float32, device=y.device)
     _BACKWARD[(programs,)](
         y, x, gate, skip, weight, rstd, dresult, dy, dgate, result, partials[0], partials[1],
-        m, tiles, x.stride(-2), gate.stride(-2), n, n // skip.numel(), width, rows,
+        m, tiles, x.stride(-2), gate.stride(-2), dgate.stride(-2), n, n // skip.numel(),
+        width, rows,
         HAS_RESULT=with_result, num_warps=_num_warps(2 * width * rows),
     )  # fmt: skip
     dweight, dskip = partials.sum(1)
     dskip = dskip.view(skip.numel(), -1).sum(1)
     return GatedSumGradients(
-        dy, dgate, dweight.to(weight.dtype), dskip.view(skip.shape).to(skip.dtype), result
+        dy, dweight.to(weight.dtype), dskip.view(skip.shape).to(skip.dtype), result
     )

@@ -1,7 +1,8 @@
-"""RMS norm, with the residual sum before it or a gate after it: one pass forward, one backward.
+"""RMS norm and layer norm, with a residual sum before or a gate after: one pass each way.
 
-y = x / sqrt(mean(x^2) + eps) * weight, times act(gate) where there is a gate (1910.07467). Sums and
-statistics are in fp32. Shapes: M rows of N channels.
+y = x / sqrt(mean(x^2) + eps) * weight, times act(gate) where there is a gate (1910.07467); a layer
+norm (1607.06450) takes the mean of x off first, and may add a bias. Sums and statistics are in
+fp32. Shapes: M rows of N channels.
 """
 
 from typing import Any, NamedTuple
@@ -20,11 +21,12 @@ BACKWARD_PROGRAMS = 1024
 
 
 @triton.jit(do_not_specialize=["M"])
-def _rms_norm_forward_kernel(
+def _norm_forward_kernel(
     x,
     residual,
     gate,
     weight,
+    bias,
     y,
     total,
     rstd,
@@ -35,7 +37,9 @@ def _rms_norm_forward_kernel(
     ROWS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     KEEPS_TOTAL: tl.constexpr,
+    CENTERS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     GATE: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -47,11 +51,15 @@ def _rms_norm_forward_kernel(
         b_x += tl.load(residual + places, mask=inside, other=0.0).to(tl.float32)
     if KEEPS_TOTAL:
         tl.store(total + places, b_x.to(total.dtype.element_ty), mask=inside)
+    if CENTERS:
+        b_x = tl.where(inside, b_x - (tl.sum(b_x, axis=1) / N)[:, None], 0.0)
     b_rstd = 1 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / N + eps)
     tl.store(rstd + rows, b_rstd, mask=rows < M)
     b_y = b_x * b_rstd[:, None]
     if HAS_WEIGHT:
         b_y *= tl.load(weight + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        b_y += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     if GATE != "none":
         b_gate = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
         b_sigmoid = 1 / (1 + tl.exp(-b_gate))
@@ -60,7 +68,7 @@ def _rms_norm_forward_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "tiles"])
-def _rms_norm_backward_kernel(
+def _norm_backward_kernel(
     x,
     gate,
     weight,
@@ -71,6 +79,7 @@ def _rms_norm_backward_kernel(
     dresidual,
     dgate,
     dweight,
+    dbias,
     M,
     tiles,
     N: tl.constexpr,
@@ -78,12 +87,15 @@ def _rms_norm_backward_kernel(
     ROWS: tl.constexpr,
     HAS_DTOTAL: tl.constexpr,
     HAS_DRESIDUAL: tl.constexpr,
+    CENTERS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     GATE: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, WIDTH)
     b_dweight = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    b_dbias = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
     b_weight = tl.full((1, WIDTH), 1.0, dtype=tl.float32)
     if HAS_WEIGHT:
         b_weight = tl.load(weight + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
@@ -93,6 +105,8 @@ def _rms_norm_backward_kernel(
         places = rows[:, None] * N + columns[None, :]
         b_dy = tl.load(dy + places, mask=inside, other=0.0).to(tl.float32)
         b_x = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        if CENTERS:
+            b_x = tl.where(inside, b_x - (tl.sum(b_x, axis=1) / N)[:, None], 0.0)
         b_rstd = tl.load(rstd + rows, mask=rows < M, other=0.0)[:, None]
         b_normed = b_x * b_rstd
         if GATE != "none":
@@ -106,11 +120,15 @@ def _rms_norm_backward_kernel(
                 b_dgate = b_dy * b_y * b_sigmoid * (1 + b_gate * (1 - b_sigmoid))
                 b_dy *= b_gate * b_sigmoid
             tl.store(dgate + places, b_dgate.to(dgate.dtype.element_ty), mask=inside)
+        if HAS_BIAS:
+            b_dbias += b_dy
         if HAS_WEIGHT:
             b_dweight += b_dy * b_normed
             b_dy *= b_weight
-        b_mean = tl.sum(b_dy * b_normed, axis=1) / N
-        b_dx = (b_dy - b_normed * b_mean[:, None]) * b_rstd
+        b_projected = tl.sum(b_dy * b_normed, axis=1) / N
+        if CENTERS:
+            b_dy -= (tl.sum(b_dy, axis=1) / N)[:, None]
+        b_dx = (b_dy - b_normed * b_projected[:, None]) * b_rstd
         if HAS_DTOTAL:
             b_dx += tl.load(dtotal + places, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx + places, b_dx.to(dx.dtype.element_ty), mask=inside)
@@ -119,14 +137,17 @@ def _rms_norm_backward_kernel(
     if HAS_WEIGHT:
         b_sum = tl.sum(b_dweight, axis=0)
         tl.store(dweight + program * N + columns, b_sum, mask=columns < N)
+    if HAS_BIAS:
+        b_sum = tl.sum(b_dbias, axis=0)
+        tl.store(dbias + program * N + columns, b_sum, mask=columns < N)
 
 
 # launches have options that are no parameters
-_FORWARD: Any = _rms_norm_forward_kernel
-_BACKWARD: Any = _rms_norm_backward_kernel
+_FORWARD: Any = _norm_forward_kernel
+_BACKWARD: Any = _norm_backward_kernel
 
 
-class _RMSNorm(torch.autograd.Function):
+class _Norm(torch.autograd.Function):
     """Tensors [M, N], contiguous; returns y and, with `keeps_total`, x + residual."""
 
     @staticmethod
@@ -136,7 +157,9 @@ class _RMSNorm(torch.autograd.Function):
         residual: Tensor | None,
         gate: Tensor | None,
         weight: Tensor | None,
+        bias: Tensor | None,
         eps: float,
+        centers: bool,
         activation: str,
         total_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -148,12 +171,13 @@ class _RMSNorm(torch.autograd.Function):
         rstd = torch.empty(m, dtype=torch.float32, device=x.device)
         width, rows = _tile_shape(n)
         _FORWARD[(-(-m // rows),)](
-            x, residual, gate, weight, y, total, rstd, eps, m, n, width, rows,
-            HAS_RESIDUAL=residual is not None, KEEPS_TOTAL=keeps_total,
-            HAS_WEIGHT=weight is not None, GATE=activation, num_warps=_num_warps(width * rows),
+            x, residual, gate, weight, bias, y, total, rstd, eps, m, n, width, rows,
+            HAS_RESIDUAL=residual is not None, KEEPS_TOTAL=keeps_total, CENTERS=centers,
+            HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, GATE=activation,
+            num_warps=_num_warps(width * rows),
         )  # fmt: skip
-        ctx.save_for_backward(total, gate, weight, rstd)
-        ctx.activation, ctx.x_dtype = activation, x.dtype
+        ctx.save_for_backward(total, gate, weight, bias, rstd)
+        ctx.activation, ctx.centers, ctx.x_dtype = activation, centers, x.dtype
         ctx.residual_dtype = None if residual is None else residual.dtype
         if total_dtype is None:
             return y, None
@@ -162,7 +186,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        total, gate, weight, rstd = ctx.saved_tensors
+        total, gate, weight, bias, rstd = ctx.saved_tensors
         dy, dtotal = grads
         assert dy is not None
         m, n = total.shape
@@ -175,22 +199,25 @@ class _RMSNorm(torch.autograd.Function):
         num_tiles = -(-m // rows)
         tiles = -(-num_tiles // BACKWARD_PROGRAMS)
         programs = -(-num_tiles // tiles)
-        dweight = None
-        if weight is not None:
-            dweight = torch.empty(programs, n, dtype=torch.float32, device=total.device)
+        partials: list[Tensor | None] = [
+            None if p is None else torch.empty(programs, n, dtype=torch.float32, device=p.device)
+            for p in (weight, bias)
+        ]
         _BACKWARD[(programs,)](
             total, gate, weight, rstd, dy.contiguous(),
             None if dtotal is None else dtotal.contiguous(),
-            dx, dresidual, dgate, dweight, m, tiles, n, width, rows,
+            dx, dresidual, dgate, *partials, m, tiles, n, width, rows,
             HAS_DTOTAL=dtotal is not None, HAS_DRESIDUAL=dresidual is not None,
-            HAS_WEIGHT=weight is not None, GATE=ctx.activation,
-            num_warps=_num_warps(width * rows),
+            CENTERS=ctx.centers, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+            GATE=ctx.activation, num_warps=_num_warps(width * rows),
         )  # fmt: skip
-        if weight is not None and dweight is not None:
-            dweight = dweight.sum(0).to(weight.dtype)
+        dweight, dbias = (
+            None if p is None or partial is None else partial.sum(0).to(p.dtype)
+            for p, partial in zip((weight, bias), partials, strict=True)
+        )
         if ctx.residual_dtype == ctx.x_dtype:
             dresidual = dx
-        return dx, dresidual, dgate, dweight, None, None, None
+        return dx, dresidual, dgate, dweight, dbias, None, None, None, None
 
 
 class TileShape(NamedTuple):
@@ -219,14 +246,28 @@ def rms_norm(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As `kernels.modules.norm.rms_norm`, if `supports_biasless_rms_norm_of_limited_width`."""
+    """As `kernels.modules.norm.rms_norm`, if `supports_norm_width`."""
+    return layer_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-5,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As `kernels.modules.norm.group_norm` of one group, if `supports_norm_width`."""
     if residual is not None:
         total_dtype = residual.dtype
     else:
         total_dtype = torch.float32 if residual_in_fp32 else x.dtype
-    y, total = _RMSNorm.apply(
+    y, total = _Norm.apply(
         _contiguous_rows(x), None if residual is None else _contiguous_rows(residual), None,
-        weight, eps, "none",
+        weight, bias, eps, not is_rms_norm, "none",
         total_dtype if prenorm or residual is not None else None,
     )  # fmt: skip
     y = y.view(x.shape)
@@ -246,12 +287,14 @@ def rms_norm_gated(
 ) -> Tensor:
     """As `kernels.modules.norm.rms_norm_gated`, if `supports_rms_norm_gated_options`."""
     name = "sigmoid" if activation == "sigmoid" else "swish"
-    y, _ = _RMSNorm.apply(
+    y, _ = _Norm.apply(
         _contiguous_rows(x),
         None,
         _contiguous_rows(g),
         weight,
+        bias,
         eps,
+        False,
         name,
         None,
     )
@@ -262,11 +305,9 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x.contiguous().view(-1, x.shape[-1])
 
 
-def supports_biasless_rms_norm_of_limited_width(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, *args: Any, **kwargs: Any
-) -> bool:
-    """Whether a call is for our kernel: no bias, and rows that fit into registers."""
-    return bias is None and x.shape[-1] <= LARGEST_WIDTH and x.numel() > 0
+def supports_norm_width(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Whether a call is for our kernel: rows that fit into registers."""
+    return 0 < x.shape[-1] <= LARGEST_WIDTH and x.numel() > 0
 
 
 def supports_rms_norm_gated_options(
@@ -279,10 +320,11 @@ def supports_rms_norm_gated_options(
     prenorm: bool = False,
     **kwargs: Any,
 ) -> bool:
-    """As `supports_biasless_rms_norm_of_limited_width`, without a residual."""
+    """As `supports_norm_width`, without a residual."""
     plain = residual is None and not prenorm and g.shape == x.shape
     return (
         plain
+        and bias is None
         and activation in ("swish", "silu", "sigmoid")
-        and supports_biasless_rms_norm_of_limited_width(x, weight, bias)
+        and supports_norm_width(x)
     )

@@ -35,7 +35,7 @@ OPERATOR: Any = ChunkDPLRDeltaRuleFunction
 CHUNK = 64
 LOWEST_LOG_DECAY = -0.6065306597126334
 WIDEST = 4096
-"""Channels; a program of the mixes' gradients holds those of all mixes of a token."""
+"""Channels; a program of the mixes holds whole tokens."""
 
 
 class _MixedProjections(torch.autograd.Function):

@@ -204,7 +204,7 @@ def compute_ssd(inputs: SSDInput, sizes: StepSizes, sequences: Sequences) -> Ten
     """Y [B, T, H, V], without a skip connection."""
     x, k, q = inputs
     v, g = _scale_input_and_sum_decays(x, sizes, sequences)
-    states = compute_states_before_chunks(k, v, g, sequences, k.dtype)
+    states = compute_states_before_chunks(k, v, g, sequences)
     return _CHUNK_O.chunk_fwd_o(
         q=q, k=k, v=v, h=states, g=g, scale=1.0, state_v_first=True, chunk_size=CHUNK,
         cu_seqlens=sequences.boundaries, chunk_indices=sequences.chunk_indices,
@@ -242,7 +242,7 @@ def compute_ssd_gradients(
         "cu_seqlens": boundaries, "chunk_indices": indices,
     }  # fmt: skip
     dstates = compute_state_gradients_after_chunks(q, dy, g, sequences)
-    states = compute_states_before_chunks(k, v, g, sequences, torch.float32)
+    states = compute_states_before_chunks(k, v, g, sequences)
     dq, dk, _, dg = _CHUNK_O.chunk_bwd_dqkwg(
         q=q, k=k, v=v, g=g, do=dy, h=states, dh=dstates, **chunks
     )

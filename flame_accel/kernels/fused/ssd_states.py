@@ -105,25 +105,25 @@ def index_chunks_of_sequences(boundaries: Tensor | None) -> Sequences:
     return Sequences(boundaries, _UTILS.prepare_chunk_indices(boundaries, CHUNK))
 
 
-def compute_states_before_chunks(
-    k: Tensor, v: Tensor, g: Tensor, sequences: Sequences, dtype: torch.dtype
-) -> Tensor:
-    """The state before each chunk [B, chunks, H, V, K], summed in fp32.
+def compute_states_before_chunks(k: Tensor, v: Tensor, g: Tensor, sequences: Sequences) -> Tensor:
+    """The state before each chunk [B, chunks, H, V, K], summed in fp32, in the dtype of the keys.
 
     Args:
         k: Keys [B, T, G, K], K a multiple of 16.
         v: Values [B, T, H, V], V a multiple of 16.
         g: Sums of log decays within chunks, to the base 2 [B, T, H], fp32.
         sequences: Where sequences and their chunks begin.
-        dtype: Of the result.
     """
-    return _launch_over_chunks(k, v, g, sequences, dtype, backward=False)
+    return _launch_over_chunks(k, v, g, sequences, backward=False)
 
 
 def compute_state_gradients_after_chunks(
     q: Tensor, do: Tensor, g: Tensor, sequences: Sequences
 ) -> Tensor:
-    """The gradient of the state after each chunk [B, chunks, H, V, K], in fp32.
+    """The gradient of the state after each chunk [B, chunks, H, V, K], in the dtype of queries.
+
+    Kernels round both states to that dtype before their products; the gradient of the decays alone
+    reads them as they are.
 
     Args:
         q: Queries [B, T, G, K], with any scale.
@@ -131,7 +131,7 @@ def compute_state_gradients_after_chunks(
         g: As for `compute_states_before_chunks`.
         sequences: Where sequences and their chunks begin.
     """
-    return _launch_over_chunks(q, do, g, sequences, torch.float32, backward=True)
+    return _launch_over_chunks(q, do, g, sequences, backward=True)
 
 
 def _launch_over_chunks(
@@ -139,7 +139,6 @@ def _launch_over_chunks(
     y: Tensor,
     g: Tensor,
     sequences: Sequences,
-    dtype: torch.dtype,
     *,
     backward: bool,
 ) -> Tensor:
@@ -152,8 +151,8 @@ def _launch_over_chunks(
         first_chunks = _UTILS.prepare_chunk_offsets(boundaries, CHUNK)
         num_chunks, num_sequences = len(indices), len(boundaries) - 1
     shape = (batch, num_chunks, heads, values, channels)
-    states = torch.empty(shape, dtype=dtype, device=x.device)
-    block_k, block_v = _power_of_two_block_dividing(channels), _power_of_two_block_dividing(values)
+    states = torch.empty(shape, dtype=x.dtype, device=x.device)
+    block_k, block_v = _block_size(channels), _block_size(values)
     grid = (num_sequences * heads, (channels // block_k) * (values // block_v))
     _STATES[grid](
         x, y, g, states, boundaries, first_chunks, tokens, groups, heads, channels, values,

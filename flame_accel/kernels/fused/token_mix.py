@@ -13,7 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flame_accel.kernels.fused.norm import BACKWARD_PROGRAMS, _num_warps, _tile_shape
+from flame_accel.kernels.fused.norm import _num_warps, _tile_shape
+
+BACKWARD_ROWS = 64
+"""Tokens of a program of the backward pass, which has its own part of the gradients of mu."""
+BACKWARD_COLUMNS = 64
+"""Its channels."""
+BACKWARD_WARPS = 8
+"""16 elements for each thread, which holds 104 registers with six mixes, not 168."""
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -44,7 +51,7 @@ def _mix_forward_kernel(
         places += tl.cast(M, tl.int64) * N
 
 
-@triton.jit(do_not_specialize=["M", "tokens"])
+@triton.jit(do_not_specialize=["M"])
 def _mix_backward_kernel(
     x,
     starts,
@@ -53,43 +60,35 @@ def _mix_backward_kernel(
     dx,
     dmus,
     M,
-    tokens,
     N: tl.constexpr,
-    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     MIXES: tl.constexpr,
-    MIXES_PADDED: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, WIDTH)
-    present = columns < N
-    numbers = tl.arange(0, MIXES_PADDED)
-    inside = (numbers < MIXES)[:, None] & present[None, :]
-    b_mus = tl.load(mus + numbers[:, None] * N + columns[None, :], mask=inside, other=0.0)
-    b_mus = b_mus.to(tl.float32)
-    places = numbers[:, None].to(tl.int64) * M * N + columns[None, :]
-    b_dmus = tl.zeros((MIXES_PADDED, WIDTH), dtype=tl.float32)
-    # what the token after the last one of this program sends back
-    after = (program + 1) * tokens
-    follows = (after < M) & (tl.load(starts + after, mask=after < M, other=1) == 0)
-    b_next = tl.load(dmixes + places + after * N, mask=inside & follows, other=0.0)
-    b_back = tl.sum(b_next.to(tl.float32) * b_mus, axis=0)
-    for step in range(tokens):
-        row = after - 1 - step
-        valid = row < M
-        begins = tl.load(starts + row, mask=valid, other=1) != 0
-        b_x = tl.load(x + row * N + columns, mask=present & valid, other=0.0).to(tl.float32)
-        before = present & valid & (begins == 0)
-        b_before = tl.load(x + (row - 1) * N + columns, mask=before, other=0.0).to(tl.float32)
-        b_dmix = tl.load(dmixes + places + row * N, mask=inside & valid, other=0.0)
-        b_dmix = b_dmix.to(tl.float32)
-        b_dmus += b_dmix * (b_before - b_x)[None, :]
-        b_sent = tl.sum(b_dmix * b_mus, axis=0)
-        b_dx = tl.sum(b_dmix, axis=0) - b_sent + b_back
-        tl.store(dx + row * N + columns, b_dx.to(dx.dtype.element_ty), mask=present & valid)
-        b_back = tl.where(begins, 0.0, b_sent)
-    tl.store(
-        dmus + (program * MIXES + numbers[:, None]) * N + columns[None, :], b_dmus, mask=inside
-    )
+    tile = tl.program_id(0).to(tl.int64)
+    rows = tile * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    places = rows[:, None] * N + columns[None, :]
+    b_start = tl.load(starts + rows, mask=rows < M, other=1)
+    # the token after the last one belongs to no document
+    b_next_start = tl.load(starts + rows + 1, mask=rows + 1 < M, other=1)
+    follows = inside & (b_next_start == 0)[:, None]
+    b_x = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+    b_before = tl.load(x + places - N, mask=inside & (b_start == 0)[:, None], other=0.0)
+    b_delta = b_before.to(tl.float32) - b_x
+    b_dx = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for i in range(MIXES):
+        b_mu = tl.load(mus + i * N + columns, mask=columns < N, other=0.0).to(tl.float32)
+        b_dmix = tl.load(dmixes + places, mask=inside, other=0.0).to(tl.float32)
+        # what the next token sends back; its row is in the cache
+        b_next = tl.load(dmixes + places + N, mask=follows, other=0.0).to(tl.float32)
+        b_dx += b_dmix + (b_next - b_dmix) * b_mu[None, :]
+        partial = dmus + (tile * MIXES + i) * N + columns
+        tl.store(partial, tl.sum(b_dmix * b_delta, axis=0), mask=columns < N)
+        places += tl.cast(M, tl.int64) * N
+    places = rows[:, None] * N + columns[None, :]
+    tl.store(dx + places, b_dx.to(dx.dtype.element_ty), mask=inside)
 
 
 # launches have options that are no parameters
@@ -132,10 +131,6 @@ def mix_with_previous_token(x: Tensor, starts: Tensor, mus: Tensor) -> Tensor:
     return mixes
 
 
-def _next_power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
 class MixGradients(NamedTuple):
     """Gradients of what is mixed."""
 
@@ -148,13 +143,10 @@ def mix_gradients(x: Tensor, starts: Tensor, mus: Tensor, dmixes: Tensor) -> Mix
     number, n = mus.shape
     m = x.numel() // n
     dx = torch.empty_like(x)
-    tokens = -(-m // BACKWARD_PROGRAMS)
-    programs = -(-m // tokens)
-    padded = _next_power_of_two(number)
-    dmus = torch.empty(programs, number, n, dtype=torch.float32, device=x.device)
-    width = _next_power_of_two(n)
-    _MIX_BACKWARD[(programs,)](
-        x, starts, mus, dmixes, dx, dmus, m, tokens, n, width, number, padded,
-        num_warps=_num_warps(width * padded),
+    tiles = -(-m // BACKWARD_ROWS)
+    dmus = torch.empty(tiles, number, n, dtype=torch.float32, device=x.device)
+    _MIX_BACKWARD[(tiles, -(-n // BACKWARD_COLUMNS))](
+        x, starts, mus, dmixes, dx, dmus, m, n, BACKWARD_ROWS, BACKWARD_COLUMNS, number,
+        num_warps=BACKWARD_WARPS,
     )  # fmt: skip
     return MixGradients(dx, dmus.sum(0).to(mus.dtype))

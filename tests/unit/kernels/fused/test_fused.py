@@ -107,6 +107,26 @@ def test_rms_norm(fused, dtype, width, prenorm, residual):
 
 
 @each_dtype
+@pytest.mark.parametrize("width", [96, 1024])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm(fused, dtype, width, biased, residual):
+    inputs = [draw(3, 11, width, dtype=dtype, seed=0), draw(width, dtype=dtype, seed=1)]
+    inputs += [draw(width, dtype=dtype, seed=2)] if biased else []
+    inputs += [draw(3, 11, width, dtype=dtype, seed=3)] if residual else []
+
+    def call(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(x: Tensor, weight: Tensor, *others: Tensor) -> Any:
+            bias = others[0] if biased else None
+            # far from zero, as a mean is
+            return function(x + 3, weight, bias, others[-1] if residual else None, 1e-5, residual)
+
+        return run
+
+    compare(call(fused("norm").layer_norm), call(torch_norm.group_norm), inputs, dtype)
+
+
+@each_dtype
 @pytest.mark.parametrize("activation", ["swish", "sigmoid"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_rms_norm_gated(fused, dtype, activation, weighted):
@@ -239,11 +259,11 @@ def test_linear_cross_entropy_without_gradients_or_targets(fused):
 def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
     module = fused("norm")
     x, weight = torch.zeros(2, 8), torch.ones(8)
-    assert module.supports_biasless_rms_norm_of_limited_width(x, weight, None)
-    assert not module.supports_biasless_rms_norm_of_limited_width(x, weight, weight)
-    assert not module.supports_biasless_rms_norm_of_limited_width(torch.zeros(2, 9000), None, None)
+    assert module.supports_norm_width(x, weight, weight)
+    assert not module.supports_norm_width(torch.zeros(2, 9000), None, None)
     assert module.supports_rms_norm_gated_options(x, x, weight, None, "silu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, None, "gelu")
+    assert not module.supports_rms_norm_gated_options(x, x, weight, weight, "silu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, None, residual=x)
     assert not fused("swiglu").supports_swiglu_same_shape_and_dtype(x, x.double(), None)
     supports = fused("linear_cross_entropy").supports_plain_loss_unless_l2warp_mean
