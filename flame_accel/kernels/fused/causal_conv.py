@@ -79,9 +79,7 @@ def _convolution_backward_kernel(
     b_joined0, b_joined1, b_joined2 = joined, joined, joined
     # the three tokens before a segment are read for its outputs, those after for its gradients
     rows = begin - 3
-    next_x, next_dy, next_joined = _load_token(
-        x, dy, starts, rows, begin, columns, M, x_stride, N
-    )
+    next_x, next_dy, next_joined = _load_token(x, dy, starts, rows, begin, columns, M, x_stride, N)
     for step in range(SEGMENT + 6):
         read_x, read_dy, joined = next_x, next_dy, next_joined
         # under way while this token is computed

@@ -182,7 +182,7 @@ class GatedSumGradients(NamedTuple):
     """The result, computed again if asked for."""
 
 
-def norm_gated_sum_gradients(
+def norm_gated_sum_gradients_except_x(
     gated: GatedSum,
     weight: Tensor,
     rstd: Tensor,

@@ -75,7 +75,7 @@ class _Mixer(torch.autograd.Function):
         parts = _split_projected(projected, len(conv_weight), len(a_log))
         heads, inner = len(a_log), parts.gate.shape[-1]
         xbc = convolve_with_silu(Convolution(parts.xbc, conv_weight, conv_bias), sequences)
-        inputs = split_convolved_xbc(xbc, heads, inner // heads, settings.groups)
+        inputs = split_xbc_into_x_view_and_bc_copies(xbc, heads, inner // heads, settings.groups)
         sizes = StepSizes(parts.steps, bias, a_log, *settings.step_bounds)
         y = compute_ssd(inputs, sizes, sequences).flatten(2)
         gated = GatedSum(y, xbc[..., :inner], parts.gate, skip)
@@ -98,14 +98,14 @@ class _Mixer(torch.autograd.Function):
         heads, inner = len(a_log), parts.gate.shape[-1]
         dout = grads[0].reshape(-1, weight.shape[0])
         gated = GatedSum(y, xbc[..., :inner], parts.gate, skip)
-        normed = norm_gated_sum_gradients(
+        normed = norm_gated_sum_gradients_except_x(
             gated, norm_weight, rstd, (dout @ weight).view(y.shape), dparts.gate,
             with_result=ctx.needs_input_grad[7],
         )  # fmt: skip
         dweight = None
         if normed.result is not None:
             dweight = dout.t() @ normed.result.view(-1, inner)
-        inputs = split_convolved_xbc(xbc, heads, inner // heads, settings.groups)
+        inputs = split_xbc_into_x_view_and_bc_copies(xbc, heads, inner // heads, settings.groups)
         sizes = StepSizes(parts.steps, bias, a_log, *settings.step_bounds)
         dy = normed.y.view(inputs.x.shape)
         found = compute_ssd_gradients(inputs, sizes, sequences, dy, skip)

@@ -246,7 +246,7 @@ def rms_norm(
     prenorm: bool = False,
     residual_in_fp32: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As `kernels.modules.norm.rms_norm`, if `supports_norm_width`."""
+    """As `kernels.modules.norm.rms_norm`, if `supports_norm_of_limited_width`."""
     return layer_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
 
 
@@ -260,7 +260,7 @@ def layer_norm(
     residual_in_fp32: bool = False,
     is_rms_norm: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """As `kernels.modules.norm.group_norm` of one group, if `supports_norm_width`."""
+    """As `kernels.modules.norm.group_norm` of one group, if `supports_norm_of_limited_width`."""
     if residual is not None:
         total_dtype = residual.dtype
     else:
@@ -305,7 +305,7 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x.contiguous().view(-1, x.shape[-1])
 
 
-def supports_norm_width(x: Tensor, *args: Any, **kwargs: Any) -> bool:
+def supports_norm_of_limited_width(x: Tensor, *args: Any, **kwargs: Any) -> bool:
     """Whether a call is for our kernel: rows that fit into registers."""
     return 0 < x.shape[-1] <= LARGEST_WIDTH and x.numel() > 0
 
@@ -320,11 +320,11 @@ def supports_rms_norm_gated_options(
     prenorm: bool = False,
     **kwargs: Any,
 ) -> bool:
-    """As `supports_norm_width`, without a residual."""
+    """As `supports_norm_of_limited_width`, without a residual."""
     plain = residual is None and not prenorm and g.shape == x.shape
     return (
         plain
         and bias is None
         and activation in ("swish", "silu", "sigmoid")
-        and supports_norm_width(x)
+        and supports_norm_of_limited_width(x)
     )

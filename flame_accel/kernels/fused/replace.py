@@ -31,8 +31,8 @@ class FusedFunction(NamedTuple):
 
 
 FUSED = (
-    FusedFunction("modules.norm.layernorm.rms_norm", "norm", "supports_norm_width"),
-    FusedFunction("modules.norm.layernorm.layer_norm", "norm", "supports_norm_width"),
+    FusedFunction("modules.norm.layernorm.rms_norm", "norm", "supports_norm_of_limited_width"),
+    FusedFunction("modules.norm.layernorm.layer_norm", "norm", "supports_norm_of_limited_width"),
     FusedFunction(
         "modules.norm.fused_norm_gate.rms_norm_gated", "norm", "supports_rms_norm_gated_options"
     ),

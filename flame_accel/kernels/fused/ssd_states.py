@@ -152,7 +152,7 @@ def _launch_over_chunks(
         num_chunks, num_sequences = len(indices), len(boundaries) - 1
     shape = (batch, num_chunks, heads, values, channels)
     states = torch.empty(shape, dtype=x.dtype, device=x.device)
-    block_k, block_v = _block_size(channels), _block_size(values)
+    block_k, block_v = _power_of_two_block_dividing(channels), _power_of_two_block_dividing(values)
     grid = (num_sequences * heads, (channels // block_k) * (values // block_v))
     _STATES[grid](
         x, y, g, states, boundaries, first_chunks, tokens, groups, heads, channels, values,

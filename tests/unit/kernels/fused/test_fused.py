@@ -256,11 +256,41 @@ def test_linear_cross_entropy_without_gradients_or_targets(fused):
     assert torch.allclose(loss, expected)
 
 
+@each_dtype
+@pytest.mark.parametrize("boundaries", [[0, 66, 67, 68, 70, 300, 301], None])
+def test_convolution_gradients_stay_in_their_document(fused, dtype, boundaries):
+    module, mixing = fused("causal_conv"), fused("token_mix")
+    rows, length, width = (1, boundaries[-1], 40) if boundaries else (3, 130, 40)
+    projected, dprojected = (
+        draw(rows, length, width + 16, dtype=dtype, seed=0).detach() for _ in range(2)
+    )
+    x, dx = projected[..., 8:-8], dprojected[..., 8:-8]
+    weight, bias = draw(width, 4, dtype=dtype, seed=1), draw(width, dtype=dtype, seed=2)
+    dy = draw(rows, length, width, dtype=dtype, seed=3).detach()
+    cu_seqlens = None if boundaries is None else torch.tensor(boundaries, device=DEVICE)
+    starts = mixing.mark_document_starts_as_int8(projected, cu_seqlens)
+    inputs = module.Convolution(x, weight.detach(), bias.detach())
+    found = module.convolution_gradients(inputs, starts, dy, dx)
+
+    wide = [v.detach().float().requires_grad_() for v in (x, weight, bias)]
+    documents = starts.cumsum(0).view(rows, length)
+    z = wide[2].expand(rows, length, width)
+    for lag in range(4):
+        before = F.pad(wide[0], (0, 0, lag, 0))[:, :length]
+        same = F.pad(documents, (lag, 0), value=-1)[:, :length] == documents
+        z = z + before * same[..., None] * wide[1][:, 3 - lag]
+    F.silu(z).backward(dy.float())
+    for value, expected in zip((dx, found.weight, found.bias), wide, strict=True):
+        assert expected.grad is not None
+        error = ((value.float() - expected.grad).norm() / expected.grad.norm()).item()
+        assert error < TOLERANCE[dtype]
+
+
 def test_calls_that_the_kernels_do_not_support_are_recognized(fused):
     module = fused("norm")
     x, weight = torch.zeros(2, 8), torch.ones(8)
-    assert module.supports_norm_width(x, weight, weight)
-    assert not module.supports_norm_width(torch.zeros(2, 9000), None, None)
+    assert module.supports_norm_of_limited_width(x, weight, weight)
+    assert not module.supports_norm_of_limited_width(torch.zeros(2, 9000), None, None)
     assert module.supports_rms_norm_gated_options(x, x, weight, None, "silu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, None, "gelu")
     assert not module.supports_rms_norm_gated_options(x, x, weight, weight, "silu")
