@@ -137,7 +137,8 @@ def mix_projected(layer: Mamba2, projected: Tensor, cu_seqlens: Tensor | None) -
         cu_seqlens: [N + 1] boundaries of the sequences of a packed batch (then B = 1).
     """
     norm: Any = layer.norm
-    settings = _MixerSettings(layer.n_groups, tuple(layer.dt_limit), layer.norm_eps)
+    low, high = layer.dt_limit
+    settings = _MixerSettings(layer.n_groups, (low, high), layer.norm_eps)
     with torch.autocast(projected.device.type, enabled=False):
         return _Mixer.apply(
             projected, layer.conv1d.weight.squeeze(1), layer.conv1d.bias, layer.dt_bias,
