@@ -76,16 +76,15 @@ class StopSignals:
     def deferred(self, *, saves: bool) -> Iterator[None]:
         """In the block the run looks at `received` after each step, instead of being interrupted.
 
+        What follows its last step, the export, is not interrupted either: another rank may not have
+        received the signal.
+
         Args:
-            saves: Whether it saves then; from now on the exit code of a stopped run is 0 in that
-                case.
+            saves: Whether it saves before it stops, so that its exit code is 0.
         """
         self._deferred, self._saves = True, saves
         yield
-        self._deferred = False
-        if self.received:
-            # it came after the last step
-            self.stop()
+        self._deferred = self._saves = False
 
     def stop(self) -> NoReturn:
         """Raises `StoppedBySignal`; the signal may be another rank's."""

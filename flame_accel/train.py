@@ -92,15 +92,16 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             components.flops_per_token,
             parallel.tokens_per_step(config.training, accelerator) * config.training.steps,
         )
-        step = loop.state.step
-        with observe.record_how_block_ends(accelerator, run_folder, lambda: loop.state.step):
-            with (
-                observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler,
-                stop_signals.deferred(saves=config.checkpoint.enable_checkpoint),
-            ):
+        with (
+            stop_signals.deferred(saves=config.checkpoint.enable_checkpoint),
+            observe.record_how_block_ends(accelerator, run_folder, lambda: loop.state.step),
+        ):
+            step = loop.state.step
+            with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
                 train(config, accelerator, components, loop, profiler, stop_signals)
             export_and_report(config, accelerator, components, loop.state, run_folder)
-            uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step)
+        wait_seconds = 0 if stop_signals.received else config.hub.wait_seconds
+        uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step, wait_seconds)
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> KernelKind:

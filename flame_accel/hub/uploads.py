@@ -5,7 +5,6 @@ How a planned upload is made is in `planned_uploads`, when in `upload_queue`.
 """
 
 import re
-import signal
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -26,6 +25,7 @@ from flame_accel.hub.upload_record import (
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
 from flame_accel.parallel import run_on_main_and_broadcast
+from flame_accel.stop_signals import StoppedBySignal
 
 log = get_logger()
 
@@ -126,7 +126,7 @@ class HubUploads:
         ):
             self.check_access_and_create_repository()
             self.resume_planned_uploads(set())
-            self.upload_export_wait_then_abort(exported, step)
+            self.upload_export_wait_then_abort(exported, step, self._options.wait_seconds)
 
     def _remove_stages_and_ask_if_export_on_hub(self, exported: Path, step: int) -> bool:
         """Whether the Hub holds the exported model, as far as it can be asked."""
@@ -154,25 +154,25 @@ class HubUploads:
         log.info("%s is on the Hub already: %s", exported, record.repo_id)
         return True
 
-    def upload_export_wait_then_abort(self, folder: Path, step: int) -> None:
+    def upload_export_wait_then_abort(self, folder: Path, step: int, wait_seconds: int) -> None:
         """Uploads the exported model, and waits a limited time for what is being uploaded.
 
         Says what is missing then, and how to upload it; the run has ended well all the same.
 
         Raises:
-            SystemExit: The user has interrupted it; its code is that of Ctrl-C.
+            StoppedBySignal: A signal has interrupted the wait.
         """
         if self._uploads is None:
             return
         self.upload_export(folder, step)
         queue = self._uploads.queue
         if queue.unfinished_or_given_up():
-            log.info("waiting for the last upload, at most %d s", self._options.wait_seconds)
-        interrupted = False
+            log.info("waiting for the last upload, at most %d s", wait_seconds)
+        stopped: StoppedBySignal | None = None
         try:
-            missing = queue.wait_and_list_unfinished_or_given_up(self._options.wait_seconds)
-        except KeyboardInterrupt:
-            interrupted, missing = True, queue.unfinished_or_given_up()
+            missing = queue.wait_and_list_unfinished_or_given_up(wait_seconds)
+        except StoppedBySignal as stop:
+            stopped, missing = stop, queue.unfinished_or_given_up()
         self.abort()
         for planned in missing:
             folder = self._uploads.folder_to_push(planned)
@@ -185,8 +185,8 @@ class HubUploads:
                 self._uploads.describe_problem_to_fix_before_push(planned),
                 "\n".join(f"  {command}" for command in commands),
             )
-        if interrupted:
-            raise SystemExit(128 + signal.SIGINT)
+        if stopped:
+            raise stopped
 
     def abort(self) -> None:
         """Ends what is being uploaded; a restart of the run continues with it."""

@@ -17,6 +17,7 @@ from flame_accel.commands import push
 from flame_accel.config import UserError
 from flame_accel.files import describe_files
 from flame_accel.hub.upload_queue import UploadQueue
+from flame_accel.stop_signals import StoppedBySignal
 from tests.helpers.checkpoints import equal_tensors, read_weights
 from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
 from tests.helpers.runs import ROOT, SHORT_RUN, WITHOUT_SAMPLE, launch, read_log
@@ -305,7 +306,7 @@ def test_an_interrupted_wait_for_the_last_upload_says_how_to_finish_it(
     upload_run, local_hub, tmp_path, monkeypatch
 ):
     def interrupt(queue: UploadQueue[Any], seconds: float) -> list[Any]:
-        raise KeyboardInterrupt
+        raise StoppedBySignal("SIGINT", 130)
 
     local_hub.delay_next(60.0, method="POST", path_contains="preupload", times=float("inf"))
     monkeypatch.setattr(UploadQueue, "wait_and_list_unfinished_or_given_up", interrupt)

@@ -13,7 +13,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from tests.torture import interruptions
+from tests.torture import damages, interruptions
 from tests.torture.laboratory import Laboratory, Outcome, summarize
 from tests.torture.report import write_report
 
@@ -25,6 +25,10 @@ EXPERIMENTS = {
     "kill-one-rank": (interruptions.kill_one_rank, 2, 30),
     "signal": (interruptions.stop_by_signal, 3, 40),
     "signal-two": (partial(interruptions.stop_by_signal, ranks=2), 2, 20),
+    "damage": (damages.damage_a_file, 9, 250),
+    "manifest": (damages.flip_the_manifest, 200, 3333),
+    "writer": (damages.start_a_second_writer, 2, 30),
+    "world-size": (damages.change_world_size, 1, 20),
 }
 
 

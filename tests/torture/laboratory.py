@@ -76,7 +76,7 @@ class Laboratory:
         return self.forker.start(self.options(run_folder, **changes), output, ranks=ranks, **engine)
 
     def expected(self, *, ranks: int = 1, **changes: Any) -> tuple[Result, float]:
-        """The result of a run that is left alone, and the seconds from its first step to its end."""
+        """The result of a run that is left alone, and seconds from its first step to its end."""
         key = json.dumps([ranks, {name: str(value) for name, value in changes.items()}])
         if key not in self._expected:
             run_folder = self.folder / f"alone-{len(self._expected)}"

@@ -13,7 +13,8 @@ from tests.torture.laboratory import Outcome, summarize
 PAGE = """\
 <!doctype html><meta charset="utf-8"><title>What runs survive</title>
 <style>body{{font:16px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}}
-table{{border-collapse:collapse}}td,th{{padding:.2em 1em;border-bottom:1px solid #8884;text-align:left}}
+table{{border-collapse:collapse}}
+td,th{{padding:.2em 1em;border-bottom:1px solid #8884;text-align:left}}
 td.n{{text-align:right}}.bad{{color:#c00}}</style>
 <h1>What runs survive</h1><p>{facts}</p>
 <table><tr><th>experiment<th>survived<th>of<th>seconds a run</tr>{rows}</table>
