@@ -1,4 +1,4 @@
-"""Files of a checkpoint that are cut, flipped, removed, added to or replaced; two writers at once."""
+"""Files of a checkpoint that are cut, flipped, removed or replaced; two writers at once."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flame_accel.model_files import find_checkpoint_damage
+from flame_accel.model_files import find_damage_or_missing_manifest
 from tests.helpers.checkpoints import undo_checkpoint
 from tests.torture.laboratory import INTERVAL, STEPS, TRACEBACK, Laboratory, Outcome
 
@@ -116,7 +116,7 @@ def flip_the_manifest(laboratory: Laboratory, count: int) -> Iterator[Outcome]:
         flipped[place] ^= 1 << bit
         outcome.what = f"bit {bit} of byte {place}"
         manifest.write_bytes(flipped)
-        if find_checkpoint_damage(manifest.parent) is None:
+        if find_damage_or_missing_manifest(manifest.parent) is None:
             outcome.problems.append("not found")
 
     return laboratory.repeat("flipped bit of a manifest", count, one)
