@@ -184,7 +184,9 @@ def _check_boundaries_and_count_sequences(
         )
     edges = cu_seqlens.tolist()
     if edges[0] != 0 or any(end < begin for begin, end in pairwise(edges)):
-        raise ArgumentError(f"{name} takes cu_seqlens that rise from 0, not {_shorten(edges)}")
+        raise ArgumentError(
+            f"{name} takes cu_seqlens that rise from 0, not {_first_eight_and_so_on(edges)}"
+        )
     for argument, letters in shape.items():
         x = arguments.get(argument)
         if not isinstance(x, Tensor) or letters[:2] not in ("BT", "1T") or x.dim() < 2:
@@ -288,5 +290,5 @@ def dimension_letters_by_argument(name: str) -> Mapping[str, str]:
     return shapes
 
 
-def _shorten(numbers: Sequence[int]) -> str:
+def _first_eight_and_so_on(numbers: Sequence[int]) -> str:
     return str([*numbers]) if len(numbers) < 9 else f"{[*numbers[:8]]} and so on"

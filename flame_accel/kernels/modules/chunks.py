@@ -12,6 +12,9 @@ from torch import Tensor
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
+TokensThenBlockEdges = tuple[Tensor, Tensor]
+"""Tokens that have chosen a block, block by block; then where each block begins and the last ends."""
+
 
 def chunk_local_cumsum(
     g: Tensor,
@@ -111,7 +114,7 @@ def prepare_block_csr(
     chunk_indices: Tensor | None,
     num_blocks: int,
     block_size: int,
-) -> tuple[Tensor, Tensor]:
+) -> TokensThenBlockEdges:
     """Which tokens have chosen a block, from which blocks tokens have chosen: a sparse matrix.
 
     Args:
@@ -124,8 +127,8 @@ def prepare_block_csr(
         block_size: tokens of a block.
 
     Returns:
-        Tokens, counted through all rows, block by block; and where each block begins, and the last
-        one ends: [blocks + 1], B * H * num_blocks of them, or those of `chunk_indices` times H.
+        Tokens, counted through all rows; and [blocks + 1] edges of B * H * num_blocks blocks, or
+        those of `chunk_indices` times H.
     """
     rows, tokens, heads, slots = block_indices.shape
     device = block_indices.device
