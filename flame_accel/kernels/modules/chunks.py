@@ -13,7 +13,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
 TokensThenBlockEdges = tuple[Tensor, Tensor]
-"""Tokens that have chosen a block, block by block; then where each block begins and the last ends."""
+"""Tokens that have chosen a block, block by block; then where each block begins, and the end."""
 
 
 def chunk_local_cumsum(
