@@ -187,7 +187,7 @@ def norm_gated_sum_gradients_except_x(
     weight: Tensor,
     rstd: Tensor,
     dresult: Tensor,
-    dgate: Tensor,
+    out_dgate: Tensor,
     *,
     with_result: bool,
 ) -> GatedSumGradients:
@@ -198,7 +198,7 @@ def norm_gated_sum_gradients_except_x(
         weight: As there.
         rstd: As it returned.
         dresult: Gradient of the result [..., N], contiguous.
-        dgate: [..., N], written; rows may lie apart.
+        out_dgate: [..., N], written; rows may lie apart.
         with_result: Whether to compute the result again.
     """
     y, x, gate, skip = gated
@@ -212,8 +212,8 @@ def norm_gated_sum_gradients_except_x(
     result = torch.empty_like(y) if with_result else None
     partials = torch.empty(2, programs, n, dtype=torch.float32, device=y.device)
     _BACKWARD[(programs,)](
-        y, x, gate, skip, weight, rstd, dresult, dy, dgate, result, partials[0], partials[1],
-        m, tiles, x.stride(-2), gate.stride(-2), dgate.stride(-2), n, n // skip.numel(),
+        y, x, gate, skip, weight, rstd, dresult, dy, out_dgate, result, partials[0], partials[1],
+        m, tiles, x.stride(-2), gate.stride(-2), out_dgate.stride(-2), n, n // skip.numel(),
         width, rows,
         HAS_RESULT=with_result, num_warps=_num_warps(2 * width * rows),
     )  # fmt: skip
