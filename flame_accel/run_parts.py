@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel import data, models, observe
-from flame_accel.checkpoint import CheckpointFolder, TrainState
+from flame_accel.checkpoint import CheckpointFolder, FailedSaves, TrainState
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.training import PassGraphs
 
@@ -40,3 +40,4 @@ class LoopState(NamedTuple):
     meter: observe.Meter
     metric_logger: observe.MetricLogger
     uploads: HubUploads
+    failed_saves: FailedSaves

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 
 from flame_accel import data, kernels, models, observe, parallel
 from flame_accel.checkpoint import (
+    FailedSaves,
     SaveSchedule,
     StartingPoint,
     TrainState,
@@ -83,7 +84,9 @@ def main(config: Config, stop_signals: StopSignals) -> None:
         loop = restore_run(config, accelerator, components, start, uploads)
         lock.keeps_changes = True
         if config.checkpoint.create_seed_checkpoint:
-            log.info("initial weights: %s", save(config, accelerator, components, loop))
+            save(config, accelerator, components, loop, last=True)
+            loop.failed_saves.raise_if_latest_failed()
+            log.info("initial weights: %s", start.checkpoints.checkpoint_path(loop.state.step))
             return
         num_parameters, run_data = components.num_parameters, components.run_data
         log_run_summary(accelerator, config.training, components.model, num_parameters, run_data)
@@ -100,6 +103,7 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
                 train(config, accelerator, components, loop, profiler, stop_signals)
             export_and_report(config, accelerator, components, loop.state, run_folder)
+            loop.failed_saves.raise_if_latest_failed()
         wait_seconds = 0 if stop_signals.received else config.hub.wait_seconds
         uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step, wait_seconds)
 
@@ -209,7 +213,9 @@ def restore_run(
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))
     uploads.resume_planned_uploads(start.checkpoints.in_use)
-    return LoopState(state, start.checkpoints, batches, eval_batches, meter, metric_logger, uploads)
+    saves = FailedSaves(config.checkpoint.max_failures)
+    folder = start.checkpoints
+    return LoopState(state, folder, batches, eval_batches, meter, metric_logger, uploads, saves)
 
 
 def train(
@@ -288,31 +294,35 @@ def train(
         stops = any_rank_agrees(stop_signals.received is not None)
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record), run_stops=stops):
             with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
-                save(config, accelerator, components, loop)
+                save(config, accelerator, components, loop, last=stops or state.step == steps)
         garbage.freeze_first_or_collect_if_due(state.step)
     garbage.unfreeze_and_leave_collector_disabled()
     progress.close()
     if stops:
+        loop.failed_saves.raise_if_latest_failed()
         stop_signals.stop()
 
 
-def save(config: Config, accelerator: Accelerator, components: Components, loop: LoopState) -> Path:
-    """Saves what the run needs to resume after this step, or only its weights if so configured."""
-    last = loop.state.step == config.training.steps
-    checkpoint = save_checkpoint(
-        accelerator,
-        loop.checkpoints,
-        loop.state,
-        model=components.model,
-        optimizer=components.optimizer,
-        tokenizer=components.tokenizer,
-        stream_state=loop.batches.state_dict(),
-        meter_state=loop.meter.losses_and_skips(),
-        weights_only_dtype=weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=last),
-    )
-    if 0 < loop.state.step < config.training.steps:
-        loop.uploads.count_and_upload_due_checkpoint(checkpoint, loop.state.step)
-    return checkpoint
+def save(
+    config: Config, accelerator: Accelerator, components: Components, loop: LoopState, *, last: bool
+) -> None:
+    """Saves what resuming from here needs; logs a failure, which ends the run if it is the last."""
+    step, steps = loop.state.step, config.training.steps
+    dtype = weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=step == steps)
+    with loop.failed_saves.logged(is_last=last):
+        checkpoint = save_checkpoint(
+            accelerator,
+            loop.checkpoints,
+            loop.state,
+            model=components.model,
+            optimizer=components.optimizer,
+            tokenizer=components.tokenizer,
+            stream_state=loop.batches.state_dict(),
+            meter_state=loop.meter.losses_and_skips(),
+            weights_only_dtype=dtype,
+        )
+        if 0 < step < steps:
+            loop.uploads.count_and_upload_due_checkpoint(checkpoint, step)
 
 
 def export_and_report(
@@ -333,9 +343,7 @@ def export_and_report(
             dtype=getattr(torch, config.checkpoint.export_dtype),
             card_origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
         )
-    log.info("exported: %s", exported)
-    if accelerator.is_main_process:
-        title, seed = config.job.description or run_folder.name, config.training.seed
-        log_sample_and_write_html_report(
-            exported, run_folder, accelerator.device, config.evaluation, seed=seed, title=title
-        )
+    title, seed = config.job.description, config.training.seed
+    log_sample_and_write_html_report(
+        accelerator, exported, run_folder, config.evaluation, seed=seed, title=title
+    )

@@ -13,7 +13,7 @@ A checkpoint with only the model's weights ends with state.json. Tensors are rea
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +22,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from flame_accel.checkpoint.failed_saves import (
+    FailedSaveError,
+    check_free_space,
+    write_or_fail_on_all_ranks,
+)
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf_model
 from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
 from flame_accel.checkpoint.tensor_storage import (
     load_optimizer_state,
     load_weights,
+    optimizer_state_bytes,
     save_optimizer_shards_of_rank,
 )
 from flame_accel.checkpoint.train_state import TrainState
@@ -80,32 +86,58 @@ def save_checkpoint(
 
     Returns:
         Path of the checkpoint.
+
+    Raises:
+        FailedSaveError: On every rank: an I/O error on any of them. Nothing is left of it.
     """
+    full = weights_only_dtype is None
     weights_dtype = weights_only_dtype or torch.float32
     weights = gather_full_weights_to_main(accelerator, model, weights_dtype)
-    if accelerator.is_main_process:
-        temporary = folder.create_temporary_folder(state.step)
-        inner = unwrap_model(accelerator, model)
-        save_hf_model(inner, weights, tokenizer, temporary, weights_dtype)
-        write_json_atomically(temporary / "state.json", asdict(state))
-    accelerator.wait_for_everyone()
-    if weights_only_dtype is None:
+    inner = unwrap_model(accelerator, model)
+    needed_bytes = _bytes_without_duplicates(weights) + (
+        optimizer_state_bytes(accelerator, model, optimizer) if full else 0
+    )
+    # the ranks of a tensor-parallel group are consecutive and have equal states
+    rank_states = gather_object([(stream_state, meter_state)])[:: tp_size(accelerator)]
+
+    def write_model() -> None:
+        if accelerator.is_main_process:
+            temporary = folder.create_temporary_folder(state.step)
+            check_free_space(temporary, needed_bytes)
+            save_hf_model(inner, weights, tokenizer, temporary, weights_dtype)
+            write_json_atomically(temporary / "state.json", asdict(state))
+
+    def write_training_state() -> None:
         temporary = folder.temporary_path(state.step)
         save_optimizer_shards_of_rank(accelerator, temporary, model, optimizer)
-        _save_stream_meter_and_rng_states(accelerator, temporary, stream_state, meter_state)
-        accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        folder.write_manifest_rename_and_prune(
-            state.step,
-            {
+        if accelerator.is_main_process:
+            merged = merge_rank_states([stream for stream, _ in rank_states])
+            write_json_atomically(temporary / "data.json", merged)
+            meters = [{"meter": meter} for _, meter in rank_states]
+            write_json_atomically(temporary / "ranks.json", meters)
+        path = temporary / f"rank-{accelerator.process_index}.json"
+        write_json_atomically(path, get_all_rng_states_as_json())
+
+    def complete() -> None:
+        if accelerator.is_main_process:
+            facts = {
                 "step": state.step,
                 "tokens": state.tokens,
                 "processes": accelerator.num_processes,
                 "versions": package_versions(),
-            },
-        )
-    accelerator.wait_for_everyone()
-    return folder.checkpoint_path(state.step)
+            }
+            folder.write_manifest_rename_and_prune(state.step, facts)
+
+    checkpoint = folder.checkpoint_path(state.step)
+    try:
+        parts = (write_model, write_training_state, complete) if full else (write_model, complete)
+        for write in parts:
+            write_or_fail_on_all_ranks(accelerator, write, checkpoint=checkpoint)
+    except FailedSaveError:
+        if accelerator.is_main_process:
+            folder.delete_temporary_folder_or_warn(state.step)
+        raise
+    return checkpoint
 
 
 def weights_only_dtype_if_seed_or_last(
@@ -125,21 +157,9 @@ def weights_only_dtype_if_seed_or_last(
     return None
 
 
-def _save_stream_meter_and_rng_states(
-    accelerator: Accelerator,
-    checkpoint: Path,
-    stream_state: StreamState,
-    meter_state: MeterState,
-) -> None:
-    """Writes what differs between ranks: data cursors, meters and random states."""
-    # the ranks of a tensor-parallel group are consecutive and have equal states
-    states = gather_object([(stream_state, meter_state)])[:: tp_size(accelerator)]
-    if accelerator.is_main_process:
-        merged = merge_rank_states([stream for stream, _ in states])
-        write_json_atomically(checkpoint / "data.json", merged)
-        write_json_atomically(checkpoint / "ranks.json", [{"meter": meter} for _, meter in states])
-    path = checkpoint / f"rank-{accelerator.process_index}.json"
-    write_json_atomically(path, get_all_rng_states_as_json())
+def _bytes_without_duplicates(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of tensors, of which tied ones share their memory."""
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors.values()}.values())
 
 
 def has_training_state(checkpoint: Path) -> bool:

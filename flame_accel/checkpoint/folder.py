@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flame_accel import files
 from flame_accel.config import UserError
+from flame_accel.io_errors import describe_if_io_error
 from flame_accel.model_files import (
     MANIFEST,
     STEP_PREFIX,
@@ -64,6 +65,13 @@ class CheckpointFolder:
         temporary.mkdir(parents=True)
         return temporary
 
+    def delete_temporary_folder_or_warn(self, step: int) -> None:
+        """Deletes what a failed save has written so far. Called by one process."""
+        temporary = self.temporary_path(step)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.exists():
+            get_logger().warning("%s cannot be deleted; the next save or start tries it", temporary)
+
     def write_manifest_rename_and_prune(self, step: int, run_facts: Mapping[str, object]) -> Path:
         """Turns the temporary folder of a step into its checkpoint, and deletes old checkpoints.
 
@@ -91,7 +99,14 @@ class CheckpointFolder:
         if self.keep_latest_k:
             for step in self.list_steps_intact_or_damaged()[: -self.keep_latest_k]:
                 if self.checkpoint_path(step) not in self.in_use:
-                    shutil.rmtree(self.checkpoint_path(step))
+                    self._delete_or_warn(self.checkpoint_path(step))
+
+    def _delete_or_warn(self, checkpoint: Path) -> None:
+        """The newer checkpoint is complete: what fails here is tried again after the next one."""
+        try:
+            shutil.rmtree(checkpoint)
+        except OSError as error:
+            get_logger().warning("an old checkpoint stays: %s", describe_if_io_error(error))
 
     def find_intact_checkpoint(self, load_step: int) -> Path | None:
         """Finds the checkpoint to load. Changes nothing.

@@ -195,6 +195,19 @@ def named_optimizer_state(model: nn.Module, optimizer: AcceleratedOptimizer) -> 
     }
 
 
+def optimizer_state_bytes(
+    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer
+) -> int:
+    """Bytes of the optimizer's state on all ranks, as it is stored."""
+    inner = unwrap_model(accelerator, model)
+    if is_deepspeed(accelerator):
+        tensors = zero.full_optimizer_state_on_meta(inner, model)
+    else:
+        tensors = named_optimizer_state(inner, optimizer)
+    # of a sharded tensor the elements of the whole
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def initialize_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
     """Makes the optimizer create its state, so that it can be overwritten; no weight changes."""
     inner = optimizer.optimizer

@@ -90,6 +90,9 @@ class CheckpointConfig:
     weights."""
     keep_latest_k: int = 3
     """Number of checkpoints to keep. Older ones are deleted; 0 keeps all."""
+    max_failures: int = 3
+    """Number of saves in a row that may fail (full disk, I/O error) before the run ends: the one
+    with this number ends it. The last save of a run must not fail."""
     load_step: int = -1
     """Step of the checkpoint to resume from. -1 takes the newest one."""
     async_mode: Literal["disabled", "async", "async_with_pinned_mem"] = "disabled"

@@ -129,6 +129,7 @@ _RULES = {
     "checkpoint.folder": _INSIDE_RUN_FOLDER,
     "checkpoint.interval": _at_least(1),
     "checkpoint.keep_latest_k": _at_least(0),
+    "checkpoint.max_failures": _at_least(1),
     "checkpoint.load_step": _at_least(-1),
     "checkpoint.exclude_from_loading": _Rule(
         holds=lambda parts: set(parts) <= set(_CHECKPOINT_PARTS),

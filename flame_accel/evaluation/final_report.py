@@ -1,11 +1,12 @@
 """What a finished run shows: text that its exported model generates, and its report.
 
-The text is generated in `generate`, the page is drawn in `observe/report`.
+The text is generated in `generate`, the page is drawn in `observe/report`. Both only show what was
+trained: a failure of them is logged, and the run has finished all the same.
 """
 
 from pathlib import Path
 
-import torch
+from accelerate import Accelerator
 
 from flame_accel.config import EvaluationConfig
 from flame_accel.evaluation.generate import load_export_and_sample_prompt_with_continuation
@@ -13,9 +14,9 @@ from flame_accel.observe import get_logger, write_report
 
 
 def log_sample_and_write_html_report(
+    accelerator: Accelerator,
     exported: Path,
     run_folder: Path,
-    device: torch.device,
     options: EvaluationConfig,
     *,
     seed: int,
@@ -23,19 +24,30 @@ def log_sample_and_write_html_report(
 ) -> None:
     """Logs a sample of generated text, if so configured, and writes report.html.
 
+    The main process does it, and raises no `Exception`: failures are logged.
+
     Args:
+        accelerator: The run's accelerator; the sample is computed on its device.
         exported: Folder of the exported model.
         run_folder: The run folder, whose measurements are drawn.
-        device: Where the sample is computed.
         options: Options of section evaluation.
         seed: Random seed of the sample.
-        title: Heading of the report.
+        title: Heading of the report; the folder's name if empty.
     """
+    if not accelerator.is_main_process:
+        return
     log = get_logger()
     sample = ""
-    if options.sample_tokens:
-        sample = load_export_and_sample_prompt_with_continuation(
-            exported, device, options, seed=seed
-        )
-        log.info("sample of the exported model:\n%s", sample)
-    log.info("report: %s", write_report(run_folder, title=title, sample=sample))
+    try:
+        if options.sample_tokens:
+            sample = load_export_and_sample_prompt_with_continuation(
+                exported, accelerator.device, options, seed=seed
+            )
+            log.info("sample of the exported model:\n%s", sample)
+    except Exception as error:
+        log.warning("no sample of the exported model: %s: %s", type(error).__name__, error)
+    try:
+        page = write_report(run_folder, title=title or run_folder.name, sample=sample)
+        log.info("report: %s", page)
+    except Exception as error:
+        log.warning("no report: %s: %s", type(error).__name__, error)

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main, save_hf_model
+from flame_accel.config import UserError
 from flame_accel.files import replace_folder
 from flame_accel.hub.model_card import ModelOrigin, write_model_card
 from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
 from flame_accel.hub.remote_code import CODE_FILE, write_remote_code_if_needed
+from flame_accel.io_errors import describe_if_io_error
+from flame_accel.observe import get_logger
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
 STALE_FILES = (
@@ -44,15 +47,30 @@ def export_model(
         folder: Folder of the export; replaced atomically if it exists, but for the user's files.
         dtype: Dtype in which floating-point weights are stored.
         card_origin: The run and the step, for the model card.
+
+    Raises:
+        UserError: On every rank: an I/O error; an earlier export stays.
     """
     weights = gather_full_weights_to_main(accelerator, model, dtype)
     inner = unwrap_model(accelerator, model)
-    run_on_main_and_broadcast(
-        accelerator,
-        lambda: write_or_replace_export(
-            folder, inner, weights, tokenizer, weights_dtype=dtype, card_origin=card_origin
-        ),
-    )
+
+    def write() -> None:
+        try:
+            write_or_replace_export(
+                folder, inner, weights, tokenizer, weights_dtype=dtype, card_origin=card_origin
+            )
+        except Exception as error:
+            if (reason := describe_if_io_error(error)) is None:
+                raise
+            raise UserError(
+                f"the model could not be exported: {reason}",
+                where=str(folder),
+                remedy="make room there, or mend the disk, and repeat the command: it exports what "
+                "the last checkpoint holds",
+            ) from error
+
+    run_on_main_and_broadcast(accelerator, write)
+    get_logger().info("exported: %s", folder)
 
 
 def write_or_replace_export(

@@ -6,6 +6,7 @@ LAYERS = (
         "cache_folders",
         "cpu_cores",
         "files",
+        "io_errors",
         "presets",
         "standard_streams",
         "stop_signals",

@@ -166,6 +166,7 @@ DEFAULTS = {
         "model_weights_only": False,
         "export_dtype": "float32",
         "keep_latest_k": 3,
+        "max_failures": 3,
         "load_step": -1,
         "async_mode": "disabled",
         "initial_load_path": None,
