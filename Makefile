@@ -1,7 +1,7 @@
 # The project's chores. `make check` is what has to pass before a change lands; the list is in .ci/run.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types test quickstart test-slow test-gpu oracle engines format docs lock
+.PHONY: check lint types test quickstart test-slow test-gpu oracle fla-tests engines format docs lock
 check:
 	bash .ci/run
 
@@ -19,6 +19,10 @@ test-gpu:
 ORACLE_CALLS ?= 100
 oracle:
 	bash test.sh tests/laws/test_oracle.py --oracle-calls $(ORACLE_CALLS)
+
+# fla's own tests, from a checkout of fla, on the CPU (hours on two cores): make fla-tests FLA=/path/to/checkout
+fla-tests:
+	$(PYTHON) -m tests.fla_suite $(FLA)
 
 # the table of all engines; in one process, so that every run is in it
 engines:

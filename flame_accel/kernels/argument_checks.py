@@ -92,6 +92,9 @@ SHAPES = {
 """Shapes of operators' arguments: B rows, T tokens (S where their number is another one), N
 sequences, H heads of queries, G of values, one a multiple of the other, K and V widths."""
 
+ANY_SHAPE = ("A_log",)
+"""Arguments of a value per head, which fla reads one after the other whatever their shape."""
+
 PACKED_INPUT = {"x": "BT", "s": "BT", "g": "BT", "A": "BT"}
 """What boundaries divide in functions that the table does not list."""
 
@@ -221,9 +224,10 @@ def _check_shape_and_enter_sizes(
         letters = f"{letters[:-2]}VK"
     if "B" in sizes:
         sizes.setdefault("N", sizes["B"])
-    matches = value.dim() == len(letters) and all(
+    shape = (value.numel(),) if argument in ANY_SHAPE else value.shape
+    matches = len(shape) == len(letters) and all(
         size == (int(letter) if letter.isdigit() else sizes.setdefault(letter, size))
-        for letter, size in zip(letters, value.shape, strict=True)
+        for letter, size in zip(letters, shape, strict=True)
     )
     if not matches:
         expected = [

@@ -86,9 +86,9 @@ def fused_gdn_gate(
     dt_bias: Tensor | None = None,
     output_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Log decays -exp(A_log) softplus(g + dt_bias), shaped like `g` [.., H]; parameters [H]."""
+    """Log decays -exp(A_log) softplus(g + dt_bias), shaped like `g` [.., H]; H parameters."""
     rates = g.float() if dt_bias is None else g.float() + dt_bias.float()
-    return (-A_log.float().exp() * F.softplus(rates)).to(output_dtype)
+    return (-A_log.flatten().float().exp() * F.softplus(rates)).to(output_dtype)
 
 
 def chunk_gated_delta_product(

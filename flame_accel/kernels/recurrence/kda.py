@@ -97,14 +97,14 @@ def fused_kda_gate(
 
     Args:
         g: [..., H, K].
-        A_log: [H].
+        A_log: H values, in any shape.
         dt_bias: [H * K].
         lower_bound: limit of the log decays, negative.
         output_dtype: of the log decays.
     """
     num_heads = g.shape[-2]
     logits = g.float() if dt_bias is None else g.float() + dt_bias.float().view(num_heads, -1)
-    rate = None if A_log is None else A_log.float().exp().view(num_heads, 1)
+    rate = None if A_log is None else A_log.float().exp().reshape(num_heads, 1)
     if lower_bound is not None:
         logits = logits if rate is None else rate * logits
         return (lower_bound * logits.sigmoid()).to(output_dtype)

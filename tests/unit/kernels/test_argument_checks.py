@@ -133,3 +133,22 @@ def test_what_cannot_be_left_out_is_named():
     for missing, call in calls.items():
         with pytest.raises(ArgumentError, match=f"needs {missing}"):
             call()
+
+
+@pytest.mark.parametrize("name", ["chunk_kda", "fused_recurrent_kda", "chunk_gated_delta_rule"])
+def test_decay_rates_of_heads_have_any_shape(name):
+    torch.manual_seed(3)
+    q, k, v = (torch.randn(1, 8, 2, 16) for _ in range(3))
+    g, beta = torch.randn(1, 8, 2, 16), torch.rand(1, 8, 2)
+    g = g if "kda" in name else g[..., 0]
+    rates = torch.randn(2)
+    found = []
+    for shape in ((2,), (1, 1, 2, 1)):
+        leaf = rates.view(shape).clone().requires_grad_()
+        o, _ = getattr(ops, name)(q, k, v, g, beta, A_log=leaf, use_gate_in_kernel=True)
+        o.square().sum().backward()
+        assert leaf.grad is not None and leaf.grad.shape == shape
+        found.append((o, leaf.grad.flatten()))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    with pytest.raises(ValueError, match="A_log"):
+        getattr(ops, name)(q, k, v, g, beta, A_log=torch.randn(1, 3), use_gate_in_kernel=True)

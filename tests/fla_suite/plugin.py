@@ -1,0 +1,148 @@
+"""A pytest plugin that runs fla's own tests on a CPU through our kernels; `__main__` runs it.
+
+It is loaded before fla's conftest. Which failures are expected, which sizes are smaller here and
+which modules cannot be imported stands in `expected.toml`.
+"""
+
+import importlib
+import importlib.util
+import os
+import re
+import signal
+import sys
+from collections.abc import Generator, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from flame_accel import kernels
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EXPECTED = Path(__file__).with_name("expected.toml")
+SECONDS_PER_TEST = float(os.environ.get("FLA_TESTS_SECONDS", "300"))
+FULL_SIZE = bool(os.environ.get("FLA_TESTS_FULL_SIZE"))
+CPU = {
+    "device": "cpu",
+    "device_name": "cpu",
+    "device_platform": "cpu",
+    "device_torch_lib": torch.cpu,
+}
+"""What fla's tests and modules import from `fla.utils`; fla takes a machine without Triton's
+drivers for one with CUDA."""
+
+
+def read_expected() -> dict[str, Any]:
+    """The tables of `expected.toml`."""
+    return tomllib.loads(EXPECTED.read_text(encoding="utf-8"))
+
+
+def matches(pattern: str, test: str) -> bool:
+    """Whether a test's id is one of a pattern's, in which * is any text."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), test) is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    kernels.install("torch")
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "fla":
+            for attribute, value in CPU.items():
+                if attribute in vars(module):
+                    setattr(module, attribute, value)
+    _offer_flash_attn()
+    for moved, path in read_expected()["moved"].items():
+        owner, _, name = path.rpartition(".")
+        value = getattr(importlib.import_module(owner), name) if path else _raise_gone
+        owner, _, name = moved.rpartition(".")
+        setattr(importlib.import_module(owner), name, value)
+
+
+def _offer_flash_attn() -> None:
+    """Makes tests that need flash-attn run: fla's layers have ours in its place."""
+    from fla.layers import attn
+    from fla.utils import find_spec_cached
+
+    if importlib.util.find_spec("flash_attn") is None:
+        package: Any = ModuleType("flash_attn")
+        package.__spec__ = ModuleSpec("flash_attn", None)
+        package.flash_attn_func = attn.flash_attn_func
+        package.flash_attn_varlen_func = attn.flash_attn_varlen_func
+        sys.modules["flash_attn"] = package
+        find_spec_cached.cache_clear()
+
+
+def _raise_gone(*_: Any, **__: Any) -> NoReturn:
+    raise NotImplementedError("the installed fla has no such function")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    path = collection_path.relative_to(config.rootpath).as_posix()
+    return True if path in read_expected()["modules"] else None
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    expected = read_expected()
+    for item in items:
+        for row in expected["failures"]:
+            if any(matches(pattern, item.nodeid) for pattern in row["tests"]):
+                run = row.get("run", True)
+                item.add_marker(pytest.mark.xfail(reason=row["reason"], strict=run, run=run))
+        tokens = getattr(item, "callspec", None) and item.callspec.params.get("T")
+        rows = expected["longest"].items()
+        longest = next((n for pattern, n in rows if matches(pattern, item.nodeid)), None)
+        if tokens and longest and tokens > longest + 64 and not FULL_SIZE:
+            item.callspec.params["T"] = longest + tokens % 64
+
+
+@pytest.fixture(autouse=True)
+def generation_keeps_no_graph(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Models generate without gradients, which their tests would keep of every token."""
+    if "test_generation" in request.node.name:
+        with torch.no_grad():
+            yield
+    else:
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Ends a test that takes too long."""
+
+    def raise_timeout(*_: Any) -> NoReturn:
+        raise TimeoutError(f"longer than {SECONDS_PER_TEST:.0f} s")
+
+    signal.signal(signal.SIGALRM, raise_timeout)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_TEST)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Appends a line for each test to the file of results: outcome, seconds, id, message."""
+    if report.when != "call" and (report.when == "teardown" or report.passed):
+        return
+    outcome = report.outcome
+    if hasattr(report, "wasxfail"):
+        left_out = report.wasxfail.startswith("[NOTRUN]")
+        outcome = "left out" if left_out else "expected" if report.skipped else "mended"
+    elif report.failed and "[XPASS(strict)]" in str(report.longrepr):
+        outcome = "mended"
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if outcome in ("expected", "left out"):
+        text = report.wasxfail
+    elif crash is not None:
+        text = f"{crash.message} ({crash.path}:{crash.lineno})"
+    else:
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    line = f"{outcome}\t{report.duration:.1f}\t{report.nodeid}\t{' '.join(text.split())[:500]}\n"
+    with open(os.environ["FLA_TESTS_RESULTS"], "a", encoding="utf-8") as file:
+        file.write(line)
