@@ -32,7 +32,7 @@ class Fragment(NamedTuple):
     """Number of elements; 0 if other ranks update all of them."""
 
 
-class ParameterState(NamedTuple):
+class ParameterFragmentAndFlatState(NamedTuple):
     """A parameter that the optimizer updates, and this rank's part of its optimizer state."""
 
     name: str
@@ -139,9 +139,7 @@ def full_optimizer_state_on_meta(model: nn.Module, engine: nn.Module) -> dict[st
         f"{name}.{key}": torch.empty(
             full_shape(parameter) if value.dim() else (), dtype=value.dtype, device="meta"
         )
-        for name, parameter, _, state in _iterate_optimized_parameters_with_flat_state(
-            model, engine
-        )
+        for name, parameter, _, state in _iterate_optimized_parameters(model, engine)
         for key, value in state.items()
     }
 
@@ -150,7 +148,7 @@ def local_optimizer_state_names(model: nn.Module, engine: nn.Module) -> set[str]
     """Names, as in `full_optimizer_state_on_meta`, of the state that this rank has elements of."""
     return {
         f"{name}.{key}"
-        for name, _, fragment, state in _iterate_optimized_parameters_with_flat_state(model, engine)
+        for name, _, fragment, state in _iterate_optimized_parameters(model, engine)
         for key in state
         if fragment.length
     }
@@ -167,7 +165,7 @@ def copy_into_local_optimizer_state(
         full_tensors: Full tensors named as in `full_optimizer_state_on_meta`; state without one is
             kept.
     """
-    for name, _, fragment, state in _iterate_optimized_parameters_with_flat_state(model, engine):
+    for name, _, fragment, state in _iterate_optimized_parameters(model, engine):
         for key, value in state.items():
             full = full_tensors.get(f"{name}.{key}")
             if full is None:
@@ -190,9 +188,7 @@ def gather_zero_optimizer_state_per_owner(
     model = unwrap_model(accelerator, engine)
     loads = [0] * accelerator.num_processes
     owned: dict[str, Tensor] = {}
-    for name, parameter, fragment, state in _iterate_optimized_parameters_with_flat_state(
-        model, engine
-    ):
+    for name, parameter, fragment, state in _iterate_optimized_parameters(model, engine):
         shape = full_shape(parameter)
         owner = loads.index(min(loads))
         loads[owner] += shape.numel()
@@ -229,16 +225,18 @@ def _assemble_full_state_on_owner(
     return full.view(full_shape)
 
 
-def _iterate_optimized_parameters_with_flat_state(
+def _iterate_optimized_parameters(
     model: nn.Module, engine: nn.Module
-) -> Iterator[ParameterState]:
+) -> Iterator[ParameterFragmentAndFlatState]:
     """All parameters that the optimizer updates, in the model's order."""
     zero: Any = engine.optimizer
     fragments = dict(_iterate_local_fragments(zero))
     for name, parameter in model.named_parameters():
         if parameter in fragments:
             fragment = fragments[parameter]
-            yield ParameterState(name, parameter, fragment, zero.state.get(fragment.flat, {}))
+            yield ParameterFragmentAndFlatState(
+                name, parameter, fragment, zero.state.get(fragment.flat, {})
+            )
 
 
 def _flat_fp32_tensors_of_rank(zero_optimizer: Any) -> list[Tensor]:

@@ -37,7 +37,7 @@ class MeterState(TypedDict):
     """None before the first step of a window."""
 
 
-class ReducedLosses(NamedTuple):
+class GlobalAndLocalLosses(NamedTuple):
     """The losses of a window on all ranks and on this one."""
 
     sums: list[float]
@@ -182,7 +182,7 @@ class Meter:
                 "training.warmup_steps or a smaller training.max_norm",
             )
 
-    def _reduce_losses_over_ranks(self) -> ReducedLosses:
+    def _reduce_losses_over_ranks(self) -> GlobalAndLocalLosses:
         """Combines the window of all ranks, with one transfer from the device."""
         shared = all_reduce_sum_over_dp(self.accelerator, self.sums[:SKIPPED].clone())
         largest = (
@@ -195,7 +195,7 @@ class Meter:
             "train/loss": local_nats / max(local_targets, 1),
             "train/max_loss": local_max_loss,
         }
-        return ReducedLosses(sums, max_loss, local_losses)
+        return GlobalAndLocalLosses(sums, max_loss, local_losses)
 
     def _reset_window_except_skips(self, now: float) -> None:
         self.sums[:SKIPPED] = 0
