@@ -99,6 +99,8 @@ def replace_folder(
     folder = Path(os.path.realpath(folder))
     # not a random name: the next attempt removes what a killed process left, however large
     temporary = folder.with_name(f"{TEMPORARY_PREFIX}{folder.name}")
+    if temporary.is_symlink() or temporary.is_file():
+        temporary.unlink()
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

@@ -101,9 +101,45 @@ def setup_console_logging(*, main_process: bool, colored: bool = True) -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
+class _LogFileHandler(logging.FileHandler):
+    """Appends to a log file; a full or broken disk ends no run, and is said once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self._has_failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            # the file cannot be opened; what fails later comes from within
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if self._has_failed or not isinstance(error, OSError):
+            return
+        self._has_failed = True
+        logger = get_logger()
+        level, text = logging.WARNING, f"{self.baseFilename} cannot be written: {error.strerror}"
+        warning = logger.makeRecord(logger.name, level, "", 0, text, (), None)
+        for other in logger.handlers:
+            if other is not self:
+                other.handle(warning)
+
+
+def log_to_file_only(text: str) -> None:
+    """Writes to the log file, if one is open, what the console shows in another way."""
+    logger = get_logger()
+    record = logger.makeRecord(logger.name, logging.ERROR, "", 0, mask_secrets(text), (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, _LogFileHandler):
+            handler.handle(record)
+
+
 def add_log_file_with_earlier_lines(path: Path) -> None:
     """Appends all that is and has been logged to a file, with date and time."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _LogFileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger = get_logger()
     for kept in [each for each in logger.handlers if isinstance(each, MemoryHandler)]:

@@ -5,7 +5,8 @@ every rank also writes its own values for TensorBoard, in a subfolder of the com
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 from flame_accel.config import MetricsConfig, UserError
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.observe.console import format_record, get_logger
-from flame_accel.observe.metrics_file import METRICS_FILE, append_record, delete_records_after
+from flame_accel.observe.metrics_file import METRICS_FILE, MetricsFile, delete_records_after
 
 
 def enabled_tracker_names(metrics: MetricsConfig) -> list[str]:
@@ -50,10 +51,11 @@ class MetricLogger:
         tracker_ids: Mapping[str, str],
     ) -> None:
         self.accelerator = accelerator
-        self.path = run_folder / METRICS_FILE
+        self.metrics_file = MetricsFile(run_folder / METRICS_FILE)
+        self._failing: set[str] = set()
         self.tracker_ids = dict(tracker_ids)
         if accelerator.is_main_process:
-            delete_records_after(self.path, step)
+            delete_records_after(self.metrics_file.path, step)
         self._start_trackers_or_raise_and_record_ids(run_folder, options, step)
         self.local_writer: Any = None
         if not metrics.rank_0_only:
@@ -105,9 +107,22 @@ class MetricLogger:
         """
         get_logger().info("%s", format_record(record, total_steps))
         if self.accelerator.is_main_process:
-            append_record(self.path, record)
+            self.metrics_file.append(record)
         values = {key: value for key, value in record.items() if key != "step"}
-        self.accelerator.log(values, step=int(record["step"]))
+        with self._failures_logged("trackers"):
+            self.accelerator.log(values, step=int(record["step"]))
+
+    @contextmanager
+    def _failures_logged(self, what: str) -> Iterator[None]:
+        """Curves are no reason to end a run: logs the first of several failures in a row."""
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failing:
+                get_logger().warning("%s: %s: %s", what, type(error).__name__, error)
+            self._failing.add(what)
+        else:
+            self._failing.discard(what)
 
     def write_rank_values_to_own_tensorboard_if_enabled(
         self, values_of_rank: Mapping[str, float], *, step: int
@@ -115,9 +130,10 @@ class MetricLogger:
         """Writes this rank's own values for TensorBoard, with `metrics.no_rank_0_only`."""
         if self.local_writer is None:
             return
-        for name, value in values_of_rank.items():
-            self.local_writer.add_scalar(name, value, global_step=step)
-        self.local_writer.flush()
+        with self._failures_logged("TensorBoard"):
+            for name, value in values_of_rank.items():
+                self.local_writer.add_scalar(name, value, global_step=step)
+            self.local_writer.flush()
 
 
 def flatten_options_without_secrets(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

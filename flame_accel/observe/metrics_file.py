@@ -6,24 +6,105 @@ read back as numbers. Which records a run writes is decided in `metric_logger`.
 
 import json
 import math
+import os
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from flame_accel.files import write_text_atomically
+from flame_accel.files import write_bytes_atomically
+from flame_accel.io_errors import describe_if_io_error
+from flame_accel.observe.console import get_logger
+from flame_accel.observe.damaged_records import move_aside, warn_once
 
 METRICS_FILE = "metrics.jsonl"
+MOST_UNWRITTEN = 10_000
+"""Records that are kept in memory at most while the file cannot be written."""
 
 
-def append_record(path: Path, record: Mapping[str, float]) -> None:
-    """Appends one line with a record to a metrics.jsonl, which is created if it does not exist."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(non_finite_to_strings(record)) + "\n")
+class _Line(NamedTuple):
+    """A line of the file."""
+
+    number: int
+    """From 1."""
+    text: bytes
+    """With its end, if it has one."""
+    record: dict[str, float] | None
+    """None if the line is damaged."""
+
+
+class MetricsFile:
+    """Appends records to a metrics.jsonl. A full or broken disk ends no run.
+
+    Records that cannot be written are kept in memory and written with the next one that can be.
+
+    Args:
+        path: Created by the first record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unwritten: deque[bytes] = deque(maxlen=MOST_UNWRITTEN)
+
+    def append(self, record: Mapping[str, float]) -> None:
+        """Appends one line; logs the first of several failures in a row."""
+        self._unwritten.append(json.dumps(non_finite_to_strings(record)).encode() + b"\n")
+        earlier = len(self._unwritten) - 1
+        try:
+            _append_or_leave_unchanged(self.path, b"".join(self._unwritten))
+        except OSError as error:
+            if not earlier:
+                get_logger().warning(
+                    "%s cannot be written, and records are kept in memory until it can: %s",
+                    self.path,
+                    describe_if_io_error(error),
+                )
+            return
+        if earlier:
+            get_logger().info("%s is written again, with %d earlier records", self.path, earlier)
+        self._unwritten.clear()
+
+
+def _append_or_leave_unchanged(path: Path, content: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            # half a line would spoil the next one
+            with suppress(OSError):
+                os.ftruncate(file.fileno(), size)
+            raise
 
 
 def read_records(existing_file: Path) -> list[dict[str, float]]:
-    """The complete records of a metrics.jsonl as numbers; a torn last line is left out."""
-    lines = existing_file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [_strings_to_numbers(json.loads(line)) for line in lines if line.endswith("}\n")]
+    """The records of a metrics.jsonl as numbers; a torn last line and damaged ones are left out."""
+    lines = _read_lines(existing_file)
+    damaged = [line.number for line in lines if line.record is None and line is not lines[-1]]
+    if damaged:
+        problem = f"has {len(damaged)} damaged lines, the first is line {damaged[0]}"
+        warn_once(existing_file, problem, "they are passed over")
+    return [line.record for line in lines if line.record is not None]
+
+
+def _read_lines(path: Path) -> list[_Line]:
+    texts = path.read_bytes().splitlines(keepends=True)
+    return [_Line(number, text, _parse_record(text)) for number, text in enumerate(texts, 1)]
+
+
+def _parse_record(line: bytes) -> dict[str, float] | None:
+    """The record of a whole line; None if the line is torn or is no record."""
+    if not line.endswith((b"}\n", b"}\r\n")):
+        return None
+    try:
+        stored = json.loads(line)
+        if not isinstance(stored, dict) or type(stored.get("step")) is not int:
+            return None
+        return _strings_to_numbers(stored)
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def non_finite_to_strings(record: Mapping[str, float]) -> dict[str, float | str]:
@@ -35,14 +116,30 @@ def non_finite_to_strings(record: Mapping[str, float]) -> dict[str, float | str]
 
 
 def _strings_to_numbers(stored: Mapping[str, float | str]) -> dict[str, float]:
-    """The inverse of `non_finite_to_strings`."""
-    return {key: float(value) if isinstance(value, str) else value for key, value in stored.items()}
+    """The inverse of `non_finite_to_strings`; raises an error for what is no number."""
+    return {
+        key: value if isinstance(value, (int, float)) else float(value)
+        for key, value in stored.items()
+    }
 
 
 def delete_records_after(path: Path, step: int) -> None:
-    """Deletes the records after `step`, and an incomplete last line, from a metrics.jsonl."""
+    """Deletes the records after `step`, and an incomplete last line, from a metrics.jsonl.
+
+    A file with other damage is kept under another name.
+    """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-    write_text_atomically(path, "".join(kept))
+    lines = _read_lines(path)
+    kept = [line for line in lines if line.record is not None and line.record["step"] <= step]
+    torn = bool(lines) and not lines[-1].text.endswith(b"\n")
+    damaged = [line.number for line in lines[: -1 if torn else None] if line.record is None]
+    if damaged:
+        get_logger().warning(
+            "%s: %d damaged lines are passed over, the first is line %d",
+            *(path, len(damaged), damaged[0]),
+        )
+        move_aside(path)
+    elif torn:
+        get_logger().info("%s: the last line is incomplete and is passed over", path)
+    write_bytes_atomically(path, b"".join(line.text for line in kept))

@@ -5,14 +5,13 @@ Measurements are written in `metric_logger`; the list of starts in environment.j
 """
 
 import importlib.metadata
-import json
 import platform
 import shlex
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,27 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel import __version__
-from flame_accel.config import Config, UserError, load_run_file, to_toml
+from flame_accel.config import CheckpointConfig, Config, UserError, to_toml
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.files import write_json_atomically, write_text_atomically
-from flame_accel.observe.console import add_log_file_with_earlier_lines, get_logger
-from flame_accel.observe.metric_logger import flatten_options_without_secrets
+from flame_accel.io_errors import describe_if_io_error
+from flame_accel.observe.console import (
+    add_log_file_with_earlier_lines,
+    get_logger,
+    log_to_file_only,
+)
+from flame_accel.observe.damaged_records import DamagedRecordError, read_json_object, warn_once
 from flame_accel.observe.metrics_file import METRICS_FILE
-from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE, list_kept_starts_and_this_one
+from flame_accel.observe.places import check_places_of_outputs
+from flame_accel.observe.starts import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    OptionValue,
+    flat_options,
+    list_kept_starts_and_this_one,
+    move_damaged_records_aside,
+    read_options_of_last_start,
+)
 from flame_accel.parallel import run_on_main_and_broadcast
 from flame_accel.stop_signals import StoppedBySignal
 
@@ -43,6 +56,13 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
+SAME_IN_A_RUN = (
+    "model.config",
+    "model.tokenizer_path",
+    "training.dataset",
+    "training.dataset_name",
+)
+"""Options that make a run; another one belongs into another folder."""
 DESCRIBE_START = ("packages", "git", "processes", "engine", "mixed_precision", "device", "cuda")
 """Entries of `describe_environment` that may differ from one start of a run to the next."""
 
@@ -72,13 +92,13 @@ def check_run_folder_and_list_changes(run_folder: Path, config: Config) -> list[
     Raises:
         UserError: The folder holds a run of another model or other data.
     """
-    resolved = run_folder / CONFIG_FILE
-    if not resolved.exists():
+    check_places_of_outputs(run_folder, config)
+    if not (run_folder / CONFIG_FILE).exists():
         return []
-    before = load_run_file(resolved)
-    if _has_metrics_or_checkpoints(run_folder, before):
-        check_same_model_and_data(before, config)
-    return describe_changed_options(before, config)
+    before, now = read_options_of_last_start(run_folder), flat_options(config)
+    if before and _has_metrics_or_checkpoints(run_folder, before):
+        check_same_model_and_data(before, now)
+    return describe_changed_options(before, now)
 
 
 def log_if_already_finished(accelerator: Accelerator, run_folder: Path, config: Config) -> bool:
@@ -143,6 +163,7 @@ def write_config_environment_and_clear_ended(
     """
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
+        move_damaged_records_aside(run_folder, ENDED_FILE)
         (run_folder / ENDED_FILE).unlink(missing_ok=True)
         write_text_atomically(run_folder / CONFIG_FILE, to_toml(config))
         write_json_atomically(run_folder / ENVIRONMENT_FILE, environment_with_starts, indent=2)
@@ -160,8 +181,8 @@ def record_how_block_ends(
 ) -> Iterator[None]:
     """Writes to ended.json why, when and after which step the block, and with it the run, ended.
 
-    The reasons are `finished`, `signal` and `error`. The main process writes; an I/O error in that
-    hides no other error.
+    The reasons are `finished`, `signal` and `error`; an error is also written to log.txt. The main
+    process writes; an I/O error in that is logged.
 
     Args:
         accelerator: The run's accelerator.
@@ -174,9 +195,12 @@ def record_how_block_ends(
         _write_run_end(accelerator, run_folder, "signal", get_step(), stop.signal_name)
         raise
     except BaseException as error:
-        with suppress(OSError):
-            what = f"{type(error).__name__}: {mask_secrets(str(error))}"
-            _write_run_end(accelerator, run_folder, "error", get_step(), what)
+        what = f"{type(error).__name__}: {mask_secrets(str(error))}"
+        # the console shows it at the end of the process
+        log_to_file_only(
+            str(error) if isinstance(error, UserError) else traceback.format_exc().rstrip()
+        )
+        _write_run_end(accelerator, run_folder, "error", get_step(), what)
         raise
     _write_run_end(accelerator, run_folder, "finished", get_step(), None)
 
@@ -187,26 +211,39 @@ def _write_run_end(
     if accelerator.is_main_process:
         time = datetime.now(timezone.utc).isoformat(timespec="seconds")
         content = {"reason": reason, "step": step, "time": time} | ({"what": what} if what else {})
-        write_json_atomically(run_folder / ENDED_FILE, content)
+        try:
+            write_json_atomically(run_folder / ENDED_FILE, content)
+        except OSError as error:
+            get_logger().warning("%s: %s", ENDED_FILE, describe_if_io_error(error))
 
 
 def read_finished_step(run_folder: Path) -> int | None:
     """The step at which the run in a folder finished; None if it has not."""
-    try:
-        ended = json.loads((run_folder / ENDED_FILE).read_text(encoding="utf-8"))
-        return int(ended["step"]) if ended["reason"] == "finished" else None
-    except (OSError, ValueError, KeyError, TypeError):
+    path = run_folder / ENDED_FILE
+    if not path.is_file():
         return None
+    try:
+        ended = read_json_object(path)
+        if ended.get("reason") not in ("finished", "signal", "error", "watchdog"):
+            raise DamagedRecordError("does not say why the run ended")
+        if ended["reason"] == "finished" and type(ended.get("step")) is not int:
+            raise DamagedRecordError("does not say after which step the run ended")
+    except DamagedRecordError as error:
+        warn_once(path, str(error), "the run continues as if it had been killed")
+        return None
+    return ended["step"] if ended["reason"] == "finished" else None
 
 
-def _has_metrics_or_checkpoints(run_folder: Path, config: Config) -> bool:
+def _has_metrics_or_checkpoints(run_folder: Path, options: Mapping[str, OptionValue]) -> bool:
     """Whether a run in the folder has reported metrics or saved a checkpoint."""
     metrics = run_folder / METRICS_FILE
-    checkpoints = run_folder / config.checkpoint.folder
+    checkpoints = run_folder / str(options.get("checkpoint.folder", CheckpointConfig().folder))
     return (metrics.is_file() and metrics.stat().st_size > 0) or any(checkpoints.glob("step-*"))
 
 
-def check_same_model_and_data(before: Config, after: Config) -> None:
+def check_same_model_and_data(
+    before: Mapping[str, OptionValue], after: Mapping[str, OptionValue]
+) -> None:
     """Checks that a run folder is used again for the same model and data.
 
     A file or folder that only moved, and kept its name, is the same.
@@ -215,29 +252,23 @@ def check_same_model_and_data(before: Config, after: Config) -> None:
         UserError: The run before was of another model, tokenizer or dataset.
     """
     changes = [
-        f"{name} was {old or 'none'}, and is now {new or 'none'}"
-        for name, old, new in (
-            ("model.config", before.model.config, after.model.config),
-            ("model.tokenizer_path", before.model.tokenizer_path, after.model.tokenizer_path),
-            ("training.dataset", before.training.dataset, after.training.dataset),
-            ("training.dataset_name", before.training.dataset_name, after.training.dataset_name),
-        )
-        if _names_without_folders_and_json_suffix(old)
-        != _names_without_folders_and_json_suffix(new)
+        f"{name} was {before.get(name, 'none')}, and is now {after[name]}"
+        for name in SAME_IN_A_RUN
+        if _names_without_folders_and_json_suffix(str(before.get(name, "none")))
+        != _names_without_folders_and_json_suffix(str(after[name]))
     ]
     if changes:
         raise UserError(
             f"holds another run: {'; '.join(changes)}",
-            where=f"job.dump_folder = {after.job.dump_folder}",
+            where=f"job.dump_folder = {after['job.dump_folder']}",
             remedy="choose another job.dump_folder, or repeat the options of that run to resume it",
         )
 
 
-def _names_without_folders_and_json_suffix(comma_separated_paths: str | None) -> list[str]:
+def _names_without_folders_and_json_suffix(comma_separated_paths: str) -> list[str]:
     """The last part of each of several paths or names, which stays when a file or folder moves."""
     names = []
-    # config.toml, from which the options before were read, has no secrets
-    for text in mask_secrets(comma_separated_paths or "").split(","):
+    for text in comma_separated_paths.split(","):
         path = Path(text.strip())
         # a model config may be named by its folder, its file, or as a preset
         path = path.parent if path.name == "config.json" else path
@@ -245,17 +276,20 @@ def _names_without_folders_and_json_suffix(comma_separated_paths: str | None) ->
     return names
 
 
-def describe_changed_options(before: Config, after: Config) -> list[str]:
-    """`section.option: old -> new` for every option that differs between two configurations."""
-    old, new = (
-        flatten_options_without_secrets(asdict(before)),
-        flatten_options_without_secrets(asdict(after)),
-    )
-    return [
-        f"{name}: {old[name]} -> {new[name]}"
-        for name in new
-        if old[name] != new[name] and name != "job.config_file"
-    ]
+def describe_changed_options(
+    before: Mapping[str, OptionValue], after: Mapping[str, OptionValue]
+) -> list[str]:
+    """`section.option: old -> new` for every option that differs between two starts.
+
+    An option that only one of them knows is another version's.
+    """
+    changes = []
+    for name in after | before:
+        if name not in after:
+            changes.append(f"{name}: {before[name]} -> unknown to this version, and passed over")
+        elif name in before and before[name] != after[name] and name != "job.config_file":
+            changes.append(f"{name}: {before[name]} -> {after[name]}")
+    return changes
 
 
 def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[str, Any]:

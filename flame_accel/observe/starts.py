@@ -4,13 +4,19 @@ A run that was resumed with other options, versions or devices is described by t
 holds after some step follows from the starts before it. The rest of the file is in `run_folder`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from flame_accel.config import Config, to_toml
-from flame_accel.config.file_formats import parse_toml
+from flame_accel.config.file_formats import SyntaxProblem, parse_toml
+from flame_accel.observe.damaged_records import (
+    DamagedRecordError,
+    move_aside,
+    read_json_object,
+    read_record_text,
+    warn_once,
+)
 
 ENVIRONMENT_FILE = "environment.json"
 CONFIG_FILE = "config.toml"
@@ -31,17 +37,69 @@ RunStart = Mapping[str, Any]
 
 
 def read_kept_starts(run_folder: Path) -> list[RunStart]:
-    """The starts of a run whose steps count, the first one first; empty if none were recorded."""
+    """The starts of a run whose steps count, the first one first; empty if none were recorded.
+
+    Those that are damaged are left out, which the log says.
+    """
     path = run_folder / ENVIRONMENT_FILE
     if not path.is_file():
         return []
-    return json.loads(path.read_text(encoding="utf-8")).get("starts", [])
+    try:
+        starts = read_json_object(path).get("starts", [])
+        kept = [start for start in starts if _is_start(start)]
+        if len(kept) < len(starts):
+            warn_once(path, "has damaged starts", f"{len(starts) - len(kept)} are passed over")
+        return kept
+    except (DamagedRecordError, TypeError) as error:
+        warn_once(path, str(error), "the earlier starts of the run are not known")
+        return []
+
+
+def _is_start(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("step")) is int
+        and isinstance(entry.get("changed_options"), list)
+        and all(
+            isinstance(change, dict)
+            and change.keys() == {"option", "before", "after"}
+            and isinstance(change["option"], str)
+            for change in entry["changed_options"]
+        )
+    )
 
 
 def read_options_of_last_start(run_folder: Path) -> dict[str, OptionValue]:
-    """The options of the last start by name, `section.option`; empty if there was none."""
+    """The options of the last start by name, `section.option`; empty if there was none.
+
+    Of a damaged file none are known, which the log says. Options of other versions are among them.
+    """
     path = run_folder / CONFIG_FILE
-    return _parse_flat_options(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return _parse_flat_options(read_record_text(path))
+    except (DamagedRecordError, SyntaxProblem, RecursionError) as error:
+        problem = f"line {error.line} {error.message}" if isinstance(error, SyntaxProblem) else ""
+        warn_once(path, problem or str(error), "the options of the last start are not compared")
+        return {}
+
+
+def move_damaged_records_aside(run_folder: Path, *more_json_files: str) -> None:
+    """Keeps the damaged ones of the files that a start is about to replace, under other names."""
+    for name in (ENVIRONMENT_FILE, *more_json_files):
+        if (run_folder / name).is_file():
+            try:
+                read_json_object(run_folder / name)
+            except DamagedRecordError:
+                move_aside(run_folder / name)
+    if (run_folder / CONFIG_FILE).is_file() and not read_options_of_last_start(run_folder):
+        move_aside(run_folder / CONFIG_FILE)
+
+
+def flat_options(config: Config) -> dict[str, OptionValue]:
+    """All options by name, `section.option`, as config.toml has them: without secrets."""
+    return _parse_flat_options(to_toml(config))
 
 
 def read_options_that_made_step(run_folder: Path, step: int) -> dict[str, OptionValue]:
@@ -70,7 +128,7 @@ def list_kept_starts_and_this_one(
         before = _options_before_starts(
             read_options_of_last_start(run_folder), earlier[len(kept) :]
         )
-        now = _parse_flat_options(to_toml(config))
+        now = flat_options(config)
         changes = [
             {"option": name, "before": before.get(name), "after": now.get(name)}
             for name in now | before

@@ -1,5 +1,6 @@
 """The console: fields in order, colours only on a terminal, one line per record in a file."""
 
+import errno
 import io
 import re
 import subprocess
@@ -7,7 +8,14 @@ import sys
 
 import pytest
 
-from flame_accel.observe.console import format_record, format_seconds
+from flame_accel.observe.console import (
+    add_log_file_with_earlier_lines,
+    format_record,
+    format_seconds,
+    get_logger,
+    setup_console_logging,
+)
+from tests.helpers.faulty_files import faulty_files
 from tests.helpers.runs import ROOT, launch_environment
 
 
@@ -70,3 +78,40 @@ def test_a_log_file_has_one_line_per_record_and_no_control_characters(flags, tmp
     )
     assert not set("\r\x1b") & set(done.stdout + done.stderr)
     assert "Warning" not in done.stderr, done.stderr
+
+
+@pytest.fixture
+def console_log():
+    setup_console_logging(main_process=True)
+    yield get_logger()
+    for handler in list(get_logger().handlers):
+        get_logger().removeHandler(handler)
+        handler.close()
+
+
+def test_a_log_file_that_cannot_be_written_is_said_once_and_ends_nothing(
+    tmp_path, capsys, console_log
+):
+    full: list[bool] = []
+    with faulty_files(tmp_path, lambda _, text: bool(full), error=errno.ENOSPC):
+        add_log_file_with_earlier_lines(tmp_path / "log.txt")
+        console_log.info("before")
+        full.append(True)
+        console_log.info("lost to the file")
+        console_log.info("this one too")
+        full.clear()
+        console_log.info("after")
+    printed = capsys.readouterr().out
+    assert printed.count("log.txt cannot be written: No space left on device") == 1
+    assert [word in printed for word in ("before", "lost", "too", "after")] == [True] * 4
+    text = (tmp_path / "log.txt").read_text()
+    assert "before" in text and "after" in text
+
+
+def test_a_log_file_that_cannot_be_opened_is_said_once(tmp_path, capsys, console_log):
+    with faulty_files(tmp_path, lambda _, text: text.startswith("open"), error=errno.EIO):
+        add_log_file_with_earlier_lines(tmp_path / "log.txt")
+        console_log.info("one")
+    console_log.info("two")
+    assert capsys.readouterr().out.count("cannot be written: Input/output error") == 1
+    assert "two" in (tmp_path / "log.txt").read_text()

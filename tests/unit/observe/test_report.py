@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from flame_accel.observe.metrics_file import append_record, read_records
+from flame_accel.observe.metrics_file import MetricsFile, read_records
 from flame_accel.observe.report import select_finite_points, write_report
 from tests.helpers.runs import SHORT_RUN
 
@@ -26,8 +26,8 @@ def test_the_report_is_one_page_that_needs_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_run_that_ends_with_a_value_that_is_not_finite_gets_its_report(tmp_path, value):
-    append_record(tmp_path / "metrics.jsonl", {"step": 1, "train/loss": 2.5})
-    append_record(tmp_path / "metrics.jsonl", {"step": 2, "train/loss": value})
+    MetricsFile(tmp_path / "metrics.jsonl").append({"step": 1, "train/loss": 2.5})
+    MetricsFile(tmp_path / "metrics.jsonl").append({"step": 2, "train/loss": value})
     page = write_report(tmp_path, title="run").read_text()
     assert f"<td>train/loss</td><td>{value}</td>" in page
     assert "<td>step</td><td>2</td>" in page

@@ -19,6 +19,7 @@ from flame_accel.observe.run_folder import (
     record_how_block_ends,
     write_config_environment_and_clear_ended,
 )
+from flame_accel.observe.starts import flat_options
 from flame_accel.stop_signals import StoppedBySignal
 from tests.helpers.runs import ROOT, read_losses
 
@@ -37,12 +38,12 @@ def test_a_second_start_says_which_options_changed(train_here, flags, tmp_path):
 def test_only_options_that_differ_are_listed_and_not_the_run_file(configured):
     before = configured(**{"optimizer.lr": 0.5})
     after = configured(**{"optimizer.lr": 0.25, "model.tokenizer_path": "other"})
-    changes = describe_changed_options(before, after)
+    changes = describe_changed_options(flat_options(before), flat_options(after))
     assert changes == [
         "model.tokenizer_path: byte -> other",
         "optimizer.lr: 0.5 -> 0.25",
     ]
-    assert describe_changed_options(after, after) == []
+    assert describe_changed_options(flat_options(after), flat_options(after)) == []
 
 
 def test_the_folder_holds_the_options_and_the_environment(configured, tmp_path):

@@ -1,0 +1,79 @@
+"""The places in a run folder that a run writes to: what stands there may have to be moved first.
+
+Told before the training, since most of these files are first written at its end.
+"""
+
+import os
+from pathlib import Path
+
+from flame_accel.config import Config, UserError
+
+FILES = (
+    "config.toml",
+    "environment.json",
+    "ended.json",
+    "hub.json",
+    "log.txt",
+    "metrics.jsonl",
+    "report.html",
+)
+APPENDED = ("log.txt", "metrics.jsonl")
+"""Files that are not replaced, so that they have to be writable themselves."""
+
+
+def check_places_of_outputs(run_folder: Path, config: Config) -> None:
+    """Checks that nothing stands where a run will write a file or a folder; reads only.
+
+    Raises:
+        UserError: Names all that does.
+    """
+    folders = ["hf"]
+    if config.checkpoint.enable_checkpoint:
+        folders.append(config.checkpoint.folder)
+    if config.metrics.enable_tensorboard:
+        folders.append(config.metrics.save_tb_folder)
+    if config.metrics.enable_wandb:
+        folders.append("wandb")
+    if config.profiling.enable_profiling:
+        folders.append(config.profiling.save_traces_folder)
+    if config.profiling.enable_memory_snapshot:
+        folders.append(config.profiling.save_memory_snapshot_folder)
+    found = {name: _obstacle_to_file(run_folder / name) for name in FILES}
+    found |= {name: _obstacle_to_folder(run_folder / name) for name in folders}
+    obstacles = [f"{name} {problem}" for name, problem in found.items() if problem is not None]
+    if obstacles:
+        raise UserError(
+            f"the run cannot write all of its results: {'; '.join(obstacles)}",
+            where=f"job.dump_folder = {run_folder}",
+            remedy="move it away, or choose another job.dump_folder",
+        )
+
+
+def _obstacle_to_file(path: Path) -> str | None:
+    """What is wrong with a place for a file, as part of a sentence; None if nothing is."""
+    if path.is_dir():
+        return "is a folder"
+    if path.is_symlink() and not path.resolve().parent.is_dir():
+        return "is a link to nowhere"
+    # what is sent to /dev/null is not wanted; a pipe would be waited for
+    if path.exists() and not (path.is_file() or path.is_char_device()):
+        return "is neither a file nor a folder"
+    if path.name in APPENDED and path.exists() and not os.access(path, os.W_OK):
+        return "is not writable"
+    return None
+
+
+def _obstacle_to_folder(path: Path) -> str | None:
+    """What is wrong with a place for a folder, as part of a sentence; None if nothing is."""
+    if not os.path.lexists(path):
+        return _obstacle_to_parents(path)
+    if not path.is_dir():
+        return "is a link to nowhere" if not path.exists() else "is not a folder"
+    return None if os.access(path, os.W_OK | os.X_OK) else "is not writable"
+
+
+def _obstacle_to_parents(path: Path) -> str | None:
+    existing = next((parent for parent in path.parents if os.path.lexists(parent)), None)
+    if existing is None or existing.is_dir():
+        return None
+    return f"is in {existing}, which is not a folder"
