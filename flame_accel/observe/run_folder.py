@@ -284,7 +284,7 @@ def describe_changed_options(
     An option that only one of them knows is another version's.
     """
     changes = []
-    for name in after | before:
+    for name in {**after, **before}:
         if name not in after:
             changes.append(f"{name}: {before[name]} -> unknown to this version, and passed over")
         elif name in before and before[name] != after[name] and name != "job.config_file":
