@@ -29,7 +29,7 @@ from flame_accel.checkpoint import (
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
-from flame_accel.evaluation import log_sample_and_write_html_report, validate
+from flame_accel.evaluation import try_to_sample_and_write_report_on_main, validate
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.sources import describe_model_sources
@@ -344,6 +344,6 @@ def export_and_report(
             card_origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
         )
     title, seed = config.job.description, config.training.seed
-    log_sample_and_write_html_report(
+    try_to_sample_and_write_report_on_main(
         accelerator, exported, run_folder, config.evaluation, seed=seed, title=title
     )

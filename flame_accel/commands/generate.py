@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     text = (
         None
         if arguments.prompts_file
-        else _read_stdin_unless_prompt_given(arguments.prompt, sys.stdin)
+        else _read_prompt_or_piped_text_or_raise(arguments.prompt, sys.stdin)
     )
     prompts = (
         list(read_text_or_jsonl_prompts(arguments.prompts_file))
@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     # kernels of generation would take longer to tune than to run
-    with kernels.tuning_disabled_and_choices_forgotten():
+    with kernels.disable_tuning_then_forget_choices_made():
         model, tokenizer = load_model_and_tokenizer(
             source,
             dtype=arguments.dtype,
@@ -192,7 +192,7 @@ def _check_prompt_and_output_arguments(arguments: argparse.Namespace) -> None:
         )
 
 
-def _read_stdin_unless_prompt_given(prompt: str | None, stdin: TextIO) -> str:
+def _read_prompt_or_piped_text_or_raise(prompt: str | None, stdin: TextIO) -> str:
     """The prompt, or what is piped into the command.
 
     Raises:

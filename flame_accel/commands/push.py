@@ -170,7 +170,9 @@ def create_repository_upload_and_record_model(
     repository = check_access_and_create_repository(
         arguments.repo_id,
         private=not arguments.public,
-        record=read_upload_record_else_identify_by_weights(folder, run_folder, arguments.repo_id),
+        record=read_run_record_or_empty_else_identify_by_weights(
+            folder, run_folder, arguments.repo_id
+        ),
         branch_pattern=branch_names_fullmatch_regex([arguments.revision]),
         overwrite=arguments.overwrite,
         accept_begun_if_unreachable=False,
@@ -234,7 +236,7 @@ def create_repository_upload_and_record_model(
         write_record_and_clean_stages_if_same_repository(run_folder, record)
 
 
-def read_upload_record_else_identify_by_weights(
+def read_run_record_or_empty_else_identify_by_weights(
     folder: Path, run_folder: Path | None, repo_id: str
 ) -> UploadRecord:
     """What was uploaded of a model's run; a model without one is known by its weights."""

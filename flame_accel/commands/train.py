@@ -115,7 +115,7 @@ def resolve_accelerate_launch(
     config = _resolve_launch_preset_or_file(
         environment.get("ACCELERATE_CONFIG"), processes, num_gpus
     )
-    _check_not_single_process_nor_missing_deepspeed(config, processes)
+    _check_several_processes_allowed_and_deepspeed_installed(config, processes)
     flags = [
         *("--config_file", str(config)),
         *("--num_processes", str(processes), "--num_machines", str(machines)),
@@ -220,7 +220,9 @@ def _resolve_launch_preset_or_file(
     return path
 
 
-def _check_not_single_process_nor_missing_deepspeed(launch_file: Path, num_processes: int) -> None:
+def _check_several_processes_allowed_and_deepspeed_installed(
+    launch_file: Path, num_processes: int
+) -> None:
     """Raises `UserError` if the file cannot launch that many processes, or not on this machine."""
     engine = str(_read_launch_file(launch_file).get("distributed_type"))
     # an unquoted NO is false in YAML

@@ -19,14 +19,14 @@ def find_contradictions(config: Config, given_options: Collection[str]) -> Itera
         config: The values of all options.
         given_options: Names of the options that the user set.
     """
-    yield from _find_training_section_contradictions(config)
-    yield from _find_checkpoint_loading_and_seed_contradictions(config)
+    yield from _find_length_packing_warmup_and_worker_contradictions(config)
+    yield from _find_load_step_seed_and_initial_load_contradictions(config)
     yield from _find_metric_and_validation_contradictions(config, given_options)
     yield from _find_float8_contradictions(config)
     yield from _find_step_in_backward_contradictions(config)
 
 
-def _find_training_section_contradictions(config: Config) -> Iterator[BrokenRule]:
+def _find_length_packing_warmup_and_worker_contradictions(config: Config) -> Iterator[BrokenRule]:
     training, optimizer = config.training, config.optimizer
     context_len, seq_len = training.context_len or training.seq_len, training.seq_len
     options = ("training.context_len", "training.seq_len", "training.varlen")
@@ -71,7 +71,7 @@ def _find_training_section_contradictions(config: Config) -> Iterator[BrokenRule
         )
 
 
-def _find_checkpoint_loading_and_seed_contradictions(config: Config) -> Iterator[BrokenRule]:
+def _find_load_step_seed_and_initial_load_contradictions(config: Config) -> Iterator[BrokenRule]:
     checkpoint = config.checkpoint
     if checkpoint.load_step >= 0 and not checkpoint.enable_checkpoint:
         yield BrokenRule(

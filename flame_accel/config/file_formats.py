@@ -186,7 +186,7 @@ def parse_yaml(text: str) -> list[FileEntry]:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise SyntaxProblem("must be a mapping of sections", root.start_mark.line + 1)
-        table = _yaml_node_to_table_keeping_duplicates(loader, root, depth=1)
+        table = _yaml_mapping_to_table_keeping_duplicates(loader, root, is_root=True)
         return list(_list_sections_and_options(table))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -197,16 +197,16 @@ def parse_yaml(text: str) -> list[FileEntry]:
         raise SyntaxProblem(f"is not valid YAML: {error.reason}", line) from None
 
 
-def _yaml_node_to_table_keeping_duplicates(
-    loader: "SafeLoader", mapping: "MappingNode", *, depth: int
+def _yaml_mapping_to_table_keeping_duplicates(
+    loader: "SafeLoader", mapping: "MappingNode", *, is_root: bool
 ) -> Table:
     table = Table()
     for key, value in mapping.value:
         line = key.start_mark.line + 1
         if key.id != "scalar":
             raise SyntaxProblem("has a key that is not text", line)
-        if depth < 2 and value.id == "mapping":
-            body = _yaml_node_to_table_keeping_duplicates(loader, value, depth=depth + 1)
+        if is_root and value.id == "mapping":
+            body = _yaml_mapping_to_table_keeping_duplicates(loader, value, is_root=False)
         else:
             body = _construct_yaml_value_with_1e4_as_float(loader, value, line)
         table.append((key.value, line, body))

@@ -41,7 +41,7 @@ def find_broken_dataset_and_path_rules(config: Config) -> Iterator[BrokenRule]:
     yield from _find_missing_input_paths(config)
     yield from _find_tokenizer_missing_for_config_file(config)
     yield from _find_run_folder_not_creatable_or_writable(config.job.dump_folder)
-    yield from _find_run_folder_equal_to_dataset_folder(config)
+    yield from _find_run_folder_equal_to_training_data_folder(config)
 
 
 def _find_masked_secrets(config: Config) -> Iterator[BrokenRule]:
@@ -156,7 +156,7 @@ def _find_run_folder_not_creatable_or_writable(dump_folder: str) -> Iterator[Bro
     yield BrokenRule(options=("job.dump_folder",), rule=rule, remedy=remedy)
 
 
-def _find_run_folder_equal_to_dataset_folder(config: Config) -> Iterator[BrokenRule]:
+def _find_run_folder_equal_to_training_data_folder(config: Config) -> Iterator[BrokenRule]:
     """A run folder that is a folder of data, whose files the run would read as its own data."""
     run_folder = os.path.realpath(config.job.dump_folder)
     for name in dataset_names(config.training):

@@ -20,13 +20,13 @@ class SkipPolicy(NamedTuple):
     """None: empty records are skipped, and a damaged one stops the run. A number: both kinds count,
     and more than this many (over all lanes of a rank) stop the run; 0 stops at the first one."""
 
-    def counts_damaged_or_empty_if_limited(self, skipped: Skipped) -> bool:
+    def counts_damaged_always_and_empty_if_limited(self, skipped: Skipped) -> bool:
         """Whether the record counts against the limit."""
         return skipped.why == "damaged" or (skipped.why == "empty" and self.max_bad is not None)
 
     def stops_run(self, skipped: Skipped) -> bool:
         """Whether this record alone stops the run."""
-        return self.counts_damaged_or_empty_if_limited(skipped) and not self.max_bad
+        return self.counts_damaged_always_and_empty_if_limited(skipped) and not self.max_bad
 
 
 class BadRecordCounter:
@@ -43,7 +43,9 @@ class BadRecordCounter:
         self._num_logged = 0
         self._last_logged_total = MAX_LOGGED_RECORDS
 
-    def raise_or_count_up_to_limit(self, record: Skipped, policy: SkipPolicy, source: str) -> None:
+    def raise_count_or_ignore_by_policy(
+        self, record: Skipped, policy: SkipPolicy, source: str
+    ) -> None:
         """Apply the policy to a record: raise, count it, or ignore it.
 
         Args:
@@ -56,10 +58,10 @@ class BadRecordCounter:
         """
         if policy.stops_run(record):
             raise refused_record_error(record, source)
-        if policy.counts_damaged_or_empty_if_limited(record):
-            self.count_and_log_or_raise_over_limit([record])
+        if policy.counts_damaged_always_and_empty_if_limited(record):
+            self.count_and_log_first_or_raise_over_limit([record])
 
-    def count_and_log_or_raise_over_limit(self, new_bad_records: Sequence[Skipped]) -> None:
+    def count_and_log_first_or_raise_over_limit(self, new_bad_records: Sequence[Skipped]) -> None:
         """Count and log the bad records that were skipped since the last call.
 
         Raises:

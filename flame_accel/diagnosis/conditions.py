@@ -84,6 +84,6 @@ def has_mismatched_triton(machine: Machine) -> bool:
     return not SpecifierSet(wanted).contains(version, prereleases=True)
 
 
-def join_unique_device_names(devices: list[Device]) -> str:
+def join_sorted_unique_device_names(devices: list[Device]) -> str:
     """The names of the devices as their maker gives them, sorted, each once, joined by commas."""
     return ", ".join(sorted({device.name for device in devices}))

@@ -17,7 +17,7 @@ from flame_accel.diagnosis.conditions import (
     has_tilelang_and_nvcc,
     is_package_newer_than_minor,
     is_package_older,
-    join_unique_device_names,
+    join_sorted_unique_device_names,
     torch_sees_none_of_unhidden_driver_gpus,
     uses_triton,
 )
@@ -146,7 +146,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
         lambda machine: bool(machine.architectures and devices_without_torch_kernels(machine)),
         lambda machine: (
             f"torch {machine.versions['torch']} has no code for "
-            f"{join_unique_device_names(devices_without_torch_kernels(machine))}, only for "
+            f"{join_sorted_unique_device_names(devices_without_torch_kernels(machine))}, only for "
             f"{', '.join(machine.architectures)}"
         ),
         "install a torch that has: https://pytorch.org/get-started/locally",
@@ -156,7 +156,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
         False,
         lambda machine: uses_triton(machine) and bool(devices_below_ampere(machine)),
         lambda machine: (
-            f"{join_unique_device_names(devices_below_ampere(machine))}: Triton is made for "
+            f"{join_sorted_unique_device_names(devices_below_ampere(machine))}: Triton is made for "
             "compute capability 8.0 and newer; below, kernels may fail and bfloat16 is slow"
         ),
         "--model.kernels torch, and mixed_precision: no in the accelerate configuration",

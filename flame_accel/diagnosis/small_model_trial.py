@@ -30,8 +30,8 @@ from flame_accel.kernels.install import KernelKind
 from flame_accel.kernels.tuning import (
     Tuner,
     detect_gpu_name_and_capability,
+    disable_tuning_then_forget_choices_made,
     install_autotune_hook,
-    tuning_disabled_and_choices_forgotten,
 )
 from flame_accel.models import count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
@@ -140,7 +140,7 @@ def check_keeps_documents_apart_unless_fla_model(config: PreTrainedConfig, devic
     if base_model_type(config) in fla_config_classes():
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), tuning_disabled_and_choices_forgotten():
+    with torch.random.fork_rng(devices=devices), disable_tuning_then_forget_choices_made():
         small = shrink_layers_and_vocabulary_or_tiny(config, device)
         *_, finding = run_law_checks(small, device, ["trains", DOCUMENTS_APART])
     if not finding.holds:

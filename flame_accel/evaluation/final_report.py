@@ -13,7 +13,7 @@ from flame_accel.evaluation.generate import load_export_and_sample_prompt_with_c
 from flame_accel.observe import get_logger, write_report
 
 
-def log_sample_and_write_html_report(
+def try_to_sample_and_write_report_on_main(
     accelerator: Accelerator,
     exported: Path,
     run_folder: Path,

@@ -169,7 +169,7 @@ def load_export_and_sample_prompt_with_continuation(
         seed: Seed of the sampling.
     """
     # kernels of generation would take longer to tune than to run
-    with kernels.tuning_disabled_and_choices_forgotten():
+    with kernels.disable_tuning_then_forget_choices_made():
         return sample_prompt_with_continuation(
             AutoModelForCausalLM.from_pretrained(folder, device_map=device),
             AutoTokenizer.from_pretrained(folder),

@@ -16,13 +16,14 @@ from flame_accel.kernels.install import install, triton_has_device, uninstall
 from flame_accel.kernels.operator_recompute import choose_operator_recompute
 from flame_accel.kernels.tuning import (
     apply_tune_kernels_option,
+    disable_tuning_then_forget_choices_made,
     keep_configs_in_run_folder,
-    tuning_disabled_and_choices_forgotten,
 )
 
 __all__ = [
     "apply_tune_kernels_option",
     "choose_operator_recompute",
+    "disable_tuning_then_forget_choices_made",
     "fused_kernels_are_installed",
     "install",
     "install_configured_kernels",
@@ -30,6 +31,5 @@ __all__ = [
     "keep_configs_in_run_folder",
     "share_inputs_of_linear_maps",
     "triton_has_device",
-    "tuning_disabled_and_choices_forgotten",
     "uninstall",
 ]

@@ -170,7 +170,7 @@ def _install_host_chunk_counting() -> None:
 def _replace_fla_functions_with_checked_ones(our_paths_by_fla_path: Mapping[str, str]) -> None:
     importlib.import_module("fla")
     from flame_accel.kernels.argument_checks import check_arguments
-    from flame_accel.kernels.signatures import bind_to_fla_signature_if_different
+    from flame_accel.kernels.signatures import bind_to_fla_signature_refusing_unsupported_arguments
 
     replacements: dict[int, Replacement] = {}
     for theirs, path in our_paths_by_fla_path.items():
@@ -183,7 +183,7 @@ def _replace_fla_functions_with_checked_ones(our_paths_by_fla_path: Mapping[str,
             # packed rows are what can be wrong in functions that are no operators
             checked = theirs.startswith("ops.") or "cu_seqlens" in signature(ours).parameters
             check = check_arguments if checked else None
-            ours = bind_to_fla_signature_if_different(name, original, ours, check)
+            ours = bind_to_fla_signature_refusing_unsupported_arguments(name, original, ours, check)
             if not _try_register_fla_backend(original, ours):
                 replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)

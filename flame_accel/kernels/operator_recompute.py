@@ -35,20 +35,21 @@ def choose_operator_recompute(mode: RecomputeOperators) -> None:
     _undo_actions.append(lambda: _mode.__setitem__(0, "auto"))
     if mode == "never":
         wrap_functions(
-            ["fla.ops.kda.chunk.chunk_kda", "fla.ops.rwkv7.chunk.chunk_rwkv7"], _keep_intermediates
+            ["fla.ops.kda.chunk.chunk_kda", "fla.ops.rwkv7.chunk.chunk_rwkv7"],
+            _keep_intermediates_in_mode_never,
         )
 
 
-def _keep_intermediates(operator: Callable[..., Any]) -> Callable[..., Any]:
+def _keep_intermediates_in_mode_never(operator: Callable[..., Any]) -> Callable[..., Any]:
     torch = importlib.import_module("torch")
 
     @functools.wraps(operator)
-    def disable_recompute_if_grad_enabled(*args: Any, **kwargs: Any) -> Any:
+    def call_without_recompute_if_grad_enabled(*args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled() and _mode[0] == "never":
             kwargs.setdefault("disable_recompute", True)
         return operator(*args, **kwargs)
 
-    return disable_recompute_if_grad_enabled
+    return call_without_recompute_if_grad_enabled
 
 
 def mode_or_memory_keeps_rwkv7_intermediates(

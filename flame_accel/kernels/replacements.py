@@ -270,12 +270,12 @@ FIXES: dict[str, dict[str, str]] = {
         "LinearAttentionForCausalLM.forward=forward_causal_lm",
         "models.cat.modeling_cat": "CATModel.forward=forward_cat_without_padding",
         "models.yoco.modeling_yoco": "YOCOModel.forward="
-        "forward_yoco_with_trailing_padding_as_tokens",
+        "forward_yoco_unmasking_trailing_padding_refusing_cache",
     },
     # tokens gathered by a mask that is theirs
     "modules.unpadding": {
-        "layers.utils": "get_unpad_indices_and_cu=check_mask_and_get_unpad_indices_and_cu "
-        "unpad_input=check_mask_and_unpad_input",
+        "layers.utils": "get_unpad_indices_and_cu=check_rows_nonempty_and_get_unpad_indices_and_cu "
+        "unpad_input=check_mask_fits_states_and_rows_nonempty_then_unpad",
         "layers.cyfa": "CyclicFlowAttention.forward=forward_cyclic_flow_if_every_row_has_token",
     },
     # layers in the one of their equivalent modes that has all of their features

@@ -51,7 +51,7 @@ class ArgumentError(UserError, ValueError):
     """An argument of an operator that fla, or our implementation, does not take."""
 
 
-def bind_to_fla_signature_if_different(
+def bind_to_fla_signature_refusing_unsupported_arguments(
     name: str,
     original: Callable[..., Any],
     ours: Callable[..., Any],

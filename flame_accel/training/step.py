@@ -125,12 +125,12 @@ def train_step(
             if graphs is not None:
                 loss = graphs.add_gradients_and_get_loss(batch, global_targets)
             else:
-                loss = compute_micro_batch_nats_over_global_targets(
+                loss = compute_unscaled_nats_over_global_targets(
                     accelerator, model, batch, global_targets
                 )
                 accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
-    result = clip_and_update_unless_done_in_backward(
+    result = clip_and_update_or_finish_backward_update(
         accelerator,
         model,
         optimizer,
@@ -146,7 +146,7 @@ def train_step(
     )
 
 
-def clip_and_update_unless_done_in_backward(
+def clip_and_update_or_finish_backward_update(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: AcceleratedOptimizer,
@@ -172,10 +172,10 @@ def clip_and_update_unless_done_in_backward(
     return UpdateResult(grad_norm, found_inf)
 
 
-def compute_micro_batch_nats_over_global_targets(
+def compute_unscaled_nats_over_global_targets(
     accelerator: Accelerator,
     model: nn.Module,
-    batch: Mapping[str, Any],
+    micro_batch: Mapping[str, Any],
     global_targets: int | Tensor,
 ) -> Tensor:
     """The nats of a micro-batch divided by the number of targets of the whole step, 0-dimensional.
@@ -183,19 +183,19 @@ def compute_micro_batch_nats_over_global_targets(
     Args:
         accelerator: The run's Accelerator.
         model: The prepared model.
-        batch: On the device, with `num_targets` in addition to the model's inputs.
+        micro_batch: On the device, with `num_targets` in addition to the model's inputs.
         global_targets: Number of target tokens of the step on all ranks.
     """
-    inputs = {name: value for name, value in batch.items() if name != "num_targets"}
+    inputs = {name: value for name, value in micro_batch.items() if name != "num_targets"}
     if accepts_num_items_in_batch(type(unwrap_model(accelerator, model))):
         with autocast_unless_fsdp2(accelerator):
             return model(**inputs, num_items_in_batch=global_targets).loss
     with autocast_unless_fsdp2(accelerator):
         mean = model(**inputs).loss
-    if not batch["num_targets"]:
+    if not micro_batch["num_targets"]:
         # a mean over no targets; its gradients are zeros, and every rank takes part in backward
         mean = mean.nan_to_num()
-    return mean * batch["num_targets"] / global_targets
+    return mean * micro_batch["num_targets"] / global_targets
 
 
 def step_unless_found_inf_and_zero_grad(
@@ -267,7 +267,7 @@ def build_pass_graphs(
     return PassGraphs(
         accelerator,
         model,
-        functools.partial(compute_micro_batch_nats_over_global_targets, accelerator, model),
+        functools.partial(compute_unscaled_nats_over_global_targets, accelerator, model),
         longest_document=training.context_len or training.seq_len,
         scale=training.gradient_accumulation_steps,
     )

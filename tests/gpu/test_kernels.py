@@ -25,7 +25,7 @@ from flame_accel.diagnosis.conformance.laws import check_keeps_documents_apart
 from flame_accel.kernels import install, uninstall
 from flame_accel.kernels.argument_checks import check_arguments
 from flame_accel.kernels.replacements import REPLACEMENTS
-from flame_accel.kernels.signatures import bind_to_fla_signature_if_different
+from flame_accel.kernels.signatures import bind_to_fla_signature_refusing_unsupported_arguments
 from flame_accel.kernels.tuning import (
     Tuner,
     detect_gpu_name_and_capability,
@@ -162,7 +162,7 @@ def test_fla_and_ours_agree(triton, case: Case, layout: str, dtype: str):
     arguments = arguments_of(case, LAYOUTS[layout], dtype, DEVICE)
     theirs = resolve(f"fla.{case.operator}")
     ours = resolve(f"flame_accel.kernels.{REPLACEMENTS[case.operator]}")
-    ours = bind_to_fla_signature_if_different(
+    ours = bind_to_fla_signature_refusing_unsupported_arguments(
         case.operator.rpartition(".")[2], theirs, ours, check_arguments
     )
     reference = attempt(*place, "ours in fp32", ours, widened(arguments))

@@ -11,7 +11,7 @@ from flame_accel import kernels
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.training import PassGraphs
-from flame_accel.training.step import compute_micro_batch_nats_over_global_targets
+from flame_accel.training.step import compute_unscaled_nats_over_global_targets
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,7 +42,7 @@ def test_replays_have_the_bits_of_passes_without_graphs(monkeypatch, model_type)
     )
 
     def compute_loss(batch: Any, targets: Any) -> Tensor:
-        return compute_micro_batch_nats_over_global_targets(accelerator, model, batch, targets)
+        return compute_unscaled_nats_over_global_targets(accelerator, model, batch, targets)
 
     graphs = PassGraphs(accelerator, model, compute_loss, longest_document=4096, scale=1)
 

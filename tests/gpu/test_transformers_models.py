@@ -5,7 +5,7 @@ import torch
 
 from flame_accel import kernels
 from flame_accel.diagnosis.conformance.laws import TRIAL_LAWS, run_law_checks
-from flame_accel.kernels.tuning import tuning_disabled_and_choices_forgotten
+from flame_accel.kernels.tuning import disable_tuning_then_forget_choices_made
 from flame_accel.models.transformers_catalogue import tiny_transformers_config
 
 pytestmark = [
@@ -35,6 +35,6 @@ def triton_kernels():
 
 @pytest.mark.parametrize("model_type", MODELS)
 def test_a_model_of_transformers_breaks_no_law_on_a_gpu(model_type):
-    with tuning_disabled_and_choices_forgotten():
+    with disable_tuning_then_forget_choices_made():
         findings = list(run_law_checks(tiny_transformers_config(model_type), "cuda", TRIAL_LAWS))
     assert {finding.law: finding.reason for finding in findings if not finding.holds} == {}

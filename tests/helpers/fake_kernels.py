@@ -55,4 +55,4 @@ def choose_block(
     """The BT that a tuner chooses for a launch."""
     arguments = (object(), tokens, width)
     launch = KernelLaunch(kernel, arguments, {"grid": (1,), "warmup": False})
-    return tuner.choose_config_and_save_in_run_folder(launch, (tokens, width, dtype)).kwargs["BT"]
+    return tuner.load_tune_or_pick_and_save_config(launch, (tokens, width, dtype)).kwargs["BT"]

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flame_accel.commands.data import sections
     from flame_accel.commands.data.dataset_sampling import (
         format_dataset,
-        sample_and_estimate_total_tokens,
+        read_even_or_first_records_and_estimate_tokens,
     )
     from flame_accel.commands.data.document_lengths import save_histogram_png
     from flame_accel.data.from_options import build_lanes, open_data
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     for label, dataset in zip(
         sections.dataset_names_numbered_if_several(data), data.training, strict=True
     ):
-        sample = sample_and_estimate_total_tokens(dataset, arguments.documents)
+        sample = read_even_or_first_records_and_estimate_tokens(dataset, arguments.documents)
         samples.append(sample)
         sections.print_section(f"dataset {label}", format_dataset(dataset, sample, limits))
         if len(sample.counts.lengths):

@@ -49,7 +49,7 @@ class DatasetSample(NamedTuple):
     """None if `num_records` is."""
 
 
-def sample_and_estimate_total_tokens(
+def read_even_or_first_records_and_estimate_tokens(
     dataset: EncodedDataset, max_records_or_zero_for_all: int
 ) -> DatasetSample:
     """Read records of a dataset: evenly spread ones, or the first ones of a stream.

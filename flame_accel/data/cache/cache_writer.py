@@ -249,7 +249,7 @@ def _write_and_append_missing_shards(
     with closing(encode_chunks_in_order(encoder, ranges, num_processes)) as chunks:
         for chunk in chunks:
             for skipped in chunk.skipped.values():
-                bad_records.raise_or_count_up_to_limit(skipped, policy, "")
+                bad_records.raise_count_or_ignore_by_policy(skipped, policy, "")
             if writer is not None and not writer.has_room_for(chunk):
                 shards.append(writer.finish())
                 writer = None

@@ -165,7 +165,7 @@ class TokenCache:
         if not 0 <= index < self._num_documents:
             raise IndexError(f"document {index} of {self._num_documents}")
         number = bisect_right(self._first_documents, index) - 1
-        return self._mapped.get(number) or self._map_and_keep_shard_evicting_oldest(number)
+        return self._mapped.get(number) or self._map_new_shard_evicting_oldest_if_full(number)
 
     def _read_and_verify_index_entry(self, shard: "_MappedShard", index: int) -> IndexEntry:
         """The index entry of a document of the shard, verified except for the offset."""
@@ -178,7 +178,7 @@ class TokenCache:
             )
         return IndexEntry._make(INDEX_STRUCT.unpack(entry))
 
-    def _map_and_keep_shard_evicting_oldest(self, number: int) -> "_MappedShard":
+    def _map_new_shard_evicting_oldest_if_full(self, number: int) -> "_MappedShard":
         """Map the files of a shard; unmaps the oldest one if too many are mapped."""
         if len(self._mapped) == MAX_OPEN_SHARDS:
             # views that are still in use keep their map

@@ -55,7 +55,7 @@ class CountingReader(ABC):
             UserError: no document in many passes, or a record that the policy does not allow.
         """
         if self._document is None:
-            self._document = self._skip_to_document_over_many_epochs()
+            self._document = self._move_cursor_to_usable_document_or_raise()
         return self._document
 
     def consume_peeked(self) -> None:
@@ -70,7 +70,7 @@ class CountingReader(ABC):
         """The position of the record under the cursor."""
 
     @abstractmethod
-    def _skip_to_document_over_many_epochs(self) -> Document:
+    def _move_cursor_to_usable_document_or_raise(self) -> Document:
         """The first document from the cursor on; the cursor moves to it."""
 
     @abstractmethod
@@ -86,7 +86,7 @@ class CountingReader(ABC):
         if self._policy.stops_run(skipped):
             raise refused_record_error(skipped, self._name)
         self._skipped += 1
-        if self._policy.counts_damaged_or_empty_if_limited(skipped):
+        if self._policy.counts_damaged_always_and_empty_if_limited(skipped):
             self._bad += 1
             self._on_bad_record(skipped)
         self._move_to_next_record()

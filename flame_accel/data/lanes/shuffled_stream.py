@@ -106,7 +106,7 @@ class StreamReader(CountingReader):
     def _current_position(self) -> SourcePosition:
         return *self._start, self._index
 
-    def _skip_to_document_over_many_epochs(self) -> Document:
+    def _move_cursor_to_usable_document_or_raise(self) -> Document:
         epoch_ends = records = 0
         while True:
             block = self._blocks.read_current_block()

@@ -76,7 +76,7 @@ class TableReader(CountingReader):
     def _current_position(self) -> SourcePosition:
         return self._epoch, self._position
 
-    def _skip_to_document_over_many_epochs(self) -> Document:
+    def _move_cursor_to_usable_document_or_raise(self) -> Document:
         num_documents = self._order.num_documents
         most_read = min(EMPTY_PASSES * num_documents, EMPTY_DOCUMENTS)
         for _ in range(max(most_read, len(self._positions))):

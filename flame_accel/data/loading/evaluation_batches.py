@@ -15,7 +15,7 @@ from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.lanes.best_fit_packing import Window, build_padded_row
 from flame_accel.data.lanes.lane import build_lane
 from flame_accel.data.lanes.rows import Packing, Row
-from flame_accel.data.loading.micro_batch import MicroBatch, build_micro_batch_with_unshifted_labels
+from flame_accel.data.loading.micro_batch import MicroBatch, stack_rows_with_unshifted_masked_labels
 
 
 class EvaluationBatches:
@@ -53,7 +53,7 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[MicroBatch]:
         """Yield the batches; ``num_targets`` is 0 where a batch is all padding."""
         for i in range(0, len(self._rows), self._batch_size):
-            yield build_micro_batch_with_unshifted_labels(
+            yield stack_rows_with_unshifted_masked_labels(
                 self._rows[i : i + self._batch_size], self._packing
             )
 
@@ -92,7 +92,7 @@ def pack_evaluation_batches(
     num_skipped = num_tokens = num_target_bytes = 0
     for document, num_text_bytes in records:
         if isinstance(document, Skipped):
-            bad_records.raise_or_count_up_to_limit(document, policy, name)
+            bad_records.raise_count_or_ignore_by_policy(document, policy, name)
             num_skipped += 1
             continue
         documents.append(document)

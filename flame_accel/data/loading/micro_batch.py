@@ -29,7 +29,7 @@ class MicroBatch(_Rows, total=False):
     cu_seqlens: torch.Tensor
 
 
-def build_micro_batch_with_unshifted_labels(rows: Sequence[Row], packing: Packing) -> MicroBatch:
+def stack_rows_with_unshifted_masked_labels(rows: Sequence[Row], packing: Packing) -> MicroBatch:
     """Stack rows into a micro-batch, int64 [B, T], with varlen [1, B * T].
 
     Args:

@@ -18,8 +18,8 @@ from flame_accel.data.bad_records import BadRecordCounter
 from flame_accel.data.lanes.lane import Lanes
 from flame_accel.data.loading.micro_batch import (
     MicroBatch,
-    build_micro_batch_with_unshifted_labels,
     pin_memory,
+    stack_rows_with_unshifted_masked_labels,
 )
 from flame_accel.data.loading.stream_state import (
     Identity,
@@ -134,12 +134,12 @@ class StepBatches:
             while True:
                 step = [_raise_if_error(next(workers)) for _ in range(num_workers)]
                 cursors = [cursor for part in step for cursor in part.cursors]
-                self._bad.count_and_log_or_raise_over_limit(
+                self._bad.count_and_log_first_or_raise_over_limit(
                     [record for part in step for record in part.skipped]
                 )
                 rows = [row for part in step for row in part.rows]
                 batches = [
-                    build_micro_batch_with_unshifted_labels(rows[i : i + size], self._lanes.packing)
+                    stack_rows_with_unshifted_masked_labels(rows[i : i + size], self._lanes.packing)
                     for i in range(0, len(rows), size)
                 ]
                 self._cursors = cursors

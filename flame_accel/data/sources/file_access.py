@@ -130,7 +130,7 @@ def stored_size_or_none_if_missing(file: str) -> int | None:
         return os.stat(file).st_size if os.path.exists(file) else None
     try:
         remote = _resolve_or_raise_remote_read_error(file)
-        return _retry_or_raise_remote_read_error(
+        return _retry_any_error_then_raise_remote_read_error(
             file, lambda: remote.filesystem.info(remote.path).get("size")
         )
     except RemoteReadError as error:
@@ -167,7 +167,7 @@ class MaybeSeekableRemoteFile(RawIOBase):
         self._position = 0
         self._size: int | None = None
         """None: it can only be read from its start."""
-        _retry_or_raise_remote_read_error(file, self._reuse_or_open_stream_setting_size)
+        _retry_any_error_then_raise_remote_read_error(file, self._reuse_or_open_stream_setting_size)
 
     def readable(self) -> bool:
         """True."""
@@ -189,7 +189,7 @@ class MaybeSeekableRemoteFile(RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """Read at most `size` bytes; none only at the end."""
-        data = _retry_or_raise_remote_read_error(
+        data = _retry_any_error_then_raise_remote_read_error(
             self._file, lambda: self._read_once_at_position(size)
         )
         self._position += len(data)
@@ -231,7 +231,7 @@ class MaybeSeekableRemoteFile(RawIOBase):
         return self._stream
 
 
-def _retry_or_raise_remote_read_error(file: str, operation: Callable[[], T]) -> T:
+def _retry_any_error_then_raise_remote_read_error(file: str, operation: Callable[[], T]) -> T:
     """Call `operation` until it succeeds.
 
     Raises:

@@ -31,6 +31,9 @@ SPLIT_WORDS = {
 RUN_FOLDER_FILES = ("config.toml", "environment.json")
 """Files that every run folder has; files below one are not data, unless the folder is named."""
 
+FilesBySplit = dict[str | None, list[Path]]
+"""By name of the split; None: of a dataset without splits."""
+
 
 class LocalPathOrGlob:
     """A file, a folder of files, or a glob pattern.
@@ -50,18 +53,17 @@ class LocalPathOrGlob:
         found = list_visible_files_outside_run_folders(
             options.dataset, options.data_dir, options.data_files_list
         )
+        records = select_parquet_or_json_or_raise_if_mixed(found, options.error_location)
         # a file that was named is meant, whatever split its own name suggests
-        alone: dict[str | None, list[Path]] = {None: found}
-        self._groups = (
-            alone
-            if path.is_file()
-            else group_one_format_by_split_or_train(found, options.error_location)
+        grouped = bool(records) and not path.is_file()
+        self._groups: FilesBySplit = (
+            group_record_files_by_split_in_path(records) if grouped else {None: found}
         )
 
     @staticmethod
     def recognizes(options: DatasetOptions) -> bool:
         """Whether the dataset is an existing path or a pattern."""
-        return options.is_existing_path_or_glob
+        return options.is_existing_path_or_has_wildcards
 
     @property
     def splits(self) -> Sequence[str | None]:
@@ -115,14 +117,13 @@ def list_visible_files_outside_run_folders(
     return sorted(_drop_run_folder_files(files, root))
 
 
-def group_one_format_by_split_or_train(
+def select_parquet_or_json_or_raise_if_mixed(
     files: Sequence[Path], error_location: str
-) -> dict[str | None, list[Path]]:
-    """Files that hold documents, by split; the only key is None where no file is named after one.
+) -> list[Path]:
+    """Files of records; next to them other files (README, LICENSE) are ignored.
 
-    Next to files of records, other files (README, LICENSE) are ignored. Records whose file or
-    folder is named after a split (train-00000.parquet, test/a.jsonl) belong to it, all others to
-    train.
+    Returns:
+        None of them if all are text, each a document.
 
     Raises:
         UserError: no files, or JSON next to Parquet.
@@ -137,11 +138,19 @@ def group_one_format_by_split_or_train(
             where=error_location,
             remedy="name the files with a pattern, such as 'folder/**/*.parquet'",
         )
-    chosen = records[PARQUET] or records[JSON]
-    splits = {file: _split_from_file_or_folder_name(file) for file in chosen}
+    return records[PARQUET] or records[JSON]
+
+
+def group_record_files_by_split_in_path(record_files: Sequence[Path]) -> FilesBySplit:
+    """Files by split; the only key is None where no file is named after one.
+
+    Records whose file or folder is named after a split (train-00000.parquet, test/a.jsonl) belong
+    to it, all others to train.
+    """
+    splits = {file: _split_from_file_or_folder_name(file) for file in record_files}
     if not any(splits.values()):
-        return {None: list(chosen or files)}
-    groups: dict[str | None, list[Path]] = {}
+        return {None: list(record_files)}
+    groups: FilesBySplit = {}
     for file, split in splits.items():
         groups.setdefault(split or "train", []).append(file)
     return groups

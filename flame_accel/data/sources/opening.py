@@ -119,7 +119,9 @@ def locate_dataset(options: DatasetOptions) -> LocatedDataset:
 def _dataset_key_without_split(options: DatasetOptions) -> tuple[str | None, ...]:
     """Equal for two sections that mean the same dataset, whichever split of it."""
     place = (
-        os.path.realpath(options.dataset) if options.is_existing_path_or_glob else options.dataset
+        os.path.realpath(options.dataset)
+        if options.is_existing_path_or_has_wildcards
+        else options.dataset
     )
     return place, options.dataset_name, options.data_dir, *options.data_files_list
 

@@ -57,7 +57,7 @@ class DatasetOptions:
         return [word.strip() for word in (self.data_files or "").split(",") if word.strip()]
 
     @property
-    def is_existing_path_or_glob(self) -> bool:
+    def is_existing_path_or_has_wildcards(self) -> bool:
         """Whether the dataset is an existing local path, or a glob pattern."""
         return Path(self.dataset).exists() or bool(GLOB_CHARACTERS.intersection(self.dataset))
 

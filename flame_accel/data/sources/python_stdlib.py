@@ -62,7 +62,7 @@ def read_stdlib_sources(split: str, root: Path | None = None) -> list[str]:
         for path in _walk_source_files(root)
     }
     texts = {name: text for name, text in texts.items() if text}
-    validation = _choose_hashed_names_within_byte_limit(texts)
+    validation = _choose_validation_names_by_hash_and_size(texts)
     return [texts[name] for name in sorted(texts) if (name in validation) == (split != "train")]
 
 
@@ -83,7 +83,7 @@ def _read_text_empty_if_not_utf8(path: Path) -> str:
         return ""
 
 
-def _choose_hashed_names_within_byte_limit(texts_by_name: dict[str, str]) -> set[str]:
+def _choose_validation_names_by_hash_and_size(texts_by_name: dict[str, str]) -> set[str]:
     """Names of the files that belong to validation."""
 
     def hash_fraction(name: str) -> float:

@@ -14,7 +14,7 @@ from flame_accel.diagnosis.conformance.laws import (
     law_names_for_model_type,
     run_law_checks,
 )
-from flame_accel.kernels.tuning import tuning_disabled_and_choices_forgotten
+from flame_accel.kernels.tuning import disable_tuning_then_forget_choices_made
 from flame_accel.models.transformers_catalogue import tiny_config_of_any_model
 
 
@@ -23,7 +23,7 @@ def check_and_print_laws_as_json(model_type: str, device: str) -> None:
     config = tiny_config_of_any_model(model_type)
     computes = False
     # what kernels compute is asked here, not how fast: tuning all of them would take an hour
-    with tuning_disabled_and_choices_forgotten():
+    with disable_tuning_then_forget_choices_made():
         for finding in run_law_checks(config, device, law_names_for_model_type(model_type)):
             computes = computes or finding.holds
             print(json.dumps({"finding": finding._asdict()}), flush=True)

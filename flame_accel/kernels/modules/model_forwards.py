@@ -83,7 +83,7 @@ def forward_cat_without_padding(
     return output.to_tuple() if return_dict is False else output
 
 
-def forward_yoco_with_trailing_padding_as_tokens(
+def forward_yoco_unmasking_trailing_padding_refusing_cache(
     model: YOCOModel,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,

@@ -18,7 +18,7 @@ _get_unpad_indices_and_cu = utils.get_unpad_indices_and_cu
 _unpad_input: Any = utils.unpad_input
 
 
-def check_mask_and_get_unpad_indices_and_cu(
+def check_rows_nonempty_and_get_unpad_indices_and_cu(
     attention_mask: Tensor, q_len: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Indices of the tokens in the flattened batch, and boundaries of the rows [B + 1].
@@ -34,7 +34,7 @@ def check_mask_and_get_unpad_indices_and_cu(
     return _get_unpad_indices_and_cu(attention_mask, q_len)
 
 
-def check_mask_and_unpad_input(
+def check_mask_fits_states_and_rows_nonempty_then_unpad(
     q: Any, states: tuple[Tensor, ...], attention_mask: Tensor, q_len: int, keepdim: bool = False
 ) -> Any:
     """As fla's function: `q` and `states` [B, S, ...] without padding, and their layout.

@@ -173,7 +173,7 @@ def _zero_states(k: Tensor, v: Tensor, state_v_first: bool, cu_seqlens: Tensor |
     return zeros_per_sequence(v, cu_seqlens, v.shape[2], *widths)
 
 
-class _OutputsAndStates(NamedTuple):
+class _OutputsFinalAndIntervalStates(NamedTuple):
     outputs: Tensor
     """[B, T, HV, V]"""
     final: Tensor
@@ -188,7 +188,7 @@ def _run_in_intervals_without_grad(
     inputs: tuple[Tensor, ...],
     initial_state: Tensor,
     cu_seqlens: Tensor | None,
-) -> _OutputsAndStates:
+) -> _OutputsFinalAndIntervalStates:
     """An operator of inputs [B, T, ...], and the states before every `STATE_INTERVAL` tokens."""
     outputs, befores, finals = [], [], []
     sequences = zip(*(split_sequences(x, cu_seqlens) for x in inputs), strict=True)
@@ -203,4 +203,4 @@ def _run_in_intervals_without_grad(
             outputs.append(o)
         finals.append(state)
     states = torch.stack(befores, 1) if cu_seqlens is None else torch.cat(befores).unsqueeze(0)
-    return _OutputsAndStates(torch.cat(outputs, 1), torch.cat(finals), states)
+    return _OutputsFinalAndIntervalStates(torch.cat(outputs, 1), torch.cat(finals), states)

@@ -33,6 +33,9 @@ from flame_accel.kernels.recurrence.sequences import OutputsAndFinalStates, zero
 
 _mamba_ssm_forward: Any = Mamba.cuda_kernels_forward
 
+OutputConvStateAndScanState = tuple[Tensor, Tensor | None, Tensor | None]
+"""The states are None unless they are to be cached."""
+
 MAX_STATE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 28}
 """Elements of the states of all tokens that a group of channels may have; at least one channel."""
 
@@ -45,7 +48,7 @@ def slow_forward(
     attention_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> OutputConvStateAndScanState:
     """`Mamba.slow_forward`: outputs, and the states of the convolution and of the scan.
 
     Args:
@@ -91,7 +94,7 @@ def forward_mamba_ssm_unless_packed(
     attention_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> OutputConvStateAndScanState:
     """`Mamba.cuda_kernels_forward`: fla's (package mamba_ssm), except for packed documents."""
     check_no_padding_after_cached_tokens(
         layer, attention_mask, hidden_states.shape[1], has_past=last_state is not None

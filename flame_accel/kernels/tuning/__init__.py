@@ -8,9 +8,9 @@ are in `shipped/`, one folder per compute capability.
 
 from flame_accel.kernels.tuning.autotune_hook import (
     apply_tune_kernels_option,
+    disable_tuning_then_forget_choices_made,
     install_autotune_hook,
     keep_configs_in_run_folder,
-    tuning_disabled_and_choices_forgotten,
     uninstall_autotune_hook,
 )
 from flame_accel.kernels.tuning.gpu import Gpu, detect_gpu_name_and_capability
@@ -25,10 +25,10 @@ __all__ = [
     "Tuner",
     "apply_tune_kernels_option",
     "detect_gpu_name_and_capability",
+    "disable_tuning_then_forget_choices_made",
     "flame_accel_cache_folder",
     "install_autotune_hook",
     "keep_configs_in_run_folder",
     "shipped_configs_folder",
-    "tuning_disabled_and_choices_forgotten",
     "uninstall_autotune_hook",
 ]

@@ -39,7 +39,7 @@ def install_autotune_hook(tuner: Tuner | None = None) -> Tuner:
                 launch = KernelLaunch(kernel, args, kwargs)
                 key = _autotune_key(launch)
                 if key not in kernel.cache:
-                    kernel.cache[key] = _active.choose_config_and_save_in_run_folder(launch, key)
+                    kernel.cache[key] = _active.load_tune_or_pick_and_save_config(launch, key)
                     _active.chosen.append((kernel.cache, key))
             return original_run(kernel, *args, **kwargs)
 
@@ -58,7 +58,7 @@ def uninstall_autotune_hook() -> None:
 
 
 @contextmanager
-def tuning_disabled_and_choices_forgotten() -> Iterator[None]:
+def disable_tuning_then_forget_choices_made() -> Iterator[None]:
     """Runs kernels without tuning them, inside, and forgets the choices made there.
 
     For work that is over before tuning pays off: checks of a model, a sample of its text. Nothing

@@ -33,7 +33,7 @@ class KeyDistance(NamedTuple):
     """Integer tensors that only one of them has: the boundaries of packed documents."""
 
 
-def sort_all_candidates_best_first(
+def sort_candidates_by_block_fit_then_nearness(
     candidates: Sequence[TritonConfig],
     entries: Sequence[TunedEntry],
     key: Key,

@@ -24,7 +24,10 @@ from filelock import FileLock
 
 from flame_accel.kernels.tuning import tuned_configs
 from flame_accel.kernels.tuning.gpu import Gpu
-from flame_accel.kernels.tuning.nearest import config_to_fla_dict, sort_all_candidates_best_first
+from flame_accel.kernels.tuning.nearest import (
+    config_to_fla_dict,
+    sort_candidates_by_block_fit_then_nearness,
+)
 from flame_accel.kernels.tuning.tuned_configs import Key, TritonAutotuner, TritonConfig
 from flame_accel.kernels.tuning.warps import without_wgmma_of_narrow_heads
 
@@ -92,7 +95,7 @@ class Tuner:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.num_threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
-    def choose_config_and_save_in_run_folder(self, launch: KernelLaunch, key: Key) -> TritonConfig:
+    def load_tune_or_pick_and_save_config(self, launch: KernelLaunch, key: Key) -> TritonConfig:
         """Returns the configuration, one of Triton's `Config` objects, that a kernel runs with.
 
         Args:
@@ -121,8 +124,10 @@ class Tuner:
                 for f in self.folders
                 for e in tuned_configs.load_tuned_entries_or_raise_if_malformed(f, name)
             ]
-            ranked = sort_all_candidates_best_first(candidates, entries, key, launch.arguments)
-            config = pick_runnable_candidate_with_few_spills(launch, ranked)
+            ranked = sort_candidates_by_block_fit_then_nearness(
+                candidates, entries, key, launch.arguments
+            )
+            config = pick_runnable_low_spill_else_last_candidate(launch, ranked)
         elif config is None:
             self.tuned_folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.tuned_folder / ".tuning.lock"):
@@ -238,7 +243,7 @@ def pick_fastest_candidate(
     return best
 
 
-def pick_runnable_candidate_with_few_spills(
+def pick_runnable_low_spill_else_last_candidate(
     launch: KernelLaunch, candidates: Sequence[TritonConfig]
 ) -> TritonConfig:
     """Returns the first candidate that this GPU has the resources for; the last if none has.

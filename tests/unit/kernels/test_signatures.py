@@ -25,7 +25,7 @@ from flame_accel.kernels.signatures import (
     CHOICES_OF_KERNELS,
     TAKEN_FROM_KWARGS,
     ArgumentError,
-    bind_to_fla_signature_if_different,
+    bind_to_fla_signature_refusing_unsupported_arguments,
     list_taken_arguments,
 )
 
@@ -85,7 +85,7 @@ def test_our_implementations_swallow_nothing(theirs):
 def test_every_argument_is_taken_or_refused_by_name(originals, theirs, table):
     original = originals[theirs]
     ours = implementation(table.get(theirs, FUNCTIONS[theirs]))
-    bound = bind_to_fla_signature_if_different("f", original, ours)
+    bound = bind_to_fla_signature_refusing_unsupported_arguments("f", original, ours)
     if bound is ours:
         return
     required = {
@@ -102,7 +102,7 @@ def test_every_argument_is_taken_or_refused_by_name(originals, theirs, table):
 def test_an_argument_unknown_to_fla_is_no_argument(originals):
     x = torch.randn(1, 4, 2, 8)
     for name in ("ops.gla.chunk.chunk_gla", "ops.kda.chunk.chunk_kda"):
-        bound = bind_to_fla_signature_if_different(
+        bound = bind_to_fla_signature_refusing_unsupported_arguments(
             "f", originals[name], implementation(FUNCTIONS[name])
         )
         with pytest.raises((TypeError, ArgumentError), match="colour"):
@@ -121,7 +121,7 @@ def test_defaults_are_those_of_fla_where_ours_differ():
     def ours(x: int, scale: float | None = None) -> tuple[int, float | None]:
         return x, scale
 
-    bound = bind_to_fla_signature_if_different("f", original, ours)
+    bound = bind_to_fla_signature_refusing_unsupported_arguments("f", original, ours)
     assert bound(1) == (1, 2.0) and bound(1, None) == (1, None)
     assert bound.implementation is ours and bound.__name__ == "ours"
 

@@ -20,7 +20,7 @@ from flame_accel.training import PassGraphs, step
 from flame_accel.training.pass_graphs import CapturedPass
 from flame_accel.training.step import (
     build_pass_graphs,
-    compute_micro_batch_nats_over_global_targets,
+    compute_unscaled_nats_over_global_targets,
 )
 
 TARGETS = 50
@@ -56,7 +56,7 @@ def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, doc
         return play_graph(compute, pool)
 
     def compute_loss(batch: Any, targets: Any) -> Tensor:
-        return compute_micro_batch_nats_over_global_targets(accelerator, model, batch, targets)
+        return compute_unscaled_nats_over_global_targets(accelerator, model, batch, targets)
 
     graphs = PassGraphs(
         accelerator, model, compute_loss, longest_document=96, scale=2, capture=capture
@@ -64,7 +64,7 @@ def test_gradients_of_replays_are_those_of_passes_without_graphs(model_type, doc
     for seed, boundaries in enumerate(documents):
         batch = draw_batch(seed, boundaries)
         found = graphs.add_gradients_and_get_loss(batch, TARGETS)
-        expected = compute_micro_batch_nats_over_global_targets(accelerator, same, batch, TARGETS)
+        expected = compute_unscaled_nats_over_global_targets(accelerator, same, batch, TARGETS)
         (2 * expected).backward()
         torch.testing.assert_close(found, expected.detach())
         for (name, a), b in zip(model.named_parameters(), same.parameters(), strict=True):
@@ -86,7 +86,7 @@ def test_passes_that_cannot_be_captured_run_without_graphs_and_say_so(caplog):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     def compute_loss(batch: Any, targets: Any) -> Tensor:
-        return compute_micro_batch_nats_over_global_targets(accelerator, model, batch, targets)
+        return compute_unscaled_nats_over_global_targets(accelerator, model, batch, targets)
 
     graphs = PassGraphs(
         accelerator, model, compute_loss, longest_document=96, scale=1, capture=refuse

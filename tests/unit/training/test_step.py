@@ -14,7 +14,7 @@ from flame_accel.models.catalogue import tiny_config
 from flame_accel.training.step import (
     accepts_num_items_in_batch,
     batch_to_device_with_host_boundaries,
-    compute_micro_batch_nats_over_global_targets,
+    compute_unscaled_nats_over_global_targets,
     count_global_targets_or_one,
     step_unless_found_inf_and_zero_grad,
 )
@@ -40,7 +40,7 @@ def test_a_micro_batch_without_targets_adds_nothing(kind: str):
     accelerator, model = Accelerator(cpu=True), build(kind)
     ids = torch.arange(12).view(1, 12)
     batch = {"input_ids": ids, "labels": torch.full_like(ids, -100), "num_targets": 0}
-    loss = compute_micro_batch_nats_over_global_targets(accelerator, model, batch, 7)
+    loss = compute_unscaled_nats_over_global_targets(accelerator, model, batch, 7)
     loss.backward()
     assert loss.item() == 0
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

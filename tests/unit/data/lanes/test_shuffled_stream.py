@@ -147,7 +147,9 @@ def test_records_without_a_document_keep_their_places(case: dict, data: st.DataO
             before = read[: len(read) - read[::-1].index(expected[-1]) - 1]
             passed = [skipped[document] for document in before if document in skipped]
             bad = [
-                one for one in passed if SkipPolicy(max_bad).counts_damaged_or_empty_if_limited(one)
+                one
+                for one in passed
+                if SkipPolicy(max_bad).counts_damaged_always_and_empty_if_limited(one)
             ]
             counters = (len(expected) - 1, len(passed), len(bad), len(expected) - 1)
             assert reader.cursor[1:] == counters

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.loading.micro_batch import (
     IGNORED_LABEL,
-    build_micro_batch_with_unshifted_labels,
+    stack_rows_with_unshifted_masked_labels,
 )
 
 
@@ -28,7 +28,7 @@ def rows_of_one_length(draw: st.DrawFn) -> list[Row]:
 def test_labels_are_what_the_rows_say(rows: list[Row], varlen: bool) -> None:
     length = len(rows[0].tokens)
     packing = Packing(seq_len=length, context_len=length if varlen else None)
-    batch = build_micro_batch_with_unshifted_labels(rows, packing)
+    batch = stack_rows_with_unshifted_masked_labels(rows, packing)
     shape = (1, len(rows) * length) if varlen else (len(rows), length)
     assert batch["input_ids"].shape == batch["labels"].shape == shape
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
@@ -48,16 +48,16 @@ def test_labels_are_what_the_rows_say(rows: list[Row], varlen: bool) -> None:
 def test_segments_of_all_rows_follow_each_other() -> None:
     tokens = np.arange(4, dtype=np.int32)
     rows = [Row(tokens, [0, 3]), Row(tokens, [0])]
-    batch = build_micro_batch_with_unshifted_labels(rows, Packing(seq_len=4, context_len=4))
+    batch = stack_rows_with_unshifted_masked_labels(rows, Packing(seq_len=4, context_len=4))
     assert "cu_seqlens" in batch
     assert batch["cu_seqlens"].tolist() == [0, 3, 4, 8]
     assert batch["cu_seqlens"].dtype == torch.int32
-    assert "cu_seqlens" not in build_micro_batch_with_unshifted_labels(rows, Packing(seq_len=4))
+    assert "cu_seqlens" not in stack_rows_with_unshifted_masked_labels(rows, Packing(seq_len=4))
 
 
 @pytest.mark.parametrize("targets", [None, np.ones(4, dtype=bool)], ids=["no mask", "mask"])
 def test_rows_are_not_written_to(targets: np.ndarray | None) -> None:
     row = Row(np.array([1, 2, 3, 4], dtype=np.int32), [0, 2], targets)
-    build_micro_batch_with_unshifted_labels([row], Packing(seq_len=4))
+    stack_rows_with_unshifted_masked_labels([row], Packing(seq_len=4))
     assert row.tokens.tolist() == [1, 2, 3, 4]
     assert targets is None or targets.all()

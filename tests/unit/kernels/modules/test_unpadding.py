@@ -5,8 +5,8 @@ import torch
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.modules.unpadding import (
-    check_mask_and_get_unpad_indices_and_cu,
-    check_mask_and_unpad_input,
+    check_mask_fits_states_and_rows_nonempty_then_unpad,
+    check_rows_nonempty_and_get_unpad_indices_and_cu,
 )
 from tests.helpers.model_configs import tiny_generator
 
@@ -14,26 +14,26 @@ MASK = torch.tensor([[0, 0, 1], [1, 1, 1]])
 
 
 def test_tokens_of_a_mask_that_fits_are_gathered():
-    indices, cu_seqlens = check_mask_and_get_unpad_indices_and_cu(MASK)
+    indices, cu_seqlens = check_rows_nonempty_and_get_unpad_indices_and_cu(MASK)
     assert indices.tolist() == [2, 3, 4, 5] and cu_seqlens.tolist() == [0, 1, 4]
     x = torch.arange(6).view(2, 3, 1)
-    q, (k,), *_ = check_mask_and_unpad_input(x, (x,), MASK, 3)
+    q, (k,), *_ = check_mask_fits_states_and_rows_nonempty_then_unpad(x, (x,), MASK, 3)
     assert q.flatten().tolist() == k.flatten().tolist() == [2, 3, 4, 5]
 
 
 def test_a_row_without_a_token_is_refused():
     with pytest.raises(UserError, match="no token but padding"):
-        check_mask_and_get_unpad_indices_and_cu(MASK[:, :2])
-    assert check_mask_and_get_unpad_indices_and_cu(MASK, 1)[0].tolist() == [0, 1]
+        check_rows_nonempty_and_get_unpad_indices_and_cu(MASK[:, :2])
+    assert check_rows_nonempty_and_get_unpad_indices_and_cu(MASK, 1)[0].tolist() == [0, 1]
     x = torch.zeros(2, 2, 1)
     with pytest.raises(UserError, match="no token but padding"):
-        check_mask_and_unpad_input(x, (x,), MASK[:, :2], 2)
+        check_mask_fits_states_and_rows_nonempty_then_unpad(x, (x,), MASK[:, :2], 2)
 
 
 def test_a_mask_of_another_length_than_the_keys_is_refused():
     x = torch.zeros(2, 2, 1)
     with pytest.raises(UserError, match="a mask of 3 tokens for 2 cached ones"):
-        check_mask_and_unpad_input(x, (x,), MASK, 2)
+        check_mask_fits_states_and_rows_nonempty_then_unpad(x, (x,), MASK, 2)
 
 
 @pytest.mark.parametrize(

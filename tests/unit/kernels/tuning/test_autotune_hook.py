@@ -46,7 +46,7 @@ def test_only_flas_kernels_are_led_to_the_tuner(tmp_path, launched):
 def test_what_was_chosen_without_tuning_is_forgotten(tmp_path, launched):
     kernel = FakeKernel(SECONDS)
     tuner = autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path))
-    with autotune_hook.tuning_disabled_and_choices_forgotten():
+    with autotune_hook.disable_tuning_then_forget_choices_made():
         Autotuner.run(kernel, X, 4096, 64, grid=(1,), warmup=False)
         assert chosen_blocks(kernel) == [16]
     assert kernel.cache == {}
@@ -59,7 +59,7 @@ def test_what_was_chosen_before_is_kept_where_tuning_is_disabled(tmp_path, launc
     kernel = FakeKernel(SECONDS)
     autotune_hook.install_autotune_hook(Tuner(GPU, tmp_path))
     Autotuner.run(kernel, X, 4096, 64, grid=(1,), warmup=False)
-    with autotune_hook.tuning_disabled_and_choices_forgotten():
+    with autotune_hook.disable_tuning_then_forget_choices_made():
         Autotuner.run(kernel, X, 4096, 64, grid=(1,), warmup=False)
     assert chosen_blocks(kernel) == [32]
 
@@ -86,7 +86,7 @@ def test_tune_kernels_decides_whether_a_short_run_tunes(tmp_path, launched, capl
 def test_nothing_happens_where_triton_does_not_run(tmp_path, launched, caplog):
     with (
         caplog.at_level(logging.INFO, logger="flame_accel"),
-        autotune_hook.tuning_disabled_and_choices_forgotten(),
+        autotune_hook.disable_tuning_then_forget_choices_made(),
     ):
         autotune_hook.apply_tune_kernels_option(
             "always", flops_per_token=None, total_tokens=1_000_000

@@ -11,7 +11,7 @@ from flame_accel.kernels.tuning.nearest import (
     blocks_fit_dimensions,
     config_to_fla_dict,
     key_distance_unless_lengths_differ,
-    sort_all_candidates_best_first,
+    sort_candidates_by_block_fit_then_nearness,
 )
 from flame_accel.kernels.tuning.tuned_configs import TunedEntry
 
@@ -70,7 +70,9 @@ def entry(width: int, block: int, warps: int) -> TunedEntry:
 
 
 def ranked(width: int, entries: list[TunedEntry]) -> list[tuple[int, int]]:
-    ranking = sort_all_candidates_best_first(CANDIDATES, entries, (width, BF16), {"K": width})
+    ranking = sort_candidates_by_block_fit_then_nearness(
+        CANDIDATES, entries, (width, BF16), {"K": width}
+    )
     assert sorted(map(id, ranking)) == sorted(map(id, CANDIDATES))
     return [(config.kwargs["BK"], config.num_warps) for config in ranking]
 
