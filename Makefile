@@ -1,7 +1,7 @@
 # The project's chores. `make check` is what has to pass before a change lands; the list is in .ci/run.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types test quickstart test-slow test-gpu oracle fla-tests engines format docs lock
+.PHONY: check lint types test quickstart test-slow test-gpu torture mutants oracle fla-tests engines format docs lock
 check:
 	bash .ci/run
 
@@ -14,6 +14,11 @@ test-slow:
 # uses the GPU, which test.sh hides
 test-gpu:
 	$(PYTHON) -m pytest -m gpu
+
+# how often runs survive what is done to them: hours; TORTURE="--only kill" for some, "" for a few of each
+TORTURE ?= --long
+torture:
+	$(PYTHON) -m tests.torture $(TORTURE) --report docs/torture
 
 # our operators against fla's references, ORACLE_CALLS generated calls of each; another draw every time
 ORACLE_CALLS ?= 100

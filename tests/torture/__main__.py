@@ -19,15 +19,15 @@ from tests.torture.report import write_report
 
 # (experiment, counts of the short and of the long version)
 EXPERIMENTS = {
-    "kill": (interruptions.kill_at_random, 4, 200),
-    "kill-two": (partial(interruptions.kill_at_random, ranks=2), 2, 60),
-    "kill-fsdp2": (interruptions.kill_fsdp2, 1, 30),
+    "kill": (interruptions.kill_at_random, 2, 200),
+    "kill-two": (partial(interruptions.kill_at_random, ranks=2), 1, 60),
+    "kill-fsdp2": (interruptions.kill_fsdp2, 2, 30),
     "kill-one-rank": (interruptions.kill_one_rank, 2, 30),
-    "signal": (interruptions.stop_by_signal, 3, 40),
+    "signal": (interruptions.stop_by_signal, 2, 40),
     "signal-two": (partial(interruptions.stop_by_signal, ranks=2), 2, 20),
-    "damage": (damages.damage_a_file, 9, 250),
+    "damage": (damages.damage_a_file, 3, 250),
     "manifest": (damages.flip_the_manifest, 200, 3333),
-    "writer": (damages.start_a_second_writer, 2, 30),
+    "writer": (damages.start_a_second_writer, 1, 30),
     "world-size": (damages.change_world_size, 1, 20),
 }
 

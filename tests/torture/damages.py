@@ -154,11 +154,12 @@ def change_world_size(laboratory: Laboratory, count: int) -> Iterator[Outcome]:
 
     def one(run_folder: Path, outcome: Outcome, number: int) -> None:
         ranks = 1 + number % 2
-        run = laboratory.start(run_folder, ranks=ranks)
+        run = laboratory.start(run_folder, ranks=ranks, **{"training.batch_size": 4 // ranks})
         laboratory.wait_for_step(run, run_folder, 4 + number % 12)
         run.signal_ranks(signal.SIGKILL)
         run.wait()
-        other = laboratory.start(run_folder, ranks=3 - ranks)
+        rows = {"training.batch_size": 4 // (3 - ranks)}
+        other = laboratory.start(run_folder, ranks=3 - ranks, **rows)
         codes = other.wait()
         outcome.what = f"{ranks} to {3 - ranks} ranks"
         if any(codes) or TRACEBACK in other.printed():
