@@ -33,6 +33,7 @@ from flame_accel.parallel import (
     wait_and_set_train_timeout,
 )
 from flame_accel.parallel.checks import check_prepared_parameters
+from flame_accel.training.step import clip_and_update_unless_done_in_backward
 
 SECONDS = 1
 
@@ -119,6 +120,37 @@ def mixed_gradients() -> None:
             clipped = clipped.full_tensor()
         assert_equal(clipped, full * 3 / expected)
     assert_equal(clip_gradients_and_get_norm(accelerator, model, 0.0), torch.tensor(3.0))
+
+
+def poisoned_gradient() -> None:
+    """A gradient that is not finite in one place of one rank leaves all weights of all ranks."""
+    accelerator = build()
+    model, optimizer = prepare_llama(accelerator, build_llama(0))
+    ids = torch.arange(8)[None] % 16
+
+    def step(poison: bool) -> tuple[bool, list[bool]]:
+        parameters = list(model.parameters())
+        before = [_local(parameter).clone() for parameter in parameters]
+        accelerator.backward(model(input_ids=ids, labels=ids).loss)
+        for index, parameter in enumerate(parameters):
+            assert parameter.grad is not None
+            gradient = _local(parameter.grad)
+            if poison and index == 0 and accelerator.process_index == 1:
+                gradient.view(-1)[0] = torch.nan
+        result = clip_and_update_unless_done_in_backward(
+            accelerator, model, optimizer, max_norm=1.0, skip_non_finite=True
+        )
+        same = [torch.equal(old, _local(new)) for old, new in zip(before, parameters, strict=True)]
+        return bool(result.skipped.item()), same
+
+    skipped, same = step(poison=False)
+    assert not skipped and not any(same)
+    skipped, same = step(poison=True)
+    assert skipped and all(same)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def assert_equal(given: Tensor, expected: Tensor) -> None:

@@ -18,7 +18,7 @@ from flame_accel.training.step import (
     count_global_targets_or_one,
     step_unless_found_inf_and_zero_grad,
 )
-from tests.helpers.runs import SHORT_RUN, read_records
+from tests.helpers.runs import ROOT, SHORT_RUN, launch, read_records
 
 
 def build(kind: str) -> Any:
@@ -132,6 +132,13 @@ def test_a_non_finite_gradient_leaves_the_weights_alone(train_here, flags, monke
             assert (skipped, all_same) == (1.0, True)
         else:
             assert (skipped, any_same) == (0.0, False)
+
+
+@pytest.mark.distributed
+def test_what_one_rank_finds_is_skipped_by_all() -> None:
+    """Of FSDP2, where each rank has a shard of the gradient; DDP's are the same on all ranks."""
+    programs = ROOT / "tests/helpers/rank_programs.py"
+    launch(["poisoned_gradient"], config="fsdp2", processes=2, script=programs)
 
 
 @pytest.mark.parametrize(("rank_count", "tp"), [(4, 1), (4, 2)])
