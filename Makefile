@@ -20,6 +20,10 @@ TORTURE ?= --long
 torture:
 	$(PYTHON) -m tests.torture $(TORTURE) --report docs/torture
 
+# faults planted one at a time: does the suite catch each?
+mutants:
+	$(PYTHON) -m tests.torture.mutants
+
 # our operators against fla's references, ORACLE_CALLS generated calls of each; another draw every time
 ORACLE_CALLS ?= 100
 oracle:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.torture.__main__ import EXPERIMENTS
 from tests.torture.laboratory import Laboratory
+from tests.torture.mutants import MUTANTS, Mutant, applied_text
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +27,8 @@ def test_everything_survives(laboratory: Laboratory, name: str) -> None:
     experiment, count, _ = EXPERIMENTS[name]
     for outcome in experiment(laboratory, count):
         assert not outcome.problems, outcome
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_fault_that_is_planted_has_a_place(mutant: Mutant) -> None:
+    assert applied_text(mutant)
