@@ -37,7 +37,9 @@ MUTANTS = (
         "prune before the new checkpoint is complete",
         "checkpoint/folder.py",
         "        temporary = self.temporary_path(step)\n        content",
+        "        self.keep_latest_k -= 1\n"
         "        self._delete_all_but_latest_k_unless_in_use()\n"
+        "        self.keep_latest_k += 1\n"
         "        temporary = self.temporary_path(step)\n        content",
         ("tests/unit/checkpoint/test_folder.py",),
     ),
@@ -72,8 +74,8 @@ MUTANTS = (
     Mutant(
         "the highest number wins, whatever is in it",
         "checkpoint/folder.py",
-        "            damage = find_damage_or_missing_manifest(folder)\n            if damage is None:",
-        "            damage = None\n            if damage is None:",
+        "damage = find_damage_or_missing_manifest(folder)\n            if damage",
+        "damage = None\n            if damage",
         ("tests/unit/checkpoint/test_folder.py", "tests/laws/test_resume.py"),
     ),
     Mutant(
@@ -94,8 +96,8 @@ MUTANTS = (
     Mutant(
         "hashes of files not compared",
         "files.py",
-        '        if compare_checksums and file_checksum(path) != expected["xxh3"]:',
-        '        if False and file_checksum(path) != expected["xxh3"]:',
+        '        if compare_checksums and file_xxh3(path) != expected["xxh3"]:',
+        '        if False and file_xxh3(path) != expected["xxh3"]:',
         ("tests/unit/test_files.py", "tests/laws/test_resume.py"),
     ),
     Mutant(

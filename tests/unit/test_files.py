@@ -281,11 +281,20 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, mo
     assert disk.log == [("fsync", file), ("rename", file), ("fsync", inode(tmp_path))]
 
 
+def write_then_rename_folder(path: Path) -> None:
+    temporary = path.with_name("unfinished")
+    (temporary / "sub").mkdir(parents=True)
+    for name in ("a", "sub/b"):
+        (temporary / name).write_text(NEW)
+    sync_and_swap_old_into_temporary(temporary, path)
+
+
+@pytest.mark.parametrize("write", [write_new_folder, write_then_rename_folder])
 def test_everything_in_a_folder_is_synced_before_it_is_renamed_and_its_parent_after(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, write
 ):
     disk = Disk(monkeypatch)
-    write_new_folder(tmp_path / "made")
+    write(tmp_path / "made")
     folder = inode(tmp_path / "made")
     inside = [("fsync", inode(path)) for path in (tmp_path / "made").rglob("*")]
     assert len(inside) == 3

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flame_accel import files
 from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder
 from flame_accel.config import UserError
 from flame_accel.model_files import find_damage_or_missing_manifest
@@ -101,6 +102,20 @@ def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_
     assert folder.list_steps_intact_or_damaged() == [4, 6]
     folder.create_temporary_folder(8)
     assert folder.list_steps_intact_or_damaged() == [4, 6]
+
+
+def test_a_save_that_fails_at_the_very_end_costs_no_older_checkpoint(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path, keep_latest_k=2)
+    for step in (2, 4):
+        save(folder, step)
+
+    def fail(temporary: Path, final: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(files, "sync_and_swap_old_into_temporary", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save(folder, 6)
+    assert folder.list_steps_intact_or_damaged() == [2, 4]
 
 
 def test_the_manifest_lists_every_file(folder):
