@@ -2,7 +2,9 @@
 
 `ours` is the loop of `flame_accel.train` with its defaults, `plain` what a user of fla writes (see
 `variants.py`). Whether the faster arithmetic learns as much is the difference of their mean losses
-over the last steps.
+over the last steps. How far equally good runs are apart is seen from `perturbed`: the plain loop
+from weights of which each is changed by a millionth. `ours_fp32_residual` tells what the residual
+stream in bf16 does.
 
     python benchmarks/train_tokenizer.py TOKENIZER
     python benchmarks/loss_curves.py --tokenizer TOKENIZER --models gla --output losses.json
@@ -20,7 +22,13 @@ import torch
 from throughput import PACKAGES, ROOT, SHAPES, save_result
 from variants import Case, OursVariant, PlainVariant, read_batches
 
+from flame_accel.config import Config
+from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.training import learning_rate
+
+RUNS = ("ours", "plain", "perturbed", "ours_fp32_residual")
+FIRST = 4
+"""Batches whose losses are compared before the first step."""
 
 
 def main() -> None:
@@ -32,6 +40,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="ragged-32768")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--last", type=int, default=50, help="steps that are averaged")
+    parser.add_argument("--warmup_steps", type=int, default=100)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS[:3])
     parser.add_argument("--output", type=Path, required=True, help="JSON file that is added to")
     arguments = parser.parse_args()
     # what `accelerate launch` sets
@@ -58,27 +68,23 @@ def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         tune_kernels="never",
         log_freq=1,
     )
-    ours = OursVariant(case)
+    changes = {"training.warmup_steps": arguments.warmup_steps}
+    ours = OursVariant(case, **changes)
     weights = {name: x.clone() for name, x in ours.components.model.state_dict().items()}
-    begin = time.monotonic()
-    ours.run_steps(arguments.steps, lambda: None)
-    print(f"{model}: ours took {time.monotonic() - begin:.0f} s", flush=True)
-    records = (Path(ours.config.job.dump_folder) / "metrics.jsonl").read_text().splitlines()
-    losses = {"ours": [json.loads(line)["train/loss"] for line in records]}
-    optimizer, warmup_steps = ours.config.optimizer, ours.config.training.warmup_steps
+    config, batches = ours.config, read_batches(case, number=arguments.steps)
     del ours
-    plain = PlainVariant(case)
-    plain.model.load_state_dict(weights)
-    plain.batches = iter(read_batches(case, number=arguments.steps))
-    losses["plain"] = []
-    for step in range(arguments.steps):
-        for group in plain.optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step, optimizer, total_steps=arguments.steps, warmup_steps=warmup_steps
-            )
-        plain.run_steps(1, lambda: None)
-        losses["plain"].append(plain.last_loss)
-    losses["plain"] = torch.stack(losses["plain"]).tolist()
+    losses = {}
+    first_losses = first_losses_in_fp32_and_bf16(case, weights, batches[:FIRST])
+    print(f"{model}: {first_losses}", flush=True)
+    for run in arguments.runs:
+        begin = time.monotonic()
+        if run.startswith("ours"):
+            options = {"training.residual_dtype": "float32"} if run != "ours" else {}
+            losses[run] = train_ours(case, weights, arguments.steps, changes | options)
+        else:
+            start = weights if run == "plain" else perturb(weights)
+            losses[run] = train_plain(case, start, batches, config)
+        print(f"{model}: {run} took {time.monotonic() - begin:.0f} s", flush=True)
     means = {name: statistics.fmean(values[-arguments.last :]) for name, values in losses.items()}
     return {
         "model": model,
@@ -88,9 +94,72 @@ def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         "steps": arguments.steps,
         "last": arguments.last,
         **{f"{name}_mean_loss": round(mean, 5) for name, mean in means.items()},
-        "difference": round(means["ours"] - means["plain"], 5),
+        "differences": {name: round(x - means["plain"], 5) for name, x in means.items()},
+        "first_losses": first_losses,
         "losses": {name: [round(x, 5) for x in values] for name, values in losses.items()},
         "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def first_losses_in_fp32_and_bf16(
+    case: Case, weights: dict[str, torch.Tensor], batches: list[dict[str, torch.Tensor]]
+) -> dict[str, list[float]]:
+    """Losses of the plain model before it learns, without autocast and with it."""
+    plain = PlainVariant(case)
+    plain.model.load_state_dict(weights)
+    found: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    with torch.no_grad(), fused_kernels_disabled():
+        for batch in batches:
+            inputs = {name: x.to(plain.device) for name, x in batch.items()}
+            for name, values in found.items():
+                with torch.autocast(plain.device, torch.bfloat16, enabled=name == "bf16"):
+                    values.append(round(plain.model(**inputs).loss.item(), 5))
+    return found
+
+
+def train_ours(
+    case: Case, weights: dict[str, torch.Tensor], steps: int, options: dict[str, object]
+) -> list[float]:
+    """Losses of our run, step by step."""
+    ours = OursVariant(case, **options)
+    ours.components.model.load_state_dict(weights)
+    ours.run_steps(steps, lambda: None)
+    records = (Path(ours.config.job.dump_folder) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train/loss"] for line in records]
+
+
+def train_plain(
+    case: Case,
+    weights: dict[str, torch.Tensor],
+    batches: list[dict[str, torch.Tensor]],
+    config: Config,
+) -> list[float]:
+    """Losses of the plain loop, with the learning rates of our run."""
+    plain = PlainVariant(case)
+    plain.model.load_state_dict(weights)
+    plain.batches = iter(batches)
+    losses = []
+    for step in range(len(batches)):
+        for group in plain.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step,
+                config.optimizer,
+                total_steps=len(batches),
+                warmup_steps=config.training.warmup_steps,
+            )
+        plain.run_steps(1, lambda: None)
+        losses.append(plain.last_loss)
+    return torch.stack(losses).tolist()
+
+
+def perturb(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each weight times 1 +- 1e-6 or so."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: x * (1 + 1e-6 * torch.randn(x.shape, generator=generator).to(x.device))
+        if x.is_floating_point()
+        else x
+        for name, x in weights.items()
     }
 
 

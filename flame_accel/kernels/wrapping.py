@@ -39,7 +39,7 @@ LIGHT_FUNCTIONS = {
 OUTSIDE_OF_FLA = (
     "flame_accel.kernels.recurrence.mamba.selective_scan",
     "flame_accel.kernels.fused.mamba2.mix_projected",
-    "flame_accel.kernels.fused.rwkv7.mix_heads_and_project_output",
+    "flame_accel.kernels.fused.rwkv7_mixer.mix_heads_and_project_output",
 )
 """Operators of ours that fla has no name for."""
 

@@ -31,6 +31,10 @@ from flame_accel.kernels.fused.ssd import (
 )
 from flame_accel.kernels.fused.ssd_states import index_chunks_of_sequences
 from flame_accel.kernels.fused.token_mix import mark_document_starts_as_int8
+from flame_accel.kernels.fused.training_calls import (
+    are_whole_parameters,
+    is_unpadded_training_call,
+)
 from flame_accel.kernels.modules.padded_rows import LayerOutput
 
 WIDEST_HEAD = 256
@@ -163,18 +167,12 @@ def forward_mamba2(
 
 
 def supports_mamba2_training_call(
-    layer: Mamba2,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
-    use_cache: bool | None = False,
-    *args: Any,
-    **kwargs: Any,
+    layer: Mamba2, hidden_states: Tensor, *args: Any, **kwargs: Any
 ) -> bool:
     """Whether a call is for ours: of training, without padding, with a layer of the usual form."""
-    training = torch.is_grad_enabled() and hidden_states.shape[1] > 1
-    unpadded = attention_mask is None and past_key_values is None and not use_cache
-    return training and unpadded and hidden_states.numel() > 0 and _has_supported_mamba2_form(layer)
+    return is_unpadded_training_call(hidden_states, *args, **kwargs) and _has_supported_mamba2_form(
+        layer
+    )
 
 
 def _has_supported_mamba2_form(layer: Mamba2) -> bool:
@@ -187,14 +185,13 @@ def _has_supported_mamba2_form(layer: Mamba2) -> bool:
         and norm.group_size in (None, inner)
         and getattr(norm, "bias", None) is None
     )
-    weights = [layer.dt_bias, layer.A_log, layer.D, layer.out_proj.weight, layer.conv1d.weight]
-    weights += [] if layer.conv1d.bias is None else [layer.conv1d.bias]
-    # a DTensor, a quantized or an adapted map computes in its own way; ZeRO-3 gathers weights of
-    # modules that are called
-    plain_weights = all(type(w) is nn.Parameter and not hasattr(w, "ds_id") for w in weights)
+    weights = (
+        layer.dt_bias, layer.A_log, layer.D, layer.out_proj.weight, layer.conv1d.weight,
+        layer.conv1d.bias,
+    )  # fmt: skip
     plain_output = type(layer.out_proj) is nn.Linear and layer.out_proj.bias is None
     convolved = layer.activation in ("silu", "swish") and layer.conv_kernel_size == WINDOW
     return (
-        powers and plain_norm and plain_weights and plain_output and convolved
+        powers and plain_norm and are_whole_parameters(weights) and plain_output and convolved
         and inner <= LARGEST_WIDTH
     )  # fmt: skip

@@ -17,6 +17,10 @@ from flame_accel.kernels.fused.token_mix import (
     mix_gradients,
     mix_with_previous_token,
 )
+from flame_accel.kernels.fused.training_calls import (
+    are_whole_parameters,
+    is_unpadded_training_call,
+)
 
 BLOCK = 2048
 """Elements of a program, 16 for each thread."""
@@ -108,10 +112,6 @@ def supports_rwkv7_feed_forward_training(
     """Whether a call is for ours: of training, without padding, with a layer of the usual form."""
     maps = (layer.key, layer.value)
     usual = layer.act_fn is activations.ACT2FN["sqrelu"] and layer.hidden_size <= WIDEST
-    # a DTensor, a quantized or an adapted map computes in its own way; ZeRO-3 gathers weights of
-    # modules that are called
-    plain = all(type(m) is nn.Linear and m.bias is None for m in maps) and all(
-        type(p) is nn.Parameter and not hasattr(p, "ds_id") for p in layer.parameters()
-    )
-    training = torch.is_grad_enabled() and x.shape[1] > 1 and x.numel() > 0
-    return usual and plain and training and attention_mask is None and state is None
+    plain = all(type(m) is nn.Linear and m.bias is None for m in maps)
+    learns = is_unpadded_training_call(x, attention_mask, state)
+    return learns and usual and plain and are_whole_parameters(layer.parameters())
