@@ -25,6 +25,7 @@ from flame_accel.data import build_step_batches
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.models import load_model_config
+from flame_accel.stop_signals import StopSignals
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 """The defaults of this project; every variant has them."""
@@ -145,7 +146,9 @@ class OursVariant(Variant):
         # what another variant has installed does not go away
         fused = self.config.model.fused_kernels
         with nullcontext() if fused else fused_kernels_disabled():
-            train.train(config, self.accelerator, self.components, self.loop, profiler)
+            train.train(
+                config, self.accelerator, self.components, self.loop, profiler, StopSignals()
+            )
 
 
 class PlainVariant(Variant):
