@@ -84,7 +84,9 @@ def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         else:
             start = weights if run == "plain" else perturb(weights)
             losses[run] = train_plain(case, start, batches, config)
-        print(f"{model}: {run} took {time.monotonic() - begin:.0f} s", flush=True)
+        mean = statistics.fmean(losses[run][-arguments.last :])
+        seconds = time.monotonic() - begin
+        print(f"{model}: {run} {mean:.5f}, took {seconds:.0f} s", flush=True)
     means = {name: statistics.fmean(values[-arguments.last :]) for name, values in losses.items()}
     return {
         "model": model,
