@@ -71,12 +71,21 @@ def _convolution_backward_kernel(
     b_w1 = tl.load(weight + columns * 4 + 2, mask=present, other=0.0).to(tl.float32)[None, :]
     b_w2 = tl.load(weight + columns * 4 + 1, mask=present, other=0.0).to(tl.float32)[None, :]
     b_w3 = tl.load(weight + columns * 4, mask=present, other=0.0).to(tl.float32)[None, :]
-    zeros = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
-    b_x0, b_x1, b_x2, b_x3 = zeros, zeros, zeros, zeros
-    b_dz0, b_dz1, b_dz2, b_dz3 = zeros, zeros, zeros, zeros
-    b_dw0, b_dw1, b_dw2, b_dw3, b_db = zeros, zeros, zeros, zeros, zeros
-    joined = tl.zeros((SEGMENTS, 1), dtype=tl.float32)
-    b_joined0, b_joined1, b_joined2 = joined, joined, joined
+    # Triton takes a variable that begins as the same value as its successor for one that stays as
+    # it is, so each has zeros of its own
+    b_x0 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_x1 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_x2 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_dz0 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_dz1 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_dz2 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_dw0 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_dw1 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_dw2 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_dw3 = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_db = tl.zeros((SEGMENTS, COLUMNS), dtype=tl.float32)
+    b_joined0 = tl.zeros((SEGMENTS, 1), dtype=tl.float32)
+    b_joined1 = tl.zeros((SEGMENTS, 1), dtype=tl.float32)
     # the three tokens before a segment are read for its outputs, those after for its gradients
     rows = begin - 3
     next_x, next_dy, next_joined = _load_token(x, dy, starts, rows, begin, columns, M, x_stride, N)
