@@ -13,6 +13,7 @@ from fla.modules.norm.layernorm import group_norm_ref, layer_norm_ref, rms_norm_
 from fla.modules.norm.layernorm_gated import rms_norm_ref as gated_rms_norm_ref
 from fla.modules.rotary.ops import rotary_embedding_ref
 from fla.ops.attnres.naive import naive_attnres
+from fla.ops.rwkv7.channel_mixing import channel_mixing_rwkv7_torch
 from fla.ops.rwkv7.fused_addcmul import torch_addcmul_rwkv7
 from fla.ops.rwkv7.fused_k_update import k_update_ref
 from fla.ops.rwkv7.gate_output_correction import gate_output_correction_ref
@@ -112,6 +113,7 @@ PARAMETERS = frozenset({"weight", "bias"})
 EPS = {"eps": st.sampled_from((1e-5, 1e-2))}
 NORM = {**EPS, "prenorm": st.booleans(), "residual_in_fp32": st.booleans()}
 MIXES = ("xr", "xw", "xk", "xv", "xa", "xg")
+CHANNEL_MIXING = ("x", "x_prev", "x_k", "key_weight", "value_weight")
 LAYER_NORM = "modules.norm.layernorm"
 
 MODULE_CASES = (
@@ -177,6 +179,12 @@ MODULE_CASES = (
         elementwise(torch_addcmul_rwkv7, "hidden_states", "delta", *MIXES), "fla",
         shapes="hidden_states delta=BTD xr xw xk xv xa xg=11D", kinds={"delta": "normal"},
         kept=frozenset(MIXES), states=(),
+    ),
+    OracleCase(
+        "ops.rwkv7.channel_mixing.channel_mixing_rwkv7",
+        elementwise(channel_mixing_rwkv7_torch, *CHANNEL_MIXING), "fla",
+        shapes="x=BTD x_prev=BD x_k=11D key_weight=DF value_weight=FD",
+        options={"inplace": st.just(False)}, states=(), widths=(4, 7, 16),
     ),
     OracleCase(
         "ops.rwkv7.fused_k_update.fused_k_rwkv7", elementwise(k_update_ref, "k", "a", "ka"), "fla",

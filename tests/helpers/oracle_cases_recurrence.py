@@ -101,13 +101,6 @@ def with_rate_or_bound(plan: Plan) -> None:
         plan["A_log"] = "small"
 
 
-def symmetric(function: Function, a: Arguments) -> Any:
-    """A symmetric matrix has a gradient up to an antisymmetric one."""
-    if "h_kk_init" in a:
-        a["h_kk_init"] = (a["h_kk_init"] + a["h_kk_init"].mT) / 2
-    return function(**a)
-
-
 def rwkv4_state(function: Function, a: Arguments) -> Any:
     """The state as sums, whatever the exponent that they are stored with."""
     o, state = function(**a)
@@ -217,7 +210,8 @@ RECURRENCE_CASES = (
             "eps": st.sampled_from((1e-5, 1e-2)), "use_scale": st.booleans(),
             "use_normalize": st.booleans(), "return_both": st.booleans(),
         },
-        widths=(4, 7), states=(),
+        # a sum of scores close to 0 says nothing
+        kinds={"q": "positive", "k": "positive"}, widths=(4, 7), states=(),
         note="fla's reference has an eps of 1e-6 and neither option",
     ),
     OracleCase("ops.delta_rule.chunk.chunk_delta_rule", r.delta_rule, "fla", kinds=UNIT_KEYS),
@@ -282,7 +276,7 @@ RECURRENCE_CASES = (
         "ops.mesa_net.chunk.chunk_mesa_net", r.mesa, "fla, solved exactly",
         shapes="q k v=BTHK g beta=BTH lamb=HK h_kk_init h_kv_init=NHKK",
         kinds={**UNIT_KEYS, "lamb": "positive", "h_kk_init": "positive_definite"},
-        options={"max_CG_iteration": st.just(30)}, call=symmetric,
+        options={"max_CG_iteration": st.just(30)},
         states=("h_kk_init", "h_kv_init"), kept=frozenset({"lamb", "h_kk_init", "h_kv_init"}),
     ),
     *(
@@ -294,12 +288,12 @@ RECURRENCE_CASES = (
         for module in ("chunk", "fused_recurrent")
     ),
     OracleCase(
-        "ops.mesa_net.decoding_one_step.mesa_net_decoding_one_step", r.mesa_step, "fla",
+        "ops.mesa_net.decoding_one_step.mesa_net_decoding_one_step", r.mesa_step, OURS,
         shapes="q k v=BHK g beta=BH lamb=HK prev_h_kk prev_h_kv=BHKK",
         kinds={**UNIT_KEYS, "lamb": "positive", "prev_h_kk": "positive_definite"},
         options={"max_CG_iteration": st.sampled_from((0, 1, 3, 30))}, states=(),
-        kept=frozenset({"lamb", "prev_h_kk", "prev_h_kv"}), forward_only=True, tolerance=10,
-        note="fla adds 1e-5 to denominators",
+        kept=frozenset({"lamb", "prev_h_kk", "prev_h_kv"}), forward_only=True,
+        note="fla's reference adds 1e-5 to denominators",
     ),
     *(
         OracleCase(
@@ -338,6 +332,8 @@ RECURRENCE_CASES = (
             },
             call=with_pair_of_states, states=("h_k", "h_v", "h_phase"),
             together=(("h_k", "h_v", "h_phase"),), kept=PAIR | {"h_phase", "delta"},
+            # sums over all tokens of terms that cancel, of norms that fla rounds to bf16
+            looser_in_bf16=dict.fromkeys(("d h_phase", "d delta"), 4),
         )
         for module in ("chunk", "fused_recurrent")
     ),

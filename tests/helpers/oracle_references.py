@@ -23,7 +23,7 @@ from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
 from fla.ops.kda.naive import naive_recurrent_kda
 from fla.ops.linear_attn.naive import naive_recurrent_linear_attn
 from fla.ops.log_linear_attn.naive import naive_log_linear_attn
-from fla.ops.mesa_net.naive import naive_mesa_net_decoding_one_step, naive_mesa_net_exact
+from fla.ops.mesa_net.naive import naive_mesa_net_exact
 from fla.ops.momentum_delta_rule.naive import recurrent_momentum_delta_rule_ref
 from fla.ops.precond_gated_delta_rule.naive import naive_recurrent_precond_gated_delta_rule
 from fla.ops.precond_kda.naive import naive_recurrent_precond_kda
@@ -283,14 +283,24 @@ def rwkv4(a: Arguments) -> Result:
 def mesa(a: Arguments) -> Result:
     q, k = _normed_by_option(a, "q", "k")
     inputs = (q, k, a["v"], a["g"], a["lamb"], a["beta"])
-    h_kk, h_kv = a["h_kk_init"], a["h_kv_init"]
-    o, h_kk, h_kv = naive_mesa_net_exact(*inputs, (h_kk + h_kk.mT) / 2, h_kv)
-    return Result([o], [h_kk, h_kv])
+    o, *states = naive_mesa_net_exact(*inputs, a["h_kk_init"], a["h_kv_init"])
+    return Result([o], states)
 
 
 def mesa_step(a: Arguments) -> Result:
-    names = ("q", "k", "v", "g", "lamb", "beta", "prev_h_kk", "prev_h_kv", "max_CG_iteration")
-    return Result([*naive_mesa_net_decoding_one_step(*(a[name] for name in names))])
+    written, decay = (a["k"] * a["beta"].unsqueeze(-1)).unsqueeze(-1), a["g"].exp()[..., None, None]
+    h_kk = a["prev_h_kk"] * decay + written * a["k"].unsqueeze(-2)
+    h_kv = a["prev_h_kv"] * decay + written * a["v"].unsqueeze(-2)
+    matrix = h_kk + torch.diag_embed(a["lamb"])
+    q = a["q"].unsqueeze(-1)
+    x = q / matrix.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+    r = p = q - matrix @ x
+    for _ in range(a["max_CG_iteration"]):
+        squares = r.mT @ r
+        step = squares / (p.mT @ matrix @ p).clamp_min(1e-30)
+        x, r = x + step * p, r - step * (matrix @ p)
+        p = r + (r.mT @ r / squares.clamp_min(1e-30)) * p
+    return Result([(x * h_kv).sum(-2), h_kk, h_kv])
 
 
 def momentum(a: Arguments) -> Result:

@@ -1,5 +1,7 @@
 """Installing the PyTorch kernels: what is replaced, restored, refused, and what models then do."""
 
+import ctypes
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from torch import Tensor
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.flash_attention import flash_attn_func
-from flame_accel.kernels.install import _resolve_attribute_value_or_none
+from flame_accel.kernels.install import LARGEST_KEPT, _resolve_attribute_value_or_none
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     REPLACEMENTS,
@@ -280,3 +282,34 @@ def test_a_run_uses_the_named_kernels(train_here, flags, tmp_path):
     # without a device for them, Triton's are refused rather than replaced
     with pytest.raises(UserError, match="Triton has no device"):
         train_here(flags(**SHORT_RUN, **{"model.kernels": "triton"}))
+
+
+class HeapStatistics(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks")),
+        ("keepcost", ctypes.c_size_t),
+    )
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator without this setting")
+def test_holes_of_large_tensors_go_back_to_the_kernel():
+    kernels.install("torch")
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = HeapStatistics
+
+    def grown_by_tensors_that_stay(size: int) -> int:
+        """Bytes that the process grew by for ten, each made while another one was there."""
+        before, stay = mallinfo2(), []
+        for _ in range(10):
+            temporary = torch.empty(size, dtype=torch.uint8)
+            stay.append(torch.empty(size, dtype=torch.uint8))
+            del temporary
+        after = mallinfo2()
+        return after.arena + after.hblkhd - before.arena - before.hblkhd
+
+    # whether a hole happens to be filled depends on where it begins
+    for size in range(LARGEST_KEPT, LARGEST_KEPT + 64, 16):
+        assert grown_by_tensors_that_stay(size) < 12 * size
