@@ -3,15 +3,20 @@
 `train` builds both and passes them on.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel import data, models, observe
 from flame_accel.checkpoint import CheckpointFolder, FailedSaves, TrainState
+from flame_accel.config import CommConfig
 from flame_accel.hub.uploads import HubUploads
+from flame_accel.parallel import extended_timeout
 from flame_accel.training import PassGraphs
 
 
@@ -41,3 +46,22 @@ class LoopState(NamedTuple):
     metric_logger: observe.MetricLogger
     uploads: HubUploads
     failed_saves: FailedSaves
+    watchdog: observe.Watchdog
+
+    @contextmanager
+    def long_phase(self, phase: str, accelerator: Accelerator, comm: CommConfig) -> Iterator[None]:
+        """In the block ranks wait long for each other, and its time is not that of steps.
+
+        Every rank must enter it.
+
+        Args:
+            phase: One of `observe.watchdog.PHASES`.
+            accelerator: The run's accelerator.
+            comm: The timeouts that apply again afterwards.
+        """
+        with (
+            self.watchdog.long_phase(phase),
+            self.meter.throughput_paused(),
+            extended_timeout(accelerator, comm.train_timeout_seconds),
+        ):
+            yield

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
@@ -18,23 +17,19 @@ from flame_accel.checkpoint import (
     FailedSaves,
     SaveSchedule,
     StartingPoint,
-    TrainState,
     delete_or_rename_unused_checkpoints_if_enabled,
     find_or_download_starting_point,
     own_run_folder,
     restore_starting_point,
-    save_checkpoint,
-    weights_only_dtype_if_seed_or_last,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
-from flame_accel.evaluation import try_to_sample_and_write_report_on_main, validate
-from flame_accel.hub.export import export_model
-from flame_accel.hub.model_card import ModelOrigin
+from flame_accel.evaluation import validate
 from flame_accel.hub.sources import describe_model_sources
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
+from flame_accel.run_outputs import export_and_report, save
 from flame_accel.run_parts import Components, LoopState
 from flame_accel.stop_signals import StopSignals
 from flame_accel.training import (
@@ -70,18 +65,20 @@ def main(config: Config, stop_signals: StopSignals) -> None:
         if observe.log_if_already_finished(accelerator, run_folder, config):
             uploads.upload_missing_of_finished_run()
             return
-        start = find_or_download_starting_point(
-            accelerator, run_folder, config.checkpoint, total_steps=config.training.steps
-        )
-        model_config = models.load_model_config(
-            str(config.model.config),
-            trust_remote_code=config.model.trust_remote_code,
-            custom_modules=config.model.custom,
-        )
-        check_run_support_and_log_warnings(config, accelerator, model_config, active_kernels)
-        uploads.check_access_and_create_repository()
-        components = build_components(config, accelerator, model_config, start)
-        loop = restore_run(config, accelerator, components, start, uploads)
+        # others wait while one process hashes a checkpoint, downloads or copies data
+        with parallel.extended_timeout(accelerator, config.comm.init_timeout_seconds):
+            start = find_or_download_starting_point(
+                accelerator, run_folder, config.checkpoint, total_steps=config.training.steps
+            )
+            model_config = models.load_model_config(
+                str(config.model.config),
+                trust_remote_code=config.model.trust_remote_code,
+                custom_modules=config.model.custom,
+            )
+            check_run_support_and_log_warnings(config, accelerator, model_config, active_kernels)
+            uploads.check_access_and_create_repository()
+            components = build_components(config, accelerator, model_config, start)
+            loop = restore_run(config, accelerator, components, start, uploads)
         lock.keeps_changes = True
         if config.checkpoint.create_seed_checkpoint:
             save(config, accelerator, components, loop, last=True)
@@ -98,11 +95,13 @@ def main(config: Config, stop_signals: StopSignals) -> None:
         with (
             stop_signals.deferred(saves=config.checkpoint.enable_checkpoint),
             observe.record_how_block_ends(accelerator, run_folder, lambda: loop.state.step),
+            loop.watchdog.watching(),
         ):
             step = loop.state.step
             with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
                 train(config, accelerator, components, loop, profiler, stop_signals)
-            export_and_report(config, accelerator, components, loop.state, run_folder)
+            with loop.watchdog.long_phase("export"):
+                export_and_report(config, accelerator, components, loop.state, run_folder)
             loop.failed_saves.raise_if_latest_failed()
         wait_seconds = 0 if stop_signals.received else config.hub.wait_seconds
         uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step, wait_seconds)
@@ -214,8 +213,15 @@ def restore_run(
         models.warn_about_unused_weights(str(config.model.config))
     uploads.resume_planned_uploads(start.checkpoints.in_use)
     saves = FailedSaves(config.checkpoint.max_failures)
-    folder = start.checkpoints
-    return LoopState(state, folder, batches, eval_batches, meter, metric_logger, uploads, saves)
+    watchdog = observe.Watchdog(
+        accelerator,
+        run_folder,
+        watchdog_seconds=config.training.watchdog_seconds,
+        train_timeout_seconds=config.comm.train_timeout_seconds,
+        step=state.step,
+    )
+    writers = (meter, metric_logger, uploads, saves, watchdog)
+    return LoopState(state, start.checkpoints, batches, eval_batches, *writers)
 
 
 def train(
@@ -232,7 +238,7 @@ def train(
         StoppedBySignal: After a save, if a signal asked any rank to stop.
     """
     training, steps = config.training, config.training.steps
-    state, batches, meter = loop.state, loop.batches, loop.meter
+    state, batches, meter, watchdog = loop.state, loop.batches, loop.meter, loop.watchdog
     step_tokens = parallel.tokens_per_step(training, accelerator)
     progress = observe.build_progress_bar_on_terminal(
         completed_steps=state.step,
@@ -250,11 +256,13 @@ def train(
         lr = learning_rate(
             state.step, config.optimizer, total_steps=steps, warmup_steps=training.warmup_steps
         )
+        watchdog.enter("data", state.step)
         with meter.waiting_for_data():
             micro_batches = [
                 batch_to_device_with_host_boundaries(batch, accelerator.device)
                 for batch in next(stream)
             ]
+        watchdog.enter("update", state.step)
         result = train_step(
             accelerator,
             components.model,
@@ -282,8 +290,8 @@ def train(
             )
         if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
             # kernels may be tuned for its shapes first
-            with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
-                record |= validate(accelerator, components.model, loop.eval_batches)
+            with loop.long_phase("evaluation", accelerator, config.comm):
+                record |= validate(accelerator, components.model, loop.eval_batches, watchdog.feed)
         if record:
             record |= observe.reduce_and_check_data_metrics(
                 accelerator, batches, training.max_bad_records
@@ -293,7 +301,7 @@ def train(
             meter.sync_and_check_consecutive_skips(training.max_consecutive_skips or None)
         stops = any_rank_agrees(stop_signals.received is not None)
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record), run_stops=stops):
-            with meter.throughput_paused(), parallel.extended_timeout(accelerator, config.comm):
+            with loop.long_phase("save", accelerator, config.comm):
                 save(config, accelerator, components, loop, last=stops or state.step == steps)
         garbage.freeze_first_or_collect_if_due(state.step)
     garbage.unfreeze_and_leave_collector_disabled()
@@ -301,49 +309,3 @@ def train(
     if stops:
         loop.failed_saves.raise_if_latest_failed()
         stop_signals.stop()
-
-
-def save(
-    config: Config, accelerator: Accelerator, components: Components, loop: LoopState, *, last: bool
-) -> None:
-    """Saves what resuming from here needs; logs a failure, which ends the run if it is the last."""
-    step, steps = loop.state.step, config.training.steps
-    dtype = weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=step == steps)
-    with loop.failed_saves.logged(is_last=last):
-        checkpoint = save_checkpoint(
-            accelerator,
-            loop.checkpoints,
-            loop.state,
-            model=components.model,
-            optimizer=components.optimizer,
-            tokenizer=components.tokenizer,
-            stream_state=loop.batches.state_dict(),
-            meter_state=loop.meter.losses_and_skips(),
-            weights_only_dtype=dtype,
-        )
-        if 0 < step < steps:
-            loop.uploads.count_and_upload_due_checkpoint(checkpoint, step)
-
-
-def export_and_report(
-    config: Config,
-    accelerator: Accelerator,
-    components: Components,
-    state: TrainState,
-    run_folder: Path,
-) -> None:
-    """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
-    exported = run_folder / "hf"
-    with parallel.extended_timeout(accelerator, config.comm):
-        export_model(
-            accelerator,
-            components.model,
-            components.tokenizer,
-            exported,
-            dtype=getattr(torch, config.checkpoint.export_dtype),
-            card_origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
-        )
-    title, seed = config.job.description, config.training.seed
-    try_to_sample_and_write_report_on_main(
-        accelerator, exported, run_folder, config.evaluation, seed=seed, title=title
-    )

@@ -157,7 +157,8 @@ class CommConfig:
     """Timeouts and debugging of the communication between processes."""
 
     init_timeout_seconds: int = 300
-    """Timeout for communication during startup and the first step, in seconds."""
+    """Timeout for communication during startup and the first step, in seconds. It is one hour while
+    checkpoints are checked, models downloaded and data opened."""
     train_timeout_seconds: int = 100
     """Timeout for communication after the first step, in seconds. It is one hour while checkpoints
     are written and during validation."""

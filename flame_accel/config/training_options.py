@@ -116,6 +116,12 @@ class TrainingConfig:
     """Skip the update if a gradient is NaN or infinite. DeepSpeed always does."""
     max_consecutive_skips: int = 10
     """Number of skipped updates in a row after which the run stops. 0 means no limit."""
+    watchdog_seconds: int = 600
+    """Longest time without progress, in seconds: a run that hangs writes the stacks of all threads
+    to the folder watchdog, says which rank is missing, and ends with exit code 75, so that it can
+    be started again. Several processes wait at most 3/4 of comm.train_timeout_seconds, since
+    collectives give up there. The first two steps, validations, checkpoints and the export may take
+    54 minutes, anything else three times as long as the slowest step so far. 0 turns it off."""
     dataset: PathList | None = None
     """Training data (required): a file, a folder, a glob pattern, a token cache made by `prepare`,
     the name of a dataset on the Hub, or "python-stdlib" (the sources of Python's standard library).

@@ -4,6 +4,7 @@
 used for validation, and how they are packed into rows, is decided in `data`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ def validate(
     accelerator: Accelerator,
     model: nn.Module,
     batches: EvaluationBatches,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Loss and metrics over all targets of all ranks. Every rank must call it.
 
@@ -30,6 +32,7 @@ def validate(
         accelerator: The run's accelerator.
         model: The model as Accelerate prepared it; it is in training mode afterwards.
         batches: This rank's batches; every rank has the same number.
+        after_batch: Called after each batch, which the device may still compute.
 
     Returns:
         `eval/loss` (nats per target token), `eval/perplexity`, `eval/bits_per_byte` and
@@ -48,6 +51,7 @@ def validate(
             with autocast_unless_fsdp2(accelerator):
                 logits = model(**inputs, use_cache=False).logits
             sums += torch.stack(sum_nats_correct_and_targets(logits, labels))
+            after_batch()
     model.train()
     nats, correct, targets = all_reduce_sum_over_dp(accelerator, sums).tolist()
     figures = LanguageModelingMetricFromSums().compute(

@@ -209,12 +209,24 @@ def _write_run_end(
     accelerator: Accelerator, run_folder: Path, reason: str, step: int, what: str | None
 ) -> None:
     if accelerator.is_main_process:
-        time = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        content = {"reason": reason, "step": step, "time": time} | ({"what": what} if what else {})
         try:
-            write_json_atomically(run_folder / ENDED_FILE, content)
+            write_ended_file(run_folder, reason, step, what)
         except OSError as error:
             get_logger().warning("%s: %s", ENDED_FILE, describe_if_io_error(error))
+
+
+def write_ended_file(run_folder: Path, reason: str, step: int, what: str | None) -> None:
+    """Writes ended.json.
+
+    Args:
+        run_folder: The run folder.
+        reason: `finished`, `signal`, `error` or `watchdog`.
+        step: Number of completed updates.
+        what: More about the reason, in words.
+    """
+    time = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    content = {"reason": reason, "step": step, "time": time} | ({"what": what} if what else {})
+    write_json_atomically(run_folder / ENDED_FILE, content)
 
 
 def read_finished_step(run_folder: Path) -> int | None:

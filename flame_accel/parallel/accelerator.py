@@ -34,6 +34,7 @@ from flame_accel.parallel.deepspeed_config import (
     unset_transformers_deepspeed_config,
 )
 from flame_accel.parallel.launch_settings import is_variable_true
+from flame_accel.parallel.restarts import init_method_if_restarted
 from flame_accel.parallel.timeouts import enable_flight_recorder
 from flame_accel.parallel.topology import Topology, resolve_engine_mesh_and_precision
 
@@ -91,7 +92,9 @@ def build_accelerator(
         ),
         kwargs_handlers=[
             InitProcessGroupKwargs(
-                backend=_nccl_and_gloo_backend_if_offloading(topology, on_cpu), timeout=timeout
+                backend=_nccl_and_gloo_backend_if_offloading(topology, on_cpu),
+                init_method=init_method_if_restarted(),
+                timeout=timeout,
             ),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=100),
         ],
@@ -129,7 +132,7 @@ def _init_accelerate_state_on_cpu(topology: Topology, timeout: timedelta) -> Non
     if topology.engine == "single":
         PartialState(cpu=True)
         return
-    state = PartialState(cpu=True, timeout=timeout)
+    state = PartialState(cpu=True, timeout=timeout, init_method=init_method_if_restarted())
     if topology.engine in ("fsdp2", "tensor") and (
         state.distributed_type == DistributedType.MULTI_CPU
     ):

@@ -54,14 +54,14 @@ def _set_timeout_of_all_groups(seconds: int) -> None:
 
 
 @contextmanager
-def extended_timeout(accelerator: Accelerator, comm: CommConfig) -> Iterator[None]:
+def extended_timeout(accelerator: Accelerator, seconds_afterwards: int) -> Iterator[None]:
     """Extends the timeout while some ranks handle large files or tune kernels and others wait.
 
     All ranks must enter it; they wait for each other at its end.
 
     Args:
         accelerator: The run's Accelerator.
-        comm: Its `train_timeout_seconds` applies again afterwards.
+        seconds_afterwards: Timeout that applies again after the block.
     """
     if accelerator.num_processes == 1:
         yield
@@ -69,7 +69,7 @@ def extended_timeout(accelerator: Accelerator, comm: CommConfig) -> Iterator[Non
     _set_timeout_of_all_groups(EXTENDED_TIMEOUT_SECONDS)
     yield
     accelerator.wait_for_everyone()
-    _set_timeout_of_all_groups(comm.train_timeout_seconds)
+    _set_timeout_of_all_groups(seconds_afterwards)
 
 
 @contextmanager

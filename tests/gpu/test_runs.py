@@ -61,7 +61,7 @@ def test_the_export_loads_with_fla_alone_and_gives_the_trained_logits(
 ):
     from transformers import AutoModelForCausalLM
 
-    from flame_accel import train
+    from flame_accel import run_outputs
 
     monkeypatch.delenv("ACCELERATE_USE_CPU")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -70,13 +70,13 @@ def test_the_export_loads_with_fla_alone_and_gives_the_trained_logits(
     ids = torch.randint(258, (1, 65_536), generator=torch.Generator().manual_seed(0))
     bounds = torch.tensor([0, 1, 700, 4096, 40_000, 65_536], dtype=torch.int32)
     kept: dict[str, Any] = {"batch": {"input_ids": ids, "cu_seqlens": bounds}}
-    export_model = train.export_model
+    export_model = run_outputs.export_model
 
     def keep_logits(accelerator, model, *arguments, **options):
         kept["logits"] = forward(model, kept["batch"])
         export_model(accelerator, model, *arguments, **options)
 
-    monkeypatch.setattr(train, "export_model", keep_logits)
+    monkeypatch.setattr(run_outputs, "export_model", keep_logits)
     train_here(
         flags(
             **{

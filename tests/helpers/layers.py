@@ -22,6 +22,7 @@ LAYERS = (
     ("checkpoint", "evaluation"),
     ("diagnosis", "hub"),
     ("run_parts",),
+    ("run_outputs",),
     ("train",),
     ("train_process",),
     ("commands",),

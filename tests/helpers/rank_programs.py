@@ -210,7 +210,7 @@ def slow_files() -> None:
     accelerator = build()
     comm = CommConfig(train_timeout_seconds=SECONDS)
     wait_and_set_train_timeout(accelerator, comm)
-    with extended_timeout(accelerator, comm):
+    with extended_timeout(accelerator, comm.train_timeout_seconds):
         if accelerator.is_last_process:
             time.sleep(1.5 * SECONDS)
         accelerator.wait_for_everyone()

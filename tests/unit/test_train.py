@@ -1,5 +1,6 @@
 """The story of a run: what it leaves behind, and options that act in the loop itself."""
 
+import contextlib
 import functools
 import gc
 import importlib.metadata
@@ -75,3 +76,34 @@ def test_gc_freq_collects_at_its_steps_and_0_leaves_it_to_python(
     before = ["disable", "collect", "freeze"] if frequency else []
     assert called == before + ["collect"] * collections + ["unfreeze"] * bool(frequency)
     assert gc.isenabled()
+
+
+def test_others_wait_for_long_while_a_start_hashes_downloads_and_copies(
+    train_here, flags, monkeypatch, tmp_path
+):
+    from flame_accel import train
+
+    extended, seen = [], []
+
+    @contextlib.contextmanager
+    def extended_timeout(accelerator, seconds_afterwards):
+        extended.append(seconds_afterwards)
+        yield
+        extended.pop()
+
+    def note(name, function):
+        def call(*args, **kwargs):
+            seen.append((name, extended[-1:]))
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(train.parallel, "extended_timeout", extended_timeout)
+    for name in ("find_or_download_starting_point", "restore_starting_point", "build_components"):
+        monkeypatch.setattr(train, name, note(name, getattr(train, name)))
+    train_here(flags(**SHORT_RUN, **{"comm.init_timeout_seconds": 77}))
+    assert seen == [
+        ("find_or_download_starting_point", [77]),
+        ("build_components", [77]),
+        ("restore_starting_point", [77]),
+    ]

@@ -25,17 +25,17 @@ torch.save({"logits": model(ids, use_cache=False).logits, "text": tokenizer.deco
 def test_the_export_loads_in_a_fresh_process_with_the_trained_logits(
     train_here, flags, tmp_path, monkeypatch
 ):
-    from flame_accel import train
+    from flame_accel import run_outputs
 
     kept = {}
-    export_model = train.export_model
+    export_model = run_outputs.export_model
 
     def keep_logits(accelerator, model, tokenizer, *arguments, **options):
         kept["ids"] = torch.arange(40).reshape(2, 20)
         kept["logits"] = model.eval()(kept["ids"], use_cache=False).logits.detach()
         export_model(accelerator, model, tokenizer, *arguments, **options)
 
-    monkeypatch.setattr(train, "export_model", keep_logits)
+    monkeypatch.setattr(run_outputs, "export_model", keep_logits)
     train_here(flags())
     for folder in ("hf", "checkpoint/step-8"):
         exchange = tmp_path / "exchange.pt"

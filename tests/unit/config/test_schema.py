@@ -117,6 +117,7 @@ DEFAULTS = {
         "max_norm": 1.0,
         "skip_nan_inf": True,
         "max_consecutive_skips": 10,
+        "watchdog_seconds": 600,
         "dataset": None,
         "dataset_name": None,
         "dataset_split": None,

@@ -1,0 +1,64 @@
+"""What a run writes besides its records: checkpoints, the exported model, and the report."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from flame_accel.checkpoint import (
+    TrainState,
+    save_checkpoint,
+    weights_only_dtype_if_seed_or_last,
+)
+from flame_accel.config import Config
+from flame_accel.evaluation import try_to_sample_and_write_report_on_main
+from flame_accel.hub.export import export_model
+from flame_accel.hub.model_card import ModelOrigin
+from flame_accel.parallel import extended_timeout
+from flame_accel.run_parts import Components, LoopState
+
+
+def save(
+    config: Config, accelerator: Accelerator, components: Components, loop: LoopState, *, last: bool
+) -> None:
+    """Saves what resuming from here needs; logs a failure, which ends the run if it is the last."""
+    step, steps = loop.state.step, config.training.steps
+    dtype = weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=step == steps)
+    with loop.failed_saves.logged(is_last=last):
+        checkpoint = save_checkpoint(
+            accelerator,
+            loop.checkpoints,
+            loop.state,
+            model=components.model,
+            optimizer=components.optimizer,
+            tokenizer=components.tokenizer,
+            stream_state=loop.batches.state_dict(),
+            meter_state=loop.meter.losses_and_skips(),
+            weights_only_dtype=dtype,
+        )
+        if 0 < step < steps:
+            loop.uploads.count_and_upload_due_checkpoint(checkpoint, step)
+
+
+def export_and_report(
+    config: Config,
+    accelerator: Accelerator,
+    components: Components,
+    state: TrainState,
+    run_folder: Path,
+) -> None:
+    """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
+    exported = run_folder / "hf"
+    with extended_timeout(accelerator, config.comm.train_timeout_seconds):
+        export_model(
+            accelerator,
+            components.model,
+            components.tokenizer,
+            exported,
+            dtype=getattr(torch, config.checkpoint.export_dtype),
+            card_origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
+        )
+    title, seed = config.job.description, config.training.seed
+    try_to_sample_and_write_report_on_main(
+        accelerator, exported, run_folder, config.evaluation, seed=seed, title=title
+    )
