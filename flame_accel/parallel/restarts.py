@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from torch.distributed import PrefixStore, Store, rendezvous
-from torch.distributed.rendezvous import register_rendezvous_handler
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 SCHEME = "restarted"
 RESTART_COUNT = "TORCHELASTIC_RESTART_COUNT"
