@@ -1,4 +1,4 @@
-"""The watchdog: what counts as progress, how long a phase may take, and who is said to be missing."""
+"""The watchdog: what counts as progress, how long a phase may take, and who is missing."""
 
 import json
 import os
