@@ -257,11 +257,11 @@ def check_laws_and_kernels_of_small_model(
         compare_triton_with_torch,
         count_config_parameters,
         install_kernels_without_tuning,
-        shrink_layers_and_vocabulary_or_tiny,
+        shrink_layers_and_vocabulary_or_tiny_to_fit,
     )
 
     device = "cuda" if machine.platform in ("cuda", "hip") else "cpu"
-    config = shrink_layers_and_vocabulary_or_tiny(config, device)
+    config = shrink_layers_and_vocabulary_or_tiny_to_fit(config, device)
     size = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
     yield ReportLine("size", f"{size}, {count_config_parameters(config):,} parameters, on {device}")
     if machine.kernels == "triton":

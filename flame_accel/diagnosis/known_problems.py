@@ -205,7 +205,7 @@ def device_problem_checks() -> Iterator[ProblemCheck]:
     )
 
 
-def shared_memory_and_disk_problem_checks() -> Iterator[ProblemCheck]:
+def shared_memory_disk_and_permission_problem_checks() -> Iterator[ProblemCheck]:
     """Memory between processes, and disks."""
     yield ProblemCheck(
         "small shared memory",
@@ -269,7 +269,7 @@ def version_problem_checks(
 PROBLEMS = (
     *kernel_problem_checks(),
     *device_problem_checks(),
-    *shared_memory_and_disk_problem_checks(),
+    *shared_memory_disk_and_permission_problem_checks(),
     *(row for name, limits in SUPPORTED.items() for row in version_problem_checks(name, *limits)),
 )
 """The whole table."""

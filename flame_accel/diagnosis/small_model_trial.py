@@ -82,7 +82,9 @@ def count_config_parameters(config: PreTrainedConfig) -> int:
         return count_parameters(instantiate_on_default_device(config)).total
 
 
-def shrink_layers_and_vocabulary_or_tiny(config: PreTrainedConfig, device: str) -> PreTrainedConfig:
+def shrink_layers_and_vocabulary_or_tiny_to_fit(
+    config: PreTrainedConfig, device: str
+) -> PreTrainedConfig:
     """The config with two layers and a small vocabulary, or that of the tiny model of its type.
 
     Hybrids get one layer of each kind.
@@ -141,7 +143,7 @@ def check_keeps_documents_apart_unless_fla_model(config: PreTrainedConfig, devic
         return
     devices = [torch.cuda.current_device()] if device == "cuda" else []
     with torch.random.fork_rng(devices=devices), disable_tuning_then_forget_choices_made():
-        small = shrink_layers_and_vocabulary_or_tiny(config, device)
+        small = shrink_layers_and_vocabulary_or_tiny_to_fit(config, device)
         *_, finding = run_law_checks(small, device, ["trains", DOCUMENTS_APART])
     if not finding.holds:
         raise UserError(

@@ -59,7 +59,7 @@ def raise_hub_problem_if_branch_taken(
         name
         for name, state in branches.items()
         if state.is_taken
-        and not (model_folder and _has_files_with_checksums(model_folder, state.weights))
+        and not (model_folder and _all_sha256_known_and_equal(model_folder, state.weights))
     ]
     if taken:
         raise HubProblem(
@@ -68,7 +68,7 @@ def raise_hub_problem_if_branch_taken(
         )
 
 
-def _has_files_with_checksums(folder: Path, sha256_by_name: Mapping[str, str | None]) -> bool:
+def _all_sha256_known_and_equal(folder: Path, sha256_by_name: Mapping[str, str | None]) -> bool:
     from huggingface_hub.utils.sha import sha_fileobj
 
     for name, sha256 in sha256_by_name.items():

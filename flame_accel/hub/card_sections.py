@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import (
 from flame_accel.hub.card_tables import format_data_section, format_loss_and_evaluation_section
 from flame_accel.hub.card_training_tables import (
     format_hardware_time_and_versions_section,
-    format_training_section,
+    format_training_section_and_option_changes,
 )
 from flame_accel.hub.citations import FLA, find_paper, format_bibtex, model_type_without_norm
 from flame_accel.hub.run_facts import ModelFacts
@@ -32,7 +32,7 @@ def format_sections(facts: ModelFacts, *, name: str, has_loss_curve: bool) -> di
         "usage": _format_usage_section(facts),
         "data": format_data_section(facts),
         "evaluation": format_loss_and_evaluation_section(facts, has_loss_curve=has_loss_curve),
-        "training": format_training_section(facts),
+        "training": format_training_section_and_option_changes(facts),
         "environment": format_hardware_time_and_versions_section(facts),
         "limits": _format_limits_section(facts),
         "citation": _format_citation_section(facts),

@@ -15,7 +15,7 @@ ENGINES = {"NO": "", "MULTI_GPU": "DDP", "MULTI_CPU": "DDP"}
 """What Accelerate calls by another name than everyone else."""
 
 
-def format_training_section(facts: ModelFacts) -> str:
+def format_training_section_and_option_changes(facts: ModelFacts) -> str:
     """Start, optimizer, schedule and shape."""
     option = facts.option
     if not facts.options:
@@ -106,11 +106,11 @@ def _format_recorded_public_option_changes(start: RunStart) -> list[str]:
     return [
         f"{first}: `{change['option']}` {change['before']} → {change['after']}"
         for change in start["changed_options"]
-        if _is_model_option_without_path(change["option"])
+        if _is_known_public_option_without_path(change["option"])
     ]
 
 
-def _is_model_option_without_path(option_name: str) -> bool:
+def _is_known_public_option_without_path(option_name: str) -> bool:
     """Whether an option says something about the model, and holds no path of a machine."""
     declared = options().get(option_name)
     return (
@@ -134,7 +134,7 @@ def format_hardware_time_and_versions_section(facts: ModelFacts) -> str:
         described = hardware
     rows += [("starts", f"{len(facts.starts)}" if len(facts.starts) > 1 else None)]
     if (cost := facts.cost) is not None:
-        rows += _format_cost_rows(cost)
+        rows += _format_time_speed_and_memory_rows(cost)
     versions = facts.starts[-1]["packages"]
     named = [f"{name} {version}" for name, version in versions.items() if version]
     git = facts.starts[-1]["git"]
@@ -155,7 +155,7 @@ def _describe_devices_engine_and_precision(start: RunStart) -> str:
     return f"{start['processes']} x {device}{how}, {precision}"
 
 
-def _format_cost_rows(cost: Cost) -> list[NameAndValue]:
+def _format_time_speed_and_memory_rows(cost: Cost) -> list[NameAndValue]:
     return [
         ("time, without validation and checkpoints", format_duration(cost.seconds)),
         (

@@ -98,7 +98,7 @@ def add_missing_code_card_logs_and_hide_paths(
     _name_repository_in_examples(stage / CARD, example_repo_id, example_revision)
     config = _load_run_config_if_file_exists(run_folder)
     if include_logs and run_folder is not None and config is not None:
-        _write_config_metrics_and_report(stage / LOGS_FOLDER, run_folder, config)
+        _write_config_copy_metrics_and_draw_report(stage / LOGS_FOLDER, run_folder, config)
     _hide_paths_in_card_logs_and_name_fields(stage, _list_local_paths(run_folder, config))
 
 
@@ -120,7 +120,9 @@ def _load_run_config_if_file_exists(run_folder: Path | None) -> Config | None:
     return load_run_file(path) if path is not None and path.is_file() else None
 
 
-def _write_config_metrics_and_report(logs: Path, run_folder: Path, config: Config) -> None:
+def _write_config_copy_metrics_and_draw_report(
+    logs: Path, run_folder: Path, config: Config
+) -> None:
     """Copies the measurements and options of a run, and draws its report from the copies."""
     # an attempt before this one may have made them
     logs.mkdir(exist_ok=True)

@@ -118,7 +118,7 @@ def describe_branches(repo_id: str, query: BranchQuery) -> dict[str, BranchState
     with errors_as_hub_problems():
         _check_online_and_token_set()
         return {
-            ref.name: _describe_branch_weights_cards_and_owner(
+            ref.name: _describe_branch_and_whether_taken(
                 repo_id, ref.name, ref.target_commit, query
             )
             for ref in HfApi().list_repo_refs(repo_id).branches
@@ -126,7 +126,7 @@ def describe_branches(repo_id: str, query: BranchQuery) -> dict[str, BranchState
         }
 
 
-def _describe_branch_weights_cards_and_owner(
+def _describe_branch_and_whether_taken(
     repo_id: str, branch: str, head: str, query: BranchQuery
 ) -> BranchState:
     from huggingface_hub import HfApi

@@ -17,7 +17,7 @@ MAX_SPAN = 4.0
 """Above this ratio of the first losses to the last ones, the axis of the loss is logarithmic."""
 
 
-def draw_png_of_finite_losses(records: Sequence[Mapping[str, float]]) -> bytes | None:
+def draw_png_or_none_if_no_finite_loss(records: Sequence[Mapping[str, float]]) -> bytes | None:
     """Training and validation loss over the steps.
 
     Args:

@@ -14,7 +14,7 @@ from flame_accel.hub.card_edits import CardParts, combine_with_edits
 from flame_accel.hub.card_header import choose_model_name, format_header_entries
 from flame_accel.hub.card_sections import format_sections
 from flame_accel.hub.card_tables import LOSS_CURVE_FILE
-from flame_accel.hub.loss_curve import draw_png_of_finite_losses
+from flame_accel.hub.loss_curve import draw_png_or_none_if_no_finite_loss
 from flame_accel.hub.run_facts import read_model_facts
 from flame_accel.observe import get_logger
 from flame_accel.observe.starts import CONFIG_FILE, read_options_of_last_start
@@ -56,7 +56,7 @@ def write_model_card(
             into it stays.
     """
     facts = read_model_facts(folder, origin.run_folder, step=origin.step, tokens=origin.tokens)
-    picture = draw_png_of_finite_losses(facts.records)
+    picture = draw_png_or_none_if_no_finite_loss(facts.records)
     name = choose_model_name(facts)
     parts = CardParts(
         header=format_header_entries(facts, name=name),

@@ -182,7 +182,7 @@ def make_custom_config_loader(class_name: str) -> type:
 
         @classmethod
         def from_pretrained(cls, folder_or_repository: Any, **options: Any) -> Any:
-            import_author_files_and_check_contents(
+            import_author_files_or_raise_on_name_clash(
                 fetch_author_files(folder_or_repository, **options)
             )
             config_class = getattr(sys.modules[__name__], class_name)
@@ -203,7 +203,7 @@ def fetch_author_files(folder_or_repository: Any, **options: Any) -> Path:
     return Path(str(files[0])).absolute().parents[len(Path(CUSTOM_FILES[0]).parts) - 1]
 
 
-def import_author_files_and_check_contents(folder: Path) -> None:
+def import_author_files_or_raise_on_name_clash(folder: Path) -> None:
     """Imports the author's modules under their own names.
 
     Raises:

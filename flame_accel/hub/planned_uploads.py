@@ -70,7 +70,7 @@ class PlannedUploads:
         self._problems: dict[PlannedUpload, HubProblem] = {}
         """The last one of each upload that has failed."""
 
-    def stage_record_and_queue(self, planned: PlannedUpload) -> None:
+    def link_files_or_hold_checkpoint_and_queue(self, planned: PlannedUpload) -> None:
         """Links the files, so that pruning does not remove them, and leaves the rest to the queue.
 
         Where there are no hard links the queue's thread copies them, and until then the checkpoint
@@ -92,7 +92,7 @@ class PlannedUploads:
         with self._record_lock:
             if planned not in self.record.planned:
                 self.record.planned.append(planned)
-            self.write_record()
+            self.write_record_or_warn()
         self.queue.add(planned)
 
     def _drop_plan_stage_and_checkpoint_hold(self, planned: PlannedUpload) -> None:
@@ -100,7 +100,7 @@ class PlannedUploads:
         with self._record_lock:
             if planned in self.record.planned:
                 self.record.planned.remove(planned)
-            self.write_record()
+            self.write_record_or_warn()
             remove_needless_stages(self._run_folder, self.record)
             if all(planned.source != other.source for other in self.record.planned):
                 self.checkpoints_in_use.discard(self._run_folder / planned.source)
@@ -177,7 +177,7 @@ class PlannedUploads:
             when,
         )
 
-    def write_record(self) -> None:
+    def write_record_or_warn(self) -> None:
         """Writes hub.json; an error costs a warning."""
         try:
             write_upload_record(self._run_folder, self.record)

@@ -107,7 +107,7 @@ class UploadQueue(Generic[Task]):
             current = [] if self._current is None else [self._current]
             return [*self._given_up, *current, *self._waiting]
 
-    def wait_and_list_unfinished_or_given_up(self, limit_seconds: float) -> list[Task]:
+    def retry_at_once_wait_and_list_unfinished(self, limit_seconds: float) -> list[Task]:
         """Waits until everything is uploaded, given up, or time is up; returns what is missing."""
         deadline = time.monotonic() + limit_seconds
         with self._changed:

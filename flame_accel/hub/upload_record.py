@@ -150,16 +150,18 @@ def write_upload_record(run_folder: Path, record: UploadRecord) -> None:
 
 
 def write_record_and_clean_stages_if_same_repository(
-    run_folder: Path, record: UploadRecord
+    maybe_read_only_folder: Path, record: UploadRecord
 ) -> None:
     """Writes the record of a push, unless the run uploads elsewhere, or nobody may write there."""
     try:
-        recorded = json.loads((run_folder / RECORD_FILE).read_text(encoding="utf-8"))["repo_id"]
+        recorded = json.loads((maybe_read_only_folder / RECORD_FILE).read_text(encoding="utf-8"))[
+            "repo_id"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         recorded = record.repo_id
-    if recorded == record.repo_id and os.access(run_folder, os.W_OK):
-        write_upload_record(run_folder, record)
-        remove_needless_stages(run_folder, record)
+    if recorded == record.repo_id and os.access(maybe_read_only_folder, os.W_OK):
+        write_upload_record(maybe_read_only_folder, record)
+        remove_needless_stages(maybe_read_only_folder, record)
 
 
 def stage_folder(run_folder: Path, planned: PlannedUpload) -> Path:

@@ -93,7 +93,7 @@ class HubUploads:
         remove_needless_stages(self._run_folder, self._uploads.record)
         for planned in list(self._uploads.record.planned):
             log.info("the upload of step %d was interrupted and is made now", planned.step)
-            self._uploads.stage_record_and_queue(planned)
+            self._uploads.link_files_or_hold_checkpoint_and_queue(planned)
 
     def count_and_upload_due_checkpoint(self, checkpoint: Path, step: int) -> None:
         """Uploads the model of a checkpoint if the options ask for it. Returns at once."""
@@ -103,16 +103,16 @@ class HubUploads:
         interval = 1 if self._options.when == "checkpoint" else int(self._options.when)
         if self._uploads.record.checkpoints_since_upload >= interval:
             self._uploads.record.checkpoints_since_upload = 0
-            self._uploads.stage_record_and_queue(
+            self._uploads.link_files_or_hold_checkpoint_and_queue(
                 self._planned_upload(checkpoint, step, (self._fill_step_into_revision(step),))
             )
         else:
-            self._uploads.write_record()
+            self._uploads.write_record_or_warn()
 
     def upload_export(self, folder: Path, step: int) -> None:
         """Uploads the exported model. Returns at once."""
         if self._uploads is not None:
-            self._uploads.stage_record_and_queue(
+            self._uploads.link_files_or_hold_checkpoint_and_queue(
                 self._planned_upload(folder, step, self._fixed_or_main_and_step_branches(step))
             )
 
@@ -170,7 +170,7 @@ class HubUploads:
             log.info("waiting for the last upload, at most %d s", wait_seconds)
         stopped: StoppedBySignal | None = None
         try:
-            missing = queue.wait_and_list_unfinished_or_given_up(wait_seconds)
+            missing = queue.retry_at_once_wait_and_list_unfinished(wait_seconds)
         except StoppedBySignal as stop:
             stopped, missing = stop, queue.unfinished_or_given_up()
         self.abort()

@@ -103,11 +103,6 @@ def derive_norm_variant(
         module_name: Name of the module that the new classes belong to.
     """
 
-    # a class without an __init__ would get that of a dataclass from transformers
-    @functools.wraps(config_class.__init__)
-    def init_as_base_config(self: PreTrainedConfig, **fields: Any) -> None:
-        config_class.__init__(self, **fields)
-
     @functools.wraps(model_class.__init__)
     def init_model(self: PreTrainedModel, config: PreTrainedConfig, **options: Any) -> None:
         model_class.__init__(self, config, **options)
@@ -121,7 +116,8 @@ def derive_norm_variant(
     derived_config: Any = type(
         f"{prefix}{config_class.__name__}",
         (config_class,),
-        {**place, "model_type": model_type, "__init__": init_as_base_config},
+        # a class without an __init__ would get that of a dataclass from transformers
+        {**place, "model_type": model_type, "__init__": config_class.__init__},
     )
     derived_model: Any = type(
         f"{prefix}{model_class.__name__}",

@@ -27,7 +27,7 @@ from flame_accel.config.errors import UsageError, UserError
 from flame_accel.files import is_git_lfs_pointer
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.models.instantiate import (
-    describe_error_with_type_and_file,
+    describe_error_with_type_and_file_name,
     instantiate_on_default_device,
 )
 from flame_accel.models.norms import copy_config_with_norm, fuse_llama_norms_and_check_norm_type
@@ -79,7 +79,7 @@ def load_model_config(
         raise _model_config_error(
             file,
             f"{config_class.__name__} refuses these values: "
-            f"{describe_error_with_type_and_file(error)}",
+            f"{describe_error_with_type_and_file_name(error)}",
             "correct the field that the message names",
         ) from error
     _warn_about_unknown_fields(file, fields, config_class)

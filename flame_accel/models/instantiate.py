@@ -59,7 +59,7 @@ def instantiate_on_default_device(
     except Exception as error:
         raise UsageError(
             "the values of the model config do not fit together: "
-            f"{describe_error_with_type_and_file(error)}",
+            f"{describe_error_with_type_and_file_name(error)}",
             where=where,
             remedy="correct the sizes that the message names",
         ) from error
@@ -67,7 +67,7 @@ def instantiate_on_default_device(
     return model
 
 
-def describe_error_with_type_and_file(error: Exception) -> str:
+def describe_error_with_type_and_file_name(error: Exception) -> str:
     """An error in words: its message, or the source line if it has none, and the file."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = [frame for frame in frames if not frame.filename.startswith(TORCH_FOLDER)][-1]

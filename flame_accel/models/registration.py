@@ -61,7 +61,7 @@ def _import_package_and_record_custom_code(name: str) -> None:
             "install the package, or give the path of its folder or .py file",
         )
     modules_before = set(sys.modules)
-    _import_and_check_no_model_type_replaced(
+    _import_or_explain_failure_or_replaced_type(
         name, os.path.dirname(spec.origin or ""), lambda: importlib.import_module(name)
     )
     origin = Path(spec.origin) if spec.has_location and spec.origin else None
@@ -92,7 +92,7 @@ def _import_path_and_record_custom_code(name: str, path: Path) -> None:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     modules_before = set(sys.modules)
-    _import_and_check_no_model_type_replaced(
+    _import_or_explain_failure_or_replaced_type(
         name, str(path.parent), lambda: _load_source_file(path.stem, source)
     )
     custom_code.record_source_files(path.stem, path, modules_before)
@@ -114,7 +114,7 @@ def _load_source_file(module_name: str, source: Path) -> ModuleType:
     return module
 
 
-def _import_and_check_no_model_type_replaced(
+def _import_or_explain_failure_or_replaced_type(
     name: str, user_folder: str, load_module: Callable[[], ModuleType]
 ) -> None:
     """Runs the user's code; what it raises becomes a message with the line of theirs.

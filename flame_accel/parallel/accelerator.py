@@ -65,7 +65,7 @@ def build_accelerator(
     )
     num_devices = None if on_cpu else torch.accelerator.device_count()
     topology = resolve_engine_mesh_and_precision(training, os.environ, num_devices=num_devices)
-    _override_launch_variables_in_environ(topology, on_cpu)
+    _clear_contradicted_launch_variables_in_environ(topology, on_cpu)
     bf16 = topology.param_dtype == "bfloat16"
     # deepspeed looks for its device when it is imported
     zero = None
@@ -108,7 +108,7 @@ def build_accelerator(
     return accelerator
 
 
-def _override_launch_variables_in_environ(topology: Topology, on_cpu: bool) -> None:
+def _clear_contradicted_launch_variables_in_environ(topology: Topology, on_cpu: bool) -> None:
     """Removes what the launcher exported and the resolved topology contradicts, in os.environ.
 
     Accelerate and transformers read these variables themselves, whatever arguments they get.

@@ -24,7 +24,7 @@ from flame_accel.parallel.deepspeed import is_deepspeed, iterate_model_parameter
 from flame_accel.parallel.describe import mesh_degrees
 from flame_accel.parallel.fp32_parameters import ignored_fp32_parameters
 from flame_accel.parallel.ranks import dp_size, tp_size
-from flame_accel.parallel.sharded_tensors import local_tensor_without_autograd
+from flame_accel.parallel.sharded_tensors import detached_shard_or_tensor_itself
 from flame_accel.parallel.topology import Topology
 
 DISTRIBUTED_TYPES = {
@@ -85,7 +85,9 @@ def check_initial_weights_equal(accelerator: Accelerator, model: nn.Module) -> N
         return
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     checksums = {
-        name: _sum_of_bit_patterns(local_tensor_without_autograd(parameter)).to(accelerator.device)
+        name: _sum_of_bit_patterns(detached_shard_or_tensor_itself(parameter)).to(
+            accelerator.device
+        )
         for name, parameter in model.named_parameters()
     }
     # TP ranks are neighbors; once sharded, they hold different parts
@@ -146,7 +148,7 @@ def _check_fsdp2_sharding_and_device(accelerator: Accelerator, model: nn.Module)
                 f"{name} is sharded over {parameter.device_mesh.size()} ranks of "
                 f"{accelerator.num_processes}"
             )
-        found = local_tensor_without_autograd(parameter).device
+        found = detached_shard_or_tensor_itself(parameter).device
         if found.type != device:
             raise RuntimeError(f"{name} is kept on {found}, not on {device}")
 
@@ -162,7 +164,7 @@ def _check_replicated_weights_equal(model: nn.Module) -> None:
         for dim, placement in enumerate(parameter.placements):
             if placement.is_replicate():
                 by_name = checksums.setdefault((parameter.device_mesh, dim), {})
-                by_name[name] = _sum_of_bit_patterns(local_tensor_without_autograd(parameter))
+                by_name[name] = _sum_of_bit_patterns(detached_shard_or_tensor_itself(parameter))
     for key, by_name in checksums.items():
         group = None if key is None else key[0].get_group(key[1])
         different = _names_that_differ_between_copies(by_name, group)

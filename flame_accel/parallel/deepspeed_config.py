@@ -85,7 +85,7 @@ def build_deepspeed_config(
     """
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     launched = (
-        _read_and_check_launcher_environ()
+        _read_launcher_environ_or_raise_on_zero3_init()
         if file == "none"
         else _read_and_check_json_config(Path(file))
     )
@@ -142,7 +142,7 @@ def _required_settings_by_key(training: TrainingConfig, bf16: bool) -> dict[str,
     }
 
 
-def _read_and_check_launcher_environ() -> dict[str, Any]:
+def _read_launcher_environ_or_raise_on_zero3_init() -> dict[str, Any]:
     """The YAML's keys under `deepspeed_config`, which the launcher passes as variables."""
     zero: dict[str, Any] = {"stage": int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))}
     for name in OFFLOAD_STAGES:

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from flame_accel.models import fp32_parameter_names
 from flame_accel.parallel.ranks import dp_group
 from flame_accel.parallel.sharded_tensors import (
+    detached_shard_or_tensor_itself,
     gradient_in_parameter_placements,
-    local_tensor_without_autograd,
 )
 
 
-def move_fp32_parameters_and_ignore_in_fsdp2(
+def move_fp32_parameters_and_ignore_if_fsdp2(
     accelerator: Accelerator, model: PreTrainedModel
 ) -> None:
     """Makes FSDP2 ignore the parameters that fla needs in fp32; other engines change nothing.
@@ -63,7 +63,7 @@ def average_fsdp2_ignored_gradients(accelerator: Accelerator) -> None:
             # this rank's batches did not reach the parameter
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad = gradient_in_parameter_placements(parameter)
-        gradients.append(local_tensor_without_autograd(parameter.grad))
+        gradients.append(detached_shard_or_tensor_itself(parameter.grad))
     if not gradients or accelerator.num_processes == 1:
         return
     group = dp_group(accelerator)

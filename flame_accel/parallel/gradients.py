@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from flame_accel.parallel.sharded_tensors import (
-    local_tensor_without_autograd,
+    detached_shard_or_tensor_itself,
     reduce_partial,
     sharded_mesh_dims,
 )
@@ -48,7 +48,7 @@ def clip_gradients_and_get_norm(
         on the device, or in CPU memory.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    shards = [local_tensor_without_autograd(gradient) for gradient in gradients]
+    shards = [detached_shard_or_tensor_itself(gradient) for gradient in gradients]
     offloaded = any(shard.device.type == "cpu" for shard in shards)
     norm = _global_norm(gradients, torch.device("cpu") if offloaded else accelerator.device)
     if max_norm:
@@ -67,7 +67,7 @@ def _global_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
     for gradient in map(reduce_partial, gradients):
         mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
         key = (mesh, tuple(sharded_mesh_dims(gradient)))
-        shards.setdefault(key, []).append(local_tensor_without_autograd(gradient))
+        shards.setdefault(key, []).append(detached_shard_or_tensor_itself(gradient))
     total = torch.zeros((), device=device)
     for (mesh, dims), tensors in shards.items():
         square = get_total_norm(tensors).square()

@@ -69,9 +69,11 @@ def read_launch_settings(
     return LaunchSettings(
         engine="fsdp2" if fsdp else "deepspeed" if deepspeed else "plain",
         world_size=world_size,
-        dp_replicate=_read_mesh_size_above_one(environment, "DP_REPLICATE") if has_mesh else None,
-        dp_shard=_read_mesh_size_above_one(environment, "DP_SHARD") if has_mesh else None,
-        tp=_read_mesh_size_above_one(environment, "TP") if has_mesh else None,
+        dp_replicate=_read_mesh_size_or_none_if_one(environment, "DP_REPLICATE")
+        if has_mesh
+        else None,
+        dp_shard=_read_mesh_size_or_none_if_one(environment, "DP_SHARD") if has_mesh else None,
+        tp=_read_mesh_size_or_none_if_one(environment, "TP") if has_mesh else None,
         precision=_read_precision(environment),
         offload=_is_cpu_offload_requested(environment, fsdp=fsdp, deepspeed=deepspeed),
     )
@@ -216,7 +218,7 @@ def _check_fsdp_settings(environment: Mapping[str, str]) -> None:
         )
 
 
-def _read_mesh_size_above_one(environment: Mapping[str, str], dim: str) -> int | None:
+def _read_mesh_size_or_none_if_one(environment: Mapping[str, str], dim: str) -> int | None:
     size = int(environment.get(f"PARALLELISM_CONFIG_{dim}_SIZE", "1"))
     return None if size == 1 else size
 

@@ -31,7 +31,7 @@ def shard_start_and_length(size: int, num_shards: int, index: int) -> ShardExten
     return ShardExtent(start, min(longest, size - start))
 
 
-def local_tensor_without_autograd(tensor: Tensor) -> Tensor:
+def detached_shard_or_tensor_itself(tensor: Tensor) -> Tensor:
     """The elements of a tensor that this rank holds: all of them unless it is a DTensor.
 
     Shares memory with the tensor and has no autograd history, which `DTensor.to_local` would add.
@@ -65,7 +65,7 @@ def gradient_in_parameter_placements(parameter: Tensor) -> Tensor:
 
 def local_gradient(parameter: Tensor) -> Tensor:
     """This rank's part of `gradient_in_parameter_placements`, which all ranks of the mesh call."""
-    return local_tensor_without_autograd(gradient_in_parameter_placements(parameter))
+    return detached_shard_or_tensor_itself(gradient_in_parameter_placements(parameter))
 
 
 def sharded_mesh_dims(tensor: Tensor) -> list[int]:

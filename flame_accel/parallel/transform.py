@@ -11,7 +11,7 @@ from flame_accel.config import ActivationCheckpointConfig, Float8Config, Trainin
 from flame_accel.parallel.activations import checkpoint_activations
 from flame_accel.parallel.compilation import compile_blocks
 from flame_accel.parallel.float8 import convert_to_float8
-from flame_accel.parallel.fp32_parameters import move_fp32_parameters_and_ignore_in_fsdp2
+from flame_accel.parallel.fp32_parameters import move_fp32_parameters_and_ignore_if_fsdp2
 from flame_accel.parallel.ranks import tp_size
 from flame_accel.parallel.residual_stream import (
     cast_embeddings_under_autocast,
@@ -51,4 +51,4 @@ def apply_float8_tp_cast_compile_and_checkpointing(
         compile_blocks(model)
     # around what is compiled: the checkpoint itself cannot be
     checkpoint_activations(model, activation_checkpoint)
-    move_fp32_parameters_and_ignore_in_fsdp2(accelerator, model)
+    move_fp32_parameters_and_ignore_if_fsdp2(accelerator, model)

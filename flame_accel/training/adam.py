@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flame_accel.models.parameter_groups import ParameterGroup
-from flame_accel.parallel.sharded_tensors import local_gradient, local_tensor_without_autograd
+from flame_accel.parallel.sharded_tensors import detached_shard_or_tensor_itself, local_gradient
 
 
 class AdamOnLocalShards(torch.optim.Adam):
@@ -27,7 +27,7 @@ class AdamOnLocalShards(torch.optim.Adam):
         has_complex = super()._init_group(group, params_with_grad, grads, *states)
         grads[:] = [local_gradient(parameter) for parameter in params_with_grad]
         for tensors in (params_with_grad, *states):
-            tensors[:] = [local_tensor_without_autograd(tensor) for tensor in tensors]
+            tensors[:] = [detached_shard_or_tensor_itself(tensor) for tensor in tensors]
         return has_complex
 
 

@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor
 
 from flame_accel.models.parameter_groups import ParameterGroup
 from flame_accel.parallel.sharded_tensors import (
+    detached_shard_or_tensor_itself,
     local_gradient,
-    local_tensor_without_autograd,
     shard_start_and_length,
     sharded_mesh_dims,
 )
@@ -90,7 +90,7 @@ class Muon(AdamWOnLocalShards):
             )
             scale = UPDATE_RMS * math.sqrt(max(shape)) * group["lr"]
             for parameter, update in zip(parameters, orthogonal, strict=True):
-                weight = local_tensor_without_autograd(parameter)
+                weight = detached_shard_or_tensor_itself(parameter)
                 moved = weight * (1 - group["lr"] * group["weight_decay"])
                 self._copy_unless_found_inf(
                     weight, moved.add_(update.to(weight.device), alpha=-scale)
@@ -103,7 +103,7 @@ class Muon(AdamWOnLocalShards):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         gradient, momentum = (
             local_gradient(parameter),
-            local_tensor_without_autograd(state["momentum_buffer"]),
+            detached_shard_or_tensor_itself(state["momentum_buffer"]),
         )
         self._copy_unless_found_inf(momentum, momentum.lerp(gradient, 1 - MOMENTUM))
         return _to_newton_schulz_device_and_dtype(gradient.lerp(momentum, MOMENTUM), parameter)

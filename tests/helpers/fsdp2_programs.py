@@ -29,7 +29,7 @@ from flame_accel.parallel import (
 from flame_accel.parallel.float8 import check_float8_support, convert_to_float8
 from flame_accel.parallel.fp32_parameters import (
     ignored_fp32_parameters,
-    move_fp32_parameters_and_ignore_in_fsdp2,
+    move_fp32_parameters_and_ignore_if_fsdp2,
 )
 from flame_accel.training import build_optimizer
 
@@ -103,7 +103,7 @@ def prepared(
     float8: Float8Config = NO_FLOAT8,
 ) -> tuple[Any, Any]:
     """The model and its optimizer, prepared as in a run."""
-    move_fp32_parameters_and_ignore_in_fsdp2(accelerator, model)
+    move_fp32_parameters_and_ignore_if_fsdp2(accelerator, model)
     plugin: Any = accelerator.state.fsdp_plugin
     # accelerate keeps the classes of the previous model's blocks
     plugin.transformer_cls_names_to_wrap = None

@@ -308,7 +308,7 @@ def test_an_interrupted_wait_for_the_last_upload_says_how_to_finish_it(
         raise StoppedBySignal("SIGINT", 130)
 
     local_hub.delay_next(60.0, method="POST", path_contains="preupload", times=float("inf"))
-    monkeypatch.setattr(UploadQueue, "wait_and_list_unfinished_or_given_up", interrupt)
+    monkeypatch.setattr(UploadQueue, "retry_at_once_wait_and_list_unfinished", interrupt)
     with pytest.raises(SystemExit) as ended:
         upload_run()
     assert ended.value.code == 130

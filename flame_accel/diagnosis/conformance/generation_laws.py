@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from flame_accel.diagnosis.conformance.measures import (
     PRECISION,
     LawBroken,
-    compute_uncached_autocast_logits,
     draw_same_token_ids_every_time,
     raise_law_broken_unless,
     relative_error,
-    seed_globally_and_autocast_as_in_training,
+    seed_and_compute_uncached_autocast_logits,
+    set_torch_seed_and_autocast_unless_on_cpu,
 )
 
 PROMPT_LENGTHS = (1, 13, 62, 66)
@@ -59,7 +59,7 @@ def check_greedy_generation_matches_one_pass(model: PreTrainedModel) -> None:
         _check_logits_match_one_pass(
             model, generated, [prompt], "token by token differs from one pass"
         )
-        whole = compute_uncached_autocast_logits(model, generated.sequences)[
+        whole = seed_and_compute_uncached_autocast_logits(model, generated.sequences)[
             :, len(prompt) - 1 : -1
         ]
         chosen = whole.gather(-1, generated.sequences[:, len(prompt) :, None]).squeeze(-1)
@@ -81,13 +81,13 @@ def check_padding_keeps_logits(model: PreTrainedModel) -> None:
     )
     tolerance = PRECISION[model.device.type].step
     for side, batch in (("left", _pad_left(prompts)), ("right", _pad_right(prompts))):
-        logits = compute_uncached_autocast_logits(
+        logits = seed_and_compute_uncached_autocast_logits(
             model, batch.input_ids, attention_mask=batch.attention_mask
         )
         for row, prompt in enumerate(prompts):
             error = relative_error(
                 logits[row, batch.attention_mask[row].bool()],
-                compute_uncached_autocast_logits(model, prompt[None])[0],
+                seed_and_compute_uncached_autocast_logits(model, prompt[None])[0],
             )
             raise_law_broken_unless(
                 error <= tolerance,
@@ -107,7 +107,7 @@ def check_beam_scores_match_one_pass(model: PreTrainedModel) -> None:
     texts = beams.sequences[:, batch.input_ids.shape[1] :].view(len(prompts), BEAMS, NEW_TOKENS)
     for prompt, prompt_texts, prompt_scores in zip(prompts, texts, scores, strict=True):
         whole = torch.cat((prompt.expand(BEAMS, -1), prompt_texts), 1)
-        logits = compute_uncached_autocast_logits(model, whole)[:, len(prompt) - 1 : -1]
+        logits = seed_and_compute_uncached_autocast_logits(model, whole)[:, len(prompt) - 1 : -1]
         tolerance = PRECISION[model.device.type].step * logits.abs().max()
         expected = F.log_softmax(logits, -1).gather(-1, prompt_texts.unsqueeze(-1)).mean((1, 2))
         error = (prompt_scores - expected).abs().max()
@@ -172,7 +172,7 @@ def _check_pieces_match_one_pass(
     cache, end, pieces = None, 0, []
     for piece in ids.split(PIECES, 1):
         end += piece.shape[1]
-        with torch.no_grad(), seed_globally_and_autocast_as_in_training(model):
+        with torch.no_grad(), set_torch_seed_and_autocast_unless_on_cpu(model):
             output = model(
                 input_ids=piece,
                 attention_mask=attention_mask[:, :end] if mask else None,
@@ -184,7 +184,8 @@ def _check_pieces_match_one_pass(
     logits = torch.cat(pieces, 1)
     for row, kept in enumerate(attention_mask.bool()):
         error = relative_error(
-            logits[row, kept], compute_uncached_autocast_logits(model, ids[row, kept][None])[0]
+            logits[row, kept],
+            seed_and_compute_uncached_autocast_logits(model, ids[row, kept][None])[0],
         )
         raise_law_broken_unless(
             error <= PRECISION[model.device.type].step,
@@ -248,7 +249,7 @@ def _generate_without_sampling(
     model: PreTrainedModel, batch: PaddedBatch, **options: Any
 ) -> Generation:
     generate: Any = model.generate
-    with torch.no_grad(), seed_globally_and_autocast_as_in_training(model):
+    with torch.no_grad(), set_torch_seed_and_autocast_unless_on_cpu(model):
         output = generate(
             batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -278,7 +279,7 @@ def _check_logits_match_one_pass(
     for prompt, text, logits in zip(
         prompts, generated.sequences[:, -NEW_TOKENS:], generated.step_logits, strict=True
     ):
-        whole = compute_uncached_autocast_logits(model, torch.cat((prompt, text))[None])[
+        whole = seed_and_compute_uncached_autocast_logits(model, torch.cat((prompt, text))[None])[
             0, len(prompt) - 1 : -1
         ]
         error = relative_error(logits, whole)

@@ -28,11 +28,11 @@ from flame_accel.diagnosis.conformance.generation_laws import (
 from flame_accel.diagnosis.conformance.measures import (
     PRECISION,
     LawBroken,
-    compute_uncached_autocast_logits,
     draw_same_token_ids_every_time,
     raise_law_broken_unless,
     relative_error,
-    seed_globally_and_autocast_as_in_training,
+    seed_and_compute_uncached_autocast_logits,
+    set_torch_seed_and_autocast_unless_on_cpu,
 )
 from flame_accel.kernels.called_families import record_entered_replacement_modules
 from flame_accel.models.build import build_model
@@ -120,7 +120,7 @@ def check_training_lowers_loss(model: PreTrainedModel) -> None:
     losses = [
         _check_finite_gradients_step_and_get_loss(model, optimizer, ids, without) for _ in range(2)
     ]
-    with torch.no_grad(), seed_globally_and_autocast_as_in_training(model):
+    with torch.no_grad(), set_torch_seed_and_autocast_unless_on_cpu(model):
         losses.append(model(input_ids=ids, labels=ids).loss.item())
     for _ in range(3 if without else 0):
         _check_finite_gradients_step_and_get_loss(model, optimizer, ids, without)
@@ -144,7 +144,7 @@ def _check_finite_gradients_step_and_get_loss(
 
     Takes from `names_without_gradient_yet` the names of parameters with a gradient that is not 0.
     """
-    with seed_globally_and_autocast_as_in_training(model):
+    with set_torch_seed_and_autocast_unless_on_cpu(model):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -168,7 +168,8 @@ def check_reload_keeps_logits(model: PreTrainedModel) -> None:
         type(loaded) is type(model), f"it comes back as {type(loaded).__name__}"
     )
     same = torch.equal(
-        compute_uncached_autocast_logits(loaded, ids), compute_uncached_autocast_logits(model, ids)
+        seed_and_compute_uncached_autocast_logits(loaded, ids),
+        seed_and_compute_uncached_autocast_logits(model, ids),
     )
     raise_law_broken_unless(same, "the loaded model gives other logits")
 
@@ -199,11 +200,12 @@ def check_keeps_documents_apart(model: PreTrainedModel) -> None:
     )
 
     model.eval()
-    packed = compute_uncached_autocast_logits(model, row, cu_seqlens=bounds)
+    packed = seed_and_compute_uncached_autocast_logits(model, row, cu_seqlens=bounds)
     tolerance = PRECISION[model.device.type].packing
     for begin, end in itertools.pairwise(edges):
         error = relative_error(
-            packed[:, begin:end], compute_uncached_autocast_logits(model, row[:, begin:end])
+            packed[:, begin:end],
+            seed_and_compute_uncached_autocast_logits(model, row[:, begin:end]),
         )
         raise_law_broken_unless(
             error <= tolerance,
@@ -257,7 +259,7 @@ def _run_packed_and_get_embedding_gradient(
 
     hook = model.get_input_embeddings().register_forward_hook(retain_embedding_gradient)
     try:
-        with seed_globally_and_autocast_as_in_training(model):
+        with set_torch_seed_and_autocast_unless_on_cpu(model):
             logits = model(input_ids=row, cu_seqlens=cu_seqlens, use_cache=False).logits.float()
     finally:
         hook.remove()
@@ -278,7 +280,7 @@ def find_cpu_mixer_kernel_modules(config: PreTrainedConfig) -> list[str]:
     """
     model = build_model_on_device(config, "cpu")
     with record_entered_replacement_modules() as families:
-        compute_uncached_autocast_logits(
+        seed_and_compute_uncached_autocast_logits(
             model, draw_same_token_ids_every_time(model, (ROWS, ROW_LENGTH))
         )
     return sorted(module for module in families if not module.startswith("modules."))

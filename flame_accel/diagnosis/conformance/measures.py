@@ -31,7 +31,7 @@ def draw_same_token_ids_every_time(model: PreTrainedModel, shape: tuple[int, int
 
 
 @contextmanager
-def seed_globally_and_autocast_as_in_training(model: PreTrainedModel) -> Iterator[None]:
+def set_torch_seed_and_autocast_unless_on_cpu(model: PreTrainedModel) -> Iterator[None]:
     """The precision of training on the model's device, and the same random numbers every time."""
     torch.manual_seed(0)
     device = model.device.type
@@ -39,11 +39,11 @@ def seed_globally_and_autocast_as_in_training(model: PreTrainedModel) -> Iterato
         yield
 
 
-def compute_uncached_autocast_logits(
+def seed_and_compute_uncached_autocast_logits(
     model: PreTrainedModel, ids: torch.Tensor, **options: Any
 ) -> torch.Tensor:
     """Logits of one pass in fp32, without a cache and with the precision of training."""
-    with torch.no_grad(), seed_globally_and_autocast_as_in_training(model):
+    with torch.no_grad(), set_torch_seed_and_autocast_unless_on_cpu(model):
         return model(input_ids=ids, use_cache=False, **options).logits.float()
 
 

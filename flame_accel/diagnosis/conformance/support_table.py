@@ -160,23 +160,33 @@ def _render_machine_line(device_results: DeviceResults) -> str:
 def _model_row_cells(
     model_type: str, results_by_device: Mapping[str, DeviceResults]
 ) -> tuple[str, ...]:
-    cells = cells_where_model_trains_and_laws_hold(
-        model_type, results_by_device, DEVICE_NAMES, LAW_COLUMNS
-    )
+    trains = training_cell_by_device(model_type, results_by_device, DEVICE_NAMES)
+    cells = working_devices_cell_by_law(model_type, results_by_device, DEVICE_NAMES, LAW_COLUMNS)
     if not tiny_config(model_type).use_cache:
         cells |= dict.fromkeys(NEED_CACHE, "no cache")
     kernels = results_by_device["cpu"]["models"][model_type]["kernels"]
     served = ", ".join(f"`{name}`" for name in kernels) or "fla's own PyTorch code"
-    return f"`{model_type}`", *cells.values(), served
+    return f"`{model_type}`", *trains.values(), *cells.values(), served
 
 
-def cells_where_model_trains_and_laws_hold(
+def training_cell_by_device(
+    model_type: str, results_by_device: Mapping[str, DeviceResults], devices: Iterable[str]
+) -> dict[str, str]:
+    """Whether a model trains and reloads on each kind of device: yes, no, or not run."""
+    broken = _broken_law_reasons_by_checked_device(model_type, results_by_device)
+    cells = dict.fromkeys(devices, "not run")
+    for kind in cells.keys() & broken.keys():
+        cells[kind] = "no" if {"trains", "reloads"} & broken[kind].keys() else "yes"
+    return cells
+
+
+def working_devices_cell_by_law(
     model_type: str,
     results_by_device: Mapping[str, DeviceResults],
     device_names: Mapping[str, str],
     laws: Iterable[str],
 ) -> dict[str, str]:
-    """The cells of a model's row: whether it trains on each device, and where each law holds.
+    """Where each law holds for a model: yes for all devices, the names of some, or no.
 
     Args:
         model_type: As its own package registers it.
@@ -186,9 +196,6 @@ def cells_where_model_trains_and_laws_hold(
     """
     broken = _broken_law_reasons_by_checked_device(model_type, results_by_device)
     cells: dict[str, str] = {}
-    for kind in device_names:
-        trains = kind in broken and not {"trains", "reloads"} & broken[kind].keys()
-        cells[kind] = ("yes" if trains else "no") if kind in broken else "not run"
     for law in laws:
         working = [
             name

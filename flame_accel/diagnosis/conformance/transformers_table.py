@@ -9,9 +9,10 @@ from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.diagnosis.conformance.support_table import (
     RESULTS,
     DeviceResults,
-    cells_where_model_trains_and_laws_hold,
     render_broken_law_lines,
     render_table,
+    training_cell_by_device,
+    working_devices_cell_by_law,
 )
 
 TRANSFORMERS_RESULT_FILES = {
@@ -50,10 +51,11 @@ def render_transformers_section(results_by_device: Mapping[str, DeviceResults]) 
     )
     rows = []
     for name in models:
-        cells = cells_where_model_trains_and_laws_hold(
+        trains = training_cell_by_device(name, results_by_device, COLUMN_NAMES)
+        laws = working_devices_cell_by_law(
             name, results_by_device, COLUMN_NAMES, (DOCUMENTS_APART, "generates")
         )
-        rows.append((f"`{name}`", *cells.values()))
+        rows.append((f"`{name}`", *trains.values(), *laws.values()))
     lines = [
         HEAD.format(machines=machines),
         *render_table(("model", *COLUMN_NAMES.values(), "varlen", "generates"), rows),

@@ -73,12 +73,12 @@ def make_attribute_read_local_tensor(
 ) -> None:
     """Makes a parameter's attribute read as `transform` of its local tensor, in place."""
 
-    def read_local_tensor_or_fsdp_sharded_parameter(self: nn.Module) -> Tensor:
+    def read_transformed_local_or_fsdp_sharded_parameter(self: nn.Module) -> Tensor:
         parameter = self._parameters[parameter_name]
         assert isinstance(parameter, DTensor)
         # while FSDP2 has it sharded over data-parallel ranks too, it is FSDP2 that reads it
         return transform(parameter.to_local()) if parameter.device_mesh.ndim == 1 else parameter
 
     subclass_instance_in_place(
-        module, {parameter_name: property(read_local_tensor_or_fsdp_sharded_parameter)}
+        module, {parameter_name: property(read_transformed_local_or_fsdp_sharded_parameter)}
     )

@@ -74,7 +74,7 @@ def match_regions_with_plans(model: PreTrainedModel) -> list[Region]:
             plan = PLANS.get(type(module).__name__)
             names = [name for name, _ in module.named_parameters()]
             if plan is None or not all(
-                plan_covers_parameter_except_rowwise_bias(plan, name) for name in names
+                plan_shards_or_replicates_unless_rowwise_bias(plan, name) for name in names
             ):
                 raise UsageError(
                     f"tensor parallelism does not support {type(module).__name__} as it is "
@@ -86,7 +86,7 @@ def match_regions_with_plans(model: PreTrainedModel) -> list[Region]:
     return regions
 
 
-def plan_covers_parameter_except_rowwise_bias(plan: ShardingPlan, parameter_name: str) -> bool:
+def plan_shards_or_replicates_unless_rowwise_bias(plan: ShardingPlan, parameter_name: str) -> bool:
     """Whether a plan says how a parameter is held; it does not for biases of rowwise layers."""
     if any(_is_parameter_within(parameter_name, owner_name) for owner_name in plan.rowwise):
         # each rank would add the bias once

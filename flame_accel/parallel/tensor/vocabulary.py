@@ -70,12 +70,11 @@ def replace_head_forward_and_loss(
     owner: Any = model
     compute = owner._compute_logits_and_loss
 
-    def call_original_with_fuse_linear_cross_entropy(*args: Any, **kwargs: Any) -> Any:
-        return compute(*args, **kwargs | {"fuse_linear_cross_entropy": True})
-
     subclass_instance_in_place(owner.lm_head, {"forward": forward})
     # whatever the config says: the criterion gets hidden states and the head's weight, not logits
-    owner._compute_logits_and_loss = call_original_with_fuse_linear_cross_entropy
+    owner._compute_logits_and_loss = lambda *args, **kwargs: compute(
+        *args, **kwargs | {"fuse_linear_cross_entropy": True}
+    )
     if loss_parallel:
         owner.criterion = VocabParallelLoss(mesh)
     else:

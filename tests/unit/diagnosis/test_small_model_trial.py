@@ -17,7 +17,7 @@ from tests.helpers.runs import ROOT
 def test_the_small_version_keeps_widths_and_kinds_of_layers(path):
     config = load_model_config(str(path))
     before = config.to_dict()
-    small = small_model_trial.shrink_layers_and_vocabulary_or_tiny(config, "cuda")
+    small = small_model_trial.shrink_layers_and_vocabulary_or_tiny_to_fit(config, "cuda")
     assert config.to_dict() == before
     assert (small.num_hidden_layers, small.hidden_size) == (2, config.hidden_size)
     assert small.to_dict().get("head_dim") == before.get("head_dim")
@@ -29,10 +29,11 @@ def test_the_small_version_keeps_widths_and_kinds_of_layers(path):
 def test_a_small_version_that_is_still_large_becomes_the_tiny_model():
     config = load_model_config(str(ROOT / "configs/gla_1.3B.json"))
     assert (
-        small_model_trial.shrink_layers_and_vocabulary_or_tiny(config, "cuda").hidden_size == 2048
+        small_model_trial.shrink_layers_and_vocabulary_or_tiny_to_fit(config, "cuda").hidden_size
+        == 2048
     )
     assert (
-        small_model_trial.shrink_layers_and_vocabulary_or_tiny(config, "cpu").hidden_size
+        small_model_trial.shrink_layers_and_vocabulary_or_tiny_to_fit(config, "cpu").hidden_size
         == tiny_config("gla").hidden_size
     )
 

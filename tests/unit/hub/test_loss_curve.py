@@ -9,7 +9,7 @@ from flame_accel.hub.loss_curve import (
     DOTS_PER_INCH,
     HEIGHT_INCHES,
     WIDTH_INCHES,
-    draw_png_of_finite_losses,
+    draw_png_or_none_if_no_finite_loss,
 )
 
 RECORDS = [
@@ -18,14 +18,14 @@ RECORDS = [
 
 
 def test_it_is_a_picture_that_depends_on_nothing_but_the_losses():
-    picture = draw_png_of_finite_losses(RECORDS)
-    assert picture == draw_png_of_finite_losses(
+    picture = draw_png_or_none_if_no_finite_loss(RECORDS)
+    assert picture == draw_png_or_none_if_no_finite_loss(
         [record | {"time/step_seconds": 3.0} for record in RECORDS]
     )
-    assert picture != draw_png_of_finite_losses(
+    assert picture != draw_png_or_none_if_no_finite_loss(
         [record | {"train/loss": 1.0} for record in RECORDS]
     )
-    assert picture != draw_png_of_finite_losses(
+    assert picture != draw_png_or_none_if_no_finite_loss(
         [{**record, "eval/loss": math.nan} for record in RECORDS]
     )
     from matplotlib.image import imread
@@ -41,9 +41,9 @@ def test_it_is_a_picture_that_depends_on_nothing_but_the_losses():
     "records", [[], [{"step": 1}], [{"step": 1, "train/loss": math.nan}]], ids=str
 )
 def test_without_a_loss_there_is_no_picture(records: list[dict[str, float]]) -> None:
-    assert draw_png_of_finite_losses(records) is None
+    assert draw_png_or_none_if_no_finite_loss(records) is None
 
 
 def test_one_step_and_a_loss_of_zero_are_drawn():
-    assert draw_png_of_finite_losses(RECORDS[:1])
-    assert draw_png_of_finite_losses([*RECORDS, {"step": 9, "train/loss": 0.0}])
+    assert draw_png_or_none_if_no_finite_loss(RECORDS[:1])
+    assert draw_png_or_none_if_no_finite_loss([*RECORDS, {"step": 9, "train/loss": 0.0}])

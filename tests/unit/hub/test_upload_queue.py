@@ -67,7 +67,7 @@ def test_adding_returns_at_once_and_only_what_a_newer_upload_replaces_is_left_ou
     assert time.monotonic() - started < 1.0
     assert hub.replaced == [(4, 2), (6, 4)]
     hub.gate.set()
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == []
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == []
     assert hub.received == [1, 3, 6] and hub.most_at_once == 1
 
 
@@ -75,16 +75,16 @@ def test_a_failure_that_may_pass_is_retried_and_another_is_not(hub, queue):
     hub.gate.set()
     hub.problems = [HubProblem("busy", "500"), HubProblem("unreachable", "gone")]
     queue.add(1)
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == []
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == []
     assert hub.received == [1]
     assert [failure.retry_seconds for failure in hub.failures] == [0.01, 0.02]
     hub.problems = [HubProblem("refused", "400"), HubProblem("refused", "400")]
     queue.add(2)
     queue.add(3)
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == [2, 3]
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == [2, 3]
     assert hub.failures[-1].retry_seconds is None
     queue.add(4)
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == [3]
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == [3]
     assert hub.received == [1, 4] and hub.replaced == [(4, 2)]
 
 
@@ -96,7 +96,7 @@ def test_a_newer_upload_replaces_one_that_waits_for_its_next_attempt(hub, queue,
     wait_until(lambda: len(hub.failures) == 1)
     queue.add(2)
     queue.add(3)
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == []
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == []
     assert hub.received == [2, 3]
 
 
@@ -106,7 +106,7 @@ def test_an_upload_that_failed_is_made_before_later_ones(hub, queue):
     assert hub.begun.wait(WAIT)
     queue.add(2)
     hub.gate.set()
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == []
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == []
     assert hub.received == [1, 2]
 
 
@@ -114,7 +114,7 @@ def test_the_hub_says_how_long_to_wait(hub, queue, monkeypatch):
     hub.gate.set()
     hub.problems = [HubProblem("busy", "429", retry_after_seconds=0.2)]
     queue.add(1)
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == []
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == []
     assert [failure.retry_seconds for failure in hub.failures] == [0.2]
 
 
@@ -123,7 +123,7 @@ def test_the_end_waits_a_limited_time_and_names_what_is_missing(hub, queue):
     assert hub.begun.wait(WAIT)
     queue.add(2)
     started = time.monotonic()
-    assert queue.wait_and_list_unfinished_or_given_up(0.1) == [1, 2]
+    assert queue.retry_at_once_wait_and_list_unfinished(0.1) == [1, 2]
     assert time.monotonic() - started < 5.0
 
 
@@ -133,7 +133,7 @@ def test_the_end_gives_up_a_hub_that_does_not_answer(hub, queue, monkeypatch):
     hub.problems = [HubProblem("unreachable", "down") for _ in range(1000)]
     queue.add(1)
     started = time.monotonic()
-    assert queue.wait_and_list_unfinished_or_given_up(60.0) == [1]
+    assert queue.retry_at_once_wait_and_list_unfinished(60.0) == [1]
     assert time.monotonic() - started < 10.0
 
 
@@ -167,5 +167,5 @@ def test_an_upload_that_fails_in_any_way_ends(hub, queue, monkeypatch):
 
     monkeypatch.setattr(queue, "_upload", fail)
     queue.add(1)
-    assert queue.wait_and_list_unfinished_or_given_up(WAIT) == [1]
+    assert queue.retry_at_once_wait_and_list_unfinished(WAIT) == [1]
     assert "a fault of ours" in hub.failures[0].problem.message

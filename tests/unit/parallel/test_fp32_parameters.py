@@ -13,7 +13,7 @@ from flame_accel.models.parameter_groups import fp32_parameter_names
 from flame_accel.parallel.fp32_parameters import (
     average_fsdp2_ignored_gradients,
     ignored_fp32_parameters,
-    move_fp32_parameters_and_ignore_in_fsdp2,
+    move_fp32_parameters_and_ignore_if_fsdp2,
 )
 from tests.helpers.runs import ROOT, launch
 
@@ -53,7 +53,7 @@ def test_fsdp2_ignores_the_parameters_of_decays():
         fake_accelerator(is_fsdp2=True),
         instantiate_on_default_device(tiny_config("kda")),
     )
-    move_fp32_parameters_and_ignore_in_fsdp2(accelerator, model)
+    move_fp32_parameters_and_ignore_if_fsdp2(accelerator, model)
     expected = [model.get_parameter(name) for name in fp32_parameter_names(model)]
     ignored = ignored_fp32_parameters(accelerator)
     assert expected and set(ignored) == set(expected)
@@ -61,7 +61,7 @@ def test_fsdp2_ignores_the_parameters_of_decays():
 
 def test_other_engines_ignore_nothing():
     accelerator = fake_accelerator(is_fsdp2=False)
-    move_fp32_parameters_and_ignore_in_fsdp2(
+    move_fp32_parameters_and_ignore_if_fsdp2(
         accelerator, instantiate_on_default_device(tiny_config("kda"))
     )
     average_fsdp2_ignored_gradients(accelerator)
@@ -74,7 +74,7 @@ def test_a_missing_gradient_counts_as_zeros():
         fake_accelerator(is_fsdp2=True),
         instantiate_on_default_device(tiny_config("kda")),
     )
-    move_fp32_parameters_and_ignore_in_fsdp2(accelerator, model)
+    move_fp32_parameters_and_ignore_if_fsdp2(accelerator, model)
     average_fsdp2_ignored_gradients(accelerator)
     for parameter in ignored_fp32_parameters(accelerator):
         assert parameter.grad is not None and not parameter.grad.any()

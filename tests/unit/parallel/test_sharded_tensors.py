@@ -11,9 +11,9 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from flame_accel.parallel.sharded_tensors import (
+    detached_shard_or_tensor_itself,
     full_shape,
     local_gradient,
-    local_tensor_without_autograd,
     num_ranks_of_run_with_copy,
     reduce_partial,
     shard_start_and_length,
@@ -39,7 +39,7 @@ def test_shards_are_cut_as_by_torch_chunk(size, num_shards):
 
 def test_a_plain_tensor_is_its_own_local_tensor():
     tensor = torch.ones(3)
-    assert local_tensor_without_autograd(tensor) is tensor
+    assert detached_shard_or_tensor_itself(tensor) is tensor
     assert sharded_mesh_dims(tensor) == []
     assert reduce_partial(tensor) is tensor
     assert num_ranks_of_run_with_copy(tensor) == 1
@@ -67,7 +67,7 @@ def test_a_plain_tensor_of_a_run_is_copied_on_every_rank(mesh):
 def test_the_local_tensor_shares_memory_and_has_no_history(mesh):
     own = torch.zeros(2)
     parameter = nn.Parameter(DTensor.from_local(own, mesh, [Replicate(), Replicate()]))
-    local = local_tensor_without_autograd(parameter)
+    local = detached_shard_or_tensor_itself(parameter)
     assert local.grad_fn is None
     local.add_(1)
     assert own.tolist() == [1, 1]

@@ -14,7 +14,7 @@ from flame_accel.parallel.tensor.regions import (
     check_tensor_parallel_support,
     check_tp_degree_divides_sizes,
     match_regions_with_plans,
-    plan_covers_parameter_except_rowwise_bias,
+    plan_shards_or_replicates_unless_rowwise_bias,
     planned_shard_dim,
     valid_tp_degrees,
 )
@@ -111,11 +111,11 @@ def test_parameters_are_matched_by_the_name_of_their_module():
     assert planned_shard_dim(plan, "o_proj.weight") == 1
     assert planned_shard_dim(plan, "g_norm.weight") is None
     # a module whose name only begins alike
-    assert not plan_covers_parameter_except_rowwise_bias(plan, "q_projection.weight")
+    assert not plan_shards_or_replicates_unless_rowwise_bias(plan, "q_projection.weight")
     # the bias of a rowwise layer
-    assert plan_covers_parameter_except_rowwise_bias(
+    assert plan_shards_or_replicates_unless_rowwise_bias(
         plan, "o_proj.weight"
-    ) and not plan_covers_parameter_except_rowwise_bias(plan, "o_proj.bias")
+    ) and not plan_shards_or_replicates_unless_rowwise_bias(plan, "o_proj.bias")
 
 
 @pytest.mark.parametrize(("degree", "fields"), [(1, {"use_l2warp": True}), (2, {})])
