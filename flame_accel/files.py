@@ -140,7 +140,7 @@ def _link_kept_files(source: Path, target: Path, is_kept: Callable[[PurePath], b
 def sync_and_swap_old_into_temporary(temporary: Path, folder: Path) -> None:
     """Sync a finished temporary folder to the disk and rename it to its final name.
 
-    If `folder` exists the two are swapped: what it held is then in `temporary`.
+    If `folder` exists, whatever it is, the two are swapped: it is then in the place of `temporary`.
     """
     _sync_tree_to_disk(temporary)
     _rename_or_swap_keeping_old(temporary, folder)
@@ -152,7 +152,7 @@ def _sync_tree_to_disk(folder: Path) -> None:
 
 
 def _rename_or_swap_keeping_old(temporary: Path, folder: Path) -> None:
-    if folder.exists():
+    if os.path.lexists(folder):
         _swap_folders_in_one_or_three_renames(temporary, folder)
     else:
         os.rename(temporary, folder)

@@ -1,7 +1,7 @@
 """Folders that hold a model: whether their files are whole, told before anything is built.
 
-Without torch, so that commands answer a mistake at once. Checkpoint folders are written in
-`checkpoint/folder`; whether weights belong to a model is decided in `checkpoint/identity`.
+Without torch, so that commands answer a mistake at once. What a checkpoint folder is stands in
+`checkpoint_files`; whether weights belong to a model is decided in `checkpoint/identity`.
 """
 
 import json
@@ -10,13 +10,8 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from flame_accel.files import describe_first_damage, is_git_lfs_pointer
+from flame_accel.files import is_git_lfs_pointer
 
-MANIFEST = "manifest.json"
-"""Sizes and checksums of the files of a checkpoint, which is complete once it has one."""
-STEP_PREFIX = "step-"
-TEMPORARY_INFIX = ".tmp-"
-"""In the name of a checkpoint that is being written."""
 MODEL_CONFIG = "config.json"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 """Which file holds which tensor, of a model whose weights are in several files."""
@@ -39,18 +34,6 @@ class FileProblem(NamedTuple):
 
     what: str
     remedy: str
-
-
-def find_damage_or_missing_manifest(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, as part of a sentence; None if it is intact."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return f"it has no {MANIFEST}"
-    try:
-        descriptions = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} cannot be read"
-    return describe_first_damage(folder, descriptions, compare_checksums=True)
 
 
 def find_unreadable_text_or_weight_file(folder: Path) -> FileProblem | None:

@@ -173,7 +173,7 @@ def restore_run(
     """Restores the run from where it starts, and builds its batches, meter and metric logger."""
     run_folder = Path(config.job.dump_folder)
     rank, world_size = parallel.dp_rank(accelerator), parallel.dp_size(accelerator)
-    state, stream_state, meter_states = restore_starting_point(
+    restored = restore_starting_point(
         accelerator,
         start,
         config.checkpoint,
@@ -182,23 +182,18 @@ def restore_run(
         tokenizer=components.tokenizer,
         total_steps=config.training.steps,
     )
+    state, stream_state = restored.state, restored.stream_state
     batches = data.build_step_batches(
         config.training, components.run_data, rank=rank, world_size=world_size, state=stream_state
     )
     eval_batches = data.build_evaluation_batches(
         config.training, config.evaluation, components.run_data, rank=rank, world_size=world_size
     )
-    # nothing refuses the start any more: until here the run folder was only read
-    delete_or_rename_unused_checkpoints_if_enabled(accelerator, start, config.checkpoint)
-    sources = describe_model_sources(config, components.run_data)
-    observe.write_run_description_and_open_log(
-        accelerator, run_folder, config, step=state.step, model_sources=sources
-    )
     meter = observe.Meter(
         accelerator,
         flops_per_token=components.flops_per_token,
         device_peak_flops=models.device_peak_flops(observe.device_name(accelerator.device)),
-        states=meter_states,
+        states=restored.meter_states,
     )
     metric_logger = observe.MetricLogger(
         accelerator,
@@ -209,6 +204,19 @@ def restore_run(
         tracker_ids=state.tracker_ids,
     )
     state.tracker_ids = metric_logger.tracker_ids
+    # nothing refuses the start any more: until here the run folder was only read
+    delete_or_rename_unused_checkpoints_if_enabled(
+        accelerator, start, restored.checkpoint, config.checkpoint
+    )
+    observe.write_run_description_and_open_log(
+        accelerator,
+        run_folder,
+        config,
+        step=state.step,
+        model_sources=describe_model_sources(config, components.run_data),
+        begins_anew=restored.checkpoint is None,
+        goes_back=start.load_step_acts,
+    )
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))
     uploads.resume_planned_uploads(start.checkpoints.in_use)

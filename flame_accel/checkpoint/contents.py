@@ -13,16 +13,19 @@ A checkpoint with only the model's weights ends with state.json. Tensors are rea
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed import DistError
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.failed_saves import (
@@ -48,6 +51,12 @@ from flame_accel.observe.meter import MeterState
 from flame_accel.observe.run_folder import package_versions
 from flame_accel.parallel import tp_size, unwrap_model
 
+Result = TypeVar("Result")
+
+
+class UnloadableCheckpointError(Exception):
+    """A checkpoint whose files are those that were written, and which cannot be loaded."""
+
 
 class RestoredState(NamedTuple):
     """What is restored in addition to model and optimizer; the defaults are a new run's."""
@@ -57,6 +66,18 @@ class RestoredState(NamedTuple):
     """Cursors of all lanes; None starts at the beginning of the data."""
     meter_states: Sequence[MeterState] = ()
     """Of every data-parallel rank of the run that saved them, by rank."""
+    checkpoint: Path | None = None
+    """The run's own checkpoint that was loaded."""
+
+
+class _JsonFiles(NamedTuple):
+    """The contents of the JSON files of a full checkpoint."""
+
+    state: TrainState
+    stream_state: StreamState | None
+    meter_states: Sequence[MeterState]
+    rng_states: dict[str, Any] | None
+    """Of this rank; None if it did not exist when they were saved."""
 
 
 def save_checkpoint(
@@ -189,36 +210,87 @@ def load_checkpoint(
 
     Raises:
         UserError: The checkpoint belongs to another model or optimizer.
+        UnloadableCheckpointError: Its contents are not what they must be; on every rank. Model and
+            optimizer are then undefined.
     """
-    load_weights(accelerator, model, checkpoint)
+    # everything that a rank reads for itself comes first, and all of them agree on it
+    read = _agree_on_failure(
+        accelerator, lambda: _read_json_files(checkpoint, accelerator.process_index)
+    )
+    _agree_on_failure(accelerator, lambda: load_weights(accelerator, model, checkpoint))
     full = has_training_state(checkpoint)
     if full and "optimizer" not in excluded_parts:
-        load_optimizer_state(accelerator, model, optimizer, checkpoint)
-    stream_state = None
-    if full and "dataloader" not in excluded_parts:
-        stream_state = read_json(checkpoint / "data.json")
+        _agree_on_failure(
+            accelerator, lambda: load_optimizer_state(accelerator, model, optimizer, checkpoint)
+        )
+    stream_state = None if "dataloader" in excluded_parts else read.stream_state
     if "train_state" in excluded_parts:
         return RestoredState(TrainState(), stream_state)
-    state = TrainState(**read_json(checkpoint / "state.json"))
-    if not full:
-        return RestoredState(state)
-    _restore_rng_states_of_rank_or_warn(accelerator, checkpoint)
-    meter_states = [rank["meter"] for rank in read_json(checkpoint / "ranks.json")]
-    return RestoredState(state, stream_state, meter_states)
+    if full and read.rng_states is None:
+        get_logger().warning(
+            "rank %d did not exist when %s was saved: its random number generators start afresh",
+            accelerator.process_index,
+            checkpoint,
+        )
+    elif read.rng_states is not None:
+        states = read.rng_states
+        _agree_on_failure(accelerator, lambda: set_all_rng_states(states))
+    return RestoredState(read.state, stream_state, read.meter_states)
 
 
-def _restore_rng_states_of_rank_or_warn(accelerator: Accelerator, checkpoint: Path) -> None:
-    path = checkpoint / f"rank-{accelerator.process_index}.json"
-    if path.exists():
-        set_all_rng_states(read_json(path))
-        return
-    get_logger().warning(
-        "rank %d did not exist when %s was saved: its random number generators start afresh",
-        accelerator.process_index,
-        checkpoint,
+def _agree_on_failure(accelerator: Accelerator, load: Callable[[], Result]) -> Result:
+    """Calls `load` on every rank; where it fails on one of them, no rank goes on.
+
+    Raises:
+        UnloadableCheckpointError: On every rank, if what any rank read cannot be loaded. Errors of
+            the machine, such as no memory, are raised as they are.
+    """
+    result, problem = None, None
+    try:
+        result = load()
+    except UnloadableCheckpointError as error:
+        problem = str(error)
+    except (Exception, CheckpointException) as error:
+        if not _comes_from_contents(error):
+            raise
+        problem = f"{type(error).__name__}: {error}"
+    problems = [each for each in gather_object([problem]) if each is not None]
+    if problems:
+        raise UnloadableCheckpointError(problems[0])
+    return cast(Result, result)
+
+
+def _comes_from_contents(error: BaseException) -> bool:
+    """Whether an error says that what was read is wrong, and not the user or the machine."""
+    if isinstance(error, CheckpointException):
+        return all(_comes_from_contents(failure[0]) for failure in error.failures.values())
+    # a file that cannot be read counts as damaged; some of these are among those below
+    machine = torch.OutOfMemoryError, torch.AcceleratorError, DistError, ConnectionError
+    contents = ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, EOFError
+    return isinstance(error, (*contents, SafetensorError)) and not isinstance(error, machine)
+
+
+def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
+    """Reads the JSON files of a checkpoint.
+
+    Raises:
+        UnloadableCheckpointError: Names the file whose contents are not what they must be.
+    """
+
+    def read(name: str, convert: Callable[[Any], Result]) -> Result:
+        try:
+            return convert(json.loads((checkpoint / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UnloadableCheckpointError(f"{name} cannot be loaded ({reason})") from error
+
+    state = read("state.json", lambda content: TrainState(**content))
+    if not has_training_state(checkpoint):
+        return _JsonFiles(state, None, (), None)
+    has_rank = (checkpoint / f"rank-{rank}.json").exists()
+    return _JsonFiles(
+        state,
+        read("data.json", dict),
+        read("ranks.json", lambda content: [each["meter"] for each in content]),
+        read(f"rank-{rank}.json", dict) if has_rank else None,
     )
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))

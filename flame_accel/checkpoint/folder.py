@@ -1,28 +1,34 @@
-"""Checkpoint folders, which are written atomically.
+"""The checkpoints of a run: written atomically, found, pruned and set aside.
 
-    step-N.tmp-writing -> every rank writes -> manifest.json -> fsync -> rename to step-N -> prune
+    step-N.tmp-TOKEN -> every rank writes -> manifest.json -> fsync -> rename to step-N -> prune
 
-A folder whose manifest is missing or does not match its files is never loaded: it is renamed, and
-the next older one is used. What a checkpoint contains is defined in `contents`.
+Which folders are checkpoints, and which of them are intact, is told in `checkpoint_files`; what
+they contain is defined in `contents`.
 """
 
 import itertools
+import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from flame_accel import files
-from flame_accel.config import UserError
-from flame_accel.io_errors import describe_if_io_error
-from flame_accel.model_files import (
-    MANIFEST,
+from flame_accel.checkpoint_files import (
     STEP_PREFIX,
     TEMPORARY_INFIX,
-    find_damage_or_missing_manifest,
+    CheckpointEntries,
+    find_damage,
+    list_checkpoint_entries,
+    step_of_checkpoint_name,
+    write_manifest,
 )
+from flame_accel.config import UserError
+from flame_accel.io_errors import describe_if_io_error
 from flame_accel.observe import get_logger
 
 DAMAGED, SUPERSEDED = "damaged", "superseded"
+log = get_logger()
 
 
 class CheckpointFolder:
@@ -32,15 +38,22 @@ class CheckpointFolder:
         path: Folder that contains a `step-N` folder for every checkpoint.
         keep_latest_k: Number of checkpoints to keep; older ones are deleted once a new one is
             complete. 0 keeps all.
+        start_token: 16 hexadecimal digits in the names of temporary folders, the same on every
+            rank of a start and no other one's; None draws them.
 
     Attributes:
         in_use: Paths of checkpoints that something reads in the background; they are not deleted
             before the first save after that.
+        unloadable: Intact folders whose contents could not be loaded, and why.
     """
 
-    def __init__(self, path: Path, *, keep_latest_k: int) -> None:
+    def __init__(
+        self, path: Path, *, keep_latest_k: int, start_token: str | None = None
+    ) -> None:
         self.path = path
         self.keep_latest_k = keep_latest_k
+        self.start_token = start_token or secrets.token_hex(8)
+        self.unloadable: dict[Path, str] = {}
         self.in_use: set[Path] = set()
 
     def checkpoint_path(self, step: int) -> Path:
@@ -48,14 +61,12 @@ class CheckpointFolder:
         return self.path / f"{STEP_PREFIX}{step}"
 
     def temporary_path(self, step: int) -> Path:
-        """The folder in which a checkpoint is written; the same path on every rank of a run."""
-        return self.path / f"{STEP_PREFIX}{step}{TEMPORARY_INFIX}writing"
+        """The folder in which a checkpoint is written; the same path on every rank of a start."""
+        return self.path / f"{STEP_PREFIX}{step}{TEMPORARY_INFIX}{self.start_token}"
 
-    def list_steps_intact_or_damaged(self) -> list[int]:
-        """Steps that have a `step-N` folder, intact or damaged, in ascending order."""
-        names = [entry.name for entry in self.path.glob(f"{STEP_PREFIX}*") if entry.is_dir()]
-        numbers = [name.removeprefix(STEP_PREFIX) for name in names]
-        return sorted(int(number) for number in numbers if number.isdecimal())
+    def list_entries(self) -> CheckpointEntries:
+        """What lies in the folder: checkpoints, intact or damaged, and what else looks like one."""
+        return list_checkpoint_entries(self.path)
 
     def create_temporary_folder(self, step: int) -> Path:
         """Creates a step's empty temporary folder. Called by one process, before any writes."""
@@ -70,7 +81,7 @@ class CheckpointFolder:
         temporary = self.temporary_path(step)
         shutil.rmtree(temporary, ignore_errors=True)
         if temporary.exists():
-            get_logger().warning("%s cannot be deleted; the next save or start tries it", temporary)
+            log.warning("%s cannot be deleted; the next save or start tries it", temporary)
 
     def write_manifest_rename_and_prune(self, step: int, run_facts: Mapping[str, object]) -> Path:
         """Turns the temporary folder of a step into its checkpoint, and deletes old checkpoints.
@@ -85,58 +96,87 @@ class CheckpointFolder:
             The checkpoint's final path.
         """
         temporary = self.temporary_path(step)
-        content = {**run_facts, "files": files.describe_files(temporary)}
-        files.write_json_atomically(temporary / MANIFEST, content)
+        write_manifest(temporary, run_facts)
         final = self.checkpoint_path(step)
-        replaced = final.exists()
+        replaced = os.path.lexists(final)
         files.sync_and_swap_old_into_temporary(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _first_free_path_with_suffix(final, SUPERSEDED))
-        self._delete_all_but_latest_k_unless_in_use()
+        try:
+            self._delete_all_but_latest_k_unless_in_use(step)
+        except OSError as error:
+            # the new one is complete: this is tried again after the next one
+            log.warning("an old checkpoint stays: %s", describe_if_io_error(error))
         return final
 
-    def _delete_all_but_latest_k_unless_in_use(self) -> None:
-        if self.keep_latest_k:
-            for step in self.list_steps_intact_or_damaged()[: -self.keep_latest_k]:
-                if self.checkpoint_path(step) not in self.in_use:
-                    self._delete_or_warn(self.checkpoint_path(step))
+    def _delete_all_but_latest_k_unless_in_use(self, newest: int) -> None:
+        """Deletes what is older than the latest `keep_latest_k`, of which `newest` is the last.
 
-    def _delete_or_warn(self, checkpoint: Path) -> None:
-        """The newer checkpoint is complete: what fails here is tried again after the next one."""
-        try:
-            shutil.rmtree(checkpoint)
-        except OSError as error:
-            get_logger().warning("an old checkpoint stays: %s", describe_if_io_error(error))
+        Folders that are no complete checkpoints do not count among them.
+        """
+        if not self.keep_latest_k:
+            return
+        entries = self.list_entries()
+        for leftover in entries.leftovers:
+            if leftover.name.endswith(self.start_token):
+                # of an earlier deletion that failed
+                shutil.rmtree(leftover)
+        kept = 1
+        for step, folder in reversed(entries.checkpoints.items()):
+            if step < newest and kept < self.keep_latest_k:
+                kept += find_damage(folder, step=step, compare_checksums=False) is None
+            elif step < newest and folder not in self.in_use:
+                # it is no checkpoint any more once deleting it has begun
+                temporary = self.temporary_path(step)
+                files.rename_and_sync(folder, temporary)
+                shutil.rmtree(temporary)
 
-    def find_intact_checkpoint(self, load_step: int) -> Path | None:
-        """Finds the checkpoint to load. Changes nothing.
+    def find_newest_intact_checkpoint(self) -> Path | None:
+        """Finds the newest checkpoint that can be used. Changes nothing.
 
-        Args:
-            load_step: Step to load; -1 loads the newest intact checkpoint.
+        What is passed over is logged.
 
         Returns:
-            Path of the checkpoint; None if `load_step` is -1 and there is no intact one.
+            Path of the checkpoint; None if there is no checkpoint at all.
 
         Raises:
-            UserError: `load_step` names a checkpoint that does not exist or is damaged.
+            UserError: There are checkpoints, and none of them can be used; exit code 2.
         """
-        saved_steps = self.list_steps_intact_or_damaged()
-        if load_step >= 0:
-            return self._intact_checkpoint_of_step_or_raise(load_step, saved_steps)
-        for step in reversed(saved_steps):
-            folder = self.checkpoint_path(step)
-            damage = find_damage_or_missing_manifest(folder)
+        entries = self.list_entries()
+        for path, reason in entries.passed_over.items():
+            log.warning("%s is not taken for a checkpoint: %s", path, reason)
+        unusable = entries.claims()
+        for step, folder in reversed(entries.checkpoints.items()):
+            damage = self.unloadable.get(folder) or find_damage(folder, step=step)
             if damage is None:
                 return folder
-            get_logger().warning("%s is damaged (%s): it is not used", folder, damage)
-        return None
+            log.warning("%s is damaged (%s): it is not used", folder, damage)
+            unusable[folder] = damage
+        if not unusable:
+            return None
+        reasons = "".join(f"\n    {path.name}: {reason}" for path, reason in unusable.items())
+        raise UserError(
+            f"the run has checkpoints, and none of them can be used:{reasons}",
+            where=str(self.path),
+            remedy="put an intact copy of one there. To begin anew on purpose, move this folder "
+            "away, or choose another job.dump_folder",
+            exit_code=2,
+        )
 
-    def _intact_checkpoint_of_step_or_raise(self, step: int, saved_steps: list[int]) -> Path:
+    def find_checkpoint_of_step(self, step: int) -> Path:
+        """Finds the checkpoint that the user asked for. Changes nothing.
+
+        Raises:
+            UserError: It does not exist or is damaged.
+        """
+        entries = self.list_entries()
         folder = self.checkpoint_path(step)
-        exists = step in saved_steps
-        damage = find_damage_or_missing_manifest(folder) if exists else "there is no such folder"
+        if step in entries.checkpoints:
+            damage = self.unloadable.get(folder) or find_damage(folder, step=step)
+        else:
+            damage = entries.passed_over.get(folder, "there is no such folder")
         if damage is not None:
-            there = ", ".join(map(str, saved_steps)) or "none"
+            there = ", ".join(map(str, entries.checkpoints)) or "none"
             raise UserError(
                 f"the checkpoint of step {step} cannot be loaded: {damage}",
                 where=f"checkpoint.load_step = {step}, {folder}",
@@ -145,32 +185,31 @@ class CheckpointFolder:
         return folder
 
     def delete_leftovers_and_rename_newer(self, loaded: Path | None, *, newer_suffix: str) -> None:
-        """Sets aside what must not be loaded later. Called by one process, once a run has loaded.
+        """Sets aside what must not be loaded later, once a run has loaded.
 
-        Leftovers of interrupted saves are deleted. Folders newer than the loaded one are renamed.
+        Called by the process that owns the run folder (`run_lock`): whoever wrote what interrupted
+        saves have left, and is deleted, is gone. Folders newer than the loaded one are renamed.
 
         Args:
             loaded: The checkpoint that the run continues from; None if it starts anew.
             newer_suffix: Why newer ones do not count: `DAMAGED`, or `SUPERSEDED` if the user asked
                 for that step.
         """
-        for leftover in self.path.glob(f"{STEP_PREFIX}*{TEMPORARY_INFIX}*"):
-            get_logger().info("deleting %s: saving it was interrupted", leftover)
+        entries = self.list_entries()
+        for leftover in entries.leftovers:
+            log.info("deleting %s: saving it was interrupted", leftover)
             shutil.rmtree(leftover)
-        for step in self.list_steps_intact_or_damaged():
-            if loaded is None or step > step_of_checkpoint(loaded):
+        loaded_step = -1 if loaded is None else step_of_checkpoint_name(loaded.name)
+        assert loaded_step is not None, loaded
+        for step, folder in entries.checkpoints.items():
+            if step > loaded_step:
                 # the run continues from the older one: a later start must not return to these
-                aside = _first_free_path_with_suffix(self.checkpoint_path(step), newer_suffix)
-                files.rename_and_sync(self.checkpoint_path(step), aside)
-                get_logger().info("the checkpoint of step %d is now %s", step, aside)
-
-
-def step_of_checkpoint(folder: Path) -> int:
-    """The step of a `step-N` folder, from its name."""
-    return int(folder.name.removeprefix(STEP_PREFIX))
+                aside = _first_free_path_with_suffix(folder, newer_suffix)
+                files.rename_and_sync(folder, aside)
+                log.info("the checkpoint of step %d is now %s", step, aside)
 
 
 def _first_free_path_with_suffix(folder: Path, suffix: str) -> Path:
     """The first free `step-N.suffix-I`, which is never loaded."""
     names = (folder.with_name(f"{folder.name}.{suffix}-{number}") for number in itertools.count())
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not os.path.lexists(name))

@@ -1,6 +1,7 @@
 """Where a run starts: from its own checkpoint, another run's, a Hugging Face model, or scratch.
 
-    checkpoint.load_step >= 0     that checkpoint of the run, without the excluded parts
+    checkpoint.load_step >= 0     that checkpoint of the run, without the excluded parts; once, and
+                                  from then on what the run has saved since
     the run has checkpoints       the newest intact one, with everything in it
     checkpoint.initial_load_path  weights only; or a checkpoint without the excluded parts
     none of these                 the weights that the model was built with
@@ -8,6 +9,7 @@
 What a checkpoint contains is defined in `contents`.
 """
 
+import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +19,13 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from flame_accel.checkpoint.contents import RestoredState, has_training_state, load_checkpoint
-from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder, step_of_checkpoint
+from flame_accel.checkpoint.contents import (
+    RestoredState,
+    UnloadableCheckpointError,
+    has_training_state,
+    load_checkpoint,
+)
+from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder
 from flame_accel.checkpoint.identity import (
     TOKENIZER_PATTERNS,
     check_weights_match_config_and_tokenizer,
@@ -26,15 +33,13 @@ from flame_accel.checkpoint.identity import (
 )
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
+from flame_accel.checkpoint_files import MANIFEST, find_damage, step_of_checkpoint_name
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
-from flame_accel.model_files import (
-    MANIFEST,
-    find_damage_or_missing_manifest,
-    find_unreadable_text_or_weight_file,
-)
+from flame_accel.model_files import find_unreadable_text_or_weight_file
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
+from flame_accel.observe.starts import CONFIG_FILE, has_load_step_acted
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
 
@@ -47,6 +52,8 @@ class StartingPoint(NamedTuple):
     """Folder with weights to load; None starts with the weights that the model is built with."""
     own: bool = False
     """Whether it is one of the run's own checkpoints, which is resumed."""
+    load_step_acts: bool = False
+    """Whether `checkpoint.load_step` chose it, which it does only once."""
 
     def stored_config_if_present(self) -> dict[str, Any]:
         """The model config stored next to the weights; empty if there is none."""
@@ -66,15 +73,32 @@ def find_or_download_starting_point(
 
     Raises:
         UserError: The requested checkpoint or model does not exist, is damaged, or cannot be
-            resumed; or a finished run would be replaced by one that resumes nothing of it.
+            resumed; or the run has checkpoints, and none of them can be used; or a finished run
+            would be replaced by one that resumes nothing of it.
     """
-    checkpoints = CheckpointFolder(run_folder / config.folder, keep_latest_k=config.keep_latest_k)
+    checkpoints = CheckpointFolder(
+        run_folder / config.folder,
+        keep_latest_k=config.keep_latest_k,
+        start_token=run_on_main_and_broadcast(accelerator, lambda: secrets.token_hex(8)),
+    )
+    load_step_acts = config.load_step >= 0 and not run_on_main_and_broadcast(
+        accelerator, lambda: has_load_step_acted(run_folder, config.load_step)
+    )
     own = run_on_main_and_broadcast(
         accelerator,
-        lambda: _find_resumable_or_final_checkpoint_if_enabled(checkpoints, config, total_steps),
+        lambda: _find_resumable_or_final_checkpoint_if_enabled(
+            checkpoints, config, total_steps, load_step_acts=load_step_acts
+        ),
     )
     if own is not None:
-        return StartingPoint(checkpoints, own, own=True)
+        if config.load_step >= 0 and not load_step_acts:
+            get_logger().info(
+                "checkpoint.load_step = %d has acted at an earlier start: the run continues from "
+                "its newest checkpoint. To go back once more, set load_step = -1 in %s",
+                config.load_step,
+                run_folder / CONFIG_FILE,
+            )
+        return StartingPoint(checkpoints, own, own=True, load_step_acts=load_step_acts)
     run_on_main_and_broadcast(
         accelerator, lambda: _check_no_finished_run_in_folder(run_folder, config, total_steps)
     )
@@ -113,16 +137,17 @@ def restore_starting_point(
     """
     if start.folder is None:
         return RestoredState(TrainState())
-    model_config = unwrap_model(accelerator, model).config
-    _check_weights_match_config_and_tokenizer(start, start.folder, config, model_config, tokenizer)
     if start.own:
-        # a run that is started again resumes everything from its newest checkpoint
-        excluded = config.exclude_from_loading if config.load_step >= 0 else ()
-        restored = load_checkpoint(
-            accelerator, start.folder, model=model, optimizer=optimizer, excluded_parts=excluded
+        return _load_own_checkpoint_or_one_before(
+            accelerator, start, config, model, optimizer, tokenizer, total_steps
         )
-        get_logger().info("continuing after step %d, from %s", restored.state.step, start.folder)
-        return restored
+    _check_weights_match_config_and_tokenizer(
+        start,
+        start.folder,
+        config,
+        model_config=unwrap_model(accelerator, model).config,
+        tokenizer=tokenizer,
+    )
     return _load_initial_weights_or_full_checkpoint(
         accelerator,
         start.folder,
@@ -133,14 +158,54 @@ def restore_starting_point(
     )
 
 
+def _load_own_checkpoint_or_one_before(
+    accelerator: Accelerator,
+    start: StartingPoint,
+    config: CheckpointConfig,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    tokenizer: PreTrainedTokenizerBase,
+    total_steps: int,
+) -> RestoredState:
+    """Loads the checkpoint that was found, or the newest one before it that can be loaded."""
+    folder = start.folder
+    # a run that is started again resumes everything from its newest checkpoint
+    excluded = config.exclude_from_loading if start.load_step_acts else ()
+    while folder is not None:
+        model_config = unwrap_model(accelerator, model).config
+        _check_weights_match_config_and_tokenizer(start, folder, config, model_config, tokenizer)
+        try:
+            restored = load_checkpoint(
+                accelerator, folder, model=model, optimizer=optimizer, excluded_parts=excluded
+            )
+        except UnloadableCheckpointError as error:
+            start.checkpoints.unloadable[folder] = str(error)
+            folder = run_on_main_and_broadcast(
+                accelerator,
+                lambda: _find_resumable_or_final_checkpoint_if_enabled(
+                    start.checkpoints, config, total_steps, load_step_acts=start.load_step_acts
+                ),
+            )
+            continue
+        get_logger().info("continuing after step %d, from %s", restored.state.step, folder)
+        return restored._replace(checkpoint=folder)
+    raise AssertionError("a run that has checkpoints does not begin without one")
+
+
 def delete_or_rename_unused_checkpoints_if_enabled(
-    accelerator: Accelerator, start: StartingPoint, config: CheckpointConfig
+    accelerator: Accelerator, start: StartingPoint, loaded: Path | None, config: CheckpointConfig
 ) -> None:
-    """Once a run continues: renames its checkpoints that no later start may load."""
+    """Once a run continues: renames its checkpoints that no later start may load.
+
+    Args:
+        accelerator: The run's accelerator; the main process owns the run folder.
+        start: Where the run starts.
+        loaded: The checkpoint of the run that was loaded.
+        config: Options of section checkpoint.
+    """
     if accelerator.is_main_process and config.enable_checkpoint:
-        loaded = start.folder if start.own else None
         start.checkpoints.delete_leftovers_and_rename_newer(
-            loaded, newer_suffix=SUPERSEDED if config.load_step >= 0 else DAMAGED
+            loaded, newer_suffix=SUPERSEDED if start.load_step_acts else DAMAGED
         )
 
 
@@ -194,13 +259,18 @@ def _load_initial_weights_or_full_checkpoint(
             "choose a step-N folder of a run, or remove "
             "checkpoint.no_initial_load_model_weights_only",
         )
-    restored = load_checkpoint(
-        accelerator,
-        source,
-        model=model,
-        optimizer=optimizer,
-        excluded_parts=config.exclude_from_loading,
-    )
+    try:
+        restored = load_checkpoint(
+            accelerator,
+            source,
+            model=model,
+            optimizer=optimizer,
+            excluded_parts=config.exclude_from_loading,
+        )
+    except UnloadableCheckpointError as error:
+        raise _initial_load_error(
+            name, f"cannot be loaded: {error}", "choose another checkpoint"
+        ) from error
     if restored.state.step >= total_steps:
         raise _initial_load_error(
             name,
@@ -236,15 +306,21 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
 
 
 def _find_resumable_or_final_checkpoint_if_enabled(
-    checkpoints: CheckpointFolder, config: CheckpointConfig, total_steps: int
+    checkpoints: CheckpointFolder,
+    config: CheckpointConfig,
+    total_steps: int,
+    *,
+    load_step_acts: bool,
 ) -> Path | None:
     """The run's own checkpoint to resume, or of its last step; None if it has none."""
     if not config.enable_checkpoint:
         return None
-    found = checkpoints.find_intact_checkpoint(config.load_step)
+    found = None if load_step_acts else checkpoints.find_newest_intact_checkpoint()
+    if found is None and config.load_step >= 0:
+        found = checkpoints.find_checkpoint_of_step(config.load_step)
     if found is None:
         return None
-    step = step_of_checkpoint(found)
+    step = step_of_checkpoint_name(found.name) or 0
     if config.create_seed_checkpoint:
         raise UserError(
             f"the run already has a checkpoint, of step {step}",
@@ -255,8 +331,8 @@ def _find_resumable_or_final_checkpoint_if_enabled(
         return found
     full = [
         older
-        for older in checkpoints.list_steps_intact_or_damaged()
-        if has_training_state(checkpoints.checkpoint_path(older))
+        for older, folder in checkpoints.list_entries().checkpoints.items()
+        if has_training_state(folder)
     ]
     from_full = f"resume step {full[-1]} with checkpoint.load_step, or " if full else ""
     raise UserError(
@@ -315,7 +391,7 @@ def _download_or_find_cached_weights(name: str) -> Path:
 
 
 def _check_weights_intact_and_readable(folder: Path, name_or_path: str) -> None:
-    damage = find_damage_or_missing_manifest(folder) if (folder / MANIFEST).is_file() else None
+    damage = find_damage(folder) if (folder / MANIFEST).is_file() else None
     if damage is not None:
         raise _initial_load_error(
             name_or_path, f"is damaged: {damage}", "choose another checkpoint"

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flame_accel.checkpoint_files import (
+    MANIFEST,
+    STEP_PREFIX,
+    find_damage,
+    list_checkpoint_entries,
+)
 from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
-from flame_accel.model_files import (
-    MANIFEST,
-    MODEL_CONFIG,
-    STEP_PREFIX,
-    find_damage_or_missing_manifest,
-    find_unreadable_text_or_weight_file,
-)
+from flame_accel.model_files import MODEL_CONFIG, find_unreadable_text_or_weight_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,21 +109,25 @@ def find_checkpoint_or_newest(checkpoint_or_run_folder: Path) -> Path:
         )
     folders = [path] if (path / MANIFEST).is_file() else []
     if not folders:
-        found = path.glob(f"*/{STEP_PREFIX}*/{MANIFEST}")
-        complete = [m.parent for m in found if m.parent.name.removeprefix(STEP_PREFIX).isdecimal()]
-        folders = sorted(complete, key=lambda f: int(f.name.removeprefix(STEP_PREFIX)))
+        by_step = {
+            step: folder
+            for parent in path.iterdir()
+            for step, folder in list_checkpoint_entries(parent).checkpoints.items()
+            if (folder / MANIFEST).is_file()
+        }
+        folders = [by_step[max(by_step)]] if by_step else []
     if not folders:
         raise UserError(
             "contains no complete checkpoint",
             where=str(path),
             remedy="choose a run folder, or a step-N folder of a run",
         )
-    damage = find_damage_or_missing_manifest(folders[-1])
+    damage = find_damage(folders[0])
     if damage is not None:
         raise UserError(
-            f"is damaged: {damage}", where=str(folders[-1]), remedy="choose another checkpoint"
+            f"is damaged: {damage}", where=str(folders[0]), remedy="choose another checkpoint"
         )
-    return folders[-1]
+    return folders[0]
 
 
 def has_no_chat_template(source: ModelSource) -> bool:

@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from flame_accel import files
+from flame_accel.checkpoint_files import MANIFEST, TEMPORARY_INFIX
 from flame_accel.config import UserError
 from flame_accel.model_files import (
-    MANIFEST,
     MODEL_CONFIG,
-    TEMPORARY_INFIX,
     WEIGHTS_INDEX,
     find_unreadable_text_or_weight_file,
     shard_names_in_index_or_empty,

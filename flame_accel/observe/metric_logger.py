@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from flame_accel.config import MetricsConfig, UserError
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.observe.console import format_record, get_logger
-from flame_accel.observe.metrics_file import METRICS_FILE, MetricsFile, delete_records_after
+from flame_accel.observe.metrics_file import METRICS_FILE, MetricsFile
 
 
 def enabled_tracker_names(metrics: MetricsConfig) -> list[str]:
@@ -32,7 +32,7 @@ class MetricLogger:
         run_folder: Folder of metrics.jsonl; W&B writes below it.
         metrics: Options of section metrics.
         options: Every option of the run by section, as the trackers' hyper-parameters.
-        step: Number of completed steps; records of later steps are dropped, since they will be
+        step: Number of completed steps; trackers drop what they have of later ones, which will be
             written again.
         tracker_ids: The resumed run's ids by tracker; empty for a new run.
 
@@ -54,8 +54,6 @@ class MetricLogger:
         self.metrics_file = MetricsFile(run_folder / METRICS_FILE)
         self._failing: set[str] = set()
         self.tracker_ids = dict(tracker_ids)
-        if accelerator.is_main_process:
-            delete_records_after(self.metrics_file.path, step)
         self._start_trackers_or_raise_and_record_ids(run_folder, options, step)
         self.local_writer: Any = None
         if not metrics.rank_0_only:

@@ -30,13 +30,16 @@ from flame_accel.observe.console import (
     log_to_file_only,
 )
 from flame_accel.observe.damaged_records import DamagedRecordError, read_json_object, warn_once
-from flame_accel.observe.metrics_file import METRICS_FILE
+from flame_accel.observe.earlier_records import keep_earlier_records
+from flame_accel.observe.metrics_file import METRICS_FILE, delete_records_after
 from flame_accel.observe.places import check_places_of_outputs
 from flame_accel.observe.starts import (
     CONFIG_FILE,
+    ENDED_FILE,
     ENVIRONMENT_FILE,
     OptionValue,
     flat_options,
+    has_load_step_acted,
     list_kept_starts_and_this_one,
     move_damaged_records_aside,
     read_options_of_last_start,
@@ -44,7 +47,6 @@ from flame_accel.observe.starts import (
 from flame_accel.parallel import run_on_main_and_broadcast
 from flame_accel.stop_signals import StoppedBySignal
 
-ENDED_FILE = "ended.json"
 PACKAGES = (
     "torch",
     "triton",
@@ -109,7 +111,10 @@ def log_if_already_finished(accelerator: Accelerator, run_folder: Path, config: 
     step = run_on_main_and_broadcast(accelerator, lambda: read_finished_step(run_folder))
     if step is None or step < config.training.steps:
         return False
-    if config.checkpoint.load_step not in (-1, step):
+    load_step = config.checkpoint.load_step
+    if load_step not in (-1, step) and not run_on_main_and_broadcast(
+        accelerator, lambda: has_load_step_acted(run_folder, load_step)
+    ):
         # the run goes on from an earlier checkpoint, as it was asked to
         return False
     get_logger().info(
@@ -128,10 +133,13 @@ def write_run_description_and_open_log(
     *,
     step: int,
     model_sources: Mapping[str, Any],
+    begins_anew: bool,
+    goes_back: bool,
 ) -> None:
     """Starts to write to a run folder, once nothing can refuse the start any more.
 
-    Only the main process writes, also the log from here on.
+    Only the main process writes, also the log from here on. Records of steps that are made again
+    are deleted.
 
     Args:
         accelerator: The run's accelerator.
@@ -139,17 +147,21 @@ def write_run_description_and_open_log(
         config: The options.
         step: Number of completed steps.
         model_sources: Data and, if it has any, the weights that the model starts from.
+        begins_anew: Whether it resumes no checkpoint of its own: records are another run's.
+        goes_back: Whether it leaves steps that it had made.
 
     Raises:
         UserError: The folder cannot be written to.
     """
     if accelerator.is_main_process:
+        keep_earlier_records(run_folder, begins_anew=begins_anew, goes_back=goes_back)
         environment = describe_environment(accelerator, sys.argv)
         start = {name: environment[name] for name in DESCRIBE_START} | dict(model_sources)
         environment["starts"] = list_kept_starts_and_this_one(
             run_folder, config, step=step, environment=start
         )
         write_config_environment_and_clear_ended(run_folder, config, environment)
+        delete_records_after(run_folder / METRICS_FILE, step)
         add_log_file_with_earlier_lines(run_folder / "log.txt")
 
 

@@ -20,6 +20,7 @@ from flame_accel.observe.damaged_records import (
 
 ENVIRONMENT_FILE = "environment.json"
 CONFIG_FILE = "config.toml"
+ENDED_FILE = "ended.json"
 OptionValue = bool | int | float | str | list[Any]
 """As TOML has it; "none" stands for None."""
 
@@ -100,6 +101,14 @@ def move_damaged_records_aside(run_folder: Path, *more_json_files: str) -> None:
 def flat_options(config: Config) -> dict[str, OptionValue]:
     """All options by name, `section.option`, as config.toml has them: without secrets."""
     return _parse_flat_options(to_toml(config))
+
+
+def has_load_step_acted(run_folder: Path, load_step: int) -> bool:
+    """Whether a run has gone back to a step, so that the same command does not do it again.
+
+    It has if the last start was asked for the same step: a start is recorded once it has loaded.
+    """
+    return read_options_of_last_start(run_folder).get("checkpoint.load_step") == load_step
 
 
 def read_options_that_made_step(run_folder: Path, step: int) -> dict[str, OptionValue]:

@@ -14,6 +14,7 @@ LAYERS = (
     ),
     ("config",),
     ("hub_lookup", "model_files", "prompt_files"),
+    ("checkpoint_files",),
     ("kernels",),
     ("data", "models"),
     ("parallel",),

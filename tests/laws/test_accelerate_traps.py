@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import ParallelismConfig
+from safetensors.torch import save_file
 
 from flame_accel.checkpoint import CheckpointFolder
 from flame_accel.config import OptimizerConfig, TrainingConfig, UserError
@@ -145,10 +146,10 @@ def test_6_every_rank_has_its_own_state_in_a_checkpoint(runs):
 def test_7_a_save_that_is_interrupted_costs_nothing(tmp_path):
     """Accelerate deletes the old checkpoint first, and takes the biggest number for the newest."""
     folder = CheckpointFolder(tmp_path, keep_latest_k=1)
-    (folder.create_temporary_folder(1) / "model.safetensors").write_bytes(b"whole")
-    folder.write_manifest_rename_and_prune(1, {})
+    save_file({"weight": torch.ones(1)}, folder.create_temporary_folder(1) / "model.safetensors")
+    folder.write_manifest_rename_and_prune(1, {"step": 1})
     (folder.create_temporary_folder(2) / "model.safetensors").write_bytes(b"half")
-    assert folder.find_intact_checkpoint(-1) == folder.checkpoint_path(1)
+    assert folder.find_newest_intact_checkpoint() == folder.checkpoint_path(1)
 
 
 def test_8_defaults_that_cost_precision_or_memory_are_not_taken():

@@ -1,29 +1,35 @@
 """A checkpoint exists whole or not at all, whatever breaks it."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flame_accel import files
 from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder
+from flame_accel.checkpoint_files import find_damage
 from flame_accel.config import UserError
-from flame_accel.model_files import find_damage_or_missing_manifest
 from tests.helpers.runs import SHORT_RUN
 
 
 def save(folder: CheckpointFolder, step: int) -> Path:
     draft = folder.create_temporary_folder(step)
-    (draft / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    save_file({"weight": np.arange(64.0)}, draft / "model.safetensors")
     (draft / "optimizer").mkdir()
-    (draft / "optimizer/shard.safetensors").write_bytes(b"state of step %d" % step)
+    save_file({"weight.step": np.full(1, step)}, draft / "optimizer/shard.safetensors")
     return folder.write_manifest_rename_and_prune(step, {"step": step})
 
 
 def find_and_clean_up(folder: CheckpointFolder, load_step: int) -> Path | None:
     """As a run does that starts: it looks, and cleans up once it has loaded."""
     before = names(folder.path) if folder.path.exists() else []
-    found = folder.find_intact_checkpoint(load_step)
+    if load_step < 0:
+        found = folder.find_newest_intact_checkpoint()
+    else:
+        found = folder.find_checkpoint_of_step(load_step)
     assert before == (names(folder.path) if folder.path.exists() else []), "it only looks"
     folder.delete_leftovers_and_rename_newer(
         found, newer_suffix=SUPERSEDED if load_step >= 0 else DAMAGED
@@ -33,6 +39,10 @@ def find_and_clean_up(folder: CheckpointFolder, load_step: int) -> Path | None:
 
 def names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
+
+
+def steps(folder: CheckpointFolder) -> list[int]:
+    return list(folder.list_entries().checkpoints)
 
 
 @pytest.fixture
@@ -66,7 +76,7 @@ def test_a_damaged_checkpoint_is_never_found(folder, damage):
     older, newer = save(folder, 5), save(folder, 9)
     assert find_and_clean_up(folder, -1) == newer
     DAMAGES[damage](newer)
-    assert find_damage_or_missing_manifest(newer) is not None
+    assert find_damage(newer) is not None
     assert find_and_clean_up(folder, -1) == older
     assert names(folder.path) == ["step-5", "step-9.damaged-0"]
 
@@ -83,7 +93,7 @@ def test_a_requested_checkpoint_that_is_damaged_is_an_error_and_is_kept(folder, 
 def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(folder):
     save(folder, 5)
     (folder.create_temporary_folder(9) / "model.safetensors").write_bytes(b"half")
-    assert folder.list_steps_intact_or_damaged() == [5]
+    assert steps(folder) == [5]
     assert find_and_clean_up(folder, -1) == folder.checkpoint_path(5)
     assert names(folder.path) == ["step-5"]
 
@@ -91,7 +101,7 @@ def test_what_an_interrupted_save_leaves_is_not_a_checkpoint_and_is_removed(fold
 def test_the_newest_is_by_number_and_not_by_name(folder):
     for step in (9, 10, 100):
         save(folder, step)
-    assert folder.list_steps_intact_or_damaged() == [9, 10, 100]
+    assert steps(folder) == [9, 10, 100]
     assert find_and_clean_up(folder, -1) == folder.checkpoint_path(100)
 
 
@@ -99,9 +109,9 @@ def test_pruning_keeps_the_newest_and_happens_after_the_new_one_is_complete(tmp_
     folder = CheckpointFolder(tmp_path, keep_latest_k=2)
     for step in (2, 4, 6):
         save(folder, step)
-    assert folder.list_steps_intact_or_damaged() == [4, 6]
+    assert steps(folder) == [4, 6]
     folder.create_temporary_folder(8)
-    assert folder.list_steps_intact_or_damaged() == [4, 6]
+    assert steps(folder) == [4, 6]
 
 
 def test_a_save_that_fails_at_the_very_end_costs_no_older_checkpoint(tmp_path, monkeypatch):
@@ -122,7 +132,7 @@ def test_the_manifest_lists_every_file(folder):
     step = save(folder, 5)
     files = json.loads((step / "manifest.json").read_text())["files"]
     assert set(files) == {"model.safetensors", "optimizer/shard.safetensors"}
-    assert files["model.safetensors"]["size"] == 256 * 40
+    assert files["model.safetensors"]["size"] == (step / "model.safetensors").stat().st_size
 
 
 def test_saving_a_step_again_keeps_the_former_folder_under_another_name(folder):
@@ -137,6 +147,105 @@ def test_requesting_an_older_step_supersedes_the_newer_ones(folder):
     assert find_and_clean_up(folder, 4) == folder.checkpoint_path(4)
     assert find_and_clean_up(folder, -1) == folder.checkpoint_path(4)
     assert names(folder.path) == ["step-2", "step-4", "step-6.superseded-0"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_no_checkpoint_can_be_used_the_run_does_not_begin_anew(folder, damage):
+    """With exit code 2: the command is right, and the user has to decide."""
+    DAMAGES[damage](save(folder, 5))
+    with pytest.raises(UserError, match="none of them can be used:\n    step-5: ") as raised:
+        find_and_clean_up(folder, -1)
+    assert raised.value.exit_code == 2 and "begin anew on purpose" in str(raised.value)
+    assert names(folder.path) == ["step-5"]
+
+
+def put_link(folder: CheckpointFolder) -> None:
+    elsewhere = folder.path.parent / "elsewhere"
+    shutil.copytree(folder.checkpoint_path(5), elsewhere)
+    folder.checkpoint_path(1000).symlink_to(elsewhere)
+
+
+LOOKALIKES = {
+    "step-007": lambda folder: shutil.copytree(
+        folder.checkpoint_path(5), folder.path / "step-007"
+    ),
+    "step-9" * 9: lambda folder: (folder.path / ("step-9" * 9)).mkdir(),
+    "step-\u0663": lambda folder: (folder.path / "step-\u0663").mkdir(),
+    "step-" + "9" * 99: lambda folder: (folder.path / ("step-" + "9" * 99)).mkdir(),
+    "step-1000": put_link,
+    "step-1001": lambda folder: folder.checkpoint_path(1001).mkdir(),
+    "step-1002": lambda folder: folder.checkpoint_path(1002).write_text("a file"),
+    "step-6.tmp-mine": lambda folder: (folder.path / "step-6.tmp-mine").mkdir(),
+    "step-6.tmp-writing": lambda folder: (folder.path / "step-6.tmp-writing").write_text("mine"),
+    "step-7.tmp-writing": lambda folder: (folder.path / "step-7.tmp-writing").symlink_to("/tmp"),
+}
+
+
+@pytest.mark.parametrize("name", LOOKALIKES)
+def test_what_only_looks_like_a_checkpoint_is_passed_over_and_kept(folder, name, caplog):
+    folder.keep_latest_k = 2
+    save(folder, 5)
+    LOOKALIKES[name](folder)
+    caplog.set_level("WARNING", logger="flame_accel")
+    assert find_and_clean_up(folder, -1) == folder.checkpoint_path(5)
+    assert [name in record.message for record in caplog.records] == [True]
+    for step in (6, 8):
+        save(folder, step)
+    assert set(names(folder.path)) == {"step-6", "step-8", name}
+
+
+def test_a_link_to_a_checkpoint_is_not_used_and_no_reason_to_begin_anew(folder):
+    save(folder, 5)
+    put_link(folder)
+    shutil.rmtree(folder.checkpoint_path(5))
+    with pytest.raises(UserError, match="step-1000: it is a link"):
+        find_and_clean_up(folder, -1)
+
+
+def test_a_copy_under_a_higher_number_is_not_the_newest(folder):
+    older, newer = save(folder, 5), save(folder, 9)
+    shutil.copytree(older, folder.checkpoint_path(1000))
+    assert find_and_clean_up(folder, -1) == newer
+    assert names(folder.path) == ["step-1000.damaged-0", "step-5", "step-9"]
+
+
+def test_pruning_does_not_count_what_is_not_complete(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep_latest_k=2)
+    save(folder, 2)
+    (save(folder, 4) / "model.safetensors").unlink()
+    # put there while the run goes on
+    shutil.copytree(folder.checkpoint_path(2), folder.checkpoint_path(1000))
+    save(folder, 6)
+    assert steps(folder) == [2, 4, 6, 1000]
+    save(folder, 8)
+    assert steps(folder) == [6, 8, 1000]
+
+
+def test_a_step_is_saved_whatever_lies_in_its_place(folder):
+    folder.path.mkdir()
+    folder.checkpoint_path(5).symlink_to("nowhere")
+    folder.checkpoint_path(6).write_text("a file")
+    folder.checkpoint_path(7).mkdir()
+    for step in (5, 6, 7):
+        assert find_damage(save(folder, step), step=step) is None
+    assert names(folder.path) == sorted(
+        name for step in (5, 6, 7) for name in (f"step-{step}", f"step-{step}.superseded-0")
+    )
+
+
+def test_temporary_folders_are_those_of_one_start(tmp_path):
+    first, second = (CheckpointFolder(tmp_path, keep_latest_k=0) for _ in range(2))
+    of_ranks = {
+        CheckpointFolder(tmp_path, keep_latest_k=0, start_token="0" * 16).temporary_path(5)
+        for _ in range(2)
+    }
+    assert len({first.temporary_path(5), second.temporary_path(5), *of_ranks}) == 3
+    for folder in (first, second):
+        (folder.create_temporary_folder(5) / "half").touch()
+    (tmp_path / "step-5.tmp-writing").mkdir()
+    assert len(first.list_entries().leftovers) == 3
+    first.delete_leftovers_and_rename_newer(None, newer_suffix=DAMAGED)
+    assert names(tmp_path) == []
 
 
 def test_there_is_nothing_to_find_in_a_new_run(folder):
