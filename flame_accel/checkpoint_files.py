@@ -54,7 +54,7 @@ class CheckpointEntries(NamedTuple):
     """What only looks like a checkpoint, and why it is none."""
 
     def claims(self) -> dict[Path, str]:
-        """What claims to be a checkpoint and cannot be used, since it is a link, with the reason."""
+        """Links to checkpoints, which cannot be used themselves, and why."""
         links = [path for path in self.passed_over if STEP_NAME.fullmatch(path.name)]
         return {path: self.passed_over[path] for path in links if (path / MANIFEST).is_file()}
 
@@ -240,5 +240,5 @@ def _check_tensors_and_counters(folder: Path, manifest: Mapping[str, Any]) -> No
 def _read_dtypes_and_shapes(file: Path) -> dict[str, str]:
     """`F32 [rows, columns]` of each tensor of a safetensors file, by name."""
     with safe_open(file, framework="numpy") as tensors:
-        slices = {name: tensors.get_slice(name) for name in tensors.keys()}
+        slices = {name: tensors.get_slice(name) for name in sorted(tensors.keys())}
         return {name: f"{each.get_dtype()} {each.get_shape()}" for name, each in slices.items()}

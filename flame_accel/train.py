@@ -13,11 +13,11 @@ from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
 from flame_accel import data, kernels, models, observe, parallel
+from flame_accel.accepted_start import change_run_folder_as_start_is_accepted
 from flame_accel.checkpoint import (
     FailedSaves,
     SaveSchedule,
     StartingPoint,
-    delete_or_rename_unused_checkpoints_if_enabled,
     find_or_download_starting_point,
     own_run_folder,
     restore_starting_point,
@@ -26,7 +26,6 @@ from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
 from flame_accel.evaluation import validate
-from flame_accel.hub.sources import describe_model_sources
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
 from flame_accel.run_outputs import export_and_report, save
@@ -204,18 +203,8 @@ def restore_run(
         tracker_ids=state.tracker_ids,
     )
     state.tracker_ids = metric_logger.tracker_ids
-    # nothing refuses the start any more: until here the run folder was only read
-    delete_or_rename_unused_checkpoints_if_enabled(
-        accelerator, start, restored.checkpoint, config.checkpoint
-    )
-    observe.write_run_description_and_open_log(
-        accelerator,
-        run_folder,
-        config,
-        step=state.step,
-        model_sources=describe_model_sources(config, components.run_data),
-        begins_anew=restored.checkpoint is None,
-        goes_back=start.load_step_acts,
+    change_run_folder_as_start_is_accepted(
+        accelerator, config, start, restored, components.run_data
     )
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))

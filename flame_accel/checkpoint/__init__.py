@@ -1,6 +1,10 @@
 """What survives a restart: atomic checkpoint folders, their contents, and Hugging Face weights."""
 
-from flame_accel.checkpoint.contents import save_checkpoint, weights_only_dtype_if_seed_or_last
+from flame_accel.checkpoint.contents import (
+    RestoredState,
+    save_checkpoint,
+    weights_only_dtype_if_seed_or_last,
+)
 from flame_accel.checkpoint.failed_saves import FailedSaveError, FailedSaves
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.restore import (
@@ -17,6 +21,7 @@ __all__ = [
     "CheckpointFolder",
     "FailedSaveError",
     "FailedSaves",
+    "RestoredState",
     "RunLock",
     "SaveSchedule",
     "StartingPoint",

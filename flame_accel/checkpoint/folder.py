@@ -47,9 +47,7 @@ class CheckpointFolder:
         unloadable: Intact folders whose contents could not be loaded, and why.
     """
 
-    def __init__(
-        self, path: Path, *, keep_latest_k: int, start_token: str | None = None
-    ) -> None:
+    def __init__(self, path: Path, *, keep_latest_k: int, start_token: str | None = None) -> None:
         self.path = path
         self.keep_latest_k = keep_latest_k
         self.start_token = start_token or secrets.token_hex(8)

@@ -22,7 +22,7 @@ LAYERS = (
     ("observe",),
     ("checkpoint", "evaluation"),
     ("diagnosis", "hub"),
-    ("run_parts",),
+    ("accepted_start", "run_parts"),
     ("run_outputs",),
     ("train",),
     ("train_process",),

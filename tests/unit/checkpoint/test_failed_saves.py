@@ -89,7 +89,9 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_no_failed_save(
 ):
     run = tmp_path / "run"
     with faulty_files(
-        run, lambda _, call: call.startswith("unlink checkpoint/step-2/"), error=errno.EIO
+        run,
+        lambda _, call: call.startswith("unlink checkpoint/step-2.tmp-writing/"),
+        error=errno.EIO,
     ):
         train_here(flags(**SAVES_OFTEN))
     assert "an old checkpoint stays: Input/output error" in read_log(run)

@@ -166,9 +166,7 @@ def put_link(folder: CheckpointFolder) -> None:
 
 
 LOOKALIKES = {
-    "step-007": lambda folder: shutil.copytree(
-        folder.checkpoint_path(5), folder.path / "step-007"
-    ),
+    "step-007": lambda folder: shutil.copytree(folder.checkpoint_path(5), folder.path / "step-007"),
     "step-9" * 9: lambda folder: (folder.path / ("step-9" * 9)).mkdir(),
     "step-\u0663": lambda folder: (folder.path / "step-\u0663").mkdir(),
     "step-" + "9" * 99: lambda folder: (folder.path / ("step-" + "9" * 99)).mkdir(),

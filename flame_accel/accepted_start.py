@@ -1,0 +1,50 @@
+"""What a start changes in the run folder, in one place: once nothing refuses it any more.
+
+Until then the run folder is only read, so that a start that is refused leaves every byte.
+"""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from flame_accel import observe
+from flame_accel.checkpoint import (
+    RestoredState,
+    StartingPoint,
+    delete_or_rename_unused_checkpoints_if_enabled,
+)
+from flame_accel.config import Config
+from flame_accel.data import RunData
+from flame_accel.hub.sources import describe_model_sources
+
+
+def change_run_folder_as_start_is_accepted(
+    accelerator: Accelerator,
+    config: Config,
+    start: StartingPoint,
+    restored: RestoredState,
+    run_data: RunData,
+) -> None:
+    """Sets aside what no later start may load, keeps earlier records, and describes this start.
+
+    The description comes last: with it `checkpoint.load_step` has acted.
+
+    Args:
+        accelerator: The run's accelerator; the main process writes.
+        config: The options.
+        start: Where the run starts.
+        restored: What was loaded from there.
+        run_data: Its sources are recorded.
+    """
+    delete_or_rename_unused_checkpoints_if_enabled(
+        accelerator, start, restored.checkpoint, config.checkpoint
+    )
+    observe.write_run_description_and_open_log(
+        accelerator,
+        Path(config.job.dump_folder),
+        config,
+        step=restored.state.step,
+        model_sources=describe_model_sources(config, run_data),
+        begins_anew=restored.checkpoint is None,
+        goes_back=start.load_step_acts,
+    )
