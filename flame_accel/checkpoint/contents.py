@@ -290,7 +290,7 @@ def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
     has_rank = (checkpoint / f"rank-{rank}.json").exists()
     return _JsonFiles(
         state,
-        read("data.json", dict),
+        cast(StreamState, read("data.json", dict)),
         read("ranks.json", lambda content: [each["meter"] for each in content]),
         read(f"rank-{rank}.json", dict) if has_rank else None,
     )
