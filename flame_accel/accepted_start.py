@@ -11,7 +11,7 @@ from flame_accel import observe
 from flame_accel.checkpoint import (
     RestoredState,
     StartingPoint,
-    delete_or_rename_unused_checkpoints_if_enabled,
+    delete_leftovers_and_rename_newer_if_enabled,
 )
 from flame_accel.config import Config
 from flame_accel.data import RunData
@@ -36,7 +36,7 @@ def change_run_folder_as_start_is_accepted(
         restored: What was loaded from there.
         run_data: Its sources are recorded.
     """
-    delete_or_rename_unused_checkpoints_if_enabled(
+    delete_leftovers_and_rename_newer_if_enabled(
         accelerator, start, restored.checkpoint, config.checkpoint
     )
     observe.write_run_description_and_open_log(

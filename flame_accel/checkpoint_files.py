@@ -23,7 +23,7 @@ from flame_accel.files import (
     describe_first_damage,
     write_json_atomically,
 )
-from flame_accel.model_files import find_unreadable_text_or_weight_file
+from flame_accel.model_files import find_unreadable_or_missing_model_file
 
 MANIFEST = "manifest.json"
 """Facts, sizes and checksums of a checkpoint, which is complete once it has one."""
@@ -216,7 +216,7 @@ def _walk_without_following_links(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _check_tensors_and_counters(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Checks that the files mean what the manifest says; their contents are those written."""
-    problem = find_unreadable_text_or_weight_file(folder)
+    problem = find_unreadable_or_missing_model_file(folder)
     if problem is not None:
         raise _DamageError(problem.what)
     for file, described in manifest.get("tensors", {}).items():

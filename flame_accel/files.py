@@ -137,7 +137,7 @@ def _link_kept_files(source: Path, target: Path, is_kept: Callable[[PurePath], b
         sync_to_disk(folder)
 
 
-def sync_and_swap_old_into_temporary(temporary: Path, folder: Path) -> None:
+def sync_then_rename_or_swap_with_existing(temporary: Path, folder: Path) -> None:
     """Sync a finished temporary folder to the disk and rename it to its final name.
 
     If `folder` exists, whatever it is, the two are swapped: it is then in the place of `temporary`.

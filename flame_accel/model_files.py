@@ -36,7 +36,7 @@ class FileProblem(NamedTuple):
     remedy: str
 
 
-def find_unreadable_text_or_weight_file(folder: Path) -> FileProblem | None:
+def find_unreadable_or_missing_model_file(folder: Path) -> FileProblem | None:
     """The first problem that makes a model in the Hugging Face format unreadable; None if it is.
 
     Found are pointers that Git LFS did not replace by their files, JSON that is none, weights that

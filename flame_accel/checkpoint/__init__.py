@@ -9,7 +9,7 @@ from flame_accel.checkpoint.failed_saves import FailedSaveError, FailedSaves
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.restore import (
     StartingPoint,
-    delete_or_rename_unused_checkpoints_if_enabled,
+    delete_leftovers_and_rename_newer_if_enabled,
     find_or_download_starting_point,
     restore_starting_point,
 )
@@ -26,7 +26,7 @@ __all__ = [
     "SaveSchedule",
     "StartingPoint",
     "TrainState",
-    "delete_or_rename_unused_checkpoints_if_enabled",
+    "delete_leftovers_and_rename_newer_if_enabled",
     "find_or_download_starting_point",
     "own_run_folder",
     "restore_starting_point",

@@ -97,7 +97,7 @@ class CheckpointFolder:
         write_manifest(temporary, run_facts)
         final = self.checkpoint_path(step)
         replaced = os.path.lexists(final)
-        files.sync_and_swap_old_into_temporary(temporary, final)
+        files.sync_then_rename_or_swap_with_existing(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _first_free_path_with_suffix(final, SUPERSEDED))
         try:

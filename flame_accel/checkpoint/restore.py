@@ -36,7 +36,7 @@ from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.checkpoint_files import MANIFEST, find_damage, step_of_checkpoint_name
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
-from flame_accel.model_files import find_unreadable_text_or_weight_file
+from flame_accel.model_files import find_unreadable_or_missing_model_file
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
 from flame_accel.observe.starts import CONFIG_FILE, has_load_step_acted
@@ -86,7 +86,7 @@ def find_or_download_starting_point(
     )
     own = run_on_main_and_broadcast(
         accelerator,
-        lambda: _find_resumable_or_final_checkpoint_if_enabled(
+        lambda: _find_checkpoint_or_raise_if_not_resumable(
             checkpoints, config, total_steps, load_step_acts=load_step_acts
         ),
     )
@@ -182,7 +182,7 @@ def _load_own_checkpoint_or_one_before(
             start.checkpoints.unloadable[folder] = str(error)
             folder = run_on_main_and_broadcast(
                 accelerator,
-                lambda: _find_resumable_or_final_checkpoint_if_enabled(
+                lambda: _find_checkpoint_or_raise_if_not_resumable(
                     start.checkpoints, config, total_steps, load_step_acts=start.load_step_acts
                 ),
             )
@@ -192,7 +192,7 @@ def _load_own_checkpoint_or_one_before(
     raise AssertionError("a run that has checkpoints does not begin without one")
 
 
-def delete_or_rename_unused_checkpoints_if_enabled(
+def delete_leftovers_and_rename_newer_if_enabled(
     accelerator: Accelerator, start: StartingPoint, loaded: Path | None, config: CheckpointConfig
 ) -> None:
     """Once a run continues: renames its checkpoints that no later start may load.
@@ -305,7 +305,7 @@ def find_or_download_weights(accelerator: Accelerator, name_or_path: str) -> Pat
     return folder
 
 
-def _find_resumable_or_final_checkpoint_if_enabled(
+def _find_checkpoint_or_raise_if_not_resumable(
     checkpoints: CheckpointFolder,
     config: CheckpointConfig,
     total_steps: int,
@@ -396,7 +396,7 @@ def _check_weights_intact_and_readable(folder: Path, name_or_path: str) -> None:
         raise _initial_load_error(
             name_or_path, f"is damaged: {damage}", "choose another checkpoint"
         )
-    unreadable = find_unreadable_text_or_weight_file(folder)
+    unreadable = find_unreadable_or_missing_model_file(folder)
     if unreadable is not None:
         raise _initial_load_error(name_or_path, *unreadable)
 

@@ -13,7 +13,7 @@ from flame_accel.checkpoint_files import (
 )
 from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
-from flame_accel.model_files import MODEL_CONFIG, find_unreadable_text_or_weight_file
+from flame_accel.model_files import MODEL_CONFIG, find_unreadable_or_missing_model_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,7 +85,7 @@ def find_model_folder(path: Path) -> Path:
     is_checkpoint = any((path / name).is_file() for name in (MANIFEST, "state.json"))
     if is_checkpoint or not exports:
         return find_checkpoint_or_newest(path)
-    problem = find_unreadable_text_or_weight_file(exports[0])
+    problem = find_unreadable_or_missing_model_file(exports[0])
     if problem is not None:
         raise UserError(problem.what, where=str(exports[0]), remedy=problem.remedy)
     return exports[0]

@@ -18,7 +18,7 @@ from flame_accel.config import UserError
 from flame_accel.model_files import (
     MODEL_CONFIG,
     WEIGHTS_INDEX,
-    find_unreadable_text_or_weight_file,
+    find_unreadable_or_missing_model_file,
     shard_names_in_index_or_empty,
 )
 
@@ -164,7 +164,7 @@ def select_files_of_complete_model_or_raise(folder: Path) -> SelectedFiles:
     if TEMPORARY_INFIX in folder.name:
         what = "is not complete: saving it was interrupted"
         raise UserError(what, where=str(folder), remedy=remedy)
-    unreadable = find_unreadable_text_or_weight_file(folder)
+    unreadable = find_unreadable_or_missing_model_file(folder)
     if unreadable is not None:
         raise UserError(unreadable.what, where=str(folder), remedy=unreadable.remedy)
     return selected

@@ -54,7 +54,7 @@ class MetricLogger:
         self.metrics_file = MetricsFile(run_folder / METRICS_FILE)
         self._failing: set[str] = set()
         self.tracker_ids = dict(tracker_ids)
-        self._start_trackers_or_raise_and_record_ids(run_folder, options, step)
+        self._start_trackers_or_raise_and_keep_wandb_id(run_folder, options, step)
         self.local_writer: Any = None
         if not metrics.rank_0_only:
             # only where it is needed: it takes long to import
@@ -63,7 +63,7 @@ class MetricLogger:
             folder = run_folder / metrics.save_tb_folder / f"rank-{accelerator.process_index}"
             self.local_writer = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def _start_trackers_or_raise_and_record_ids(
+    def _start_trackers_or_raise_and_keep_wandb_id(
         self, run_folder: Path, options: Mapping[str, Mapping[str, Any]], step: int
     ) -> None:
         names = [str(getattr(name, "value", name)) for name in self.accelerator.log_with]

@@ -28,7 +28,7 @@ from flame_accel.files import (
     rename_and_sync,
     replace_file,
     replace_folder,
-    sync_and_swap_old_into_temporary,
+    sync_then_rename_or_swap_with_existing,
     sync_to_disk,
     write_bytes_atomically,
     write_json_atomically,
@@ -286,7 +286,7 @@ def write_then_rename_folder(path: Path) -> None:
     (temporary / "sub").mkdir(parents=True)
     for name in ("a", "sub/b"):
         (temporary / name).write_text(NEW)
-    sync_and_swap_old_into_temporary(temporary, path)
+    sync_then_rename_or_swap_with_existing(temporary, path)
 
 
 @pytest.mark.parametrize("write", [write_new_folder, write_then_rename_folder])
@@ -306,7 +306,7 @@ def test_a_finished_folder_gets_its_name_and_the_one_it_replaces_takes_the_tempo
     for name in ("new", "final"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    sync_and_swap_old_into_temporary(tmp_path / "new", tmp_path / "final")
+    sync_then_rename_or_swap_with_existing(tmp_path / "new", tmp_path / "final")
     assert [path.name for path in (tmp_path / "final").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["final"]
 

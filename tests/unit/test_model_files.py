@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flame_accel.model_files import WEIGHTS_INDEX, find_unreadable_text_or_weight_file
+from flame_accel.model_files import WEIGHTS_INDEX, find_unreadable_or_missing_model_file
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234567\n"
 
@@ -19,13 +19,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def problem(folder: Path) -> str:
-    found = find_unreadable_text_or_weight_file(folder)
+    found = find_unreadable_or_missing_model_file(folder)
     assert found is not None
     return ": ".join(found)
 
 
 def test_whole_files_have_no_problem(folder):
-    assert find_unreadable_text_or_weight_file(folder) is None
+    assert find_unreadable_or_missing_model_file(folder) is None
 
 
 def test_a_git_lfs_pointer_is_called_by_its_name_and_its_remedy(folder):
@@ -72,7 +72,7 @@ def test_config_and_tokenizer_are_read_as_well(folder, name, content, message):
 def test_a_file_that_is_no_part_of_the_model_is_not_looked_at(folder):
     for name in ("picture.json", "README.md", "results.csv"):
         (folder / name).write_text(POINTER)
-    assert find_unreadable_text_or_weight_file(folder) is None
+    assert find_unreadable_or_missing_model_file(folder) is None
 
 
 def test_a_folder_without_weights_says_which_are_read(folder):

@@ -122,7 +122,7 @@ def test_a_save_that_fails_at_the_very_end_costs_no_older_checkpoint(tmp_path, m
     def fail(temporary: Path, final: Path) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(files, "sync_and_swap_old_into_temporary", fail)
+    monkeypatch.setattr(files, "sync_then_rename_or_swap_with_existing", fail)
     with pytest.raises(OSError, match="no space left"):
         save(folder, 6)
     assert folder.list_steps_intact_or_damaged() == [2, 4]
