@@ -36,11 +36,11 @@ MUTANTS = (
     Mutant(
         "prune before the new checkpoint is complete",
         "checkpoint/folder.py",
-        "        temporary = self.temporary_path(step)\n        content",
+        "        temporary = self.temporary_path(step)\n        write_manifest",
         "        self.keep_latest_k -= 1\n"
-        "        self._delete_all_but_latest_k_unless_in_use()\n"
+        "        self._delete_all_but_latest_k_unless_in_use(step)\n"
         "        self.keep_latest_k += 1\n"
-        "        temporary = self.temporary_path(step)\n        content",
+        "        temporary = self.temporary_path(step)\n        write_manifest",
         ("tests/unit/checkpoint/test_folder.py",),
     ),
     Mutant(
@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "random states not restored",
         "checkpoint/contents.py",
-        "        set_all_rng_states(read_json(path))\n",
-        "        read_json(path)\n",
+        "lambda: set_all_rng_states(states)",
+        "lambda: None",
         ("tests/unit/checkpoint/test_contents.py", "tests/laws/test_resume.py"),
     ),
     Mutant(
@@ -74,7 +74,8 @@ MUTANTS = (
     Mutant(
         "the highest number wins, whatever is in it",
         "checkpoint/folder.py",
-        "damage = find_damage_or_missing_manifest(folder)\n            if damage",
+        "damage = self.unloadable.get(folder) or find_damage(folder, step=step)\n"
+        "            if damage",
         "damage = None\n            if damage",
         ("tests/unit/checkpoint/test_folder.py", "tests/laws/test_resume.py"),
     ),
@@ -101,10 +102,17 @@ MUTANTS = (
         ("tests/unit/test_files.py", "tests/laws/test_resume.py"),
     ),
     Mutant(
+        "hash of the manifest not compared",
+        "checkpoint_files.py",
+        '        if content.get("xxh3") != _hash_of_content(content):',
+        '        if content.get("xxh3") is None:',
+        ("tests/unit/test_checkpoint_files.py",),
+    ),
+    Mutant(
         "optimizer state not loaded",
         "checkpoint/contents.py",
-        "        load_optimizer_state(accelerator, model, optimizer, checkpoint)\n",
-        "        pass\n",
+        "lambda: load_optimizer_state(accelerator, model, optimizer, checkpoint)",
+        "lambda: None",
         ("tests/unit/checkpoint/test_contents.py", "tests/laws/test_resume.py"),
     ),
     Mutant(

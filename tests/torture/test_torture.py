@@ -17,7 +17,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
 
 
 # two processes take too long for the default suite
-SLOW = ("manifest", "kill-fsdp2", "kill-one-rank", "signal-two", "world-size")
+SLOW = ("kill-two", "kill-fsdp2", "kill-one-rank", "signal-two", "world-size")
 
 
 @pytest.mark.parametrize(
