@@ -24,6 +24,8 @@ def save(
     """Saves what resuming from here needs; logs a failure, which ends the run if it is the last."""
     step, steps = loop.state.step, config.training.steps
     dtype = weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=step == steps)
+    loop.skipped_updates.log_and_write()
+    loop.state.spike_window = loop.spike_guard.accepted_values() if loop.spike_guard else []
     with loop.failed_saves.logged(is_last=last):
         checkpoint = save_checkpoint(
             accelerator,

@@ -17,7 +17,7 @@ from flame_accel.checkpoint import CheckpointFolder, FailedSaves, TrainState
 from flame_accel.config import CommConfig
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.parallel import extended_timeout
-from flame_accel.training import PassGraphs
+from flame_accel.training import PassGraphs, SpikeGuard
 
 
 class Components(NamedTuple):
@@ -47,6 +47,9 @@ class LoopState(NamedTuple):
     uploads: HubUploads
     failed_saves: FailedSaves
     watchdog: observe.Watchdog
+    skipped_updates: observe.SkippedUpdates
+    spike_guard: SpikeGuard | None
+    """None unless updates are skipped as spikes."""
 
     @contextmanager
     def long_phase(self, phase: str, accelerator: Accelerator, comm: CommConfig) -> Iterator[None]:

@@ -36,6 +36,7 @@ from flame_accel.training import (
     batch_to_device_with_host_boundaries,
     build_optimizer,
     build_pass_graphs,
+    build_spike_guard_if_enabled,
     is_due,
     learning_rate,
     seed_process_and_set_determinism,
@@ -217,8 +218,16 @@ def restore_run(
         train_timeout_seconds=config.comm.train_timeout_seconds,
         step=state.step,
     )
-    writers = (meter, metric_logger, uploads, saves, watchdog)
-    return LoopState(state, start.checkpoints, batches, eval_batches, *writers)
+    skipped_updates = observe.SkippedUpdates(
+        accelerator,
+        run_folder,
+        step=state.step,
+        batches=batches,
+        sigma=config.training.skip_spike_sigma,
+    )
+    spike_guard = build_spike_guard_if_enabled(accelerator, config.training, state.spike_window)
+    writers = (meter, metric_logger, uploads, saves, watchdog, skipped_updates)
+    return LoopState(state, start.checkpoints, batches, eval_batches, *writers, spike_guard)
 
 
 def train(
@@ -270,10 +279,12 @@ def train(
             skip_non_finite=training.skip_nan_inf,
             constant_targets=batches.constant_targets,
             graphs=components.graphs,
+            spike_guard=loop.spike_guard,
         )
         state.step += 1
         state.tokens += step_tokens
         meter.add_step(result, tokens=step_tokens)
+        loop.skipped_updates.add_step(state.step, result)
         profiler.step()
         progress.update()
         if state.step == first_step:
@@ -295,6 +306,7 @@ def train(
             )
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.log_and_write_record(record, total_steps=steps)
+            loop.skipped_updates.log_and_write()
             meter.sync_and_check_consecutive_skips(training.max_consecutive_skips or None)
         stops = any_rank_agrees(stop_signals.received is not None)
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record), run_stops=stops):

@@ -196,6 +196,7 @@ def _find_step_in_backward_contradictions(config: Config) -> Iterator[BrokenRule
         "--optimizer.name AdamW": config.optimizer.name == "Muon",
         "--training.max_norm 0": training.max_norm > 0,
         "--training.no_skip_nan_inf": training.skip_nan_inf,
+        "--training.skip_spike_sigma 0": training.skip_spike_sigma > 0,
         "--training.gradient_accumulation_steps 1": training.gradient_accumulation_steps > 1,
     }
     missing = [flag for flag, missed in needs.items() if missed]
@@ -203,7 +204,8 @@ def _find_step_in_backward_contradictions(config: Config) -> Iterator[BrokenRule
         yield BrokenRule(
             options=(
                 *("optimizer.early_step_in_backward", "optimizer.name", "training.max_norm"),
-                *("training.skip_nan_inf", "training.gradient_accumulation_steps"),
+                *("training.skip_nan_inf", "training.skip_spike_sigma"),
+                "training.gradient_accumulation_steps",
             ),
             rule="updates each parameter before all gradients are known and summed",
             remedy=f"Add {', '.join(missing)}, or remove optimizer.early_step_in_backward.",

@@ -116,6 +116,13 @@ class TrainingConfig:
     """Skip the update if a gradient is NaN or infinite. DeepSpeed always does."""
     max_consecutive_skips: int = 10
     """Number of skipped updates in a row after which the run stops. 0 means no limit."""
+    skip_spike_sigma: float = 0.0
+    """Skip the update if its loss or the norm of its gradient is more than so many standard
+    deviations above the mean of the last updates (6 is usual). skipped.jsonl lists the batches. 0
+    skips none. Not with DeepSpeed."""
+    spike_window: int = 128
+    """Number of updates with which training.skip_spike_sigma compares; nothing is skipped before
+    half as many."""
     watchdog_seconds: int = 600
     """Longest time without progress, in seconds: a run that hangs writes the stacks of all threads
     to the folder watchdog, says which rank is missing, and ends with exit code 75, so that it can

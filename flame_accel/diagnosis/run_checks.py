@@ -15,7 +15,7 @@ from flame_accel.kernels.install import KernelKind
 from flame_accel.observe import get_logger
 from flame_accel.observe.profiling import check_memory_snapshot_support
 from flame_accel.parallel import check_parallel_options, compute_dtype
-from flame_accel.training import check_optimizer_support
+from flame_accel.training import check_optimizer_support, check_spike_guard_support
 
 
 def check_run_support_and_log_warnings(
@@ -43,6 +43,7 @@ def check_run_support_and_log_warnings(
         trust_remote_code=config.model.trust_remote_code,
     )
     check_optimizer_support(accelerator, config.optimizer)
+    check_spike_guard_support(accelerator, config.training)
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
         check_no_known_packing_issue(model_config, active_kernels=active_kernels)

@@ -68,7 +68,7 @@ def format_training_section_and_option_changes(facts: ModelFacts) -> str:
         ("gradients clipped at norm", f"{clipping:g}" if clipping else None),
         (
             "updates skipped",
-            f"{int(skipped):,}, whose gradients were not finite" if skipped else None,
+            f"{int(skipped):,}, which were spikes or not finite" if skipped else None,
         ),
         ("seed", _fill_with_options(facts, "{seed}", seed="training.seed")),
         ("layers", format_integer(facts.model_config.get("num_hidden_layers"))),

@@ -18,11 +18,13 @@ from flame_accel.observe.run_folder import (
     record_how_block_ends,
     write_run_description_and_open_log,
 )
+from flame_accel.observe.skipped_updates import SkippedUpdates
 from flame_accel.observe.watchdog import Watchdog
 
 __all__ = [
     "Meter",
     "MetricLogger",
+    "SkippedUpdates",
     "StepProfiler",
     "Watchdog",
     "build_progress_bar_on_terminal",

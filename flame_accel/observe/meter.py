@@ -175,8 +175,8 @@ class Meter:
         skips = int(self.sums[SKIPPED_IN_A_ROW].item())
         if fatal_skips is not None and skips >= fatal_skips:
             raise UserError(
-                f"the gradients of the last {skips} updates were not finite; "
-                "these updates were skipped",
+                f"the last {skips} updates were skipped: their gradients were not finite, or they "
+                "were spikes (training.skip_spike_sigma); skipped.jsonl lists them",
                 where="training.max_consecutive_skips",
                 remedy="resume the last checkpoint with a lower optimizer.lr, a longer "
                 "training.warmup_steps or a smaller training.max_norm",

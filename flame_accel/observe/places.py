@@ -16,8 +16,9 @@ FILES = (
     "log.txt",
     "metrics.jsonl",
     "report.html",
+    "skipped.jsonl",
 )
-APPENDED = ("log.txt", "metrics.jsonl")
+APPENDED = ("log.txt", "metrics.jsonl", "skipped.jsonl")
 """Files that are not replaced, so that they have to be writable themselves."""
 
 
@@ -27,7 +28,7 @@ def check_places_of_outputs(run_folder: Path, config: Config) -> None:
     Raises:
         UserError: Names all that does.
     """
-    folders = ["hf"]
+    folders = ["hf", "watchdog"]
     if config.checkpoint.enable_checkpoint:
         folders.append(config.checkpoint.folder)
     if config.metrics.enable_tensorboard:

@@ -126,9 +126,8 @@ class Watchdog:
             yield
         finally:
             self._ended.set()
-            if self._giving_up.is_set():
-                # what this thread has run into comes from that; the watchdog ends the process
-                thread.join()
+            # once it gives the run up it ends the process, whatever this thread has run into since
+            thread.join(None if self._giving_up.is_set() else CHECK_SECONDS)
             self.signs.remove()
 
     def _watch(self) -> None:

@@ -28,7 +28,7 @@ class UpdateResult(NamedTuple):
     grad_norm: Tensor
     """L2 norm of the gradient of all ranks before clipping, 0-dimensional."""
     skipped: Tensor
-    """1.0 if the update was skipped because that norm was not finite, else 0.0; 0-dimensional."""
+    """1.0 if the update was skipped, else 0.0; 0-dimensional."""
 
 
 def clip_gradients_and_get_norm(

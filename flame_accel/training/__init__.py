@@ -5,6 +5,11 @@ from flame_accel.training.optimizer import build_optimizer, check_optimizer_supp
 from flame_accel.training.pass_graphs import PassGraphs
 from flame_accel.training.randomness import seed_process_and_set_determinism
 from flame_accel.training.schedule import is_due, learning_rate
+from flame_accel.training.spike_guard import (
+    SpikeGuard,
+    build_spike_guard_if_enabled,
+    check_spike_guard_support,
+)
 from flame_accel.training.step import (
     StepResult,
     batch_to_device_with_host_boundaries,
@@ -15,11 +20,14 @@ from flame_accel.training.step import (
 __all__ = [
     "GarbageCollection",
     "PassGraphs",
+    "SpikeGuard",
     "StepResult",
     "batch_to_device_with_host_boundaries",
     "build_optimizer",
     "build_pass_graphs",
+    "build_spike_guard_if_enabled",
     "check_optimizer_support",
+    "check_spike_guard_support",
     "is_due",
     "learning_rate",
     "seed_process_and_set_determinism",

@@ -7,7 +7,7 @@ host runs ahead of the device. The caller logs, counts and saves.
 import functools
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from flame_accel.parallel import (
 )
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 from flame_accel.training.pass_graphs import PassGraphs
+from flame_accel.training.spike_guard import SpikeDecision, SpikeGuard
 
 log = logging.getLogger("flame_accel")
 
@@ -52,7 +53,9 @@ class StepResult:
     grad_norm: Tensor
     """L2 norm of the gradient of all ranks before clipping, 0-dimensional."""
     skipped: Tensor
-    """1.0 if the update was skipped because that norm was not finite, else 0.0; 0-dimensional."""
+    """1.0 if the update was skipped: that norm was not finite, or it was a spike; 0-dimensional."""
+    spike: SpikeDecision | None = None
+    """What the guard against spikes says, if there is one."""
 
 
 @functools.cache
@@ -94,6 +97,7 @@ def train_step(
     skip_non_finite: bool,
     constant_targets: bool,
     graphs: PassGraphs | None = None,
+    spike_guard: SpikeGuard | None = None,
 ) -> StepResult:
     """Takes one optimizer step on this rank's micro-batches; all ranks must call it.
 
@@ -111,6 +115,7 @@ def train_step(
         skip_non_finite: Leave the weights bit-identical if the gradient's norm is not finite.
         constant_targets: Whether every rank has the same number of targets in every step.
         graphs: Runs the passes as CUDA graphs; None runs them without.
+        spike_guard: Decides which updates are skipped as spikes; None skips none.
     """
     targets = sum(batch["num_targets"] for batch in micro_batches)
     global_targets = count_global_targets_or_one(
@@ -130,6 +135,14 @@ def train_step(
                 )
                 accelerator.backward(loss * scale)
         loss_sum += loss.detach() * global_targets
+    spike: SpikeDecision | None = None
+
+    def decide_spike(grad_norm: Tensor, non_finite: Tensor) -> Tensor:
+        nonlocal spike
+        assert spike_guard is not None
+        spike = spike_guard.decide_and_remember(loss_sum, global_targets, grad_norm, non_finite)
+        return spike.skipped
+
     result = clip_and_update_or_finish_backward_update(
         accelerator,
         model,
@@ -137,12 +150,14 @@ def train_step(
         max_norm=max_norm,
         skip_non_finite=skip_non_finite,
         set_grads_to_none=graphs is None,
+        decide_spike=decide_spike if spike_guard is not None else None,
     )
     return StepResult(
         loss_sum=loss_sum,
         targets=targets,
         grad_norm=result.grad_norm.detach(),
         skipped=result.skipped,
+        spike=spike,
     )
 
 
@@ -154,11 +169,14 @@ def clip_and_update_or_finish_backward_update(
     max_norm: float,
     skip_non_finite: bool,
     set_grads_to_none: bool = True,
+    decide_spike: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> UpdateResult:
     """Clips and steps after the last backward pass, unless the pass itself has taken the step.
 
     Arguments as those of `train_step`.
     Without `set_grads_to_none` gradients become zeros and keep their memory, for graphs.
+    `decide_spike` gets the norm and whether it is not finite, and returns whether to skip; both are
+    1.0 or 0.0.
     """
     if is_deepspeed(accelerator):
         return read_deepspeed_update_result(accelerator, model)
@@ -168,6 +186,8 @@ def clip_and_update_or_finish_backward_update(
         return inner.update_remaining_and_reduce_norm()
     grad_norm = clip_gradients_and_get_norm(accelerator, model, max_norm)
     found_inf = (~torch.isfinite(grad_norm)).float() * float(skip_non_finite)
+    if decide_spike is not None:
+        found_inf = decide_spike(grad_norm, found_inf)
     step_unless_found_inf_and_zero_grad(optimizer, found_inf, set_to_none=set_grads_to_none)
     return UpdateResult(grad_norm, found_inf)
 

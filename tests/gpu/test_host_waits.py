@@ -60,6 +60,8 @@ def test_no_step_waits(tmp_path: Path, flags, train_here, monkeypatch, model_typ
         monkeypatch.setattr(train, name, fail_on_waits(getattr(train, name), from_call=5))
     add_step = fail_on_waits(observe.Meter.add_step, from_call=5)
     monkeypatch.setattr(observe.Meter, "add_step", add_step)
+    keep_step = fail_on_waits(observe.SkippedUpdates.add_step, from_call=5)
+    monkeypatch.setattr(observe.SkippedUpdates, "add_step", keep_step)
     train_here(
         flags(
             **{
@@ -71,6 +73,7 @@ def test_no_step_waits(tmp_path: Path, flags, train_here, monkeypatch, model_typ
                 "training.varlen": varlen,
                 "training.gradient_accumulation_steps": 2,
                 "training.steps": 8,
+                "training.skip_spike_sigma": 6,
                 # capturing waits, once for each number of documents
                 "training.cuda_graphs": "never",
                 "metrics.log_freq": 100,

@@ -33,7 +33,8 @@ from flame_accel.parallel import (
     wait_and_set_train_timeout,
 )
 from flame_accel.parallel.checks import check_prepared_parameters
-from flame_accel.training.step import clip_and_update_unless_done_in_backward
+from flame_accel.training.spike_guard import SpikeGuard
+from flame_accel.training.step import clip_and_update_or_finish_backward_update
 
 SECONDS = 1
 
@@ -137,7 +138,7 @@ def poisoned_gradient() -> None:
             gradient = _local(parameter.grad)
             if poison and index == 0 and accelerator.process_index == 1:
                 gradient.view(-1)[0] = torch.nan
-        result = clip_and_update_unless_done_in_backward(
+        result = clip_and_update_or_finish_backward_update(
             accelerator, model, optimizer, max_norm=1.0, skip_non_finite=True
         )
         same = [torch.equal(old, _local(new)) for old, new in zip(before, parameters, strict=True)]
@@ -147,6 +148,21 @@ def poisoned_gradient() -> None:
     assert not skipped and not any(same)
     skipped, same = step(poison=True)
     assert skipped and all(same)
+
+
+def spikes() -> None:
+    """The guard against spikes gets other values on each rank; prints what it decides and keeps."""
+    accelerator = build()
+    guard = SpikeGuard(accelerator, sigma=4.0, window=8)
+    rank, zero = accelerator.process_index, torch.zeros(())
+    decisions = []
+    for loss in (3.0, 3.1, 3.0, 3.1, 9.0, 3.1):
+        # one rank has the spike, the other a norm that is not its own to the last bit
+        loss_sum = torch.tensor(10 * loss if rank else 30.0)
+        norm = torch.tensor(1.0 + 1e-7 * rank)
+        decisions.append(int(guard.decide_and_remember(loss_sum, 20, norm, zero).skipped))
+    # in one piece: ranks print at the same time
+    print(f"guard of rank {rank}: {decisions} {guard.accepted_values()}\n", end="", flush=True)
 
 
 def _local(tensor: Tensor) -> Tensor:

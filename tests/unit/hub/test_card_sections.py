@@ -103,7 +103,7 @@ def test_every_recorded_fact_is_a_row():
         "often",
         "rows": "documents kept apart, at most 512 tokens each, placed where they fit best",
         "started from": "[org/base@v1](https://huggingface.co/org/base)",
-        "updates skipped": "2, whose gradients were not finite",
+        "updates skipped": "2, which were spikes or not finite",
         "layers with softmax attention": "3, 7",
         "devices": "8 x A GPU, FSDP, bf16 mixed precision",
         "time, without validation and checkpoints": "16 s",

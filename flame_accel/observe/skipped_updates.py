@@ -1,0 +1,161 @@
+"""skipped.jsonl: every update that was skipped, why, and which batch it was.
+
+Whether an update was skipped stays on the device until a record or a checkpoint is due; then all
+ranks look at the steps since. When an update is skipped is decided in `training`.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from flame_accel.data import StepBatches
+from flame_accel.files import write_bytes_atomically
+from flame_accel.observe.console import get_logger
+from flame_accel.observe.metrics_file import MetricsFile
+from flame_accel.parallel import all_gather_concatenated, tp_size, widest_float_dtype
+from flame_accel.training import StepResult
+
+SKIPPED_FILE = "skipped.jsonl"
+
+
+class _PendingStep(NamedTuple):
+    step: int
+    values: tuple[Tensor, ...]
+    """Whether it was skipped, loss, gradient norm, and the limits of both; on the device."""
+    cursors: tuple[list[Any], list[Any]]
+    """Of this rank's lanes, before and after the step."""
+
+
+class SkippedUpdates:
+    """Writes the updates that are skipped to skipped.jsonl and the log.
+
+    Args:
+        accelerator: The run's accelerator.
+        run_folder: The run folder.
+        step: Number of completed updates; what is recorded of later ones will happen again.
+        batches: This rank's batches.
+        sigma: `training.skip_spike_sigma`, for the log.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        run_folder: Path,
+        *,
+        step: int,
+        batches: StepBatches,
+        sigma: float,
+    ) -> None:
+        self.accelerator = accelerator
+        self.file = MetricsFile(run_folder / SKIPPED_FILE)
+        self.batches = batches
+        self.sigma = sigma
+        self._cursors: list[Any] = batches.state_dict()["cursors"]
+        self._pending: list[_PendingStep] = []
+        if accelerator.is_main_process:
+            _delete_lines_after(self.file.path, step)
+
+    def add_step(self, step: int, result: StepResult) -> None:
+        """Keeps what is needed to say of a step what it was. Waits for nothing.
+
+        Args:
+            step: Number of completed steps, this one included.
+            result: Of `train_step`.
+        """
+        before, self._cursors = self._cursors, self.batches.state_dict()["cursors"]
+        values = (result.skipped, result.grad_norm)
+        if result.spike is not None:
+            values += (*result.spike.values.unbind(), *result.spike.limits.unbind())
+        self._pending.append(_PendingStep(step, values, (before, self._cursors)))
+
+    def log_and_write(self) -> None:
+        """Reports what was skipped since the last call. Every rank must call it; waits."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        device = self.accelerator.device
+        dtype = widest_float_dtype(device)
+        table = torch.stack(
+            [torch.stack([value.to(device, dtype) for value in each.values]) for each in pending]
+        )
+        of_ranks = all_gather_concatenated(self.accelerator, table[None])
+        # an update that one rank skips is reported even if others do not; ranks must not part here
+        table[:, 0] = of_ranks[:, :, 0].amax(dim=0)
+        rows = table.tolist()
+        skipped = [number for number, row in enumerate(rows) if row[0]]
+        if not skipped:
+            return
+        first_lane = self.batches.state_dict()["first_lane"]
+        cursors = [(first_lane, *pending[number].cursors) for number in skipped]
+        # the ranks of a tensor-parallel group are consecutive and have the same lanes
+        of_all = gather_object([cursors])[:: tp_size(self.accelerator)]
+        for index, number in enumerate(skipped):
+            self._log_and_write_one(pending[number].step, rows[number], [c[index] for c in of_all])
+
+    def _log_and_write_one(
+        self, step: int, row: list[float], cursors: list[tuple[int, list[Any], list[Any]]]
+    ) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        _, grad_norm, *spike = row
+        reason = describe_reason(grad_norm, spike, self.sigma)
+        get_logger().warning(
+            "step %d: its update is skipped: %s; its batch is in %s", step, reason, SKIPPED_FILE
+        )
+        record: dict[str, Any] = {"step": step, "reason": reason, "grad_norm": grad_norm}
+        if spike:
+            names = ("loss", "grad_norm", "loss_limit", "grad_norm_limit")
+            record |= dict(zip(names, spike, strict=True))
+        record["lanes"] = {
+            first + lane: [before, after]
+            for first, befores, afters in cursors
+            for lane, (before, after) in enumerate(zip(befores, afters, strict=True))
+        }
+        self.file.append(record)
+
+
+def describe_reason(grad_norm: float, spike: list[float], sigma: float) -> str:
+    """Why an update was skipped, in words.
+
+    Args:
+        grad_norm: Norm of its gradient.
+        spike: Loss, gradient norm and their limits; empty without the guard against spikes.
+        sigma: `training.skip_spike_sigma`.
+    """
+    if not math.isfinite(grad_norm) or not spike:
+        return f"the norm of its gradient is {grad_norm}"
+    loss, norm, loss_limit, norm_limit = spike
+    reasons = [
+        f"its {name} {value:.4g} is above {limit:.4g}, {sigma:g} standard deviations over the mean "
+        "of the updates before it"
+        for name, value, limit in (
+            ("loss", loss, loss_limit),
+            ("gradient norm", norm, norm_limit),
+        )
+        if value > limit
+    ]
+    return " and ".join(reasons)
+
+
+def _delete_lines_after(path: Path, step: int) -> None:
+    """Deletes the lines of later steps, and those that are torn."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        write_bytes_atomically(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinite if it is damaged."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return math.inf
