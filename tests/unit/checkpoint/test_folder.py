@@ -125,7 +125,7 @@ def test_a_save_that_fails_at_the_very_end_costs_no_older_checkpoint(tmp_path, m
     monkeypatch.setattr(files, "sync_then_rename_or_swap_with_existing", fail)
     with pytest.raises(OSError, match="no space left"):
         save(folder, 6)
-    assert folder.list_steps_intact_or_damaged() == [2, 4]
+    assert steps(folder) == [2, 4]
 
 
 def test_the_manifest_lists_every_file(folder):
