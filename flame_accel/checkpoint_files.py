@@ -23,6 +23,7 @@ from flame_accel.files import (
     describe_first_damage,
     write_json_atomically,
 )
+from flame_accel.json_text import parse_json_text
 from flame_accel.model_files import find_unreadable_or_missing_model_file
 
 MANIFEST = "manifest.json"
@@ -145,7 +146,7 @@ def find_damage(
 def _read_manifest(path: Path) -> dict[str, Any]:
     """The manifest, with the fields of its format and of their types."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = parse_json_text(path.read_bytes())
     except FileNotFoundError:
         raise _DamageError(f"it has no {MANIFEST}") from None
     except (ValueError, RecursionError):
@@ -228,7 +229,7 @@ def _check_tensors_and_counters(folder: Path, manifest: Mapping[str, Any]) -> No
             raise _DamageError(f"{file} has other tensors than its {MANIFEST} says")
     for file in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(file.read_bytes().decode("utf-8"))
+            content = parse_json_text(file.read_bytes())
         except (ValueError, RecursionError):
             raise _DamageError(f"{file.name} is not JSON") from None
         if file.name == "state.json":

@@ -4,13 +4,13 @@ Without torch, so that commands answer a mistake at once. What a checkpoint fold
 `checkpoint_files`; whether weights belong to a model is decided in `checkpoint/identity`.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from flame_accel.files import is_git_lfs_pointer
+from flame_accel.json_text import parse_json_text
 
 MODEL_CONFIG = "config.json"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -51,7 +51,8 @@ def find_unreadable_or_missing_model_file(folder: Path) -> FileProblem | None:
             "contains no safetensors (pickles are not read)",
             "choose a step-N folder of a run, its hf/, or a Hugging Face model with safetensors",
         )
-    for file in weights:
+    # of a full checkpoint, whose optimizer may be loaded as well
+    for file in [*weights, *sorted(folder.glob("optimizer/*.safetensors"))]:
         if is_git_lfs_pointer(file):
             return _git_lfs_problem(file)
         try:
@@ -89,7 +90,7 @@ def _find_lfs_or_json_problem(file: Path) -> FileProblem | None:
     if file.suffix != ".json":
         return None
     try:
-        is_object = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+        is_object = isinstance(parse_json_text(file.read_bytes()), dict)
         reason = "it holds no JSON object"
     except (ValueError, OSError) as error:
         is_object, reason = False, str(error)
@@ -109,7 +110,7 @@ def _git_lfs_problem(file: Path) -> FileProblem:
 def shard_names_in_index_or_empty(folder: Path) -> list[str]:
     """The files that the index of a folder names; none without an index, or with a damaged one."""
     try:
-        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        index = parse_json_text((folder / WEIGHTS_INDEX).read_bytes())
         return sorted(set(index["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

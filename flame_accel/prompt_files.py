@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flame_accel.config import UserError
+from flame_accel.json_text import parse_json_text
 
 Messages = list[dict[str, str]]
 """A conversation: what a chat template takes, with `role` and `content`."""
@@ -59,7 +60,7 @@ def read_text_or_jsonl_prompts(file: Path) -> Iterator[Prompt]:
 def _parse_prompt_or_messages(line: str, where: str) -> str | Messages:
     remedy = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
     try:
-        record = json.loads(line)
+        record = parse_json_text(line)
     except json.JSONDecodeError as error:
         raise UserError(f"is no JSON: {error}", where=where, remedy=remedy) from error
     problem = find_utf8_problem(json.dumps(record, ensure_ascii=False))

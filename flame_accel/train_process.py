@@ -25,7 +25,7 @@ def run_training(argv: Sequence[str]) -> None:
     stop_signals.install_handlers()
     from flame_accel.cache_folders import redirect_unwritable_caches
     from flame_accel.config import parse_or_exit
-    from flame_accel.config.errors import exit_on_user_error
+    from flame_accel.config.errors import exit_on_user_error, explain_io_errors
     from flame_accel.config.secrets import mask_secrets
     from flame_accel.standard_streams import protect_standard_streams
 
@@ -37,7 +37,11 @@ def run_training(argv: Sequence[str]) -> None:
     from flame_accel.parallel import explain_timeout_and_connection_errors
     from flame_accel.train import main
 
-    with exit_on_user_error(), explain_timeout_and_connection_errors(config.comm):
+    with (
+        exit_on_user_error(),
+        explain_io_errors(),
+        explain_timeout_and_connection_errors(config.comm),
+    ):
         main(config, stop_signals)
 
 

@@ -12,7 +12,6 @@ A checkpoint with only the model's weights ends with state.json. Tensors are rea
 `tensor_storage`; `folder` makes a checkpoint atomic, `restore` decides which one to load.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +45,7 @@ from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
 from flame_accel.data.loading.stream_state import StreamState, merge_rank_states
 from flame_accel.files import write_json_atomically
+from flame_accel.json_text import parse_json_text
 from flame_accel.observe import get_logger
 from flame_accel.observe.meter import MeterState
 from flame_accel.observe.run_folder import package_versions
@@ -279,7 +279,7 @@ def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
 
     def read(name: str, convert: Callable[[Any], Result]) -> Result:
         try:
-            return convert(json.loads((checkpoint / name).read_text(encoding="utf-8")))
+            return convert(parse_json_text((checkpoint / name).read_bytes()))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise UnloadableCheckpointError(f"{name} cannot be loaded ({reason})") from error

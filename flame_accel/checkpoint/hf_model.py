@@ -4,7 +4,6 @@ Used for the weights of every checkpoint and for the final export. The rest of a
 written in `contents`, the rest of an export in `hub/export`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.deepspeed_zero import gather_zero_weights_to_main
 from flame_accel.files import write_json_atomically
+from flame_accel.json_text import parse_json_text
 from flame_accel.models.catalogue import fla_config_classes
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.norms import base_model_type
@@ -105,7 +105,7 @@ def _set_config_dtype_and_drop_initialization_fields(
 
     What only says how weights are drawn is left out: transformers' Mamba2 would draw some anew.
     """
-    fields = json.loads(config_file.read_text(encoding="utf-8"))
+    fields = parse_json_text(config_file.read_bytes())
     # save_pretrained wrote the dtype of the model in memory; from_pretrained loads in the config's
     fields["dtype"] = str(weights_dtype).removeprefix("torch.")
     if base_model_type(model.config) in fla_config_classes():
@@ -126,7 +126,7 @@ def _set_missing_pad_in_tokenizer_and_generation_config(folder: Path) -> None:
         ("generation_config.json", "pad_token_id", "eos_token_id"),
     ):
         file = folder / name
-        fields = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        fields = parse_json_text(file.read_bytes()) if file.is_file() else {}
         token = fields.get(eos)
         if token is not None and fields.get(field) is None:
             fields[field] = token[0] if isinstance(token, list) else token

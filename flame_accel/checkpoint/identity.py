@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTo
 from flame_accel.checkpoint.hf_model import REFUSED_BY_TRANSFORMERS
 from flame_accel.config import UserError
 from flame_accel.data.tokens.tokenizer import load_tokenizer, tokenizer_identity
+from flame_accel.json_text import parse_json_text
 from flame_accel.models.config_fields import FieldDifference, find_decisive_differences
 from flame_accel.observe import get_logger
 
@@ -152,7 +153,7 @@ def read_config_json_if_present(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = parse_json_text(file.read_bytes())
     except ValueError as error:
         stored = error
     if not isinstance(stored, dict):

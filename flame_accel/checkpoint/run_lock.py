@@ -23,6 +23,8 @@ from typing import NamedTuple
 from accelerate import Accelerator
 
 from flame_accel.config import UserError
+from flame_accel.io_errors import describe_if_io_error
+from flame_accel.json_text import parse_json_text
 from flame_accel.observe import get_logger
 from flame_accel.parallel import run_on_main_and_broadcast
 from flame_accel.stop_signals import print_unbuffered
@@ -48,7 +50,7 @@ class LockOwner(NamedTuple):
     def from_file_content(cls, content: bytes) -> "LockOwner | None":
         """None if the content is empty or damaged: nobody is known."""
         try:
-            entries = json.loads(content)
+            entries = parse_json_text(content)
             return cls(**{name: entries[name] for name in cls._fields})
         except (ValueError, KeyError, TypeError):
             return None
@@ -102,14 +104,24 @@ class RunLock:
         self._released.set()
         if self._descriptor is None:
             return
-        restore = not self.keeps_changes
-        if restore and self._content_before is not None:
-            os.truncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, self._content_before, 0)
+        try:
+            self._restore_or_remove(self._descriptor)
+        except OSError as error:
+            # the kernel frees it all the same, and this hides no other error
+            get_logger().warning("%s: %s", LOCK_FILE, describe_if_io_error(error))
+        finally:
+            self._close_descriptor()
+
+    def _restore_or_remove(self, descriptor: int) -> None:
+        if self.keeps_changes:
+            self.path.unlink(missing_ok=True)
+            return
+        if self._content_before is not None:
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, self._content_before, 0)
         else:
             self.path.unlink(missing_ok=True)
-        self._close_descriptor()
-        for folder in self._created_folders if restore else ():
+        for folder in self._created_folders:
             if any(folder.iterdir()):
                 break
             folder.rmdir()

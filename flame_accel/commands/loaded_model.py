@@ -1,6 +1,5 @@
 """The model that a command is given: which one is meant, and how it is loaded."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from flame_accel.checkpoint_files import (
 )
 from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
+from flame_accel.json_text import parse_json_text
 from flame_accel.model_files import MODEL_CONFIG, find_unreadable_or_missing_model_file
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def has_no_chat_template(source: ModelSource) -> bool:
     """Whether a folder has no chat template; False if only loading the tokenizer can tell."""
     folder = Path(source.name)
     try:
-        fields = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        fields = parse_json_text((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
         return False
     files = ("chat_template.*", "additional_chat_templates/*")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flame_accel.config.secrets import mask_secrets
+from flame_accel.io_errors import describe_if_io_error
 
 
 class UserError(Exception):
@@ -80,6 +81,26 @@ class ConfigError(UserError):
         title = f"{count} problem{'' if count == 1 else 's'} in the configuration"
         super().__init__("\n".join([f"{title}:", *map(str, self.problems)]), exit_code=2)
         self.what = title
+
+
+@contextmanager
+def explain_io_errors() -> Iterator[None]:
+    """Explains an I/O error that nothing has taken care of: a full disk has no use for a traceback.
+
+    Raises:
+        UserError: In place of the error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (reason := describe_if_io_error(error)) is None:
+            raise
+        raise UserError(
+            f"an I/O error ended it: {reason}",
+            remedy="make room there, mend the disk or the permissions, and repeat the command",
+        ) from error
 
 
 @contextmanager

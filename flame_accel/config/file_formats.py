@@ -9,10 +9,21 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from yaml import MappingNode, SafeLoader
+
+
+MOST_BYTES = 1 << 20
+"""Of a run file."""
+MOST_KEY_PARTS = 100
+"""Parts of a dotted key, on a line of TOML."""
+MOST_PARSED_CHARACTERS = 1 << 21
+"""Characters that are parsed in all, those of a value of several lines again and again."""
+# a string of TOML on one line
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +76,7 @@ def parse_toml(text: str) -> list[FileEntry]:
     # tomllib was added in Python 3.11; tomli is the same module for older versions
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     lines = text.split("\n")
+    _check_toml_key_lengths(lines)
     problem, message = None, ""
     try:
         toml.loads(text)
@@ -82,6 +94,13 @@ def parse_toml(text: str) -> list[FileEntry]:
     return entries
 
 
+def _check_toml_key_lengths(lines: list[str]) -> None:
+    """The parser takes time quadratic in the parts of a key: minutes for a line of 100,000 dots."""
+    for number, line in enumerate(lines, 1):
+        if line.count(".") > MOST_KEY_PARTS and _QUOTED.sub("", line).count(".") > MOST_KEY_PARTS:
+            raise SyntaxProblem(f"has a key of more than {MOST_KEY_PARTS} parts", number)
+
+
 def _parse_toml_with_line_numbers(
     loads: Callable[[str], dict[str, Any]], lines: list[str]
 ) -> Table:
@@ -91,9 +110,15 @@ def _parse_toml_with_line_numbers(
     section has the line where it is first named.
     """
     root, tables = Table(), dict[str, Table]()
-    section, start = "", 0
+    section, start, parsed = "", 0, 0
     for end in range(1, len(lines) + 1):
+        # only these end a value of several lines
+        if end > start + 1 and not any(mark in lines[end - 1] for mark in ("]", '"""', "'''")):
+            continue
         statement = "\n".join(lines[start:end])
+        parsed += len(statement)
+        if parsed > MOST_PARSED_CHARACTERS:
+            raise SyntaxProblem("has a value of too many lines", start + 1)
         try:
             content = loads(statement)
         except ValueError:
@@ -154,6 +179,9 @@ def parse_json(text: str) -> list[FileEntry]:
         content = json.loads(text, object_pairs_hook=_Object)
     except json.JSONDecodeError as error:
         raise SyntaxProblem(f"is not valid JSON: {error.msg}", error.lineno) from None
+    except ValueError as error:
+        # a number of thousands of digits
+        raise SyntaxProblem(f"is not valid JSON: {error}", 1) from None
     if not isinstance(content, _Object):
         raise SyntaxProblem("must be an object of sections", 1)
     root, lines = Table(), _json_section_and_option_line_numbers(text)
@@ -223,6 +251,22 @@ def _construct_yaml_value_with_1e4_as_float(loader: "SafeLoader", node: Any, lin
     if isinstance(value, str) and node.style is None and _YAML_FLOAT.fullmatch(value):
         return float(value)
     return value
+
+
+def read_run_file_text(path: Path) -> str:
+    """The text of a run file, in UTF-8.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+        SyntaxProblem: It is too large for a run file.
+    """
+    with path.open("rb") as file:
+        # a device or a pipe has no size to ask for
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise SyntaxProblem(f"is larger than {MOST_BYTES >> 20} MiB", 1)
+    return content.decode("utf-8-sig")
 
 
 PARSERS = {".toml": parse_toml, ".yaml": parse_yaml, ".yml": parse_yaml, ".json": parse_json}

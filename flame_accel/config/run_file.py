@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from flame_accel.config.errors import ConfigError, Problem
-from flame_accel.config.file_formats import PARSERS, FileEntry, SyntaxProblem
+from flame_accel.config.file_formats import PARSERS, FileEntry, SyntaxProblem, read_run_file_text
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.schema import Config, option_value, options, sections
 from flame_accel.config.secrets import mask_secrets
@@ -63,7 +63,7 @@ def _parse_run_file(path: str, named_by: str) -> list[FileEntry]:
         if parser is None:
             remedy = f"Name a file that ends in {', '.join(PARSERS)}."
             raise _unusable_file_error(named_by, path, "is not a run file", remedy)
-        return parser(Path(path).read_text(encoding="utf-8-sig"))
+        return parser(read_run_file_text(Path(path)))
     except OSError as error:
         rule = f"cannot be read: {error.strerror}"
         raise _unusable_file_error(named_by, path, rule, "Name an existing file.") from None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flame_accel.files import bytes_xxh3
+from flame_accel.json_text import parse_json_text
 
 HEADER = re.compile(r"\A(\ufeff?\s*---[ \t]*\r?\n)(.*?)(^---[ \t]*(?:\r?\n|\Z))", re.DOTALL | re.M)
 ENTRY_LINE = re.compile(r"[^\s#-][^:\n]*:(?:\s|$)")
@@ -286,7 +287,7 @@ def _read_checksums_comment(body: str) -> dict[str, str] | None:
     """The checksums that the body of a card records; None if there are none."""
     found = RECORD.findall(body)
     try:
-        record = json.loads(found[-1]) if found else None
+        record = parse_json_text(found[-1]) if found else None
     except ValueError:
         return None
     valid = isinstance(record, dict) and all(isinstance(value, str) for value in record.values())

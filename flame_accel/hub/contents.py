@@ -4,7 +4,6 @@ Never hidden files or paths of this machine. The files that `selection` chooses 
 folder: hard links to those that are uploaded as they are, copies of the others.
 """
 
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from flame_accel.hub.selection import (
     has_checkpoint_manifest,
     select_files_of_complete_model_or_raise,
 )
+from flame_accel.json_text import parse_json_text
 from flame_accel.models import load_model_config
 from flame_accel.observe import get_logger, write_report
 from flame_accel.observe.metrics_file import METRICS_FILE
@@ -89,7 +89,7 @@ def add_missing_code_card_logs_and_hide_paths(
         include_logs: Whether to add the logs of the run.
     """
     # an export carries its code already, and may be of an architecture that is not known here
-    if "auto_map" not in json.loads((stage / "config.json").read_text(encoding="utf-8")):
+    if "auto_map" not in parse_json_text((stage / "config.json").read_bytes()):
         write_remote_code_if_needed(stage, load_model_config(str(stage)))
     if not (stage / CARD).exists():
         # what a user wrote into the card of the export stays in those of the checkpoints

@@ -16,6 +16,7 @@ from typing import Any
 from flame_accel.hub.hub_client import BranchQuery, BranchState, CheckedRepository
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_upload import CommitByBranch, Upload
+from flame_accel.json_text import parse_json_text
 
 PACKAGE_PARENT = Path(__file__).parents[2]
 RUN_REQUEST = """\
@@ -99,7 +100,7 @@ class HubProcess:
                 self._process = None
         lines = printed.splitlines()
         try:
-            answer = json.loads(lines[-1] if lines else "")
+            answer = parse_json_text(lines[-1] if lines else "")
         except ValueError:
             message = f"the upload process ended with code {process.returncode}"
             raise HubProblem("unexpected", message) from None

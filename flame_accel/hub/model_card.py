@@ -5,7 +5,6 @@ the card before it. Facts are read in `run_facts`, the parts are written in `car
 `card_sections` and `loss_curve`, and edits are kept in `card_edits`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from flame_accel.hub.card_sections import format_sections
 from flame_accel.hub.card_tables import LOSS_CURVE_FILE
 from flame_accel.hub.loss_curve import draw_png_or_none_if_no_finite_loss
 from flame_accel.hub.run_facts import read_model_facts
+from flame_accel.json_text import parse_json_text
 from flame_accel.observe import get_logger
 from flame_accel.observe.starts import CONFIG_FILE, read_options_of_last_start
 
@@ -36,7 +36,7 @@ class ModelOrigin:
 
 def origin_of_checkpoint(checkpoint: Path) -> ModelOrigin:
     """The run and step of a checkpoint; its run is known while it lies in the run folder."""
-    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    state = parse_json_text((checkpoint / STATE_FILE).read_bytes())
     folder = next((p for p in checkpoint.resolve().parents if (p / CONFIG_FILE).is_file()), None)
     if folder is not None:
         checkpoints = folder / str(read_options_of_last_start(folder).get("checkpoint.folder"))

@@ -6,7 +6,6 @@ travel as well; a model of transformers itself needs no code.
 """
 
 import inspect
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 from flame_accel.files import write_bytes_atomically, write_json_atomically, write_text_atomically
 from flame_accel.hub import modeling_fla
 from flame_accel.hub.modeling_fla import CUSTOM_FOLDER
+from flame_accel.json_text import parse_json_text
 from flame_accel.models import block_norms, norms
 from flame_accel.models.custom_code import CustomCode, custom_code
 
@@ -33,7 +33,7 @@ def write_remote_code_if_needed(folder: Path, config: PreTrainedConfig) -> None:
         config: Its configuration.
     """
     config_file = folder / "config.json"
-    fields: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+    fields: dict[str, Any] = parse_json_text(config_file.read_bytes())
     config_class = type(config)
     if "auto_map" in fields or config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return

@@ -4,7 +4,6 @@ Nothing is computed from anything but these files and those of the model; what t
 None. How the facts are put into words is decided in `card_sections` and `card_header`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import safe_open
 
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
 from flame_accel.hub.sources import StartingWeights
+from flame_accel.json_text import parse_json_text
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 from flame_accel.observe.starts import (
     OptionValue,
@@ -160,7 +160,7 @@ def read_model_facts(
             it.
         tokens: Number of tokens of these steps.
     """
-    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    config = parse_json_text((model_folder / "config.json").read_bytes())
     about_the_model: dict[str, Any] = {
         "model_type": config["model_type"],
         "num_weights": count_stored_parameters(model_folder),

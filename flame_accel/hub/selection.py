@@ -15,6 +15,7 @@ from typing import NamedTuple
 from flame_accel import files
 from flame_accel.checkpoint_files import MANIFEST, TEMPORARY_INFIX
 from flame_accel.config import UserError
+from flame_accel.json_text import parse_json_text
 from flame_accel.model_files import (
     MODEL_CONFIG,
     WEIGHTS_INDEX,
@@ -119,7 +120,7 @@ def _code_files(folder: Path) -> set[str]:
     for config in (MODEL_CONFIG, "tokenizer_config.json"):
         try:
             text = (folder / config).read_text(encoding="utf-8")
-            named = json.loads(text)["auto_map"].values()
+            named = parse_json_text(text)["auto_map"].values()
             values = [v for each in named for v in (each if isinstance(each, list) else [each])]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -4,7 +4,6 @@ A run that was killed is started again with this file; whoever reads it learns w
 which step. It names folders relative to the run folder, and holds no access token.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from flame_accel import files
 from flame_accel.hub.hub_client import BranchQuery
 from flame_accel.hub.hub_upload import CommitByBranch
+from flame_accel.json_text import parse_json_text
 
 RECORD_FILE = "hub.json"
 STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
@@ -112,7 +112,7 @@ def read_upload_record_or_empty(
     if not path.is_file():
         return UploadRecord(repo_id=repo_id)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json_text(path.read_bytes())
         recorded = content["repo_id"]
         if repo_id not in (recorded, recorded.partition("/")[2]):
             return UploadRecord(repo_id=repo_id, run_id=content["run_id"])
@@ -154,9 +154,7 @@ def write_record_and_clean_stages_if_same_repository(
 ) -> None:
     """Writes the record of a push, unless the run uploads elsewhere, or nobody may write there."""
     try:
-        recorded = json.loads((maybe_read_only_folder / RECORD_FILE).read_text(encoding="utf-8"))[
-            "repo_id"
-        ]
+        recorded = parse_json_text((maybe_read_only_folder / RECORD_FILE).read_bytes())["repo_id"]
     except (OSError, ValueError, KeyError, TypeError):
         recorded = record.repo_id
     if recorded == record.repo_id and os.access(maybe_read_only_folder, os.W_OK):

@@ -26,6 +26,7 @@ from transformers import (
 from flame_accel.config.errors import UsageError, UserError
 from flame_accel.files import is_git_lfs_pointer
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
+from flame_accel.json_text import parse_json_text
 from flame_accel.models.instantiate import (
     describe_error_with_type_and_file_name,
     instantiate_on_default_device,
@@ -213,7 +214,7 @@ def _model_config_error(where: object, what: str, remedy: str) -> UserError:
 
 def _read_model_config_json(file: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = parse_json_text(file.read_bytes())
     except FileNotFoundError as error:
         raise _model_config_error(
             file, "no such file", _missing_config_file_remedy(file)

@@ -13,6 +13,7 @@ from typing import Any
 
 from flame_accel.files import rename_and_sync
 from flame_accel.io_errors import describe_if_io_error
+from flame_accel.json_text import parse_json_text
 from flame_accel.observe.console import get_logger
 
 MOST_BYTES = 1 << 26
@@ -46,11 +47,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
         DamagedRecordError: It cannot be read, or holds anything else.
     """
     try:
-        content = json.loads(read_record_text(path))
+        content = parse_json_text(read_record_text(path))
     except json.JSONDecodeError as error:
         raise DamagedRecordError(f"is not JSON (line {error.lineno}: {error.msg})") from None
-    except RecursionError:
-        raise DamagedRecordError("is nested too deeply") from None
     if not isinstance(content, dict):
         raise DamagedRecordError("is not a JSON object")
     return content

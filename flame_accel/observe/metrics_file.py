@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from flame_accel.files import write_bytes_atomically
 from flame_accel.io_errors import describe_if_io_error
+from flame_accel.json_text import parse_json_text
 from flame_accel.observe.console import get_logger
 from flame_accel.observe.damaged_records import move_aside, warn_once
 
@@ -99,7 +100,7 @@ def _parse_record(line: bytes) -> dict[str, float] | None:
     if not line.endswith((b"}\n", b"}\r\n")):
         return None
     try:
-        stored = json.loads(line)
+        stored = parse_json_text(line)
         if not isinstance(stored, dict) or type(stored.get("step")) is not int:
             return None
         return _strings_to_numbers(stored)

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from flame_accel.json_text import parse_json_text
+
 FOLDER = "watchdog"
 RECORD_BYTES = 512
 """Every record is padded to it, so that overwriting one needs no space on a full disk."""
@@ -85,7 +87,7 @@ class SignsOfLife:
     def read(self, rank: int) -> RankProgress | None:
         """What a rank said last; None if it has ended, or its file is being written."""
         try:
-            return RankProgress(*json.loads(self._path_of(rank).read_bytes()))
+            return RankProgress(*parse_json_text(self._path_of(rank).read_bytes()))
         except (OSError, ValueError, TypeError):
             return None
 

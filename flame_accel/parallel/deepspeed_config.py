@@ -5,7 +5,6 @@ every weight, also the few that fla computes with in fp32; so a run gets the num
 What a run asks of DeepSpeed while it trains is in `deepspeed`.
 """
 
-import json
 import logging
 import os
 import warnings
@@ -18,6 +17,7 @@ from accelerate.utils import DeepSpeedPlugin, is_deepspeed_available
 
 from flame_accel.config import TrainingConfig, UsageError
 from flame_accel.cpu_cores import count_cores_in_affinity_mask
+from flame_accel.json_text import parse_json_text
 
 LAUNCH_FLAG = "ACCELERATE_USE_DEEPSPEED"
 YAML = "deepspeed_config of the accelerate configuration"
@@ -166,7 +166,7 @@ def _read_launcher_environ_or_raise_on_zero3_init() -> dict[str, Any]:
 def _read_and_check_json_config(path: Path) -> dict[str, Any]:
     """The user's own JSON configuration of DeepSpeed; `auto` leaves a value to us."""
     try:
-        launched = json.loads(path.read_text(encoding="utf-8"))
+        launched = parse_json_text(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UsageError(
             f"DeepSpeed's configuration cannot be read: {error}",

@@ -7,6 +7,7 @@ LAYERS = (
         "cpu_cores",
         "files",
         "io_errors",
+        "json_text",
         "presets",
         "standard_streams",
         "stop_signals",

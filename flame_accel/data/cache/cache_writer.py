@@ -6,7 +6,6 @@ encoding.
 """
 
 import errno
-import json
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,6 +48,7 @@ from flame_accel.data.cache.shard_writer import (
 from flame_accel.data.sources.record_hashes import fingerprint_from_sample, record_hash_or_zero
 from flame_accel.data.stages import IndexedRecords
 from flame_accel.files import has_temporary_name, sync_to_disk, write_json_atomically
+from flame_accel.json_text import parse_json_text
 
 LOCK_TIMEOUT_SECONDS = 5.0
 """How long to wait for worker processes of a killed `prepare` to end."""
@@ -207,7 +207,7 @@ def _claim_empty_or_same_cache(folder: Path, inputs: CacheInputs) -> None:
     """
     path = folder / UNFINISHED
     if path.exists():
-        _check_same_inputs(folder, json.loads(path.read_text(encoding="utf-8")), inputs)
+        _check_same_inputs(folder, parse_json_text(path.read_bytes()), inputs)
         return
     names = {entry.name for entry in folder.iterdir() if not has_temporary_name(entry)} - {LOCK}
     if names:

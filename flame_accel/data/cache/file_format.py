@@ -11,7 +11,6 @@ being made from. No name has a suffix that data files have. Documents are neithe
 here.
 """
 
-import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 
 from flame_accel.config.errors import UserError
 from flame_accel.files import FileDescription, describe_first_damage
+from flame_accel.json_text import parse_json_text
 
 MANIFEST = "flame_accel_tokens.json"
 UNFINISHED = "prepare.info"
@@ -50,6 +50,7 @@ INDEX_DTYPE = np.dtype(
 )
 INDEX_STRUCT = struct.Struct("<QIIIIIQ")
 """`INDEX_DTYPE` for a single entry."""
+TOKEN_DTYPES = ("uint8", "uint16", "uint32")
 CHECKED_BYTES = 28
 """Bytes of an entry up to and including `check`."""
 CHECKED_CRC = 0x2144DF1C
@@ -147,7 +148,7 @@ def read_manifest(folder: Path) -> Manifest:
             else "name a folder that `python -m flame_accel prepare` wrote",
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json_text(path.read_bytes())
         version = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise damaged_cache_error(folder, f"{MANIFEST} cannot be read") from error
@@ -157,7 +158,45 @@ def read_manifest(folder: Path) -> Manifest:
             where=str(folder),
             remedy="prepare it again, or use the version of flame_accel that wrote it",
         )
+    contradiction = _find_contradiction(manifest)
+    if contradiction is not None:
+        raise damaged_cache_error(folder, f"{MANIFEST} {contradiction}")
     return manifest
+
+
+def _find_contradiction(manifest: Manifest) -> str | None:
+    """What a manifest says that cannot be, as part of a sentence; None if all of it can.
+
+    A run asks for as many documents as it names, and reads the files that it names.
+    """
+    try:
+        shards = manifest["shards"]
+        if manifest["dtype"] not in TOKEN_DTYPES:
+            return f"names tokens of type {manifest['dtype']!r}"
+        for total in ("documents", "tokens"):
+            counts = [manifest[total], *(shard[total] for shard in shards)]
+            if not all(type(count) is int and count >= 0 for count in counts):
+                return f"has a number of {total} that is none"
+            if manifest[total] != sum(shard[total] for shard in shards):
+                return f"has another number of {total} than its shards"
+        for number, shard in enumerate(shards):
+            sizes = {name: file["size"] for name, file in shard["files"].items()}
+            expected = {
+                shard_file_name(number, INDEX): shard["documents"] * INDEX_DTYPE.itemsize,
+                shard_file_name(number, TOKENS): shard["tokens"]
+                * np.dtype(manifest["dtype"]).itemsize,
+                shard_file_name(number, TARGETS): shard["tokens"],
+                shard_file_name(number, INFO): sizes.get(shard_file_name(number, INFO)),
+            }
+            optional = {shard_file_name(number, TARGETS)}
+            if not expected.keys() - optional <= sizes.keys() <= expected.keys():
+                return f"names other files than those of shard {number}"
+            for name, size in sizes.items():
+                if type(size) is not int or size != expected[name]:
+                    return f"contradicts itself: {name} has {size} bytes, not {expected[name]}"
+    except (KeyError, TypeError, AttributeError):
+        return "is incomplete"
+    return None
 
 
 def check_file_sizes(folder: Path, manifest: Manifest) -> None:

@@ -4,7 +4,6 @@ The .info file of a shard is written last, once everything else is on the disk: 
 is incomplete. `cache_writer` decides which documents a shard holds.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from flame_accel.files import (
     describe_first_damage,
     write_json_atomically,
 )
+from flame_accel.json_text import parse_json_text
 
 MAX_SHARD_BYTES = 1 << 28
 """Most bytes of tokens in a shard, unless a single chunk has more."""
@@ -106,7 +106,7 @@ def read_shard_entry_if_complete(folder: Path, number: int) -> ShardEntry | None
     if not path.is_file():
         return None
     content = path.read_bytes()
-    shard = json.loads(content)
+    shard = parse_json_text(content)
     if describe_first_damage(folder, shard["files"]) is not None:
         return None
     del shard["skipped"]

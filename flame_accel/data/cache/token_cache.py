@@ -4,7 +4,6 @@ A shard is mapped when one of its documents is read. Damaged data is never retur
 checked when a cache is opened, a document and its index entry when it is read.
 """
 
-import json
 import mmap
 import zlib
 from bisect import bisect_right
@@ -37,6 +36,7 @@ from flame_accel.data.cache.file_format import (
 from flame_accel.data.documents import Document, EncodedRecord, Skipped
 from flame_accel.data.sources.held_out import HeldOut
 from flame_accel.files import FileDescription, describe_first_damage
+from flame_accel.json_text import parse_json_text
 
 MAX_VERIFIED_BYTES = 256_000_000
 """A cache of at most this size is read and verified completely when it is opened."""
@@ -119,7 +119,8 @@ class TokenCache:
             shard.token_file.madvise(mmap.MADV_WILLNEED, start, tokens.nbytes)
         targets, checksum = None, zlib.crc32(tokens.data)
         if entry.kind == WITH_TARGETS:
-            assert shard.targets is not None
+            if shard.targets is None:
+                raise self._lying_entry_error(index, shard)
             targets = shard.targets[entry.offset : stop]
             checksum = zlib.crc32(targets.data, checksum)
         if checksum != entry.crc:
@@ -206,10 +207,22 @@ class TokenCache:
         if shard.number not in self._damaged:
             name = shard_file_name(shard.number, INFO)
             self._verify_checksums({name: self._shards[shard.number]["files"][name]})
-            info = json.loads((self._folder / name).read_text(encoding="utf-8"))
-            self._damaged[shard.number] = info["skipped"]
-        position = str(index - shard.first_document)
-        return Skipped("damaged", *self._damaged[shard.number][position])
+            try:
+                info = parse_json_text((self._folder / name).read_bytes())
+                self._damaged[shard.number] = dict(info["skipped"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise damaged_cache_error(self._folder, f"{name} cannot be read") from error
+        try:
+            where, what = self._damaged[shard.number][str(index - shard.first_document)]
+        except (KeyError, ValueError, TypeError):
+            raise self._lying_entry_error(index, shard) from None
+        return Skipped("damaged", where, what)
+
+    def _lying_entry_error(self, index: int, shard: "_MappedShard") -> UserError:
+        name = shard_file_name(shard.number, INDEX)
+        return damaged_cache_error(
+            self._folder, f"the entry of document {index} in {name} is not that of its other files"
+        )
 
 
 class _MappedShard(NamedTuple):

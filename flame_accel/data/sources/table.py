@@ -3,7 +3,6 @@
 All processes of a machine share it. Records of files are copied into such a table by `file_table`.
 """
 
-import json
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from flame_accel.data.sources.record_parsing import (
     extract_record,
 )
 from flame_accel.data.tokens.encoder import Encoder
+from flame_accel.json_text import parse_json_text
 
 CACHE_FEATURES = Features(
     {"kind": Value("int8"), "value": Value("large_string"), "where": Value("string")}
@@ -118,7 +118,7 @@ class Table:
         if kind == RowKind.TEXT:
             return value
         if kind == RowKind.CONVERSATION:
-            return json.loads(value)
+            return parse_json_text(value)
         where = self._dataset.data.column("where")[row].as_py()
         return Skipped("empty" if kind == RowKind.EMPTY else "damaged", where, value)
 

@@ -18,6 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Conversation, Skipped
+from flame_accel.data.tokens.time_limit import TimeLimitReached, time_limit
 from flame_accel.data.tokens.tokenizer import TOKENIZER_OPTION
 
 FIXED_DATE = date(2024, 7, 26)
@@ -25,6 +26,9 @@ FIXED_DATE = date(2024, 7, 26)
 same data must give the same tokens tomorrow."""
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CLOCK_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+RENDER_SECONDS = 30
+"""For one text; a template renders thousands of messages in a second."""
+PYTHON_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError)
 ADD_MARKERS = (
     "put {% generation %} and {% endgeneration %} around what the assistant says in its "
     "chat_template.jinja"
@@ -100,16 +104,24 @@ class ChatTemplate:
                 where=TOKENIZER_OPTION,
                 remedy="correct the tokenizer's chat_template.jinja",
             ) from error
+        except TimeLimitReached:
+            raise UserError(
+                f"the chat template takes more than {RENDER_SECONDS} s for one conversation: it "
+                "loops",
+                where=TOKENIZER_OPTION,
+                remedy="correct the tokenizer's chat_template.jinja, or use another tokenizer",
+            ) from None
         # a template that is given values of a wrong type raises one of Python's own errors
-        except (TemplateError, TypeError) as error:
-            return Skipped("damaged", what=f"the chat template refuses it: {error}")
+        except (TemplateError, *PYTHON_ERRORS) as error:
+            what = str(error) or type(error).__name__
+            return Skipped("damaged", what=f"the chat template refuses it: {what}")
         return RenderedConversation(text, spans)
 
     def _render_template(
         self, messages: Conversation, *, add_generation_prompt: bool = False
     ) -> RenderedConversation:
         """Render messages; the spans are those of generation tags, none without such tags."""
-        with _RENDER_LOCK:
+        with _RENDER_LOCK, time_limit(RENDER_SECONDS):
             rendered = render_jinja_template(
                 conversations=[messages],
                 chat_template=self._template,

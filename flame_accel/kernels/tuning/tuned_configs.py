@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from flame_accel.config.errors import UserError
 from flame_accel.files import write_json_atomically
+from flame_accel.json_text import parse_json_text
 
 COUNTS = frozenset({"B", "N", "NB", "NP", "T"})
 """Key arguments of fla's kernels that count rows, blocks of rows or tokens.
@@ -135,7 +136,7 @@ def _read_entries_or_raise_if_malformed(path: Path) -> EntriesByHash:
     if not path.is_file():
         return {}
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["autotune_entries"]
+        entries = parse_json_text(path.read_bytes())["autotune_entries"]
         for entry in entries.values():
             _ = entry["autotune_key"], entry["config"]["kwargs"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,115 @@
+"""Whatever call on a file fails, a run goes on or ends with a sentence, and can be continued."""
+
+import collections
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from flame_accel.checkpoint import CheckpointFolder
+from flame_accel.config import UserError
+from flame_accel.config.errors import explain_io_errors
+from tests.helpers.checkpoints import equal_tensors, read_weights, undo_checkpoint
+from tests.helpers.faulty_files import faulty_files
+from tests.helpers.runs import WITHOUT_SAMPLE
+
+OPTIONS = {
+    **WITHOUT_SAMPLE,
+    "training.steps": 7,
+    "checkpoint.interval": 1,
+    "checkpoint.keep_latest_k": 2,
+}
+"""From step 4 on: three saves, the last one included, each with a prune, and the export."""
+
+
+class Fault(NamedTuple):
+    """Which calls fail, and how."""
+
+    first: int
+    """Number of the first call that fails."""
+    error: int
+    stays: bool
+    """Whether all later ones fail as well, as on a disk that is full; else only this one."""
+
+    def fails(self, number: int, call: str) -> bool:
+        return number >= self.first if self.stays else number == self.first
+
+
+class Trial:
+    """A run that stands at step 4 and is continued again and again, each time with another fault.
+
+    Args:
+        train: Runs the training.
+        argv: Its options.
+        run: The run folder.
+    """
+
+    def __init__(self, train: Callable[[list[str]], None], argv: list[str], run: Path) -> None:
+        self.train, self.argv, self.run = train, argv, run
+        self.snapshot = run.with_name("snapshot")
+        shutil.copytree(run, self.snapshot)
+        with faulty_files(run, lambda *_: False, error=0) as faults:
+            train(argv)
+        self.calls = faults.calls
+        self.weights = read_weights(run / "hf")
+
+    def outcome(self, fault: Fault, *, continue_after: bool) -> str:
+        """How the run ended; anything but an end or a sentence is raised."""
+        shutil.rmtree(self.run)
+        shutil.copytree(self.snapshot, self.run)
+        with faulty_files(self.run, fault.fails, error=fault.error) as faults:
+            try:
+                # as a process of a run does
+                with explain_io_errors():
+                    self.train(self.argv)
+                outcome = "finished"
+            except UserError as error:
+                outcome = f"ended with exit code {error.exit_code}"
+                assert os.strerror(fault.error) in str(error), error
+        assert faults.failed
+        folder = CheckpointFolder(self.run / "checkpoint", keep_latest_k=0)
+        newest = folder.find_newest_intact_checkpoint()
+        assert newest is not None
+        if outcome == "finished":
+            assert equal_tensors(read_weights(self.run / "hf"), self.weights)
+        if continue_after:
+            self.train(self.argv)
+            assert equal_tensors(read_weights(self.run / "hf"), self.weights)
+        return outcome
+
+
+@pytest.fixture
+def trial(
+    train_here: Callable[[list[str]], None], flags: Callable[..., list[str]], finished: Path
+) -> Iterator[Trial]:
+    undo_checkpoint(finished / "checkpoint/step-8")
+    shutil.rmtree(finished / "hf")
+    yield Trial(train_here, flags(**OPTIONS, **{"job.dump_folder": finished}), finished)
+
+
+def test_a_draw_of_calls_that_fail(trial: Trial):
+    saves = [n for n, call in enumerate(trial.calls) if "step-6" in call]
+    draw = [
+        Fault(len(trial.calls) // 7, errno.EIO, stays=False),
+        Fault(saves[len(saves) // 2], errno.ENOSPC, stays=False),
+        Fault(saves[0], errno.ENOSPC, stays=True),
+    ]
+    for fault in draw:
+        trial.outcome(fault, continue_after=fault is draw[-1])
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("stays", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
+def test_every_call_that_fails(trial: Trial, error: int, stays: bool):
+    outcomes: collections.Counter[str] = collections.Counter()
+    for number, call in enumerate(trial.calls):
+        try:
+            outcomes[trial.outcome(Fault(number, error, stays), continue_after=True)] += 1
+        except Exception as failure:
+            raise AssertionError(f"call {number}, {call}: {failure!r}") from failure
+    print(f"{len(trial.calls)} calls failed, one in each run: {dict(outcomes)}")
