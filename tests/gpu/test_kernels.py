@@ -12,7 +12,6 @@ The last command prints the worst error of each operator. Without a GPU, `TRITON
 front of pytest runs the same kernels on the CPU, see `triton_on_cpu`; that takes minutes to hours.
 """
 
-import importlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -22,16 +21,9 @@ import pytest
 import torch
 
 from flame_accel.diagnosis.conformance.laws import check_keeps_documents_apart
-from flame_accel.kernels import install, uninstall
 from flame_accel.kernels.argument_checks import check_arguments
 from flame_accel.kernels.replacements import REPLACEMENTS
 from flame_accel.kernels.signatures import bind_to_fla_signature_refusing_unsupported_arguments
-from flame_accel.kernels.tuning import (
-    Tuner,
-    detect_gpu_name_and_capability,
-    install_autotune_hook,
-    uninstall_autotune_hook,
-)
 from flame_accel.models import build_model
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 from tests.helpers.parity import (
@@ -52,9 +44,8 @@ from tests.helpers.parity_cases_attention import ATTENTION
 from tests.helpers.parity_cases_delta import DELTA_RULES
 from tests.helpers.parity_cases_modules import MODULES
 from tests.helpers.parity_cases_recurrence import RECURRENCES
+from tests.helpers.triton_device import DEVICE, INTERPRETED, needs_triton
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 CASES = (*RECURRENCES, *DELTA_RULES, *ATTENTION, *MODULES)
 UNCOMPARED = {
     "ops.gla.fused_chunk.fused_chunk_gla": "fla has only the name: NotImplementedError",
@@ -89,13 +80,6 @@ UNCOMPARED = {
 """Operators of the table with no Triton kernel to compare with. Nor have methods of classes."""
 INDEX, COUNT = map(int, os.environ.get("PARITY_SHARD", "0/1").split("/"))
 
-needs_triton = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not (torch.cuda.is_available() or INTERPRETED), reason="needs a CUDA device"
-    ),
-]
-
 
 def runs() -> Iterator[Any]:
     """Every case with each of its layouts and precisions, or the part of it for this process."""
@@ -104,26 +88,6 @@ def runs() -> Iterator[Any]:
         for layout in case.layouts:
             name = f"{case.name}-{layout}-{dtype}"
             yield pytest.param(case, layout, dtype, id=name, marks=needs_triton)
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[None]:
-    """fla has its Triton functions, no kernel is tuned, ours multiply fp32 exactly."""
-    # the first import installs what suits the machine
-    importlib.import_module("fla")
-    if INTERPRETED:
-        uninstall()
-        importlib.import_module("tests.helpers.triton_on_cpu")
-    install("triton")
-    if INTERPRETED:
-        uninstall_autotune_hook()
-    else:
-        install_autotune_hook(Tuner(detect_gpu_name_and_capability(), fresh=True, tunes=False))
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
-    uninstall()
 
 
 def write_report(rows: list[dict[str, Any]]) -> None:

@@ -123,6 +123,7 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rate": lambda x, u: 0.05 * u,
     # mostly gentle, some steep
     "log_decay": lambda x, u: -5 * u**4,
+    "gentle_log_decay": lambda x, u: -0.3 * u**4,
     "mild_log_decay": lambda x, u: -0.6 * u,
     "positive": lambda x, u: 0.5 + u,
     "phase": lambda x, u: 9 * u,
@@ -175,13 +176,23 @@ def calls(
     draw: st.DrawFn,
     case: OracleCase,
     most_tokens: int = 65,
-    widths: tuple[int, ...] | None = None,
+    sizes_by_letter: Mapping[str, int] | None = None,
+    packs: bool = True,
 ) -> Call:
-    """Calls of an operator with at most about this number of tokens in a sequence."""
+    """Calls of an operator.
+
+    Args:
+        draw: Hypothesis' own.
+        case: The operator.
+        most_tokens: About how many tokens a sequence has at most.
+        sizes_by_letter: Sizes of letters that are not drawn.
+        packs: Whether packed documents are drawn where the operator can do without.
+    """
     parameters = case.parameters
-    packed = "cu_seqlens" in case.needed or ("cu_seqlens" in parameters and draw(st.booleans()))
+    optional = packs and "cu_seqlens" in parameters
+    packed = "cu_seqlens" in case.needed or (optional and draw(st.booleans()))
     plan: Plan = {"cu_seqlens": _draw_document_lengths(draw, most_tokens)} if packed else {}
-    sizes = _draw_sizes(draw, case, plan.get("cu_seqlens"), most_tokens, widths or case.widths)
+    sizes = _draw_sizes(draw, case, plan.get("cu_seqlens"), most_tokens, sizes_by_letter or {})
     plan |= _draw_kinds_of_tensors(draw, case)
     options = {**OPTIONS, "chunk_size": _chunk_sizes(case), **case.options}
     if "S" in sizes:
@@ -233,7 +244,7 @@ def _draw_sizes(
     case: OracleCase,
     lengths: tuple[int, ...] | None,
     most_tokens: int,
-    widths: tuple[int, ...],
+    sizes_by_letter: Mapping[str, int],
 ) -> dict[str, int]:
     """Letter -> size, for all letters of the case."""
     letters = {x for x in "".join(case.letters.values()) if x.isalpha()}
@@ -246,6 +257,7 @@ def _draw_sizes(
     # several heads of queries to one of keys and values, or of values to one of keys
     queries_are_more = case.letters.get("k", "")[2:3] == "G"
     sizes |= {"H": more, "G": heads} if queries_are_more else {"H": heads, "G": more}
+    sizes |= {letter: size for letter, size in sizes_by_letter.items() if letter in letters}
     special = {
         "L": st.just(10),
         "P": st.sampled_from((3, 5)),
@@ -255,7 +267,7 @@ def _draw_sizes(
     }
     # a key of one channel has no direction
     for letter in sorted(letters - sizes.keys() - set("RXYZ")):
-        width = st.sampled_from([n for n in widths if n > 1 or letter != "K"])
+        width = st.sampled_from([n for n in case.widths if n > 1 or letter != "K"])
         sizes[letter] = draw(special.get(letter, width))
     if "P" in sizes:
         sizes["M"] = sizes["P"] + 1

@@ -166,11 +166,17 @@ def fp32_means_fp64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def tolerance_of_ours(call: Call, name: str) -> float:
+    """Of a result or gradient of our operators."""
+    looser = call.case.looser_in_bf16 if call.dtype is torch.bfloat16 else {}
+    return TOLERANCES[call.dtype] * looser.get(name, 1.0)
+
+
 def list_differences(
     call: Call,
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    tolerances: Mapping[torch.dtype, float] = TOLERANCES,
+    tolerance_of: Callable[[Call, str], float] = tolerance_of_ours,
 ) -> list[str]:
     """Results that are not within tolerance of the reference; empty if all are."""
     wrong = []
@@ -182,9 +188,7 @@ def list_differences(
         if x.shape != e.shape:
             wrong.append(f"{name}: shape {[*x.shape]}, not {[*e.shape]}")
             continue
-        tolerance = tolerances[call.dtype]
-        if call.dtype is torch.bfloat16:
-            tolerance *= call.case.looser_in_bf16.get(name, 1.0)
+        tolerance = tolerance_of(call, name)
         # the same infinities differ by nothing
         difference = torch.where(x == e, 0.0, x - e).norm().item()
         # not <=, which would let NaN pass

@@ -31,6 +31,8 @@ def test_path_attention_scores_padded_batches_without_a_cache():
         ("moba", {}),
         ("nsa", {}),
         ("wall_transformer", {}),
+        ("moba", {"window_size": 8}),
+        ("wall_transformer", {"window_size": 8}),
         ("transformer", {"window_size": 8}),
         ("bitnet", {"window_size": 8}),
         ("parallax", {"window_size": 8}),
