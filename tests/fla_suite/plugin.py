@@ -10,14 +10,16 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from flame_accel import kernels
 
@@ -33,7 +35,9 @@ CPU = {
     "device": "cpu",
     "device_name": "cpu",
     "device_platform": "cpu",
-    "device_torch_lib": torch.cpu,
+    "device_torch_lib": SimpleNamespace(
+        **vars(torch.cpu), manual_seed=torch.manual_seed, empty_cache=lambda: None
+    ),
 }
 """What fla's tests and modules import from `fla.utils`; fla takes a machine without Triton's
 drivers for one with CUDA."""
@@ -56,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
             for attribute, value in CPU.items():
                 if attribute in vars(module):
                     setattr(module, attribute, value)
+    torch.cuda.synchronize = lambda device=None: None
+    F.cross_entropy = _sum_losses_in_fp32(F.cross_entropy)
     _offer_flash_attn()
     for moved, path in read_expected()["moved"].items():
         owner, _, name = path.rpartition(".")
@@ -79,6 +85,15 @@ def _offer_flash_attn() -> None:
         ours = getattr(attn, name)
         for module in (package, importlib.import_module("fla.ops.nsa.naive")):
             setattr(module, name, ours)
+
+
+def _sum_losses_in_fp32(cross_entropy: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """PyTorch's loss, the tests' reference, with the sums of a GPU: a CPU's are in fp16 and off."""
+
+    def compute_loss_in_fp32(input: Tensor, *args: Any, **options: Any) -> Tensor:
+        return cross_entropy(input.float(), *args, **options).to(input.dtype)
+
+    return compute_loss_in_fp32
 
 
 def _raise_gone(*_: Any, **__: Any) -> NoReturn:
