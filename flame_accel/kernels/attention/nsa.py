@@ -58,7 +58,7 @@ def parallel_nsa(
         block_counts: How many blocks a query selects, one number or [B, T, G].
         block_size: Tokens of a block.
         window_size: Tokens of the sliding window, 0 for none.
-        scale: 1 / sqrt(D) if None.
+        scale: Of the blocks' scores, 1 / sqrt(D) if None; those of the window have the latter.
         cu_seqlens: Boundaries of packed documents [N + 1], with B = 1; a pair where queries and
             keys have different ones.
 
@@ -123,7 +123,9 @@ def _nsa_attention(
         q.dtype
     )
     if g_swa is not None:
-        o = o + softmax_attention(q, k, v, scale, window_size - 1, 0) * g_swa.unsqueeze(-1)
+        # fla gives the window no scale
+        near = softmax_attention(q, k, v, left_window=window_size - 1, right_window=0)
+        o = o + near * g_swa.unsqueeze(-1)
     return o
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fla.ops.attn.naive import naive_parallel_attn
 from fla.ops.nsa import parallel_nsa
 from fla.ops.nsa.naive import naive_nsa_selection
 
@@ -56,6 +57,20 @@ def test_blocks_that_are_given_are_those_attended_to():
     slots = torch.arange(3)
     hidden = blocks.masked_fill(slots >= counts.unsqueeze(-1), -1)
     assert_close([found], [naive_nsa_selection(q, k, v, hidden, size)])
+
+
+def test_the_scale_is_that_of_the_blocks_and_not_of_the_window():
+    torch.manual_seed(0)
+    q = torch.randn(1, 40, HEADS, WIDTH)
+    k, v = torch.randn(2, 1, 40, GROUPS, WIDTH).unbind()
+    gate, blocks = torch.rand(1, 40, HEADS), draw_blocks(40, 3, 8)
+    o = parallel_nsa(
+        q, k, v, g_swa=gate, block_indices=blocks, block_counts=3, block_size=8, window_size=5,
+        scale=1.0,
+    )  # fmt: skip
+    near, _ = naive_parallel_attn(q, k, v, window_size=5)
+    selected = naive_nsa_selection(q, k, v, blocks, 8, 1.0)
+    assert_close([o], [selected + near * gate.unsqueeze(-1)])
 
 
 def test_given_blocks_of_documents_and_gates():
