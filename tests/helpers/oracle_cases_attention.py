@@ -108,7 +108,7 @@ def native_sparse(a: Arguments) -> Result:
     o = o if a["g_slc"] is None else o * a["g_slc"].unsqueeze(-1)
     o = o + compressed * a["g_cmp"].unsqueeze(-1)
     if a["window_size"]:
-        near, _ = naive_parallel_attn(q, k, v, scale, a["window_size"])
+        near, _ = naive_parallel_attn(q, k, v, window_size=a["window_size"])
         o = o + near * a["g_swa"].unsqueeze(-1)
     return Result([o])
 
