@@ -29,7 +29,7 @@ else:
     import tomli as tomllib
 
 EXPECTED = Path(__file__).with_name("expected.toml")
-SECONDS_PER_TEST = float(os.environ.get("FLA_TESTS_SECONDS", "300"))
+SECONDS_PER_TEST = float(os.environ.get("FLA_TESTS_SECONDS", "900"))
 FULL_SIZE = bool(os.environ.get("FLA_TESTS_FULL_SIZE"))
 CPU = {
     "device": "cpu",
