@@ -292,6 +292,7 @@ def train(
 
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
+            watchdog.enter("record", state.step)
             record |= meter.finish_window(lr=lr)
             loop.metric_logger.write_rank_values_to_own_tensorboard_if_enabled(
                 meter.local, step=state.step

@@ -36,7 +36,7 @@ TIMES_SLOWEST = 3
 """Phases may take so many times as long as the slowest one so far."""
 CHECK_SECONDS = 5.0
 LISTED_RANKS = 8
-PHASES = ("data", "update", "evaluation", "save", "export")
+PHASES = ("data", "update", "record", "evaluation", "save", "export")
 """In the order of a step."""
 
 
@@ -48,6 +48,8 @@ class _Position(NamedTuple):
     is_long: bool
     number: int
     """Counts the phases that were entered."""
+    records: int
+    """Counts the records that are written."""
 
 
 class Watchdog:
@@ -80,9 +82,10 @@ class Watchdog:
         self.rank, self.num_ranks = accelerator.process_index, accelerator.num_processes
         self.signs = SignsOfLife(run_folder, self.rank)
         self._first_step = step
-        self._position = _Position(step, PHASES[0], False, 0)
+        self._position = _Position(step, PHASES[0], False, 0, 0)
         self._seen = self._position
         self._idle_seconds = self._slowest_seconds = self._neighbor_idle_seconds = 0.0
+        self._since_record_seconds = self._longest_window_seconds = 0.0
         self._neighbor_touched_at: int | None = None
         self._ended, self._giving_up = threading.Event(), threading.Event()
 
@@ -93,7 +96,9 @@ class Watchdog:
             phase: One of `PHASES`.
             step: Number of completed updates.
         """
-        self._position = _Position(step, phase, False, self._position.number + 1)
+        before = self._position
+        records = before.records + (before.phase == "record")
+        self._position = _Position(step, phase, False, before.number + 1, records)
 
     def feed(self) -> None:
         """Says that the main thread makes progress in the phase that it is in."""
@@ -147,10 +152,14 @@ class Watchdog:
             Why the run is to be given up; None while it goes on.
         """
         position = self._position
+        self._since_record_seconds += self.check_seconds
+        if position.records != self._seen.records:
+            longest = max(self._longest_window_seconds, self._since_record_seconds)
+            self._longest_window_seconds, self._since_record_seconds = longest, 0.0
         if position.number == self._seen.number:
             self._idle_seconds += self.check_seconds
         else:
-            if not self._is_long(self._seen):
+            if self._seen.phase != "record" and not self._is_long(self._seen):
                 self._slowest_seconds = max(self._slowest_seconds, self._idle_seconds)
             self._seen, self._idle_seconds = position, 0.0
         limit = self._limit_of(position)
@@ -172,12 +181,16 @@ class Watchdog:
         return None
 
     def _is_long(self, position: _Position) -> bool:
-        return position.is_long or position.step < self._first_step + SLOW_STEPS
+        first_window = position.phase == "record" and position.records < 2
+        return position.is_long or first_window or position.step < self._first_step + SLOW_STEPS
 
     def _limit_of(self, position: _Position) -> float:
         """How long the main thread may be in a phase, in seconds."""
         if self._is_long(position):
             return max(LONG_PHASE_SECONDS, self.limit_seconds)
+        if position.phase == "record":
+            # the host may be all steps since the last record ahead of the device
+            return max(self.limit_seconds, TIMES_SLOWEST * self._longest_window_seconds)
         return max(self.limit_seconds, TIMES_SLOWEST * self._slowest_seconds)
 
     def _give_up(self, reason: str) -> None:

@@ -96,6 +96,29 @@ def test_slow_steps_raise_the_limit(build: Build) -> None:
     assert 3 * 70 <= seconds_until_given_up(watchdog) <= 3 * 85
 
 
+def test_a_record_may_wait_for_all_steps_since_the_last_one(build: Build) -> None:
+    """The host runs ahead of the device, and waits for it where it writes a record."""
+    watchdog = build()
+
+    def take_window(first_step: int, wait: int) -> None:
+        for step in range(first_step, first_step + 10):
+            for phase in ("data", "update"):
+                watchdog.enter(phase, step)
+                assert watchdog.check_progress() is None
+        watchdog.enter("record", first_step + 10)
+        assert [watchdog.check_progress() for _ in range(wait)] == [None] * wait
+
+    # 200 s of steps and 800 s of waiting, in checks of 5 s
+    take_window(2, 160)
+    take_window(12, 160)
+    take_window(22, 530)
+    assert seconds_until_given_up(watchdog) < 200
+    # which is no measure for steps
+    watchdog.enter("update", 33)
+    watchdog.check_progress()
+    assert 95 <= seconds_until_given_up(watchdog) <= 105
+
+
 def test_several_ranks_give_up_before_collectives_do(build: Build) -> None:
     watchdog = build(0, 2, seconds=600, timeout=100)
     watchdog.enter("update", 2)
