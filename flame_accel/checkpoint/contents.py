@@ -43,7 +43,7 @@ from flame_accel.checkpoint.tensor_storage import (
 )
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
-from flame_accel.data.loading.stream_state import StreamState, merge_rank_states
+from flame_accel.data.loading.stream_state import StreamState, merge_rank_states, to_stream_state
 from flame_accel.files import write_json_atomically
 from flame_accel.json_text import parse_json_text
 from flame_accel.observe import get_logger
@@ -213,15 +213,20 @@ def load_checkpoint(
         UnloadableCheckpointError: Its contents are not what they must be; on every rank. Model and
             optimizer are then undefined.
     """
+    rank = accelerator.process_index
     # everything that a rank reads for itself comes first, and all of them agree on it
-    read = _agree_on_failure(
-        accelerator, lambda: _read_json_files(checkpoint, accelerator.process_index)
+    read = _load_or_fail_on_all_ranks(
+        accelerator, "JSON", lambda: _read_json_files(checkpoint, rank)
     )
-    _agree_on_failure(accelerator, lambda: load_weights(accelerator, model, checkpoint))
+    _load_or_fail_on_all_ranks(
+        accelerator, "the weights", lambda: load_weights(accelerator, model, checkpoint)
+    )
     full = has_training_state(checkpoint)
     if full and "optimizer" not in excluded_parts:
-        _agree_on_failure(
-            accelerator, lambda: load_optimizer_state(accelerator, model, optimizer, checkpoint)
+        _load_or_fail_on_all_ranks(
+            accelerator,
+            "the optimizer's state",
+            lambda: load_optimizer_state(accelerator, model, optimizer, checkpoint),
         )
     stream_state = None if "dataloader" in excluded_parts else read.stream_state
     if "train_state" in excluded_parts:
@@ -229,17 +234,26 @@ def load_checkpoint(
     if full and read.rng_states is None:
         get_logger().warning(
             "rank %d did not exist when %s was saved: its random number generators start afresh",
-            accelerator.process_index,
+            rank,
             checkpoint,
         )
-    elif read.rng_states is not None:
-        states = read.rng_states
-        _agree_on_failure(accelerator, lambda: set_all_rng_states(states))
+    _load_or_fail_on_all_ranks(
+        accelerator,
+        f"rank-{rank}.json",
+        lambda: set_all_rng_states(read.rng_states) if read.rng_states is not None else None,
+    )
     return RestoredState(read.state, stream_state, read.meter_states)
 
 
-def _agree_on_failure(accelerator: Accelerator, load: Callable[[], Result]) -> Result:
+def _load_or_fail_on_all_ranks(
+    accelerator: Accelerator, what: str, load: Callable[[], Result]
+) -> Result:
     """Calls `load` on every rank; where it fails on one of them, no rank goes on.
+
+    Args:
+        accelerator: The run's accelerator.
+        what: What is loaded, for the error.
+        load: Loads this rank's part.
 
     Raises:
         UnloadableCheckpointError: On every rank, if what any rank read cannot be loaded. Errors of
@@ -253,11 +267,18 @@ def _agree_on_failure(accelerator: Accelerator, load: Callable[[], Result]) -> R
     except (Exception, CheckpointException) as error:
         if not _comes_from_contents(error):
             raise
-        problem = f"{type(error).__name__}: {error}"
+        problem = _describe_unloadable(what, error)
     problems = [each for each in gather_object([problem]) if each is not None]
     if problems:
         raise UnloadableCheckpointError(problems[0])
     return cast(Result, result)
+
+
+def _describe_unloadable(what: str, error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    reason = next(iter(str(error).splitlines()), "")
+    return f"{what} cannot be loaded ({type(error).__name__}: {reason})"
 
 
 def _comes_from_contents(error: BaseException) -> bool:
@@ -281,8 +302,7 @@ def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
         try:
             return convert(parse_json_text((checkpoint / name).read_bytes()))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UnloadableCheckpointError(f"{name} cannot be loaded ({reason})") from error
+            raise UnloadableCheckpointError(_describe_unloadable(name, error)) from error
 
     state = read("state.json", lambda content: TrainState(**content))
     if not has_training_state(checkpoint):
@@ -290,7 +310,7 @@ def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
     has_rank = (checkpoint / f"rank-{rank}.json").exists()
     return _JsonFiles(
         state,
-        cast(StreamState, read("data.json", dict)),
+        read("data.json", to_stream_state),
         read("ranks.json", lambda content: [each["meter"] for each in content]),
-        read(f"rank-{rank}.json", dict) if has_rank else None,
+        read(f"rank-{rank}.json", lambda content: dict(content.items())) if has_rank else None,
     )

@@ -39,7 +39,11 @@ from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hu
 from flame_accel.model_files import find_unreadable_or_missing_model_file
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_folder import read_finished_step
-from flame_accel.observe.starts import CONFIG_FILE, has_load_step_acted
+from flame_accel.observe.starts import (
+    CONFIG_FILE,
+    has_load_step_acted,
+    read_options_of_last_start,
+)
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
 
@@ -100,7 +104,7 @@ def find_or_download_starting_point(
             )
         return StartingPoint(checkpoints, own, own=True, load_step_acts=load_step_acts)
     run_on_main_and_broadcast(
-        accelerator, lambda: _check_no_finished_run_in_folder(run_folder, config, total_steps)
+        accelerator, lambda: _check_nothing_is_begun_anew(run_folder, config, total_steps)
     )
     if config.initial_load_path is None:
         return StartingPoint(checkpoints)
@@ -344,12 +348,27 @@ def _find_checkpoint_or_raise_if_not_resumable(
     )
 
 
-def _check_no_finished_run_in_folder(
+def _check_nothing_is_begun_anew(
     run_folder: Path, config: CheckpointConfig, total_steps: int
 ) -> None:
-    """Checks that a start that resumes nothing does not overwrite the result of a finished run."""
+    """Checks that a start that resumes nothing leaves no result and no checkpoint of a run behind.
+
+    `checkpoint.no_enable_checkpoint` asks to leave checkpoints behind; what has finished stays.
+    """
     step = read_finished_step(run_folder)
     if step is None:
+        before = read_options_of_last_start(run_folder).get("checkpoint.folder")
+        if not config.enable_checkpoint or before in (None, config.folder):
+            return
+        saved = CheckpointFolder(run_folder / str(before), keep_latest_k=0)
+        if saved.list_entries().checkpoints:
+            raise UserError(
+                f"the run has its checkpoints in {saved.path}",
+                where=f"checkpoint.folder = {config.folder}",
+                remedy="repeat the checkpoint.folder of the last start. To begin anew on purpose, "
+                "move its checkpoints away, or choose another job.dump_folder",
+                exit_code=2,
+            )
         return
     reason = (
         f"there is no checkpoint in checkpoint.folder = {config.folder}"

@@ -5,7 +5,7 @@ every rank also writes its own values for TensorBoard, in a subfolder of the com
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class MetricLogger:
         self.metrics_file = MetricsFile(run_folder / METRICS_FILE)
         self._failing: set[str] = set()
         self.tracker_ids = dict(tracker_ids)
-        self._start_trackers_or_raise_and_keep_wandb_id(run_folder, options, step)
+        names = enabled_tracker_names(metrics)
+        self._start_trackers_or_raise_and_keep_wandb_id(names, run_folder, options, step)
         self.local_writer: Any = None
         if not metrics.rank_0_only:
             # only where it is needed: it takes long to import
@@ -64,11 +65,22 @@ class MetricLogger:
             self.local_writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def _start_trackers_or_raise_and_keep_wandb_id(
-        self, run_folder: Path, options: Mapping[str, Mapping[str, Any]], step: int
+        self,
+        names: Sequence[str],
+        run_folder: Path,
+        options: Mapping[str, Mapping[str, Any]],
+        step: int,
     ) -> None:
-        names = [str(getattr(name, "value", name)) for name in self.accelerator.log_with]
         if not names:
             return
+        # Accelerate leaves out what is not installed
+        available = {str(getattr(name, "value", name)) for name in self.accelerator.log_with}
+        if missing := set(names) - available:
+            raise UserError(
+                f"cannot start the tracker {', '.join(sorted(missing))}",
+                where="metrics.enable_*",
+                remedy="install its package, or disable it",
+            )
         init_kwargs: dict[str, dict[str, Any]] = {
             "tensorboard": {"purge_step": step + 1},
             "wandb": {
@@ -83,16 +95,7 @@ class MetricLogger:
             flatten_options_without_secrets(options),
             {name: init_kwargs[name] for name in names},
         )
-        if not self.accelerator.is_main_process:
-            return
-        missing = set(names) - {tracker.name for tracker in self.accelerator.trackers}
-        if missing:
-            raise UserError(
-                f"cannot start the tracker {', '.join(sorted(missing))}",
-                where="metrics.enable_*",
-                remedy="install its package, or disable it",
-            )
-        if "wandb" in names:
+        if self.accelerator.is_main_process and "wandb" in names:
             run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
             self.tracker_ids["wandb"] = run.id
 

@@ -5,7 +5,7 @@ any number of ranks, workers and micro-batches can resume from. Nothing here rea
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.cursors import LaneCursor, SourceCursor
@@ -30,6 +30,19 @@ class StreamState(TypedDict):
     cursors: list[list[Any]]
     """[source, offset, row, *sources] of each lane, where each of `sources` is
     [*position, consumed, skipped, bad, tokens]; all of them integers."""
+
+
+def to_stream_state(content: Any) -> StreamState:
+    """What was read from a file, as a state of this or of another format.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError("it is no position in data")
+    if content["format"] == FORMAT and (missing := StreamState.__required_keys__ - content.keys()):
+        raise ValueError(f"it has no {min(missing)}")
+    return cast(StreamState, content)
 
 
 WHERE = "the checkpoint's data position"
