@@ -13,9 +13,10 @@ from flame_accel.checkpoint import (
     StartingPoint,
     delete_leftovers_and_rename_newer_if_enabled,
 )
-from flame_accel.config import Config
+from flame_accel.config import Config, UserError
 from flame_accel.data import RunData
 from flame_accel.hub.sources import describe_model_sources
+from flame_accel.io_errors import describe_if_io_error
 
 
 def change_run_folder_as_start_is_accepted(
@@ -25,9 +26,10 @@ def change_run_folder_as_start_is_accepted(
     restored: RestoredState,
     run_data: RunData,
 ) -> None:
-    """Sets aside what no later start may load, keeps earlier records, and describes this start.
+    """Keeps earlier records, sets aside what no later start may load, and describes this start.
 
-    The description comes last: with it `checkpoint.load_step` has acted.
+    What needs room on the disk comes first, and the description last: with it
+    `checkpoint.load_step` has acted.
 
     Args:
         accelerator: The run's accelerator; the main process writes.
@@ -35,16 +37,31 @@ def change_run_folder_as_start_is_accepted(
         start: Where the run starts.
         restored: What was loaded from there.
         run_data: Its sources are recorded.
+
+    Raises:
+        UserError: The folder cannot be written to.
     """
-    delete_leftovers_and_rename_newer_if_enabled(
-        accelerator, start, restored.checkpoint, config.checkpoint
-    )
+    run_folder = Path(config.job.dump_folder)
+    try:
+        if accelerator.is_main_process:
+            observe.keep_earlier_records(
+                run_folder,
+                begins_anew=restored.checkpoint is None,
+                goes_back=start.load_step_acts,
+            )
+        delete_leftovers_and_rename_newer_if_enabled(
+            accelerator, start, restored.checkpoint, config.checkpoint
+        )
+    except OSError as error:
+        raise UserError(
+            f"the run folder cannot be written to: {describe_if_io_error(error)}",
+            where=f"job.dump_folder = {run_folder}",
+            remedy="make room there, or see to the permissions, and repeat the command",
+        ) from error
     observe.write_run_description_and_open_log(
         accelerator,
-        Path(config.job.dump_folder),
+        run_folder,
         config,
         step=restored.state.step,
         model_sources=describe_model_sources(config, run_data),
-        begins_anew=restored.checkpoint is None,
-        goes_back=start.load_step_acts,
     )

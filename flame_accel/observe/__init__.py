@@ -6,6 +6,7 @@ from flame_accel.observe.console import (
     setup_console_logging,
 )
 from flame_accel.observe.data_progress import reduce_and_check_data_metrics
+from flame_accel.observe.earlier_records import keep_earlier_records
 from flame_accel.observe.meter import Meter
 from flame_accel.observe.metric_logger import MetricLogger, enabled_tracker_names
 from flame_accel.observe.profiling import StepProfiler, profile_steps
@@ -33,6 +34,7 @@ __all__ = [
     "device_name",
     "enabled_tracker_names",
     "get_logger",
+    "keep_earlier_records",
     "log_if_already_finished",
     "profile_steps",
     "record_how_block_ends",

@@ -12,10 +12,18 @@ from pathlib import Path
 from flame_accel.files import rename_and_sync
 from flame_accel.observe.console import get_logger
 from flame_accel.observe.metrics_file import METRICS_FILE
+from flame_accel.observe.skipped_updates import SKIPPED_FILE
 from flame_accel.observe.starts import CONFIG_FILE, ENDED_FILE, ENVIRONMENT_FILE
 
 EARLIER = "earlier-"
-COPIED = (METRICS_FILE, CONFIG_FILE, ENVIRONMENT_FILE, ENDED_FILE, "report.html")
+COPIED = (
+    METRICS_FILE,
+    SKIPPED_FILE,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    ENDED_FILE,
+    "report.html",
+)
 MOVED = (*COPIED, "log.txt")
 
 
@@ -28,6 +36,9 @@ def keep_earlier_records(run_folder: Path, *, begins_anew: bool, goes_back: bool
             and are moved.
         goes_back: The run leaves steps that it had made: their records are copied, since the
             records of the steps before them are its own.
+
+    Raises:
+        OSError: They cannot be; copies are removed again.
     """
     metrics = run_folder / METRICS_FILE
     has_records = metrics.is_file() and metrics.stat().st_size > 0
@@ -36,11 +47,13 @@ def keep_earlier_records(run_folder: Path, *, begins_anew: bool, goes_back: bool
     numbered = (run_folder / f"{EARLIER}{number}" for number in itertools.count())
     folder = next(path for path in numbered if not os.path.lexists(path))
     folder.mkdir()
-    for name in MOVED if begins_anew else COPIED:
-        if not (run_folder / name).is_file():
-            continue
-        if begins_anew:
-            rename_and_sync(run_folder / name, folder / name)
-        else:
-            shutil.copyfile(run_folder / name, folder / name)
+    try:
+        for name in MOVED if begins_anew else COPIED:
+            if (run_folder / name).is_file():
+                place = rename_and_sync if begins_anew else shutil.copyfile
+                place(run_folder / name, folder / name)
+    except OSError:
+        if not begins_anew:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     get_logger().info("the records that were in %s are kept in %s", run_folder, folder)

@@ -30,7 +30,6 @@ from flame_accel.observe.console import (
     log_to_file_only,
 )
 from flame_accel.observe.damaged_records import DamagedRecordError, read_json_object, warn_once
-from flame_accel.observe.earlier_records import keep_earlier_records
 from flame_accel.observe.metrics_file import METRICS_FILE, delete_records_after
 from flame_accel.observe.places import check_places_of_outputs
 from flame_accel.observe.starts import (
@@ -133,8 +132,6 @@ def write_run_description_and_open_log(
     *,
     step: int,
     model_sources: Mapping[str, Any],
-    begins_anew: bool,
-    goes_back: bool,
 ) -> None:
     """Starts to write to a run folder, once nothing can refuse the start any more.
 
@@ -147,14 +144,11 @@ def write_run_description_and_open_log(
         config: The options.
         step: Number of completed steps.
         model_sources: Data and, if it has any, the weights that the model starts from.
-        begins_anew: Whether it resumes no checkpoint of its own: records are another run's.
-        goes_back: Whether it leaves steps that it had made.
 
     Raises:
         UserError: The folder cannot be written to.
     """
     if accelerator.is_main_process:
-        keep_earlier_records(run_folder, begins_anew=begins_anew, goes_back=goes_back)
         environment = describe_environment(accelerator, sys.argv)
         start = {name: environment[name] for name in DESCRIBE_START} | dict(model_sources)
         environment["starts"] = list_kept_starts_and_this_one(
