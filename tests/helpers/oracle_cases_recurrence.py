@@ -332,8 +332,8 @@ RECURRENCE_CASES = (
             },
             call=with_pair_of_states, states=("h_k", "h_v", "h_phase"),
             together=(("h_k", "h_v", "h_phase"),), kept=PAIR | {"h_phase", "delta"},
-            # sums over all tokens of terms that cancel, of norms that fla rounds to bf16
-            looser_in_bf16=dict.fromkeys(("d h_phase", "d delta"), 4),
+            # sums of terms that cancel, over channels and tokens, of norms that fla rounds to bf16
+            looser_in_bf16=dict.fromkeys(("d h_phase", "d delta", "d beta", "d g"), 4),
         )
         for module in ("chunk", "fused_recurrent")
     ),

@@ -45,9 +45,9 @@ def evaluate(
     wanted = {name: x for name, x in leaves.items() if x.requires_grad}
     if pairs and wanted:
         outputs, directions = zip(*pairs, strict=True)
-        gradients = torch.autograd.grad(
-            outputs, [*wanted.values()], directions, materialize_grads=True
-        )
+        given = [x.clone() for x in directions]
+        gradients = torch.autograd.grad(outputs, [*wanted.values()], given, materialize_grads=True)
+        assert all(map(torch.equal, given, directions)), "the call changes gradients of its results"
         found |= {f"d {name}": x for name, x in zip(wanted, gradients, strict=True)}
     changed = [name for name, x in leaves.items() if not torch.equal(x, arguments[name])]
     assert not changed, f"inputs changed by the call: {changed}"
