@@ -15,6 +15,7 @@ from flame_accel import files
 from flame_accel.hub.hub_client import BranchQuery
 from flame_accel.hub.hub_upload import CommitByBranch
 from flame_accel.json_text import parse_json_text
+from flame_accel.observe.damaged_records import move_aside
 
 RECORD_FILE = "hub.json"
 STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
@@ -138,15 +139,19 @@ def read_upload_record_or_empty(
         if not all(isinstance(number, int) for number in numbers):
             raise TypeError("not a number")
         return record
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # what is on the Hub is found again: files that are the same are not sent twice
         report_damage(f"{path} is damaged: what the run has uploaded before is not known")
         return UploadRecord(repo_id=repo_id)
 
 
 def write_upload_record(run_folder: Path, record: UploadRecord) -> None:
-    """Writes the record atomically."""
-    files.write_json_atomically(run_folder / RECORD_FILE, asdict(record))
+    """Writes the record atomically; one that is damaged is kept under another name."""
+    path = run_folder / RECORD_FILE
+    read_upload_record_or_empty(
+        run_folder, record.repo_id, report_damage=lambda _: move_aside(path)
+    )
+    files.write_json_atomically(path, asdict(record))
 
 
 def write_record_and_clean_stages_if_same_repository(

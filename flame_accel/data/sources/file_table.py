@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +23,18 @@ from flame_accel.data.documents import Record, Skipped
 from flame_accel.data.sources.file_readers import READER_VERSION, read_records
 from flame_accel.data.sources.record_parsing import RecordColumn
 from flame_accel.data.sources.table import CACHE_FEATURES, RowKind, Table
+from flame_accel.files import describe_files, describe_first_damage, write_json_atomically
+from flame_accel.json_text import parse_json_text
 
 BATCH_ROWS = 1000
 """Most records that are written to the cache at once."""
 BATCH_CHARACTERS = 2**24
 """Most characters that are written at once: memory stays flat, however long the records are."""
+
+MAX_VERIFIED_BYTES = 256_000_000
+"""A copy of at most this size is read and verified completely when it is opened."""
+CHECKSUMS = "flame_accel_checksums.json"
+"""Sizes and checksums of the files of a copy, next to them."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +77,39 @@ def copy_files_to_cached_table(
             remedy="make room there, name another folder with the environment variable "
             "HF_DATASETS_CACHE, or add --training.streaming",
         ) from error
+    _record_or_compare_checksums(Path(builder.cache_dir), name)
     dataset = builder.as_dataset("train")
     assert isinstance(dataset, Dataset)
     return Table(name, dataset, "value", max_bytes=record_column.max_bytes)
+
+
+def _record_or_compare_checksums(folder: Path, name: str) -> None:
+    """Checks a copy against the checksums recorded when it was first used, since Arrow has none.
+
+    Of a copy of more than `MAX_VERIFIED_BYTES` only the sizes are compared.
+
+    Raises:
+        UserError: The copy is not what it was.
+    """
+    path = folder / CHECKSUMS
+    try:
+        recorded = parse_json_text(path.read_bytes())
+        small = sum(file["size"] for file in recorded.values()) <= MAX_VERIFIED_BYTES
+        damage = describe_first_damage(folder, recorded, compare_checksums=small)
+    except FileNotFoundError:
+        files = {file: each for file, each in describe_files(folder).items() if ".arrow" in file}
+        # a cache that cannot be written to serves without them
+        with suppress(OSError):
+            write_json_atomically(path, files)
+        return
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        damage = f"{CHECKSUMS} cannot be read ({error})"
+    if damage is not None:
+        raise UserError(
+            f"its copy in the cache of datasets is damaged: {damage}",
+            where=name,
+            remedy=f"delete {folder}: the copy is made again",
+        )
 
 
 def _table_cache_key(files: Sequence[str], record_column: RecordColumn) -> str:
