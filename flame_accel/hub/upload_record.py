@@ -15,7 +15,6 @@ from flame_accel import files
 from flame_accel.hub.hub_client import BranchQuery
 from flame_accel.hub.hub_upload import CommitByBranch
 from flame_accel.json_text import parse_json_text
-from flame_accel.observe.damaged_records import move_aside
 
 RECORD_FILE = "hub.json"
 STAGES_PREFIX = f"{files.TEMPORARY_PREFIX}hub-"
@@ -147,6 +146,9 @@ def read_upload_record_or_empty(
 
 def write_upload_record(run_folder: Path, record: UploadRecord) -> None:
     """Writes the record atomically; one that is damaged is kept under another name."""
+    # with torch, which a push that is refused does without
+    from flame_accel.observe.damaged_records import move_aside
+
     path = run_folder / RECORD_FILE
     read_upload_record_or_empty(
         run_folder, record.repo_id, report_damage=lambda _: move_aside(path)

@@ -97,3 +97,11 @@ def test_only_the_folders_of_planned_uploads_are_kept(tmp_path):
     needless.mkdir()
     remove_needless_stages(tmp_path, record)
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_damaged_record_is_kept_aside_by_the_next_one(tmp_path):
+    (tmp_path / "hub.json").write_text('{"repo_id": "a/b", "finished": 5}')
+    for _ in range(2):
+        write_upload_record(tmp_path, UploadRecord(repo_id="a/b"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub.json", "hub.json.damaged-0"]
+    assert '"finished": 5' in (tmp_path / "hub.json.damaged-0").read_text()
