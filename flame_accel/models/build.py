@@ -214,7 +214,7 @@ def _model_config_error(where: object, what: str, remedy: str) -> UserError:
 
 def _read_model_config_json(file: Path) -> dict[str, Any]:
     try:
-        fields = parse_json_text(file.read_bytes())
+        fields = parse_json_text(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _model_config_error(
             file, "no such file", _missing_config_file_remedy(file)
