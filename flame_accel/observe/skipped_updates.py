@@ -4,7 +4,6 @@ Whether an update was skipped stays on the device until a record or a checkpoint
 ranks look at the steps since. When an update is skipped is decided in `training`.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from flame_accel.data import StepBatches
 from flame_accel.files import write_bytes_atomically
+from flame_accel.json_text import parse_json_text
 from flame_accel.observe.console import get_logger
 from flame_accel.observe.metrics_file import MetricsFile
 from flame_accel.parallel import all_gather_concatenated, tp_size, widest_float_dtype
@@ -156,6 +156,6 @@ def _delete_lines_after(path: Path, step: int) -> None:
 def _step_of(line: bytes) -> float:
     """The step of a line; infinite if it is damaged."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return int(parse_json_text(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, TypeError, KeyError):
         return math.inf

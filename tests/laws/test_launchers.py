@@ -30,11 +30,11 @@ import argparse, os
 
 def launch_command_parser():
     parser = argparse.ArgumentParser(add_help=False)
-    parser.parse_args = list
+    parser.parse_args = lambda words: argparse.Namespace(words=words)
     return parser
 
-def launch_command(words):
-    print(*words, f"threads={os.environ['OMP_NUM_THREADS']}", sep="\\n")
+def launch_command(arguments):
+    print(*arguments.words, f"threads={os.environ['OMP_NUM_THREADS']}", sep="\\n")
 """
 
 

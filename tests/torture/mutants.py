@@ -60,7 +60,7 @@ MUTANTS = (
     Mutant(
         "random states not restored",
         "checkpoint/contents.py",
-        "lambda: set_all_rng_states(states)",
+        "lambda: set_all_rng_states(read.rng_states) if read.rng_states is not None else None",
         "lambda: None",
         ("tests/unit/checkpoint/test_contents.py", "tests/laws/test_resume.py"),
     ),

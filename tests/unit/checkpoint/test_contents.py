@@ -16,6 +16,8 @@ from flame_accel.checkpoint.contents import load_checkpoint
 from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
 from flame_accel.checkpoint.tensor_storage import initialize_optimizer_state
 from flame_accel.config import UserError
+from flame_accel.data.cursors import LaneCursor
+from flame_accel.data.loading.stream_state import build_rank_state
 from flame_accel.data.tokens.tokenizer import load_tokenizer
 from tests.helpers.checkpoints import equal_tensors, list_checkpoints, read_weights
 from tests.helpers.runs import WITHOUT_SAMPLE, read_losses, read_records
@@ -93,7 +95,9 @@ def test_every_rank_draws_the_numbers_again_that_it_drew_after_the_save(
         model=model,
         optimizer=optimizer,
         tokenizer=load_tokenizer("byte", False),
-        stream_state={"first_lane": 0, "rows_per_step": 1, "cursors": [[0]]},
+        stream_state=build_rank_state(
+            {}, rows_per_step=1, steps=3, first_lane=0, cursors=[LaneCursor()]
+        ),
         meter_state={"sums": [], "max_loss": None},
     )
     numbers_of_rank_0 = draw_numbers()

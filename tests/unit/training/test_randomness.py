@@ -55,7 +55,7 @@ def test_deterministic_algorithms_are_used_where_asked_for(monkeypatch, determin
 
 
 @pytest.mark.covers_option("training.deterministic")
-def test_a_deterministic_run_configures_torch_and_cublas(train_here, flags, monkeypatch):
+def test_a_deterministic_run_configures_torch_and_cublas(train_here, flags, tmp_path, monkeypatch):
     seen = []
     # set first, so that what the run sets is undone
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
@@ -67,7 +67,8 @@ def test_a_deterministic_run_configures_torch_and_cublas(train_here, flags, monk
     monkeypatch.setattr("flame_accel.train.export_and_report", lambda *_: None)
     try:
         for deterministic in (False, True):
-            train_here(flags(**{"training.deterministic": deterministic}))
+            folder = {"job.dump_folder": tmp_path / str(deterministic)}
+            train_here(flags(**folder, **{"training.deterministic": deterministic}))
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.deterministic = False
