@@ -1,7 +1,7 @@
 """Runs the experiments and writes their report.
 
     python -m tests.torture                       all of them, a few times each
-    python -m tests.torture --long                as often as docs/torture.md says; hours
+    python -m tests.torture --long                as often as EXPERIMENTS says; hours
     python -m tests.torture --only kill           those whose name contains a word
 
 Exit code 1 if anything did not survive. The report is JSON and a page of HTML.
