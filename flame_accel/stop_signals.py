@@ -1,9 +1,9 @@
 """Signals that ask a run to end: SIGTERM, SIGINT, SIGUSR1, a closed terminal, a lost launcher.
 
 A cluster, a terminal or `kill` sends them. In the training loop a run saves after the step in hand
-and ends well (`train`); before and after it nothing has to be saved, and the process ends at once.
-A launcher passes the signals that it gets on to the processes of the run. No slow imports here: the
-handlers are installed before anything else is done.
+and ends well (`train`); before it nothing has to be saved, and the process ends at once; the export
+after it is finished. A launcher passes the signals that it gets on to the processes of the run. No
+slow imports here: the handlers are installed before anything else is done.
 """
 
 import os
@@ -152,9 +152,15 @@ def was_launched(environment: Mapping[str, str]) -> bool:
     return any(name in environment for name in LAUNCHED_VARIABLES)
 
 
-def call_when_parent_is_gone(action: Callable[[], None]) -> None:
-    """Calls `action`, in a thread, once the process that started this one has ended."""
-    parent = os.getppid()
+def call_when_parent_is_gone(action: Callable[[], None], *, parent: int | None = None) -> None:
+    """Calls `action`, in a thread, once the process that started this one has ended.
+
+    Args:
+        action: What to do then.
+        parent: Process number of the parent, where that may have ended before this call; None
+            stands for the present one.
+    """
+    parent = os.getppid() if parent is None else parent
 
     def watch() -> None:
         while os.getppid() == parent:

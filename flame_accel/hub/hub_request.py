@@ -3,8 +3,6 @@
 import json
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +14,8 @@ from flame_accel.hub.hub_client import (
 )
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_upload import Upload, scan_for_token_then_upload_and_tag
+from flame_accel.stop_signals import call_when_parent_is_gone
 
-PARENT_CHECK_SECONDS = 0.5
 SILENCE_SECONDS = 60.0
 """Longest silence of the Hub in the middle of a request."""
 
@@ -58,19 +56,11 @@ def _set_read_timeout() -> None:
     )
 
 
-def _wait_for_parent_then_exit(parent: int) -> None:
-    """Ends this process when the run that started it is gone, killed perhaps."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_SECONDS)
-    os._exit(1)
-
-
 def main() -> None:
     """Answers one request: a line of JSON on standard input, one on standard output."""
     request = json.loads(sys.stdin.readline())
-    threading.Thread(
-        target=_wait_for_parent_then_exit, args=(request["parent"],), daemon=True
-    ).start()
+    # the run may be killed
+    call_when_parent_is_gone(lambda: os._exit(1), parent=request["parent"])
     # the run has priority over its uploads
     os.nice(10)
     _set_read_timeout()
