@@ -38,7 +38,7 @@ from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.model_files import find_unreadable_or_missing_model_file
 from flame_accel.observe import get_logger
-from flame_accel.observe.run_folder import read_finished_step
+from flame_accel.observe.run_end import read_finished_step
 from flame_accel.observe.starts import (
     CONFIG_FILE,
     has_load_step_acted,

@@ -156,7 +156,7 @@ def replace_step_placeholder_in_revision_and_tag(
 def find_step_or_none(folder: Path, run_folder: Path | None) -> int | None:
     """The step of a checkpoint, or the one after which the run of an export finished."""
     from flame_accel.hub.model_card import origin_of_checkpoint
-    from flame_accel.observe.run_folder import read_finished_step
+    from flame_accel.observe.run_end import read_finished_step
 
     if has_checkpoint_manifest(folder):
         return origin_of_checkpoint(folder).step

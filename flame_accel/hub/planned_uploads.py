@@ -29,7 +29,7 @@ from flame_accel.hub.upload_record import (
     write_upload_record,
 )
 from flame_accel.observe import get_logger
-from flame_accel.observe.run_folder import read_finished_step
+from flame_accel.observe.run_end import read_finished_step
 
 MODEL = "model"
 """Folder of the model's files in the folder of an upload."""

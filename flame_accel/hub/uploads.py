@@ -23,7 +23,7 @@ from flame_accel.hub.upload_record import (
     remove_needless_stages,
 )
 from flame_accel.observe import get_logger
-from flame_accel.observe.run_folder import read_finished_step
+from flame_accel.observe.run_end import read_finished_step
 from flame_accel.parallel import run_on_main_and_broadcast
 from flame_accel.stop_signals import StoppedBySignal
 

@@ -11,12 +11,11 @@ from flame_accel.observe.meter import Meter
 from flame_accel.observe.metric_logger import MetricLogger, enabled_tracker_names
 from flame_accel.observe.profiling import StepProfiler, profile_steps
 from flame_accel.observe.report import write_report
+from flame_accel.observe.run_end import log_if_already_finished, record_how_block_ends
 from flame_accel.observe.run_folder import (
     check_run_folder_and_log_changes,
     describe_environment,
     device_name,
-    log_if_already_finished,
-    record_how_block_ends,
     write_run_description_and_open_log,
 )
 from flame_accel.observe.skipped_updates import SkippedUpdates

@@ -12,8 +12,9 @@ from pathlib import Path
 from flame_accel.files import rename_and_sync
 from flame_accel.observe.console import get_logger
 from flame_accel.observe.metrics_file import METRICS_FILE
+from flame_accel.observe.run_end import ENDED_FILE
 from flame_accel.observe.skipped_updates import SKIPPED_FILE
-from flame_accel.observe.starts import CONFIG_FILE, ENDED_FILE, ENVIRONMENT_FILE
+from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE
 
 EARLIER = "earlier-"
 COPIED = (

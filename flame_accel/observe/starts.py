@@ -20,7 +20,6 @@ from flame_accel.observe.damaged_records import (
 
 ENVIRONMENT_FILE = "environment.json"
 CONFIG_FILE = "config.toml"
-ENDED_FILE = "ended.json"
 OptionValue = bool | int | float | str | list[Any]
 """As TOML has it; "none" stands for None."""
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from accelerate import Accelerator
 
-from flame_accel.observe.run_folder import write_ended_file
+from flame_accel.observe.run_end import write_ended_file
 from flame_accel.observe.signs_of_life import RankProgress, SignsOfLife
 from flame_accel.parallel.timeouts import EXTENDED_TIMEOUT_SECONDS
 from flame_accel.stop_signals import print_unbuffered

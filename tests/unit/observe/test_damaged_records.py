@@ -1,7 +1,5 @@
 """A damaged record of a run is passed over, kept aside, and said; nothing good is lost with it."""
 
-import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +11,6 @@ from flame_accel.observe.damaged_records import (
     read_json_object,
     read_record_text,
 )
-from flame_accel.observe.run_folder import check_run_folder_and_list_changes, read_finished_step
-from flame_accel.observe.starts import read_kept_starts
 from tests.helpers.checkpoints import list_checkpoints
 from tests.helpers.runs import WITHOUT_SAMPLE, read_log, read_losses, read_records
 
@@ -25,12 +21,6 @@ DAMAGES: dict[str, tuple[bytes, str]] = {
     "no UTF-8": (b'{"a": "\xff"}', "is not text in UTF-8"),
     "nested too deeply": (b'{"a":' * 200_000, "is not JSON .*nested too deeply"),
 }
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(logging.getLogger("flame_accel"), "propagate", True)
-    return caplog
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -57,43 +47,6 @@ def test_what_is_moved_aside_gets_the_first_free_number(tmp_path: Path):
         (tmp_path / "a.json").write_text(str(number))
         assert move_aside(tmp_path / "a.json").name == f"a.json.damaged-{number}"
     assert (tmp_path / "a.json.damaged-1").read_text() == "1"
-
-
-@pytest.mark.parametrize(
-    "content",
-    ['{"reason": "finished"}', '{"reason": "finished", "step": 1e999}', '{"reason": "fini'],
-)
-def test_an_end_that_cannot_be_read_is_said(
-    tmp_path: Path, content: str, log: pytest.LogCaptureFixture
-):
-    (tmp_path / "ended.json").write_text(content)
-    assert read_finished_step(tmp_path) is None
-    assert "the run continues as if it had been killed" in log.text
-
-
-def test_damaged_starts_are_left_out(tmp_path: Path, log: pytest.LogCaptureFixture):
-    good = {"step": 4, "changed_options": [{"option": "a.b", "before": 1, "after": 2}]}
-    bad = [{"step": "4"}, 7, {"step": 1, "changed_options": [{"option": "a"}]}, {}]
-    path = tmp_path / "environment.json"
-    path.write_text(json.dumps({"starts": [bad[0], good, *bad[1:]]}))
-    assert read_kept_starts(tmp_path) == [good]
-    assert "4 are passed over" in log.text
-    path.write_text('{"starts": 5}')
-    assert read_kept_starts(tmp_path) == []
-
-
-def test_an_option_of_another_version_is_passed_over_and_said(
-    finished: Path, configured: Callable[..., object]
-):
-    toml = finished / "config.toml"
-    text = toml.read_text().replace("[checkpoint]", "[checkpoint]\nfrom_the_future = 3", 1)
-    toml.write_text(text.replace('scheduler = "', 'scheduler = "a_new_', 1) + "\n[novel]\nx = 1\n")
-    changes = check_run_folder_and_list_changes(
-        finished, configured(**WITHOUT_SAMPLE, **{"job.dump_folder": finished})
-    )
-    assert "checkpoint.from_the_future: 3 -> unknown to this version, and passed over" in changes
-    assert "novel.x: 1 -> unknown to this version, and passed over" in changes
-    assert sum("scheduler" in change for change in changes) == 1
 
 
 def test_a_run_with_all_its_records_damaged_goes_on_and_keeps_them(

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -27,13 +26,6 @@ DAMAGED = {
     "nested too deeply": b'{"step": 2, "a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
     "zeros": bytes(4096) + b"\n",
 }
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr(logging.getLogger("flame_accel"), "propagate", True)
-    caplog.set_level(logging.INFO, "flame_accel")
-    return caplog
 
 
 @pytest.mark.parametrize("line", DAMAGED.values(), ids=list(DAMAGED))

@@ -2,10 +2,10 @@
 
 import importlib.metadata
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from accelerate import Accelerator
 
 from flame_accel.config import Config, UserError, load_run_file, parse
 from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
@@ -15,13 +15,10 @@ from flame_accel.observe.run_folder import (
     describe_changed_options,
     git_commit_and_dirty,
     package_versions,
-    read_finished_step,
-    record_how_block_ends,
     write_config_environment_and_clear_ended,
 )
 from flame_accel.observe.starts import flat_options
-from flame_accel.stop_signals import StoppedBySignal
-from tests.helpers.runs import ROOT, read_losses
+from tests.helpers.runs import ROOT, WITHOUT_SAMPLE, read_losses
 
 
 @pytest.mark.covers_option("training.steps")
@@ -153,37 +150,15 @@ def test_a_run_folder_is_known_by_its_files(tmp_path: Path) -> None:
     assert all((tmp_path / "run" / name).is_file() for name in RUN_FOLDER_FILES)
 
 
-def test_a_run_has_finished_from_its_end_to_its_next_start(tmp_path: Path) -> None:
-    assert read_finished_step(tmp_path) is None
-    with record_how_block_ends(Accelerator(cpu=True), tmp_path, lambda: 8):
-        pass
-    assert read_finished_step(tmp_path) == 8
-    prepare(tmp_path)
-    assert read_finished_step(tmp_path) is None
-
-
-@pytest.mark.parametrize(
-    ("error", "reason", "what"),
-    [
-        (StoppedBySignal("SIGUSR1", 0), "signal", "SIGUSR1"),
-        (ValueError("no space at hf_" + "a" * 34), "error", "ValueError: no space at [secret]"),
-        (KeyboardInterrupt(), "error", "KeyboardInterrupt: "),
-    ],
-)
-def test_a_run_that_is_stopped_says_why(
-    tmp_path: Path, error: BaseException, reason: str, what: str
-) -> None:
-    with (
-        pytest.raises(type(error)),
-        record_how_block_ends(Accelerator(cpu=True), tmp_path, lambda: 3),
-    ):
-        raise error
-    ended = json.loads((tmp_path / "ended.json").read_text())
-    assert (ended["reason"], ended["step"], ended["what"]) == (reason, 3, what)
-    assert read_finished_step(tmp_path) is None
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"reason": "signal", "step": 3}', '{"step": 3}'])
-def test_a_record_that_does_not_say_finished_is_not_one(tmp_path: Path, content: str) -> None:
-    (tmp_path / "ended.json").write_text(content)
-    assert read_finished_step(tmp_path) is None
+def test_an_option_of_another_version_is_passed_over_and_said(
+    finished: Path, configured: Callable[..., object]
+):
+    toml = finished / "config.toml"
+    text = toml.read_text().replace("[checkpoint]", "[checkpoint]\nfrom_the_future = 3", 1)
+    toml.write_text(text.replace('scheduler = "', 'scheduler = "a_new_', 1) + "\n[novel]\nx = 1\n")
+    changes = check_run_folder_and_list_changes(
+        finished, configured(**WITHOUT_SAMPLE, **{"job.dump_folder": finished})
+    )
+    assert "checkpoint.from_the_future: 3 -> unknown to this version, and passed over" in changes
+    assert "novel.x: 1 -> unknown to this version, and passed over" in changes
+    assert sum("scheduler" in change for change in changes) == 1

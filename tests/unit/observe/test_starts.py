@@ -1,5 +1,6 @@
 """The recorded starts: which steps ran on what, and with which options."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,4 +69,15 @@ def test_a_start_that_left_nothing_behind_is_forgotten_with_its_options(start, t
 def test_a_folder_without_records_has_none(tmp_path: Path) -> None:
     assert read_kept_starts(tmp_path) == [] and read_options_of_last_start(tmp_path) == {}
     (tmp_path / "environment.json").write_text("{}")
+    assert read_kept_starts(tmp_path) == []
+
+
+def test_damaged_starts_are_left_out(tmp_path: Path, log: pytest.LogCaptureFixture):
+    good = {"step": 4, "changed_options": [{"option": "a.b", "before": 1, "after": 2}]}
+    bad = [{"step": "4"}, 7, {"step": 1, "changed_options": [{"option": "a"}]}, {}]
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({"starts": [bad[0], good, *bad[1:]]}))
+    assert read_kept_starts(tmp_path) == [good]
+    assert "4 are passed over" in log.text
+    path.write_text('{"starts": 5}')
     assert read_kept_starts(tmp_path) == []
