@@ -8,13 +8,12 @@ from flame_accel.checkpoint.contents import (
 from flame_accel.checkpoint.failed_saves import FailedSaveError, FailedSaves
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.restore import (
-    StartingPoint,
     delete_leftovers_and_rename_newer_if_enabled,
-    find_or_download_starting_point,
     restore_starting_point,
 )
 from flame_accel.checkpoint.run_lock import RunLock, own_run_folder
 from flame_accel.checkpoint.save_schedule import SaveSchedule
+from flame_accel.checkpoint.starting_point import StartingPoint, find_or_download_starting_point
 from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
