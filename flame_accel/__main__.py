@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flame_accel import __version__
 from flame_accel.cache_folders import redirect_unwritable_caches
-from flame_accel.config.errors import exit_on_user_error
+from flame_accel.config.errors import exit_on_user_error, explain_io_errors
 from flame_accel.standard_streams import protect_standard_streams
 
 COMMANDS = (
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = (module.__doc__ or "").splitlines()[0]
         subparser = subparsers.add_parser(name, help=summary, description=summary)
         module.add_arguments(subparser)
-    with exit_on_user_error():
+    with exit_on_user_error(), explain_io_errors():
         if list(argv[:1]) == ["train"]:
             # all arguments are options of a run, -h among them
             arguments, others = argparse.Namespace(command="train"), list(argv[1:])

@@ -1,7 +1,11 @@
-"""Whatever call on a file fails, a run goes on or ends with a sentence, and can be continued."""
+"""Whatever call on a file fails, a run goes on or ends with a sentence, and can be continued.
+
+Every other command ends with a sentence, and with exit code 1.
+"""
 
 import collections
 import errno
+import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from safetensors import SafetensorError
 
+from flame_accel.__main__ import COMMANDS, main
 from flame_accel.checkpoint import CheckpointFolder
 from flame_accel.config import UserError
 from flame_accel.config.errors import explain_io_errors
@@ -113,3 +119,66 @@ def test_every_call_that_fails(trial: Trial, error: int, stays: bool):
         except Exception as failure:
             raise AssertionError(f"call {number}, {call}: {failure!r}") from failure
     print(f"{len(trial.calls)} calls failed, one in each run: {dict(outcomes)}")
+
+
+ERRORS = {
+    "full disk": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/a"),
+    "broken disk": OSError(errno.EIO, os.strerror(errno.EIO), "/data/a"),
+    "no permission": PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/a"),
+    "link in a circle": OSError(errno.ELOOP, os.strerror(errno.ELOOP), "/data/a"),
+    "link to nowhere": FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/data/a"),
+    "full disk, in Rust": SafetensorError("I/O error: No space left (os error 28)"),
+}
+FEWEST_ARGUMENTS = {
+    "export": ["a", "b"],
+    "generate": ["a", "--prompt=x"],
+    "prepare": ["--training.dataset=a", "--model.tokenizer_path=b", "--output=c"],
+    "push": ["a", "owner/name"],
+    "report": ["a"],
+    "tune": ["--model.config=a"],
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_ends_with_a_sentence(
+    command: str,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def fail(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module(f"flame_accel.commands.{command}"), "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        main([command, *FEWEST_ARGUMENTS.get(command, [])])
+    message = capsys.readouterr().err
+    reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.ENOSPC)
+    assert ended.value.code == 1
+    assert reason is not None and reason in message and len(message.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_command_whose_calls_fail_ends_with_a_sentence(
+    command: str, finished: Path, capsys: pytest.CaptureFixture[str]
+):
+    written = {"report": finished / "report.html", "export": finished / "again"}[command]
+    words = [command, str(finished), *([str(written)] if command == "export" else [])]
+    written.unlink(missing_ok=True)
+    with faulty_files(finished, lambda *_: False, error=0) as faults:
+        main(words)
+    num_failed = 0
+    # of an export every seventh, to be quick
+    for number in range(0, len(faults.calls), 7 if command == "export" else 1):
+        shutil.rmtree(written) if written.is_dir() else written.unlink(missing_ok=True)
+        fault = Fault(number, errno.EIO, stays=False)
+        with faulty_files(finished, fault.fails, error=fault.error) as faulty:
+            try:
+                main(words)
+                assert written.exists(), faulty.failed
+            except SystemExit as ended:
+                num_failed += 1
+                assert ended.code == 1
+                assert os.strerror(errno.EIO) in capsys.readouterr().err, faulty.failed
+    assert num_failed
