@@ -136,15 +136,15 @@ def _install_host_chunk_counting() -> None:
     """Spares fla's operators from asking the device how long the documents of a batch are."""
     from fla import backends
 
-    from flame_accel.kernels import boundaries_on_host
+    from flame_accel.kernels import boundaries_on_host, chunk_states
 
     class HostCountBackendUntilUninstall(backends.BaseBackend):
         backend_type = "flame_accel_host_count"
         # after those that have other kernels
         priority = 100
         active = True
-        chunk_fwd_h = staticmethod(boundaries_on_host.chunk_fwd_h)
-        chunk_bwd_dh = staticmethod(boundaries_on_host.chunk_bwd_dh)
+        chunk_fwd_h = staticmethod(chunk_states.chunk_fwd_h)
+        chunk_bwd_dh = staticmethod(chunk_states.chunk_bwd_dh)
 
         @classmethod
         def is_available(cls) -> bool:

@@ -13,7 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flame_accel.kernels.fused.norm import BACKWARD_PROGRAMS, _num_warps, _tile_shape
+from flame_accel.kernels.fused.norm import BACKWARD_PROGRAMS
+from flame_accel.kernels.fused.row_tiles import (
+    num_warps_for,
+    split_rows_among_programs,
+    tile_of_whole_rows,
+)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -164,10 +169,10 @@ def norm_gated_sum(gated: GatedSum, weight: Tensor, eps: float) -> NormedSum:
     m = y.numel() // n
     result = torch.empty_like(y)
     rstd = torch.empty(m, dtype=torch.float32, device=y.device)
-    width, rows = _tile_shape(n)
+    width, rows = tile_of_whole_rows(n)
     _FORWARD[(-(-m // rows),)](
         y, x, gate, skip, weight, result, rstd, eps, m, x.stride(-2), gate.stride(-2),
-        n, n // skip.numel(), width, rows, num_warps=_num_warps(width * rows),
+        n, n // skip.numel(), width, rows, num_warps=num_warps_for(width * rows),
     )  # fmt: skip
     return NormedSum(result, rstd)
 
@@ -204,10 +209,8 @@ def norm_gated_sum_gradients_except_x(
     y, x, gate, skip = gated
     n = y.shape[-1]
     m = y.numel() // n
-    width, rows = _tile_shape(n)
-    num_tiles = -(-m // rows)
-    tiles = -(-num_tiles // BACKWARD_PROGRAMS)
-    programs = -(-num_tiles // tiles)
+    width, rows = tile_of_whole_rows(n)
+    programs, tiles = split_rows_among_programs(m, rows, BACKWARD_PROGRAMS)
     dy = torch.empty_like(y)
     result = torch.empty_like(y) if with_result else None
     partials = torch.empty(2, programs, n, dtype=torch.float32, device=y.device)
@@ -215,7 +218,7 @@ def norm_gated_sum_gradients_except_x(
         y, x, gate, skip, weight, rstd, dresult, dy, out_dgate, result, partials[0], partials[1],
         m, tiles, x.stride(-2), gate.stride(-2), out_dgate.stride(-2), n, n // skip.numel(),
         width, rows,
-        HAS_RESULT=with_result, num_warps=_num_warps(2 * width * rows),
+        HAS_RESULT=with_result, num_warps=num_warps_for(2 * width * rows),
     )  # fmt: skip
     dweight, dskip = partials.sum(1)
     dskip = dskip.view(skip.numel(), -1).sum(1)

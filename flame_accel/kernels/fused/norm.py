@@ -5,17 +5,22 @@ norm (1607.06450) takes the mean of x off first, and may add a bias. Sums and st
 fp32. Shapes: M rows of N channels.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from flame_accel.kernels.fused.row_tiles import (
+    num_warps_for,
+    split_rows_among_programs,
+    tile_of_whole_rows,
+)
+
 LARGEST_WIDTH = 8192
 """Channels of the widest rows; a program holds whole rows in its registers."""
-TILE = 2048
-"""Elements that a program works on at a time, where rows are narrower."""
 BACKWARD_PROGRAMS = 1024
 """Programs of a backward pass, each with a part of the weight's gradient. The same on every GPU."""
 
@@ -169,12 +174,12 @@ class _Norm(torch.autograd.Function):
         keeps_total = residual is not None or total_dtype not in (None, x.dtype)
         total = torch.empty_like(x, dtype=total_dtype or x.dtype) if keeps_total else x
         rstd = torch.empty(m, dtype=torch.float32, device=x.device)
-        width, rows = _tile_shape(n)
+        width, rows = tile_of_whole_rows(n)
         _FORWARD[(-(-m // rows),)](
             x, residual, gate, weight, bias, y, total, rstd, eps, m, n, width, rows,
             HAS_RESIDUAL=residual is not None, KEEPS_TOTAL=keeps_total, CENTERS=centers,
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, GATE=activation,
-            num_warps=_num_warps(width * rows),
+            num_warps=num_warps_for(width * rows),
         )  # fmt: skip
         ctx.save_for_backward(total, gate, weight, bias, rstd)
         ctx.activation, ctx.centers, ctx.x_dtype = activation, centers, x.dtype
@@ -195,10 +200,8 @@ class _Norm(torch.autograd.Function):
         if ctx.residual_dtype not in (None, ctx.x_dtype):
             dresidual = torch.empty_like(total, dtype=ctx.residual_dtype)
         dgate = None if gate is None else torch.empty_like(gate)
-        width, rows = _tile_shape(n)
-        num_tiles = -(-m // rows)
-        tiles = -(-num_tiles // BACKWARD_PROGRAMS)
-        programs = -(-num_tiles // tiles)
+        width, rows = tile_of_whole_rows(n)
+        programs, tiles = split_rows_among_programs(m, rows, BACKWARD_PROGRAMS)
         partials: list[Tensor | None] = [
             None if p is None else torch.empty(programs, n, dtype=torch.float32, device=p.device)
             for p in (weight, bias)
@@ -209,7 +212,7 @@ class _Norm(torch.autograd.Function):
             dx, dresidual, dgate, *partials, m, tiles, n, width, rows,
             HAS_DTOTAL=dtotal is not None, HAS_DRESIDUAL=dresidual is not None,
             CENTERS=ctx.centers, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-            GATE=ctx.activation, num_warps=_num_warps(width * rows),
+            GATE=ctx.activation, num_warps=num_warps_for(width * rows),
         )  # fmt: skip
         dweight, dbias = (
             None if p is None or partial is None else partial.sum(0).to(p.dtype)
@@ -218,36 +221,6 @@ class _Norm(torch.autograd.Function):
         if ctx.residual_dtype == ctx.x_dtype:
             dresidual = dx
         return dx, dresidual, dgate, dweight, dbias, None, None, None, None
-
-
-class TileShape(NamedTuple):
-    """Powers of two."""
-
-    columns: int
-    rows: int
-
-
-def _tile_shape(row_length: int) -> TileShape:
-    width = 1 << (row_length - 1).bit_length()
-    return TileShape(width, max(1, TILE // width))
-
-
-def _num_warps(elements: int) -> int:
-    """16 elements for each thread."""
-    return min(16, max(4, elements // 512))
-
-
-def rms_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-5,
-    prenorm: bool = False,
-    residual_in_fp32: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """As `kernels.modules.norm.rms_norm`, if `supports_norm_of_limited_width`."""
-    return layer_norm(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm=True)
 
 
 def layer_norm(
@@ -274,6 +247,10 @@ def layer_norm(
     return (y, total.view(x.shape)) if prenorm else y
 
 
+rms_norm = partial(layer_norm, is_rms_norm=True)
+"""As `kernels.modules.norm.rms_norm`, if `supports_norm_of_limited_width`."""
+
+
 def rms_norm_gated(
     x: Tensor,
     g: Tensor,
@@ -287,17 +264,8 @@ def rms_norm_gated(
 ) -> Tensor:
     """As `kernels.modules.norm.rms_norm_gated`, if `supports_rms_norm_gated_options`."""
     name = "sigmoid" if activation == "sigmoid" else "swish"
-    y, _ = _Norm.apply(
-        _contiguous_rows(x),
-        None,
-        _contiguous_rows(g),
-        weight,
-        bias,
-        eps,
-        False,
-        name,
-        None,
-    )
+    rows, gates = _contiguous_rows(x), _contiguous_rows(g)
+    y, _ = _Norm.apply(rows, None, gates, weight, bias, eps, False, name, None)
     return y.view(x.shape)
 
 

@@ -11,11 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flame_accel.kernels.fused.rwkv7_tiles import (
-    BACKWARD_WARPS,
-    rows_of_tile,
-    split_rows_into_programs,
-)
+from flame_accel.kernels.fused.row_tiles import rows_of_tile
+from flame_accel.kernels.fused.rwkv7_tiles import BACKWARD_WARPS, split_rows_of_head
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -133,7 +130,10 @@ _FINISH_BACKWARD: Any = _finish_backward_kernel
 
 
 class HeadOutputs(NamedTuple):
-    """What the output of a layer's heads is computed from; activations [M, H V], contiguous."""
+    """What the output of a layer's heads is computed from, or the gradients; activations [M, H V].
+
+    Contiguous.
+    """
 
     o: Tensor
     """Of the operator."""
@@ -147,46 +147,38 @@ class HeadOutputs(NamedTuple):
     """Of the norm [H V]."""
     r_k: Tensor
     """[H, V]."""
-    eps: float
 
 
-def finish_heads(outputs: HeadOutputs) -> Tensor:
+def finish_heads(outputs: HeadOutputs, eps: float) -> Tensor:
     """(norm(o) + (r . k r_k) v) g [M, H V]."""
     out = torch.empty_like(outputs.o)
     m = len(out)
     heads, width = outputs.r_k.shape
     rows = rows_of_tile(width)
-    _FINISH_FORWARD[(-(-m // rows), heads)](*outputs[:-1], out, outputs.eps, m, heads, width, rows)
+    _FINISH_FORWARD[(-(-m // rows), heads)](*outputs, out, eps, m, heads, width, rows)
     return out
 
 
-class HeadOutputGradients(NamedTuple):
-    """Gradients of `HeadOutputs`, and the result again."""
+class GradientsAndResult(NamedTuple):
+    """What `finish_gradients` computes."""
 
-    o: Tensor
-    r: Tensor
-    key: Tensor
-    value: Tensor
-    g: Tensor
-    weight: Tensor
-    bias: Tensor
-    r_k: Tensor
+    gradients: HeadOutputs
     out: Tensor
+    """The result of `finish_heads` again."""
 
 
-def finish_gradients(outputs: HeadOutputs, dout: Tensor) -> HeadOutputGradients:
+def finish_gradients(outputs: HeadOutputs, eps: float, dout: Tensor) -> GradientsAndResult:
     """Gradients of `finish_heads`, from that of its result, contiguous."""
     o = outputs.o
     m, n = o.shape
     heads, width = outputs.r_k.shape
     out, do, dr, dkey, dvalue, dg = (torch.empty_like(o) for _ in range(6))
-    split = split_rows_into_programs(m, n, width)
-    partials = torch.empty(3, split.programs, n, dtype=torch.float32, device=o.device)
-    _FINISH_BACKWARD[(split.programs, heads)](
-        *outputs[:-1], dout, out, do, dr, dkey, dvalue, dg, *partials, outputs.eps,
-        m, split.tiles, heads, width, split.rows, num_warps=BACKWARD_WARPS,
+    programs, tiles = split_rows_of_head(m, n, width)
+    partials = torch.empty(3, programs, n, dtype=torch.float32, device=o.device)
+    _FINISH_BACKWARD[(programs, heads)](
+        *outputs, dout, out, do, dr, dkey, dvalue, dg, *partials, eps,
+        m, tiles, heads, width, rows_of_tile(width), num_warps=BACKWARD_WARPS,
     )  # fmt: skip
     dweight, dbias, dr_k = partials.sum(1)
-    return HeadOutputGradients(
-        do, dr, dkey, dvalue, dg, dweight, dbias, dr_k.view(heads, width), out
-    )
+    gradients = HeadOutputs(do, dr, dkey, dvalue, dg, dweight, dbias, dr_k.view(heads, width))
+    return GradientsAndResult(gradients, out)

@@ -58,6 +58,7 @@ class HeadParameters(NamedTuple):
 class _OperatorSettings(NamedTuple):
     batch: int
     heads: int
+    head_width: int
     eps: float
     cu_seqlens: Tensor | None
     keeps_intermediates: bool
@@ -72,9 +73,9 @@ class _Mixer(torch.autograd.Function):
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         projections, maps, heads, weight = _unflatten(tensors)
-        inputs = _raw_head_inputs_from_low_rank_maps(projections, maps, heads, v_first, settings)
+        inputs = _raw_head_inputs_from_low_rank_maps(projections, maps, heads, v_first)
         g = torch.sigmoid(projections.g) @ maps.g.t()
-        prepared = prepare_operator_inputs(inputs)
+        prepared = prepare_operator_inputs(inputs, settings.head_width)
         ctx.operator = operator = _new_operator_context()
         o, _ = OPERATOR.forward(
             operator, *_shape_operands(projections.r, prepared, settings), 1.0, None, False,
@@ -89,9 +90,9 @@ class _Mixer(torch.autograd.Function):
         ctx.save_for_backward(v_first, *tensors, o, *kept)
         outputs = HeadOutputs(
             o, projections.r, prepared.key, prepared.value, g,
-            heads.norm, heads.norm_bias, heads.r_k, settings.eps,
+            heads.norm, heads.norm_bias, heads.r_k,
         )  # fmt: skip
-        return finish_heads(outputs) @ weight.t()
+        return finish_heads(outputs, settings.eps) @ weight.t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,16 +100,16 @@ class _Mixer(torch.autograd.Function):
         v_first, *rest = ctx.saved_tensors
         projections, maps, heads, weight = _unflatten(rest[: ctx.number])
         o, *kept = rest[ctx.number :]
-        inputs = _raw_head_inputs_from_low_rank_maps(projections, maps, heads, v_first, settings)
+        inputs = _raw_head_inputs_from_low_rank_maps(projections, maps, heads, v_first)
         gate = torch.sigmoid(projections.g)
-        prepared = prepare_operator_inputs(inputs)
+        prepared = prepare_operator_inputs(inputs, settings.head_width)
         outputs = HeadOutputs(
             o, projections.r, prepared.key, prepared.value, gate @ maps.g.t(),
-            heads.norm, heads.norm_bias, heads.r_k, settings.eps,
+            heads.norm, heads.norm_bias, heads.r_k,
         )  # fmt: skip
         dout = grads[0]
-        after = finish_gradients(outputs, dout @ weight)
-        dweight = dout.t() @ after.out
+        after, out = finish_gradients(outputs, settings.eps, dout @ weight)
+        dweight = dout.t() @ out
         operands = _shape_operands(projections.r, prepared, settings)
         operator = ctx.operator
         operator.saved_tensors = (*operands, None, *kept)
@@ -116,8 +117,9 @@ class _Mixer(torch.autograd.Function):
         del operator.saved_tensors
         dq, dkey, dvalue, derase, dwrite, dw = (x.reshape(inputs.k.shape) for x in found[:6])
         before = operator_input_gradients(
-            inputs, OperatorInputs(dw, dkey, dvalue, derase, dwrite), after.key, after.value
-        )
+            inputs, settings.head_width, OperatorInputs(dw, dkey, dvalue, derase, dwrite),
+            after.key, after.value,
+        )  # fmt: skip
         dr = dq.add_(after.r)
         narrow = torch.tanh(projections.w)
         dnarrow = before.w_raw @ maps.w
@@ -173,14 +175,12 @@ def _raw_head_inputs_from_low_rank_maps(
     maps: LowRankMaps,
     heads: HeadParameters,
     v_first: Tensor | None,
-    settings: _OperatorSettings,
 ) -> HeadInputs:
     mix_raw = None
     if maps.mix is not None and projections.mix is not None:
         mix_raw = F.linear(projections.mix, maps.mix, maps.mix_bias)
-    k = projections.k
     return HeadInputs(
-        k=k,
+        k=projections.k,
         v=projections.v,
         v_first=v_first,
         w_raw=F.linear(torch.tanh(projections.w), maps.w, maps.w_bias),
@@ -188,7 +188,6 @@ def _raw_head_inputs_from_low_rank_maps(
         mix_raw=mix_raw,
         k_k=heads.k_k,
         k_a=heads.k_a,
-        head_width=k.shape[1] // settings.heads,
     )
 
 
@@ -197,7 +196,7 @@ def _shape_operands(
 ) -> tuple[Tensor, ...]:
     """The operator's first six arguments [B, T, H, V]."""
     w, key, value, erase, write = prepared
-    shape = (settings.batch, -1, settings.heads, r.shape[1] // settings.heads)
+    shape = (settings.batch, -1, settings.heads, settings.head_width)
     return tuple(x.view(shape) for x in (r, key, value, erase, write, w))
 
 
@@ -242,7 +241,8 @@ def mix_heads_and_project_output(
     if k.device.type == "cuda":
         memory = torch.cuda.get_device_properties(k.device).total_memory
     keeps = mode_or_memory_keeps_rwkv7_intermediates(layer, len(k), memory)
-    settings = _OperatorSettings(batch, layer.num_heads, norm.eps, cu_seqlens, keeps)
+    heads_and_width = layer.num_heads, k.shape[1] // layer.num_heads
+    settings = _OperatorSettings(batch, *heads_and_width, norm.eps, cu_seqlens, keeps)
     return _Mixer.apply(
         settings, v_first, *projections, *maps, *heads, layer.o_proj.weight.to(dtype)
     )

@@ -13,11 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flame_accel.kernels.fused.rwkv7_tiles import (
-    BACKWARD_WARPS,
-    rows_of_tile,
-    split_rows_into_programs,
-)
+from flame_accel.kernels.fused.row_tiles import rows_of_tile
+from flame_accel.kernels.fused.rwkv7_tiles import BACKWARD_WARPS, split_rows_of_head
 
 LOG_DECAY = tl.constexpr(-0.6065306597126334)
 """The lowest log decay, -exp(-1/2)."""
@@ -155,7 +152,10 @@ _PREPARE_BACKWARD: Any = _prepare_backward_kernel
 
 
 class HeadInputs(NamedTuple):
-    """What the operator's inputs are computed from; activations [M, H V], contiguous."""
+    """What the operator's inputs are computed from, or the gradients; activations [M, H V].
+
+    Contiguous.
+    """
 
     k: Tensor
     v: Tensor
@@ -169,7 +169,6 @@ class HeadInputs(NamedTuple):
     """[H V]."""
     k_a: Tensor
     """[H V]."""
-    head_width: int
 
 
 class OperatorInputs(NamedTuple):
@@ -185,7 +184,7 @@ class OperatorInputs(NamedTuple):
     """kappa a."""
 
 
-def prepare_operator_inputs(inputs: HeadInputs) -> OperatorInputs:
+def prepare_operator_inputs(inputs: HeadInputs, head_width: int) -> OperatorInputs:
     """All inputs of the operator but the queries."""
     k = inputs.k
     found = [torch.empty_like(k) for _ in OperatorInputs._fields]
@@ -193,51 +192,41 @@ def prepare_operator_inputs(inputs: HeadInputs) -> OperatorInputs:
     if not mixes:
         found[2] = inputs.v
     m, n = k.shape
-    width = inputs.head_width
-    rows = rows_of_tile(width)
-    _PREPARE_FORWARD[(-(-m // rows), n // width)](
-        *inputs[:-1], *found, m, n // width, width, rows, MIXES_VALUES=mixes
+    heads, rows = n // head_width, rows_of_tile(head_width)
+    _PREPARE_FORWARD[(-(-m // rows), heads)](
+        *inputs, *found, m, heads, head_width, rows, MIXES_VALUES=mixes
     )
     return OperatorInputs(*found)
 
 
-class HeadInputGradients(NamedTuple):
-    """Gradients of `HeadInputs`."""
-
-    k: Tensor
-    v: Tensor
-    v_first: Tensor | None
-    w_raw: Tensor
-    a_raw: Tensor
-    mix_raw: Tensor | None
-    k_k: Tensor
-    k_a: Tensor
-
-
 def operator_input_gradients(
-    inputs: HeadInputs, grads: OperatorInputs, dkey_after: Tensor, dvalue_after: Tensor
-) -> HeadInputGradients:
+    inputs: HeadInputs,
+    head_width: int,
+    grads: OperatorInputs,
+    dkey_after: Tensor,
+    dvalue_after: Tensor,
+) -> HeadInputs:
     """Gradients of `prepare_operator_inputs`.
 
     Args:
         inputs: As there.
+        head_width: As there.
         grads: From the operator; contiguous.
         dkey_after: What else keys get, from `finish_gradients`.
         dvalue_after: What else values get.
     """
     k = inputs.k
     m, n = k.shape
-    width = inputs.head_width
+    heads, rows = n // head_width, rows_of_tile(head_width)
     mixes = inputs.v_first is not None
     dk, dv, dw_raw, da_raw = (torch.empty_like(k) for _ in range(4))
     dv_first, dmix_raw = (torch.empty_like(k) if mixes else None for _ in range(2))
-    split = split_rows_into_programs(m, n, width)
-    partials = torch.empty(2, split.programs, n, dtype=torch.float32, device=k.device)
-    _PREPARE_BACKWARD[(split.programs, n // width)](
-        *inputs[:-1], grads.w, grads.key, dkey_after, grads.value, dvalue_after, grads.erase,
+    programs, tiles = split_rows_of_head(m, n, head_width)
+    partials = torch.empty(2, programs, n, dtype=torch.float32, device=k.device)
+    _PREPARE_BACKWARD[(programs, heads)](
+        *inputs, grads.w, grads.key, dkey_after, grads.value, dvalue_after, grads.erase,
         grads.write, dk, dv, dv_first, dw_raw, da_raw, dmix_raw, partials[0], partials[1],
-        m, split.tiles, n // width, width, split.rows, MIXES_VALUES=mixes,
-        num_warps=BACKWARD_WARPS,
+        m, tiles, heads, head_width, rows, MIXES_VALUES=mixes, num_warps=BACKWARD_WARPS,
     )  # fmt: skip
     dk_k, dk_a = partials.sum(1)
-    return HeadInputGradients(dk, dv, dv_first, dw_raw, da_raw, dmix_raw, dk_k, dk_a)
+    return HeadInputs(dk, dv, dv_first, dw_raw, da_raw, dmix_raw, dk_k, dk_a)

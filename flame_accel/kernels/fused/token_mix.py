@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from flame_accel.kernels.fused.norm import _num_warps, _tile_shape
+from flame_accel.kernels.fused.row_tiles import num_warps_for, tile_of_whole_rows
 
 BACKWARD_ROWS = 64
 """Tokens of a program of the backward pass, which has its own part of the gradients of mu."""
@@ -124,9 +124,9 @@ def mix_with_previous_token(x: Tensor, starts: Tensor, mus: Tensor) -> Tensor:
     number, n = mus.shape
     m = x.numel() // n
     mixes = torch.empty(number, m, n, dtype=x.dtype, device=x.device)
-    width, rows = _tile_shape(n)
+    width, rows = tile_of_whole_rows(n)
     _MIX_FORWARD[(-(-m // rows),)](
-        x, starts, mus, mixes, m, n, width, rows, number, num_warps=_num_warps(width * rows)
+        x, starts, mus, mixes, m, n, width, rows, number, num_warps=num_warps_for(width * rows)
     )
     return mixes
 
