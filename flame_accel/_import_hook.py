@@ -9,9 +9,11 @@ another norm are registered. The kernels live in `kernels/`, the field names in
 `suppressed_messages`.
 """
 
+import contextlib
+import gc
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -40,6 +42,21 @@ _AFTER_IMPORT_OF = {
 }
 
 
+@contextlib.contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Keeps Python from looking for garbage among the million objects that imports make.
+
+    It would find none, for a fifth of the time that the imports take.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class _LoaderWithFlaSetup(Loader):
     """Loads a module as its own loader does, then prepares it."""
 
@@ -51,9 +68,10 @@ class _LoaderWithFlaSetup(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        with suppress_known_import_warnings():
-            self.loader.exec_module(module)
-        _AFTER_IMPORT_OF[self.name]()
+        with pause_garbage_collection():
+            with suppress_known_import_warnings():
+                self.loader.exec_module(module)
+            _AFTER_IMPORT_OF[self.name]()
 
 
 class _FinderWithFlaSetup(MetaPathFinder):

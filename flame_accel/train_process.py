@@ -5,6 +5,7 @@
 run itself.
 """
 
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,13 @@ def run_training(argv: Sequence[str]) -> None:
     # trackers record the command line
     sys.argv[1:] = map(mask_secrets, sys.argv[1:])
     redirect_unwritable_caches()
+    # the million objects that the imports make stay: looking for garbage among them finds none
+    gc.disable()
     from flame_accel.parallel import explain_timeout_and_connection_errors
     from flame_accel.train import main
 
+    gc.freeze()
+    gc.enable()
     with (
         exit_on_user_error(),
         explain_io_errors(),

@@ -91,6 +91,8 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]]
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
         PartialState._reset_state()
+        # the collection after the first step then looks through the objects of the run only
+        gc.freeze()
         train.main(parse(argv), StopSignals())
 
     yield run

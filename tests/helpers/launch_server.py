@@ -12,6 +12,7 @@ limit. Answers a line with the exit code of each, in order.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -40,6 +41,7 @@ def import_everything() -> None:
     """Imports what every rank would import; nothing is computed, so that forking is safe."""
     import tempfile
 
+    gc.disable()
     importlib.import_module("torch.distributed.run")
 
     importlib.import_module("flame_accel")
@@ -52,6 +54,9 @@ def import_everything() -> None:
     importlib.import_module("transformers.models.llama.modeling_llama")
 
     tempfile.gettempdir()
+    # no fork looks through these objects for garbage, which would also copy their pages
+    gc.freeze()
+    gc.enable()
 
 
 def launch_in_own_group(

@@ -1,10 +1,13 @@
 """`import flame_accel` is enough for fla's models, in whatever order packages are imported."""
 
+import gc
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from flame_accel import _import_hook
 from tests.helpers.runs import launch_environment
 
 MODEL = """
@@ -58,3 +61,15 @@ def test_the_import_alone_loads_neither_torch_nor_transformers():
         [sys.executable, "-c", code], env=launch_environment(), capture_output=True, text=True
     )
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_no_garbage_is_looked_for_while_fla_is_imported(monkeypatch: pytest.MonkeyPatch):
+    collecting = []
+
+    def record_whether_collecting(*_: object) -> None:
+        collecting.append(gc.isenabled())
+
+    monkeypatch.setitem(_import_hook._AFTER_IMPORT_OF, "fla", record_whether_collecting)
+    own_loader = SimpleNamespace(exec_module=record_whether_collecting)
+    _import_hook._LoaderWithFlaSetup(own_loader, "fla").exec_module(ModuleType("fla"))
+    assert collecting == [False, False] and gc.isenabled()
