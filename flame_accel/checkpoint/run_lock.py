@@ -198,14 +198,16 @@ class RunLock:
         """Touches the lock until it is released; ends the process if another one has taken it."""
         while not self._released.wait(SIGN_OF_LIFE_SECONDS):
             try:
-                os.utime(self.path)
                 owner = LockOwner.from_file_content(self.path.read_bytes())
+                if owner is None or owner.token == self.owner.token:
+                    # only now: it would be a sign of life of whoever has taken it
+                    os.utime(self.path)
+                    continue
             except OSError:
                 # removed by hand, or a file system that is away for a while
                 continue
-            if owner is not None and owner.token != self.owner.token:
-                print_unbuffered(f"{self._in_use_error(owner)}\n    this run ends without a save")
-                os._exit(1)
+            print_unbuffered(f"{self._in_use_error(owner)}\n    this run ends without a save")
+            os._exit(1)
 
     def _in_use_error(self, owner: LockOwner | None) -> UserError:
         who = f"process {owner.pid} on {owner.host}, since {owner.since}" if owner else "a process"

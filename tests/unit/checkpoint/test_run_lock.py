@@ -163,3 +163,18 @@ def test_an_owner_that_lost_its_lock_ends(
         time.sleep(0.02)
     lock._released.set()
     assert exits and set(exits) == {1}
+
+
+def test_an_owner_that_lost_its_lock_gives_no_sign_of_life_for_the_new_one(
+    tmp_path: Path, hasty: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    lock, path = RunLock(tmp_path), tmp_path / "run.lock"
+    other_host(tmp_path)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(SystemExit):
+        lock._show_signs_of_life()
+    assert path.stat().st_mtime_ns == 0
