@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from flame_accel.files import (
     describe_first_damage,
     write_json_atomically,
 )
+from flame_accel.io_errors import is_failed_read, retry_failed_reads
 from flame_accel.json_text import parse_json_text
 from flame_accel.model_files import find_unreadable_or_missing_model_file
 
@@ -125,21 +127,29 @@ def find_damage(
         folder: The checkpoint.
         step: Step that it must be of; None takes any.
         compare_checksums: Whether to read the files, as a start does; else only names and sizes.
+
+    Raises:
+        OSError, SafetensorError: A file cannot be read, also after some pauses: that is no damage,
+            and nobody knows whether it has one (see `io_errors.is_failed_read`).
     """
     try:
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = retry_failed_reads(lambda: _read_manifest(folder / MANIFEST))
         if step is not None and manifest["step"] != step:
             raise _DamageError(f"its {MANIFEST} is that of step {manifest['step']}")
-        _check_exact_set_of_files(folder, manifest["files"])
-        damage = describe_first_damage(
-            folder, manifest["files"], compare_checksums=compare_checksums
-        )
-        if damage is None and compare_checksums:
-            _check_tensors_and_counters(folder, manifest)
-        return damage
+        retry_failed_reads(lambda: _check_exact_set_of_files(folder, manifest["files"]))
+        for name, description in manifest["files"].items():
+            check = partial(describe_first_damage, folder, {name: description})
+            damage = retry_failed_reads(partial(check, compare_checksums=compare_checksums))
+            if damage is not None:
+                return damage
+        if compare_checksums:
+            retry_failed_reads(lambda: _check_tensors_and_counters(folder, manifest))
+        return None
     except _DamageError as error:
         return str(error)
     except OSError as error:
+        if is_failed_read(error):
+            raise
         return f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
 
 
@@ -224,6 +234,8 @@ def _check_tensors_and_counters(folder: Path, manifest: Mapping[str, Any]) -> No
         try:
             tensors = _read_dtypes_and_shapes(folder / file)
         except SafetensorError as error:
+            if is_failed_read(error):
+                raise
             raise _DamageError(f"{file} is not a safetensors file ({error})") from None
         if tensors != described:
             raise _DamageError(f"{file} has other tensors than its {MANIFEST} says")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from flame_accel.files import is_git_lfs_pointer
+from flame_accel.io_errors import is_failed_read
 from flame_accel.json_text import parse_json_text
 
 MODEL_CONFIG = "config.json"
@@ -41,6 +42,9 @@ def find_unreadable_or_missing_model_file(folder: Path) -> FileProblem | None:
 
     Found are pointers that Git LFS did not replace by their files, JSON that is none, weights that
     are cut, missing or not safetensors. Of weights only headers and sizes are read.
+
+    Raises:
+        OSError, SafetensorError: A file cannot be read (`io_errors.is_failed_read`).
     """
     problem = find_unreadable_text_file(folder)
     if problem is not None:
@@ -59,6 +63,8 @@ def find_unreadable_or_missing_model_file(folder: Path) -> FileProblem | None:
             with safe_open(file, framework="numpy"):
                 pass
         except (SafetensorError, OSError) as error:
+            if is_failed_read(error):
+                raise
             return FileProblem(
                 f"{file.name} is cut, damaged or not a safetensors file ({error})",
                 "copy or download it again",
@@ -93,6 +99,8 @@ def _find_lfs_or_json_problem(file: Path) -> FileProblem | None:
         is_object = isinstance(parse_json_text(file.read_bytes()), dict)
         reason = "it holds no JSON object"
     except (ValueError, OSError) as error:
+        if is_failed_read(error):
+            raise
         is_object, reason = False, str(error)
     if is_object:
         return None

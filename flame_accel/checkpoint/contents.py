@@ -15,18 +15,20 @@ A checkpoint with only the model's weights ends with state.json. Tensors are rea
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed import DistError
-from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedTokenizerBase
 
+from flame_accel.checkpoint.failed_loads import (
+    UnloadableCheckpointError,
+    describe_unloadable,
+    load_or_fail_on_all_ranks,
+)
 from flame_accel.checkpoint.failed_saves import (
     FailedSaveError,
     check_free_space,
@@ -45,6 +47,7 @@ from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.config import CheckpointConfig
 from flame_accel.data.loading.stream_state import StreamState, merge_rank_states, to_stream_state
 from flame_accel.files import write_json_atomically
+from flame_accel.io_errors import is_failed_read
 from flame_accel.json_text import parse_json_text
 from flame_accel.observe import get_logger
 from flame_accel.observe.meter import MeterState
@@ -52,10 +55,6 @@ from flame_accel.observe.run_folder import package_versions
 from flame_accel.parallel import tp_size, unwrap_model
 
 Result = TypeVar("Result")
-
-
-class UnloadableCheckpointError(Exception):
-    """A checkpoint whose files are those that were written, and which cannot be loaded."""
 
 
 class RestoredState(NamedTuple):
@@ -209,22 +208,20 @@ def load_checkpoint(
         The rest of the loaded state.
 
     Raises:
-        UserError: The checkpoint belongs to another model or optimizer.
+        UserError: The checkpoint belongs to another model or optimizer, or cannot be read.
         UnloadableCheckpointError: Its contents are not what they must be; on every rank. Model and
             optimizer are then undefined.
     """
     rank = accelerator.process_index
     # everything that a rank reads for itself comes first, and all of them agree on it
-    read = _load_or_fail_on_all_ranks(
-        accelerator, "JSON", lambda: _read_json_files(checkpoint, rank)
-    )
-    _load_or_fail_on_all_ranks(
-        accelerator, "the weights", lambda: load_weights(accelerator, model, checkpoint)
+    read = load_or_fail_on_all_ranks(checkpoint, "JSON", lambda: _read_json_files(checkpoint, rank))
+    load_or_fail_on_all_ranks(
+        checkpoint, "the weights", lambda: load_weights(accelerator, model, checkpoint)
     )
     full = has_training_state(checkpoint)
     if full and "optimizer" not in excluded_parts:
-        _load_or_fail_on_all_ranks(
-            accelerator,
+        load_or_fail_on_all_ranks(
+            checkpoint,
             "the optimizer's state",
             lambda: load_optimizer_state(accelerator, model, optimizer, checkpoint),
         )
@@ -237,58 +234,12 @@ def load_checkpoint(
             rank,
             checkpoint,
         )
-    _load_or_fail_on_all_ranks(
-        accelerator,
+    load_or_fail_on_all_ranks(
+        checkpoint,
         f"rank-{rank}.json",
         lambda: set_all_rng_states(read.rng_states) if read.rng_states is not None else None,
     )
     return RestoredState(read.state, stream_state, read.meter_states)
-
-
-def _load_or_fail_on_all_ranks(
-    accelerator: Accelerator, what: str, load: Callable[[], Result]
-) -> Result:
-    """Calls `load` on every rank; where it fails on one of them, no rank goes on.
-
-    Args:
-        accelerator: The run's accelerator.
-        what: What is loaded, for the error.
-        load: Loads this rank's part.
-
-    Raises:
-        UnloadableCheckpointError: On every rank, if what any rank read cannot be loaded. Errors of
-            the machine, such as no memory, are raised as they are.
-    """
-    result, problem = None, None
-    try:
-        result = load()
-    except UnloadableCheckpointError as error:
-        problem = str(error)
-    except (Exception, CheckpointException) as error:
-        if not _comes_from_contents(error):
-            raise
-        problem = _describe_unloadable(what, error)
-    problems = [each for each in gather_object([problem]) if each is not None]
-    if problems:
-        raise UnloadableCheckpointError(problems[0])
-    return cast(Result, result)
-
-
-def _describe_unloadable(what: str, error: BaseException) -> str:
-    if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    reason = next(iter(str(error).splitlines()), "")
-    return f"{what} cannot be loaded ({type(error).__name__}: {reason})"
-
-
-def _comes_from_contents(error: BaseException) -> bool:
-    """Whether an error says that what was read is wrong, and not the user or the machine."""
-    if isinstance(error, CheckpointException):
-        return all(_comes_from_contents(failure[0]) for failure in error.failures.values())
-    # a file that cannot be read counts as damaged; some of these are among those below
-    machine = torch.OutOfMemoryError, torch.AcceleratorError, DistError, ConnectionError
-    contents = ValueError, LookupError, TypeError, AttributeError, RuntimeError, OSError, EOFError
-    return isinstance(error, (*contents, SafetensorError)) and not isinstance(error, machine)
 
 
 def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
@@ -302,7 +253,9 @@ def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
         try:
             return convert(parse_json_text((checkpoint / name).read_bytes()))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UnloadableCheckpointError(_describe_unloadable(name, error)) from error
+            if is_failed_read(error):
+                raise
+            raise UnloadableCheckpointError(describe_unloadable(name, error)) from error
 
     state = read("state.json", lambda content: TrainState(**content))
     if not has_training_state(checkpoint):

@@ -13,7 +13,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from flame_accel import files
+from flame_accel.checkpoint.failed_loads import failed_read_error
 from flame_accel.checkpoint_files import (
     STEP_PREFIX,
     TEMPORARY_INFIX,
@@ -138,14 +141,15 @@ class CheckpointFolder:
             Path of the checkpoint; None if there is no checkpoint at all.
 
         Raises:
-            UserError: There are checkpoints, and none of them can be used; exit code 2.
+            UserError: There are checkpoints, and none of them can be used; exit code 2. Or one
+                cannot be read.
         """
         entries = self.list_entries()
         for path, reason in entries.passed_over.items():
             log.warning("%s is not taken for a checkpoint: %s", path, reason)
         unusable = entries.claims()
         for step, folder in reversed(entries.checkpoints.items()):
-            damage = self.unloadable.get(folder) or find_damage(folder, step=step)
+            damage = self._find_damage_or_raise_if_unreadable(folder, step)
             if damage is None:
                 return folder
             log.warning("%s is damaged (%s): it is not used", folder, damage)
@@ -165,12 +169,12 @@ class CheckpointFolder:
         """Finds the checkpoint that the user asked for. Changes nothing.
 
         Raises:
-            UserError: It does not exist or is damaged.
+            UserError: It does not exist, is damaged, or cannot be read.
         """
         entries = self.list_entries()
         folder = self.checkpoint_path(step)
         if step in entries.checkpoints:
-            damage = self.unloadable.get(folder) or find_damage(folder, step=step)
+            damage = self._find_damage_or_raise_if_unreadable(folder, step)
         else:
             damage = entries.passed_over.get(folder, "there is no such folder")
         if damage is not None:
@@ -181,6 +185,12 @@ class CheckpointFolder:
                 remedy=f"choose one of the saved steps ({there}), or -1 for the newest intact one",
             )
         return folder
+
+    def _find_damage_or_raise_if_unreadable(self, folder: Path, step: int) -> str | None:
+        try:
+            return self.unloadable.get(folder) or find_damage(folder, step=step)
+        except (OSError, SafetensorError) as error:
+            raise failed_read_error(folder, str(describe_if_io_error(error))) from error
 
     def delete_leftovers_and_rename_newer(self, loaded: Path | None, *, newer_suffix: str) -> None:
         """Sets aside what must not be loaded later, once a run has loaded.

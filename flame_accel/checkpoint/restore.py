@@ -12,10 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.contents import (
     RestoredState,
-    UnloadableCheckpointError,
     has_training_state,
     load_checkpoint,
 )
+from flame_accel.checkpoint.failed_loads import UnloadableCheckpointError
 from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED
 from flame_accel.checkpoint.identity import (
     check_weights_match_config_and_tokenizer,

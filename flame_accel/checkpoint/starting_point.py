@@ -22,6 +22,7 @@ from flame_accel.checkpoint.identity import TOKENIZER_PATTERNS, read_config_json
 from flame_accel.checkpoint_files import MANIFEST, find_damage, step_of_checkpoint_name
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
+from flame_accel.io_errors import retry_failed_reads
 from flame_accel.model_files import find_unreadable_or_missing_model_file
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_end import read_finished_step
@@ -233,7 +234,7 @@ def _check_weights_intact_and_readable(folder: Path, name_or_path: str) -> None:
     damage = find_damage(folder) if (folder / MANIFEST).is_file() else None
     if damage is not None:
         raise initial_load_error(name_or_path, f"is damaged: {damage}", "choose another checkpoint")
-    unreadable = find_unreadable_or_missing_model_file(folder)
+    unreadable = retry_failed_reads(lambda: find_unreadable_or_missing_model_file(folder))
     if unreadable is not None:
         raise initial_load_error(name_or_path, *unreadable)
 
