@@ -34,3 +34,4 @@ def triton() -> Iterator[None]:
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
     uninstall()
+    install()

@@ -4,9 +4,7 @@ Errors are those against fla's path in fp32. Without a GPU, `TRITON_INTERPRET=1`
 runs the same kernels on the CPU, as tests/unit/kernels/fused does.
 """
 
-import importlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,44 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flame_accel.kernels import install, install_fused_kernels, operator_recompute, uninstall
+from flame_accel.kernels import install_fused_kernels, operator_recompute
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
-from flame_accel.kernels.tuning import (
-    Tuner,
-    detect_gpu_name_and_capability,
-    install_autotune_hook,
-    uninstall_autotune_hook,
-)
+from tests.helpers.triton_device import DEVICE, INTERPRETED, needs_triton
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 WIDTH = 32
 BOUNDARIES = {"packed": [0, 66, 67, 90], "rows": None}
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not (torch.cuda.is_available() or INTERPRETED), reason="needs a CUDA device"
-    ),
-]
+pytestmark = needs_triton
 
 
 @pytest.fixture(scope="module", autouse=True)
-def fused() -> Iterator[None]:
-    """Our kernels are in place, and no kernel is tuned."""
-    importlib.import_module("fla")
-    if INTERPRETED:
-        uninstall()
-        importlib.import_module("tests.helpers.triton_on_cpu")
-    install("triton")
-    if INTERPRETED:
-        uninstall_autotune_hook()
-    else:
-        install_autotune_hook(Tuner(detect_gpu_name_and_capability(), fresh=True, tunes=False))
+def fused(triton: None) -> None:
+    """Our kernels are in place."""
     install_fused_kernels()
-    yield
-    uninstall()
-    install()
 
 
 def build_mamba2(**options: Any) -> nn.Module:
