@@ -102,6 +102,28 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[list[str]]
     gc.enable()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread, as in a test of many small products."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def torch_kernels() -> Iterator[None]:
+    """The PyTorch implementations in the place of fla's functions."""
+    from flame_accel import kernels
+
+    kernels.install("torch")
+    yield
+    kernels.uninstall()
+    kernels.install()
+
+
 @pytest.fixture(scope="session")
 def place_of_finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the first test that needs it makes the run that the others copy."""

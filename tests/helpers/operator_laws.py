@@ -1,4 +1,4 @@
-"""Laws of recurrent operators with several states, from a description of an operator.
+"""Laws of recurrent operators with several states, as tests of a class that names an operator.
 
 Outputs, final states and all gradients equal those of a token-by-token reference; packed documents
 equal separate ones; one token at a time equals one call.
@@ -7,13 +7,13 @@ equal separate ones; one token at a time equals one call.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.helpers.gradients import assert_close, outputs_and_gradients
 from tests.helpers.recurrence import LENGTHS, boundaries
 
-TOKENS = [1, 5, 64, 65, 150]
 H, K, V = 2, 8, 6
 """Heads, key width and value width."""
 
@@ -51,80 +51,76 @@ def _results_and_gradients(function: Callable[..., Result], groups: list[Tensors
     return outputs_and_gradients(call, [x for group in groups for x in group])
 
 
-def assert_equals_reference(operator: Operator, tokens: int) -> None:
-    torch.manual_seed(tokens)
-    groups = [operator.inputs(2, tokens), operator.parameters(), operator.states(2)]
-    assert_close(
-        _results_and_gradients(operator.run, groups),
-        _results_and_gradients(operator.reference, groups),
-    )
+class OperatorLaws:
+    """Tests of the operator that a derived class names."""
 
+    operator: Operator
 
-def assert_packed_documents_equal_separate_ones(operator: Operator) -> None:
-    torch.manual_seed(0)
+    def draw(self, batch: int, tokens: int, sequences: int | None = None) -> list[Tensors]:
+        """Inputs, parameters and states; of a packed row, `sequences` have states."""
+        op, number = self.operator, batch if sequences is None else sequences
+        return [op.inputs(batch, tokens), op.parameters(), op.states(number)]
 
-    def packed(x: Tensors, p: Tensors, h: Tensors) -> Result:
-        return operator.run(x, p, h, boundaries())
+    @pytest.mark.parametrize("tokens", [1, 5, 64, 65, 150])
+    def test_equals_its_recurrence(self, tokens: int) -> None:
+        torch.manual_seed(tokens)
+        groups = self.draw(2, tokens)
+        assert_close(
+            _results_and_gradients(self.operator.run, groups),
+            _results_and_gradients(self.operator.reference, groups),
+        )
 
-    def separate(x: Tensors, p: Tensors, h: Tensors) -> Result:
-        documents = zip(*(y.split(LENGTHS, 1) for y in x), strict=True)
-        pasts = zip(*(y.split(1) for y in h), strict=True)
-        results = [operator.run(d, p, past) for d, past in zip(documents, pasts, strict=True)]
-        finals = zip(*(states for _, states in results), strict=True)
-        return torch.cat([o for o, _ in results], 1), [torch.cat(y) for y in finals]
+    def test_packed_documents_equal_separate_ones(self) -> None:
+        torch.manual_seed(0)
+        run = self.operator.run
 
-    groups = [
-        operator.inputs(1, sum(LENGTHS)), operator.parameters(), operator.states(len(LENGTHS)),
-    ]  # fmt: skip
-    assert_close(
-        _results_and_gradients(packed, groups), _results_and_gradients(separate, groups), 1e-5
-    )
+        def packed(x: Tensors, p: Tensors, h: Tensors) -> Result:
+            return run(x, p, h, boundaries())
 
+        def separate(x: Tensors, p: Tensors, h: Tensors) -> Result:
+            documents = zip(*(y.split(LENGTHS, 1) for y in x), strict=True)
+            pasts = zip(*(y.split(1) for y in h), strict=True)
+            results = [run(d, p, past) for d, past in zip(documents, pasts, strict=True)]
+            finals = zip(*(states for _, states in results), strict=True)
+            return torch.cat([o for o, _ in results], 1), [torch.cat(y) for y in finals]
 
-def assert_document_keeps_bits_whatever_its_neighbours(operator: Operator) -> None:
-    torch.manual_seed(0)
-    x, p = operator.inputs(1, sum(LENGTHS)), operator.parameters()
-    h = operator.states(len(LENGTHS))
-    o, _ = operator.run(x, p, h, boundaries())
-    first, last = 41, 134
-    other = operator.inputs(1, sum(LENGTHS))
-    mixed = [
-        torch.cat((b[:, :first], a[:, first:last], b[:, last:]), 1)
-        for a, b in zip(x, other, strict=True)
-    ]
-    changed, _ = operator.run(mixed, p, h, boundaries())
-    assert not torch.equal(changed[:, :first], o[:, :first])
-    assert torch.equal(changed[:, first:last], o[:, first:last])
+        groups = self.draw(1, sum(LENGTHS), len(LENGTHS))
+        assert_close(
+            _results_and_gradients(packed, groups), _results_and_gradients(separate, groups), 1e-5
+        )
 
+    def test_a_document_keeps_its_bits_whatever_its_neighbours(self) -> None:
+        torch.manual_seed(0)
+        x, p, h = self.draw(1, sum(LENGTHS), len(LENGTHS))
+        o, _ = self.operator.run(x, p, h, boundaries())
+        first, last = 41, 134
+        other = self.operator.inputs(1, sum(LENGTHS))
+        mixed = [
+            torch.cat((b[:, :first], a[:, first:last], b[:, last:]), 1)
+            for a, b in zip(x, other, strict=True)
+        ]
+        changed, _ = self.operator.run(mixed, p, h, boundaries())
+        assert not torch.equal(changed[:, :first], o[:, :first])
+        assert torch.equal(changed[:, first:last], o[:, first:last])
 
-def assert_token_by_token_equals_one_call(operator: Operator) -> None:
-    torch.manual_seed(0)
-    x, p, h = operator.inputs(2, 70), operator.parameters(), operator.states(2)
-    expected, finals = operator.run(x, p, h)
-    outputs = []
-    for t in range(70):
-        o, h = operator.run([y[:, t : t + 1] for y in x], p, h)
-        outputs.append(o)
-    assert_close([torch.cat(outputs, 1), *h], [expected, *finals])
+    def test_token_by_token_equals_one_call(self) -> None:
+        torch.manual_seed(0)
+        x, p, h = self.draw(2, 70)
+        expected, finals = self.operator.run(x, p, h)
+        outputs = []
+        for t in range(70):
+            o, h = self.operator.run([y[:, t : t + 1] for y in x], p, h)
+            outputs.append(o)
+        assert_close([torch.cat(outputs, 1), *h], [expected, *finals])
 
-
-def assert_dtypes_kept_under_autocast(operator: Operator) -> None:
-    """Outputs have the dtype of queries, keys and values, the first inputs; states are fp32."""
-    torch.manual_seed(0)
-    (q, k, v, *rest), p, h = operator.inputs(1, 70), operator.parameters(), operator.states(1)
-    rounded = [x.bfloat16() for x in (q, k, v)]
-    expected, finals = operator.run([*(x.float() for x in rounded), *rest], p, h)
-    with torch.autocast("cpu", torch.bfloat16):
-        o, states = operator.run([*rounded, *rest], p, h)
-    assert o.dtype == torch.bfloat16
-    assert all(x.dtype == torch.float32 for x in states)
-    assert_close([o.float(), *states], [expected, *finals], 1e-2)
-
-
-OPERATOR_LAWS = (
-    assert_packed_documents_equal_separate_ones,
-    assert_document_keeps_bits_whatever_its_neighbours,
-    assert_token_by_token_equals_one_call,
-    assert_dtypes_kept_under_autocast,
-)
-"""Those that need no more than the operator."""
+    def test_dtypes_are_kept_under_autocast(self) -> None:
+        """Outputs have the dtype of queries, keys and values, the first inputs; states are fp32."""
+        torch.manual_seed(0)
+        (q, k, v, *rest), p, h = self.draw(1, 70)
+        rounded = [x.bfloat16() for x in (q, k, v)]
+        expected, finals = self.operator.run([*(x.float() for x in rounded), *rest], p, h)
+        with torch.autocast("cpu", torch.bfloat16):
+            o, states = self.operator.run([*rounded, *rest], p, h)
+        assert o.dtype == torch.bfloat16
+        assert all(x.dtype == torch.float32 for x in states)
+        assert_close([o.float(), *states], [expected, *finals], 1e-2)

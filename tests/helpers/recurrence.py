@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from flame_accel import kernels
 from tests.helpers.gradients import assert_close, flatten
 
+B, T, H, K, V = 2, 45, 2, 16, 24
+"""Sizes of the fixture `qkv`: batch, tokens, heads, key width, value width."""
 LENGTHS = (1, 40, 93, 1, 66, 5)
 """Tokens of the documents of a packed row."""
 LOG_DECAYS: dict[str, Callable[[Tensor], Tensor]] = {

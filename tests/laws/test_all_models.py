@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-import torch
 
 from flame_accel.diagnosis.conformance.generation_laws import GENERATION_LAWS
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
@@ -31,12 +30,7 @@ ONE_MODEL_OF_EACH_MECHANISM = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def broken_laws(

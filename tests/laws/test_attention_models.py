@@ -1,21 +1,12 @@
 """Models of softmax attention and its variants: they learn, and generate what one pass computes."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flame_accel import kernels
-
-
-@pytest.fixture(autouse=True, scope="module")
-def torch_kernels() -> Iterator[None]:
-    kernels.install("torch")
-    yield
-    kernels.uninstall()
-    kernels.install()
+pytestmark = pytest.mark.usefixtures("torch_kernels")
 
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "vocab_size": 64}

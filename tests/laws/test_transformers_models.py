@@ -1,7 +1,6 @@
 """transformers' own models keep the conformance laws; what mixes packed documents is refused."""
 
 import pytest
-import torch
 
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import TRIAL_LAWS, run_law_checks
@@ -35,12 +34,7 @@ MIXING = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("model_type", MODELS)

@@ -13,23 +13,7 @@ from hypothesis import strategies as st
 from flame_accel.config import Config, load_run_file, parse, to_toml
 from flame_accel.config.schema import Option, options, sections
 from flame_accel.config.unsupported import UNSUPPORTED
-from tests.helpers.options import REQUIRED, config_error
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def problems(path: Path, *flags: str) -> list[str]:
-    """Every problem of a run file with the required options added."""
-    error = config_error([*REQUIRED, "--job.config_file", str(path), *flags])
-    return [str(problem) for problem in error.problems]
-
-
-def parsed(path: Path, *flags: str) -> Config:
-    return parse([*REQUIRED, "--job.config_file", str(path), *flags])
-
+from tests.helpers.run_files import parsed, problems, write
 
 WRONG = {
     "run.toml": """# a comment

@@ -4,7 +4,6 @@ import ctypes
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,12 +28,7 @@ from tests.helpers.runs import SHORT_RUN, read_log
 BOUNDARIES = torch.tensor([0, 1, 30, 75, 100])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def torch_kernels() -> Iterator[None]:
-    kernels.install("torch")
-    yield
-    kernels.uninstall()
-    kernels.install()
+pytestmark = pytest.mark.usefixtures("torch_kernels")
 
 
 def snapshot() -> dict[tuple[str, str], int]:

@@ -15,13 +15,7 @@ from flame_accel.diagnosis.conformance.measures import LawBroken
 from flame_accel.models import build_model
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_kernels_of_a_model_are_named():

@@ -1,16 +1,15 @@
-"""Fixture of the tests that call fla's layers, or operators by fla's names."""
-
-from collections.abc import Iterator
+"""Fixture of the tests of delta rules."""
 
 import pytest
+import torch
+from torch import Tensor
 
-from flame_accel import kernels
+from tests.helpers.recurrence import B, H, K, T, V, unit
 
 
-@pytest.fixture(scope="module")
-def torch_kernels() -> Iterator[None]:
-    """The PyTorch implementations in fla's place."""
-    kernels.install("torch")
-    yield
-    kernels.uninstall()
-    kernels.install()
+@pytest.fixture
+def qkv() -> list[Tensor]:
+    """q, k, v, strengths, initial state."""
+    torch.manual_seed(1)
+    q, k, v = unit(B, T, H, K), unit(B, T, H, K), torch.randn(B, T, H, V)
+    return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]

@@ -1,8 +1,5 @@
 """Cyclic flow attention equals fla's reference: outputs, states, and all gradients."""
 
-from collections.abc import Callable
-
-import pytest
 import torch
 from fla.ops.cyfa.naive import naive_recurrent_cyfa
 from torch import Tensor
@@ -10,15 +7,13 @@ from torch import Tensor
 from flame_accel.kernels.recurrence import cyfa
 from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
-    OPERATOR_LAWS,
-    TOKENS,
     H,
     K,
     Operator,
+    OperatorLaws,
     Result,
     Tensors,
     V,
-    assert_equals_reference,
     log_decay,
 )
 
@@ -50,17 +45,8 @@ def run_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
     return o, list(states)
 
 
-OPERATOR = Operator(draw_inputs, draw_parameters, draw_states, run_operator, run_reference)
-
-
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_operator_equals_recurrence(tokens: int):
-    assert_equals_reference(OPERATOR, tokens)
-
-
-@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
-def test_operator_keeps_the_law(assert_law: Callable[[Operator], None]):
-    assert_law(OPERATOR)
+class TestCyfa(OperatorLaws):
+    operator = Operator(draw_inputs, draw_parameters, draw_states, run_operator, run_reference)
 
 
 def test_phase_stays_exact_late_in_a_sequence():

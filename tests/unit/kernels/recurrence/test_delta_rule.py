@@ -9,27 +9,22 @@ from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gat
 from fla.ops.gated_delta_rule.gate import naive_gdn_gate
 from fla.ops.gated_delta_rule.naive import naive_recurrent_gated_delta_rule
 from fla.ops.kda.naive import naive_recurrent_kda
-from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import delta_rule
 from tests.helpers.gradients import assert_same_results
 from tests.helpers.recurrence import (
+    B,
+    H,
+    K,
+    T,
+    V,
     head_first,
     unit,
     with_normalized,
 )
 
-B, T, H, K, V = 2, 45, 2, 16, 24
 FINAL = {"output_final_state": True}
-
-
-@pytest.fixture
-def qkv() -> list[Tensor]:
-    """q, k, v, strengths, initial state."""
-    torch.manual_seed(1)
-    q, k, v = unit(B, T, H, K), unit(B, T, H, K), torch.randn(B, T, H, V)
-    return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
 
 
 def test_delta_rule_equals_recurrence(qkv):

@@ -5,26 +5,20 @@ import torch
 from fla.ops.generalized_delta_rule import chunk_dplr_delta_rule
 from fla.ops.generalized_delta_rule.dplr.naive import dplr_recurrence
 from fla.ops.generalized_delta_rule.iplr.naive import iplr_recurrence
-from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import dplr
 from tests.helpers.gradients import assert_same_results
 from tests.helpers.recurrence import (
+    B,
+    H,
+    K,
+    T,
     head_first,
     unit,
 )
 
-B, T, H, K, V = 2, 45, 2, 16, 24
 FINAL = {"output_final_state": True}
-
-
-@pytest.fixture
-def qkv() -> list[Tensor]:
-    """q, k, v, strengths, initial state."""
-    torch.manual_seed(1)
-    q, k, v = unit(B, T, H, K), unit(B, T, H, K), torch.randn(B, T, H, V)
-    return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -7,26 +7,21 @@ from fla.ops.gdn2.naive import naive_recurrent_gdn2
 from fla.ops.kda import chunk_kda
 from fla.ops.kda.gate import naive_kda_gate, naive_kda_lowerbound_gate
 from fla.ops.kda.naive import naive_recurrent_kda
-from torch import Tensor
 
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import kda
 from tests.helpers.gradients import assert_close, assert_same_results
 from tests.helpers.recurrence import (
+    B,
+    H,
+    K,
+    T,
+    V,
     unit,
     with_normalized,
 )
 
-B, T, H, K, V = 2, 45, 2, 16, 24
 FINAL = {"output_final_state": True}
-
-
-@pytest.fixture
-def qkv() -> list[Tensor]:
-    """q, k, v, strengths, initial state."""
-    torch.manual_seed(1)
-    q, k, v = unit(B, T, H, K), unit(B, T, H, K), torch.randn(B, T, H, V)
-    return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
 
 
 @pytest.mark.parametrize("lower_bound", [None, -5.0])

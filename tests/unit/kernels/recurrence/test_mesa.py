@@ -1,7 +1,5 @@
 """MesaNet equals a least-squares fit solved exactly: outputs, states, all gradients."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from fla.ops.mesa_net.naive import naive_mesa_net_decoding_one_step
@@ -10,15 +8,13 @@ from torch import Tensor
 from flame_accel.kernels.recurrence import mesa
 from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
-    OPERATOR_LAWS,
-    TOKENS,
     H,
     K,
     Operator,
+    OperatorLaws,
     Result,
     Tensors,
     V,
-    assert_equals_reference,
     log_decay,
 )
 from tests.helpers.recurrence import unit
@@ -50,19 +46,10 @@ def run_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
     return torch.stack(outputs, 1), [h_kk, h_kv]
 
 
-OPERATOR = Operator(
-    draw_inputs, lambda: [0.5 + torch.rand(H, K)], draw_states, run_operator, run_reference
-)
-
-
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_operator_equals_recurrence(tokens: int):
-    assert_equals_reference(OPERATOR, tokens)
-
-
-@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
-def test_operator_keeps_the_law(assert_law: Callable[[Operator], None]):
-    assert_law(OPERATOR)
+class TestMesaNet(OperatorLaws):
+    operator = Operator(
+        draw_inputs, lambda: [0.5 + torch.rand(H, K)], draw_states, run_operator, run_reference
+    )
 
 
 def test_mesa_step_equals_reference():

@@ -1,7 +1,5 @@
 """The delta rule with momentum equals fla's reference: outputs, states, gradients; its layer."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from fla.layers.momentum_deltanet import MomentumDeltaNet
@@ -10,15 +8,13 @@ from torch import Tensor, nn
 
 from flame_accel.kernels.recurrence import momentum
 from tests.helpers.operator_laws import (
-    OPERATOR_LAWS,
-    TOKENS,
     H,
     K,
     Operator,
+    OperatorLaws,
     Result,
     Tensors,
     V,
-    assert_equals_reference,
     log_decay,
 )
 from tests.helpers.recurrence import (
@@ -53,23 +49,14 @@ def run_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
     return o, list(states)
 
 
-OPERATOR = Operator(
-    draw_inputs,
-    lambda: [],
-    lambda n: [torch.randn(n, H, K, V), torch.randn(n, H, K, V)],
-    run_operator,
-    run_reference,
-)
-
-
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_operator_equals_recurrence(tokens: int):
-    assert_equals_reference(OPERATOR, tokens)
-
-
-@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
-def test_operator_keeps_the_law(assert_law: Callable[[Operator], None]):
-    assert_law(OPERATOR)
+class TestMomentumDeltaRule(OperatorLaws):
+    operator = Operator(
+        draw_inputs,
+        lambda: [],
+        lambda n: [torch.randn(n, H, K, V), torch.randn(n, H, K, V)],
+        run_operator,
+        run_reference,
+    )
 
 
 def build_layer() -> nn.Module:

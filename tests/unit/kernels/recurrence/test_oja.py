@@ -1,8 +1,5 @@
 """The gated Oja rule equals its recurrence: outputs, states, all gradients."""
 
-from collections.abc import Callable
-
-import pytest
 import torch
 from fla.ops.gated_oja_rule import chunk_gated_oja_rule, fused_recurrent_gated_oja_rule
 from torch import Tensor
@@ -10,15 +7,13 @@ from torch import Tensor
 from flame_accel.kernels.recurrence import oja
 from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
-    OPERATOR_LAWS,
-    TOKENS,
     H,
     K,
     Operator,
+    OperatorLaws,
     Result,
     Tensors,
     V,
-    assert_equals_reference,
     log_decay,
 )
 from tests.helpers.recurrence import unit
@@ -50,19 +45,14 @@ def run_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
     return torch.stack(outputs, 1), [state]
 
 
-OPERATOR = Operator(
-    draw_tokens, lambda: [], lambda n: [torch.randn(n, 2 * H, K, V)], run_operator, run_reference
-)
-
-
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_operator_equals_recurrence(tokens: int):
-    assert_equals_reference(OPERATOR, tokens)
-
-
-@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
-def test_operator_keeps_the_law(assert_law: Callable[[Operator], None]):
-    assert_law(OPERATOR)
+class TestGatedOjaRule(OperatorLaws):
+    operator = Operator(
+        draw_tokens,
+        lambda: [],
+        lambda n: [torch.randn(n, 2 * H, K, V)],
+        run_operator,
+        run_reference,
+    )
 
 
 def test_norms_and_what_is_left_out():

@@ -1,7 +1,5 @@
 """Preconditioned delta rules equal fla's references: outputs, states, all gradients."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,15 +13,13 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.recurrence import preconditioned
 from tests.helpers.gradients import assert_close
 from tests.helpers.operator_laws import (
-    OPERATOR_LAWS,
-    TOKENS,
     H,
     K,
     Operator,
+    OperatorLaws,
     Result,
     Tensors,
     V,
-    assert_equals_reference,
     log_decay,
 )
 from tests.helpers.recurrence import unit
@@ -66,35 +62,24 @@ def kda_reference(x: Tensors, p: Tensors, h: Tensors) -> Result:
     return o, states
 
 
-OPERATORS = {
-    "gated-delta-rule": Operator(
+class TestPreconditionedGatedDeltaRule(OperatorLaws):
+    operator = Operator(
         gated_tokens,
         lambda: [torch.randn(H)],
         lambda n: [torch.randn(n, 2 * H, K, V), torch.rand(n, H, K)],
         gated_ours,
         gated_reference,
-    ),
-    "kda": Operator(
+    )
+
+
+class TestPreconditionedKda(OperatorLaws):
+    operator = Operator(
         kda_tokens,
         lambda: [torch.randn(H)],
         lambda n: [torch.randn(n, H, K, V), torch.rand(n, H, K)],
         kda_ours,
         kda_reference,
-    ),
-}
-every_operator = pytest.mark.parametrize("name", OPERATORS)
-
-
-@every_operator
-@pytest.mark.parametrize("tokens", TOKENS)
-def test_operator_equals_recurrence(name: str, tokens: int):
-    assert_equals_reference(OPERATORS[name], tokens)
-
-
-@every_operator
-@pytest.mark.parametrize("assert_law", OPERATOR_LAWS)
-def test_operator_keeps_the_law(name: str, assert_law: Callable[[Operator], None]):
-    assert_law(OPERATORS[name])
+    )
 
 
 def test_raw_gates_become_decays():

@@ -7,25 +7,20 @@ from fla.ops.rwkv7.channel_mixing import channel_mixing_rwkv7_torch
 from fla.ops.rwkv7.fused_addcmul import torch_addcmul_rwkv7
 from fla.ops.rwkv7.fused_k_update import k_update_ref
 from fla.ops.rwkv7.gate_output_correction import gate_output_correction_ref
-from torch import Tensor
 
 from flame_accel.kernels.recurrence import rwkv7
 from tests.helpers.gradients import assert_close, assert_same_results, outputs_and_gradients
 from tests.helpers.recurrence import (
+    B,
+    H,
+    K,
+    T,
+    V,
     head_first,
     unit,
 )
 
-B, T, H, K, V = 2, 45, 2, 16, 24
 FINAL = {"output_final_state": True}
-
-
-@pytest.fixture
-def qkv() -> list[Tensor]:
-    """q, k, v, strengths, initial state."""
-    torch.manual_seed(1)
-    q, k, v = unit(B, T, H, K), unit(B, T, H, K), torch.randn(B, T, H, V)
-    return [q, k, v, torch.rand(B, T, H), torch.randn(B, H, K, V)]
 
 
 @pytest.mark.parametrize("name", ["chunk_rwkv7", "fused_mul"])
