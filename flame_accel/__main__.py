@@ -11,7 +11,11 @@ from pathlib import Path
 
 from flame_accel import __version__
 from flame_accel.cache_folders import redirect_unwritable_caches
-from flame_accel.config.errors import exit_on_user_error, explain_io_errors
+from flame_accel.config.errors import (
+    exit_on_interrupt,
+    exit_on_user_error,
+    explain_io_errors,
+)
 from flame_accel.standard_streams import protect_standard_streams
 
 COMMANDS = (
@@ -30,6 +34,7 @@ SCRIPT = "flame-accel"
 """Name of the console command that installing the package creates."""
 
 
+@exit_on_interrupt()
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses a command line, that of this process unless given, and runs the command."""
     protect_standard_streams()

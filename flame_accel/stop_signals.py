@@ -6,6 +6,7 @@ after it is finished. A launcher passes the signals that it gets on to the proce
 slow imports here: the handlers are installed before anything else is done.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -52,23 +53,29 @@ def stop_signal_numbers() -> list[signal.Signals]:
 class StopSignals:
     """Receives the signals that ask a run to end.
 
-    Outside `deferred` the first one raises `StoppedBySignal` in the main thread; within it the
-    first one is only remembered. A second one ends the process at once.
+    Outside `deferred` the first one ends the process: at once until `unwinds`, then by raising
+    `StoppedBySignal` in the main thread. Within it the first one is only remembered. A second one
+    ends the process at once.
 
     Attributes:
         received: The signal that was received first; None as long as there is none.
+        unwinds: Whether the process has begun anything that it would have to undo. Until then it
+            imports packages, of which some swallow an exception or turn it into another one.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.unwinds = False
         self._saves = False
         self._received_at = 0.0
         self._deferred = False
+        self._has_trained = False
 
     def install_handlers(self) -> None:
         """Starts to receive signals, and those of a launcher that is lost. Main thread only."""
         for number in stop_signal_numbers():
             signal.signal(number, self._handle)
+        atexit.register(ignore_stop_signals)
         if was_launched(os.environ):
             call_when_parent_is_gone(self._stop_without_launcher)
 
@@ -82,7 +89,7 @@ class StopSignals:
         Args:
             saves: Whether it saves before it stops, so that its exit code is 0.
         """
-        self._deferred, self._saves = True, saves
+        self._deferred, self._saves, self._has_trained = True, saves, True
         yield
         self._deferred = self._saves = False
 
@@ -96,18 +103,35 @@ class StopSignals:
         print_unbuffered("the launcher of this run is gone")
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def _say_what_follows(self) -> str:
+        if self._deferred:
+            return "the run ends after the step or the export in hand; once more: at once"
+        if self._has_trained:
+            return "the run, which had finished its training, ends at once"
+        return "the run ends before it has made a step; nothing is lost"
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), now
-            if not self._deferred:
-                self.stop()
             if os.environ.get("RANK", "0") == "0":
-                print_unbuffered(
-                    f"{self.received.name}: the run ends after this step; once more: at once"
-                )
+                print_unbuffered(f"{self.received.name}: {self._say_what_follows()}")
+            if self._deferred:
+                return
+            if not self.unwinds:
+                os._exit(128 + number)
+            self.stop()
         elif now - self._received_at > SAME_REQUEST_SECONDS:
             os._exit(128 + number)
+
+
+def ignore_stop_signals() -> None:
+    """At the end of a process: a signal that comes late does not change its exit code.
+
+    Without it, Python's own end would give the signals their defaults again.
+    """
+    for number in stop_signal_numbers():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def forward_stop_signals_to_ranks(script: str) -> None:
@@ -129,7 +153,9 @@ def forward_stop_signals_to_ranks(script: str) -> None:
             with suppress(psutil.Error):
                 ranks += [child] if script in child.cmdline() else []
         if not ranks:
-            raise SystemExit(128 + number)
+            # not by an exception, which may come amid an import
+            print_unbuffered(f"{signal.Signals(number).name}: no run was started yet")
+            os._exit(128 + number)
         _send_to_living(ranks, number)
         if first_at is None:
             first_at = time.monotonic()
@@ -138,6 +164,7 @@ def forward_stop_signals_to_ranks(script: str) -> None:
 
     for number in stop_signal_numbers():
         signal.signal(number, forward)
+    atexit.register(ignore_stop_signals)
 
 
 def _send_to_living(processes: Iterable["psutil.Process"], number: int) -> None:

@@ -96,6 +96,7 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             stop_signals.deferred(saves=config.checkpoint.enable_checkpoint),
             observe.record_how_block_ends(accelerator, run_folder, lambda: loop.state.step),
             loop.watchdog.watching(),
+            data.explain_lost_workers(),
         ):
             step = loop.state.step
             with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
@@ -318,4 +319,8 @@ def train(
     progress.close()
     if stops:
         loop.failed_saves.raise_if_latest_failed()
+        if config.checkpoint.enable_checkpoint:
+            log.info("stopped and saved after step %d; the same command continues", state.step)
+        else:
+            log.info("stopped after step %d; nothing is saved without checkpoints", state.step)
         stop_signals.stop()

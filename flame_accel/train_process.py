@@ -42,6 +42,7 @@ def run_training(argv: Sequence[str]) -> None:
 
     gc.freeze()
     gc.enable()
+    stop_signals.unwinds = True
     with (
         exit_on_user_error(),
         explain_io_errors(),

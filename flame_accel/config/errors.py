@@ -5,6 +5,7 @@
 """
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -113,3 +114,13 @@ def exit_on_user_error() -> Iterator[None]:
         # every rank of a launch runs into the same error: one of them explains it
         print(f"\n{error}" if rank == "0" else f"rank {rank}: {error.what}", file=sys.stderr)
         raise SystemExit(error.exit_code) from error
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Ends a process that Ctrl-C interrupts in the block without a traceback, as a shell says."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None

@@ -19,6 +19,7 @@ from flame_accel.data.from_options import (
 )
 from flame_accel.data.loading.evaluation_batches import EvaluationBatches
 from flame_accel.data.loading.step_batches import StepBatches
+from flame_accel.data.loading.workers import explain_lost_workers
 from flame_accel.data.tokens.tokenizer import load_tokenizer, vocabulary_size
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "build_step_batches",
     "describe_evaluation_data",
     "describe_training_data",
+    "explain_lost_workers",
     "load_tokenizer",
     "open_data",
     "too_many_bad_records_error",

@@ -22,6 +22,7 @@ from tests.helpers.runs import (
     file_digests,
     launch_environment,
     model_digests,
+    read_log,
     read_records,
 )
 
@@ -94,6 +95,7 @@ def test_a_signal_to_the_launcher_loses_no_step_and_leaves_no_process(
     assert (ended["reason"], ended["step"]) == ("signal", last) and last < STEPS
     assert [path.name for path in (stopped / "checkpoint").iterdir()] == [f"step-{last}"]
     assert not (stopped / "run.lock").exists()
+    assert f"stopped and saved after step {last}; the same command continues" in read_log(stopped)
     if processes == 1:
         train_here(options)
         train_here(flags(**LONG_RUN, **{"job.dump_folder": str(tmp_path / "whole")}))

@@ -31,9 +31,20 @@ def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopSignals]:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_while_packages_are_imported_a_signal_ends_the_process_without_an_exception(
+    received: StopSignals, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        signal.raise_signal(number)
+    assert type(ended.value) is SystemExit and ended.value.code == 128 + number
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_outside_the_loop_a_signal_ends_the_process_as_a_shell_says(
     received: StopSignals, number: signal.Signals
 ) -> None:
+    received.unwinds = True
     with pytest.raises(StoppedBySignal) as stopped:
         signal.raise_signal(number)
     assert (stopped.value.code, stopped.value.signal_name) == (128 + number, number.name)
@@ -80,6 +91,22 @@ def test_a_hang_up_is_ignored_where_it_was(received: StopSignals) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     received.install_handlers()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_signal_at_the_end_of_a_process_does_not_change_its_exit_code() -> None:
+    program = """
+import os, signal, sys
+from flame_accel.stop_signals import StopSignals
+class Last:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT):
+        kill(process, number)
+signals = StopSignals()
+signals.install_handlers()
+# torn down after the handlers
+sys.last = Last()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], env=launch_environment())
+    assert ended.returncode == 0
 
 
 def test_only_a_launcher_is_watched() -> None:

@@ -7,6 +7,7 @@ processes, reads ahead and ends them. Steps and their states are made in `step_b
 import ctypes
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from flame_accel.data.lanes.rows import Row
 from flame_accel.data.worker_processes import start_exit_with_parent_thread
 
 T = TypeVar("T")
+WORKER_LOST_MESSAGE = re.compile(r"DataLoader worker \(pid.* (is killed by signal|exited unexp)")
+"""As torch says that a process is gone; it may say so amid any line of the main thread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +130,26 @@ def start_packing_workers(
     # once nothing uses the workers any more, or before multiprocessing terminates them at exit
     Finalize(steps, setattr, (exits_on_sigterm, "value", 1), exitpriority=0)
     return steps
+
+
+@contextmanager
+def explain_lost_workers() -> Iterator[None]:
+    """Explains that a worker process has ended, which no line of the program is to blame for.
+
+    Raises:
+        UserError: In place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not WORKER_LOST_MESSAGE.search(str(error)):
+            raise
+        raise UserError(
+            f"a worker process of the data was lost, most likely because memory ran out: {error}",
+            where="training.num_workers",
+            remedy="lower it, or give the run more memory; the same command continues from the "
+            "newest checkpoint",
+        ) from error
 
 
 def _lane_indices_of_this_worker(num_lanes: int) -> range:

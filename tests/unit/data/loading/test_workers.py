@@ -14,6 +14,7 @@ import torch
 from flame_accel.config.errors import UserError
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.loading.workers import explain_lost_workers
 from tests.helpers.numbered_batches import FIXED, Numbers, build, content
 
 KEPT: list[object] = []
@@ -55,9 +56,15 @@ def test_a_worker_that_the_system_kills_is_an_error_and_no_endless_wait(num_work
     worker = multiprocessing.active_children()[0]
     # as the kernel does when memory runs out
     os.kill(worker.pid or 0, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=rf"pid.*{worker.pid}.*(killed|exited unexpectedly)"):
+    said = rf"memory ran out.*pid.*{worker.pid}.*(killed|exited unexpectedly)"
+    with pytest.raises(UserError, match=said), explain_lost_workers():
         for _ in range(100):
             next(steps)
+
+
+def test_another_error_is_no_lost_worker() -> None:
+    with pytest.raises(RuntimeError, match="a mistake"), explain_lost_workers():
+        raise RuntimeError("a mistake")
 
 
 def test_workers_end_with_a_process_that_never_let_go_of_them() -> None:
