@@ -21,12 +21,14 @@ from flame_accel.data.loading.micro_batch import (
     pin_memory,
     stack_rows_with_unshifted_masked_labels,
 )
+from flame_accel.data.loading.resume_checks import (
+    check_format_and_stream_identity,
+    check_rows_per_step,
+)
 from flame_accel.data.loading.stream_state import (
     Identity,
     StreamState,
-    accumulation_for_rows,
     build_rank_state,
-    check_format_and_stream_identity,
     read_lane_cursors,
 )
 from flame_accel.data.loading.workers import LoaderOptions, WorkerStep, start_packing_workers
@@ -106,7 +108,12 @@ class StepBatches:
         lanes.check_enough_records_if_known()
         if state is not None:
             check_format_and_stream_identity(state, identity)
-            _check_rows_per_step(state["rows_per_step"], layout)
+            check_rows_per_step(
+                state,
+                micro_batch_size=layout.micro_batch_size,
+                accumulation=layout.accumulation,
+                world_size=layout.world_size,
+            )
             self._cursors = read_lane_cursors(state, layout.lanes_of_rank)
             self._steps = state["steps"]
 
@@ -206,18 +213,3 @@ def _raise_if_error(item: WorkerStep | UserError) -> WorkerStep:
     if isinstance(item, UserError):
         raise item
     return item
-
-
-def _check_rows_per_step(saved_rows: int, layout: StepLayout) -> None:
-    if saved_rows == layout.rows_per_step:
-        return
-    accumulation = accumulation_for_rows(
-        saved_rows, micro_batch_size=layout.micro_batch_size, world_size=layout.world_size
-    )
-    raise UserError(
-        f"a step has {layout.rows_per_step} rows (training.batch_size {layout.micro_batch_size} x "
-        f"{layout.world_size} ranks x training.gradient_accumulation_steps {layout.accumulation}), "
-        f"the checkpoint's have {saved_rows}",
-        where="training.gradient_accumulation_steps",
-        remedy=f"use training.gradient_accumulation_steps {accumulation}",
-    )

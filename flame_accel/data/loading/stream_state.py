@@ -7,7 +7,6 @@ any number of ranks, workers and micro-batches can resume from. Nothing here rea
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, cast
 
-from flame_accel.config.errors import UserError
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 
 FORMAT = 2
@@ -43,9 +42,6 @@ def to_stream_state(content: Any) -> StreamState:
     if content["format"] == FORMAT and (missing := StreamState.__required_keys__ - content.keys()):
         raise ValueError(f"it has no {min(missing)}")
     return cast(StreamState, content)
-
-
-WHERE = "the checkpoint's data position"
 
 
 def build_rank_state(
@@ -94,33 +90,6 @@ def merge_rank_states(states: Sequence[StreamState]) -> StreamState:
     return merged
 
 
-def check_format_and_stream_identity(state: StreamState, identity: Identity) -> None:
-    """Check that a state means the same tokens in this run.
-
-    Raises:
-        UserError: the state has another format, or its stream is not that of `identity`; names all
-            differences.
-    """
-    if state.get("format") != FORMAT:
-        raise UserError(
-            f"has format {state.get('format')}, this version reads format {FORMAT}",
-            where=WHERE,
-            remedy="resume with the version of flame_accel that wrote the checkpoint",
-        )
-    saved = state["identity"]
-    different = [
-        f"{name} is {identity.get(name)!r}, the checkpoint has {saved.get(name)!r}"
-        for name in sorted({*identity, *saved})
-        if identity.get(name) != saved.get(name)
-    ]
-    if different:
-        raise UserError(
-            "belongs to another stream of tokens: " + "; ".join(different),
-            where=WHERE,
-            remedy="resume with the same values, or start a new run from these weights",
-        )
-
-
 def read_lane_cursors(state: StreamState, lanes: range) -> list[LaneCursor]:
     """The cursors of some lanes from a merged state.
 
@@ -146,31 +115,4 @@ def _parse_lane_cursor(
         offset,
         row,
         tuple(SourceCursor(tuple(s[:-counters]), *s[-counters:]) for s in source_cursors),
-    )
-
-
-def accumulation_for_rows(rows_per_step: int, *, micro_batch_size: int, world_size: int) -> int:
-    """Gradient accumulation that gives `rows_per_step` rows on `world_size` data-parallel ranks.
-
-    Raises:
-        UserError: there is none; names the sizes that would work.
-    """
-    accumulation, rest = divmod(rows_per_step, micro_batch_size * world_size)
-    if accumulation and not rest:
-        return accumulation
-    share, uneven = divmod(rows_per_step, world_size)
-    if uneven:
-        sizes = ", ".join(str(n) for n in range(1, rows_per_step + 1) if rows_per_step % n == 0)
-        remedy = f"use a number of data-parallel ranks that divides it: {sizes}"
-    else:
-        pairs = ", ".join(f"{b} x {share // b}" for b in range(1, share + 1) if share % b == 0)
-        remedy = (
-            "on these ranks, training.batch_size x training.gradient_accumulation_steps can be "
-            + pairs
-        )
-    raise UserError(
-        f"{rows_per_step} rows per step cannot be split into {world_size} ranks x batches of "
-        f"{micro_batch_size}",
-        where="training.batch_size",
-        remedy=remedy,
     )

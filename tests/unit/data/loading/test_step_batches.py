@@ -6,7 +6,7 @@ import pytest
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.lanes.rows import Packing
-from tests.helpers.numbered_batches import FIXED, NUM_LANES, STEPS, all_ranks, build, content
+from tests.helpers.numbered_batches import FIXED, NUM_LANES, STEPS, build, content
 
 
 def test_an_iteration_resumes_where_the_last_one_was_left(streams: dict) -> None:
@@ -42,9 +42,3 @@ def test_progress_counts_documents() -> None:
     )
     assert batches.counts_of_rank.skipped == batches.counts_of_rank.bad == 0
     assert batches.packing_efficiency_of_rank == 1
-
-
-def test_other_rows_per_step_are_refused_with_the_accumulation_that_works() -> None:
-    _, state = all_ranks(FIXED, 1)
-    with pytest.raises(UserError, match=r"use training\.gradient_accumulation_steps 2"):
-        build(FIXED, num_lanes=8, world_size=2, accumulation=1, state=state)
