@@ -72,6 +72,11 @@ def step_of_checkpoint_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def has_training_state(checkpoint: Path) -> bool:
+    """Whether a checkpoint contains more than the model's weights."""
+    return (checkpoint / "data.json").is_file()
+
+
 def list_checkpoint_entries(folder: Path) -> CheckpointEntries:
     """Tells checkpoints, what saves left behind and what only looks like either; reads names."""
     steps: dict[int, Path] = {}

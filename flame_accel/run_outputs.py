@@ -25,6 +25,9 @@ def save(
     step, steps = loop.state.step, config.training.steps
     dtype = weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=step == steps)
     loop.skipped_updates.log_and_write()
+    if config.training.max_rewinds:
+        skips = loop.meter.sync_and_count_consecutive_skips()
+        loop.checkpoints.last_good_step = step - skips
     loop.state.spike_window = loop.spike_guard.accepted_values() if loop.spike_guard else []
     with loop.failed_saves.logged(is_last=last):
         checkpoint = save_checkpoint(

@@ -28,6 +28,7 @@ from flame_accel.diagnosis.run_summary import log_run_summary
 from flame_accel.evaluation import validate
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
+from flame_accel.rewind import rewind_or_stop_if_many_are_skipped
 from flame_accel.run_outputs import export_and_report, save
 from flame_accel.run_parts import Components, LoopState
 from flame_accel.stop_signals import StopSignals
@@ -223,6 +224,7 @@ def restore_run(
         accelerator,
         run_folder,
         step=state.step,
+        rewinds=state.rewinds,
         batches=batches,
         sigma=config.training.skip_spike_sigma,
     )
@@ -309,7 +311,9 @@ def train(
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.log_and_write_record(record, total_steps=steps)
             loop.skipped_updates.log_and_write()
-            meter.sync_and_check_consecutive_skips(training.max_consecutive_skips or None)
+            if rewind_or_stop_if_many_are_skipped(config, accelerator, components, loop):
+                progress.update(state.step - progress.n)
+                continue
         stops = any_rank_agrees(stop_signals.received is not None)
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record), run_stops=stops):
             with loop.long_phase("save", accelerator, config.comm):

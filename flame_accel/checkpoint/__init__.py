@@ -6,9 +6,10 @@ from flame_accel.checkpoint.contents import (
     weights_only_dtype_if_seed_or_last,
 )
 from flame_accel.checkpoint.failed_saves import FailedSaveError, FailedSaves
-from flame_accel.checkpoint.folder import CheckpointFolder
+from flame_accel.checkpoint.folder import SUPERSEDED, CheckpointFolder
 from flame_accel.checkpoint.restore import (
     delete_leftovers_and_rename_newer_if_enabled,
+    load_checkpoint_or_raise_user_error,
     restore_starting_point,
 )
 from flame_accel.checkpoint.run_lock import RunLock, own_run_folder
@@ -17,6 +18,7 @@ from flame_accel.checkpoint.starting_point import StartingPoint, find_or_downloa
 from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
+    "SUPERSEDED",
     "CheckpointFolder",
     "FailedSaveError",
     "FailedSaves",
@@ -27,6 +29,7 @@ __all__ = [
     "TrainState",
     "delete_leftovers_and_rename_newer_if_enabled",
     "find_or_download_starting_point",
+    "load_checkpoint_or_raise_user_error",
     "own_run_folder",
     "restore_starting_point",
     "save_checkpoint",

@@ -44,6 +44,7 @@ from flame_accel.checkpoint.tensor_storage import (
     save_optimizer_shards_of_rank,
 )
 from flame_accel.checkpoint.train_state import TrainState
+from flame_accel.checkpoint_files import has_training_state
 from flame_accel.config import CheckpointConfig
 from flame_accel.data.loading.stream_state import StreamState, merge_rank_states, to_stream_state
 from flame_accel.files import write_json_atomically
@@ -180,11 +181,6 @@ def weights_only_dtype_if_seed_or_last(
 def _bytes_without_duplicates(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of tensors, of which tied ones share their memory."""
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors.values()}.values())
-
-
-def has_training_state(checkpoint: Path) -> bool:
-    """Whether a checkpoint contains more than the model's weights."""
-    return (checkpoint / "data.json").is_file()
 
 
 def load_checkpoint(

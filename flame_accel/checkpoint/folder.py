@@ -22,6 +22,7 @@ from flame_accel.checkpoint_files import (
     TEMPORARY_INFIX,
     CheckpointEntries,
     find_damage,
+    has_training_state,
     list_checkpoint_entries,
     step_of_checkpoint_name,
     write_manifest,
@@ -47,6 +48,8 @@ class CheckpointFolder:
     Attributes:
         in_use: Paths of checkpoints that something reads in the background; they are not deleted
             before the first save after that.
+        last_good_step: Step of the latest update that was not skipped, if the run may have to go
+            back to the newest checkpoint from before it, which is then not deleted either.
         unloadable: Intact folders whose contents could not be loaded, and why.
     """
 
@@ -56,6 +59,7 @@ class CheckpointFolder:
         self.start_token = start_token or secrets.token_hex(8)
         self.unloadable: dict[Path, str] = {}
         self.in_use: set[Path] = set()
+        self.last_good_step: int | None = None
 
     def checkpoint_path(self, step: int) -> Path:
         """The `step-N` folder of a complete checkpoint, whether or not it exists."""
@@ -122,11 +126,13 @@ class CheckpointFolder:
             if leftover.name.endswith(self.start_token):
                 # of an earlier deletion that failed
                 shutil.rmtree(leftover)
+        last = -1 if self.last_good_step is None else self.last_good_step
+        good = [step for step in entries.checkpoints if step <= last]
         kept = 1
         for step, folder in reversed(entries.checkpoints.items()):
             if step < newest and kept < self.keep_latest_k:
                 kept += find_damage(folder, step=step, compare_checksums=False) is None
-            elif step < newest and folder not in self.in_use:
+            elif step < newest and folder not in self.in_use and step not in good[-1:]:
                 # it is no checkpoint any more once deleting it has begun
                 temporary = self.temporary_path(step)
                 files.rename_and_sync(folder, temporary)
@@ -164,6 +170,22 @@ class CheckpointFolder:
             "away, or choose another job.dump_folder",
             exit_code=2,
         )
+
+    def find_newest_to_rewind_to(self, last_step: int) -> Path | None:
+        """Finds the newest intact checkpoint of a step up to `last_step`; None if there is none.
+
+        It has all that training needs, not only weights.
+
+        Raises:
+            UserError: One cannot be read.
+        """
+        for step, folder in reversed(self.list_entries().checkpoints.items()):
+            if step <= last_step and has_training_state(folder):
+                damage = self._find_damage_or_raise_if_unreadable(folder, step)
+                if damage is None:
+                    return folder
+                log.warning("%s is damaged (%s): it is not used", folder, damage)
+        return None
 
     def find_checkpoint_of_step(self, step: int) -> Path:
         """Finds the checkpoint that the user asked for. Changes nothing.

@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from flame_accel.checkpoint.contents import (
     RestoredState,
-    has_training_state,
     load_checkpoint,
 )
 from flame_accel.checkpoint.failed_loads import UnloadableCheckpointError
@@ -27,7 +26,8 @@ from flame_accel.checkpoint.starting_point import (
 )
 from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.checkpoint.train_state import TrainState
-from flame_accel.config import CheckpointConfig
+from flame_accel.checkpoint_files import has_training_state
+from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.observe import get_logger
 from flame_accel.parallel import run_on_main_and_broadcast, unwrap_model
 
@@ -204,5 +204,29 @@ def _load_initial_weights_or_full_checkpoint(
         )
     # the trackers must not append to the other run
     restored.state.tracker_ids.clear()
+    restored.state.rewinds = 0
     get_logger().info("starting after step %d, from %s", restored.state.step, name)
     return restored
+
+
+def load_checkpoint_or_raise_user_error(
+    accelerator: Accelerator,
+    checkpoint: Path,
+    *,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+) -> RestoredState:
+    """Loads everything of one of the run's own checkpoints. Every rank must call it.
+
+    Raises:
+        UserError: It cannot be loaded; model and optimizer are then undefined.
+    """
+    try:
+        restored = load_checkpoint(accelerator, checkpoint, model=model, optimizer=optimizer)
+    except UnloadableCheckpointError as error:
+        raise UserError(
+            f"cannot be loaded: {error}",
+            where=str(checkpoint),
+            remedy="repeat the command: it continues from a checkpoint that can be",
+        ) from error
+    return restored._replace(checkpoint=checkpoint)

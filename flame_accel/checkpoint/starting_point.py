@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 from accelerate import Accelerator
 from huggingface_hub import snapshot_download
 
-from flame_accel.checkpoint.contents import has_training_state
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.identity import TOKENIZER_PATTERNS, read_config_json_if_present
-from flame_accel.checkpoint_files import MANIFEST, find_damage, step_of_checkpoint_name
+from flame_accel.checkpoint_files import (
+    MANIFEST,
+    find_damage,
+    has_training_state,
+    step_of_checkpoint_name,
+)
 from flame_accel.config import CheckpointConfig, UserError
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.io_errors import retry_failed_reads

@@ -89,7 +89,9 @@ def load_optimizer_state(
             names_to_read=zero.local_optimizer_state_names(inner, model),
         )
         return
-    initialize_optimizer_state(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(parameter not in optimizer.optimizer.state for parameter in parameters):
+        initialize_optimizer_state(optimizer)
     tensors = named_optimizer_state(inner, optimizer)
     _load_tensors_in_place(accelerator, tensors, checkpoint / "optimizer")
 

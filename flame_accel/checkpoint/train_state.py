@@ -13,5 +13,7 @@ class TrainState:
     """Tokens that those updates read, on all ranks."""
     tracker_ids: dict[str, str] = field(default_factory=dict)
     """Ids under which the trackers know the run."""
+    rewinds: int = 0
+    """How many times the run has gone back to a checkpoint, past data whose updates it skipped."""
     spike_window: list[list[float]] = field(default_factory=list)
     """Loss and gradient norm of the updates with which the guard against spikes compares."""

@@ -24,6 +24,7 @@ def find_contradictions(config: Config, given_options: Collection[str]) -> Itera
     yield from _find_metric_and_validation_contradictions(config, given_options)
     yield from _find_float8_contradictions(config)
     yield from _find_step_in_backward_contradictions(config)
+    yield from _find_rewind_contradictions(config)
 
 
 def _find_length_packing_warmup_and_worker_contradictions(config: Config) -> Iterator[BrokenRule]:
@@ -209,4 +210,31 @@ def _find_step_in_backward_contradictions(config: Config) -> Iterator[BrokenRule
             ),
             rule="updates each parameter before all gradients are known and summed",
             remedy=f"Add {', '.join(missing)}, or remove optimizer.early_step_in_backward.",
+        )
+
+
+def _find_rewind_contradictions(config: Config) -> Iterator[BrokenRule]:
+    training = config.training
+    if not training.max_rewinds:
+        return
+    needs = {
+        "--training.max_consecutive_skips 10": not training.max_consecutive_skips,
+        "--training.skip_nan_inf": not (training.skip_nan_inf or training.skip_spike_sigma),
+        "--checkpoint.enable_checkpoint": not config.checkpoint.enable_checkpoint,
+        # they are those of the weights that are left
+        "--float8.no_precompute_float8_dynamic_scale_for_fsdp": (
+            config.float8.precompute_float8_dynamic_scale_for_fsdp
+        ),
+    }
+    missing = [flag for flag, missed in needs.items() if missed]
+    if missing:
+        yield BrokenRule(
+            options=(
+                *("training.max_rewinds", "training.max_consecutive_skips"),
+                *("training.skip_nan_inf", "training.skip_spike_sigma"),
+                *("checkpoint.enable_checkpoint",),
+                "float8.precompute_float8_dynamic_scale_for_fsdp",
+            ),
+            rule="goes back to a checkpoint when too many updates in a row are skipped",
+            remedy=f"Add {', '.join(missing)}, or remove training.max_rewinds.",
         )

@@ -115,7 +115,12 @@ class TrainingConfig:
     skip_nan_inf: bool = True
     """Skip the update if a gradient is NaN or infinite. DeepSpeed always does."""
     max_consecutive_skips: int = 10
-    """Number of skipped updates in a row after which the run stops. 0 means no limit."""
+    """Number of skipped updates in a row after which the run stops, or goes back if
+    training.max_rewinds lets it. 0 means no limit."""
+    max_rewinds: int = 0
+    """How many times a run may go back to the newest checkpoint from before the skipped updates,
+    and on with the data behind them, when training.max_consecutive_skips would stop it. 0 stops.
+    Not with DeepSpeed."""
     skip_spike_sigma: float = 0.0
     """Skip the update if its loss or the norm of its gradient is more than so many standard
     deviations above the mean of the last updates (6 is usual). skipped.jsonl lists the batches. 0

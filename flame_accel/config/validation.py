@@ -105,6 +105,7 @@ _RULES = {
     "training.steps": _at_least(1),
     "training.max_norm": _at_least(0),
     "training.max_consecutive_skips": _at_least(0),
+    "training.max_rewinds": _at_least(0),
     "training.skip_spike_sigma": _at_least(0),
     "training.spike_window": _at_least(4),
     "training.watchdog_seconds": _at_least(0),

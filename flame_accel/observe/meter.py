@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from flame_accel.config import UserError
 from flame_accel.parallel import (
     all_gather_concatenated,
     all_reduce_sum_over_dp,
@@ -86,8 +85,7 @@ class Meter:
         self.local: dict[str, float] = {}
         """Values of the last record that this rank measured alone."""
         if states:
-            rank, size = dp_rank(accelerator), dp_size(accelerator)
-            self._load_losses_and_skips(window_state_for_rank(states, dp_rank=rank, dp_size=size))
+            self._load_losses_and_skips(states)
 
     def start_clock(self) -> None:
         """Starts the clock of the first window; called right before the first step."""
@@ -163,24 +161,18 @@ class Meter:
         self._reset_window_except_skips(now)
         return record
 
-    def sync_and_check_consecutive_skips(self, fatal_skips: int | None) -> None:
-        """Raises an error if too many updates in a row were skipped. Synchronises with the device.
+    def sync_and_count_consecutive_skips(self) -> int:
+        """How many of the latest updates were skipped, without one between them. Synchronises."""
+        return int(self.sums[SKIPPED_IN_A_ROW].item())
+
+    def go_back(self, states: Sequence[MeterState]) -> None:
+        """Goes on from the window and the counters of a checkpoint, with a new clock.
 
         Args:
-            fatal_skips: Number of skipped updates that ends the run; None allows any.
-
-        Raises:
-            UserError: The last `fatal_skips` updates were skipped.
+            states: `losses_and_skips` of every data-parallel rank's meter, by rank.
         """
-        skips = int(self.sums[SKIPPED_IN_A_ROW].item())
-        if fatal_skips is not None and skips >= fatal_skips:
-            raise UserError(
-                f"the last {skips} updates were skipped: their gradients were not finite, or they "
-                "were spikes (training.skip_spike_sigma); skipped.jsonl lists them",
-                where="training.max_consecutive_skips",
-                remedy="resume the last checkpoint with a lower optimizer.lr, a longer "
-                "training.warmup_steps or a smaller training.max_norm",
-            )
+        self._reset_window_except_skips(self.clock())
+        self._load_losses_and_skips(states)
 
     def _reduce_losses_over_ranks(self) -> GlobalAndLocalLosses:
         """Combines the window of all ranks, with one transfer from the device."""
@@ -208,8 +200,10 @@ class Meter:
         """This rank's unfinished window and counters, JSON-able."""
         return {"sums": self.sums.tolist(), "max_loss": none_if_infinite(self.max_loss)}
 
-    def _load_losses_and_skips(self, state: MeterState) -> None:
+    def _load_losses_and_skips(self, states: Sequence[MeterState]) -> None:
         """Continues the window that was saved: its losses count, its time does not."""
+        rank, size = dp_rank(self.accelerator), dp_size(self.accelerator)
+        state = window_state_for_rank(states, dp_rank=rank, dp_size=size)
         self.sums.copy_(torch.tensor(state["sums"], dtype=self.sums.dtype))
         if state["max_loss"] is not None:
             self.max_loss.fill_(state["max_loss"])

@@ -66,6 +66,15 @@ class MetricsFile:
             get_logger().info("%s is written again, with %d earlier records", self.path, earlier)
         self._unwritten.clear()
 
+    def go_back(self, step: int) -> None:
+        """Deletes the records after `step`, whose numbers will come again.
+
+        Raises:
+            OSError: The file cannot be read or written.
+        """
+        self._unwritten.clear()
+        delete_records_after(self.path, step)
+
 
 def _append_or_leave_unchanged(path: Path, content: bytes) -> None:
     with path.open("ab", buffering=0) as file:

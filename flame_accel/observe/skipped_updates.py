@@ -1,7 +1,9 @@
-"""skipped.jsonl: every update that was skipped, why, and which batch it was.
+"""skipped.jsonl: every update that was skipped, why, and which batch it was; and every rewind.
 
 Whether an update was skipped stays on the device until a record or a checkpoint is due; then all
-ranks look at the steps since. When an update is skipped is decided in `training`.
+ranks look at the steps since. When an update is skipped is decided in `training`, and in `rewind`
+what follows from many. Lines after the first rewind say how many there were before them
+(`rewinds`), since the same steps come again.
 """
 
 import math
@@ -32,6 +34,14 @@ class _PendingStep(NamedTuple):
     """Of this rank's lanes, before and after the step."""
 
 
+class _Place(NamedTuple):
+    """Where in a run something happened; the order is that of time."""
+
+    rewinds: float
+    """How many there were before."""
+    step: float
+
+
 class SkippedUpdates:
     """Writes the updates that are skipped to skipped.jsonl and the log.
 
@@ -39,6 +49,7 @@ class SkippedUpdates:
         accelerator: The run's accelerator.
         run_folder: The run folder.
         step: Number of completed updates; what is recorded of later ones will happen again.
+        rewinds: `TrainState.rewinds` of these updates.
         batches: This rank's batches.
         sigma: `training.skip_spike_sigma`, for the log.
     """
@@ -49,6 +60,7 @@ class SkippedUpdates:
         run_folder: Path,
         *,
         step: int,
+        rewinds: int,
         batches: StepBatches,
         sigma: float,
     ) -> None:
@@ -58,8 +70,9 @@ class SkippedUpdates:
         self.sigma = sigma
         self._cursors: list[Any] = batches.state_dict()["cursors"]
         self._pending: list[_PendingStep] = []
+        self._rewinds = rewinds
         if accelerator.is_main_process:
-            _delete_lines_after(self.file.path, step)
+            _delete_lines_after(self.file.path, _Place(rewinds, step))
 
     def add_step(self, step: int, result: StepResult) -> None:
         """Keeps what is needed to say of a step what it was. Waits for nothing.
@@ -112,6 +125,28 @@ class SkippedUpdates:
         if spike:
             names = ("loss", "grad_norm", "loss_limit", "grad_norm_limit")
             record |= dict(zip(names, spike, strict=True))
+        self._write_record(record, cursors)
+
+    def write_rewind(self, step: int, checkpoint: str, cursors_there: list[Any]) -> None:
+        """Writes that the run goes back. Every rank must call it, after `log_and_write`.
+
+        Args:
+            step: Number of completed updates; those behind the checkpoint are taken back.
+            checkpoint: Name of the checkpoint's folder.
+            cursors_there: Of all lanes, in the checkpoint: what was read since is left out.
+        """
+        first_lane = self.batches.state_dict()["first_lane"]
+        own = cursors_there[first_lane : first_lane + len(self._cursors)]
+        lanes = gather_object([(first_lane, own, self._cursors)])[:: tp_size(self.accelerator)]
+        if self.accelerator.is_main_process:
+            self._write_record({"step": step, "rewound_to": checkpoint}, lanes)
+        self._rewinds += 1
+
+    def _write_record(
+        self, record: dict[str, Any], cursors: list[tuple[int, list[Any], list[Any]]]
+    ) -> None:
+        if self._rewinds:
+            record["rewinds"] = self._rewinds
         record["lanes"] = {
             first + lane: [before, after]
             for first, befores, afters in cursors
@@ -143,19 +178,20 @@ def describe_reason(grad_norm: float, spike: list[float], sigma: float) -> str:
     return " and ".join(reasons)
 
 
-def _delete_lines_after(path: Path, step: int) -> None:
+def _delete_lines_after(path: Path, place: _Place) -> None:
     """Deletes the lines of later steps, and those that are torn."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= step]
+    kept = [line for line in lines if _place_of(line) <= place]
     if kept != lines:
         write_bytes_atomically(path, b"".join(kept))
 
 
-def _step_of(line: bytes) -> float:
-    """The step of a line; infinite if it is damaged."""
+def _place_of(line: bytes) -> _Place:
+    """Where a line stands in the run; behind all others if it is damaged."""
     try:
-        return int(parse_json_text(line)["step"]) if line.endswith(b"\n") else math.inf
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+        record = parse_json_text(line) if line.endswith(b"\n") else {}
+        return _Place(int(record.get("rewinds", 0)), int(record["step"]))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return _Place(math.inf, math.inf)

@@ -56,10 +56,14 @@ class SpikeGuard:
         self.accelerator = accelerator
         self.sigma = sigma
         self.window = window
-        dtype, device = widest_float_dtype(accelerator.device), accelerator.device
+        self.replace_window(accepted)
+
+    def replace_window(self, accepted: Sequence[Sequence[float]]) -> None:
+        """Forgets all updates, and remembers these; see `accepted_values`."""
+        dtype, device = widest_float_dtype(self.accelerator.device), self.accelerator.device
         # losses and norms in their order, behind NaN in the places that are still empty
-        self._values = torch.full((2, window), torch.nan, dtype=dtype, device=device)
-        latest = list(accepted)[-window:]
+        self._values = torch.full((2, self.window), torch.nan, dtype=dtype, device=device)
+        latest = list(accepted)[-self.window :]
         if latest:
             self._values[:, -len(latest) :] = torch.tensor(latest, dtype=dtype).T.to(device)
 
@@ -121,11 +125,17 @@ def check_spike_guard_support(accelerator: Accelerator, training: TrainingConfig
     """Checks that the engine of a run leaves it to the run whether an update is skipped.
 
     Raises:
-        UserError: It does not.
+        UserError: It does not, and the run is to skip spikes or to go back past skipped updates.
     """
     if training.skip_spike_sigma and is_deepspeed(accelerator):
         raise UsageError(
             "DeepSpeed takes the optimizer's step itself, and skips no spikes",
             where="training.skip_spike_sigma",
+            remedy="launch with fsdp2.yaml, which shards as ZeRO does, or remove the option",
+        )
+    if training.max_rewinds and is_deepspeed(accelerator):
+        raise UsageError(
+            "DeepSpeed's engine loads no checkpoint in the middle of a run",
+            where="training.max_rewinds",
             remedy="launch with fsdp2.yaml, which shards as ZeRO does, or remove the option",
         )

@@ -24,7 +24,7 @@ LAYERS = (
     ("checkpoint", "evaluation"),
     ("diagnosis", "hub"),
     ("accepted_start", "run_parts"),
-    ("run_outputs",),
+    ("rewind", "run_outputs"),
     ("train",),
     ("train_process",),
     ("commands",),

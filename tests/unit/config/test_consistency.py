@@ -21,6 +21,9 @@ from tests.helpers.options import only_problem, parse_flags
         ("--training.num_workers 0 --training.persistent_workers", "no workers to keep alive"),
         ("--checkpoint.load_step 5 --checkpoint.no_enable_checkpoint", "checkpoints are off"),
         ("--evaluation.interval 10", "nothing to validate on"),
+        ("--training.max_rewinds 1 --training.max_consecutive_skips 0", "too many updates in a"),
+        ("--training.max_rewinds 1 --training.no_skip_nan_inf", "too many updates in a row"),
+        ("--training.max_rewinds 1 --checkpoint.no_enable_checkpoint", "goes back to a checkpoint"),
         ("--training.packing best_fit", "documents are kept apart"),
     ],
 )

@@ -195,6 +195,7 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         "training.data_probs": st.sampled_from([None, (0.5,)]),
         "training.num_workers": st.integers(1, 99),
         "training.spike_window": st.integers(4, 999),
+        "training.max_rewinds": st.just(0),
         "evaluation.interval": st.just(0),
         "checkpoint.enable_checkpoint": st.just(True),
         "checkpoint.folder": st.sampled_from(["checkpoint", "a b/c"]),

@@ -117,6 +117,7 @@ DEFAULTS = {
         "max_norm": 1.0,
         "skip_nan_inf": True,
         "max_consecutive_skips": 10,
+        "max_rewinds": 0,
         "skip_spike_sigma": 0.0,
         "spike_window": 128,
         "watchdog_seconds": 600,

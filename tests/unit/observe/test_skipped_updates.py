@@ -31,8 +31,10 @@ class Batches:
         return {"first_lane": 4, "cursors": [[0, self.steps], [1, self.steps]]}
 
 
-def build(folder: Path, batches: Any, step: int = 0) -> SkippedUpdates:
-    return SkippedUpdates(ONE_PROCESS, folder, step=step, batches=batches, sigma=6.0)
+def build(folder: Path, batches: Any, step: int = 0, rewinds: int = 0) -> SkippedUpdates:
+    return SkippedUpdates(
+        ONE_PROCESS, folder, step=step, rewinds=rewinds, batches=batches, sigma=6.0
+    )
 
 
 def take_step(subject: SkippedUpdates, batches: Batches, step: int, norm: float) -> None:
@@ -77,6 +79,31 @@ def test_steps_that_run_again_are_written_again(three_skips: Path) -> None:
         file.write('{"step": 7, "torn')
     build(three_skips, Batches(), step=3)
     assert [record["step"] for record in read(three_skips)] == [2, 3]
+
+
+def test_a_rewind_is_behind_what_it_takes_back_and_before_what_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flame_accel.observe.skipped_updates.gather_object", lambda each: each)
+    subject = build(tmp_path, batches := Batches())
+    for step in (1, 2):
+        take_step(subject, batches, step, float("nan"))
+    subject.log_and_write()
+    there = [[lane, 0] for lane in range(4)] + [[0, 1], [1, 1]]
+    subject.write_rewind(2, "step-1", there)
+    take_step(subject, batches, 2, float("nan"))
+    subject.log_and_write()
+    lines = [(line["step"], line.get("rewinds", 0), "reason" in line) for line in read(tmp_path)]
+    assert lines == [(1, 0, True), (2, 0, True), (2, 0, False), (2, 1, True)]
+    assert read(tmp_path)[2] == {
+        "step": 2,
+        "rewound_to": "step-1",
+        "lanes": {"4": [[0, 1], [0, 2]], "5": [[1, 1], [1, 2]]},
+    }
+    # a restart behind the rewind, at it, and from the checkpoint
+    for step, rewinds, kept in ((2, 1, 4), (1, 1, 3), (1, 0, 1)):
+        build(tmp_path, Batches(), step=step, rewinds=rewinds)
+        assert len(read(tmp_path)) == kept
 
 
 def test_reasons() -> None:
