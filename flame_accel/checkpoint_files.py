@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from flame_accel.config.errors import UserError
 from flame_accel.files import (
     bytes_xxh3,
     describe_files,
@@ -134,6 +135,7 @@ def find_damage(
         compare_checksums: Whether to read the files, as a start does; else only names and sizes.
 
     Raises:
+        UserError: Another version wrote it, in a format that this one does not know; exit code 2.
         OSError, SafetensorError: A file cannot be read, also after some pauses: that is no damage,
             and nobody knows whether it has one (see `io_errors.is_failed_read`).
     """
@@ -173,8 +175,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if content.get("xxh3") != _hash_of_content(content):
             raise _DamageError(f"its {MANIFEST} has other contents than were written (XXH3-128)")
         if content.get("format") != FORMAT:
-            raise _DamageError(
-                f"its {MANIFEST} has format {content.get('format')}, unknown to this version"
+            raise UserError(
+                f"another version of flame_accel wrote it, in format {content.get('format')}; this "
+                f"one reads formats up to {FORMAT}",
+                where=str(path.parent),
+                remedy="use that version, or move the checkpoint away to go back to an older one",
+                exit_code=2,
             )
     elif unknown := content.keys() - KEYS:
         raise _DamageError(f"its {MANIFEST} has an unknown entry, {min(unknown)}")

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from flame_accel import checkpoint_files
 from flame_accel.checkpoint_files import FORMAT, find_damage, write_manifest
+from flame_accel.config import UserError
 from flame_accel.files import describe_files
 
 FACTS = {"step": 5, "tokens": 640, "processes": 2, "versions": {"torch": "2.13.0", "triton": None}}
@@ -120,6 +122,16 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no UTF-8": (lambda f: (f / "manifest.json").write_bytes(b"\xff"), "is not JSON"),
     "null": (lambda f: (f / "manifest.json").write_text("null"), "is no manifest"),
 }
+
+
+def test_a_newer_format_is_no_damage(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    (checkpoint / "manifest.json").unlink()
+    monkeypatch.setattr(checkpoint_files, "FORMAT", FORMAT + 1)
+    write_manifest(checkpoint, FACTS)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=f"format {FORMAT + 1}; this one reads.* {FORMAT}") as error:
+        find_damage(checkpoint, step=5)
+    assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize("case", DAMAGES)
