@@ -15,8 +15,9 @@ test-slow:
 test-gpu:
 	$(PYTHON) -m pytest -m gpu
 
-# how often runs survive what is done to them: hours; TORTURE="--only kill" for some, "" for a few of each
-TORTURE ?= --long
+# how often runs survive what is done to them: most of an hour on two cores; TORTURE="--only kill"
+# for some, TORTURE= for a few trials of each
+TORTURE ?= --long --jobs 2
 torture:
 	$(PYTHON) -m tests.torture $(TORTURE) --report docs/torture
 

@@ -1,6 +1,7 @@
 """Reads checkpoints: which there are, and the weights and optimizer state in them."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,3 +34,24 @@ def undo_checkpoint(checkpoint: Path) -> None:
     """Leaves a run as if it had been killed before it saved this checkpoint, its last."""
     shutil.rmtree(checkpoint)
     (checkpoint.parents[1] / "ended.json").unlink(missing_ok=True)
+
+
+def _put_link(checkpoints: Path, intact: Path) -> None:
+    elsewhere = checkpoints.parent / "elsewhere"
+    shutil.copytree(intact, elsewhere)
+    (checkpoints / "step-1000").symlink_to(elsewhere)
+
+
+LOOKALIKES: dict[str, Callable[[Path, Path], object]] = {
+    "step-007": lambda checkpoints, intact: shutil.copytree(intact, checkpoints / "step-007"),
+    "step-9" * 9: lambda checkpoints, _: (checkpoints / ("step-9" * 9)).mkdir(),
+    "step-\u0663": lambda checkpoints, _: (checkpoints / "step-\u0663").mkdir(),
+    "step-" + "9" * 99: lambda checkpoints, _: (checkpoints / ("step-" + "9" * 99)).mkdir(),
+    "step-1000": _put_link,
+    "step-1001": lambda checkpoints, _: (checkpoints / "step-1001").mkdir(),
+    "step-1002": lambda checkpoints, _: (checkpoints / "step-1002").write_text("a file"),
+    "step-6.tmp-mine": lambda checkpoints, _: (checkpoints / "step-6.tmp-mine").mkdir(),
+    "step-6.tmp-writing": lambda folder, _: (folder / "step-6.tmp-writing").write_text("mine"),
+    "step-7.tmp-writing": lambda folder, _: (folder / "step-7.tmp-writing").symlink_to("/tmp"),
+}
+"""What only looks like a checkpoint, by name: puts it into a folder that has an intact one."""

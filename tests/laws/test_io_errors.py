@@ -1,9 +1,9 @@
 """Whatever call on a file fails, a run goes on or ends with a sentence, and can be continued.
 
 Every other command ends with a sentence, and with exit code 1.
+Here a draw of Python's own calls; every system call, by whatever code, in tests/torture.
 """
 
-import collections
 import errno
 import importlib
 import os
@@ -106,19 +106,6 @@ def test_a_draw_of_calls_that_fail(trial: Trial):
     ]
     for fault in draw:
         trial.outcome(fault, continue_after=fault is draw[-1])
-
-
-@pytest.mark.torture
-@pytest.mark.parametrize("stays", [False, True], ids=["once", "from then on"])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO], ids=["ENOSPC", "EIO"])
-def test_every_call_that_fails(trial: Trial, error: int, stays: bool):
-    outcomes: collections.Counter[str] = collections.Counter()
-    for number, call in enumerate(trial.calls):
-        try:
-            outcomes[trial.outcome(Fault(number, error, stays), continue_after=True)] += 1
-        except Exception as failure:
-            raise AssertionError(f"call {number}, {call}: {failure!r}") from failure
-    print(f"{len(trial.calls)} calls failed, one in each run: {dict(outcomes)}")
 
 
 ERRORS = {

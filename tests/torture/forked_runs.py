@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.helpers.launch_server import import_everything, redirect_output, run_then_exit
 from tests.helpers.launches import launch_variables
 from tests.helpers.runs import ROOT, launch_environment
+from tests.torture.faults import prepare_rank
 
 
 class ForkedRun:
@@ -79,7 +80,13 @@ class RunForker:
         assert self._server.stdout and self._server.stdout.readline() == "ready\n"
 
     def start(
-        self, options: Sequence[str], output: Path, *, ranks: int = 1, **environment: str
+        self,
+        options: Sequence[str],
+        output: Path,
+        *,
+        ranks: int = 1,
+        prepare: Mapping[str, Any] | None = None,
+        **environment: str,
     ) -> ForkedRun:
         """Starts a run.
 
@@ -87,6 +94,7 @@ class RunForker:
             options: Of the command line.
             output: File for what it prints.
             ranks: Number of processes.
+            prepare: JSON-able arguments of `faults.prepare_rank`, called on each before the run.
             environment: Further variables, of the engine for example.
         """
         with socket.socket() as probe:
@@ -100,7 +108,9 @@ class RunForker:
             | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             for rank in range(ranks)
         ]
-        pids = self.request(start=list(options), variables=variables, output=str(output))
+        pids = self.request(
+            start=list(options), variables=variables, output=str(output), prepare=prepare
+        )
         return ForkedRun(self, pids, output)
 
     def request(self, **request: Any) -> Any:
@@ -126,7 +136,13 @@ def serve_requests() -> None:
         answer: Any = None
         if "start" in request:
             answer = [
-                _fork_rank(request["start"], variables, request["output"], is_first=index == 0)
+                _fork_rank(
+                    request["start"],
+                    variables,
+                    request["output"],
+                    is_first=index == 0,
+                    prepare=request["prepare"],
+                )
                 for index, variables in enumerate(request["variables"])
             ]
             exit_codes |= dict.fromkeys(answer)
@@ -142,7 +158,12 @@ def serve_requests() -> None:
 
 
 def _fork_rank(
-    options: list[str], variables: dict[str, str], output: str, *, is_first: bool
+    options: list[str],
+    variables: dict[str, str],
+    output: str,
+    *,
+    is_first: bool,
+    prepare: dict[str, Any] | None,
 ) -> int:
     """Forks one rank of a run; returns its process number."""
     pid = os.fork()
@@ -150,6 +171,8 @@ def _fork_rank(
         os.setsid()
         redirect_output(output) if is_first else _append_output(output)
         os.environ.update(variables)
+        if prepare:
+            prepare_rank(**prepare)
         from flame_accel.train_process import run_training
 
         sys.argv = ["train.py", *options]

@@ -1,10 +1,11 @@
 """What every experiment works with: a tiny run, its uninterrupted result, and outcomes to count."""
 
 import json
+import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,20 @@ class Outcome:
     """What became of one run that something was done to."""
 
     experiment: str
-    what: str
+    """A name of `experiments.EXPERIMENTS`."""
+    number: int
+    """Of the trial; with it and the seed it can be repeated."""
+    what: str = ""
     """What was done."""
+    kind: str = ""
+    """In a few words, to be counted: what was done, or what the run made of it."""
     problems: list[str] = field(default_factory=list)
     """Why it did not survive; empty if it did."""
     seconds: float = 0.0
+
+
+class Skipped(Exception):
+    """An experiment that cannot be made on this machine; says why."""
 
 
 class Result(NamedTuple):
@@ -42,11 +52,15 @@ class Laboratory:
 
     Args:
         folder: Everything is made below it; the folders of runs are removed once they are judged.
-        seed: Of all that is random.
+        seed: Of all that is random; each trial draws its own numbers from it.
+
+    Attributes:
+        experiment: Name of the one that is made.
     """
 
     def __init__(self, folder: Path, *, seed: int) -> None:
-        self.folder = folder
+        self.folder, self.seed = folder, seed
+        self.experiment = ""
         self.random = random.Random(seed)
         self.forker = RunForker()
         self._corpus, self._model = folder / "train.jsonl", folder / "gla.json"
@@ -69,11 +83,19 @@ class Laboratory:
         }
         return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
-    def start(self, run_folder: Path, *, ranks: int = 1, **changes: Any) -> ForkedRun:
+    def start(
+        self,
+        run_folder: Path,
+        *,
+        ranks: int = 1,
+        prepare: Mapping[str, Any] | None = None,
+        **changes: Any,
+    ) -> ForkedRun:
         """Starts a run in a folder; what it prints goes beside it."""
         engine = changes.pop("engine", {})
         output = run_folder.with_suffix(".out")
-        return self.forker.start(self.options(run_folder, **changes), output, ranks=ranks, **engine)
+        options = self.options(run_folder, **changes)
+        return self.forker.start(options, output, ranks=ranks, prepare=prepare, **engine)
 
     def expected(self, *, ranks: int = 1, **changes: Any) -> tuple[Result, float]:
         """The result of a run that is left alone, and seconds from its first step to its end."""
@@ -96,8 +118,23 @@ class Laboratory:
             time.sleep(0.001)
         return False
 
-    def finish(self, run_folder: Path, outcome: Outcome, *, ranks: int = 1, **changes: Any) -> str:
+    def finish(
+        self,
+        run_folder: Path,
+        outcome: Outcome,
+        *,
+        ranks: int = 1,
+        may_lack_records: bool = False,
+        **changes: Any,
+    ) -> str:
         """Starts a run again, to its end, and notes in the outcome where it is not the expected.
+
+        Args:
+            run_folder: Of the run.
+            outcome: Gets the problems.
+            ranks: Number of processes.
+            may_lack_records: Whether losses are not compared.
+            changes: Of the options.
 
         Returns:
             What it printed.
@@ -109,6 +146,8 @@ class Laboratory:
         else:
             result = read_result(run_folder)
             expected = self.expected(ranks=ranks, **changes)[0]
+            if may_lack_records:
+                expected = expected._replace(losses=result.losses)
             outcome.problems += [
                 f"{name} differ from those of a run left alone"
                 for name in Result._fields
@@ -119,12 +158,13 @@ class Laboratory:
         return run.printed()
 
     def repeat(
-        self, experiment: str, count: int, one: Callable[[Path, Outcome, int], None]
+        self, numbers: Iterable[int], one: Callable[[Path, Outcome, int], None]
     ) -> Iterator[Outcome]:
-        """Runs `one(run folder, outcome to complete, number)` so many times."""
-        for number in range(count):
-            run_folder = self.folder / f"{experiment}-{number}"
-            outcome, begin = Outcome(experiment, ""), time.monotonic()
+        """Runs `one(run folder, outcome to complete, number)` for each of the numbers."""
+        for number in numbers:
+            run_folder = self.folder / f"{self.experiment}-{number}"
+            self.random = random.Random(f"{self.seed} {self.experiment} {number}")
+            outcome, begin = Outcome(self.experiment, number), time.monotonic()
             try:
                 one(run_folder, outcome, number)
             except Exception as error:
@@ -139,6 +179,14 @@ def read_result(run_folder: Path) -> Result:
     """The result of a run that has finished."""
     losses = [(record["step"], record["train/loss"]) for record in read_records(run_folder)]
     return Result(model_digests(run_folder / "hf"), losses)
+
+
+def are_close(some: list[tuple[int, float]], others: list[tuple[int, float]]) -> bool:
+    """Whether losses are those of the same steps, and equal up to the order of sums."""
+    return [step for step, _ in some] == [step for step, _ in others] and all(
+        math.isclose(loss, other, rel_tol=1e-3)
+        for (_, loss), (_, other) in zip(some, others, strict=True)
+    )
 
 
 def summarize(outcomes: list[Outcome]) -> Mapping[str, tuple[int, int]]:

@@ -1,60 +1,155 @@
-"""The report of the experiments: counts, and every run that did not survive."""
+"""The report of the experiments: counts, what they were made on, and what did not survive."""
 
 import html
 import json
+import os
 import platform
-from dataclasses import asdict
+import time
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
 from flame_accel.observe.run_folder import git_commit_and_dirty, package_versions
+from tests.torture.experiments import EXPERIMENTS
 from tests.torture.laboratory import Outcome, summarize
 
 PAGE = """\
-<!doctype html><meta charset="utf-8"><title>What runs survive</title>
-<style>body{{font:16px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}}
-table{{border-collapse:collapse}}
-td,th{{padding:.2em 1em;border-bottom:1px solid #8884;text-align:left}}
-td.n{{text-align:right}}.bad{{color:#c00}}</style>
-<h1>What runs survive</h1><p>{facts}</p>
-<table><tr><th>experiment<th>survived<th>of<th>seconds a run</tr>{rows}</table>
-<h2>Not survived</h2>{failures}
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>What runs survive</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em }}
+table {{ border-collapse: collapse; margin: 1em 0 }}
+td, th {{ padding: .25em 1.2em .25em 0; border-bottom: 1px solid #8884; text-align: left;
+  vertical-align: top }}
+td.n, th.n {{ text-align: right }}
+td.bad {{ color: #b00 }}
+pre {{ white-space: pre-wrap }}
+</style>
+<h1>What runs survive</h1>
+<p>Each trial does something to a training run and starts it again. It is survived if the run ends
+with the weights and losses of one that was left alone, bit for bit, or says in a sentence why it
+does not go on; and if it prints no traceback.</p>
+<table>
+<tr><th>experiment<th>what is done<th class=n>survived<th class=n>of<th>of which<th class=n>s each
+{rows}
+</table>
+<h2>Not survived</h2>
+{failures}
+<h2>Made with</h2>
+<table>
+{facts}
+</table>
+</html>
 """
 
 
-def write_report(folder: Path, outcomes: list[Outcome]) -> None:
-    """Writes torture.json and torture.html."""
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "git": git_commit_and_dirty(),
-        "packages": package_versions(),
-    }
-    table = summarize(outcomes)
-    content = {
-        **facts,
-        "experiments": {
-            name: {"survived": survived, "of": total} for name, (survived, total) in table.items()
-        },
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-    }
-    (folder / "torture.json").write_text(json.dumps(content, indent=1) + "\n")
-    rows = ""
-    for name, (survived, total) in table.items():
-        seconds = sum(outcome.seconds for outcome in outcomes if outcome.experiment == name)
-        mark = "" if survived == total else ' class="bad"'
-        rows += (
-            f"<tr{mark}><td>{html.escape(name)}<td class=n>{survived}<td class=n>{total}"
-            f"<td class=n>{seconds / total:.1f}</tr>"
+class Report:
+    """The outcomes so far, and where they are written.
+
+    Args:
+        folder: For torture.json and torture.html; None writes nothing.
+        seed: Of the trials.
+        jobs: Trials at once.
+        arguments: Of the command line.
+
+    Attributes:
+        outcomes: Of all trials so far.
+        skipped: Why experiments could not be made, by name.
+    """
+
+    def __init__(self, folder: Path | None, seed: int, jobs: int, arguments: str) -> None:
+        self.folder = folder
+        self.outcomes: list[Outcome] = []
+        self.skipped: dict[str, str] = {}
+        self._begin, self._seed = time.monotonic(), seed
+        self._facts = {
+            "command": f"python -m tests.torture {arguments}",
+            "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+            "python": platform.python_version(),
+            **{f"git {key}": value for key, value in (git_commit_and_dirty() or {}).items()},
+            **{name: version or "not installed" for name, version in package_versions().items()},
+            "seed": seed,
+            "trials at once": jobs,
+        }
+
+    def write(self) -> None:
+        """Writes both files."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        facts = {**self._facts, "minutes": round((time.monotonic() - self._begin) / 60, 1)}
+        experiments = {
+            name: self._describe(name, survived, total)
+            for name, (survived, total) in summarize(self.outcomes).items()
+        }
+        failures = [self._describe_failure(each) for each in self.outcomes if each.problems]
+        content = {
+            "facts": facts,
+            "experiments": experiments,
+            "skipped": self.skipped,
+            "not_survived": failures,
+        }
+        (self.folder / "torture.json").write_text(json.dumps(content, indent=1) + "\n")
+        page = PAGE.format(
+            rows="\n".join(
+                [_experiment_row(name, entries) for name, entries in experiments.items()]
+                + [_row(name, f"skipped: {why}") for name, why in self.skipped.items()]
+            ),
+            failures="\n".join(map(_failure_paragraph, failures)) or "<p>Nothing.</p>",
+            facts="\n".join(_row(name, str(value)) for name, value in facts.items()),
         )
-    failures = "".join(
-        f"<p class=bad>{html.escape(outcome.experiment)}: {html.escape(outcome.what)}: "
-        f"{html.escape('; '.join(outcome.problems))}</p>"
-        for outcome in outcomes
-        if outcome.problems
+        (self.folder / "torture.html").write_text(page)
+
+    def _describe(self, name: str, survived: int, total: int) -> dict[str, object]:
+        of_it = [outcome for outcome in self.outcomes if outcome.experiment == name]
+        return {
+            "what": EXPERIMENTS[name].title,
+            "survived": survived,
+            "of": total,
+            "kinds": dict(Counter(outcome.kind for outcome in of_it if outcome.kind).most_common()),
+            "seconds_each": round(sum(outcome.seconds for outcome in of_it) / total, 2),
+        }
+
+    def _describe_failure(self, outcome: Outcome) -> dict[str, object]:
+        return {
+            "experiment": outcome.experiment,
+            "what": f"{outcome.kind}, {outcome.what}",
+            "problems": outcome.problems,
+            "repeat": f"python -m tests.torture --only {outcome.experiment} "
+            f"--seed {self._seed} --trial {outcome.number}",
+        }
+
+
+def _experiment_row(name: str, entries: dict[str, object]) -> str:
+    kinds = entries["kinds"]
+    assert isinstance(kinds, dict)
+    return _row(
+        name,
+        str(entries["what"]),
+        *(f"{entries[key]:,}" for key in ("survived", "of")),
+        ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
+        str(entries["seconds_each"]),
+        is_bad=entries["survived"] != entries["of"],
     )
-    page = PAGE.format(
-        facts=html.escape(json.dumps(facts)), rows=rows, failures=failures or "<p>nothing</p>"
+
+
+def _row(*cells: str, is_bad: bool = False) -> str:
+    return "<tr>" + "".join(
+        f'<td class="{"n" if place in (2, 3, 5) else ""}{" bad" if is_bad else ""}">'
+        f"{html.escape(cell)}"
+        for place, cell in enumerate(cells)
     )
-    (folder / "torture.html").write_text(page)
+
+
+def _failure_paragraph(failure: dict[str, object]) -> str:
+    problems = failure["problems"]
+    assert isinstance(problems, list)
+    return (
+        f"<p>{html.escape(str(failure['experiment']))}: {html.escape(str(failure['what']))}"
+        f"<pre>{html.escape('; '.join(problems))}</pre>"
+        f"<pre>{html.escape(str(failure['repeat']))}</pre>"
+    )

@@ -12,6 +12,7 @@ from flame_accel import files
 from flame_accel.checkpoint.folder import DAMAGED, SUPERSEDED, CheckpointFolder
 from flame_accel.checkpoint_files import find_damage
 from flame_accel.config import UserError
+from tests.helpers.checkpoints import LOOKALIKES
 from tests.helpers.runs import SHORT_RUN
 
 
@@ -159,31 +160,10 @@ def test_where_no_checkpoint_can_be_used_the_run_does_not_begin_anew(folder, dam
     assert names(folder.path) == ["step-5"]
 
 
-def put_link(folder: CheckpointFolder) -> None:
-    elsewhere = folder.path.parent / "elsewhere"
-    shutil.copytree(folder.checkpoint_path(5), elsewhere)
-    folder.checkpoint_path(1000).symlink_to(elsewhere)
-
-
-LOOKALIKES = {
-    "step-007": lambda folder: shutil.copytree(folder.checkpoint_path(5), folder.path / "step-007"),
-    "step-9" * 9: lambda folder: (folder.path / ("step-9" * 9)).mkdir(),
-    "step-\u0663": lambda folder: (folder.path / "step-\u0663").mkdir(),
-    "step-" + "9" * 99: lambda folder: (folder.path / ("step-" + "9" * 99)).mkdir(),
-    "step-1000": put_link,
-    "step-1001": lambda folder: folder.checkpoint_path(1001).mkdir(),
-    "step-1002": lambda folder: folder.checkpoint_path(1002).write_text("a file"),
-    "step-6.tmp-mine": lambda folder: (folder.path / "step-6.tmp-mine").mkdir(),
-    "step-6.tmp-writing": lambda folder: (folder.path / "step-6.tmp-writing").write_text("mine"),
-    "step-7.tmp-writing": lambda folder: (folder.path / "step-7.tmp-writing").symlink_to("/tmp"),
-}
-
-
 @pytest.mark.parametrize("name", LOOKALIKES)
 def test_what_only_looks_like_a_checkpoint_is_passed_over_and_kept(folder, name, caplog):
     folder.keep_latest_k = 2
-    save(folder, 5)
-    LOOKALIKES[name](folder)
+    LOOKALIKES[name](folder.path, save(folder, 5))
     caplog.set_level("WARNING", logger="flame_accel")
     assert find_and_clean_up(folder, -1) == folder.checkpoint_path(5)
     assert [name in record.message for record in caplog.records] == [True]
@@ -193,8 +173,7 @@ def test_what_only_looks_like_a_checkpoint_is_passed_over_and_kept(folder, name,
 
 
 def test_a_link_to_a_checkpoint_is_not_used_and_no_reason_to_begin_anew(folder):
-    save(folder, 5)
-    put_link(folder)
+    LOOKALIKES["step-1000"](folder.path, save(folder, 5))
     shutil.rmtree(folder.checkpoint_path(5))
     with pytest.raises(UserError, match="step-1000: it is a link"):
         find_and_clean_up(folder, -1)

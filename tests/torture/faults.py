@@ -1,0 +1,60 @@
+"""What is done to a process of a run before it begins, so that something goes wrong in it later."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from tests.torture.system_calls import CallFault, supervise_calls_of_this_process
+
+
+def prepare_rank(
+    *,
+    calls: dict[str, Any] | None = None,
+    poison: dict[str, Any] | None = None,
+) -> None:
+    """Prepares this process, a rank of a run that has not begun.
+
+    Args:
+        calls: Arguments of `supervise_calls_of_this_process`.
+        poison: Arguments of `poison_gradient`.
+    """
+    if calls is not None:
+        fault = CallFault(*calls["fault"]) if calls["fault"] is not None else None
+        supervise_calls_of_this_process(calls["folder"], calls["log"], fault)
+    if poison is not None:
+        poison_gradient(**poison)
+
+
+def poison_gradient(*, step: int, ranks: list[int], in_shard: bool) -> None:
+    """The gradient of an update is not finite on some ranks.
+
+    Args:
+        step: Of the update, counted from 1 at the start of the run.
+        ranks: Where.
+        in_shard: One number of what the rank has after all ranks' gradients were reduced; else all
+            of what its own loss gives.
+    """
+    import torch
+
+    from flame_accel.training import step as module
+
+    if int(os.environ.get("RANK", "0")) not in ranks:
+        return
+    name = (
+        "clip_gradients_and_get_norm" if in_shard else "compute_unscaled_nats_over_global_targets"
+    )
+    original: Callable[..., Any] = getattr(module, name)
+    done = 0
+
+    def poisoned(accelerator: Any, model: torch.nn.Module, *arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == step and in_shard:
+            gradient: Any = next(model.parameters()).grad
+            gradient.to_local().view(-1)[0] = torch.nan
+        result = original(accelerator, model, *arguments)
+        if done == step and not in_shard:
+            result.register_hook(lambda gradient: gradient * torch.nan)
+        return result
+
+    setattr(module, name, poisoned)
