@@ -118,6 +118,7 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     # of normal and of uniform numbers
     "normal": lambda x, u: x,
     "small": lambda x, u: 0.1 * x,
+    "slight": lambda x, u: x / 64,
     "unit": lambda x, u: torch.nn.functional.normalize(x, dim=-1),
     "unit_interval": lambda x, u: u,
     "rate": lambda x, u: 0.05 * u,

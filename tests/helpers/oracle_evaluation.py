@@ -8,7 +8,7 @@ for are undone here.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,21 @@ from tests.helpers.gradients import flatten
 from tests.helpers.oracle import Call, OracleCase, Result, values_come_first
 from tests.helpers.parity import Arguments, relative_error
 
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""Norm of a difference, relative to that of the reference plus `FLOOR` for each of its numbers."""
-FLOOR = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
-"""Of numbers about 1, of which some gradients are small differences: times the tolerance 1e-6, and
-2e-3, the rounding of bf16."""
+
+class Tolerance(NamedTuple):
+    """What the norm of a difference may be."""
+
+    relative: float
+    """Of the norm of the reference."""
+    rounding: float
+    """Of a number about 1, added for each number: some gradients are small differences of such."""
+
+
+TOLERANCES = {
+    torch.float32: Tolerance(1e-4, 1e-6),
+    # half a unit in the last of eight places is 2^-9
+    torch.bfloat16: Tolerance(2e-2, 2e-3),
+}
 
 
 def evaluate(
@@ -168,17 +178,18 @@ def fp32_means_fp64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def tolerance_of_ours(call: Call, name: str) -> float:
+def tolerance_of_ours(call: Call, name: str) -> Tolerance:
     """Of our operators; the same for every result and gradient."""
     looser = call.case.looser_in_bf16 if call.dtype is torch.bfloat16 else 1.0
-    return looser * TOLERANCES[call.dtype]
+    relative, rounding = TOLERANCES[call.dtype]
+    return Tolerance(looser * relative, looser * rounding)
 
 
 def list_differences(
     call: Call,
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
-    tolerance_of: Callable[[Call, str], float] = tolerance_of_ours,
+    tolerance_of: Callable[[Call, str], Tolerance] = tolerance_of_ours,
 ) -> list[str]:
     """Results that are not within tolerance of the reference; empty if all are."""
     wrong = []
@@ -194,9 +205,12 @@ def list_differences(
         # the same infinities differ by nothing
         difference = torch.where(x == e, 0.0, x - e).norm().item()
         # not <=, which would let NaN pass
-        if not difference <= tolerance * (
-            e[e.isfinite()].norm().item() + FLOOR[call.dtype] * max(e.numel(), 1) ** 0.5
-        ):
+        size = e[e.isfinite()].norm().item()
+        allowed = tolerance.relative * size + tolerance.rounding * max(e.numel(), 1) ** 0.5
+        if not difference <= allowed:
             error = relative_error(x, e)
-            wrong.append(f"{name}: relative error {error:.1e}, tolerance {tolerance:.0e}")
+            wrong.append(
+                f"{name}: relative error {error:.1e}, norm of the difference {difference:.1e}, "
+                f"of the reference {size:.1e}, allowed {allowed:.1e}"
+            )
     return wrong

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.helpers.parity import FIXED, Arguments, Case, Draw, narrow
+from tests.helpers.parity import FIXED, Arguments, Case, Draw, Looser, narrow
 from tests.helpers.parity_cases_recurrence import (
     HEADS,
     PAIR,
@@ -232,6 +232,13 @@ def with_cyfa_state(function: Function, inputs: Arguments) -> Any:
 
 PRECONDITIONER = frozenset({"g_atk", "log_atk_scale", "initial_A_state"})
 NO_FP32 = {"fp32": "does not support float32"}
+TTT_BF16 = (
+    Looser(
+        "bf16", 4e-2,
+        # 0.8% after 4 mini-batches of 16 tokens, 2.4% after 16 of them
+        "gradients of the state are rounded after each mini-batch",
+    ),
+)  # fmt: skip
 NO_BACKWARD = "NotImplementedError: no gradient of g without all states"
 
 DELTA_RULES = (
@@ -243,9 +250,14 @@ DELTA_RULES = (
         forward_only=NO_BACKWARD,
     ),
     # its kernels have no backward pass of packed documents
-    Case("ops.ttt.chunk.chunk_ttt_linear", ttt_inputs, layouts=FIXED),
-    Case("ops.ttt.fused_chunk.fused_chunk_ttt_linear", ttt_inputs, layouts=FIXED),
-    Case("ops.gated_delta_rule.gate.fused_gdn_gate", gate_inputs, arithmetic="elementwise"),
+    Case("ops.ttt.chunk.chunk_ttt_linear", ttt_inputs, layouts=FIXED, looser=TTT_BF16),
+    Case("ops.ttt.fused_chunk.fused_chunk_ttt_linear", ttt_inputs, layouts=FIXED, looser=TTT_BF16),
+    Case(
+        "ops.gated_delta_rule.gate.fused_gdn_gate",
+        gate_inputs,
+        arithmetic="elementwise",
+        layouts=FIXED,
+    ),
     Case(
         "ops.delta_rule.chunk.chunk_delta_rule",
         unnormalized_delta_rule_inputs,
