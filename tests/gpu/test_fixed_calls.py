@@ -87,10 +87,11 @@ def test_the_abc_layer_takes_its_arguments_by_position_as_in_fla():
     x = torch.randn(2, 40, 128, device="cuda")
     mask = torch.ones(2, 40, dtype=torch.long, device="cuda")
     mask[0, :3] = 0
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+    # kernels of fp32 take minutes to compile
+    with torch.autocast("cuda", torch.bfloat16):
         expected = layer(hidden_states=x, attention_mask=mask)[0]
         assert torch.equal(layer(x, mask)[0], expected)
-        assert torch.equal(layer(x, mask, None, False, False)[0], expected)
-    y = layer(x, mask)[0]
+        y = layer(x, mask, None, False, False)[0]
+        assert torch.equal(y, expected)
     y.mT.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())

@@ -12,6 +12,7 @@ The last command prints the worst error of each operator. Without a GPU, `TRITON
 front of pytest runs the same kernels on the CPU, see `triton_on_cpu`; that takes minutes to hours.
 """
 
+import inspect
 import itertools
 import os
 from collections.abc import Iterator
@@ -171,3 +172,10 @@ def test_packed_documents_stay_apart_to_the_bit(triton, model_type: str):
 def test_every_served_operator_has_a_case_or_a_reason():
     methods = {path for path in REPLACEMENTS if path.split(".")[-2][0].isupper()}
     assert {case.operator for case in CASES} | UNCOMPARED.keys() == REPLACEMENTS.keys() - methods
+
+
+def test_packed_documents_are_for_operators_that_take_boundaries():
+    packed = {case.operator for case in CASES if any(LAYOUTS[x].edges for x in case.layouts)}
+    functions = {path: resolve(f"fla.{path}") for path in packed}
+    taken = {path: inspect.signature(function).parameters for path, function in functions.items()}
+    assert {path for path, parameters in taken.items() if "cu_seqlens" not in parameters} == set()

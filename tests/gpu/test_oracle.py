@@ -67,8 +67,8 @@ KINDS_OF = {
     # as small as that of fla's layer: gradients of queries and keys cancel otherwise
     "parallel_parallax": {"r": "slight"},
 }
-WRITES_OVER_INPUTS = ("channel_mixing_rwkv7", "fused_addcmul_rwkv7")
-"""Gradients are written to the memory of inputs."""
+WRITES_OVER_INPUTS = ("fused_addcmul_rwkv7",)
+"""Gradients are written to the memory of inputs, whether one wants it or not."""
 
 
 class Unsupported(NamedTuple):
@@ -83,24 +83,35 @@ def shares_keys(call: Call) -> bool:
 
 
 NO_STRENGTHS = Unsupported(
-    "the ones for a beta that is not given are as many as heads of keys, not of values",
+    "the ones for a `beta` that is not given are one per head of keys, and read per head of values",
     lambda call: "beta" not in call.plan and shares_keys(call),
 )
+NO_SHARED_KEYS = Unsupported("one head of values to each of keys", shares_keys)
 UNSUPPORTED = {
-    "fused_recurrent_comba": NO_STRENGTHS,
-    "fused_recurrent_gated_delta_rule": NO_STRENGTHS,
-    "fused_recurrent_gated_oja_rule": NO_STRENGTHS,
-    "fused_recurrent_precond_gated_delta_rule": NO_STRENGTHS,
-    "fused_recurrent_precond_kda": Unsupported(
-        "strengths and decays of the preconditioner are read per head of values", shares_keys
+    **dict.fromkeys(
+        (
+            "fused_recurrent_comba", "fused_recurrent_gated_delta_rule",
+            "fused_recurrent_gated_oja_rule", "fused_recurrent_precond_gated_delta_rule",
+        ),
+        NO_STRENGTHS,
     ),
-    "chunk_gated_oja_rule": Unsupported("as many results as heads of queries", shares_keys),
+    **dict.fromkeys(
+        ("chunk_gated_oja_rule", "chunk_gdn2", "chunk_precond_kda", "deltaformer_attn"),
+        NO_SHARED_KEYS,
+    ),
+    "fused_recurrent_gsa": Unsupported("shared keys for one token alone", shares_keys),
+    "fused_recurrent_precond_kda": Unsupported(
+        "the preconditioner's strengths and decays are read per head of values", shares_keys
+    ),
     "fused_recurrent_rwkv6": Unsupported(
-        "the gradient of w pairs each decay with the wrong neighbour",
+        "with `reverse`, the gradient of `w` pairs each decay with a neighbour of the wrong side",
         lambda call: bool(call.plan.get("reverse")),
     ),
-    "fused_recurrent_gsa": Unsupported("shared keys only for one token", shares_keys),
-}
+    "chunk_mesa_net": Unsupported(
+        "one of the two states alone is not read",
+        lambda call: ("h_kk_init" in call.plan) != ("h_kv_init" in call.plan),
+    ),
+}  # fmt: skip
 """Listed in docs/kernels.md."""
 ALL_BLOCKS = {
     "block_counts": st.just(16), "block_size": st.just(32), "window_size": st.sampled_from((0, 32)),
@@ -151,46 +162,87 @@ def run_kernels(call: Call, arguments: Arguments) -> list[Tensor]:
     return run_operator(call, call.case.function, arguments)
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.function_name, marks=needs_triton) for c in CASES]
-)
-def test_kernels_of_fla_equal_the_reference(
-    triton, case: OracleCase, record_property: Callable[[str, object], None]
-):
-    limits = LIMITS[case.operator]
-    case = with_limits(case, limits)
+def differences_from_reference(call: Call) -> list[str]:
+    """Results and gradients of fla's kernels that are not those of the reference."""
+    # of some states, or of a part of them, kernels have no gradient
+    states = LIMITS[call.case.operator].call not in (with_constant_states, without_oldest)
+    for name in (*(() if states else ("output_final_state",)), *WITHOUT_GRADIENT):
+        call.plan.pop(name, None)
+    if "inplace" in call.case.options:
+        call.plan["inplace"] = False
+    arguments = make_arguments(call)
+    found = evaluate(call, on_device(arguments), lambda x: run_kernels(call, x))
+    expected = evaluate_reference(call, arguments)
+    return list_differences(call, found, expected, tolerance_of_kernels)
+
+
+def calls_of_kernels(case: OracleCase) -> st.SearchStrategy[Call]:
+    """Those that fla's kernels support."""
+    limits, unsupported = LIMITS[case.operator], UNSUPPORTED.get(case.function_name)
     sizes = SIZES | SIZES_OF.get(case.function_name, {})
     packs = set(limits.layouts) - set(FIXED) != set()
-    unsupported = UNSUPPORTED.get(case.function_name)
-    # of some states, or of a part of them, kernels have no gradient
-    states = limits.call not in (with_constant_states, without_oldest)
-    end = time.monotonic() + float(os.environ.get("ORACLE_SECONDS", "60"))
-    compared = 0
+    drawn = calls(with_limits(case, limits), sizes_by_letter=sizes, packs=packs)
+    return drawn.filter(lambda call: unsupported is None or not unsupported.is_of(call))
 
-    @settings(
-        max_examples=int(os.environ.get("ORACLE_CALLS", "3")),
+
+def generated(number: int) -> settings:
+    """The same calls every time."""
+    return settings(
+        max_examples=number,
         derandomize=True,
         database=None,
         deadline=None,
         phases=(Phase.generate,),
         suppress_health_check=[*HealthCheck],
     )
-    @given(calls(case, sizes_by_letter=sizes, packs=packs))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.function_name, marks=needs_triton) for c in CASES]
+)
+def test_kernels_of_fla_equal_the_reference(
+    triton, case: OracleCase, record_property: Callable[[str, object], None]
+):
+    end = time.monotonic() + float(os.environ.get("ORACLE_SECONDS", "60"))
+    compared = 0
+
+    @generated(int(os.environ.get("ORACLE_CALLS", "3")))
+    @given(calls_of_kernels(case))
     def check(call: Call) -> None:
         nonlocal compared
-        assume(unsupported is None or not unsupported.is_of(call))
         # Hypothesis begins with the smallest call, which says least
-        assume(compared or (call.sizes["T"] > 1 and call.dtype is case.dtypes[0]))
+        assume(compared or (call.sizes["T"] > 1 and call.dtype is call.case.dtypes[0]))
         if compared and time.monotonic() > end:
             return
-        for name in (*(() if states else ("output_final_state",)), *WITHOUT_GRADIENT):
-            call.plan.pop(name, None)
-        arguments = make_arguments(call)
-        found = evaluate(call, on_device(arguments), lambda x: run_kernels(call, x))
-        expected = evaluate_reference(call, arguments)
-        wrong = list_differences(call, found, expected, tolerance_of_kernels)
+        wrong = differences_from_reference(call)
         assert not wrong, "\n".join(wrong)
         compared += 1
 
     check()
+    assert compared
     record_property("calls", compared)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, id=c.function_name, marks=needs_triton)
+        for c in CASES
+        if c.function_name in ("chunk_rwkv7", "chunk_cyfa", "chunk_log_linear_attn")
+    ],
+)
+def test_documents_without_tokens_are_passed_over(triton, case: OracleCase):
+    def with_an_empty_document(call: Call) -> Call:
+        first, *others = call.lengths or ()
+        plan = {**call.plan, "cu_seqlens": (first, 0, *others)}
+        return call._replace(plan=plan, sizes={**call.sizes, "N": call.sizes["N"] + 1})
+
+    packed = calls_of_kernels(case).filter(lambda call: bool(call.lengths))
+
+    @generated(1)
+    @given(packed.map(with_an_empty_document))
+    def check(call: Call) -> None:
+        wrong = differences_from_reference(call)
+        assert not wrong, "\n".join(wrong)
+
+    check()

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
 CHUNK_LOGITS = 2**27
@@ -189,10 +190,15 @@ def fused_linear_cross_entropy_loss(
     weight: Tensor,
     bias: Tensor | None = None,
     ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    logit_scale: float = 1.0,
+    logit_softcapping: float | None = None,
+    num_chunks: int = 8,
     reduction: str = "mean",
     use_l2warp: bool = False,
     l2_penalty_factor: float = 1e-4,
-    **options: Any,
+    accumulate_grad_in_fp32: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """As `kernels.modules.loss.fused_linear_cross_entropy_loss`, for calls that are supported."""
     device, dtype = x.device.type, x.dtype
@@ -226,7 +232,7 @@ def supports_plain_loss_unless_l2warp_mean(
     use_l2warp: bool = False,
     l2_penalty_factor: float = 1e-4,
     accumulate_grad_in_fp32: bool = True,
-    process_group: Any = None,
+    process_group: ProcessGroup | None = None,
 ) -> bool:
     """Whether a call is for ours: a whole weight without a bias, and logits as they are."""
     plain = (label_smoothing, logit_scale, logit_softcapping) == (0.0, 1.0, None)

@@ -287,6 +287,7 @@ def supports_rms_norm_gated_options(
     activation: str = "swish",
     residual: Tensor | None = None,
     prenorm: bool = False,
+    *args: Any,
     **kwargs: Any,
 ) -> bool:
     """As `supports_norm_of_limited_width`, without a residual."""

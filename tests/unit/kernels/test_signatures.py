@@ -15,6 +15,7 @@ from flame_accel.kernels.argument_checks import (
     SHAPES,
     dimension_letters_by_argument,
 )
+from flame_accel.kernels.fused.replace import FUSED, FusedFunction
 from flame_accel.kernels.install import _resolve_attribute_value_or_none
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
@@ -97,6 +98,21 @@ def test_every_argument_is_taken_or_refused_by_name(originals, theirs, table):
     for name in left:
         with pytest.raises(ArgumentError, match=name):
             bound(**required | {name: object()})
+
+
+@pytest.mark.parametrize("row", FUSED, ids=lambda row: row.theirs)
+def test_fused_kernels_take_arguments_in_the_order_of_fla(row: FusedFunction):
+    theirs = _resolve_attribute_value_or_none(f"fla.{row.theirs}")
+    module = importlib.import_module(f"flame_accel.kernels.fused.{row.module}")
+    expected = named(theirs.value)
+    arguments = {name: object() for name in expected}
+    for function in (getattr(module, row.ours or theirs.name), getattr(module, row.supports)):
+        bound = inspect.signature(function).bind(*arguments.values()).arguments
+        # ours call the layer by another name than self
+        for name in [*expected][isinstance(theirs.owner, type) :]:
+            if name in named(function):
+                assert bound[name] is arguments[name]
+                assert named(function)[name].default == expected[name].default
 
 
 def test_an_argument_unknown_to_fla_is_no_argument(originals):

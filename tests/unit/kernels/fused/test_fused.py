@@ -157,6 +157,33 @@ def test_a_residual_of_another_dtype_keeps_its_dtype(fused, prenorm):
     assert x.grad is not None and torch.allclose(residual.grad.float(), x.grad)
 
 
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_result_of_a_norm_with_a_residual_has_a_gradient(fused, used):
+    x, residual, weight = (
+        draw(*shape, dtype=torch.float32, seed=0) for shape in ((4, 32), (4, 32), (32,))
+    )
+    direction = draw(4, 32, dtype=torch.float32, seed=1).detach()
+    gradients = []
+    for module in (fused("norm"), torch_norm):
+        result = module.rms_norm(x, weight, None, residual, prenorm=True)[used]
+        inputs = (x, residual, weight)
+        gradients.append(torch.autograd.grad(result, inputs, direction, materialize_grads=True))
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded"])
+def test_a_norms_gradient_has_any_layout(fused, layout):
+    x, weight = draw(6, 32, dtype=torch.float32, seed=0), draw(32, dtype=torch.float32, seed=1)
+    direction = draw(32, 6, dtype=torch.float32, seed=2).detach().mT
+    if layout == "expanded":
+        direction = direction[:1, :1].expand(6, 32)
+    y = fused("norm").rms_norm(x, weight, None)
+    found = torch.autograd.grad(y, (x, weight), direction, retain_graph=True)
+    expected = torch.autograd.grad(y, (x, weight), direction.contiguous())
+    assert all(map(torch.equal, found, expected))
+
+
 def test_many_rows_share_programs(fused):
     module = fused("norm")
     module.BACKWARD_PROGRAMS = 3
