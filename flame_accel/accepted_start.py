@@ -15,7 +15,7 @@ from flame_accel.checkpoint import (
 )
 from flame_accel.config import Config, UserError
 from flame_accel.data import RunData
-from flame_accel.hub.sources import describe_model_sources
+from flame_accel.hub.model_sources import describe_model_sources
 from flame_accel.io_errors import describe_if_io_error
 
 

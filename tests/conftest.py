@@ -170,3 +170,19 @@ def retry_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     from tests.helpers.hub_client import skip_retry_waits
 
     return skip_retry_waits(monkeypatch)
+
+
+@pytest.fixture
+def upload_run(
+    train_here: Callable[[list[str]], None],
+    flags: Callable[..., list[str]],
+    local_hub: "HubServer",
+) -> Callable[..., None]:
+    """`upload_run(**{"section.option": value})`: a run of two steps, uploaded to the local Hub."""
+    from tests.helpers.hub_client import REPO
+
+    def run(**options: Any) -> None:
+        defaults = {**WITHOUT_SAMPLE, "training.steps": 2, "hub.repo_id": REPO}
+        train_here(flags(**{**defaults, **options}))
+
+    return run

@@ -1,7 +1,7 @@
 """Uploads a run's model, a checkpoint or an exported model to the Hugging Face Hub.
 
-What is uploaded is decided in `hub/selection` and `hub/contents`; uploads during a run are options
-of section hub.
+What is uploaded is decided in `hub/uploaded_files` and `hub/upload_folder`; uploads during a run
+are options of section hub.
 """
 
 import argparse
@@ -23,19 +23,20 @@ from flame_accel.hub.branch_upload import (
 )
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
-from flame_accel.hub.hub_upload import Upload, find_non_weights_file_with_token
-from flame_accel.hub.selection import (
-    checksum_of_model_files,
-    find_run_folder_of_model,
-    has_checkpoint_manifest,
-    select_files_of_complete_model_or_raise,
-)
+from flame_accel.hub.hub_upload import Upload
+from flame_accel.hub.token_scan import find_non_weights_file_with_token
 from flame_accel.hub.upload_queue import retry_request_after_waits
 from flame_accel.hub.upload_record import (
     RECORD_FILE,
     UploadRecord,
     read_upload_record_or_empty,
     write_record_and_clean_stages_if_same_repository,
+)
+from flame_accel.hub.uploaded_files import (
+    checksum_of_model_files,
+    find_run_folder_of_model,
+    has_checkpoint_manifest,
+    select_files_of_complete_model_or_raise,
 )
 
 ATTEMPTS_SECONDS = (2.0, 10.0, 30.0)
@@ -186,7 +187,7 @@ def create_repository_upload_and_record_model(
         # before the first commit says which run it is of
         write_record_and_clean_stages_if_same_repository(run_folder, record)
 
-    from flame_accel.hub.contents import (
+    from flame_accel.hub.upload_folder import (
         add_missing_code_card_logs_and_hide_paths,
         find_run_and_checkpoint_step,
         replace_stage_with_model_files,

@@ -1,7 +1,7 @@
 """The upload of a folder that is ready for it: to branches that may take it, and with their cards.
 
 What belongs to another run is not replaced, and what somebody wrote into the card on the Hub stays.
-The requests are in `hub_client` and `hub_upload`, what the folder consists of is in `contents`.
+The requests are in `hub_client` and `hub_upload`; what the folder consists of, in `upload_folder`.
 """
 
 import re

@@ -1,19 +1,18 @@
-"""The request to the Hub that uploads a folder, with the search for the access token before it.
+"""The request to the Hub that uploads a folder, unless a file of it holds the access token.
 
-The requests that come before it, and the process that makes it, are those of `hub_client`. What is
-uploaded is decided in `contents`.
+The requests that come before it are those of `hub_client`, the process that makes it is that of
+`hub_process`, and what is uploaded is decided in `upload_folder`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flame_accel.hub.hub_client import find_repository
 from flame_accel.hub.hub_problem import HubProblem, errors_as_hub_problems
+from flame_accel.hub.token_scan import find_non_weights_file_with_token
 
 STALE_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 """Weights of an earlier upload, which `from_pretrained` might prefer to the new ones."""
-SEARCHED_BLOCK_BYTES = 1 << 22
 CommitByBranch = dict[str, str]
 
 
@@ -90,23 +89,3 @@ def _create_or_move_tag(repo_id: str, tag: str, commit: str) -> None:
     if tag in existing:
         api.delete_tag(repo_id, tag=tag)
     api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True)
-
-
-def find_non_weights_file_with_token(paths: Iterable[Path]) -> Path | None:
-    """The first of these files that contains the user's access token; None if none does."""
-    from huggingface_hub import get_token
-
-    token = (get_token() or "").encode()
-    # weights are numbers
-    searched = (path for path in paths if token and path.suffix != ".safetensors")
-    return next((path for path in searched if _file_contains(path, token)), None)
-
-
-def _file_contains(path: Path, token: bytes) -> bool:
-    end = b""
-    with path.open("rb") as file:
-        while block := file.read(SEARCHED_BLOCK_BYTES):
-            if token in end + block:
-                return True
-            end = block[-len(token) :]
-    return False

@@ -1,7 +1,7 @@
 """The planned uploads of a run: their files staged, hub.json kept, and made by the queue's thread.
 
 No error of an upload ends the run. What is planned is decided in `uploads`, when an upload is made
-in `upload_queue`, what it consists of in `contents`.
+in `upload_queue`, what it consists of in `upload_folder`.
 """
 
 import threading
@@ -11,16 +11,15 @@ from flame_accel import files
 from flame_accel.config import HubConfig, UserError
 from flame_accel.hub.access import AcceptedRepository
 from flame_accel.hub.branch_upload import branch_names_fullmatch_regex, merge_cards_and_upload
-from flame_accel.hub.contents import (
-    add_missing_code_card_logs_and_hide_paths,
-    find_run_and_checkpoint_step,
-    replace_stage_with_model_files,
-)
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.hub_upload import Upload
 from flame_accel.hub.model_card import ModelOrigin
-from flame_accel.hub.selection import checksum_of_model_files, has_checkpoint_manifest
+from flame_accel.hub.upload_folder import (
+    add_missing_code_card_logs_and_hide_paths,
+    find_run_and_checkpoint_step,
+    replace_stage_with_model_files,
+)
 from flame_accel.hub.upload_queue import Failure, UploadQueue
 from flame_accel.hub.upload_record import (
     PlannedUpload,
@@ -28,6 +27,7 @@ from flame_accel.hub.upload_record import (
     stage_folder,
     write_upload_record,
 )
+from flame_accel.hub.uploaded_files import checksum_of_model_files, has_checkpoint_manifest
 from flame_accel.observe import get_logger
 from flame_accel.observe.run_end import read_finished_step
 

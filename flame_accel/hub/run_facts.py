@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import safe_open
 
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
-from flame_accel.hub.sources import StartingWeights
+from flame_accel.hub.model_sources import StartingWeights
 from flame_accel.json_text import parse_json_text
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 from flame_accel.observe.starts import (

@@ -12,11 +12,9 @@ from accelerate import Accelerator
 from flame_accel.config import HubConfig
 from flame_accel.config.hub_options import STEP
 from flame_accel.hub.access import check_access_and_create_repository
-from flame_accel.hub.branch_upload import branch_names_fullmatch_regex, format_push_command
-from flame_accel.hub.hub_problem import HubProblem
-from flame_accel.hub.hub_process import HubProcess
+from flame_accel.hub.branch_upload import format_push_command
+from flame_accel.hub.finished_run import is_export_on_hub
 from flame_accel.hub.planned_uploads import PlannedUploads
-from flame_accel.hub.selection import checksum_of_model_files
 from flame_accel.hub.upload_record import (
     PlannedUpload,
     read_upload_record_or_empty,
@@ -121,38 +119,15 @@ class HubUploads:
         exported, step = self._run_folder / "hf", read_finished_step(self._run_folder)
         if self._options.repo_id is None or step is None or not exported.is_dir():
             return
+        repo_id = self._options.repo_id
+        export = self._planned_upload(exported, step, self._fixed_or_main_and_step_branches(step))
         if not run_on_main_and_broadcast(
-            self._accelerator, lambda: self._remove_stages_and_ask_if_export_on_hub(exported, step)
+            self._accelerator,
+            lambda: is_export_on_hub(self._run_folder, repo_id, export),
         ):
             self.check_access_and_create_repository()
             self.resume_planned_uploads(set())
             self.upload_export_wait_then_abort(exported, step, self._options.wait_seconds)
-
-    def _remove_stages_and_ask_if_export_on_hub(self, exported: Path, step: int) -> bool:
-        """Whether the Hub holds the exported model, as far as it can be asked."""
-        record = read_upload_record_or_empty(
-            self._run_folder, str(self._options.repo_id), report_damage=log.warning
-        )
-        export = self._planned_upload(exported, step, self._fixed_or_main_and_step_branches(step))
-        if record.planned or not record.branches_hold_checksum(
-            export.revisions, checksum_of_model_files(exported)
-        ):
-            return False
-        remove_needless_stages(self._run_folder, record)
-        query = record.build_branch_query(branch_names_fullmatch_regex(export.revisions))
-        try:
-            branches = HubProcess().describe_branches(record.repo_id, query)
-        except HubProblem as problem:
-            if problem.reason == "missing":
-                return False
-            # there is nothing to do that needs the Hub or a login
-            log.warning("%s was uploaded; nobody asked the Hub: %s", exported, problem.message)
-            return True
-        heads = {name: state.commit for name, state in branches.items()}
-        if any(record.finished[name].commit != heads.get(name) for name in export.revisions):
-            return False
-        log.info("%s is on the Hub already: %s", exported, record.repo_id)
-        return True
 
     def upload_export_wait_then_abort(self, folder: Path, step: int, wait_seconds: int) -> None:
         """Uploads the exported model, and waits a limited time for what is being uploaded.

@@ -15,6 +15,9 @@ from huggingface_hub.utils import _http
 
 from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 
+REPO = "tester/model"
+"""Where tests upload to."""
+
 
 def client_environment(server: HubServer, home: Path) -> dict[str, str]:
     """Variables with which a process uses the local Hub, and `home` for all that it keeps.

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,10 @@ from flame_accel.files import describe_files
 from flame_accel.hub.upload_queue import UploadQueue
 from flame_accel.stop_signals import StoppedBySignal
 from tests.helpers.checkpoints import equal_tensors, read_weights
-from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
+from tests.helpers.hub_client import REPO
+from tests.helpers.hub_server import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN
+from tests.helpers.model_files import MODEL
 from tests.helpers.runs import ROOT, SHORT_RUN, WITHOUT_SAMPLE, launch, read_log
-
-REPO = "tester/model"
-MODEL_FILES = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
-
-
-@pytest.fixture
-def upload_run(train_here, flags, local_hub: HubServer) -> Callable[..., None]:
-    """A run of two steps that uploads to the local Hub."""
-
-    def run(**options: Any) -> None:
-        defaults = {**WITHOUT_SAMPLE, "training.steps": 2, "hub.repo_id": REPO}
-        train_here(flags(**{**defaults, **options}))
-
-    return run
 
 
 def push_command(*arguments: object) -> None:
@@ -53,7 +40,7 @@ def every_byte(folder: Path) -> bytes:
 def test_the_exported_model_is_on_the_hub_when_the_run_ends(upload_run, local_hub, tmp_path):
     upload_run()
     names = local_hub.file_names(REPO, "main")
-    assert set(names) >= MODEL_FILES
+    assert set(names) >= set(MODEL)
     assert not any("optimizer" in name or "state" in name or "rank" in name for name in names)
     assert local_hub.repository(REPO).private
     exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
@@ -178,7 +165,7 @@ def test_faults_on_the_way_are_retried(upload_run, local_hub, tmp_path, monkeypa
     monkeypatch.setattr("flame_accel.hub.upload_queue.FIRST_RETRY_SECONDS", 0.1)
     local_hub.fail_next(with_status=500, method="POST", path_contains="commit", times=1)
     upload_run()
-    assert set(local_hub.file_names(REPO, "main")) >= MODEL_FILES
+    assert set(local_hub.file_names(REPO, "main")) >= set(MODEL)
     log = read_log(tmp_path / "run")
     assert "the upload of step 2 failed" in log and "training goes on" not in log
 
@@ -270,18 +257,6 @@ def test_a_refused_start_ends_on_all_ranks_alike(flags, local_hub):
     )
     assert "can only read" in printed and "rank 1: " in printed
     assert "Traceback" not in printed
-
-
-def test_a_finished_run_whose_model_is_on_the_hub_needs_neither_the_hub_nor_a_login(
-    upload_run, local_hub, tmp_path, monkeypatch
-):
-    upload_run()
-    before = describe_files(tmp_path / "run")
-    upload_run(**{"optimizer.lr": 0.5})
-    monkeypatch.delenv("HF_TOKEN")
-    with local_hub.down():
-        upload_run(**{"optimizer.lr": 0.5})
-    assert describe_files(tmp_path / "run") == before
 
 
 def test_an_upload_in_flight_keeps_its_own_files_when_the_run_goes_on(
@@ -416,21 +391,6 @@ def test_a_run_replaces_the_model_of_another_run_only_if_told_to(
     with pytest.raises(UserError, match="did not upload"):
         upload_run(**{"training.steps": 6})
     upload_run(**{"training.steps": 6, "hub.overwrite": True})
-    exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
-    assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
-
-
-@pytest.mark.parametrize("is_deleted", [True, False])
-def test_what_was_deleted_on_the_hub_by_hand_is_uploaded_again(
-    upload_run, local_hub, tmp_path, is_deleted
-):
-    upload_run()
-    api = HfApi()
-    if is_deleted:
-        api.delete_repo(REPO)
-    else:
-        api.delete_file("model.safetensors", REPO)
-    upload_run()
     exported = (tmp_path / "run/hf/model.safetensors").read_bytes()
     assert local_hub.read_file(REPO, "model.safetensors", "main") == exported
 

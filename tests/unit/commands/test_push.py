@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flame_accel.__main__ import main
-from flame_accel.hub import contents
+from flame_accel.hub import upload_folder
 from tests.helpers.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 
 REPO = "tester/pushed"
@@ -118,7 +118,7 @@ def test_a_push_that_cannot_end_says_which_command_finishes_it(
     def fail(*arguments: Any, **options: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(contents, "replace_stage_with_model_files", fail)
+    monkeypatch.setattr(upload_folder, "replace_stage_with_model_files", fail)
     with pytest.raises(SystemExit) as ended:
         main(["push", str(finished), REPO, "--tag", "v1"])
     assert ended.value.code == code

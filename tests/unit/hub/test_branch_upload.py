@@ -10,9 +10,8 @@ from flame_accel.hub.hub_client import BranchQuery
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_process import HubProcess
 from flame_accel.hub.hub_upload import Upload
+from tests.helpers.hub_client import REPO
 from tests.helpers.hub_server import HubServer
-
-REPO = "tester/model"
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-"""Answers of the Hub become problems with a reason, in one line without the access token."""
+"""Requests before an upload: the repository is created as asked, and whose its branches are."""
 
-import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import HfApi
@@ -12,49 +11,11 @@ from flame_accel.hub.hub_client import (
     check_write_access_and_create_if_missing,
     describe_branches,
 )
-from flame_accel.hub.hub_problem import HubProblem, classify_error
-from flame_accel.hub.hub_request import answer_request
+from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_upload import Upload, scan_for_token_then_upload_and_tag
-from tests.helpers.hub_server import WRITE_TOKEN
+from tests.helpers.hub_client import REPO
 
-REPO = "tester/model"
 QUERY = BranchQuery(pattern=".*", run_id="mine", known={})
-
-
-def problem_of(status: int, local_hub, retry_after: int | None = None) -> HubProblem:
-    local_hub.fail_next(with_status=status, path_contains="whoami", retry_after=retry_after)
-    with pytest.raises(HubProblem) as raised:
-        check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
-    return raised.value
-
-
-@pytest.mark.parametrize(
-    ("status", "reason", "retried"),
-    [
-        (401, "bad_token", False),
-        (403, "no_permission", False),
-        (409, "busy", True),
-        (429, "busy", True),
-        (500, "busy", True),
-        (503, "busy", True),
-    ],
-)
-def test_statuses_have_reasons(local_hub, retry_waits, status, reason, retried):
-    problem = problem_of(status, local_hub)
-    assert (problem.reason, problem.is_worth_retrying) == (reason, retried)
-    assert WRITE_TOKEN not in problem.message
-    # one short sentence: neither addresses nor the client's advice
-    assert re.fullmatch(rf"{status} [\w -]+(: [\w -]+)?", problem.message)
-
-
-def test_a_hub_that_asks_for_patience_says_how_much(local_hub, retry_waits):
-    assert problem_of(429, local_hub, retry_after=17).retry_after_seconds == 17.0
-
-
-def test_a_hub_that_is_down_is_unreachable(local_hub, retry_waits):
-    with local_hub.down(), pytest.raises(HubProblem) as raised:
-        check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
-    assert raised.value.reason == "unreachable"
 
 
 def test_the_repository_is_created_once_and_as_asked(local_hub):
@@ -71,31 +32,6 @@ def test_a_public_repository_is_not_used_for_a_private_model(local_hub):
     assert not check_write_access_and_create_if_missing(
         REPO, must_be_private=False, query=QUERY
     ).private
-
-
-def test_an_error_that_quotes_the_token_does_not_show_it(local_hub):
-    problem = classify_error(ValueError(f"illegal header: {WRITE_TOKEN}\nand more"))
-    assert problem.message == "illegal header: <token> and more"
-
-
-def test_an_error_without_an_answer_is_told_without_addresses():
-    error = ValueError(
-        "Server error '500 X' for url 'https://hub/a?b'\nFor more information check: https://x/y"
-    )
-    assert classify_error(error).message == "Server error '500 X'"
-
-
-def test_requests_and_answers_are_json(local_hub):
-    arguments = {"repo_id": REPO, "must_be_private": True, "query": asdict(QUERY)}
-    answer = answer_request(
-        {"operation": "check_write_access_and_create_if_missing", "arguments": arguments}
-    )
-    assert answer["result"]["repo_id"] == REPO
-    local_hub.fail_next(with_status=403, path_contains="whoami")
-    answer = answer_request(
-        {"operation": "check_write_access_and_create_if_missing", "arguments": arguments}
-    )
-    assert answer["reason"] == "no_permission"
 
 
 def test_a_branch_is_taken_if_other_weights_than_those_of_the_run_are_there(local_hub, tmp_path):

@@ -13,29 +13,17 @@ from flame_accel.hub.hub_client import (
 )
 from flame_accel.hub.hub_problem import HubProblem
 from flame_accel.hub.hub_upload import (
-    SEARCHED_BLOCK_BYTES,
     Upload,
     scan_for_token_then_upload_and_tag,
 )
-from tests.helpers.hub_server import WRITE_TOKEN
+from tests.helpers.hub_client import REPO
 
-REPO = "tester/model"
 QUERY = BranchQuery(pattern=".*", run_id="mine", known={})
 
 
 def upload_of(folder: Path, **changes: Any) -> Upload:
     fields: dict[str, Any] = {"revisions": ("main",), "tag": None, "message": "Model"}
     return Upload(folder=str(folder), repo_id=REPO, **{**fields, "run_id": "mine", **changes})
-
-
-def test_a_file_with_the_access_token_is_not_uploaded(local_hub, tmp_path):
-    check_write_access_and_create_if_missing(REPO, must_be_private=True, query=QUERY)
-    # also where two blocks of a large file meet
-    (tmp_path / "notes.txt").write_text("x" * (SEARCHED_BLOCK_BYTES - 5) + WRITE_TOKEN)
-    request = upload_of(tmp_path)
-    with pytest.raises(HubProblem, match=r"notes\.txt contains your access token"):
-        scan_for_token_then_upload_and_tag(request)
-    assert "notes.txt" not in local_hub.file_names(REPO, "main")
 
 
 def test_an_upload_replaces_the_weights_of_an_earlier_one(local_hub, tmp_path):

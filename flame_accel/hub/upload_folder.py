@@ -1,6 +1,6 @@
 """The folder that is uploaded of a run: a model of it, with its card and, if asked, logs.
 
-Never hidden files or paths of this machine. The files that `selection` chooses are staged in a
+Never hidden files or paths of this machine. The files that `uploaded_files` chooses are staged in a
 folder: hard links to those that are uploaded as they are, copies of the others.
 """
 
@@ -16,7 +16,7 @@ from flame_accel.config.schema import option_value, options
 from flame_accel.hub.card_edits import edit_and_keep_as_generated
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
 from flame_accel.hub.remote_code import write_remote_code_if_needed
-from flame_accel.hub.selection import (
+from flame_accel.hub.uploaded_files import (
     CONFIG_FILE,
     has_checkpoint_manifest,
     select_files_of_complete_model_or_raise,

@@ -1,7 +1,7 @@
 """Which files of an export or a checkpoint are uploaded: those that a model is known to consist of.
 
 Without torch, so that `flame-accel push` answers a mistake at once. What is added to them is made
-in `contents`.
+in `upload_folder`.
 """
 
 import fnmatch
