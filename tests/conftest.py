@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# until the tests are collected: looking through what the imports make finds no garbage
+gc.disable()
 # before anything imports the hub library
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--oracle-calls", type=int, help="calls of each case of tests/laws/test_oracle.py"
     )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from flame_accel.config import load_run_file, parse
-from tests.helpers.runs import ROOT, launch_environment, read_records
+from tests.helpers.runs import ROOT, launch_environment, read_records, run_python
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 # later flags win: a run of seconds, without a network
@@ -167,21 +167,31 @@ def make_small(command: str) -> str:
     return command
 
 
-def run(command: str, checkout: Path, **hub: str) -> str:
-    """Runs a command as a reader would, but small; returns what it printed."""
+def run(command: str, checkout: Path, *, is_warm: bool = False, **hub: str) -> str:
+    """Runs a command as a reader would, but small; returns what it printed.
+
+    Args:
+        command: A line of the page.
+        checkout: The working folder.
+        is_warm: A `python ...` is run where all is imported already.
+        hub: Variables for the commands that talk to the Hub.
+    """
     environment = launch_environment(
         PATH=f"{checkout / 'bin'}:{checkout / 'env/bin'}:{os.environ['PATH']}",
         WANDB_SILENT="true",
         **{"HF_HOME": str(checkout / "huggingface"), **(hub if "my_name/" in command else {})},
     )
-    done = subprocess.run(
-        ["bash", "-c", make_small(command)],
-        cwd=checkout,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    if is_warm:
+        done = run_python(shlex.split(make_small(command))[1:], folder=checkout)
+    else:
+        done = subprocess.run(
+            ["bash", "-c", make_small(command)],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
     if is_quick(command) and not command.startswith("python -c "):
         # no line of another package, and none of ours where all is well
@@ -199,13 +209,14 @@ def run_folder(command: str, checkout: Path) -> Path:
     return checkout / load_run_file(checkout / file).job.dump_folder
 
 
-def run_all(commands: list[str], checkout: Path, **hub: str) -> None:
+def run_all(commands: list[str], checkout: Path, *, are_warm: bool = False, **hub: str) -> None:
     """Runs commands in their order; each training leaves a model, the second continues."""
     for command in commands:
         if command in NOT_RUN:
             continue
         if not is_training(command):
-            printed = run(command, checkout, **hub)
+            is_warm = are_warm and command.startswith(COMMANDS)
+            printed = run(command, checkout, is_warm=is_warm, **hub)
             assert printed == "" or not command.startswith(CHECK)
             continue
         folder = run_folder(command, checkout)
@@ -250,7 +261,7 @@ def test_the_options_of_every_training_are_accepted(checkout, monkeypatch):
 
 
 def test_the_quickstart_and_what_follows_from_it(checkout):
-    run_all([command for command in ALL if is_quick(command)], checkout)
+    run_all([command for command in ALL if is_quick(command)], checkout, are_warm=True)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A process that has imported everything and forks launches of train.py.
+"""A process that has imported everything and forks Python programs, launches of train.py above all.
 
 `accelerate launch` starts each rank as a fresh Python, which imports for ten seconds before it
 trains for one. This server imports once; a launch then runs accelerate's own launcher in a fork,
@@ -6,8 +6,9 @@ and only where that would start new Pythons the ranks are forked instead. All el
 of accelerate_configs/, accelerate's translation of it, one process per rank, gloo, train.py from
 its first line.
 
-Reads one JSON object per line, {"arguments", "environment", "output", "seconds"}: what follows
-`accelerate launch`, the environment of the launch, the file that takes its output, and its time
+Reads one JSON object per line, {"command", "folder", "environment", "output", "errors", "seconds"}:
+what follows `python`, or `accelerate launch` if that is its first word; the working folder and the
+environment; the files that take its output and its error messages, which may be one; its time
 limit. Answers a line with the exit code of each, in order.
 """
 
@@ -34,7 +35,7 @@ def serve_requests() -> None:
     import_everything()
     print("ready", flush=True)
     for line in sys.stdin:
-        print(launch_in_own_group(**json.loads(line)), flush=True)
+        print(run_in_own_group(**json.loads(line)), flush=True)
 
 
 def import_everything() -> None:
@@ -52,6 +53,8 @@ def import_everything() -> None:
 
     importlib.import_module("flame_accel.train")
     importlib.import_module("transformers.models.llama.modeling_llama")
+    # every first rank draws its losses
+    importlib.import_module("matplotlib.backends.backend_agg")
 
     tempfile.gettempdir()
     # no fork looks through these objects for garbage, which would also copy their pages
@@ -59,17 +62,23 @@ def import_everything() -> None:
     gc.enable()
 
 
-def launch_in_own_group(
-    arguments: list[str], environment: dict[str, str], output: str, seconds: float
+def run_in_own_group(
+    command: list[str],
+    folder: str,
+    environment: dict[str, str],
+    output: str,
+    errors: str,
+    seconds: float,
 ) -> int:
-    """Runs a launch in its own process group, all of which is killed when the time is up."""
+    """Runs a program in its own process group, all of which is killed when the time is up."""
     child = os.fork()
     if child == 0:
         os.setsid()
-        redirect_output(output)
+        redirect_output(output, errors)
         os.environ.clear()
         os.environ.update(environment)
-        run_then_exit(lambda: launch(arguments))
+        os.chdir(folder)
+        run_then_exit(lambda: run_command(command))
     code = wait_for_exit_code({child}, seconds)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
@@ -80,14 +89,24 @@ def launch_in_own_group(
     return 1 if code is None else code
 
 
-def launch(arguments: list[str]) -> None:
-    """`accelerate launch`, with forks in place of new Pythons."""
+def run_command(command: list[str]) -> None:
+    """`accelerate launch ...`, `-m module ...`, `-c code ...` or a script; launches fork ranks."""
     import torch.distributed.run
     from accelerate.commands import launch as launcher
 
     torch.distributed.run.run = fork_ranks
     launcher.subprocess = ForkingSubprocess
-    launcher.launch_command(launcher.launch_command_parser().parse_args(arguments))
+    first, *others = command
+    if first == "accelerate":
+        launcher.launch_command(launcher.launch_command_parser().parse_args(others[1:]))
+    elif first == "-m":
+        sys.argv = others
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = ["-c", *others[1:]]
+        exec(compile(others[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        run_script(command)
 
 
 class ForkingSubprocess:
@@ -183,12 +202,13 @@ def wait_for_exit_code(children: set[int], seconds: float | None) -> int | None:
     return 0
 
 
-def redirect_output(path: str) -> None:
-    """Redirects what this process and its children print to a file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
-    os.close(descriptor)
+def redirect_output(output: str, errors: str | None = None) -> None:
+    """Redirects what this process and its children print to a file, or to two."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    if errors not in (None, output):
+        descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 2)
     # the requests are not theirs
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 

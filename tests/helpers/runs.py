@@ -81,21 +81,51 @@ def launch(
         script: Another program than train.py.
         environment: Further variables.
     """
-    server = _launch_server()
+    arguments = [*launch_command(config, processes)[4:-1], str(script), *argv]
     with tempfile.NamedTemporaryFile(prefix="launch-") as output:
-        request = {
-            "arguments": [*launch_command(config, processes)[4:-1], str(script), *argv],
-            "environment": launch_environment(**environment),
-            "output": output.name,
-            "seconds": 200,
-        }
-        assert server.stdin and server.stdout
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        code = _run_in_launch_server(
+            ["accelerate", "launch", *arguments],
+            environment=launch_environment(**environment),
+            output=output.name,
+            errors=output.name,
+        )
         printed = Path(output.name).read_text(errors="replace")
     assert bool(code) == fails, f"exit code {code}\n{printed[-8000:]}"
     return printed
+
+
+def run_python(
+    arguments: list[str], *, folder: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python ARGUMENTS` in a fork of the launch server, which has imported everything.
+
+    A law of imports, or of what is printed while they run, needs a fresh Python instead.
+
+    Args:
+        arguments: `-m module ...`, `-c code ...` or a script and its arguments.
+        folder: The working folder.
+        environment: Further variables.
+    """
+    with tempfile.TemporaryDirectory(prefix="python-") as place:
+        output, errors = Path(place) / "output", Path(place) / "errors"
+        code = _run_in_launch_server(
+            arguments,
+            folder=str(folder),
+            environment=launch_environment(**environment),
+            output=str(output),
+            errors=str(errors),
+        )
+        return subprocess.CompletedProcess(arguments, code, output.read_text(), errors.read_text())
+
+
+def _run_in_launch_server(command: list[str], *, folder: str = ".", **request: Any) -> int:
+    """The exit code of a command for the launch server."""
+    server = _launch_server()
+    assert server.stdin and server.stdout
+    line = json.dumps({"command": command, "folder": folder, "seconds": 200, **request})
+    server.stdin.write(line + "\n")
+    server.stdin.flush()
+    return int(server.stdout.readline())
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import pytest
 from flame_accel.__main__ import main as run_command
 from flame_accel.config import parse_or_exit
 from flame_accel.config.errors import exit_on_user_error
-from tests.helpers.runs import ROOT, TINY_GLA, launch_environment
+from tests.helpers.runs import ROOT, TINY_GLA, launch_environment, run_python
 
 Files = dict[str, str | bytes]
 SCREEN_LINES = 24
@@ -280,20 +280,16 @@ def test_train_sh_ends_with_code_2_and_without_the_launcher(tmp_path):
     check_message(done.stderr, r"training\.steps.*optimizer\.lr|optimizer\.lr.*training\.steps")
 
 
-def test_train_sh_shows_a_late_error_without_the_launchers_traceback(tmp_path, tiny_model):
+def test_the_train_command_shows_a_late_error_without_the_launchers_traceback(tmp_path, tiny_model):
     data = tmp_path / "d.jsonl"
     data.write_text(GOOD_RECORDS)
-    done = subprocess.run(
+    done = run_python(
         [
-            *("bash", str(ROOT / "train.sh"), "--model.config", str(tiny_model)),
+            *("-m", "flame_accel", "train", "--model.config", str(tiny_model)),
             *("--model.tokenizer_path", "byte", "--training.dataset", str(data)),
             *("--training.batch_size", "9", "--training.warmup_steps", "1"),
             *("--job.dump_folder", str(tmp_path / "run")),
-        ],
-        env=launch_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
+        ]
     )
     assert done.returncode == 1
     check_message(done.stderr, "8 documents.*9 rows")

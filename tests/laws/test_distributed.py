@@ -1,19 +1,18 @@
-"""Several processes over gloo, in addition to `test_engines`: train.sh, contradictions, moves."""
+"""Several processes over gloo, in addition to `test_engines`: contradictions and moves."""
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.checkpoints import undo_checkpoint
-from tests.helpers.runs import ROOT, launch, launch_environment, read_records
+from tests.helpers.runs import launch, read_records, run_python
 
 pytestmark = pytest.mark.distributed
 
 
-def test_two_processes_of_train_sh_equal_one_with_twice_the_accumulation(
+def test_two_processes_of_the_train_command_equal_one_with_twice_the_accumulation(
     tmp_path, corpus, tiny_model
 ):
     def options(name: str, processes: int) -> list[str]:
@@ -26,12 +25,7 @@ def test_two_processes_of_train_sh_equal_one_with_twice_the_accumulation(
             *("--evaluation.sample_tokens", "0", "--job.dump_folder", str(tmp_path / name)),
         ]
 
-    done = subprocess.run(
-        ["bash", str(ROOT / "train.sh"), *options("two", 2)],
-        env=launch_environment(NGPU="2"),
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(["-m", "flame_accel", "train", *options("two", 2)], NGPU="2")
     assert done.returncode == 0, done.stdout + done.stderr
     launch(options("one", 1), config="cpu", processes=1)
     two, one = (

@@ -6,6 +6,7 @@ Checkpoints are made and read in processes that import neither fla nor flame_acc
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,24 +109,45 @@ def load(folder):
     model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), (folder, info)
     torch.save({"logits": logits(model), "class": type(model).__module__}, f"{folder}/plain.pt")
-for arguments in json.loads(sys.argv[2]):
-    globals()[sys.argv[1]](*arguments)
+for line in sys.stdin:
+    action, *arguments = json.loads(line)
+    globals()[action](*arguments)
+    print("done", flush=True)
 """
 
 
-def without_us(action: str, arguments: list[list[Any]]) -> None:
-    """Makes or loads models in a process that knows transformers alone."""
-    subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, action, json.dumps(arguments)],
-        env=launch_environment(),
-        check=True,
-    )
+class WithoutUs:
+    """A process that knows transformers alone, which makes and loads models."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WITHOUT_US],
+            env=launch_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def request(self, action: str, *arguments: Any) -> None:
+        """Has it call one of its functions."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps([action, *arguments]) + "\n")
+        self.process.stdin.flush()
+        # other packages print there too
+        assert "done\n" in iter(self.process.stdout.readline, ""), f"{action} {arguments}"
+
+    def make_checkpoints(self, folder: Path, names: tuple[str, ...]) -> None:
+        """Makes a checkpoint of each of these `MODELS`, and its logits."""
+        for name in names:
+            fields = {"model_type": name, **SPECIAL, **MODELS[name]}
+            self.request("make", str(folder / name), fields)
 
 
-def make_checkpoints(folder: Path, names: tuple[str, ...]) -> None:
-    """A checkpoint of each of these `MODELS`, and its logits."""
-    fields = {name: {"model_type": name, **SPECIAL, **MODELS[name]} for name in names}
-    without_us("make", [[str(folder / name), fields[name]] for name in names])
+@pytest.fixture(scope="module")
+def without_us() -> Iterator[WithoutUs]:
+    other = WithoutUs()
+    yield other
+    other.process.communicate()
 
 
 def logits_of(model: torch.nn.Module) -> torch.Tensor:
@@ -139,11 +161,11 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS)
 def test_plain_checkpoints_train_packed_and_return_to_transformers(
-    names, train_here, flags, tmp_path, monkeypatch
+    names, without_us, train_here, flags, tmp_path, monkeypatch
 ):
     from flame_accel import train
 
-    make_checkpoints(tmp_path, names)
+    without_us.make_checkpoints(tmp_path, names)
     seen: dict[str, torch.Tensor] = {}
     trained: dict[str, torch.Tensor] = {}
     train_loop = train.train
@@ -175,17 +197,19 @@ def test_plain_checkpoints_train_packed_and_return_to_transformers(
         name: [tmp_path / f"{name}-run" / folder for folder in ("hf", "checkpoint/step-4")]
         for name in names
     }
-    without_us("load", [[str(folder)] for pair in folders.values() for folder in pair])
     for name in names:
         for folder in folders[name]:
+            without_us.request("load", str(folder))
             loaded = torch.load(folder / "plain.pt")
             torch.testing.assert_close(loaded["logits"], trained[name], rtol=1e-4, atol=1e-5)
             assert loaded["class"].startswith(f"transformers.models.{name}.")
 
 
 @pytest.mark.distributed
-def test_two_ranks_of_fsdp2_continue_a_plain_checkpoint_as_one_process_does(tmp_path, corpus):
-    make_checkpoints(tmp_path, ("mixtral",))
+def test_two_ranks_of_fsdp2_continue_a_plain_checkpoint_as_one_process_does(
+    without_us, tmp_path, corpus
+):
+    without_us.make_checkpoints(tmp_path, ("mixtral",))
     for name, processes in (("one", 1), ("two", 2)):
         options: dict[str, Any] = {
             "job.dump_folder": tmp_path / name,

@@ -14,11 +14,14 @@ import sys, torch
 import flame_accel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 torch.set_num_threads(1)
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-ids = torch.load(sys.argv[2])["ids"]
-torch.save({"logits": model(ids, use_cache=False).logits, "text": tokenizer.decode(
-    model.generate(ids[:1, :5], max_new_tokens=12, do_sample=False)[0])}, sys.argv[2])
+ids = torch.load(sys.argv[1])["ids"]
+loaded = {}
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    loaded[folder] = {"logits": model(ids, use_cache=False).logits, "text": tokenizer.decode(
+        model.generate(ids[:1, :5], max_new_tokens=12, do_sample=False)[0])}
+torch.save(loaded, sys.argv[1])
 """
 
 
@@ -37,17 +40,19 @@ def test_the_export_loads_in_a_fresh_process_with_the_trained_logits(
 
     monkeypatch.setattr(run_outputs, "export_model", keep_logits)
     train_here(flags())
-    for folder in ("hf", "checkpoint/step-8"):
-        exchange = tmp_path / "exchange.pt"
-        torch.save(kept, exchange)
-        subprocess.run(
-            [sys.executable, "-c", LOAD_ELSEWHERE, str(tmp_path / "run" / folder), str(exchange)],
-            env=launch_environment(),
-            check=True,
-        )
-        loaded = torch.load(exchange)
-        assert torch.equal(loaded["logits"], kept["logits"]), folder
-        assert isinstance(loaded["text"], str)
+    exchange = tmp_path / "exchange.pt"
+    torch.save(kept, exchange)
+    folders = [str(tmp_path / "run" / folder) for folder in ("hf", "checkpoint/step-8")]
+    subprocess.run(
+        [sys.executable, "-c", LOAD_ELSEWHERE, str(exchange), *folders],
+        env=launch_environment(),
+        check=True,
+    )
+    loaded = torch.load(exchange)
+    assert list(loaded) == folders
+    for folder, found in loaded.items():
+        assert torch.equal(found["logits"], kept["logits"]), folder
+        assert isinstance(found["text"], str)
 
 
 @pytest.mark.covers_option("checkpoint.export_dtype")

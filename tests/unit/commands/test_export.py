@@ -1,24 +1,18 @@
 """The export command: what training exports, from any checkpoint, in a chosen dtype."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from flame_accel.__main__ import main
 from tests.helpers.checkpoints import equal_tensors, read_weights
-from tests.helpers.runs import file_digests, launch_environment
+from tests.helpers.runs import file_digests
 
 
 def test_the_export_command_gives_what_training_gave(train_here, flags, tmp_path):
     train_here(flags())
     run = tmp_path / "run"
-    subprocess.run(
-        [sys.executable, "-m", "flame_accel", "export", str(run), str(tmp_path / "again")],
-        env=launch_environment(),
-        check=True,
-    )
+    main(["export", str(run), str(tmp_path / "again")])
     assert file_digests(tmp_path / "again") == file_digests(run / "hf")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from huggingface_hub import ModelCard
 from flame_accel.__main__ import main
 from flame_accel.hub.model_card import ModelOrigin, origin_of_checkpoint, write_model_card
 from tests.helpers.local_hub.card_rules import judge_card, read_front_matter
-from tests.helpers.runs import SHORT_RUN, WITHOUT_SAMPLE, launch_environment, read_records
+from tests.helpers.runs import SHORT_RUN, WITHOUT_SAMPLE, read_records, run_python
 
 END_OF_EXAMPLE = "-- end --"
 RUN_EACH = f"""
@@ -112,13 +111,7 @@ def test_each_example_runs_as_it_stands(train_here, flags, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", read_card(tmp_path / "run/hf"), re.DOTALL)
     # this machine has no GPU: what the comment says to do then
     codes = [code.replace("import fla  #", "import flame_accel  #") for code in blocks]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_EACH, *codes],
-        cwd=tmp_path / "run/hf",
-        env=launch_environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(["-c", RUN_EACH, *codes], folder=tmp_path / "run/hf")
     assert done.returncode == 0, done.stderr
     printed = [text.strip() for text in done.stdout.split(END_OF_EXAMPLE)]
     assert len(printed) == len(blocks) + 1 > 1 and all(printed[:-1])

@@ -3,8 +3,6 @@
 import errno
 import io
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -16,7 +14,7 @@ from flame_accel.observe.console import (
     setup_console_logging,
 )
 from tests.helpers.faulty_files import faulty_files
-from tests.helpers.runs import ROOT, launch_environment
+from tests.helpers.runs import ROOT, run_python
 
 
 def test_a_line_has_the_fields_in_order_and_the_time_left():
@@ -66,12 +64,7 @@ def test_colors_are_of_a_terminal_and_can_be_switched_off(
 
 
 def test_a_log_file_has_one_line_per_record_and_no_control_characters(flags, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *flags()],
-        env=launch_environment(ACCELERATE_USE_CPU="true"),
-        capture_output=True,
-        text=True,
-    )
+    done = run_python([str(ROOT / "train.py"), *flags()], ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     assert (
         sum(line.startswith("step ") and "loss" in line for line in done.stdout.splitlines()) == 8
