@@ -1,7 +1,7 @@
 """The sections of a model card in words: Markdown from the facts of a run.
 
 No sentence says what the facts do not; where they are None, it is left out. The metadata at the top
-is made in `card_header`, the sections that are tables in `card_tables` and
+is made in `card_header`, the sections that are tables in `card_data_tables` and
 `card_training_tables`.
 """
 
@@ -9,7 +9,7 @@ from transformers.models.auto.configuration_auto import (
     CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from flame_accel.hub.card_tables import format_data_section, format_loss_and_evaluation_section
+from flame_accel.hub.card_data_tables import format_data_section, format_loss_and_evaluation_section
 from flame_accel.hub.card_training_tables import (
     format_hardware_time_and_versions_section,
     format_training_section_and_option_changes,

@@ -1,7 +1,7 @@
 """The tables of a model card about its training: options, hardware, time and versions.
 
-Rows whose facts were not recorded are left out. Data and losses are in `card_tables`; the other
-sections are written in `card_sections`.
+Rows whose facts were not recorded are left out. Data and losses are in `card_data_tables`; the
+other sections are written in `card_sections`.
 """
 
 from flame_accel.config.schema import options

@@ -1,6 +1,6 @@
 """Tables of a model card in Markdown, and the numbers in their cells.
 
-What the rows say is decided in `card_tables` and `card_training_tables`.
+What the rows say is decided in `card_data_tables` and `card_training_tables`.
 """
 
 import math

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flame_accel.files import write_bytes_atomically
+from flame_accel.hub.card_data_tables import LOSS_CURVE_FILE
 from flame_accel.hub.card_edits import CardParts, combine_with_edits
 from flame_accel.hub.card_header import choose_model_name, format_header_entries
 from flame_accel.hub.card_sections import format_sections
-from flame_accel.hub.card_tables import LOSS_CURVE_FILE
 from flame_accel.hub.loss_curve import draw_png_or_none_if_no_finite_loss
 from flame_accel.hub.run_facts import read_model_facts
 from flame_accel.json_text import parse_json_text
