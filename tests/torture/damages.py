@@ -225,7 +225,7 @@ def put_wrong_names(laboratory: Laboratory, numbers: Iterable[int]) -> Iterator[
         shutil.copytree(original, run_folder)
         name, obstacle = cases[number % len(cases)]
         outcome.what = f"{name} is {obstacle or 'there'}"
-        outcome.kind = "stands in the way" if obstacle else "looks like a checkpoint"
+        outcome.kind = "in the way" if obstacle else "like checkpoints"
         if obstacle is None:
             checkpoints = run_folder / "checkpoint"
             LOOKALIKES[name](checkpoints, checkpoints / f"step-{STEPS - INTERVAL}")

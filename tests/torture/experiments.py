@@ -31,11 +31,15 @@ EXPERIMENTS = {
     "kill-one-rank": Experiment(
         "kill -9 of one of two processes", interruptions.kill_one_rank, 2, 30, 5
     ),
-    "signal": Experiment("SIGTERM, SIGINT, SIGUSR1", interruptions.stop_by_signal, 2, 40, 3),
-    "signal-two": Experiment(
-        "the same, two processes", partial(interruptions.stop_by_signal, ranks=2), 2, 20, 4
+    "signal": Experiment(
+        "SIGTERM, SIGINT or SIGUSR1, which lose no step", interruptions.stop_by_signal, 2, 40, 3
     ),
-    "stop": Experiment("SIGSTOP for good", interruptions.stop_a_process, 1, 12, 10),
+    "signal-two": Experiment(
+        "the same with two processes", partial(interruptions.stop_by_signal, ranks=2), 2, 20, 4
+    ),
+    "stop": Experiment(
+        "SIGSTOP for good of a rank or a data worker", interruptions.stop_a_process, 1, 12, 10
+    ),
     "poison": Experiment(
         "non-finite gradient on one of two processes", interruptions.poison_one_rank, 2, 20, 5
     ),
@@ -43,14 +47,33 @@ EXPERIMENTS = {
     "manifest": Experiment(
         "a bit of a manifest is flipped", damages.flip_the_manifest, 200, 3333, 0.01
     ),
-    "names": Experiment("wrong names", damages.put_wrong_names, 2, 48, 1.5),
-    "writer": Experiment("a second run in the folder", damages.start_a_second_writer, 1, 30, 2),
+    "names": Experiment(
+        "folders that look like checkpoints, and what is in the way",
+        damages.put_wrong_names,
+        2,
+        48,
+        1.5,
+    ),
+    "writer": Experiment(
+        "a second run in the same folder, which is refused", damages.start_a_second_writer, 1, 30, 2
+    ),
     "world-size": Experiment(
         "another number of processes after a kill", damages.change_world_size, 1, 20, 4
     ),
-    "full-disk": Experiment("the disk is full", disk_faults.fill_the_disk, 2, 40, 4),
+    "full-disk": Experiment(
+        "the disk is full for a while, or for good", disk_faults.fill_the_disk, 2, 40, 4
+    ),
     # as many as there are
-    "calls": Experiment("a system call fails", disk_faults.fail_every_call, 4, 10_000, 2),
+    "calls": Experiment(
+        "a system call on a file of the run fails, once or from then on",
+        disk_faults.fail_every_call,
+        4,
+        10_000,
+        1.6,
+    ),
+    "calls-two": Experiment(
+        "the same on one of two processes", partial(disk_faults.fail_every_call, ranks=2), 2, 100, 4
+    ),
 }
 
 

@@ -9,18 +9,23 @@ from tests.torture.system_calls import CallFault, supervise_calls_of_this_proces
 
 def prepare_rank(
     *,
-    calls: dict[str, Any] | None = None,
+    calls: dict[str, str] | None = None,
+    fault: list[Any] | None = None,
+    faulty_rank: int = 0,
     poison: dict[str, Any] | None = None,
 ) -> None:
     """Prepares this process, a rank of a run that has not begun.
 
     Args:
-        calls: Arguments of `supervise_calls_of_this_process`.
+        calls: Folder and log of `supervise_calls_of_this_process`; -RANK is added to the latter.
+        fault: Fields of a `CallFault`; None if no call is to fail.
+        faulty_rank: Where.
         poison: Arguments of `poison_gradient`.
     """
     if calls is not None:
-        fault = CallFault(*calls["fault"]) if calls["fault"] is not None else None
-        supervise_calls_of_this_process(calls["folder"], calls["log"], fault)
+        rank = int(os.environ.get("RANK", "0"))
+        own_fault = CallFault(*fault) if fault is not None and rank == faulty_rank else None
+        supervise_calls_of_this_process(calls["folder"], f"{calls['log']}-{rank}", own_fault)
     if poison is not None:
         poison_gradient(**poison)
 

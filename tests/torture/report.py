@@ -65,13 +65,14 @@ class Report:
         self.outcomes: list[Outcome] = []
         self.skipped: dict[str, str] = {}
         self._begin, self._seed = time.monotonic(), seed
+        git = git_commit_and_dirty() or {}
+        versions = {"python": platform.python_version(), **package_versions()}
         self._facts = {
             "command": f"python -m tests.torture {arguments}",
             "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            **{f"git {key}": value for key, value in (git_commit_and_dirty() or {}).items()},
-            **{name: version or "not installed" for name, version in package_versions().items()},
+            "commit": f"{git.get('commit')}{' with changes' if git.get('dirty') else ''}",
+            "packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
             "seed": seed,
             "trials at once": jobs,
         }

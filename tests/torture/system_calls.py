@@ -110,7 +110,7 @@ class CallLog(NamedTuple):
 
 
 def read_call_log(path: Path) -> CallLog:
-    """What the supervisor of a run that has ended wrote."""
+    """What the supervisor of a process that has ended wrote."""
     return CallLog(**json.loads(path.read_text()))
 
 

@@ -24,6 +24,7 @@ SLOW = (
     "signal-two",
     "stop",
     "poison",
+    "calls-two",
     "world-size",
 )
 
