@@ -45,7 +45,12 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json_atomically(path: Path, content: object, *, indent: int = 1) -> None:
     """Write or replace a JSON file atomically."""
-    write_text_atomically(path, json.dumps(content, indent=indent) + "\n")
+    write_text_atomically(path, format_json(content, indent=indent))
+
+
+def format_json(content: object, *, indent: int = 1) -> str:
+    """The text of a JSON file."""
+    return json.dumps(content, indent=indent) + "\n"
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:

@@ -45,6 +45,8 @@ def rewind_or_stop_if_many_are_skipped(
         raise _too_many_skips_error(skips, _describe_rewinds(state.rewinds))
     last_good_step = state.step - skips
     with loop.long_phase("rewind", accelerator, config.comm):
+        # it may be the one to go back to, and must not appear after those that are set aside
+        loop.saver.wait()
         found = run_on_main_and_broadcast(
             accelerator, lambda: loop.checkpoints.find_newest_to_rewind_to(last_good_step)
         )

@@ -7,7 +7,6 @@ from accelerate import Accelerator
 
 from flame_accel.checkpoint import (
     TrainState,
-    save_checkpoint,
     weights_only_dtype_if_seed_or_last,
 )
 from flame_accel.config import Config
@@ -18,31 +17,29 @@ from flame_accel.parallel import extended_timeout
 from flame_accel.run_parts import Components, LoopState
 
 
-def save(
-    config: Config, accelerator: Accelerator, components: Components, loop: LoopState, *, last: bool
-) -> None:
+def save(config: Config, loop: LoopState, *, last: bool) -> None:
     """Saves what resuming from here needs; logs a failure, which ends the run if it is the last."""
     step, steps = loop.state.step, config.training.steps
-    dtype = weights_only_dtype_if_seed_or_last(config.checkpoint, is_last_step=step == steps)
     loop.skipped_updates.log_and_write()
     if config.training.max_rewinds:
         skips = loop.meter.sync_and_count_consecutive_skips()
         loop.checkpoints.last_good_step = step - skips
     loop.state.spike_window = loop.spike_guard.accepted_values() if loop.spike_guard else []
-    with loop.failed_saves.logged(is_last=last):
-        checkpoint = save_checkpoint(
-            accelerator,
-            loop.checkpoints,
-            loop.state,
-            model=components.model,
-            optimizer=components.optimizer,
-            tokenizer=components.tokenizer,
-            stream_state=loop.batches.state_dict(),
-            meter_state=loop.meter.losses_and_skips(),
-            weights_only_dtype=dtype,
-        )
+
+    def upload_if_due(checkpoint: Path) -> None:
         if 0 < step < steps:
             loop.uploads.count_and_upload_due_checkpoint(checkpoint, step)
+
+    loop.saver.save(
+        loop.state,
+        stream_state=loop.batches.state_dict(),
+        meter_state=loop.meter.losses_and_skips(),
+        weights_only_dtype=weights_only_dtype_if_seed_or_last(
+            config.checkpoint, is_last_step=step == steps
+        ),
+        is_last=last,
+        when_complete=upload_if_due,
+    )
 
 
 def export_and_report(

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel import data, models, observe
-from flame_accel.checkpoint import CheckpointFolder, FailedSaves, TrainState
+from flame_accel.checkpoint import CheckpointFolder, CheckpointSaver, FailedSaves, TrainState
 from flame_accel.config import CommConfig
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.parallel import extended_timeout
@@ -46,6 +46,7 @@ class LoopState(NamedTuple):
     metric_logger: observe.MetricLogger
     uploads: HubUploads
     failed_saves: FailedSaves
+    saver: CheckpointSaver
     watchdog: observe.Watchdog
     skipped_updates: observe.SkippedUpdates
     spike_guard: SpikeGuard | None

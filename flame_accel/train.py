@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from flame_accel import data, kernels, models, observe, parallel
 from flame_accel.accepted_start import change_run_folder_as_start_is_accepted
 from flame_accel.checkpoint import (
+    CheckpointSaver,
     FailedSaves,
     SaveSchedule,
     StartingPoint,
@@ -82,7 +83,7 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             loop = restore_run(config, accelerator, components, start, uploads)
         lock.keeps_changes = True
         if config.checkpoint.create_seed_checkpoint:
-            save(config, accelerator, components, loop, last=True)
+            save(config, loop, last=True)
             loop.failed_saves.raise_if_latest_failed()
             log.info("initial weights: %s", start.checkpoints.checkpoint_path(loop.state.step))
             return
@@ -97,6 +98,7 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             stop_signals.deferred(saves=config.checkpoint.enable_checkpoint),
             observe.record_how_block_ends(accelerator, run_folder, lambda: loop.state.step),
             loop.watchdog.watching(),
+            loop.saver.finished_at_end(),
             data.explain_lost_workers(),
         ):
             step = loop.state.step
@@ -212,13 +214,23 @@ def restore_run(
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         models.warn_about_unused_weights(str(config.model.config))
     uploads.resume_planned_uploads(start.checkpoints.in_use)
-    saves = FailedSaves(config.checkpoint.max_failures)
+    failed_saves = FailedSaves(config.checkpoint.max_failures)
     watchdog = observe.Watchdog(
         accelerator,
         run_folder,
         watchdog_seconds=config.training.watchdog_seconds,
         train_timeout_seconds=config.comm.train_timeout_seconds,
         step=state.step,
+    )
+    saver = CheckpointSaver(
+        accelerator,
+        start.checkpoints,
+        async_mode=config.checkpoint.async_mode,
+        failed_saves=failed_saves,
+        watchdog=watchdog,
+        model=components.model,
+        optimizer=components.optimizer,
+        tokenizer=components.tokenizer,
     )
     skipped_updates = observe.SkippedUpdates(
         accelerator,
@@ -229,7 +241,7 @@ def restore_run(
         sigma=config.training.skip_spike_sigma,
     )
     spike_guard = build_spike_guard_if_enabled(accelerator, config.training, state.spike_window)
-    writers = (meter, metric_logger, uploads, saves, watchdog, skipped_updates)
+    writers = (meter, metric_logger, uploads, failed_saves, saver, watchdog, skipped_updates)
     return LoopState(state, start.checkpoints, batches, eval_batches, *writers, spike_guard)
 
 
@@ -292,6 +304,10 @@ def train(
         progress.update()
         if state.step == first_step:
             parallel.wait_and_set_train_timeout(accelerator, config.comm)
+            # the optimizer has its state now
+            if saves.saves_before_last_step(state.step):
+                with loop.long_phase("save", accelerator, config.comm):
+                    loop.saver.choose_thread_and_log()
 
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
@@ -308,6 +324,7 @@ def train(
             record |= observe.reduce_and_check_data_metrics(
                 accelerator, batches, training.max_bad_records
             )
+            record |= loop.saver.take_metrics()
             record = {"step": state.step, "tokens": state.tokens} | record
             loop.metric_logger.log_and_write_record(record, total_steps=steps)
             loop.skipped_updates.log_and_write()
@@ -317,7 +334,7 @@ def train(
         stops = any_rank_agrees(stop_signals.received is not None)
         if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record), run_stops=stops):
             with loop.long_phase("save", accelerator, config.comm):
-                save(config, accelerator, components, loop, last=stops or state.step == steps)
+                save(config, loop, last=stops or state.step == steps)
         garbage.freeze_first_or_collect_if_due(state.step)
     garbage.unfreeze_and_leave_collector_disabled()
     progress.close()

@@ -2,7 +2,6 @@
 
 from flame_accel.checkpoint.contents import (
     RestoredState,
-    save_checkpoint,
     weights_only_dtype_if_seed_or_last,
 )
 from flame_accel.checkpoint.failed_saves import FailedSaveError, FailedSaves
@@ -14,12 +13,14 @@ from flame_accel.checkpoint.restore import (
 )
 from flame_accel.checkpoint.run_lock import RunLock, own_run_folder
 from flame_accel.checkpoint.save_schedule import SaveSchedule
+from flame_accel.checkpoint.saver import CheckpointSaver, check_async_mode
 from flame_accel.checkpoint.starting_point import StartingPoint, find_or_download_starting_point
 from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
     "SUPERSEDED",
     "CheckpointFolder",
+    "CheckpointSaver",
     "FailedSaveError",
     "FailedSaves",
     "RestoredState",
@@ -27,11 +28,11 @@ __all__ = [
     "SaveSchedule",
     "StartingPoint",
     "TrainState",
+    "check_async_mode",
     "delete_leftovers_and_rename_newer_if_enabled",
     "find_or_download_starting_point",
     "load_checkpoint_or_raise_user_error",
     "own_run_folder",
     "restore_starting_point",
-    "save_checkpoint",
     "weights_only_dtype_if_seed_or_last",
 ]

@@ -7,7 +7,7 @@ ZeRO-3. At most one full tensor is on a device at a time. Files are read and wri
 `tensor_storage` and `hf_model`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -59,11 +59,16 @@ def full_weights_on_meta(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gather_zero_weights_to_main(
-    accelerator: Accelerator, engine: nn.Module, dtype: torch.dtype
+    accelerator: Accelerator,
+    engine: nn.Module,
+    dtype: torch.dtype,
+    *,
+    to_cpu: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor]:
     """All weights on the main process's CPU, floating-point ones in `dtype`; empty elsewhere.
 
-    Every rank must call it. One weight is gathered at a time.
+    Every rank must call it. One weight is gathered at a time. `to_cpu` copies a tensor to the CPU,
+    or begins to.
     """
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -74,7 +79,7 @@ def gather_zero_weights_to_main(
         with GatheredParameters(parameter):
             if accelerator.is_main_process:
                 # a copy, since what was gathered is freed when the block ends
-                gathered[parameter] = parameter.detach().to(dtype, copy=True).cpu()
+                gathered[parameter] = to_cpu(parameter.detach().to(dtype, copy=True))
     if not accelerator.is_main_process:
         return {}
     # tied weights are listed under all their names
@@ -84,7 +89,7 @@ def gather_zero_weights_to_main(
     }
     buffers = persistent_buffers(model)
     return weights | {
-        name: (buffer.to(dtype) if buffer.is_floating_point() else buffer).cpu()
+        name: to_cpu(buffer.to(dtype) if buffer.is_floating_point() else buffer)
         for name, buffer in buffers.items()
     }
 
@@ -178,12 +183,12 @@ def copy_into_local_optimizer_state(
 
 
 def gather_zero_optimizer_state_per_owner(
-    accelerator: Accelerator, engine: nn.Module
+    accelerator: Accelerator, engine: nn.Module, *, to_cpu: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
     """Full tensors of the optimizer's state as `<parameter>.<state>`, on the CPU.
 
     Each tensor is on exactly one rank, and all ranks have about as many elements. Every rank must
-    call it.
+    call it. `to_cpu` copies a tensor to the CPU, or begins to.
     """
     model = unwrap_model(accelerator, engine)
     loads = [0] * accelerator.num_processes
@@ -200,7 +205,7 @@ def gather_zero_optimizer_state_per_owner(
             else:
                 full = _assemble_full_state_on_owner(accelerator, fragment, value, shape, owner)
             if owner == accelerator.process_index:
-                owned[f"{name}.{key}"] = full.cpu()
+                owned[f"{name}.{key}"] = to_cpu(full)
     return owned
 
 

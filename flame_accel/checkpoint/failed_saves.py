@@ -11,13 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch.distributed.checkpoint.api import CheckpointException
-
 from flame_accel.config import UserError
 from flame_accel.io_errors import describe_if_io_error
 from flame_accel.observe import get_logger
+from flame_accel.parallel import HostGroup
 
 MAKE_ROOM = "make room there, or mend the disk, and repeat the command"
 
@@ -27,12 +24,12 @@ class FailedSaveError(UserError):
 
 
 def write_or_fail_on_all_ranks(
-    accelerator: Accelerator, write: Callable[[], object], *, checkpoint: Path
+    ranks: HostGroup, write: Callable[[], object], *, checkpoint: Path
 ) -> None:
     """Calls `write` on every rank, and raises on all of them if it fails on any. All must call it.
 
     Args:
-        accelerator: The run's accelerator.
+        ranks: All ranks; nobody else may use the group meanwhile.
         write: Writes this rank's part. It must not contain a collective that another rank, where
             it failed earlier, does not reach.
         checkpoint: What is being saved, for the error.
@@ -41,23 +38,20 @@ def write_or_fail_on_all_ranks(
         FailedSaveError: On every rank, after an I/O error on any. Another exception is raised as it
             is where it happened, and as a `UserError` that names it elsewhere.
     """
-    own: BaseException | None = None
+    own: Exception | None = None
     try:
         write()
-    # of torch.distributed.checkpoint, which is no Exception
-    except (Exception, CheckpointException) as error:
+    except Exception as error:
         own = error
-    outcomes = gather_object([_WriteFailure.of_error(accelerator.process_index, own)])
-    failures = [failure for failure in outcomes if failure is not None]
-    for failure in failures:
+    outcomes = ranks.gather_objects(_WriteFailure.of_error(own))
+    failures = [(rank, failure) for rank, failure in enumerate(outcomes) if failure is not None]
+    for rank, failure in failures:
         if failure.io_reason is None:
             if own is not None:
                 raise own
-            raise UserError(
-                f"rank {failure.rank} failed to save: {failure.error}", where=str(checkpoint)
-            )
-    for failure in failures:
-        on_rank = f" on rank {failure.rank}" if len(outcomes) > 1 else ""
+            raise UserError(f"rank {rank} failed to save: {failure.error}", where=str(checkpoint))
+    for rank, failure in failures:
+        on_rank = f" on rank {rank}" if len(outcomes) > 1 else ""
         raise FailedSaveError(
             f"could not be saved{on_rank}: {failure.io_reason}",
             where=str(checkpoint),
@@ -66,19 +60,15 @@ def write_or_fail_on_all_ranks(
 
 
 class _WriteFailure(NamedTuple):
-    """What went wrong where."""
+    """What went wrong on a rank."""
 
-    rank: int
     error: str
     io_reason: str | None
     """None if it is no I/O error."""
 
     @classmethod
-    def of_error(cls, rank: int, error: BaseException | None) -> "_WriteFailure | None":
-        """That of `error` on this rank, or where torch.distributed.checkpoint has it from."""
-        if isinstance(error, CheckpointException):
-            [rank, (error, _)] = next(iter(error.failures.items()))
-        return cls(rank, repr(error), describe_if_io_error(error)) if error is not None else None
+    def of_error(cls, error: Exception | None) -> "_WriteFailure | None":
+        return cls(repr(error), describe_if_io_error(error)) if error is not None else None
 
 
 class FailedSaves:

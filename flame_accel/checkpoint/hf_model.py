@@ -4,6 +4,7 @@ Used for the weights of every checkpoint and for the final export. The rest of a
 written in `contents`, the rest of an export in `hub/export`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,25 @@ and draw the rest. fla's class keeps the field and ignores it; the error shows i
 
 
 def gather_full_weights_to_main(
-    accelerator: Accelerator, model: nn.Module, dtype: torch.dtype
+    accelerator: Accelerator,
+    model: nn.Module,
+    dtype: torch.dtype,
+    *,
+    to_cpu: Callable[[Tensor], Tensor] = Tensor.cpu,
 ) -> dict[str, Tensor]:
     """All weights on the main process's CPU, floating-point ones in `dtype`; empty on other ranks.
 
-    Every rank must call it. Weights are gathered and cast one at a time; one that is on the CPU in
-    `dtype` already shares its memory with the model.
+    Every rank must call it. Weights are gathered and cast one at a time.
+
+    Args:
+        accelerator: The run's accelerator.
+        model: The model as Accelerate prepared it.
+        dtype: Of the floating-point weights that are returned.
+        to_cpu: Copies a tensor to the CPU, or begins to. With the default one that is there already
+            shares its memory with the model.
     """
     if is_deepspeed(accelerator):
-        return gather_zero_weights_to_main(accelerator, model, dtype)
+        return gather_zero_weights_to_main(accelerator, model, dtype, to_cpu=to_cpu)
     inner = unwrap_model(accelerator, model)
     # tied weights have several names; under FSDP each name would be gathered into its own memory
     first_names = {parameter: name for name, parameter in inner.named_parameters()}
@@ -65,7 +76,7 @@ def gather_full_weights_to_main(
         cast = sharded.to(dtype) if sharded.is_floating_point() else sharded
         full = cast.full_tensor() if isinstance(cast, DTensor) else cast
         if accelerator.is_main_process:
-            weights[name] = full.cpu()
+            weights[name] = to_cpu(full)
         # not while the next one is gathered
         del cast, full
     if accelerator.is_main_process:

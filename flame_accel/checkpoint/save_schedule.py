@@ -37,6 +37,13 @@ class SaveSchedule:
         self.clock = clock
         self.saved_at = clock()
 
+    def saves_before_last_step(self, completed_steps: int) -> bool:
+        """Whether a checkpoint may be due between the next step and the last one."""
+        config = self.config
+        if not config.enable_checkpoint or config.interval_type == "seconds":
+            return config.enable_checkpoint
+        return (completed_steps // config.interval + 1) * config.interval < self.total_steps
+
     def is_due_on_all_ranks(
         self, completed_steps: int, *, step_was_logged: bool, run_stops: bool = False
     ) -> bool:

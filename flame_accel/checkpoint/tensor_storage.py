@@ -1,10 +1,10 @@
-"""Loads the weights, and saves and loads the optimizer state, of a checkpoint in safetensors.
+"""Loads the weights and the optimizer state of a checkpoint in safetensors.
 
-Shards are read and written by torch.distributed.checkpoint's Hugging Face storage, so that a
-checkpoint loads into any engine and world size, and nothing is unpickled. Weights are written in
-`hf_model`, in the layout that `from_pretrained` reads; DeepSpeed's partitions are assembled and
-split in `deepspeed_zero`. Weights under other names than the model's are read in
-`weight_conversion`.
+Shards are read by torch.distributed.checkpoint's Hugging Face storage, so that a checkpoint loads
+into any engine and world size, and nothing is unpickled. Weights are written in `hf_model`, in the
+layout that `from_pretrained` reads, the optimizer's state in `optimizer_shards`; DeepSpeed's
+partitions are assembled and split in `deepspeed_zero`. Weights under other names than the model's
+are read in `weight_conversion`.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -15,11 +15,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flame_accel.checkpoint import deepspeed_zero as zero
@@ -223,20 +220,3 @@ def initialize_optimizer_state(optimizer: AcceleratedOptimizer) -> None:
     inner.zero_grad()
     for group, rate in zip(inner.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def save_optimizer_shards_of_rank(
-    accelerator: Accelerator, checkpoint: Path, model: nn.Module, optimizer: AcceleratedOptimizer
-) -> None:
-    """Writes the optimizer's state, each rank its own shards. Every rank must call it."""
-    if is_deepspeed(accelerator):
-        tensors = zero.gather_zero_optimizer_state_per_owner(accelerator, model)
-    else:
-        tensors = named_optimizer_state(unwrap_model(accelerator, model), optimizer)
-    state_dict_saver.save(
-        tensors,
-        storage_writer=HuggingFaceStorageWriter(
-            str(checkpoint / "optimizer"), save_distributed=True
-        ),
-        no_dist=accelerator.num_processes == 1,
-    )

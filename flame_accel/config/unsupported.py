@@ -30,9 +30,6 @@ _BY_PREFIX = {
         reason="printing the converted model is not supported",
         remedy="Remove the option; the log says what was converted.",
     ),
-    "checkpoint.async_mode": Unsupported(
-        reason="writing checkpoints in the background is not supported yet"
-    ),
     "evaluation.dataset": Unsupported(
         reason="validation on several datasets is not supported yet",
         remedy="Name one dataset.",

@@ -7,6 +7,7 @@ lives in `trainability` and `conformance`.
 from accelerate import Accelerator
 from transformers import PreTrainedConfig
 
+from flame_accel.checkpoint import check_async_mode
 from flame_accel.config import Config
 from flame_accel.diagnosis.conformance.packing_support import check_no_known_packing_issue
 from flame_accel.diagnosis.small_model_trial import check_keeps_documents_apart_unless_fla_model
@@ -43,6 +44,7 @@ def check_run_support_and_log_warnings(
         trust_remote_code=config.model.trust_remote_code,
     )
     check_optimizer_support(accelerator, config.optimizer)
+    check_async_mode(accelerator, config.checkpoint.async_mode)
     check_spike_guard_support(accelerator, config.training)
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:

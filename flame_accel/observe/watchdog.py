@@ -36,8 +36,8 @@ TIMES_SLOWEST = 3
 """Phases may take so many times as long as the slowest one so far."""
 CHECK_SECONDS = 5.0
 LISTED_RANKS = 8
-PHASES = ("data", "update", "record", "evaluation", "rewind", "save", "export")
-"""In the order of a step."""
+PHASES = ("data", "update", "record", "evaluation", "rewind", "write", "save", "export")
+"""In the order of a step; `write` waits for the thread that writes a checkpoint."""
 
 
 class _Position(NamedTuple):

@@ -3,6 +3,7 @@
 from flame_accel.parallel.accelerator import build_accelerator
 from flame_accel.parallel.collectives import (
     AnyRankAgrees,
+    HostGroup,
     all_gather_concatenated,
     all_reduce_sum_over_dp,
     end_training_and_destroy_groups,
@@ -30,6 +31,7 @@ from flame_accel.parallel.transform import apply_float8_tp_cast_compile_and_chec
 
 __all__ = [
     "AnyRankAgrees",
+    "HostGroup",
     "UpdateResult",
     "all_gather_concatenated",
     "all_reduce_sum_over_dp",

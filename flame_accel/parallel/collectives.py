@@ -4,6 +4,7 @@ Those inside a model, with gradients, are in `tensor/differentiable_collectives`
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,10 @@ from torch.distributed import ProcessGroup
 
 from flame_accel.config import UserError
 from flame_accel.parallel.ranks import tp_size
+from flame_accel.parallel.timeouts import (
+    EXTENDED_TIMEOUT_SECONDS,
+    groups_that_keep_their_timeout,
+)
 
 Result = TypeVar("Result")
 _ended_groups: list[ProcessGroup] = []
@@ -65,6 +70,32 @@ class AnyRankAgrees:
         answers = torch.tensor([answer], dtype=torch.uint8)
         torch.distributed.all_reduce(answers, torch.distributed.ReduceOp.MAX, self._group)
         return bool(answers.item())
+
+
+class HostGroup:
+    """All ranks, over their hosts, for a thread beside training; no device is used.
+
+    Collectives of two threads would be mixed up within one group. This one waits long: a rank may
+    be busy with files.
+
+    Args:
+        accelerator: The run's accelerator. Every rank must construct it at the same place.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._group: Any = None
+        if accelerator.num_processes > 1:
+            timeout = timedelta(seconds=EXTENDED_TIMEOUT_SECONDS)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timeout)
+            groups_that_keep_their_timeout.add(self._group)
+
+    def gather_objects(self, own: Result) -> list[Result]:
+        """What every rank gave, picklable, by rank, on every rank. Every rank must call it."""
+        if self._group is None:
+            return [own]
+        gathered: list[Any] = [None] * torch.distributed.get_world_size(self._group)
+        torch.distributed.all_gather_object(gathered, own, self._group)
+        return gathered
 
 
 def end_training_and_destroy_groups(accelerator: Accelerator) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from accelerate import Accelerator
-from torch.distributed import DistError, distributed_c10d
+from torch.distributed import DistError, ProcessGroup, distributed_c10d
 
 from flame_accel.config import CommConfig, UserError
 
@@ -19,6 +19,8 @@ TIMEOUT_MESSAGE = re.compile("timed? ?out", re.IGNORECASE)
 CONNECTION_LOST_MESSAGE = re.compile("connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 EXTENDED_TIMEOUT_SECONDS = 3600
 """Timeout while a rank is busy with files; large checkpoints take minutes on slow disks."""
+groups_that_keep_their_timeout: set[ProcessGroup] = set()
+"""Those of threads beside training, for which its phases mean nothing."""
 
 
 def enable_flight_recorder(comm: CommConfig, run_folder: str) -> None:
@@ -48,8 +50,8 @@ def wait_and_set_train_timeout(accelerator: Accelerator, comm: CommConfig) -> No
 
 
 def _set_timeout_of_all_groups(seconds: int) -> None:
-    """Sets the timeout of every process group of this process, those of meshes included."""
-    for group in list(distributed_c10d._world.pg_map):
+    """Sets the timeout of every process group that training uses, those of meshes included."""
+    for group in set(distributed_c10d._world.pg_map) - groups_that_keep_their_timeout:
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 

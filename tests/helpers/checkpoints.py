@@ -1,5 +1,6 @@
 """Reads checkpoints: which there are, and the weights and optimizer state in them."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,15 @@ from torch import Tensor
 def list_checkpoints(run_folder: Path) -> list[str]:
     """Names of all folders of checkpoints of a run, those set aside included."""
     return sorted(path.name for path in (run_folder / "checkpoint").iterdir())
+
+
+def digests_of_all_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ MUTANTS = (
     ),
     Mutant(
         "cursors of rank 0 only",
-        "checkpoint/contents.py",
+        "checkpoint/snapshot.py",
         "[stream for stream, _ in rank_states]",
         "[rank_states[0][0]]",
         ("tests/laws/test_resume.py", "tests/laws/test_distributed.py", "-m", "not slow"),

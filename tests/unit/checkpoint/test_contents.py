@@ -11,14 +11,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flame_accel.checkpoint import CheckpointFolder, TrainState, save_checkpoint
+from flame_accel.checkpoint import CheckpointFolder, TrainState
 from flame_accel.checkpoint.contents import load_checkpoint
 from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
+from flame_accel.checkpoint.snapshot import take_snapshot, write_snapshot
 from flame_accel.checkpoint.tensor_storage import initialize_optimizer_state
 from flame_accel.config import UserError
 from flame_accel.data.cursors import LaneCursor
 from flame_accel.data.loading.stream_state import build_rank_state
 from flame_accel.data.tokens.tokenizer import load_tokenizer
+from flame_accel.parallel import HostGroup
 from tests.helpers.checkpoints import equal_tensors, list_checkpoints, read_weights
 from tests.helpers.runs import WITHOUT_SAMPLE, read_losses, read_records
 
@@ -88,9 +90,8 @@ def test_every_rank_draws_the_numbers_again_that_it_drew_after_the_save(
         torch.manual_seed(seed)
 
     seed_generators(1)
-    checkpoint = save_checkpoint(
+    snapshot = take_snapshot(
         accelerator,
-        CheckpointFolder(tmp_path, keep_latest_k=0),
         TrainState(step=3),
         model=model,
         optimizer=optimizer,
@@ -100,6 +101,8 @@ def test_every_rank_draws_the_numbers_again_that_it_drew_after_the_save(
         ),
         meter_state={"sums": [], "max_loss": None},
     )
+    folder = CheckpointFolder(tmp_path, keep_latest_k=0)
+    checkpoint = write_snapshot(snapshot, folder, HostGroup(accelerator), is_main_process=True)
     numbers_of_rank_0 = draw_numbers()
     # what a second rank would have written
     seed_generators(2)

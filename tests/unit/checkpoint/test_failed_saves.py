@@ -49,10 +49,20 @@ def test_a_save_that_fails_is_logged_leaves_nothing_and_the_next_one_is_made(
 
 
 @pytest.mark.covers_option("checkpoint.max_failures")
+# in the background a failure is known at the next save
+@pytest.mark.parametrize(("mode", "ends_at"), [("disabled", 6), ("async", 8)])
 def test_so_many_failed_saves_in_a_row_end_the_run_and_it_continues_from_what_it_has(
-    train_here: Callable[[list[str]], None], flags: Callable[..., list[str]], tmp_path: Path
+    train_here: Callable[[list[str]], None],
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    mode: str,
+    ends_at: int,
 ):
-    run, argv = tmp_path / "run", flags(**SAVES_OFTEN, **{"checkpoint.max_failures": 2})
+    run = tmp_path / "run"
+    argv = flags(
+        **SAVES_OFTEN,
+        **{"checkpoint.max_failures": 2, "checkpoint.async_mode": mode, "training.steps": 10},
+    )
     with (
         faulty_files(
             run,
@@ -63,9 +73,18 @@ def test_so_many_failed_saves_in_a_row_end_the_run_and_it_continues_from_what_it
     ):
         train_here(argv)
     assert failure.value.exit_code == 1 and "continues from its newest" in str(failure.value)
-    assert list_checkpoints(run) == ["step-2"] and read_records(run)[-1]["step"] == 6
+    assert list_checkpoints(run) == ["step-2"] and read_records(run)[-1]["step"] == ends_at
     train_here(argv)
-    assert list_checkpoints(run) == ["step-6", "step-8"]
+    assert list_checkpoints(run) == ["step-10", "step-8"]
+
+
+def test_the_last_save_is_tried_however_many_have_failed(
+    train_here: Callable[[list[str]], None], flags: Callable[..., list[str]], tmp_path: Path
+):
+    run, argv = tmp_path / "run", flags(**SAVES_OFTEN, **{"checkpoint.max_failures": 1})
+    with faulty_files(run, lambda _, call: "checkpoint/step-6" in call, error=errno.EIO) as faults:
+        train_here(argv)
+    assert faults.failed and list_checkpoints(run) == ["step-4", "step-8"]
 
 
 def test_a_run_whose_last_save_fails_exports_and_ends_with_an_error(
@@ -129,12 +148,12 @@ def test_a_bug_in_a_save_is_no_full_disk(
     flags: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from flame_accel.checkpoint import contents
+    from flame_accel.checkpoint import snapshot
 
     def broken(*_: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(contents, "save_optimizer_shards_of_rank", broken)
+    monkeypatch.setattr(snapshot, "write_optimizer_shard", broken)
     with pytest.raises(KeyError, match="a bug"):
         train_here(flags(**SAVES_OFTEN))
 
@@ -153,7 +172,7 @@ def test_a_save_that_does_not_fit_is_not_begun(
         needed.append(needed_bytes)
         check_free_space(folder, needed_bytes if len(needed) > 1 else 1 << 70)
 
-    monkeypatch.setattr("flame_accel.checkpoint.contents.check_free_space", has_no_room)
+    monkeypatch.setattr("flame_accel.checkpoint.snapshot.check_free_space", has_no_room)
     assert failed_saves.check_free_space is check_free_space
     train_here(flags(**SAVES_OFTEN))
     run = tmp_path / "run"

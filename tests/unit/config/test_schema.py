@@ -172,7 +172,7 @@ DEFAULTS = {
         "keep_latest_k": 3,
         "max_failures": 3,
         "load_step": -1,
-        "async_mode": "disabled",
+        "async_mode": "auto",
         "initial_load_path": None,
         "initial_load_model_weights_only": True,
         "accept_differences": (),

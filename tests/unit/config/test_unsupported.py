@@ -28,7 +28,6 @@ def test_the_table_of_refusals_names_only_options() -> None:
 
 
 @pytest.mark.covers_option(
-    "checkpoint.async_mode",
     "experimental.context_parallel_degree",
     "experimental.pipeline_parallel_degree",
     "experimental.enable_async_tensor_parallel",
@@ -37,7 +36,6 @@ def test_the_table_of_refusals_names_only_options() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("checkpoint.async_mode", "async", "not supported yet"),
         ("experimental.context_parallel_degree", 2, "silently wrong for linear attention"),
         ("experimental.pipeline_parallel_degree", 2, "pipeline parallelism"),
         ("experimental.enable_async_tensor_parallel", True, "tensor parallelism"),
