@@ -109,7 +109,7 @@ class CheckpointSaver:
     def choose_thread_and_log(self) -> None:
         """Decides who writes the checkpoints before the last one, and allocates what it takes.
 
-        Called when the optimizer has its state; once it has decided it does nothing. Every rank must
+        Called when the optimizer has its state; only the first call does anything. Every rank must
         call it.
         """
         if self.description:
