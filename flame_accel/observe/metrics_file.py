@@ -105,9 +105,10 @@ def _read_lines(path: Path) -> list[_Line]:
 
 
 def _parse_record(line: bytes) -> dict[str, float] | None:
-    """The record of a whole line; None if the line is torn or is no record."""
-    if not line.endswith((b"}\n", b"}\r\n")):
-        return None
+    """The record of a whole line; None if the line is torn or is no record.
+
+    An object without its last brace is none: the end of a line tells nothing more.
+    """
     try:
         stored = parse_json_text(line)
         if not isinstance(stored, dict) or type(stored.get("step")) is not int:
@@ -142,7 +143,7 @@ def delete_records_after(path: Path, step: int) -> None:
         return
     lines = _read_lines(path)
     kept = [line for line in lines if line.record is not None and line.record["step"] <= step]
-    torn = bool(lines) and not lines[-1].text.endswith(b"\n")
+    torn = bool(lines) and lines[-1].record is None and not lines[-1].text.endswith(b"\n")
     damaged = [line.number for line in lines[: -1 if torn else None] if line.record is None]
     if damaged:
         get_logger().warning(
@@ -152,4 +153,4 @@ def delete_records_after(path: Path, step: int) -> None:
         move_aside(path)
     elif torn:
         get_logger().info("%s: the last line is incomplete and is passed over", path)
-    write_bytes_atomically(path, b"".join(line.text for line in kept))
+    write_bytes_atomically(path, b"".join(line.text.rstrip() + b"\n" for line in kept))

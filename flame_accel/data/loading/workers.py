@@ -125,8 +125,13 @@ def start_packing_workers(
         # torch draws a seed for its workers: keep it off the generator that the model uses
         generator=torch.Generator(),
     )
-    with _disable_tokenizer_threads():
-        steps = iter(loader)
+    try:
+        with _disable_tokenizer_threads():
+            steps = iter(loader)
+    except BaseException:
+        # those that had started are terminated at exit
+        exits_on_sigterm.value = 1
+        raise
     # once nothing uses the workers any more, or before multiprocessing terminates them at exit
     Finalize(steps, setattr, (exits_on_sigterm, "value", 1), exitpriority=0)
     return steps

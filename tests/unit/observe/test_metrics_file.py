@@ -70,6 +70,16 @@ def test_records_after_the_checkpoint_are_dropped_and_so_is_a_torn_line(tmp_path
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@pytest.mark.parametrize("end", [b"", b"\r", b"\r\n"])
+def test_an_editor_may_have_changed_the_ends_of_lines(tmp_path: Path, end: bytes):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}' + (end or b"\n") + b'{"step": 2}' + end)
+    assert read_records(path) == [{"step": 1}, {"step": 2}]
+    delete_records_after(path, 2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_records_are_valid_json_whatever_the_loss_is():
     values = non_finite_to_strings(
         {"step": 1, "train/loss": math.nan, "optimizer/grad_norm": math.inf}

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -73,6 +74,25 @@ def test_workers_end_with_a_process_that_never_let_go_of_them() -> None:
         next(steps)
         # as a traceback does with the loop's frame
         KEPT.append(steps)
+
+    process = multiprocessing.get_context("fork").Process(target=fail)
+    process.start()
+    process.join(timeout=30)
+    assert process.exitcode == 0
+
+
+def test_workers_end_with_a_process_that_could_not_start_them_all() -> None:
+    def fail() -> None:
+        start = threading.Thread.start
+
+        def fail_to_start(thread: threading.Thread) -> None:
+            if thread.name == "QueueFeederThread":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        threading.Thread.start = fail_to_start
+        with pytest.raises(RuntimeError, match="can't start"):
+            next(iter(build(FIXED, num_workers=2)))
 
     process = multiprocessing.get_context("fork").Process(target=fail)
     process.start()
