@@ -8,7 +8,8 @@ slows down slows all of them. Variants:
   its batches are on the device before the clock starts;
 * trainer: `transformers.Trainer` with the same precision, optimizer and clipping;
 * bf16_residual: the plain loop with the output of the embedding cast to bf16;
-* ours_fla_kernels, ours_graphs: ours without our fused kernels, and with passes as CUDA graphs.
+* ours_fla_kernels, ours_no_packages: ours without our fused kernels, without those of packages;
+* ours_flash_qla, ours_graphs: ours with FlashQLA, and with passes as CUDA graphs.
 
     python benchmarks/train_tokenizer.py TOKENIZER
     python benchmarks/throughput.py --tokenizer TOKENIZER --models gla transformer --sizes 340M \
@@ -26,15 +27,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = ("ours", "plain", "trainer", "bf16_residual", "ours_fla_kernels", "ours_graphs")
+VARIANTS = (
+    "ours",
+    "plain",
+    "trainer",
+    "bf16_residual",
+    "ours_fla_kernels",
+    "ours_no_packages",
+    "ours_flash_qla",
+    "ours_graphs",
+)
 PACKAGES = ("torch", "triton", "flash-linear-attention", "transformers", "accelerate")
+OPTIONAL_PACKAGES = ("flash-attn-4", "flash-qla", "tilelang")
 
 
 class Shape(NamedTuple):
@@ -154,6 +166,9 @@ def measure_case(arguments: argparse.Namespace) -> None:
     result |= summarize_turns(turns, SHAPES[shape].tokens)
     result["date"] = date.today().isoformat()
     result["versions"] = {name: version(name) for name in PACKAGES}
+    for name in OPTIONAL_PACKAGES:
+        with suppress(PackageNotFoundError):
+            result["versions"][name] = version(name)
     result["versions"]["python"] = platform.python_version()
     arguments.output.write_text(json.dumps(result))
 

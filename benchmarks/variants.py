@@ -24,6 +24,7 @@ from flame_accel.config import parse
 from flame_accel.data import build_step_batches
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
+from flame_accel.kernels.packages import package_kernels_disabled
 from flame_accel.models import load_model_config
 from flame_accel.stop_signals import StopSignals
 
@@ -31,7 +32,9 @@ LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_NORM = 3e-4, (0.9, 0.95), 0.1, 1.0
 """The defaults of this project; every variant has them."""
 OUR_OPTIONS: dict[str, dict[str, object]] = {
     "ours": {"training.cuda_graphs": "never"},
+    "ours_flash_qla": {"training.cuda_graphs": "never", "model.flash_qla": True},
     "ours_fla_kernels": {"training.cuda_graphs": "never", "model.fused_kernels": False},
+    "ours_no_packages": {"training.cuda_graphs": "never", "model.flash_attn_4": False},
     "ours_graphs": {"training.cuda_graphs": "always"},
 }
 """Variants of our loop, and their options."""
@@ -145,7 +148,11 @@ class OursVariant(Variant):
         config = replace(self.config, training=replace(self.config.training, steps=last_step))
         # what another variant has installed does not go away
         fused = self.config.model.fused_kernels
-        with nullcontext() if fused else fused_kernels_disabled():
+        packages = self.config.model.flash_attn_4 or self.config.model.flash_qla
+        with (
+            nullcontext() if fused else fused_kernels_disabled(),
+            nullcontext() if packages else package_kernels_disabled(),
+        ):
             train.train(
                 config, self.accelerator, self.components, self.loop, profiler, StopSignals()
             )
@@ -178,7 +185,7 @@ class PlainVariant(Variant):
 
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Forward, backward, clip, update."""
-        with fused_kernels_disabled():
+        with fused_kernels_disabled(), package_kernels_disabled():
             self._run_steps(steps, after_step)
 
     def _run_steps(self, steps: int, after_step: Callable[[], None]) -> None:

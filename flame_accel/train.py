@@ -122,6 +122,7 @@ def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> Ker
         log.info("%s", to_toml(config))
     log.info("devices: %s", parallel.describe_topology(accelerator))
     active_kernels = kernels.install_configured_kernels(config.model, run_folder)
+    observe.log_changed_kernel_packages(accelerator, run_folder)
     models.register_models(config.model.custom)
     seed_process_and_set_determinism(config.training)
     return active_kernels

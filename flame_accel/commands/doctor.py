@@ -170,9 +170,23 @@ def describe_machine(machine: "Machine") -> Iterator[ReportLine]:
     yield ReportLine("kernels", KERNELS[machine.kernels])
     package = "the flash-attn package" if "flash-attn" in present else "torch's own functions"
     yield ReportLine("attention", package)
+    yield from describe_kernel_packages(machine)
     for folder in machine.folders:
         text = f"{folder.free_bytes / GIB:,.1f} GiB free for {folder.purpose}, {folder.path}"
         yield ReportLine("disk", text)
+
+
+def describe_kernel_packages(machine: "Machine") -> Iterator[ReportLine]:
+    """Installed packages whose kernels may serve a run, one line each."""
+    from flame_accel.kernels.packages import HOPPER, KERNEL_PACKAGES
+
+    hopper = any(device.capability == HOPPER for device in machine.devices)
+    for package in KERNEL_PACKAGES:
+        if machine.versions.get(package.distribution):
+            used = (
+                "used" if hopper and machine.kernels == "triton" else "is for Hopper GPUs, not used"
+            )
+            yield ReportLine("kernels", f"{package.distribution} {used} for {package.serves}")
 
 
 def format_problem(problem: "DetectedProblem") -> ReportLine:

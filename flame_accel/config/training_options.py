@@ -37,6 +37,14 @@ class ModelConfig:
     """Use this project's Triton kernels for RMS norms, SwiGLU, the layers of Mamba2 and RWKV-7, the
     gradient of the embedding and the loss (without holding the logits of all tokens) instead of
     fla's and PyTorch's. Without effect where fla runs on PyTorch."""
+    flash_attn_4: bool = True
+    """Compute softmax attention with the package flash-attn-4 where it is installed, the GPU is a
+    Hopper, and heads have 64 or 128 channels. The log line "kernels" says whether it serves.
+    Without effect where fla runs on PyTorch."""
+    flash_qla: bool = False
+    """Compute the gated delta rule of training with the package FlashQLA where it is installed, the
+    GPU is a Hopper, keys have 128 channels and values a multiple of it. Off, since its results in a
+    run were not compared on a GPU yet. Without effect where fla runs on PyTorch."""
     recompute_operators: Literal["auto", "always", "never"] = "auto"
     """Compute again in the backward pass what the operators of KDA and RWKV-7 have computed in the
     forward pass. never keeps it, which is faster, has the same bits and takes more memory (340M:

@@ -34,6 +34,8 @@ PACKAGES = (
     "accelerate",
     "datasets",
     "flash-attn",
+    "flash-attn-4",
+    "flash-qla",
     "mamba-ssm",
     "causal-conv1d",
     "tilelang",

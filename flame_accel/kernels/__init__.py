@@ -14,6 +14,7 @@ from flame_accel.kernels.fused.replace import (
 )
 from flame_accel.kernels.install import install, triton_has_device, uninstall
 from flame_accel.kernels.operator_recompute import choose_operator_recompute
+from flame_accel.kernels.packages import active_kernel_packages
 from flame_accel.kernels.tuning import (
     apply_tune_kernels_option,
     disable_tuning_then_forget_choices_made,
@@ -21,6 +22,7 @@ from flame_accel.kernels.tuning import (
 )
 
 __all__ = [
+    "active_kernel_packages",
     "apply_tune_kernels_option",
     "choose_operator_recompute",
     "disable_tuning_then_forget_choices_made",

@@ -116,15 +116,37 @@ def wrap_prepare_chunk_indices(original: Callable[..., Tensor]) -> Callable[...,
         known = find_known_boundaries(cu_seqlens)
         if known is None:
             return original(cu_seqlens, chunk_size, cu_seqlens_cpu=cu_seqlens_cpu)
-        key = ("chunk_indices", chunk_size)
-        if key not in known.computed:
-            counts = (cu_seqlens.diff() + (chunk_size - 1)).div(chunk_size, rounding_mode="floor")
-            padded = isinstance(known, PaddedBoundaries)
-            number = _segment_and_number_per_padded_item if padded else _segment_and_number_per_item
-            known.computed[key] = number(counts, known.count_chunks(chunk_size))
-        return known.computed[key]
+        return document_and_number_of_chunks(known, cu_seqlens, chunk_size)
 
     return prepare_chunk_indices
+
+
+def document_and_number_of_chunks(
+    known: KnownBoundaries | PaddedBoundaries, cu_seqlens: Tensor, chunk_size: int
+) -> Tensor:
+    """Document, and number within it, of each chunk [chunks, 2]; computed once for all layers."""
+    key = ("chunk_indices", chunk_size)
+    if key not in known.computed:
+        counts = _count_chunks_of_documents(cu_seqlens, chunk_size)
+        padded = isinstance(known, PaddedBoundaries)
+        number = _segment_and_number_per_padded_item if padded else _segment_and_number_per_item
+        known.computed[key] = number(counts, known.count_chunks(chunk_size))
+    return known.computed[key]
+
+
+def first_chunks_of_documents(
+    known: KnownBoundaries | PaddedBoundaries, cu_seqlens: Tensor, chunk_size: int
+) -> Tensor:
+    """Number of chunks before each document, and of all [N + 1]; computed once for all layers."""
+    key = ("first_chunks", chunk_size)
+    if key not in known.computed:
+        ends = _count_chunks_of_documents(cu_seqlens, chunk_size).cumsum(0)
+        known.computed[key] = F.pad(ends, (1, 0)).to(cu_seqlens.dtype)
+    return known.computed[key]
+
+
+def _count_chunks_of_documents(cu_seqlens: Tensor, chunk_size: int) -> Tensor:
+    return (cu_seqlens.diff() + (chunk_size - 1)).div(chunk_size, rounding_mode="floor")
 
 
 def wrap_prepare_position_ids(original: Callable[..., Tensor]) -> Callable[..., Tensor]:

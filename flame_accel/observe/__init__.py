@@ -16,6 +16,7 @@ from flame_accel.observe.run_folder import (
     check_run_folder_and_log_changes,
     describe_environment,
     device_name,
+    log_changed_kernel_packages,
     write_run_description_and_open_log,
 )
 from flame_accel.observe.skipped_updates import SkippedUpdates
@@ -34,6 +35,7 @@ __all__ = [
     "enabled_tracker_names",
     "get_logger",
     "keep_earlier_records",
+    "log_changed_kernel_packages",
     "log_if_already_finished",
     "profile_steps",
     "record_how_block_ends",

@@ -20,6 +20,7 @@ from flame_accel import __version__
 from flame_accel.config import CheckpointConfig, Config, UserError, to_toml
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.files import write_json_atomically, write_text_atomically
+from flame_accel.kernels import active_kernel_packages
 from flame_accel.observe.console import (
     add_log_file_with_earlier_lines,
     get_logger,
@@ -32,6 +33,7 @@ from flame_accel.observe.starts import (
     ENVIRONMENT_FILE,
     OptionValue,
     flat_options,
+    list_changed_kernel_packages,
     list_kept_starts_and_this_one,
     move_damaged_records_aside,
     read_options_of_last_start,
@@ -48,6 +50,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "numpy",
+    "tilelang",
 )
 SAME_IN_A_RUN = (
     "model.config",
@@ -56,7 +59,16 @@ SAME_IN_A_RUN = (
     "training.dataset_name",
 )
 """Options that make a run; another one belongs into another folder."""
-DESCRIBE_START = ("packages", "git", "processes", "engine", "mixed_precision", "device", "cuda")
+DESCRIBE_START = (
+    "packages",
+    "kernel_packages",
+    "git",
+    "processes",
+    "engine",
+    "mixed_precision",
+    "device",
+    "cuda",
+)
 """Entries of `describe_environment` that may differ from one start of a run to the next."""
 
 
@@ -74,6 +86,16 @@ def check_run_folder_and_log_changes(
         accelerator, lambda: check_run_folder_and_list_changes(run_folder, config)
     ):
         get_logger().info("changed since the last start: %s", change)
+
+
+def log_changed_kernel_packages(accelerator: Accelerator, run_folder: Path) -> None:
+    """Warns of kernels that are another package's, or version's, than at the last start.
+
+    The main process reads and logs. Numbers may then differ in their last bits.
+    """
+    if accelerator.is_main_process:
+        for change in list_changed_kernel_packages(run_folder, active_kernel_packages()):
+            get_logger().warning("changed since the last start: kernels: %s", change)
 
 
 def check_run_folder_and_list_changes(run_folder: Path, config: Config) -> list[str]:
@@ -215,6 +237,7 @@ def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {"flame_accel": __version__} | package_versions(),
+        "kernel_packages": active_kernel_packages(),
         "git": git_commit_and_dirty(),
         "processes": accelerator.num_processes,
         "engine": accelerator.distributed_type.value,

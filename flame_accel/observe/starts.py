@@ -85,6 +85,25 @@ def read_options_of_last_start(run_folder: Path) -> dict[str, OptionValue]:
         return {}
 
 
+def list_changed_kernel_packages(run_folder: Path, now: Mapping[str, str]) -> list[str]:
+    """`package: old version -> new version` for each whose kernels served otherwise at last.
+
+    Args:
+        run_folder: With the starts before, if there were any.
+        now: Packages whose kernels serve -> their versions.
+    """
+    starts = read_kept_starts(run_folder)
+    if not starts:
+        return []
+    before = starts[-1].get("kernel_packages")
+    before = before if isinstance(before, dict) else {}
+    return [
+        f"{name}: {before.get(name, 'none')} -> {now.get(name, 'none')}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
 def move_damaged_records_aside(run_folder: Path, *more_json_files: str) -> None:
     """Keeps the damaged ones of the files that a start is about to replace, under other names."""
     for name in (ENVIRONMENT_FILE, *more_json_files):

@@ -23,6 +23,8 @@ VERSIONS: dict[str, str | None] = {
     "accelerate": "1.15.0",
     "datasets": "5.2.0",
     "flash-attn": None,
+    "flash-attn-4": None,
+    "flash-qla": None,
     "mamba-ssm": None,
     "causal-conv1d": None,
     "tilelang": None,

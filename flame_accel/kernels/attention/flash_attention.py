@@ -1,7 +1,9 @@
 """The two functions that fla's softmax layers import from the flash-attn package.
 
-On GPUs with flash kernels packed rows and windows go to PyTorch's own flash attention
-(`torch.nn.attention.varlen`); all else goes to `softmax_attention`, where PyTorch picks a kernel.
+The attention of training goes to flash-attn-4 where it is installed and serves
+(`packages.flash_attn_4`). On GPUs with flash kernels packed rows and windows go to PyTorch's own
+flash attention (`torch.nn.attention.varlen`); all else goes to `softmax_attention`, where PyTorch
+picks a kernel.
 """
 
 import inspect
@@ -17,6 +19,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.per_document import map_rows_or_packed_documents
 from flame_accel.kernels.attention.softmax_attention import softmax_attention
 from flame_accel.kernels.boundaries_on_host import longest_document_remembering_boundaries
+from flame_accel.kernels.packages import flash_attn_4
 from flame_accel.kernels.recurrence.sequences import split_sequences
 
 # torch 2.12 wants to be told of shared heads, torch 2.11 finds out
@@ -55,6 +58,10 @@ def flash_attn_func(
     q, k, v = _cast_to_autocast_dtype(q, k, v)
     left_window, right_window = window_size[0], 0 if causal else window_size[1]
     num_queries, num_keys = q.shape[1], k.shape[1]
+    if flash_attn_4.serves_call(
+        q, k, v, longest=num_queries, left_window=left_window, right_window=right_window
+    ):
+        return flash_attn_4.attend_rows(q, k, v, scale=softmax_scale, window=left_window)
     # rows that a kernel of `scaled_dot_product_attention` takes without a mask are left to it
     masked = 0 <= left_window < num_keys - 1 or (
         num_queries > 1 and right_window == 0 and num_queries < num_keys
@@ -91,10 +98,17 @@ def flash_attn_varlen_func(
     q, k, v = _cast_to_autocast_dtype(q, k, v)
     left_window, right_window = window_size[0], 0 if causal else window_size[1]
     if _supports_flash_kernel(q):
+        longest = longest_document_remembering_boundaries(cu_seqlens_q)
+        if cu_seqlens_q is cu_seqlens_k and flash_attn_4.serves_call(
+            q, k, v, longest=longest, left_window=left_window, right_window=right_window
+        ):
+            return flash_attn_4.attend_documents(
+                q, k, v, cu_seqlens_q.int(),
+                longest=longest, scale=softmax_scale, window=left_window,
+            )  # fmt: skip
         return _varlen_attention_of_any_head_dim(
             q, k, v, cu_seqlens_q.int(), cu_seqlens_k.int(),
-            longest_document_remembering_boundaries(cu_seqlens_q),
-            longest_document_remembering_boundaries(cu_seqlens_k),
+            longest, longest_document_remembering_boundaries(cu_seqlens_k),
             softmax_scale, (left_window, right_window),
         )  # fmt: skip
 
