@@ -13,7 +13,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ PROVEN_CHANNELS = (64, 128)
 """Channels of a head for which `tests/gpu/test_flash_attn_4.py` compares results."""
 SHORTEST = 512
 """Tokens of the longest document, or of rows: shorter ones have kernels of their own."""
+
+
+Attention = TypeVar("Attention", bound=Callable[..., Tensor])
 
 
 class PackageFunctions(NamedTuple):
@@ -104,7 +107,12 @@ def _is_half_on_gpu(q: Tensor) -> bool:
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
 
 
-@torch.compiler.disable
+def _kept_out_of_compiled_graphs(function: Attention) -> Attention:
+    """As fla keeps its own operators: `torch.compile` would look into the package's compiler."""
+    return cast(Attention, torch.compiler.disable(function))
+
+
+@_kept_out_of_compiled_graphs
 def attend_rows(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int) -> Tensor:
     """Causal attention of `q` [B, T, H, D] to `k`, `v` [B, T, G, D].
 
@@ -119,7 +127,7 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window:
     return outputs
 
 
-@torch.compiler.disable
+@_kept_out_of_compiled_graphs
 def attend_documents(
     q: Tensor,
     k: Tensor,
