@@ -1,11 +1,8 @@
 """The story of a run: what it leaves behind, and options that act in the loop itself."""
 
 import contextlib
-import functools
-import gc
 import importlib.metadata
 import json
-from types import SimpleNamespace
 
 import pytest
 
@@ -68,23 +65,6 @@ def test_print_args_shows_all_options(train_here, flags, tmp_path, asked):
     train_here(flags(**SHORT_RUN, **{"job.print_args": asked}))
     assert ("[optimizer]" in read_log(tmp_path / "run")) == asked
     assert ("beta2 = 0.95" in read_log(tmp_path / "run")) == asked
-
-
-@pytest.mark.covers_option("training.gc_freq")
-@pytest.mark.parametrize(("frequency", "collections"), [(3, 2), (0, 0)])
-def test_gc_freq_collects_at_its_steps_and_0_leaves_it_to_python(
-    train_here, flags, monkeypatch, frequency, collections
-):
-    from flame_accel.training import garbage_collection
-
-    called: list[str] = []
-    names = ("disable", "collect", "freeze", "unfreeze")
-    spy = SimpleNamespace(**{name: functools.partial(called.append, name) for name in names})
-    monkeypatch.setattr(garbage_collection, "gc", spy)
-    train_here(flags(**SHORT_RUN | {"training.gc_freq": frequency, "training.steps": 6}))
-    before = ["disable", "collect", "freeze"] if frequency else []
-    assert called == before + ["collect"] * collections + ["unfreeze"] * bool(frequency)
-    assert gc.isenabled()
 
 
 def test_others_wait_for_long_while_a_start_hashes_downloads_and_copies(

@@ -23,7 +23,6 @@ from flame_accel.kernels.replacements import (
     REPLACEMENTS_WITHOUT_FLASH_ATTN,
 )
 from flame_accel.kernels.tuning.warps import MISCOMPILED
-from tests.helpers.runs import SHORT_RUN, read_log
 
 BOUNDARIES = torch.tensor([0, 1, 30, 75, 100])
 
@@ -267,15 +266,6 @@ def test_other_models_of_the_family_learn(config, options):
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.covers_option("model.kernels")
-def test_a_run_uses_the_named_kernels(train_here, flags, tmp_path):
-    train_here(flags(**SHORT_RUN, **{"model.kernels": "torch"}))
-    assert "kernels: torch" in read_log(tmp_path / "run")
-    # without a device for them, Triton's are refused rather than replaced
-    with pytest.raises(UserError, match="Triton has no device"):
-        train_here(flags(**SHORT_RUN, **{"model.kernels": "triton"}))
 
 
 class HeapStatistics(ctypes.Structure):

@@ -1,4 +1,4 @@
-"""The convolution's backward pass as Triton compiles it: all gradients, run from its TTIR."""
+"""The convolution's backward pass, interpreted and as Triton compiles it: all gradients."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from flame_accel.kernels.fused import causal_conv
 from flame_accel.kernels.fused.token_mix import mark_document_starts_as_int8
+from tests.helpers.fused_kernels import DEVICE, each_dtype
+from tests.helpers.fused_kernels import TOLERANCE as KERNEL_TOLERANCE
+from tests.helpers.fused_kernels import draw as draw_on_device
 from tests.helpers.ttir import compile_to_ttir, launch_on_numpy
 
 WIDTH, MARGIN = 72, 8
@@ -79,3 +82,36 @@ def test_compiled_gradients_are_those_of_the_convolution(dtype, boundaries):
         error = ((value - wanted.grad).norm() / wanted.grad.norm()).item()
         assert error < TOLERANCE[dtype], name
     assert dx[..., :MARGIN].isnan().all() and dx[..., -MARGIN:].isnan().all()
+
+
+@each_dtype
+@pytest.mark.parametrize("boundaries", [[0, 66, 67, 68, 70, 300, 301], None])
+def test_convolution_gradients_stay_in_their_document(fused, dtype, boundaries):
+    module, mixing = fused("causal_conv"), fused("token_mix")
+    rows, length, width = (1, boundaries[-1], 40) if boundaries else (3, 130, 40)
+    projected, dprojected = (
+        draw_on_device(rows, length, width + 16, dtype=dtype, seed=0).detach() for _ in range(2)
+    )
+    x, dx = projected[..., 8:-8], dprojected[..., 8:-8]
+    weight, bias = (
+        draw_on_device(width, 4, dtype=dtype, seed=1),
+        draw_on_device(width, dtype=dtype, seed=2),
+    )
+    dy = draw_on_device(rows, length, width, dtype=dtype, seed=3).detach()
+    cu_seqlens = None if boundaries is None else torch.tensor(boundaries, device=DEVICE)
+    starts = mixing.mark_document_starts_as_int8(projected, cu_seqlens)
+    inputs = module.Convolution(x, weight.detach(), bias.detach())
+    found = module.convolution_gradients(inputs, starts, dy, dx)
+
+    wide = [v.detach().float().requires_grad_() for v in (x, weight, bias)]
+    documents = starts.cumsum(0).view(rows, length)
+    z = wide[2].expand(rows, length, width)
+    for lag in range(4):
+        before = F.pad(wide[0], (0, 0, lag, 0))[:, :length]
+        same = F.pad(documents, (lag, 0), value=-1)[:, :length] == documents
+        z = z + before * same[..., None] * wide[1][:, 3 - lag]
+    F.silu(z).backward(dy.float())
+    for value, expected in zip((dx, found.weight, found.bias), wide, strict=True):
+        assert expected.grad is not None
+        error = ((value.float() - expected.grad).norm() / expected.grad.norm()).item()
+        assert error < KERNEL_TOLERANCE[dtype]
