@@ -38,6 +38,11 @@ ENGINE_PINS = Path(__file__).parents[2] / "requirements-engines.txt"
 """Tested versions of DeepSpeed and torchao; only a checkout has the file."""
 DEFAULT_PORT = "29500"
 """Port of machine 0 on which the others find it, if MASTER_PORT is not given."""
+RANK_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+)
+"""Given to the processes of a run by its launcher; here they are left over from another one."""
 # threads that wait by spinning for long starve on a shared core (a tenth of the speed was measured)
 SHORT_SPIN = "1000"
 
@@ -67,6 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
         num_cores=count_cores_in_affinity_mask(),
     )
     os.environ.update(plan.environment)
+    for name in RANK_VARIABLES:
+        os.environ.pop(name, None)
     raise SystemExit(run_accelerate_launch_in_this_process(plan, options))
 
 
@@ -112,6 +119,7 @@ def resolve_accelerate_launch(
     local_processes = _read_positive_integer(environment, "NGPU", default=max(num_gpus, 1))
     machines = _read_positive_integer(environment, "NNODE", default=1)
     processes = local_processes * machines
+    _check_not_one_of_several_processes(environment, machines)
     config = _resolve_launch_preset_or_file(
         environment.get("ACCELERATE_CONFIG"), processes, num_gpus
     )
@@ -178,6 +186,18 @@ def _read_positive_integer(environment: Mapping[str, str], variable: str, *, def
             remedy=f"give a number, such as {variable}=2, or unset it",
         )
     return int(text)
+
+
+def _check_not_one_of_several_processes(environment: Mapping[str, str], machines: int) -> None:
+    """Each of several processes that are started as ranks would train the whole run by itself."""
+    world_size = environment.get("WORLD_SIZE") or "1"
+    if machines == 1 and world_size != "1":
+        raise UsageError(
+            f"says that this is one of {world_size} processes, but NNODE is not set",
+            where=f"WORLD_SIZE = {world_size}",
+            remedy="this command starts the processes of a machine itself: unset WORLD_SIZE, or "
+            "give NNODE and NODE_RANK on every machine",
+        )
 
 
 def _read_node_rank_or_zero_if_unset(environment: Mapping[str, str], machines: int) -> int:

@@ -1,5 +1,6 @@
 """`flame-accel train` launches what the environment says, and refuses what cannot be launched."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_variables_that_the_user_has_set_are_kept():
         ({"NNODE": "0"}, ["NNODE", '"0"', "positive"]),
         ({"NODE_RANK": "x"}, ["NODE_RANK", '"x"', "one of 1 machines"]),
         ({"NNODE": "2", "NODE_RANK": "2", "MASTER_ADDR": "a"}, ["NODE_RANK", "from 0 to 1"]),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, ["one of 2 processes", "unset WORLD_SIZE", "NNODE"]),
         ({"MASTER_PORT": "abc"}, ["MASTER_PORT", '"abc"', "not a port"]),
         ({"MASTER_PORT": "99999"}, ["MASTER_PORT", "65535"]),
         ({"ACCELERATE_CONFIG": "{tmp}/list.yaml"}, ["list.yaml", "not a mapping"]),
@@ -217,12 +219,14 @@ def test_options_reach_the_launched_script_as_they_were_given(monkeypatch):
         return 3
 
     monkeypatch.setattr(train, "run_accelerate_launch_in_this_process", record_launch)
-    monkeypatch.setattr("os.environ", dict(launch_environment()))
+    left_over = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    monkeypatch.setattr("os.environ", launch_environment(**left_over))
     options = ["--training.steps", "40", "--job.description", "two words", "--training.varlen=true"]
     with pytest.raises(SystemExit) as end:
         main(["train", *options])
     assert end.value.code == 3
     assert launched[0][1] == ["--job.config_file", "quickstart", *options]
+    assert not left_over.keys() & os.environ.keys()
 
 
 def test_wrong_options_end_with_code_2_before_torch_is_imported():
