@@ -62,7 +62,7 @@ class Snapshot(NamedTuple):
     training_state: TrainingState | None
     """None in a checkpoint with only weights."""
     run_facts: Mapping[str, object]
-    """What the manifest says besides the files."""
+    """What the manifest says besides the files and versions."""
     needed_bytes: int
     """Of the tensors of all ranks."""
 
@@ -116,7 +116,6 @@ def take_snapshot(
             "step": state.step,
             "tokens": state.tokens,
             "processes": accelerator.num_processes,
-            "versions": package_versions(),
         },
         needed_bytes=needed_bytes,
     )
@@ -180,7 +179,8 @@ def write_snapshot(
 
     def complete() -> None:
         if is_main_process:
-            folder.write_manifest_rename_and_prune(step, snapshot.run_facts)
+            facts = {**snapshot.run_facts, "versions": package_versions()}
+            folder.write_manifest_rename_and_prune(step, facts)
 
     checkpoint = folder.checkpoint_path(step)
     try:
