@@ -74,8 +74,7 @@ MUTANTS = (
     Mutant(
         "the highest number wins, whatever is in it",
         "checkpoint/folder.py",
-        "damage = self.unloadable.get(folder) or find_damage(folder, step=step)\n"
-        "            if damage",
+        "damage = self._find_damage_or_raise_if_unreadable(folder, step)\n            if damage",
         "damage = None\n            if damage",
         ("tests/unit/checkpoint/test_folder.py", "tests/laws/test_resume.py"),
     ),
@@ -114,6 +113,13 @@ MUTANTS = (
         "lambda: load_optimizer_state(accelerator, model, optimizer, checkpoint)",
         "lambda: None",
         ("tests/unit/checkpoint/test_contents.py", "tests/laws/test_resume.py"),
+    ),
+    Mutant(
+        "weights that are trained on are written in the background",
+        "checkpoint/saver.py",
+        "to_cpu=Tensor.cpu if copies is None else copies.begin_copy",
+        "to_cpu=Tensor.cpu",
+        ("tests/unit/checkpoint/test_saver.py", "-k", "change_no_byte"),
     ),
     Mutant(
         "a signal stops without a save",
