@@ -2,14 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from flame_accel import kernels
 from flame_accel.__main__ import main
+from flame_accel.commands.doctor import describe_kernel_packages
 from flame_accel.models.catalogue import fla_config_classes
-from tests.helpers.machines import SICK
+from tests.helpers.machines import GOOD, H200, SICK, VERSIONS
 from tests.helpers.runs import ROOT
 
 
@@ -31,6 +33,24 @@ def test_the_doctor_tries_a_model_out(capsys, tiny_model, tmp_path):
     for law in ("trains", "reloads", "generates", "keeps documents apart"):
         assert re.search(rf"ok +{law} \(", printed)
     assert re.search(r"kernels +recurrence\.gla", printed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "flash-attn-4 used for softmax attention"),
+        ({"kernels": "torch"}, "flash-attn-4 is for Hopper GPUs, not used for softmax attention"),
+        (
+            {"devices": (replace(H200, capability=(8, 0)),)},
+            "flash-attn-4 is for Hopper GPUs, not used for softmax attention",
+        ),
+        ({"versions": VERSIONS}, None),
+    ],
+)
+def test_packages_with_kernels_are_named_where_they_are_installed(changes, text):
+    machine = replace(GOOD, **({"versions": VERSIONS | {"flash-attn-4": "4.0.0"}} | changes))
+    lines = [line.text for line in describe_kernel_packages(machine)]
+    assert lines == ([] if text is None else [text])
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flame_accel.kernels.attention import flash_attention
-from flame_accel.kernels.packages import flash_attn_4
+from flame_accel.kernels.packages import flash_attn_4, package_kernels_disabled
 from tests.helpers.attention import assert_same, inputs, reference, separate
 from tests.helpers.gradients import outputs_and_gradients
 
@@ -160,6 +160,15 @@ def test_the_host_is_not_served(package, monkeypatch, caplog):
         flash_attention.flash_attn_func(q, k, v, causal=True)
     assert package.calls == []
     assert "tensors of torch.float32 on cpu" in caplog.text
+
+
+def test_a_block_can_run_without_the_package(package, monkeypatch):
+    monkeypatch.setattr(flash_attention, "_supports_flash_kernel", lambda q: False)
+    q, k, v = inputs(1, 512, 512, 2, 2, 64)
+    with package_kernels_disabled():
+        actual = flash_attention.flash_attn_func(q, k, v, window_size=(99, 0), causal=True)
+    assert_same([actual], [reference(q, k, v, window=(99, 0))])
+    assert package.calls == []
 
 
 def test_compiled_kernels_are_kept_in_the_cache_folder(package, monkeypatch, tmp_path):
