@@ -134,7 +134,7 @@ class ForkingSubprocess:
 def fork_ranks(args: Any) -> None:
     """Replaces torchrun's agent: forks this machine's ranks with the variables that it sets."""
     local, machines = int(args.nproc_per_node), int(str(args.nnodes).split(":")[0])
-    assert machines == 1, "several machines are launched by tests/laws/test_nodes.py"
+    assert machines == 1, "test_nodes_equal_one_process.py launches several machines"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

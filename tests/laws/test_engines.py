@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.helpers.checkpoints import undo_checkpoint
-from tests.helpers.runs import ROOT, launch, read_records
+from tests.helpers.runs import ROOT, launch, read_records, run_python
 
 pytestmark = pytest.mark.distributed
 
@@ -255,3 +255,27 @@ def test_a_checkpoint_of_any_engine_resumes_under_another(runs, tmp_path, saved_
 def test_a_checkpoint_of_any_engine_resumes_under_every_other(runs, tmp_path, saved_by, loaded_by):
     curve = runs.resume((saved_by, 1), (loaded_by, 1), tmp_path / "moved")
     assert largest_relative_difference(curve, runs.curve(*REFERENCE)) < TOLERANCE
+
+
+def test_two_processes_of_the_train_command_equal_one_with_twice_the_accumulation(
+    tmp_path, corpus, tiny_model
+):
+    def options(name: str, processes: int) -> list[str]:
+        return [
+            *("--model.config", str(tiny_model), "--model.tokenizer_path", "byte"),
+            *("--training.dataset", str(corpus), "--training.batch_size", "4"),
+            *("--training.seq_len", "64", "--training.steps", "4"),
+            *("--training.warmup_steps", "2", "--metrics.log_freq", "1"),
+            *("--training.gradient_accumulation_steps", str(2 // processes)),
+            *("--evaluation.sample_tokens", "0", "--job.dump_folder", str(tmp_path / name)),
+        ]
+
+    done = run_python(["-m", "flame_accel", "train", *options("two", 2)], NGPU="2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    launch(options("one", 1), config="cpu", processes=1)
+    two, one = (
+        [record["train/loss"] for record in read_records(tmp_path / name)]
+        for name in ("two", "one")
+    )
+    assert len(two) == 4
+    assert two == pytest.approx(one, rel=1e-5)

@@ -224,7 +224,8 @@ SMALLER = {
     "NGPU=8": "NGPU=4",
     "accelerate launch": "accelerate launch --num_processes 8 --mixed_precision no",
 }
-# several machines are in test_nodes.py, the cluster's in the tests above; this suite has DeepSpeed
+# several machines are in test_nodes_equal_one_process.py, the cluster's in the tests above; this
+# suite has DeepSpeed
 ELSEWHERE = ("NNODE=", "multi_node", "sbatch", "pip install")
 RUN_FILE = """\
 [model]

@@ -69,7 +69,12 @@ MUTANTS = (
         "checkpoint/snapshot.py",
         "[stream for stream, _ in rank_states]",
         "[rank_states[0][0]]",
-        ("tests/laws/test_resume.py", "tests/laws/test_distributed.py", "-m", "not slow"),
+        (
+            "tests/laws/test_resume.py",
+            "tests/laws/test_checkpoints_across_engines.py",
+            "-m",
+            "not slow",
+        ),
     ),
     Mutant(
         "the highest number wins, whatever is in it",
@@ -126,7 +131,7 @@ MUTANTS = (
         "checkpoint/save_schedule.py",
         "if run_stops or completed_steps == self.total_steps:",
         "if completed_steps == self.total_steps:",
-        ("tests/laws/test_stops.py",),
+        ("tests/laws/test_stops_lose_nothing.py",),
     ),
     Mutant(
         "a launcher that is lost is not noticed",

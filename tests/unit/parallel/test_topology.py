@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from flame_accel.config import ConfigError, TrainingConfig, UserError
 from flame_accel.parallel.topology import Topology, resolve_engine_mesh_and_precision
 from tests.helpers.launches import DEEPSPEED, FSDP2, launch_variables
+from tests.helpers.runs import launch
 
 DEFAULTS = TrainingConfig()
 
@@ -308,3 +309,16 @@ def test_gradients_are_summed_in_fp32_with_parameters_in_bf16(configured):
     assert (topology.param_dtype, topology.reduce_dtype) == ("bfloat16", "float32")
     with pytest.raises(ConfigError, match="must be one of float32"):
         configured(**{"training.mixed_precision_reduce": "bfloat16"})
+
+
+@pytest.mark.distributed
+def test_data_parallel_options_that_contradict_the_launch_are_refused(corpus, tiny_model, tmp_path):
+    argv = [
+        *(f"--job.dump_folder={tmp_path}", f"--model.config={tiny_model}"),
+        *("--model.tokenizer_path=byte", f"--training.dataset={corpus}"),
+        *("--training.steps=4", "--training.warmup_steps=1"),
+        "--training.data_parallel_shard_degree=1",
+    ]
+    printed = launch(argv, config="fsdp2", processes=2, fails=True)
+    assert "training.data_parallel_shard_degree = 1" in printed
+    assert "contradicts distributed_type: FSDP" in printed

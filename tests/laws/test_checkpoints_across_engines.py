@@ -1,4 +1,4 @@
-"""Several processes over gloo, in addition to `test_engines`: contradictions and moves."""
+"""A checkpoint resumes under another engine or mesh, with the same losses."""
 
 import json
 import shutil
@@ -7,45 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.checkpoints import undo_checkpoint
-from tests.helpers.runs import launch, read_records, run_python
+from tests.helpers.runs import launch, read_records
 
 pytestmark = pytest.mark.distributed
-
-
-def test_two_processes_of_the_train_command_equal_one_with_twice_the_accumulation(
-    tmp_path, corpus, tiny_model
-):
-    def options(name: str, processes: int) -> list[str]:
-        return [
-            *("--model.config", str(tiny_model), "--model.tokenizer_path", "byte"),
-            *("--training.dataset", str(corpus), "--training.batch_size", "4"),
-            *("--training.seq_len", "64", "--training.steps", "4"),
-            *("--training.warmup_steps", "2", "--metrics.log_freq", "1"),
-            *("--training.gradient_accumulation_steps", str(2 // processes)),
-            *("--evaluation.sample_tokens", "0", "--job.dump_folder", str(tmp_path / name)),
-        ]
-
-    done = run_python(["-m", "flame_accel", "train", *options("two", 2)], NGPU="2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    launch(options("one", 1), config="cpu", processes=1)
-    two, one = (
-        [record["train/loss"] for record in read_records(tmp_path / name)]
-        for name in ("two", "one")
-    )
-    assert len(two) == 4
-    assert two == pytest.approx(one, rel=1e-5)
-
-
-def test_data_parallel_options_that_contradict_the_launch_are_refused(corpus, tiny_model, tmp_path):
-    argv = [
-        *(f"--job.dump_folder={tmp_path}", f"--model.config={tiny_model}"),
-        *("--model.tokenizer_path=byte", f"--training.dataset={corpus}"),
-        *("--training.steps=4", "--training.warmup_steps=1"),
-        "--training.data_parallel_shard_degree=1",
-    ]
-    printed = launch(argv, config="fsdp2", processes=2, fails=True)
-    assert "training.data_parallel_shard_degree = 1" in printed
-    assert "contradicts distributed_type: FSDP" in printed
 
 
 KDA = (
