@@ -39,6 +39,11 @@ def _wait_for_a_random_moment(
     return "after its last save"
 
 
+def _kind_of(moments: list[str]) -> str:
+    in_save = any(moment.startswith("in save") for moment in moments)
+    return "in a save" if in_save else "at another time"
+
+
 def kill_at_random(
     laboratory: Laboratory,
     numbers: Iterable[int],
@@ -62,7 +67,7 @@ def kill_at_random(
             run.signal_ranks(signal.SIGKILL)
             run.wait()
         outcome.what = ", ".join(moments)
-        outcome.kind = "in a save" if number % 2 == 0 else "at a random time"
+        outcome.kind = _kind_of(moments)
         laboratory.finish(run_folder, outcome, ranks=ranks, **changes)
 
     return laboratory.repeat(numbers, one)
@@ -81,7 +86,7 @@ def kill_one_rank(laboratory: Laboratory, numbers: Iterable[int]) -> Iterator[Ou
         run.signal_ranks(signal.SIGKILL, [rank])
         run.wait()
         outcome.what = f"rank {rank} {moment}"
-        outcome.kind = "in a save" if number % 2 == 0 else "at a random time"
+        outcome.kind = _kind_of([moment])
         laboratory.finish(run_folder, outcome, ranks=2)
 
     return laboratory.repeat(numbers, one)
@@ -96,7 +101,7 @@ def stop_by_signal(
     def one(run_folder: Path, outcome: Outcome, number: int) -> None:
         run = laboratory.start(run_folder, ranks=ranks)
         _wait_for_a_random_moment(
-            laboratory, run, run_folder, in_save=number % 4 == 0, seconds=seconds * 0.8
+            laboratory, run, run_folder, in_save=number % 4 == 0, seconds=seconds * 0.6
         )
         sent = STOP_SIGNALS[number % 3]
         only_one = number % 5 == 0 and ranks > 1
