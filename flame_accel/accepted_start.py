@@ -17,6 +17,7 @@ from flame_accel.config import Config, UserError
 from flame_accel.data import RunData
 from flame_accel.hub.model_sources import describe_model_sources
 from flame_accel.io_errors import describe_if_io_error
+from flame_accel.parallel import run_on_main_and_broadcast
 
 
 def change_run_folder_as_start_is_accepted(
@@ -31,37 +32,43 @@ def change_run_folder_as_start_is_accepted(
     What needs room on the disk comes first, and the description last: with it
     `checkpoint.load_step` has acted.
 
+    The main process writes, and every rank must call this: a start that is refused now is refused
+    on all of them, instead of leaving some in a collective.
+
     Args:
-        accelerator: The run's accelerator; the main process writes.
+        accelerator: The run's accelerator.
         config: The options.
         start: Where the run starts.
         restored: What was loaded from there.
         run_data: Its sources are recorded.
 
     Raises:
-        UserError: The folder cannot be written to.
+        UserError: On every rank: the folder cannot be written to.
     """
     run_folder = Path(config.job.dump_folder)
-    try:
-        if accelerator.is_main_process:
+
+    def change() -> None:
+        try:
             observe.keep_earlier_records(
                 run_folder,
                 begins_anew=restored.checkpoint is None,
                 goes_back=start.load_step_acts,
             )
-        delete_leftovers_and_rename_newer_if_enabled(
-            accelerator, start, restored.checkpoint, config.checkpoint
-        )
-    except OSError as error:
-        raise UserError(
-            f"the run folder cannot be written to: {describe_if_io_error(error)}",
-            where=f"job.dump_folder = {run_folder}",
-            remedy="make room there, or see to the permissions, and repeat the command",
-        ) from error
-    observe.write_run_description_and_open_log(
-        accelerator,
-        run_folder,
-        config,
-        step=restored.state.step,
-        model_sources=describe_model_sources(config, run_data),
-    )
+            delete_leftovers_and_rename_newer_if_enabled(
+                start, restored.checkpoint, config.checkpoint
+            )
+            observe.write_run_description_and_open_log(
+                accelerator,
+                run_folder,
+                config,
+                step=restored.state.step,
+                model_sources=describe_model_sources(config, run_data),
+            )
+        except OSError as error:
+            raise UserError(
+                f"the run folder cannot be written to: {describe_if_io_error(error)}",
+                where=f"job.dump_folder = {run_folder}",
+                remedy="make room there, or see to the permissions, and repeat the command",
+            ) from error
+
+    run_on_main_and_broadcast(accelerator, change)

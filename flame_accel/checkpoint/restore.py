@@ -117,17 +117,18 @@ def _load_own_checkpoint_or_one_before(
 
 
 def delete_leftovers_and_rename_newer_if_enabled(
-    accelerator: Accelerator, start: StartingPoint, loaded: Path | None, config: CheckpointConfig
+    start: StartingPoint, loaded: Path | None, config: CheckpointConfig
 ) -> None:
     """Once a run continues: renames its checkpoints that no later start may load.
 
+    Called by the main process, which owns the run folder.
+
     Args:
-        accelerator: The run's accelerator; the main process owns the run folder.
         start: Where the run starts.
         loaded: The checkpoint of the run that was loaded.
         config: Options of section checkpoint.
     """
-    if accelerator.is_main_process and config.enable_checkpoint:
+    if config.enable_checkpoint:
         start.checkpoints.delete_leftovers_and_rename_newer(
             loaded, newer_suffix=SUPERSEDED if start.load_step_acts else DAMAGED
         )

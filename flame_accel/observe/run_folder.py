@@ -126,8 +126,8 @@ def write_run_description_and_open_log(
 ) -> None:
     """Starts to write to a run folder, once nothing can refuse the start any more.
 
-    Only the main process writes, also the log from here on. Records of steps that are made again
-    are deleted.
+    Called by the main process, which writes the log too from here on. Records of steps that are
+    made again are deleted.
 
     Args:
         accelerator: The run's accelerator.
@@ -139,15 +139,14 @@ def write_run_description_and_open_log(
     Raises:
         UserError: The folder cannot be written to.
     """
-    if accelerator.is_main_process:
-        environment = describe_environment(accelerator, sys.argv)
-        start = {name: environment[name] for name in DESCRIBE_START} | dict(model_sources)
-        environment["starts"] = list_kept_starts_and_this_one(
-            run_folder, config, step=step, environment=start
-        )
-        write_config_environment_and_clear_ended(run_folder, config, environment)
-        delete_records_after(run_folder / METRICS_FILE, step)
-        add_log_file_with_earlier_lines(run_folder / "log.txt")
+    environment = describe_environment(accelerator, sys.argv)
+    start = {name: environment[name] for name in DESCRIBE_START} | dict(model_sources)
+    environment["starts"] = list_kept_starts_and_this_one(
+        run_folder, config, step=step, environment=start
+    )
+    write_config_environment_and_clear_ended(run_folder, config, environment)
+    delete_records_after(run_folder / METRICS_FILE, step)
+    add_log_file_with_earlier_lines(run_folder / "log.txt")
 
 
 def write_config_environment_and_clear_ended(

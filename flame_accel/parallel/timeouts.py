@@ -16,7 +16,9 @@ from flame_accel.config import CommConfig, UserError
 
 # messages of torch's gloo and its rendezvous
 TIMEOUT_MESSAGE = re.compile("timed? ?out", re.IGNORECASE)
-CONNECTION_LOST_MESSAGE = re.compile("connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+CONNECTION_LOST_MESSAGE = re.compile(
+    "connection (was likely )?(closed|reset|refused)|broken pipe", re.IGNORECASE
+)
 EXTENDED_TIMEOUT_SECONDS = 3600
 """Timeout while a rank is busy with files; large checkpoints take minutes on slow disks."""
 groups_that_keep_their_timeout: set[ProcessGroup] = set()

@@ -46,17 +46,27 @@ def test_a_rank_that_never_starts_ends_the_run_after_the_initial_timeout(build_o
     assert "comm.init_timeout_seconds" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[gloo/transport/tcp/pair.cc:547] Connection closed by peer",
+        "gloo: Failed to recv, got 0 bytes. Connection was likely closed.",
+    ],
+)
+def test_a_rank_whose_fellow_has_ended_says_so(message: str):
+    with (
+        pytest.raises(UserError, match="has ended"),
+        explain_timeout_and_connection_errors(CommConfig()),
+    ):
+        raise RuntimeError(message)
+
+
 def test_errors_that_are_not_timeouts_are_passed_on():
     with (
         pytest.raises(RuntimeError, match="out of memory"),
         explain_timeout_and_connection_errors(CommConfig()),
     ):
         raise RuntimeError("out of memory")
-    with (
-        pytest.raises(UserError, match="has ended"),
-        explain_timeout_and_connection_errors(CommConfig()),
-    ):
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 
 
 @pytest.mark.covers_option("comm.trace_buf_size")
