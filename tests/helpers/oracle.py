@@ -74,8 +74,6 @@ class OracleCase(NamedTuple):
     forward_only: bool = False
     """Whether fla's operator has no gradient."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
-    looser_in_bf16: float = 1.0
-    """Factor of the tolerance."""
     note: str = ""
     """Where the reference is not what fla has, and why."""
 

@@ -332,8 +332,6 @@ RECURRENCE_CASES = (
             },
             call=with_pair_of_states, states=("h_k", "h_v", "h_phase"),
             together=(("h_k", "h_v", "h_phase"),), kept=PAIR | {"h_phase", "delta"},
-            # its normed queries and keys are rounded once more, and its sums of them cancel
-            looser_in_bf16=4.0,
         )
         for module in ("chunk", "fused_recurrent")
     ),
