@@ -62,7 +62,8 @@ setup_environment() {
     PYTHON="$ROOT/.venv/bin/python"
     if has_modules "$PYTHON" "$modules"; then return; fi
   fi
-  if [ ! -d "$ROOT/.venv" ]; then
+  # a folder without an interpreter: making it was interrupted
+  if [ ! -e "$ROOT/.venv/bin/python" ]; then
     for name in python python3; do
       PYTHON=$name
       if has_modules "$PYTHON" "$modules"; then return; fi

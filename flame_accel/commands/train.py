@@ -38,11 +38,11 @@ ENGINE_PINS = Path(__file__).parents[2] / "requirements-engines.txt"
 """Tested versions of DeepSpeed and torchao; only a checkout has the file."""
 DEFAULT_PORT = "29500"
 """Port of machine 0 on which the others find it, if MASTER_PORT is not given."""
-RANK_VARIABLES = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+LAUNCHED_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
 )
-"""Given to the processes of a run by its launcher; here they are left over from another one."""
+"""A launcher gives the processes of a run their own; here they may be left over from another."""
 # threads that wait by spinning for long starve on a shared core (a tenth of the speed was measured)
 SHORT_SPIN = "1000"
 
@@ -63,17 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Launches the run and ends this process with the exit code of the run."""
+    environment = dict(os.environ)
+    for name in LAUNCHED_VARIABLES:
+        os.environ.pop(name, None)
     options = prepend_quickstart_unless_model_or_file_given(arguments.run_options)
     # wrong options end here, with exit code 2 and before torch is imported
     parse_or_exit(options)
     plan = resolve_accelerate_launch(
-        os.environ,
-        num_gpus=count_visible_gpus(os.environ),
+        environment,
+        num_gpus=count_visible_gpus(environment),
         num_cores=count_cores_in_affinity_mask(),
     )
     os.environ.update(plan.environment)
-    for name in RANK_VARIABLES:
-        os.environ.pop(name, None)
     raise SystemExit(run_accelerate_launch_in_this_process(plan, options))
 
 

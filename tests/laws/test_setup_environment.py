@@ -89,3 +89,16 @@ def test_an_environment_that_is_only_linked_keeps_its_own_package(set_up, tmp_pa
     (tmp_path / ".venv").symlink_to(tmp_path / "elsewhere")
     assert set_up("pip").returncode == 0
     assert "--editable" not in (tmp_path / "log").read_text()
+
+
+def test_an_environment_whose_making_was_interrupted_is_made_again(set_up, tmp_path):
+    python = (tmp_path / ".venv/bin/python").rename(tmp_path / "tools/made")
+    for name in ("python3.11", "python", "python3"):
+        stand_in = tmp_path / "tools" / name
+        # has no package, can make environments
+        stand_in.write_text('#!/bin/sh\n[ "$1" = - ] && exit 1\n[ "$1" = -c ] && exit\n'
+            f'cp {python} "$3/bin/python"\n')
+        stand_in.chmod(0o755)
+    assert set_up("pip").returncode == 0
+    assert (tmp_path / ".venv/bin/python").exists()
+    assert len((tmp_path / "log").read_text().splitlines()) == 2

@@ -219,7 +219,7 @@ def test_options_reach_the_launched_script_as_they_were_given(monkeypatch):
         return 3
 
     monkeypatch.setattr(train, "run_accelerate_launch_in_this_process", record_launch)
-    left_over = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    left_over = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "a"}
     monkeypatch.setattr("os.environ", launch_environment(**left_over))
     options = ["--training.steps", "40", "--job.description", "two words", "--training.varlen=true"]
     with pytest.raises(SystemExit) as end:
