@@ -96,8 +96,10 @@ def test_an_environment_whose_making_was_interrupted_is_made_again(set_up, tmp_p
     for name in ("python3.11", "python", "python3"):
         stand_in = tmp_path / "tools" / name
         # has no package, can make environments
-        stand_in.write_text('#!/bin/sh\n[ "$1" = - ] && exit 1\n[ "$1" = -c ] && exit\n'
-            f'cp {python} "$3/bin/python"\n')
+        stand_in.write_text(
+            '#!/bin/sh\n[ "$1" = - ] && exit 1\n[ "$1" = -c ] && exit\n'
+            f'cp {python} "$3/bin/python"\n'
+        )
         stand_in.chmod(0o755)
     assert set_up("pip").returncode == 0
     assert (tmp_path / ".venv/bin/python").exists()
