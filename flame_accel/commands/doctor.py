@@ -20,7 +20,7 @@ from flame_accel.commands.arguments import add_run_options
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from flame_accel.diagnosis.known_problems import DetectedProblem
+    from flame_accel.diagnosis.detected_problems import DetectedProblem
     from flame_accel.diagnosis.machine import Machine
 
 MARK_COLORS = {"ok": 32, "warning": 33, "problem": 31}
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints the sections; exit code 1 where a problem stops training."""
     warnings.simplefilter("ignore")
     from flame_accel import kernels
-    from flame_accel.diagnosis.known_problems import detect_known_problems
+    from flame_accel.diagnosis.detected_problems import detect_known_problems
     from flame_accel.diagnosis.machine import cache_folders_by_purpose, collect_machine_facts
 
     folders = {"the run": arguments.dump_folder, **cache_folders_by_purpose()}

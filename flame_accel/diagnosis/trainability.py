@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conditions import uses_triton
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
-from flame_accel.diagnosis.known_problems import DetectedProblem, detect_known_problems
+from flame_accel.diagnosis.detected_problems import DetectedProblem, detect_known_problems
 from flame_accel.diagnosis.machine import Machine, cache_folders_by_purpose, collect_machine_facts
 from flame_accel.diagnosis.model_parts import find_reachable_fla_layers_and_operators
 from flame_accel.kernels.install import KernelKind

@@ -12,7 +12,7 @@ ALLOWED = {
     ("observe/metrics_file.py", "open"),  # metrics.jsonl, line by line
     ("observe/signs_of_life.py", "touch"),  # that a run is given up: an empty file
     ("observe/watchdog.py", "open"),  # stacks, written while the process hangs
-    ("commands/generate.py", "open"),  # generated texts, line by line
+    ("commands/continuations.py", "open"),  # generated texts, line by line
     ("hub/modeling_fla.py", "write_bytes"),  # travels with a model, without this package
     ("standard_streams.py", "open"),  # /dev/null
     ("cache_folders.py", "mkdtemp"),  # in place of a cache folder that cannot be written

@@ -5,14 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from flame_accel.__main__ import main
-from flame_accel.commands.generate import stream_continuation_without_prompt_to_stdout
 from flame_accel.data import load_tokenizer
 from flame_accel.evaluation.generate import GenerationSettings, generate_continuations
-from flame_accel.prompt_files import Prompt
 from tests.helpers.model_configs import tiny_generator
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}?{% endfor %}"
@@ -47,26 +44,6 @@ def generate(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_the_continuation_of_a_prompt_is_printed(beams, export, capsys):
     printed = generate(capsys, export, "--prompt", "abc", "--temperature=0", f"--beams={beams}")
     assert printed == expected_text("abc", beams=beams) + "\n"
-
-
-def test_tokens_are_printed_as_they_come(monkeypatch):
-    model, tokenizer = tiny_generator("gla", vocab_size=258), load_tokenizer("byte", False)
-    steps_at_write, steps = [], []
-    model.register_forward_hook(lambda *_: steps.append(1))
-
-    class Screen(io.StringIO):
-        def write(self, text: str) -> int:
-            if text.strip():
-                steps_at_write.append(len(steps))
-            return super().write(text)
-
-    monkeypatch.setattr("sys.stdout", Screen())
-    settings = GenerationSettings(max_new_tokens=200, temperature=1.0)
-    stream_continuation_without_prompt_to_stdout(
-        model, tokenizer, Prompt(content="abc", where="here"), settings, chat=False
-    )
-    # whole words, whenever one has ended
-    assert len(set(steps_at_write)) > 1 and steps_at_write[0] < 100 < len(steps)
 
 
 def test_an_interrupt_ends_the_text_without_a_traceback(export, capsys, monkeypatch):
@@ -191,17 +168,3 @@ def test_a_prompt_longer_than_the_context_is_refused(capsys, tmp_path):
         main(["generate", str(tmp_path), f"--prompt={'a' * 30}", "--device=cpu"])
     error = capsys.readouterr().err
     assert "has 30 tokens and 256 are to follow" in error and "--max_new_tokens 2 at most" in error
-
-
-def test_memory_does_not_grow_with_the_text_of_a_recurrent_state(export):
-    model = tiny_generator("gla", vocab_size=258)
-    sizes = []
-
-    def count(module: torch.nn.Module, arguments: tuple, options: dict, output: object) -> None:
-        states = [state["recurrent_state"] for state in options["past_key_values"]]
-        sizes.append(sum(state.numel() for state in states))
-
-    model.model.layers[-1].register_forward_hook(count, with_kwargs=True)
-    settings = GenerationSettings(max_new_tokens=50, temperature=0.0)
-    generate_continuations(model, [[1] * 100], settings, padding_token=0, prefill_chunk_tokens=16)
-    assert len(sizes) > 50 and len(set(sizes)) == 1

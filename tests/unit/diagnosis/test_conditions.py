@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flame_accel.diagnosis.known_problems import detect_known_problems
+from flame_accel.diagnosis.detected_problems import detect_known_problems
 from tests.helpers.machines import with_device
 
 

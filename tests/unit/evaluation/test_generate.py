@@ -142,3 +142,17 @@ def test_a_context_limits_models_with_attention_alone():
             check_prompt_fits_context(model, 60, 5)
         with pytest.raises(UserError, match="shorten the prompt to less than 64"):
             check_prompt_fits_context(model, 64, 1)
+
+
+def test_memory_does_not_grow_with_the_text_of_a_recurrent_state():
+    model = tiny_generator("gla", vocab_size=258)
+    sizes = []
+
+    def count(module: torch.nn.Module, arguments: tuple, options: dict, output: object) -> None:
+        states = [state["recurrent_state"] for state in options["past_key_values"]]
+        sizes.append(sum(state.numel() for state in states))
+
+    model.model.layers[-1].register_forward_hook(count, with_kwargs=True)
+    settings = GenerationSettings(max_new_tokens=50, temperature=0.0)
+    generate_continuations(model, [[1] * 100], settings, padding_token=0, prefill_chunk_tokens=16)
+    assert len(sizes) > 50 and len(set(sizes)) == 1
