@@ -150,7 +150,7 @@ def fill_the_disk(laboratory: Laboratory, numbers: Iterable[int]) -> Iterator[Ou
             must_end = [1] if stays_full or outcome.kind.endswith("too late") else [0]
             if codes != must_end and outcome.kind != "not in time":
                 outcome.problems.append(f"exit codes {codes}, not {must_end}")
-            _check_end(codes, run.printed(), outcome, os.strerror(errno.ENOSPC))
+            _check_end(codes, run.printed(), outcome, "make room there")
             filler.unlink(missing_ok=True)
             laboratory.finish(run_folder, outcome, **LONG_RUN)
 
