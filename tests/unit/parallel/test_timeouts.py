@@ -3,10 +3,12 @@
 import os
 import re
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from flame_accel.config import CommConfig, UserError
+from flame_accel.parallel import timeouts
 from flame_accel.parallel.timeouts import (
     enable_flight_recorder,
     explain_timeout_and_connection_errors,
@@ -83,3 +85,16 @@ def test_the_flight_recorder_can_be_off_and_one_process_has_none(build_on_cpu):
     enable_flight_recorder(CommConfig(trace_buf_size=0), "run")
     assert os.environ["TORCH_FR_BUFFER_SIZE"] == "0"
     assert "TORCH_NCCL_DUMP_ON_TIMEOUT" not in os.environ
+
+
+def test_the_group_of_a_thread_beside_training_keeps_its_timeout(monkeypatch: pytest.MonkeyPatch):
+    changed: dict[str, float] = {}
+    torch_groups = SimpleNamespace(
+        _world=SimpleNamespace(pg_map=dict.fromkeys(("training", "mesh", "beside"))),
+        _set_pg_timeout=lambda limit, group: changed.update({group: limit.total_seconds()}),
+    )
+    monkeypatch.setattr(timeouts, "distributed_c10d", torch_groups)
+    monkeypatch.setattr(timeouts, "groups_that_keep_their_timeout", {"beside"})
+    several = SimpleNamespace(num_processes=2, wait_for_everyone=lambda: None)
+    timeouts.wait_and_set_train_timeout(several, CommConfig(train_timeout_seconds=7))
+    assert changed == {"training": 7, "mesh": 7}
