@@ -10,7 +10,9 @@ is in flame_accel/train.py; `flame-accel train` launches it without this script.
 
 import sys
 
+from flame_accel.process_end import exit_without_teardown
 from flame_accel.train_process import run_training
 
 if __name__ == "__main__":
-    run_training(sys.argv[1:])
+    with exit_without_teardown():
+        run_training(sys.argv[1:])

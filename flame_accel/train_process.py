@@ -65,4 +65,7 @@ def replace_package_folder_by_parent_in_search_path() -> None:
 
 if __name__ == "__main__":
     replace_package_folder_by_parent_in_search_path()
-    run_training(sys.argv[1:])
+    from flame_accel.process_end import exit_without_teardown
+
+    with exit_without_teardown():
+        run_training(sys.argv[1:])

@@ -9,6 +9,7 @@ LAYERS = (
         "io_errors",
         "json_text",
         "presets",
+        "process_end",
         "standard_streams",
         "stop_signals",
         "suppressed_messages",
