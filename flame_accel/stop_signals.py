@@ -147,11 +147,15 @@ def forward_stop_signals_to_ranks(script: str) -> None:
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal first_at
-        ranks = []
+        ranks, has_ended = [], False
         for child in psutil.Process().children():
-            # one that has ended has no command line
             with suppress(psutil.Error):
+                has_ended |= child.status() == psutil.STATUS_ZOMBIE
+                # one that has ended has no command line
                 ranks += [child] if script in child.cmdline() else []
+        if not ranks and has_ended:
+            # the signal had reached it as well; its exit code is that of the run
+            return
         if not ranks:
             # not by an exception, which may come amid an import
             print_unbuffered(f"{signal.Signals(number).name}: no run was started yet")

@@ -26,7 +26,11 @@ def run_training(argv: Sequence[str]) -> None:
     stop_signals.install_handlers()
     from flame_accel.cache_folders import redirect_unwritable_caches
     from flame_accel.config import parse_or_exit
-    from flame_accel.config.errors import exit_on_user_error, explain_io_errors
+    from flame_accel.config.errors import (
+        exit_on_user_error,
+        explain_io_errors,
+        explain_lack_of_memory,
+    )
     from flame_accel.config.secrets import mask_secrets
     from flame_accel.standard_streams import protect_standard_streams
 
@@ -47,6 +51,7 @@ def run_training(argv: Sequence[str]) -> None:
         exit_on_user_error(),
         explain_io_errors(),
         explain_timeout_and_connection_errors(config.comm),
+        explain_lack_of_memory(),
     ):
         main(config, stop_signals)
 

@@ -4,7 +4,9 @@
 `error.exit_code` as the exit status.
 """
 
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,9 @@ from dataclasses import dataclass
 
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.io_errors import describe_if_io_error
+
+LACK_OF_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|can't start new thread")
+"""In messages of torch on a CPU and of Python."""
 
 
 class UserError(Exception):
@@ -101,6 +106,32 @@ def explain_io_errors() -> Iterator[None]:
         raise UserError(
             f"an I/O error ended it: {reason}",
             remedy="make room there, mend the disk or the permissions, and repeat the command",
+        ) from error
+
+
+@contextmanager
+def explain_lack_of_memory() -> Iterator[None]:
+    """Explains that the machine gave no more memory, threads or processes to a run.
+
+    Raises:
+        UserError: In place of the error; torch's is recognised by its name.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if not (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or number in (errno.ENOMEM, errno.EAGAIN)
+            or (number is None and LACK_OF_MEMORY.search(str(error)))
+        ):
+            raise
+        raise UserError(
+            f"memory ran out: {str(error).strip() or type(error).__name__}",
+            remedy="lower training.batch_size and raise training.gradient_accumulation_steps as "
+            "much, which keeps the rows per step; set activation_checkpoint.mode; or lower "
+            "training.num_workers. Then repeat the command",
         ) from error
 
 

@@ -167,6 +167,20 @@ def test_a_rank_without_its_launcher_saves_and_ends(tmp_path) -> None:
     assert process.communicate(timeout=30)[0] == "saved\n"
 
 
+def test_a_rank_that_ended_before_the_launcher_looked_has_the_last_word() -> None:
+    program = """
+import os, subprocess, sys
+from flame_accel.stop_signals import forward_stop_signals_to_ranks
+forward_stop_signals_to_ranks("rank.py")
+rank = subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)", "rank.py"])
+os.waitid(os.P_PID, rank.pid, os.WEXITED | os.WNOWAIT)
+os.kill(os.getpid(), 15)
+sys.exit(rank.wait())
+"""
+    ended = subprocess.run([sys.executable, "-c", program], env=launch_environment())
+    assert ended.returncode == 7
+
+
 def test_a_second_signal_kills_a_rank_that_does_not_end(tmp_path) -> None:
     process = launch(tmp_path, "deaf")
     process.terminate()
