@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fla.ops.abc.naive import naive_recurrent_abc
 from fla.ops.based.naive import naive_parallel_based
 from fla.ops.cyfa.naive import naive_recurrent_cyfa
+from fla.ops.cyfa.utils import _readout_basis
 from fla.ops.delta_rule.naive import delta_rule_recurrence
 from fla.ops.gated_delta_product.naive import naive_recurrent_gated_delta_product
 from fla.ops.gated_delta_rule.gate import naive_gdn_gate
@@ -391,7 +392,10 @@ def cyfa(a: Arguments) -> Result:
         "q_norm_eps", "k_norm_eps", "scale",
     )  # fmt: skip
     state = (a["h_k"], a["h_v"], a["h_phase"])
+    # fla keeps its basis for each device, in whatever precision it was made
+    _readout_basis.cache_clear()
     o, states = naive_recurrent_cyfa(*(a[name] for name in names), state, True)
+    _readout_basis.cache_clear()
     return Result([o], [*states])
 
 
