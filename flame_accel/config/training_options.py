@@ -141,7 +141,7 @@ class TrainingConfig:
     to the folder watchdog, says which rank is missing, and ends with exit code 75, so that it can
     be started again. Several processes wait at most 3/4 of comm.train_timeout_seconds, since
     collectives give up there. The first two steps, validations, checkpoints and the export may take
-    54 minutes, anything else three times as long as the slowest step so far. 0 turns it off."""
+    45 minutes, anything else three times as long as the slowest step so far. 0 turns it off."""
     dataset: PathList | None = None
     """Training data (required): a file, a folder, a glob pattern, a token cache made by `prepare`,
     the name of a dataset on the Hub, or "python-stdlib" (the sources of Python's standard library).

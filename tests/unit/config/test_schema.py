@@ -83,6 +83,8 @@ DEFAULTS = {
         "fused_kernels": True,
         "recompute_operators": "auto",
         "tune_kernels": "auto",
+        "flash_attn_4": True,
+        "flash_qla": False,
         "trust_remote_code": False,
     },
     "profiling": {
