@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,16 @@ def test_both_scripts_of_a_run_end_so(script: str):
     ended = run_python("-c", program)
     assert ended.returncode == 0
     assert "--training.steps" in ended.stdout and "teardown" not in ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are slowed down by Linux")
+def test_threads_that_come_late_abort_no_process(tmp_path: Path):
+    script = str(ROOT / "tests/helpers/late_threads.py")
+    for folder in ("ours", "pythons"):
+        (tmp_path / folder).mkdir()
+    ended = run_python(script, str(tmp_path / "ours"), "20")
+    assert ended.stdout.split() == ["0"] * 40, ended.stderr
+    aborted = run_python(script, str(tmp_path / "pythons"), "15", "teardown")
+    assert "-6" in aborted.stdout.split(), "otherwise this tests nothing"

@@ -85,6 +85,8 @@ def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch):
     check_spike_guard_support(ONE_PROCESS, TrainingConfig())
     with pytest.raises(UserError, match="DeepSpeed"):
         check_spike_guard_support(ONE_PROCESS, TrainingConfig(skip_spike_sigma=6.0))
+    with pytest.raises(UserError, match="max_rewinds"):
+        check_spike_guard_support(ONE_PROCESS, TrainingConfig(max_rewinds=1))
 
 
 @pytest.mark.distributed
