@@ -81,10 +81,10 @@ DEFAULTS = {
         "custom": (),
         "kernels": "auto",
         "fused_kernels": True,
-        "recompute_operators": "auto",
-        "tune_kernels": "auto",
         "flash_attn_4": True,
         "flash_qla": False,
+        "recompute_operators": "auto",
+        "tune_kernels": "auto",
         "trust_remote_code": False,
     },
     "profiling": {
