@@ -156,6 +156,7 @@ def start_a_second_writer(laboratory: Laboratory, numbers: Iterable[int]) -> Ite
         outcome.what = f"after step {1 + number % 12}"
         # the first one may have finished before the second one looks
         codes, said = second.wait(), second.printed()
+        outcome.kind = "refused" if codes == [1] else "after the first one's end"
         if codes != [1] and "this run has finished" not in said:
             outcome.problems.append(f"not refused, exit codes {codes}: {said[-400:]}")
         if TRACEBACK in said:
