@@ -23,7 +23,7 @@ from tests.torture.experiments import EXPERIMENTS, run_experiment
 from tests.torture.laboratory import Laboratory, Outcome, Skipped, summarize
 from tests.torture.report import Report
 
-FAILING_CALLS = 1000
+FAILING_CALLS = 1100
 """About so many system calls can fail in so many ways; for the estimate."""
 
 
