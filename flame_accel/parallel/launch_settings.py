@@ -111,8 +111,8 @@ def _check_single_process_is_intended(
     if engine_name is not None:
         raise UsageError(
             f"{engine_name} is asked for, but no launcher gave this process a rank",
-            where="the environment, which has no WORLD_SIZE",
-            remedy=remedy,
+            where=f"ACCELERATE_USE_{engine_name.upper()} in the environment, without WORLD_SIZE",
+            remedy=f"{remedy}, or unset it if it is left over from another launch",
         )
     for name, starter in SCHEDULER_VARIABLES.items():
         if environment.get(name, "1") not in ("", "1"):

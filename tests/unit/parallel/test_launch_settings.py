@@ -42,8 +42,8 @@ def test_what_would_be_silently_wrong_is_refused(changes, said):
     [
         ({"WORLD_SIZE": "4"}, "no RANK and no LOCAL_RANK"),
         ({"WORLD_SIZE": "4", "RANK": "1"}, "no LOCAL_RANK"),
-        (FSDP2, "no launcher gave this process a rank"),
-        (DEEPSPEED, "no launcher gave this process a rank"),
+        (FSDP2, "ACCELERATE_USE_FSDP in the environment"),
+        (DEEPSPEED, "ACCELERATE_USE_DEEPSPEED in the environment"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 processes"),
         ({"PMI_SIZE": "2"}, "mpirun started 2 processes"),
         ({"SLURM_STEP_NUM_TASKS": "8"}, "srun started 8 processes"),
