@@ -1,8 +1,6 @@
 """The watchdog: what counts as progress, how long a phase may take, and who is missing."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ from flame_accel.observe.watchdog import (
     Watchdog,
     describe_missing_ranks,
 )
-from tests.helpers.runs import launch_environment
+from tests.helpers.runs import run_python
 
 Build = Callable[..., Watchdog]
 
@@ -200,13 +198,7 @@ with watchdog.watching():
 def test_a_process_that_hangs_leaves_stacks_and_asks_to_be_restarted(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    ended = subprocess.run(
-        [sys.executable, "-c", HANGING, str(run)],
-        env=launch_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ended = run_python(["-c", HANGING, str(run)])
     assert ended.returncode == EXIT_CODE == 75
     stacks = (run / "watchdog/stacks-0.txt").read_text()
     assert "wait_forever" in stacks and "wait_forever" in ended.stderr

@@ -1,17 +1,12 @@
 """A model sharded over two TP ranks trains like the full one, under the same names."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from flame_accel.parallel.tensor.plans import SUPPORTED_MODEL_TYPES
-from tests.helpers.runs import ROOT, launch_environment
+from tests.helpers.runs import ROOT, run_python
 from tests.helpers.tensor_parallel_worker import CASES, GATHERED_LOSS
 
 CASE_NAMES = [
@@ -24,19 +19,8 @@ CASE_NAMES = [
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What two TP ranks found in all cases."""
     folder = tmp_path_factory.mktemp("tp")
-    command = [sys.executable, str(ROOT / "tests/helpers/tensor_parallel_worker.py"), str(folder)]
-    log = folder / "log.txt"
-    with log.open("w") as output:
-        environment = launch_environment()
-        workers = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        code = workers.wait(timeout=400)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(workers.pid, signal.SIGKILL)
-    assert code == 0, log.read_text()[-6000:]
+    done = run_python([str(ROOT / "tests/helpers/tensor_parallel_worker.py"), str(folder)])
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return json.loads((folder / "results.json").read_text())
 
 
