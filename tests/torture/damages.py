@@ -180,7 +180,7 @@ def change_world_size(laboratory: Laboratory, numbers: Iterable[int]) -> Iterato
         laboratory.wait_for_step(run, run_folder, 4 + number % 12)
         run.signal_ranks(signal.SIGKILL)
         run.wait()
-        outcome.kind = f"{ranks} to {3 - ranks}"
+        outcome.kind = f"from {ranks} to {3 - ranks}"
         outcome.what = f"after step {4 + number % 12}"
         rows = {"training.batch_size": 4 // (3 - ranks)}
         other = laboratory.start(run_folder, ranks=3 - ranks, **rows)

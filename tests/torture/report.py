@@ -24,7 +24,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto;
 table {{ border-collapse: collapse; margin: 1em 0 }}
 td, th {{ padding: .25em 1.2em .25em 0; border-bottom: 1px solid #8884; text-align: left;
   vertical-align: top }}
-td.n, th.n {{ text-align: right }}
+td.n, th.n {{ text-align: right; white-space: nowrap }}
 td.bad {{ color: #b00 }}
 pre {{ white-space: pre-wrap }}
 </style>
@@ -72,7 +72,9 @@ class Report:
             "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "commit": f"{git.get('commit')}{' with changes' if git.get('dirty') else ''}",
-            "packages": ", ".join(f"{name} {version}" for name, version in versions.items()),
+            "packages": ", ".join(
+                f"{name} {version}" for name, version in versions.items() if version
+            ),
             "seed": seed,
             "trials at once": jobs,
         }
@@ -83,9 +85,9 @@ class Report:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {**self._facts, "minutes": round((time.monotonic() - self._begin) / 60, 1)}
+        table = summarize(self.outcomes)
         experiments = {
-            name: self._describe(name, survived, total)
-            for name, (survived, total) in summarize(self.outcomes).items()
+            name: self._describe(name, *table[name]) for name in EXPERIMENTS if name in table
         }
         failures = [self._describe_failure(each) for each in self.outcomes if each.problems]
         content = {
@@ -132,7 +134,7 @@ def _experiment_row(name: str, entries: dict[str, object]) -> str:
         name,
         str(entries["what"]),
         *(f"{entries[key]:,}" for key in ("survived", "of")),
-        ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
+        "; ".join(f"{kind}: {count:,}" for kind, count in kinds.items()),
         str(entries["seconds_each"]),
         is_bad=entries["survived"] != entries["of"],
     )
