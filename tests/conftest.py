@@ -147,7 +147,12 @@ def finished(
     """The folder of a run of eight steps with the checkpoints of step 4 and step 8."""
     made, folder = place_of_finished_run, tmp_path / "finished"
     if not made.exists():
-        train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": made}))
+        from huggingface_hub import constants
+
+        # the export says whether the Hub was asked: no, also if the first test has a local one
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "HF_HUB_OFFLINE", True)
+            train_here(flags(**WITHOUT_SAMPLE, **{"job.dump_folder": made}))
     shutil.copytree(made, folder)
     for name in ("config.toml", "environment.json"):
         text = (folder / name).read_text(encoding="utf-8")
