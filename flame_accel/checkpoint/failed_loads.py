@@ -91,6 +91,25 @@ def load_or_fail_on_all_ranks(checkpoint: Path, what: str, load: Callable[[], Re
     return cast(Result, result)
 
 
+def read_or_raise_on_all_ranks(read: Callable[[], Result]) -> Result:
+    """Calls `read` on every rank; where it fails on one, all raise what that one raised.
+
+    For what `load` of `load_or_fail_on_all_ranks` reads before a collective, in which the others
+    would wait while that rank already tells them of its failure. Every rank must call it.
+    """
+    result, own = None, None
+    try:
+        result = read()
+    except (Exception, CheckpointException) as error:
+        own = error
+    failures = [each for each in gather_object([own]) if each is not None]
+    if own is not None:
+        raise own
+    if failures:
+        raise failures[0]
+    return cast(Result, result)
+
+
 class _LoadProblem(NamedTuple):
     """Why a rank could not load."""
 

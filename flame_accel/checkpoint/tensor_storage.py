@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from flame_accel.checkpoint import deepspeed_zero as zero
+from flame_accel.checkpoint.failed_loads import read_or_raise_on_all_ranks
 from flame_accel.checkpoint.weight_conversion import (
     load_converted_weights,
     needs_conversion_by_transformers,
@@ -121,7 +122,8 @@ def _load_full_tensors_in_batches(
         meta_tensors: Names and shapes that must be stored, on the meta device.
         path: Folder with safetensors.
         copy_batch: Called with each batch: full tensors by name, on the CPU.
-        names_to_read: Names of the tensors to read; None reads all.
+        names_to_read: Names of the tensors to read, and `copy_batch` is no collective; None reads
+            all, and it may be one.
         allowed_extra_names: Names that may be stored as well.
     """
     _check_stored_names_and_shapes(meta_tensors, path, allowed_extra_names)
@@ -132,8 +134,17 @@ def _load_full_tensors_in_batches(
     }
     for names in _batch_names_by_bytes(wanted):
         batch = {name: torch.empty_like(wanted[name], device="cpu") for name in names}
-        reader = HuggingFaceStorageReader(str(path))
-        state_dict_loader.load(batch, storage_reader=reader, no_dist=True)
+        read = partial(
+            state_dict_loader.load,
+            batch,
+            storage_reader=HuggingFaceStorageReader(str(path)),
+            no_dist=True,
+        )
+        if names_to_read is None:
+            # the batches of all ranks are the same, and copying them is a collective
+            read_or_raise_on_all_ranks(read)
+        else:
+            read()
         copy_batch(batch)
 
 
@@ -151,12 +162,12 @@ def _batch_names_by_bytes(tensors: dict[str, Tensor]) -> Iterator[list[str]]:
 
 
 def _read_stored_tensor_shapes(path: Path) -> dict[str, torch.Size]:
-    """Name and shape of every stored tensor."""
+    """Name and shape of every stored tensor. Every rank must call it."""
+    reader = HuggingFaceStorageReader(str(path))
+    stored = read_or_raise_on_all_ranks(lambda: reader.read_metadata().state_dict_metadata)
     return {
         name: metadata.size
-        for name, metadata in HuggingFaceStorageReader(str(path))
-        .read_metadata()
-        .state_dict_metadata.items()
+        for name, metadata in stored.items()
         if isinstance(metadata, TensorStorageMetadata)
     }
 
@@ -164,7 +175,10 @@ def _read_stored_tensor_shapes(path: Path) -> dict[str, torch.Size]:
 def _check_stored_names_and_shapes(
     expected: dict[str, Tensor], path: Path, allowed_extra_names: Collection[str]
 ) -> None:
-    """Compares names and shapes with those stored, before anything is overwritten."""
+    """Compares names and shapes with those stored, before anything is overwritten.
+
+    Every rank must call it.
+    """
     stored = _read_stored_tensor_shapes(path)
     missing = sorted(set(expected) - set(stored))
     extra = sorted(set(stored) - set(expected) - set(allowed_extra_names))

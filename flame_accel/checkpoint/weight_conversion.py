@@ -13,11 +13,11 @@ from typing import Any, TypedDict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flame_accel.checkpoint import deepspeed_zero as zero
+from flame_accel.checkpoint.failed_loads import read_or_raise_on_all_ranks
 from flame_accel.config import UserError
 from flame_accel.models.packed_inputs import is_transformers_model
 from flame_accel.parallel import is_deepspeed
@@ -60,8 +60,10 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
     """
     deepspeed = is_deepspeed(accelerator)
     weights: dict[str, Any] = {}
-    problem: str | None = None
-    if accelerator.is_main_process or deepspeed:
+
+    def read() -> None:
+        if not (accelerator.is_main_process or deepspeed):
+            return
         from_pretrained: Any = AutoModelForCausalLM.from_pretrained
         loaded, loading_info = from_pretrained(
             folder,
@@ -72,14 +74,16 @@ def load_converted_weights(accelerator: Accelerator, model: PreTrainedModel, fol
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        weights, problem = loaded.state_dict(), _describe_mismatch(loading_info)
-    [problem] = broadcast_object_list([problem])
-    if problem is not None:
-        raise UserError(
-            f"belongs to another model: {problem}",
-            where=str(folder),
-            remedy="use the config of that model, or other weights",
-        )
+        problem = _describe_mismatch(loading_info)
+        if problem is not None:
+            raise UserError(
+                f"belongs to another model: {problem}",
+                where=str(folder),
+                remedy="use the config of that model, or other weights",
+            )
+        weights.update(loaded.state_dict())
+
+    read_or_raise_on_all_ranks(read)
     if deepspeed:
         names = zero.full_weights_on_meta(model)
         zero.copy_into_zero_bit16_weights(model, {name: weights[name] for name in names})

@@ -3,10 +3,15 @@
 `python rank_programs.py NAME` runs the function of that name and fails if it raises.
 """
 
+import errno
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import safetensors
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -21,6 +26,8 @@ from torch.distributed.tensor import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from flame_accel.checkpoint.failed_loads import load_or_fail_on_all_ranks
+from flame_accel.checkpoint.tensor_storage import load_weights
 from flame_accel.config import CommConfig, Float8Config, TrainingConfig
 from flame_accel.config.errors import exit_on_user_error
 from flame_accel.parallel import (
@@ -204,6 +211,33 @@ def lost_parameter() -> None:
     prepare_transformed_model_and_optimizer(
         accelerator, model, optimizer, TrainingConfig(), Float8Config()
     )
+
+
+def failed_read_of_weights() -> None:
+    """A file of weights in the folder RUN that cannot be read on the last rank, and then can."""
+    # torch imports it where it opens a file
+    accelerator, folder, safe_open = build(), Path(os.environ["RUN"]), safetensors.safe_open
+    source, reads = build_llama(1), 0
+    if accelerator.is_main_process:
+        source.save_pretrained(folder)
+    model, _ = prepare_llama(accelerator, build_llama(0))
+    accelerator.wait_for_everyone()
+
+    def fail_first(filename: str, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == 1 and accelerator.is_last_process:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), filename)
+        return safe_open(filename, **options)
+
+    with mock.patch.object(safetensors, "safe_open", fail_first):
+        load_or_fail_on_all_ranks(
+            folder, "the weights", lambda: load_weights(accelerator, model, folder)
+        )
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        assert torch.equal(parameter.full_tensor(), source.get_parameter(name)), name
+    assert reads > 1
 
 
 def describe() -> None:

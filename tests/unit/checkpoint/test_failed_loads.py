@@ -109,3 +109,15 @@ def test_what_one_rank_cannot_read_ends_all_of_them_and_changes_nothing(
     assert "step-4: cannot be read: JSON, No space left on device" in printed
     assert "Traceback" not in printed
     assert file_digests(run) == before
+
+
+@pytest.mark.distributed
+def test_a_rank_that_cannot_read_what_is_read_before_a_collective_keeps_no_other_waiting(
+    tmp_path: Path,
+):
+    program = ROOT / "tests/helpers/rank_programs.py"
+    printed = launch(
+        ["failed_read_of_weights"], config="fsdp2", processes=2, script=program, RUN=str(tmp_path)
+    )
+    assert "Input/output error" in printed
+    assert "read again" in printed
