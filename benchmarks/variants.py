@@ -239,7 +239,7 @@ class TrainerVariant(Variant):
     def run_steps(self, steps: int, after_step: Callable[[], None]) -> None:
         """Lets the thread make some steps."""
         self.steps_left, self.after_step = steps, after_step
-        with fused_kernels_disabled():
+        with fused_kernels_disabled(), package_kernels_disabled():
             if self.thread.ident is None:
                 self.thread.start()
             else:

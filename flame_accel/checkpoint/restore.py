@@ -111,7 +111,13 @@ def _load_own_checkpoint_or_one_before(
                 ),
             )
             continue
-        get_logger().info("continuing after step %d, from %s", restored.state.step, folder)
+        step = restored.state.step
+        get_logger().info("continuing after step %d, from %s", step, folder)
+        if step >= total_steps:
+            get_logger().info(
+                "nothing is left to train (training.steps = %d): the model of step %d is exported",
+                *(total_steps, step),
+            )
         return restored._replace(checkpoint=folder)
     raise AssertionError("a run that has checkpoints does not begin without one")
 

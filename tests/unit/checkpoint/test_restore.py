@@ -116,3 +116,19 @@ def test_what_another_run_saved_is_refused_where_it_does_not_fit(
     start = {"checkpoint.initial_load_path": finished / source}
     with pytest.raises(UserError, match=problem):
         train_here(flags(**WITHOUT_SAMPLE, **start, **options))
+
+
+def test_a_run_that_has_nothing_left_to_train_says_so_and_exports(
+    finished, train_here, flags, capsys
+):
+    # as if it had been killed while it exported
+    (finished / "ended.json").unlink()
+    options = {**WITHOUT_SAMPLE, "job.dump_folder": finished, "training.steps": 7}
+    train_here(flags(**options))
+    assert "nothing is left to train (training.steps = 7): the model of step 8 is exported" in (
+        capsys.readouterr().out
+    )
+    assert json.loads((finished / "ended.json").read_text())["step"] == 8
+    assert equal_tensors(
+        read_weights(finished / "hf"), read_weights(finished / "checkpoint/step-8")
+    )
