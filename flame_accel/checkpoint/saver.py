@@ -191,7 +191,8 @@ class CheckpointSaver:
         Raises:
             FailedSaveError: There were too many failures in a row.
         """
-        copies = None if is_last else self._copies
+        # the last one too: it would take as much memory again
+        copies = self._copies
         self._wait_for_device()
         begin = time.monotonic()
         self.wait(is_last=is_last)
@@ -221,10 +222,15 @@ class CheckpointSaver:
                 self._metrics["checkpoint/write_seconds"] = time.monotonic() - begin_write
                 when_complete(checkpoint)
 
+        if copies is not None:
+            copies.wait_for_copies()
         if copies is None:
             write()
+        elif is_last:
+            write()
+            # the export that follows needs memory as well
+            copies.free()
         else:
-            copies.wait_for_copies()
             self._thread.start(write)
         self._metrics["checkpoint/stall_seconds"] = time.monotonic() - begin
 

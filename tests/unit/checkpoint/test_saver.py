@@ -105,6 +105,21 @@ def test_steps_that_are_taken_during_the_write_change_no_byte_of_it(
     assert read_losses(run) == read_losses(waiting)
 
 
+def test_all_saves_the_last_one_too_are_made_from_the_same_memory(train_here, flags, monkeypatch):
+    addresses: list[list[int]] = []
+    write = saver_module.write_snapshot
+
+    def noted(snapshot, *arguments, **options):
+        tensors = {**snapshot.weights, **snapshot.training_state.optimizer_shard.tensors}
+        addresses.append([tensor.data_ptr() for tensor in tensors.values()])
+        return write(snapshot, *arguments, **options)
+
+    monkeypatch.setattr(saver_module, "write_snapshot", noted)
+    train_here(flags(**OFTEN, **{"checkpoint.async_mode": "async"}))
+    assert len(addresses) == 4
+    assert all(each == addresses[0] for each in addresses)
+
+
 def test_tied_weights_are_written_once(train_here, flags, tmp_path, tiny_model, steps, monkeypatch):
     tied = tmp_path / "tied.json"
     tied.write_text(json.dumps(json.loads(tiny_model.read_text()) | {"tie_word_embeddings": True}))
