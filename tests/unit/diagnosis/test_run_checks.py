@@ -1,5 +1,6 @@
 """A run that cannot train is refused before anything is built."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,9 +9,11 @@ from accelerate.utils import DistributedType
 
 from flame_accel.config import UserError, parse
 from flame_accel.diagnosis import trainability
+from flame_accel.diagnosis.machine import Folder
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.models.catalogue import tiny_config
-from tests.helpers.machines import SICK
+from flame_accel.observe import get_logger
+from tests.helpers.machines import GOOD, SICK
 from tests.helpers.optimizers import STEP_IN_BACKWARD, fake_accelerator
 
 
@@ -30,6 +33,26 @@ def test_a_machine_that_cannot_train_is_refused(train_here, flags, monkeypatch):
     with pytest.raises(UserError, match="no C compiler") as caught:
         train_here(flags())
     assert caught.value.remedy and "gcc" in caught.value.remedy
+
+
+def test_what_does_not_keep_a_machine_from_training_is_logged_before_the_model_is_built(
+    train_here, flags, monkeypatch
+):
+    from flame_accel import train
+
+    logged: list[str] = []
+
+    def build(*arguments: object) -> None:
+        assert any("This machine: less than 1 GiB is free" in line for line in logged)
+        raise LookupError("reached")
+
+    almost_full = Folder(purpose="the run", path="exp", free_bytes=2**29, writable=True)
+    facts = replace(GOOD, folders=(almost_full,))
+    monkeypatch.setattr(trainability, "collect_machine_facts", lambda *arguments: facts)
+    monkeypatch.setattr(get_logger(), "info", lambda text, *values: logged.append(text % values))
+    monkeypatch.setattr(train, "build_components", build)
+    with pytest.raises(LookupError, match="reached"):
+        train_here(flags())
 
 
 @pytest.mark.usefixtures("no_build")
