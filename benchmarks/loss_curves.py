@@ -2,9 +2,9 @@
 
 `ours` is the loop of `flame_accel.train` with its defaults, `plain` what a user of fla writes (see
 `variants.py`). Whether the faster arithmetic learns as much is the difference of their mean losses
-over the last steps. How far equally good runs are apart is seen from `perturbed`: the plain loop
-from weights of which each is changed by a millionth. `ours_fp32_residual` tells what the residual
-stream in bf16 does.
+over the last steps; the norms of gradients before clipping are kept beside them. How far equally
+good runs are apart is seen from `perturbed`: the plain loop from weights of which each is changed
+by a millionth. `ours_fp32_residual` tells what the residual stream in bf16 does.
 
     python benchmarks/train_tokenizer.py TOKENIZER
     python benchmarks/loss_curves.py --tokenizer TOKENIZER --models gla --output losses.json
@@ -16,7 +16,7 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from throughput import PACKAGES, ROOT, SHAPES, save_result
@@ -29,6 +29,14 @@ from flame_accel.training import learning_rate
 RUNS = ("ours", "plain", "perturbed", "ours_fp32_residual")
 FIRST = 4
 """Batches whose losses are compared before the first step."""
+
+
+class Curves(NamedTuple):
+    """Of one run, step by step."""
+
+    losses: list[float]
+    gradient_norms: list[float]
+    """Before clipping."""
 
 
 def main() -> None:
@@ -49,7 +57,8 @@ def main() -> None:
     for model in arguments.models:
         result = measure_model(arguments, model)
         save_result(arguments.output, result)
-        print({name: value for name, value in result.items() if name != "losses"}, flush=True)
+        curves = "losses", "gradient_norms"
+        print({name: value for name, value in result.items() if name not in curves}, flush=True)
 
 
 def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
@@ -73,21 +82,21 @@ def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     weights = {name: x.clone() for name, x in ours.components.model.state_dict().items()}
     config, batches = ours.config, read_batches(case, number=arguments.steps)
     del ours
-    losses = {}
+    curves: dict[str, Curves] = {}
     first_losses = first_losses_in_fp32_and_bf16(case, weights, batches[:FIRST])
     print(f"{model}: {first_losses}", flush=True)
     for run in arguments.runs:
         begin = time.monotonic()
         if run.startswith("ours"):
             options = {"training.residual_dtype": "float32"} if run != "ours" else {}
-            losses[run] = train_ours(case, weights, arguments.steps, changes | options)
+            curves[run] = train_ours(case, weights, arguments.steps, changes | options)
         else:
             start = weights if run == "plain" else perturb(weights)
-            losses[run] = train_plain(case, start, batches, config)
-        mean = statistics.fmean(losses[run][-arguments.last :])
+            curves[run] = train_plain(case, start, batches, config)
+        mean = statistics.fmean(curves[run].losses[-arguments.last :])
         seconds = time.monotonic() - begin
         print(f"{model}: {run} {mean:.5f}, took {seconds:.0f} s", flush=True)
-    means = {name: statistics.fmean(values[-arguments.last :]) for name, values in losses.items()}
+    means = {name: statistics.fmean(run.losses[-arguments.last :]) for name, run in curves.items()}
     return {
         "model": model,
         "size": arguments.size,
@@ -98,7 +107,14 @@ def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
         **{f"{name}_mean_loss": round(mean, 5) for name, mean in means.items()},
         "differences": {name: round(x - means["plain"], 5) for name, x in means.items()},
         "first_losses": first_losses,
-        "losses": {name: [round(x, 5) for x in values] for name, values in losses.items()},
+        "largest_gradient_norms": {
+            name: [round(x, 1) for x in sorted(run.gradient_norms)[-5:]]
+            for name, run in curves.items()
+        },
+        "losses": {name: [round(x, 5) for x in run.losses] for name, run in curves.items()},
+        "gradient_norms": {
+            name: [round(x, 3) for x in run.gradient_norms] for name, run in curves.items()
+        },
         "versions": {name: version(name) for name in PACKAGES},
     }
 
@@ -121,13 +137,17 @@ def first_losses_in_fp32_and_bf16(
 
 def train_ours(
     case: Case, weights: dict[str, torch.Tensor], steps: int, options: dict[str, object]
-) -> list[float]:
-    """Losses of our run, step by step."""
+) -> Curves:
+    """Our run."""
     ours = OursVariant(case, **options)
     ours.components.model.load_state_dict(weights)
     ours.run_steps(steps, lambda: None)
-    records = (Path(ours.config.job.dump_folder) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["train/loss"] for line in records]
+    lines = (Path(ours.config.job.dump_folder) / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return Curves(
+        [record["train/loss"] for record in records],
+        [record["optimizer/grad_norm"] for record in records],
+    )
 
 
 def train_plain(
@@ -135,12 +155,12 @@ def train_plain(
     weights: dict[str, torch.Tensor],
     batches: list[dict[str, torch.Tensor]],
     config: Config,
-) -> list[float]:
-    """Losses of the plain loop, with the learning rates of our run."""
+) -> Curves:
+    """The plain loop, with the learning rates of our run."""
     plain = PlainVariant(case)
     plain.model.load_state_dict(weights)
     plain.batches = iter(batches)
-    losses = []
+    losses, norms = [], []
     for step in range(len(batches)):
         for group in plain.optimizer.param_groups:
             group["lr"] = learning_rate(
@@ -151,7 +171,8 @@ def train_plain(
             )
         plain.run_steps(1, lambda: None)
         losses.append(plain.last_loss)
-    return torch.stack(losses).tolist()
+        norms.append(plain.last_gradient_norm)
+    return Curves(torch.stack(losses).tolist(), torch.stack(norms).tolist())
 
 
 def perturb(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -163,6 +163,8 @@ class PlainVariant(Variant):
 
     last_loss: torch.Tensor
     """Mean loss of the last batch, on the device."""
+    last_gradient_norm: torch.Tensor
+    """Before clipping, on the device."""
 
     def __init__(self, case: Case, *, bf16_residual: bool = False) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -195,7 +197,9 @@ class PlainVariant(Variant):
                 loss = self.model(**batch).loss
             self.last_loss = loss.detach()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+            self.last_gradient_norm = torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), MAX_NORM
+            )
             self.optimizer.step()
             self.optimizer.zero_grad()
             after_step()
