@@ -40,6 +40,9 @@ FINISH_SECONDS = 600.0
 """Longest wait, in seconds, for what is in flight when a run ends by an error."""
 SHARE_OF_AVAILABLE_MEMORY = 0.7
 """With `auto` the copies take at most so much of the host memory that is available."""
+DEVICES_THAT_WRITE = ("cpu",)
+"""With `auto` training waits on these: the cores that train would do the write, so that no time is
+gained, and a kill could cost the steps since the checkpoint before."""
 log = get_logger()
 
 
@@ -136,6 +139,9 @@ class CheckpointSaver:
             return "checkpoint.async_mode = disabled"
         if self._async_mode != "auto":
             return None
+        device = self._accelerator.device.type
+        if device in DEVICES_THAT_WRITE:
+            return f"on a {device} a write beside it would gain no time"
         own = _HostMemory(socket.gethostname(), available_host_bytes(), self._needed_host_bytes())
         ranks = self._ranks.gather_objects(own)
         for host in sorted({rank.host for rank in ranks}):

@@ -98,8 +98,8 @@ class CheckpointConfig:
     async_mode: Literal["auto", "disabled", "async", "async_with_pinned_mem"] = "auto"
     """Write checkpoints while training goes on, from a copy in host memory: the copy is all that
     training waits for. async_with_pinned_mem copies from a GPU to page-locked memory, which is
-    quicker. auto does that on a GPU and async on a CPU, unless the copy would take more than 70 %
-    of the available host memory. disabled: training waits while a checkpoint is written."""
+    quicker. auto does that on a GPU, unless the copy would take more than 70 % of the available
+    host memory; on a CPU training waits, as with disabled, while a checkpoint is written."""
     initial_load_path: PathText | None = None
     """Weights to start from: a checkpoint of another run, or a Hugging Face model with safetensors
     (a folder, or a name on the Hub such as owner/name or owner/name@revision). Used if the run has

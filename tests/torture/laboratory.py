@@ -79,6 +79,8 @@ class Laboratory:
             "training.dataset": self._corpus,
             "training.steps": STEPS,
             "checkpoint.interval": INTERVAL,
+            # as on a GPU by default; it is the harder case
+            "checkpoint.async_mode": "async",
             **changes,
         }
         return [f"--{name}={value}" for name, value in options.items() if value is not None]

@@ -30,6 +30,8 @@ SPLIT_WORDS = {
 }
 RUN_FOLDER_FILES = ("config.toml", "environment.json")
 """Files that every run folder has; files below one are not data, unless the folder is named."""
+RUN_LOCK_FILE = "run.lock"
+"""The only file of a run folder while the run's first start reads its data."""
 
 FilesBySplit = dict[str | None, list[Path]]
 """By name of the split; None: of a dataset without splits."""
@@ -171,7 +173,8 @@ def _drop_run_folder_files(files: Sequence[Path], root: Path) -> list[Path]:
         if folder == root or root not in folder.parents:
             return False
         is_run_folder = all((folder / name).is_file() for name in RUN_FOLDER_FILES)
-        return is_run_folder or is_in_run_folder(folder.parent)
+        is_locked = (folder / RUN_LOCK_FILE).is_file()
+        return is_run_folder or is_locked or is_in_run_folder(folder.parent)
 
     return [file for file in files if not is_in_run_folder(file.parent)]
 

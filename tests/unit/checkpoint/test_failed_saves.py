@@ -81,7 +81,10 @@ def test_so_many_failed_saves_in_a_row_end_the_run_and_it_continues_from_what_it
 def test_the_last_save_is_tried_however_many_have_failed(
     train_here: Callable[[list[str]], None], flags: Callable[..., list[str]], tmp_path: Path
 ):
-    run, argv = tmp_path / "run", flags(**SAVES_OFTEN, **{"checkpoint.max_failures": 1})
+    run, argv = (
+        tmp_path / "run",
+        flags(**SAVES_OFTEN, **{"checkpoint.max_failures": 1, "checkpoint.async_mode": "async"}),
+    )
     with faulty_files(run, lambda _, call: "checkpoint/step-6" in call, error=errno.EIO) as faults:
         train_here(argv)
     assert faults.failed and list_checkpoints(run) == ["step-4", "step-8"]

@@ -32,7 +32,13 @@ from tests.helpers.runs import (
 
 Train = Callable[[list[str]], None]
 Flags = Callable[..., list[str]]
-OFTEN = {**WITHOUT_SAMPLE, "checkpoint.interval": 2, "checkpoint.keep_latest_k": 0}
+OFTEN = {
+    **WITHOUT_SAMPLE,
+    "checkpoint.interval": 2,
+    "checkpoint.keep_latest_k": 0,
+    "checkpoint.async_mode": "async",
+}
+AUTO = {**OFTEN, "checkpoint.async_mode": "auto"}
 WAIT_SECONDS = 60
 
 
@@ -81,18 +87,17 @@ def hold_writes(monkeypatch: pytest.MonkeyPatch, hold: Callable[[int], object]) 
 def waiting(train_here: Train, flags: Flags, tmp_path: Path) -> Path:
     """The folder of a run that waits for its writes, with checkpoints of steps 2, 4, 6 and 8."""
     train_here(
-        flags(**OFTEN, **{"job.dump_folder": tmp_path / "w", "checkpoint.async_mode": "disabled"})
+        flags(**OFTEN | {"job.dump_folder": tmp_path / "w", "checkpoint.async_mode": "disabled"})
     )
     return tmp_path / "w"
 
 
 @pytest.mark.covers_option("checkpoint.async_mode")
-@pytest.mark.parametrize("mode", ["auto", "async"])
 def test_steps_that_are_taken_during_the_write_change_no_byte_of_it(
-    train_here, flags, tmp_path, waiting, steps, monkeypatch, mode
+    train_here, flags, tmp_path, waiting, steps, monkeypatch
 ):
     hold_writes(monkeypatch, lambda step: steps.wait_for(step + 2) if step < 8 else None)
-    train_here(flags(**OFTEN, **{"checkpoint.async_mode": mode}))
+    train_here(flags(**OFTEN))
     run = tmp_path / "run"
     assert "written while training goes on" in read_log(run)
     assert "checkpoints: written while training waits (checkpoint.async_mode" in read_log(waiting)
@@ -115,7 +120,7 @@ def test_all_saves_the_last_one_too_are_made_from_the_same_memory(train_here, fl
         return write(snapshot, *arguments, **options)
 
     monkeypatch.setattr(saver_module, "write_snapshot", noted)
-    train_here(flags(**OFTEN, **{"checkpoint.async_mode": "async"}))
+    train_here(flags(**OFTEN))
     assert len(addresses) == 4
     assert all(each == addresses[0] for each in addresses)
 
@@ -129,7 +134,7 @@ def test_tied_weights_are_written_once(train_here, flags, tmp_path, tiny_model, 
         if mode == "disabled":
             monkeypatch.undo()
         folder = {"job.dump_folder": tmp_path / mode, "model.config": tied}
-        train_here(flags(**OFTEN, **folder, **{"checkpoint.async_mode": mode}))
+        train_here(flags(**OFTEN | folder | {"checkpoint.async_mode": mode}))
         digests.append(digests_of_all_files(tmp_path / mode / "checkpoint/step-4"))
     assert digests[0] == digests[1]
 
@@ -229,7 +234,7 @@ def test_a_kill_during_a_write_leaves_the_checkpoint_before_it(
 
 
 def test_a_write_that_hangs_is_named_by_the_watchdog(flags):
-    options = flags(**OFTEN, **{"training.watchdog_seconds": 10})
+    options = flags(**OFTEN | {"training.watchdog_seconds": 10})
     process = start_with_hung_write(options, step=4, long_phase_seconds=10)
     printed, _ = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == EXIT_CODE, printed
@@ -279,11 +284,20 @@ def test_a_signal_during_a_write_loses_no_step(
 def test_too_little_memory_for_a_copy_is_told_and_training_waits(
     train_here, flags, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(saver_module, "DEVICES_THAT_WRITE", ())
     monkeypatch.setattr(saver_module, "available_host_bytes", lambda: 1000)
     monkeypatch.setattr(BackgroundThread, "start", lambda *_: pytest.fail("in the background"))
-    train_here(flags(**OFTEN))
+    train_here(flags(**AUTO))
     log = read_log(tmp_path / "run")
     assert "checkpoints: written while training waits (a copy of 0.00 GiB is too large for" in log
+
+
+def test_training_waits_by_default_where_the_cores_that_train_would_write(
+    train_here, flags, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(BackgroundThread, "start", lambda *_: pytest.fail("in the background"))
+    train_here(flags(**AUTO))
+    assert "checkpoints: written while training waits (on a cpu" in read_log(tmp_path / "run")
 
 
 def test_a_run_that_saves_only_at_its_end_makes_no_copy(train_here, flags, monkeypatch):

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from flame_accel.checkpoint import run_lock
 from flame_accel.config.errors import UserError
 from flame_accel.data.sources.file_shards import FileShards
 from flame_accel.data.sources.local_files import (
     RUN_FOLDER_FILES,
+    RUN_LOCK_FILE,
     list_visible_files_outside_run_folders,
 )
 from tests.helpers.datasets_on_disk import (
@@ -22,6 +24,7 @@ from tests.helpers.datasets_on_disk import (
     write_record_folder,
     write_text_folder,
 )
+from tests.helpers.runs import SHORT_RUN, read_records
 
 
 @pytest.mark.parametrize("source", FILES.values(), ids=FILES.keys())
@@ -93,6 +96,24 @@ def found_in(folder: Path, path: str = "", patterns: Sequence[str] = ()) -> list
 def test_what_a_run_writes_into_the_data_folder_is_no_data(folder: Path) -> None:
     assert found_in(folder) == ["a.txt", "sub/b.txt"]
     assert found_in(folder, patterns=["**/*.txt"]) == ["a.txt", "sub/b.txt"]
+
+
+def test_the_lock_of_a_run_that_begins_in_the_data_folder_is_no_data(folder: Path) -> None:
+    assert RUN_LOCK_FILE == run_lock.LOCK_FILE
+    (folder / "begins").mkdir()
+    (folder / "begins" / RUN_LOCK_FILE).write_text("{}")
+    assert found_in(folder) == ["a.txt", "sub/b.txt"]
+
+
+def test_a_second_start_reads_what_the_first_one_read_with_the_run_folder_in_the_data(
+    tmp_path: Path, train_here, flags
+) -> None:
+    for name in "abcde":
+        (tmp_path / f"{name}.txt").write_text(f"document {name} " * 40)
+    options = {**SHORT_RUN, "training.dataset": tmp_path, "checkpoint.enable_checkpoint": True}
+    train_here(flags(**options))
+    train_here(flags(**options | {"training.steps": 4}))
+    assert [record["step"] for record in read_records(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_a_pattern_does_not_reach_into_a_run_folder(folder: Path, monkeypatch) -> None:
