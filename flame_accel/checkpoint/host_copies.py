@@ -1,10 +1,11 @@
 """Copies of tensors in host memory that is allocated once, and used again by every snapshot.
 
 For a GPU the memory can be page-locked, so that copies run at the speed of its bus and the host
-does not wait for each. How much of it there is on this machine is asked here too; who copies what
-and when is decided in `saver`.
+does not wait for each. Whether there is enough of it on each machine is decided here too; who
+copies what and when, in `saver`.
 """
 
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor
 
 from flame_accel.observe import get_logger
+from flame_accel.parallel import HostGroup
 
 CHUNK_BYTES = 1 << 28
 ALIGNMENT_BYTES = 64
 PORTABLE = 1
 """cudaHostRegisterPortable of the CUDA runtime."""
 CGROUP = Path("/sys/fs/cgroup")
+SHARE_OF_AVAILABLE_MEMORY = 0.7
+"""Copies fit if they take at most so much of the host memory that is available."""
 
 
 class _Chunk(NamedTuple):
@@ -112,6 +116,39 @@ def _take_cuda_error() -> None:
     """The runtime tells an error once more, to the next who launches a kernel: not to training."""
     with suppress(RuntimeError):
         torch.zeros((), device="cuda")
+
+
+class _HostMemory(NamedTuple):
+    """What a rank says about its machine."""
+
+    host: str
+    available_bytes: int
+    needed_bytes: int
+    """By the copy of this rank."""
+
+
+def why_copies_do_not_fit(ranks: HostGroup, needed_bytes: int) -> str | None:
+    """The reason why a machine has too little memory for the copies of its ranks; None if none has.
+
+    Every rank must call it, and all get the same answer.
+
+    Args:
+        ranks: All ranks.
+        needed_bytes: Size of the copy of this rank.
+    """
+    own = _HostMemory(socket.gethostname(), available_host_bytes(), needed_bytes)
+    memory_of_ranks = ranks.gather_objects(own)
+    for host in sorted({memory.host for memory in memory_of_ranks}):
+        on_host = [memory for memory in memory_of_ranks if memory.host == host]
+        needed = sum(memory.needed_bytes for memory in on_host)
+        available = min(memory.available_bytes for memory in on_host)
+        if needed > SHARE_OF_AVAILABLE_MEMORY * available:
+            return (
+                f"a copy of {needed / 2**30:.2f} GiB is too large for {host}, where "
+                f"{available / 2**30:.2f} GiB are available; checkpoint.async_mode = async "
+                "makes it all the same"
+            )
+    return None
 
 
 def available_host_bytes() -> int:

@@ -6,12 +6,10 @@ writes the copy (`background`) while the next steps change the weights. Both wri
 """
 
 import copy
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +21,7 @@ from flame_accel.checkpoint.background import BackgroundThread
 from flame_accel.checkpoint.failed_saves import FailedSaveError, FailedSaves
 from flame_accel.checkpoint.folder import CheckpointFolder
 from flame_accel.checkpoint.hf_model import gather_full_weights_to_main
-from flame_accel.checkpoint.host_copies import HostCopies, available_host_bytes
+from flame_accel.checkpoint.host_copies import HostCopies, why_copies_do_not_fit
 from flame_accel.checkpoint.optimizer_shards import copy_optimizer_shard_of_rank
 from flame_accel.checkpoint.snapshot import take_snapshot, write_snapshot
 from flame_accel.checkpoint.tensor_storage import optimizer_state_bytes
@@ -38,21 +36,10 @@ from flame_accel.parallel.sharded_tensors import full_shape
 
 FINISH_SECONDS = 600.0
 """Longest wait, in seconds, for what is in flight when a run ends by an error."""
-SHARE_OF_AVAILABLE_MEMORY = 0.7
-"""With `auto` the copies take at most so much of the host memory that is available."""
 DEVICES_THAT_WRITE = ("cpu",)
 """With `auto` training waits on these: the cores that train would do the write, so that no time is
 gained, and a kill could cost the steps since the checkpoint before."""
 log = get_logger()
-
-
-class _HostMemory(NamedTuple):
-    """What a rank says about its machine."""
-
-    host: str
-    available_bytes: int
-    needed_bytes: int
-    """By the copy of this rank."""
 
 
 def check_async_mode(accelerator: Accelerator, async_mode: str) -> None:
@@ -142,18 +129,7 @@ class CheckpointSaver:
         device = self._accelerator.device.type
         if device in DEVICES_THAT_WRITE:
             return f"on a {device} a write beside it would gain no time"
-        own = _HostMemory(socket.gethostname(), available_host_bytes(), self._needed_host_bytes())
-        ranks = self._ranks.gather_objects(own)
-        for host in sorted({rank.host for rank in ranks}):
-            needed = sum(rank.needed_bytes for rank in ranks if rank.host == host)
-            available = min(rank.available_bytes for rank in ranks if rank.host == host)
-            if needed > SHARE_OF_AVAILABLE_MEMORY * available:
-                return (
-                    f"a copy of {needed / 2**30:.2f} GiB is too large for {host}, where "
-                    f"{available / 2**30:.2f} GiB are available; checkpoint.async_mode = async "
-                    "makes it all the same"
-                )
-        return None
+        return why_copies_do_not_fit(self._ranks, self._needed_host_bytes())
 
     def _needed_host_bytes(self) -> int:
         """Bytes of this rank's copy, nearly; that of the main process has the weights."""

@@ -18,7 +18,7 @@ from flame_accel.config import TrainingConfig, UsageError, UserError, dataset_na
 from flame_accel.cpu_cores import count_cores_in_affinity_mask
 
 if TYPE_CHECKING:
-    from flame_accel.data.cache.cache_writer import CacheProgress
+    from flame_accel.data.cache.cache_progress import CacheProgress
     from flame_accel.data.cache.file_format import Manifest
     from flame_accel.data.sources.table import Table
 
@@ -146,11 +146,10 @@ def _print_progress_until_signal(folder: Path) -> Iterator[Callable[["CacheProgr
                 remedy="run the same command again: it continues after the last complete shard",
                 exit_code=128 + caught[0],
             )
-        done = progress.documents == progress.total_documents
-        if done or time.monotonic() - printed_at >= PROGRESS_SECONDS[on_terminal]:
+        if progress.is_complete or time.monotonic() - printed_at >= PROGRESS_SECONDS[on_terminal]:
             printed_at = time.monotonic()
-            end = "\r" if on_terminal and not done else "\n"
-            print(f"{_format_progress(progress):<79}", end=end, flush=True)
+            end = "\r" if on_terminal and not progress.is_complete else "\n"
+            print(f"{progress.describe():<79}", end=end, flush=True)
 
     before = {
         number: signal.signal(number, remember_signal_and_let_next_kill)
@@ -161,18 +160,6 @@ def _print_progress_until_signal(folder: Path) -> Iterator[Callable[["CacheProgr
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _format_progress(progress: "CacheProgress") -> str:
-    """One line: share, documents, tokens, speed of this attempt, and the time left."""
-    written = progress.documents - progress.resumed_documents
-    remaining = progress.total_documents - progress.documents
-    minutes, seconds = divmod(round(progress.elapsed_seconds / written * remaining), 60)
-    return (
-        f"{progress.documents / progress.total_documents:6.1%}  {progress.documents:,} documents  "
-        f"{progress.tokens:,} tokens  {progress.tokens / progress.elapsed_seconds:,.0f} tok/s  "
-        f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"
-    )
 
 
 def _format_summary(folder: Path, manifest: "Manifest", newly_written: bool) -> str:

@@ -29,8 +29,10 @@ from flame_accel.hub.upload_queue import retry_request_after_waits
 from flame_accel.hub.upload_record import (
     RECORD_FILE,
     UploadRecord,
+    read_recorded_repository_or_none,
     read_upload_record_or_empty,
-    write_record_and_clean_stages_if_same_repository,
+    remove_needless_stages,
+    write_upload_record,
 )
 from flame_accel.hub.uploaded_files import (
     checksum_of_model_files,
@@ -185,7 +187,7 @@ def create_repository_upload_and_record_model(
         print(repository.warning)
     if run_folder is not None:
         # before the first commit says which run it is of
-        write_record_and_clean_stages_if_same_repository(run_folder, record)
+        record_push_unless_run_uploads_elsewhere(run_folder, record)
 
     from flame_accel.hub.upload_folder import (
         add_missing_code_card_logs_and_hide_paths,
@@ -234,7 +236,15 @@ def create_repository_upload_and_record_model(
     if run_folder is not None and step is not None:
         source = os.path.relpath(folder.resolve(), run_folder.resolve())
         record.record_upload_and_drop_plans(source, step, commits, checksum)
-        write_record_and_clean_stages_if_same_repository(run_folder, record)
+        record_push_unless_run_uploads_elsewhere(run_folder, record)
+
+
+def record_push_unless_run_uploads_elsewhere(run_folder: Path, record: UploadRecord) -> None:
+    """Writes the run's record, unless the run uploads to another repository or is read-only."""
+    recorded = read_recorded_repository_or_none(run_folder)
+    if recorded in (None, record.repo_id) and os.access(run_folder, os.W_OK):
+        write_upload_record(run_folder, record)
+        remove_needless_stages(run_folder, record)
 
 
 def read_run_record_or_empty_else_identify_by_weights(

@@ -30,8 +30,8 @@ def log_run_summary(
     log.info(
         "model: %s, %s", parallel.unwrap_model(accelerator, model).config.model_type, num_parameters
     )
-    if parallel.casts_residual_stream_to_bf16(accelerator, training):
-        log.info("residual stream: bfloat16; weights: float32")
+    if stream := parallel.describe_residual_stream_if_cast(accelerator, training):
+        log.info(stream)
     log.info("data: %s", run_data)
     log.info(
         "step: %d rows x %d ranks x %d micro-batches x %d tokens = %s tokens; %d steps",

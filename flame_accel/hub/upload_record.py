@@ -4,7 +4,6 @@ A run that was killed is started again with this file; whoever reads it learns w
 which step. It names folders relative to the run folder, and holds no access token.
 """
 
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable
@@ -156,17 +155,12 @@ def write_upload_record(run_folder: Path, record: UploadRecord) -> None:
     files.write_json_atomically(path, asdict(record))
 
 
-def write_record_and_clean_stages_if_same_repository(
-    maybe_read_only_folder: Path, record: UploadRecord
-) -> None:
-    """Writes the record of a push, unless the run uploads elsewhere, or nobody may write there."""
+def read_recorded_repository_or_none(run_folder: Path) -> object:
+    """The repository that a run uploads to, as its record says; None without a readable record."""
     try:
-        recorded = parse_json_text((maybe_read_only_folder / RECORD_FILE).read_bytes())["repo_id"]
+        return parse_json_text((run_folder / RECORD_FILE).read_bytes())["repo_id"]
     except (OSError, ValueError, KeyError, TypeError):
-        recorded = record.repo_id
-    if recorded == record.repo_id and os.access(maybe_read_only_folder, os.W_OK):
-        write_upload_record(maybe_read_only_folder, record)
-        remove_needless_stages(maybe_read_only_folder, record)
+        return None
 
 
 def stage_folder(run_folder: Path, planned: PlannedUpload) -> Path:

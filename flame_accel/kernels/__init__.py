@@ -8,7 +8,6 @@ neither torch nor fla.
 
 from flame_accel.kernels.configured import install_configured_kernels
 from flame_accel.kernels.fused.replace import (
-    fused_kernels_are_installed,
     install_fused_kernels,
     share_inputs_of_linear_maps,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "apply_tune_kernels_option",
     "choose_operator_recompute",
     "disable_tuning_then_forget_choices_made",
-    "fused_kernels_are_installed",
     "install",
     "install_configured_kernels",
     "install_fused_kernels",

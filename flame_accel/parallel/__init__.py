@@ -21,7 +21,7 @@ from flame_accel.parallel.prepare import (
     unwrap_model,
 )
 from flame_accel.parallel.ranks import dp_rank, dp_size, tokens_per_step, tp_size
-from flame_accel.parallel.residual_stream import casts_residual_stream_to_bf16
+from flame_accel.parallel.residual_stream import describe_residual_stream_if_cast
 from flame_accel.parallel.timeouts import (
     explain_timeout_and_connection_errors,
     extended_timeout,
@@ -39,10 +39,10 @@ __all__ = [
     "autocast_unless_fsdp2",
     "average_fsdp2_ignored_gradients",
     "build_accelerator",
-    "casts_residual_stream_to_bf16",
     "check_parallel_options",
     "clip_gradients_and_get_norm",
     "compute_dtype",
+    "describe_residual_stream_if_cast",
     "describe_topology",
     "dp_rank",
     "dp_size",

@@ -22,6 +22,15 @@ def casts_residual_stream_to_bf16(accelerator: Accelerator, training: TrainingCo
     return autocasts and training.residual_dtype == "bfloat16"
 
 
+def describe_residual_stream_if_cast(
+    accelerator: Accelerator, training: TrainingConfig
+) -> str | None:
+    """A line for the log where the stream's dtype is not that of the weights; None elsewhere."""
+    if not casts_residual_stream_to_bf16(accelerator, training):
+        return None
+    return "residual stream: bfloat16; weights: float32"
+
+
 def cast_embeddings_under_autocast(model: PreTrainedModel) -> None:
     """Makes all embeddings of a model give bf16 under bf16 autocast, in place.
 

@@ -44,9 +44,9 @@ def apply_float8_tp_cast_compile_and_checkpointing(
     apply_tensor_parallel(accelerator, model, loss_parallel=not training.disable_loss_parallel)
     if casts_residual_stream_to_bf16(accelerator, training):
         cast_embeddings_under_autocast(model)
-    plain = not training.compile and activation_checkpoint.mode == "none"
-    if plain and tp_size(accelerator) == 1 and kernels.fused_kernels_are_installed():
-        kernels.share_inputs_of_linear_maps(model)
+    if tp_size(accelerator) == 1:
+        recomputed = activation_checkpoint.mode != "none"
+        kernels.share_inputs_of_linear_maps(model, compiled=training.compile, recomputed=recomputed)
     if training.compile:
         compile_blocks(model)
     # around what is compiled: the checkpoint itself cannot be

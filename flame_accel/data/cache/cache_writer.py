@@ -2,7 +2,7 @@
 
 Which documents a shard holds depends on the data alone. An interrupted cache is continued after its
 last complete shard if it is made from the same data in the same way. `chunk_encoder` does the
-encoding.
+encoding, `cache_progress` says how far it is.
 """
 
 import errno
@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy, too_many_bad_records_error
+from flame_accel.data.cache.cache_progress import CacheProgress
 from flame_accel.data.cache.chunk_encoder import (
     BatchEncoder,
     ChunkEncoder,
@@ -63,20 +64,6 @@ class CacheOrigin:
     add_bos: bool
     source: Mapping[str, str | int | None]
     """Where the records come from: options and their values."""
-
-
-class CacheProgress(NamedTuple):
-    """How much of a cache is written."""
-
-    documents: int
-    """Documents written, by this attempt and earlier ones."""
-    total_documents: int
-    resumed_documents: int
-    """Those of `documents` that an earlier attempt wrote."""
-    tokens: int
-    """Tokens written by this attempt."""
-    elapsed_seconds: float
-    """Duration of this attempt so far."""
 
 
 def write_cache_unless_finished(

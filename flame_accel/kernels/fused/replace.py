@@ -123,10 +123,10 @@ def install_fused_kernels() -> None:
     _set_attribute_with_undo(causal_lm, name, _leave_logits_out_in_training(causal_lm, name))
 
 
-def share_inputs_of_linear_maps(model: Any) -> None:
+def share_inputs_of_linear_maps(model: Any, *, compiled: bool, recomputed: bool) -> None:
     """As `shared_input.share_inputs_of_linear_maps`, which needs torch."""
     module = importlib.import_module("flame_accel.kernels.fused.shared_input")
-    module.share_inputs_of_linear_maps(model)
+    module.share_inputs_of_linear_maps(model, compiled=compiled, recomputed=recomputed)
 
 
 def _leave_logits_out_in_training(causal_lm: Any, name: str) -> Callable[..., Any]:

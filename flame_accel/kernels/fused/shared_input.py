@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from flame_accel.kernels.fused.replace import fused_kernels_are_allowed
+from flame_accel.kernels.fused.replace import fused_kernels_are_allowed, fused_kernels_are_installed
 
 NAMES = (
     "q_proj", "k_proj", "v_proj", "g_proj", "a_proj", "b_proj", "f_proj", "gk_proj",
@@ -121,11 +121,14 @@ def _grad_enabled_on_gpu_without_hooks_or_shards(maps: Sequence[nn.Linear], x: T
     return torch.is_grad_enabled() and x.is_cuda and not (hooks or sharded)
 
 
-def share_inputs_of_linear_maps(model: nn.Module) -> None:
+def share_inputs_of_linear_maps(model: nn.Module, *, compiled: bool, recomputed: bool) -> None:
     """Joins the maps of each layer that have the names and the shape for it, in place.
 
-    The model must not be compiled nor checkpointed: a forward pass has to call all maps of a layer.
+    Nothing is joined without the fused kernels, nor in blocks that are compiled or recomputed in
+    the backward pass: a forward pass has to call all maps of a layer.
     """
+    if compiled or recomputed or not fused_kernels_are_installed():
+        return
     for module in model.modules():
         children = [getattr(module, name, None) for name in NAMES]
         firsts = [c[0] if isinstance(c, nn.Sequential) and len(c) else c for c in children]

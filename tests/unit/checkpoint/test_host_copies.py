@@ -2,13 +2,18 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from flame_accel.checkpoint import host_copies
-from flame_accel.checkpoint.host_copies import HostCopies, available_host_bytes
+from flame_accel.checkpoint.host_copies import (
+    HostCopies,
+    available_host_bytes,
+    why_copies_do_not_fit,
+)
 from tests.helpers.checkpoints import equal_tensors
 
 
@@ -93,3 +98,16 @@ def test_a_limit_of_the_control_group_counts(tmp_path: Path, monkeypatch: pytest
     assert available_host_bytes() == 650
     (tmp_path / "memory.max").write_text("max\n")
     assert available_host_bytes() > 650
+
+
+@pytest.mark.parametrize(("other_host", "fits"), [("here", False), ("there", True)])
+def test_copies_of_the_ranks_of_a_machine_have_to_fit_in_its_memory_together(
+    monkeypatch: pytest.MonkeyPatch, other_host: str, fits: bool
+):
+    monkeypatch.setattr(host_copies, "available_host_bytes", lambda: 2 * 2**30)
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    ranks: Any = SimpleNamespace(gather_objects=lambda own: [own, own._replace(host=other_host)])
+    problem = why_copies_do_not_fit(ranks, 2**30)
+    words = "a copy of 2.00 GiB is too large for here, where 2.00 GiB are available"
+    assert problem is None if fits else problem is not None and problem.startswith(words)
+    assert why_copies_do_not_fit(ranks, 2 * 2**30) is not None

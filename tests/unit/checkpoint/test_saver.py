@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flame_accel.checkpoint import host_copies
 from flame_accel.checkpoint import saver as saver_module
 from flame_accel.checkpoint.background import BackgroundThread
 from flame_accel.checkpoint.saver import check_async_mode
@@ -285,7 +286,7 @@ def test_too_little_memory_for_a_copy_is_told_and_training_waits(
     train_here, flags, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(saver_module, "DEVICES_THAT_WRITE", ())
-    monkeypatch.setattr(saver_module, "available_host_bytes", lambda: 1000)
+    monkeypatch.setattr(host_copies, "available_host_bytes", lambda: 1000)
     monkeypatch.setattr(BackgroundThread, "start", lambda *_: pytest.fail("in the background"))
     train_here(flags(**AUTO))
     log = read_log(tmp_path / "run")

@@ -11,7 +11,6 @@ from flame_accel.__main__ import main
 from flame_accel.commands import prepare
 from flame_accel.config import UserError
 from flame_accel.data.cache import chunk_encoder, shard_writer
-from flame_accel.data.cache.cache_writer import CacheProgress
 from flame_accel.data.cache.file_format import MANIFEST, read_manifest
 from flame_accel.data.cache.token_cache import TokenCache
 from flame_accel.data.documents import Document, Skipped
@@ -195,25 +194,6 @@ def test_a_signal_stops_it_and_the_same_command_continues(
     main(prepare_command(corpus, folder))
     main(prepare_command(corpus, tmp_path / "fresh"))
     assert read_files(folder) == read_files(tmp_path / "fresh")
-
-
-def test_progress_says_how_long_it_will_take(tmp_path: Path, capsys):
-    with prepare._print_progress_until_signal(tmp_path) as report:
-        report(
-            CacheProgress(
-                documents=60,
-                total_documents=60,
-                resumed_documents=20,
-                tokens=8_000_000,
-                elapsed_seconds=4.0,
-            )
-        )
-    line = " ".join(capsys.readouterr().out.split())
-    assert line == "100.0% 60 documents 8,000,000 tokens 2,000,000 tok/s 0:00:00 left"
-    progress = CacheProgress(
-        documents=40, total_documents=120, resumed_documents=20, tokens=1, elapsed_seconds=3600.0
-    )
-    assert prepare._format_progress(progress).endswith("4:00:00 left")
 
 
 def test_a_shown_error_of_the_work_passes_through(tmp_path: Path):

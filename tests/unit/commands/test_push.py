@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from flame_accel.__main__ import main
+from flame_accel.commands.push import record_push_unless_run_uploads_elsewhere
 from flame_accel.hub import upload_folder
+from flame_accel.hub.upload_record import UploadRecord, read_upload_record_or_empty
 from tests.helpers.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
 
 REPO = "tester/pushed"
@@ -157,6 +159,13 @@ def test_the_weights_that_are_there_are_pushed_again_without_a_record_and_no_oth
     main(["push", str(finished), REPO])
     assert "hub.json" in capsys.readouterr().out
     assert json.loads(record.read_text())["finished"]["main"]["step"] == 8
+
+
+def test_a_push_to_another_repository_leaves_the_record_of_the_run_as_it_is(tmp_path: Path) -> None:
+    record = UploadRecord(repo_id="a/b", checkpoints_since_upload=2)
+    record_push_unless_run_uploads_elsewhere(tmp_path, record)
+    record_push_unless_run_uploads_elsewhere(tmp_path, UploadRecord(repo_id="a/other"))
+    assert read_upload_record_or_empty(tmp_path, "a/b", report_damage=print) == record
 
 
 def copy_of_export(run: Path) -> Path:

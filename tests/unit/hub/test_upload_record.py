@@ -12,7 +12,6 @@ from flame_accel.hub.upload_record import (
     read_upload_record_or_empty,
     remove_needless_stages,
     stage_folder,
-    write_record_and_clean_stages_if_same_repository,
     write_upload_record,
 )
 
@@ -81,13 +80,6 @@ def test_an_upload_is_planned_until_every_branch_has_it(tmp_path):
     assert record.planned == [planned]
     record.record_upload_and_drop_plans("hf", 8, {"step-8": "1" * 40}, "abc")
     assert record.planned == [] and record.branches_hold_checksum(planned.revisions, "abc")
-
-
-def test_the_record_of_another_repository_is_not_replaced_by_a_push(tmp_path):
-    record = UploadRecord(repo_id="a/b", finished={"main": DONE})
-    write_record_and_clean_stages_if_same_repository(tmp_path, record)
-    write_record_and_clean_stages_if_same_repository(tmp_path, UploadRecord(repo_id="a/other"))
-    assert read_upload_record_or_empty(tmp_path, "a/b", report_damage=print) == record
 
 
 def test_only_the_folders_of_planned_uploads_are_kept(tmp_path):

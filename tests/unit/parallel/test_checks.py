@@ -1,17 +1,19 @@
 """Checks of what a launch gave, on Accelerators that are not what was asked for.
 
-Those of weights and of sharding need several ranks: `laws/test_accelerate_traps`.
+Several ranks that hold different weights are launched in `laws/test_accelerate_traps`.
 """
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 
 from flame_accel.config import TrainingConfig, UserError
+from flame_accel.parallel import checks
 from flame_accel.parallel.checks import (
     check_accelerator_matches_topology,
     check_initial_weights_equal,
@@ -84,6 +86,24 @@ def test_fsdp2_that_has_sharded_nothing_is_noticed():
     run = accelerator(DistributedType.FSDP, 1, is_fsdp2=True, state=state)
     with pytest.raises(RuntimeError, match="no parameter is sharded"):
         check_prepared_parameters(run, model, optimizer_over(*model.parameters()))
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_copies_of_a_weight_that_hold_different_bits_are_noticed(monkeypatch, differs):
+    def gather(checksums: Tensor, group: object) -> Tensor:
+        return torch.stack([checksums, checksums + torch.tensor([0, int(differs)])])
+
+    monkeypatch.setattr(checks, "all_gather_stacked", gather)
+    monkeypatch.setattr(checks, "get_world_size", lambda group: 2)
+    model, run = nn.Linear(2, 2), accelerator(DistributedType.MULTI_CPU, 2)
+    after_prepare: Any = pytest.raises(RuntimeError, match=r"the 2 copies of 1 .* as bias")
+    at_start: Any = pytest.raises(RuntimeError, match=r"different initial weights of 1 .* as bias")
+    run.device = torch.device("cpu")
+    run.parallelism_config = None
+    with after_prepare if differs else nullcontext():
+        check_prepared_parameters(run, model, optimizer_over(*model.parameters()))
+    with at_start if differs else nullcontext():
+        check_initial_weights_equal(run, model)
 
 
 def optimizer_over(*parameters: nn.Parameter) -> Any:

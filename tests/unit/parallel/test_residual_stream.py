@@ -11,7 +11,10 @@ from transformers import PreTrainedModel
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
-from flame_accel.parallel import apply_float8_tp_cast_compile_and_checkpointing
+from flame_accel.parallel import (
+    apply_float8_tp_cast_compile_and_checkpointing,
+    describe_residual_stream_if_cast,
+)
 from flame_accel.parallel.blocks import find_blocks
 
 KEPT_IN_FP32 = {
@@ -34,14 +37,18 @@ class Pass(NamedTuple):
     """Of what the blocks give."""
 
 
-def build(model_type: str, residual_dtype: Any, mixed_precision: str = "bf16") -> PreTrainedModel:
-    accelerator: Any = SimpleNamespace(
+def one_process(mixed_precision: str) -> Any:
+    return SimpleNamespace(
         parallelism_config=None,
         is_fsdp2=False,
         device=torch.device("cpu"),
         mixed_precision=mixed_precision,
         distributed_type="NO",
     )
+
+
+def build(model_type: str, residual_dtype: Any, mixed_precision: str = "bf16") -> PreTrainedModel:
+    accelerator = one_process(mixed_precision)
     model = instantiate_on_default_device(tiny_config(model_type, initializer_range=0.02), seed=0)
     apply_float8_tp_cast_compile_and_checkpointing(
         accelerator,
@@ -102,3 +109,11 @@ def test_nothing_is_cast_without_autocast_or_mixed_precision():
     assert run(build("gla", "bfloat16"), autocast=False).dtypes == {torch.float32}
     unmixed = build("gla", "bfloat16", mixed_precision="no")
     assert not unmixed.get_input_embeddings()._forward_hooks
+
+
+def test_the_log_names_the_dtype_where_it_is_not_that_of_the_weights():
+    cast, kept = TrainingConfig(residual_dtype="bfloat16"), TrainingConfig(residual_dtype="float32")
+    line = "residual stream: bfloat16; weights: float32"
+    assert describe_residual_stream_if_cast(one_process("bf16"), cast) == line
+    assert describe_residual_stream_if_cast(one_process("bf16"), kept) is None
+    assert describe_residual_stream_if_cast(one_process("no"), cast) is None

@@ -8,8 +8,8 @@ import torch
 from torchao.float8.float8_linear import Float8Linear
 from transformers import PreTrainedModel
 
-from flame_accel import kernels
 from flame_accel.config import ActivationCheckpointConfig, Float8Config, TrainingConfig
+from flame_accel.kernels.fused import shared_input
 from flame_accel.models.catalogue import tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.parallel import apply_float8_tp_cast_compile_and_checkpointing
@@ -60,18 +60,13 @@ def test_layers_are_converted_before_blocks_are_compiled():
 
 
 @pytest.mark.parametrize(
-    ("installed", "mode", "compile", "shares"),
-    [
-        (True, "none", False, True),
-        (False, "none", False, False),
-        (True, "full", False, False),
-        (True, "none", True, False),
-    ],
+    ("mode", "compile", "shares"),
+    [("none", False, True), ("full", False, False), ("none", True, False)],
 )
-def test_maps_share_inputs_with_fused_kernels_unless_forward_passes_run_in_parts(
-    monkeypatch, installed, mode, compile, shares
+def test_maps_are_told_whether_blocks_are_compiled_or_checkpointed(
+    monkeypatch, mode, compile, shares
 ):
-    monkeypatch.setattr(kernels, "fused_kernels_are_installed", lambda: installed)
+    monkeypatch.setattr(shared_input, "fused_kernels_are_installed", lambda: True)
     model: Any = transform(TrainingConfig(compile=compile), mode)
     mixer = model.get_decoder().layers[0].attn
     assert ("forward" in vars(mixer.q_proj)) is shares

@@ -17,9 +17,9 @@ from flame_accel.data.cache import (
     file_format,
     shard_writer,
 )
+from flame_accel.data.cache.cache_progress import CacheProgress
 from flame_accel.data.cache.cache_writer import (
     CacheOrigin,
-    CacheProgress,
     write_cache_unless_finished,
 )
 from flame_accel.data.documents import Skipped

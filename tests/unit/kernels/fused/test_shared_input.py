@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flame_accel.kernels.fused import shared_input
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.kernels.fused.shared_input import _LinearMaps, share_inputs_of_linear_maps
 
@@ -26,6 +27,11 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x + 1)
         return torch.cat((q * self.f_proj(x), k * v, self.b_proj(x)), -1)
+
+
+@pytest.fixture(autouse=True)
+def installed_fused_kernels(monkeypatch) -> None:
+    monkeypatch.setattr(shared_input, "fused_kernels_are_installed", lambda: True)
 
 
 @pytest.fixture
@@ -58,7 +64,7 @@ def test_results_and_gradients_are_those_of_each_map_alone(calls):
     torch.manual_seed(0)
     alone = Layer()
     joint = copy.deepcopy(alone)
-    share_inputs_of_linear_maps(joint)
+    share_inputs_of_linear_maps(joint, compiled=False, recomputed=False)
     assert joint.state_dict().keys() == alone.state_dict().keys()
     for seed in range(3):
         x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(seed))
@@ -70,7 +76,7 @@ def test_results_and_gradients_are_those_of_each_map_alone(calls):
 
 def test_maps_stay_apart_where_nothing_learns_or_a_hook_gathers(calls):
     joint = Layer()
-    share_inputs_of_linear_maps(joint)
+    share_inputs_of_linear_maps(joint, compiled=False, recomputed=False)
     x = torch.randn(2, 8)
     with torch.no_grad():
         joint(x)
@@ -84,7 +90,7 @@ def test_maps_stay_apart_where_nothing_learns_or_a_hook_gathers(calls):
 def test_autocast_computes_in_its_dtype_and_gives_gradients_of_fp32_weights(monkeypatch):
     layer = nn.ModuleDict({"gate_proj": nn.Linear(8, 4, bias=False)})
     layer["up_proj"] = nn.Linear(8, 4, bias=False)
-    share_inputs_of_linear_maps(layer)
+    share_inputs_of_linear_maps(layer, compiled=False, recomputed=False)
     x = torch.randn(3, 8, requires_grad=True)
     rows, weights = x.bfloat16(), [linear.weight for linear in layer.values()]
     found = _LinearMaps.apply(rows, *weights)
@@ -93,3 +99,21 @@ def test_autocast_computes_in_its_dtype_and_gives_gradients_of_fp32_weights(monk
     assert x.grad is not None and all(w.grad.dtype is torch.float32 for w in weights)
     expected = sum(w.detach().sum(0) for w in weights).expand(3, -1)
     assert torch.allclose(x.grad, expected, atol=3e-2)
+
+
+@pytest.mark.parametrize(
+    ("installed", "compiled", "recomputed", "shares"),
+    [
+        (True, False, False, True),
+        (False, False, False, False),
+        (True, True, False, False),
+        (True, False, True, False),
+    ],
+)
+def test_maps_share_inputs_with_fused_kernels_unless_forward_passes_run_in_parts(
+    monkeypatch, installed, compiled, recomputed, shares
+):
+    monkeypatch.setattr(shared_input, "fused_kernels_are_installed", lambda: installed)
+    layer = Layer()
+    share_inputs_of_linear_maps(layer, compiled=compiled, recomputed=recomputed)
+    assert ("forward" in vars(layer.q_proj)) is shares
