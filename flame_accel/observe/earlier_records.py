@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flame_accel.files import rename_and_sync
 from flame_accel.observe.console import get_logger
+from flame_accel.observe.evaluations_file import EVALUATIONS_FILE
 from flame_accel.observe.metrics_file import METRICS_FILE
 from flame_accel.observe.run_end import ENDED_FILE
 from flame_accel.observe.skipped_updates import SKIPPED_FILE
@@ -19,6 +20,7 @@ from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE
 EARLIER = "earlier-"
 COPIED = (
     METRICS_FILE,
+    EVALUATIONS_FILE,
     SKIPPED_FILE,
     CONFIG_FILE,
     ENVIRONMENT_FILE,

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from flame_accel.config import MetricsConfig, UserError
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.observe.console import format_record, get_logger
+from flame_accel.observe.evaluations_file import EvaluationsFile
 from flame_accel.observe.metrics_file import METRICS_FILE, MetricsFile
 
 
@@ -52,6 +53,7 @@ class MetricLogger:
     ) -> None:
         self.accelerator = accelerator
         self.metrics_file = MetricsFile(run_folder / METRICS_FILE)
+        self.evaluations_file = EvaluationsFile(run_folder)
         self._failing: set[str] = set()
         self.tracker_ids = dict(tracker_ids)
         names = enabled_tracker_names(metrics)

@@ -12,13 +12,14 @@ FILES = (
     "config.toml",
     "environment.json",
     "ended.json",
+    "evaluations.jsonl",
     "hub.json",
     "log.txt",
     "metrics.jsonl",
     "report.html",
     "skipped.jsonl",
 )
-APPENDED = ("log.txt", "metrics.jsonl", "skipped.jsonl")
+APPENDED = ("evaluations.jsonl", "log.txt", "metrics.jsonl", "skipped.jsonl")
 """Files that are not replaced, so that they have to be writable themselves."""
 
 

@@ -25,6 +25,7 @@ from flame_accel.observe.console import (
     add_log_file_with_earlier_lines,
     get_logger,
 )
+from flame_accel.observe.evaluations_file import delete_evaluations_after
 from flame_accel.observe.metrics_file import METRICS_FILE, delete_records_after
 from flame_accel.observe.places import check_places_of_outputs
 from flame_accel.observe.run_end import ENDED_FILE
@@ -146,6 +147,7 @@ def write_run_description_and_open_log(
     )
     write_config_environment_and_clear_ended(run_folder, config, environment)
     delete_records_after(run_folder / METRICS_FILE, step)
+    delete_evaluations_after(run_folder, step)
     add_log_file_with_earlier_lines(run_folder / "log.txt")
 
 

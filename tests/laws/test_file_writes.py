@@ -9,7 +9,7 @@ from tests.helpers.runs import ROOT
 
 PACKAGE = ROOT / "flame_accel"
 ALLOWED = {
-    ("observe/metrics_file.py", "open"),  # metrics.jsonl, line by line
+    ("observe/step_records.py", "open"),  # metrics.jsonl and its like, line by line
     ("observe/signs_of_life.py", "touch"),  # that a run is given up: an empty file
     ("observe/watchdog.py", "open"),  # stacks, written while the process hangs
     ("commands/continuations.py", "open"),  # generated texts, line by line
