@@ -3,8 +3,8 @@
 New content goes to a temporary name in the same folder, is synced to the disk (fsync) and then
 renamed; the folder is synced last. A reader therefore sees the old content or the new one, never a
 mixture. Everything the package writes goes through here, except for logs that grow line by line
-(metrics.jsonl and its like, log.txt). What the files mean is up to their owners: checkpoints, token caches,
-reports. Standard library only, plus xxhash for the checksums.
+(metrics.jsonl and others like it, log.txt). What the files mean is up to their owners: checkpoints,
+token caches, reports. Standard library only, plus xxhash for the checksums.
 """
 
 import ctypes
