@@ -1,11 +1,11 @@
 # The project's chores. `make check` is what has to pass before a change lands; the list is in .ci/run.
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types test quickstart test-slow test-gpu torture mutants oracle fla-tests engines format docs lock
+.PHONY: check lint types test site quickstart clusters test-slow test-gpu torture mutants oracle fla-tests engines format docs lock
 check:
 	bash .ci/run
 
-lint types test quickstart:
+lint types test site quickstart:
 	bash .ci/run $@
 
 test-slow:
@@ -51,3 +51,9 @@ lock:
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+# the templates for clusters, checked by the tools that read them
+clusters:
+	$(PYTHON) -m venv .clusters-env
+	.clusters-env/bin/pip install --quiet skypilot==0.14.1 kubeflow-training==1.9.4 pytest PyYAML
+	.clusters-env/bin/python -m pytest --noconftest --override-ini addopts= --override-ini markers= -rs tests/docs/test_cluster_templates.py

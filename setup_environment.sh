@@ -10,7 +10,7 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 TRAIN_MODULES="torch accelerate fla transformers datasets evaluate wandb tensorboard yaml"
-TEST_MODULES="$TRAIN_MODULES pytest xdist hypothesis deepspeed torchao ruff pyright"
+TEST_MODULES="$TRAIN_MODULES pytest xdist hypothesis deepspeed torchao ruff pyright material"
 
 has_modules() { # PYTHON MODULES
   # shellcheck disable=SC2086

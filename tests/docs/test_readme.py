@@ -1,7 +1,7 @@
-"""README.md is true: its commands run, in a small copy of the checkout, and its tables are right.
+"""README.md and the pages of tasks are true: their commands run, and the tables are right.
 
-Every command runs in the slow test, one after the other in one folder. Those that need the
-quickstart alone run in the default suite too.
+Every command runs in the slow test, one after the other in one small copy of the checkout. Those of
+README.md that need the quickstart alone run in the default suite too.
 """
 
 import itertools
@@ -22,6 +22,9 @@ from flame_accel.config import load_run_file, parse
 from tests.helpers.runs import ROOT, launch_environment, read_records, run_python
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TASKS = ("train", "own_model", "continue", "generate", "run_folder", "hub", "migrate")
+"""Pages of docs/ whose commands run after those of README.md, in this order."""
+TASK_TEXTS = [(ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in TASKS]
 # later flags win: a run of seconds, without a network
 TINY = {
     "training.batch_size": 2,
@@ -41,6 +44,10 @@ SMALLER = {
     "context_len 2048": "context_len 16",
     "step-300": "step-4",
     "tokenizer_path fla-hub/gla-1.3B-100B": "tokenizer_path byte",
+    # there is no network
+    "fla-hub/gla-340M-15B": "exp/quickstart/hf",
+    "Qwen/Qwen3-0.6B@main": "exp/quickstart/hf",
+    "lr_scheduler.warmup_steps 1024": "lr_scheduler.warmup_steps 1",
     "my_name/": "tester/",
 }
 # it runs this suite
@@ -52,6 +59,7 @@ COMMANDS = (
     "python -m flame_accel doctor ",
     "python -m flame_accel export ",
     "python -m flame_accel generate ",
+    "python -m flame_accel models ",
     "python -m flame_accel prepare ",
     "python -m flame_accel push ",
     "python -m flame_accel report ",
@@ -66,9 +74,9 @@ class Block(NamedTuple):
     body: str
 
 
-def read_blocks() -> list[Block]:
-    """All blocks; one that shows a file has "... `name`:" or "`name` (...):" in the line above."""
-    found = re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)```\n", TEXT, re.DOTALL)
+def read_blocks(text: str) -> list[Block]:
+    """The blocks; one that shows a file has "... `name`:" or "`name` (...):" in the line above."""
+    found = re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)```\n", text, re.DOTALL)
     names = [re.search(r"`([\w.]+\.(?:toml|json|py))`[^`]*:$", above) for above, _, _ in found]
     return [
         Block(language, name[1] if name else "", body)
@@ -76,7 +84,8 @@ def read_blocks() -> list[Block]:
     ]
 
 
-BLOCKS = read_blocks()
+README_BLOCKS = read_blocks(TEXT)
+BLOCKS = [*README_BLOCKS, *(block for text in TASK_TEXTS for block in read_blocks(text))]
 
 
 def read_commands(block: Block) -> list[str]:
@@ -230,14 +239,20 @@ def run_all(commands: list[str], checkout: Path, *, are_warm: bool = False, **hu
 
 def check_what_the_quickstart_shows(printed: str, records: list[dict[str, Any]]) -> None:
     """Lines begin as in the page's sample, and the page explains every key of the records."""
-    sample = next(block.body for block in BLOCKS if block.body.startswith("devices:"))
+    sample = next(block.body for block in README_BLOCKS if block.body.startswith("devices:"))
     lines = set(re.findall(r"^[a-z ]+:|^step(?= +\d+/)", printed, re.MULTILINE))
     assert lines == set(re.findall(r"^[a-z ]+:|^step(?= +\d+/)", sample, re.MULTILINE))
-    explained = set(re.findall(r"`([a-z_/]+)`", TEXT))
+    explained = set(re.findall(r"`([a-z_/]+)`", "".join(TASK_TEXTS)))
     assert {key for record in records for key in record} <= explained
 
 
+README_COMMANDS = [command for block in README_BLOCKS for command in read_commands(block)]
 ALL = [command for block in BLOCKS for command in read_commands(block)]
+
+
+def test_a_file_that_two_pages_show_is_the_same():
+    files = {(block.file, block.body) for block in BLOCKS if block.file}
+    assert len(files) == len({name for name, _ in files})
 
 
 def test_every_command_is_known():
@@ -261,7 +276,7 @@ def test_the_options_of_every_training_are_accepted(checkout, monkeypatch):
 
 
 def test_the_quickstart_and_what_follows_from_it(checkout):
-    run_all([command for command in ALL if is_quick(command)], checkout, are_warm=True)
+    run_all([command for command in README_COMMANDS if is_quick(command)], checkout, are_warm=True)
 
 
 @pytest.mark.slow

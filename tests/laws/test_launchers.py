@@ -1,4 +1,4 @@
-"""What starts a run: train.sh, accelerate_configs/slurm.sh, and the commands of docs/engines.md.
+"""What starts a run: train.sh, accelerate_configs/slurm.sh, and the commands of two pages of docs/.
 
 Nothing is trained but in the slow test: the programs that they call say what they were asked to do.
 How `flame-accel train` plans a launch is tested in unit/commands/test_train.py.
@@ -168,11 +168,17 @@ def test_the_slurm_script_takes_another_engine_and_stops_at_wrong_options(sbatch
     assert (done.returncode, done.stdout) == (2, "")
 
 
-PAGE = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
+PAGES = [
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("engines.md", "cluster.md")
+]
+# tests/docs/test_cluster_templates.py has the files that these send
+OTHER_CLUSTERS = ("kubectl ", "sky ")
 LINES = [
     line
-    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
+    if not line.startswith(OTHER_CLUSTERS)
 ]
 
 
@@ -204,7 +210,9 @@ def test_the_commands_of_the_page_are_accepted(line, sbatch, tmp_path, monkeypat
         flags = dict(
             itertools.pairwise(resolve_accelerate_launch(given, num_gpus=0, num_cores=2).flags)
         )
-        assert flags["--num_processes"] == str(int(given["NGPU"]) * int(given.get("NNODE", "1")))
+        assert flags["--num_processes"] == str(
+            int(given.get("NGPU", "1")) * int(given.get("NNODE", "1"))
+        )
         options = options_of(words, "train.sh")
     run_file = {"model": {"config": "org/model"}, "training": {"dataset": "python-stdlib"}}
     (tmp_path / "run.json").write_text(json.dumps(run_file))
@@ -213,9 +221,11 @@ def test_the_commands_of_the_page_are_accepted(line, sbatch, tmp_path, monkeypat
 
 
 def test_the_page_tells_of_every_file_and_of_real_options():
-    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", PAGE, re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", PAGES[0], re.MULTILINE)
     assert set(NAMES) == {cell.strip("`") for cell, _ in rows if cell.strip("`") in NAMES}
-    named = set(re.findall(r"`(?:--)?((?:training|comm|activation_checkpoint)\.\w+)`", PAGE))
+    named = set(
+        re.findall(r"`(?:--)?((?:training|comm|activation_checkpoint)\.\w+)`", "".join(PAGES))
+    )
     assert len(named) > 8 and named <= set(options())
 
 
