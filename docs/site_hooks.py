@@ -1,4 +1,4 @@
-"""Hooks of the documentation site (mkdocs.yml): pages of the root, links to files of the repository.
+"""Hooks of the documentation site (mkdocs.yml): the pages of the root, and links out of docs/.
 
 The pages are read on GitHub and on the site. On the site README.md is the first page,
 CONTRIBUTING.md and CHANGELOG.md are pages too, and a link to a file outside `docs/` leads to the
