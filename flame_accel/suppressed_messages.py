@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+FASTER_PACKAGE_MISSING = r".*( is not available because |Triton's conv1d backend)"
 LOG_MESSAGES = {
     # libraries for other Pythons and for other GPUs: a wheel of torchao holds them for all, and
     # training in 8-bit floats uses none of them
@@ -20,6 +21,11 @@ LOG_MESSAGES = {
     "transformers.integrations.hub_kernels": r"`causal_conv1d_(fn|update)` is falling back",
     # torchao 0.18 registers two enums in a way that torch 2.13 has no need of any more
     "torch.utils._pytree": r"<enum '(KernelPreference|ScaleCalculationMode)'> is an Enum subclass",
+    # of packages that fla's layers of Mamba would call: other kernels serve
+    "fla.layers.mamba": FASTER_PACKAGE_MISSING,
+    "fla.layers.mamba2": FASTER_PACKAGE_MISSING,
+    "fla.layers.mamba3": FASTER_PACKAGE_MISSING,
+    "fla.layers.log_linear_mamba2": FASTER_PACKAGE_MISSING,
 }
 """Name of a logger, and a pattern that the suppressed messages begin with."""
 IMPORT_WARNINGS = (

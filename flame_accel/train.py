@@ -22,6 +22,7 @@ from flame_accel.checkpoint import (
     find_or_download_starting_point,
     own_run_folder,
     restore_starting_point,
+    warn_about_unused_weights,
 )
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
@@ -213,7 +214,7 @@ def restore_run(
         accelerator, config, start, restored, components.run_data
     )
     if state.step == 0 and config.checkpoint.initial_load_path is None:
-        models.warn_about_unused_weights(str(config.model.config))
+        warn_about_unused_weights(str(config.model.config))
     uploads.resume_planned_uploads(start.checkpoints.in_use)
     failed_saves = FailedSaves(config.checkpoint.max_failures)
     watchdog = observe.Watchdog(

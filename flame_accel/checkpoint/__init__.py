@@ -14,7 +14,11 @@ from flame_accel.checkpoint.restore import (
 from flame_accel.checkpoint.run_lock import RunLock, own_run_folder
 from flame_accel.checkpoint.save_schedule import SaveSchedule
 from flame_accel.checkpoint.saver import CheckpointSaver, check_async_mode
-from flame_accel.checkpoint.starting_point import StartingPoint, find_or_download_starting_point
+from flame_accel.checkpoint.starting_point import (
+    StartingPoint,
+    find_or_download_starting_point,
+    warn_about_unused_weights,
+)
 from flame_accel.checkpoint.train_state import TrainState
 
 __all__ = [
@@ -34,5 +38,6 @@ __all__ = [
     "load_checkpoint_or_raise_user_error",
     "own_run_folder",
     "restore_starting_point",
+    "warn_about_unused_weights",
     "weights_only_dtype_if_seed_or_last",
 ]

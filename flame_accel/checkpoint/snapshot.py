@@ -34,8 +34,8 @@ from flame_accel.checkpoint.tensor_storage import optimizer_state_bytes
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.data.loading.stream_state import StreamState, merge_rank_states
 from flame_accel.files import format_json, write_text_atomically
+from flame_accel.observe.environment import package_versions
 from flame_accel.observe.meter import MeterState
-from flame_accel.observe.run_folder import package_versions
 from flame_accel.parallel import HostGroup, tp_size, unwrap_model
 
 

@@ -37,6 +37,9 @@ from flame_accel.observe.starts import (
 )
 from flame_accel.parallel import run_on_main_and_broadcast
 
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+"""Patterns of the files of weights in a folder of a Hugging Face model."""
+
 
 class StartingPoint(NamedTuple):
     """Where a run starts, before anything is built."""
@@ -246,3 +249,17 @@ def _check_weights_intact_and_readable(folder: Path, name_or_path: str) -> None:
 def initial_load_error(name_or_path: str | None, problem: str, remedy: str) -> UserError:
     """The error that what `checkpoint.initial_load_path` names cannot be started from."""
     return UserError(problem, where=f"checkpoint.initial_load_path {name_or_path}", remedy=remedy)
+
+
+def warn_about_unused_weights(model_config_path: str) -> None:
+    """Logs that a model starts with random weights if the folder of its config holds others."""
+    folder = Path(model_config_path)
+    if folder.name == "config.json":
+        folder = folder.parent
+    if any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
+        get_logger().warning(
+            "starting with random weights: the weights in %s are not loaded; to start with them, "
+            "add --checkpoint.initial_load_path %s",
+            folder,
+            folder,
+        )

@@ -143,7 +143,7 @@ def _steps_that_call_every_kernel(
     import torch
 
     from flame_accel.kernels.fused.replace import fused_kernels_disabled
-    from flame_accel.training.step import accepts_num_items_in_batch
+    from flame_accel.training.loss import accepts_num_items_in_batch
 
     options: dict[str, Any] = {}
     if accepts_num_items_in_batch(type(model)):

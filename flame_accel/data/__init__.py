@@ -10,7 +10,6 @@ states.
 from flame_accel.data.bad_records import too_many_bad_records_error
 from flame_accel.data.from_options import (
     RunData,
-    bos_eos_pad_config_kwargs,
     build_evaluation_batches,
     build_step_batches,
     describe_evaluation_data,
@@ -20,7 +19,11 @@ from flame_accel.data.from_options import (
 from flame_accel.data.loading.evaluation_batches import EvaluationBatches
 from flame_accel.data.loading.step_batches import StepBatches
 from flame_accel.data.loading.workers import explain_lost_workers
-from flame_accel.data.tokens.tokenizer import load_tokenizer, vocabulary_size
+from flame_accel.data.tokens.tokenizer import (
+    bos_eos_pad_config_kwargs,
+    load_tokenizer,
+    vocabulary_size,
+)
 
 __all__ = [
     "EvaluationBatches",

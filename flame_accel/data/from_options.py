@@ -5,7 +5,6 @@ Calls the stages of `stages` in their order; the work is done in `sources`, `lan
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypedDict, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,7 +29,11 @@ from flame_accel.data.sources.options import (
 )
 from flame_accel.data.stages import EncodedDataset
 from flame_accel.data.tokens.encoder import Encoder
-from flame_accel.data.tokens.tokenizer import resolve_add_bos, tokenizer_identity
+from flame_accel.data.tokens.tokenizer import (
+    bos_eos_pad_config_kwargs,
+    resolve_add_bos,
+    tokenizer_identity,
+)
 
 SOURCE_SEED_STRIDE = 1_000_003
 """Difference between the seeds of successive sources of a mixture."""
@@ -64,22 +67,6 @@ class RunData:
             return str(self.training[0])
         pairs = zip(self.shares, self.training, strict=True)
         return "; ".join(f"{share:.1%} {dataset}" for share, dataset in pairs)
-
-
-class BosEosPadKwargs(TypedDict):
-    """The token ids that a model's config has; None: the tokenizer has no such token."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-
-
-def bos_eos_pad_config_kwargs(tokenizer: PreTrainedTokenizerBase) -> BosEosPadKwargs:
-    """The ids of a tokenizer's special tokens under the names that a model's config has."""
-    ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    # transformers' annotation has strings as well
-    bos, eos, pad = (cast(int | None, token_id) for token_id in ids)
-    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
 
 
 def open_data(

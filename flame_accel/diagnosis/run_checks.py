@@ -9,8 +9,10 @@ from transformers import PreTrainedConfig
 
 from flame_accel.checkpoint import check_async_mode
 from flame_accel.config import Config
-from flame_accel.diagnosis.conformance.packing_support import check_no_known_packing_issue
-from flame_accel.diagnosis.small_model_trial import check_keeps_documents_apart_unless_fla_model
+from flame_accel.diagnosis.conformance.packing_support import (
+    check_keeps_documents_apart_unless_fla_model,
+    check_no_known_packing_issue,
+)
 from flame_accel.diagnosis.trainability import check_machine_and_list_warnings
 from flame_accel.kernels.install import KernelKind
 from flame_accel.observe import get_logger

@@ -12,31 +12,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from flame_accel import kernels
-from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import (
     build_model_on_device,
     describe_exception_with_place,
-    run_law_checks,
 )
 from flame_accel.diagnosis.conformance.measures import (
     draw_same_token_ids_every_time,
     relative_error,
 )
-from flame_accel.diagnosis.conformance.packing_support import DOCUMENTS_APART
 from flame_accel.kernels.install import KernelKind
 from flame_accel.kernels.tuning import (
     Tuner,
     detect_gpu_name_and_capability,
-    disable_tuning_then_forget_choices_made,
     install_autotune_hook,
 )
 from flame_accel.models import count_parameters
 from flame_accel.models.catalogue import VOCABULARY_SIZE, fla_config_classes, tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
-from flame_accel.models.norms import base_model_type
 from flame_accel.models.transformers_catalogue import (
     MAX_POSITIONS,
     tiny_transformers_config,
@@ -123,37 +117,6 @@ def _indices_of_one_layer_of_each_kind(fields: Mapping[str, Any]) -> list[int]:
         return [0, 1]
     first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
     return first if len(first) > 1 else [0, 1]
-
-
-def check_keeps_documents_apart_unless_fla_model(config: PreTrainedConfig, device: str) -> None:
-    """Checks by running it that a model that is not fla's keeps packed documents apart.
-
-    For fla's models it is known (`conformance/packing_support`). Random states are left alone. The
-    model is trained for some steps first: weights that start at 0 would hide what flows through
-    them.
-
-    Args:
-        config: Config of the model to train with packed documents.
-        device: "cpu" or "cuda".
-
-    Raises:
-        UserError: It lets something of a document reach another one.
-    """
-    if base_model_type(config) in fla_config_classes():
-        return
-    devices = [torch.cuda.current_device()] if device == "cuda" else []
-    with torch.random.fork_rng(devices=devices), disable_tuning_then_forget_choices_made():
-        small = shrink_layers_and_vocabulary_or_tiny_to_fit(config, device)
-        *_, finding = run_law_checks(small, device, ["trains", DOCUMENTS_APART])
-    if not finding.holds:
-        raise UserError(
-            f"{config.model_type} does not keep packed documents apart: {finding.reason}",
-            where="training.varlen",
-            remedy="train it without --training.varlen; docs/models.md lists the models that can"
-            if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-            else "train it without --training.varlen, or let its layers start afresh at the "
-            "boundaries in cu_seqlens",
-        )
 
 
 def install_kernels_without_tuning(kind: KernelKind) -> None:

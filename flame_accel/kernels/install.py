@@ -7,19 +7,18 @@ Without the flash-attn package softmax attention is replaced on every device, an
 functions of fla that are wrong on every device.
 """
 
-import ctypes
 import importlib
-import logging
 import os
-import platform
-import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from inspect import signature, unwrap
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from flame_accel.config.errors import UserError
+from flame_accel.kernels.cpu_settings import (
+    keep_freed_memory_in_process,
+    use_onednn_for_fp32_if_exact,
+)
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     REPLACEMENTS,
@@ -33,8 +32,6 @@ from flame_accel.kernels.tuning import (
 from flame_accel.kernels.tuning.warps import MISCOMPILED, wrap_with_safe_num_warps
 
 KernelKind = Literal["auto", "torch", "triton"]
-LARGEST_KEPT = 32 * 2**20
-"""Bytes of freed memory that stays in the process; glibc raises its own limit up to this."""
 _undo_actions: list[Callable[[], None]] = []
 _active: list[KernelKind] = []
 
@@ -92,7 +89,6 @@ def install(new_kind: KernelKind = "auto") -> KernelKind:
         os.environ.setdefault(
             "TORCHINDUCTOR_CACHE_DIR", str(flame_accel_cache_folder() / "inductor")
         )
-        _suppress_missing_package_logs()
         _replace_fla_functions_with_checked_ones(FIXES_EVERYWHERE)
         if importlib.import_module("fla.layers.attn").flash_attn_func is None:
             _replace_fla_functions_with_checked_ones(REPLACEMENTS_WITHOUT_FLASH_ATTN)
@@ -121,8 +117,8 @@ def _install_torch_replacements() -> None:
         _set_attribute_with_undo(
             KernelInterface, "__getitem__", _raise_naming_operator_on_kernel_launch
         )
-    _use_onednn_for_fp32_if_exact()
-    _keep_freed_memory_in_process()
+    _undo_actions.append(use_onednn_for_fp32_if_exact())
+    keep_freed_memory_in_process()
 
 
 def _limit_warps_of_miscompiled_kernels_if_hopper() -> None:
@@ -189,59 +185,6 @@ def _replace_fla_functions_with_checked_ones(our_paths_by_fla_path: Mapping[str,
             if not _try_register_fla_backend(original, ours):
                 replacements[id(original)] = Replacement(original, ours)
     _replace_in_loaded_modules(replacements)
-
-
-def _suppress_missing_package_logs() -> None:
-    """Drops the log lines of fla's Mamba layers about missing packages: none is needed."""
-
-    def is_about_something_else(record: logging.LogRecord) -> bool:
-        return not re.search(r"not available because|conv1d backend", record.getMessage())
-
-    for name in ("mamba", "mamba2", "mamba3", "log_linear_mamba2"):
-        logger = logging.getLogger(f"fla.layers.{name}")
-        logger.addFilter(is_about_something_else)
-        _undo_actions.append(partial(logger.removeFilter, is_about_something_else))
-
-
-def _keep_freed_memory_in_process() -> None:
-    """Makes glibc keep freed memory up to `LARGEST_KEPT` bytes, for the whole process.
-
-    Every step of a training run allocates what the last one freed. Taking the pages back from the
-    kernel each time cost a quarter of a step on two cores (33,000 page faults). Peaks of training
-    do not grow. But a hole that a tensor leaves between two that stay is often never filled by one
-    of its size: `posix_memalign`, which PyTorch calls, looks for one that is larger by its
-    alignment. Generation with gradients, whose states of 50 MB all stay, grew by 247 MB a token if
-    everything was kept, and grows by 98 with this limit (109 with glibc's own settings).
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_threshold = -1, -3
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(mmap_threshold, LARGEST_KEPT)
-
-
-def _use_onednn_for_fp32_if_exact() -> None:
-    """Makes PyTorch multiply fp32 matrices with oneDNN on CPUs where that is exact.
-
-    On CPUs with AVX512 it can be two to three times as fast as MKL. PyTorch asks it only at the
-    precision "medium", which allows bf16 inside; oneDNN makes use of that on CPUs with AMX alone.
-    A number that bf16 cannot hold tells the two apart.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    exact = all(
-        torch.equal(x @ torch.eye(x.shape[-1]), x)
-        for x in (torch.full(shape, 1 + 2.0**-20) for shape in ((64, 64), (512, 256), (8, 32, 16)))
-    )
-    if exact:
-        _undo_actions.append(lambda: torch.set_float32_matmul_precision(before))
-    else:
-        torch.set_float32_matmul_precision(before)
 
 
 def _resolve_attribute_value_or_none(dotted_path: str) -> ResolvedAttribute:

@@ -8,7 +8,6 @@ from flame_accel.models.build import (
     build_model,
     load_model_config,
     padded_or_stored_embedding_rows_or_raise,
-    warn_about_unused_weights,
 )
 from flame_accel.models.flops import device_peak_flops, train_flops_per_token
 from flame_accel.models.parameter_groups import (
@@ -30,5 +29,4 @@ __all__ = [
     "parameter_groups",
     "register_models",
     "train_flops_per_token",
-    "warn_about_unused_weights",
 ]

@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 """What can be a name on the Hub: `name` or `owner/name`, with `@revision` or without."""
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-"""Patterns of the files of weights in a folder of a Hugging Face model."""
 
 
 def load_model_config(
@@ -192,20 +190,6 @@ def padded_or_stored_embedding_rows_or_raise(
             "them",
         )
     return stored_rows
-
-
-def warn_about_unused_weights(model_config_path: str) -> None:
-    """Logs that a model starts with random weights if the folder of its config holds others."""
-    folder = Path(model_config_path)
-    if folder.name == "config.json":
-        folder = folder.parent
-    if any(path for pattern in WEIGHT_FILES for path in folder.glob(pattern)):
-        logger.warning(
-            "starting with random weights: the weights in %s are not loaded; to start with them, "
-            "add --checkpoint.initial_load_path %s",
-            folder,
-            folder,
-        )
 
 
 def _model_config_error(where: object, what: str, remedy: str) -> UserError:

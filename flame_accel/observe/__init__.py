@@ -7,6 +7,7 @@ from flame_accel.observe.console import (
 )
 from flame_accel.observe.data_progress import reduce_and_check_data_metrics
 from flame_accel.observe.earlier_records import keep_earlier_records
+from flame_accel.observe.environment import describe_environment, device_name
 from flame_accel.observe.meter import Meter
 from flame_accel.observe.metric_logger import MetricLogger, enabled_tracker_names
 from flame_accel.observe.profiling import StepProfiler, profile_steps
@@ -14,8 +15,6 @@ from flame_accel.observe.report import write_report
 from flame_accel.observe.run_end import log_if_already_finished, record_how_block_ends
 from flame_accel.observe.run_folder import (
     check_run_folder_and_log_changes,
-    describe_environment,
-    device_name,
     log_changed_kernel_packages,
     write_run_description_and_open_log,
 )

@@ -1,30 +1,24 @@
 """Whether a folder can be this run's, and the files that describe the run in it.
 
-These are config.toml and environment.json, whose list of starts is made in `starts`. How the run
-ended is in `run_end`; measurements are written in `metric_logger`.
+These are config.toml and environment.json, which `environment` describes and whose list of starts
+is made in `starts`. How the run ended is in `run_end`; measurements are written in `metric_logger`.
 """
 
-import importlib.metadata
-import platform
-import shlex
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from flame_accel import __version__
 from flame_accel.config import CheckpointConfig, Config, UserError, to_toml
-from flame_accel.config.secrets import mask_secrets
 from flame_accel.files import write_json_atomically, write_text_atomically
 from flame_accel.kernels import active_kernel_packages
 from flame_accel.observe.console import (
     add_log_file_with_earlier_lines,
     get_logger,
 )
+from flame_accel.observe.environment import describe_environment
 from flame_accel.observe.evaluations_file import delete_evaluations_after
 from flame_accel.observe.metrics_file import METRICS_FILE, delete_records_after
 from flame_accel.observe.places import check_places_of_outputs
@@ -41,18 +35,6 @@ from flame_accel.observe.starts import (
 )
 from flame_accel.parallel import run_on_main_and_broadcast
 
-PACKAGES = (
-    "torch",
-    "triton",
-    "flash-linear-attention",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "numpy",
-    "tilelang",
-)
 SAME_IN_A_RUN = (
     "model.config",
     "model.tokenizer_path",
@@ -229,53 +211,3 @@ def describe_changed_options(
         elif name in before and before[name] != after[name] and name != "job.config_file":
             changes.append(f"{name}: {before[name]} -> {after[name]}")
     return changes
-
-
-def describe_environment(accelerator: Accelerator, argv: Sequence[str]) -> dict[str, Any]:
-    """What is needed to understand a run later: versions, git commit, devices, command line."""
-    return {
-        "command": mask_secrets(shlex.join([sys.executable, *argv])),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {"flame_accel": __version__} | package_versions(),
-        "kernel_packages": active_kernel_packages(),
-        "git": git_commit_and_dirty(),
-        "processes": accelerator.num_processes,
-        "engine": accelerator.distributed_type.value,
-        "mixed_precision": accelerator.mixed_precision,
-        "device": device_name(accelerator.device),
-        "cuda": torch.version.cuda,
-    }
-
-
-def package_versions() -> dict[str, str | None]:
-    """Installed versions of the packages that results depend on; None if not installed."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def device_name(device: torch.device) -> str:
-    """The device's product name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-
-
-def git_commit_and_dirty() -> dict[str, str | bool] | None:
-    """The source's commit and whether it has uncommitted changes; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _read_git_output(root, "rev-parse", "HEAD")
-        return {"commit": commit, "dirty": bool(_read_git_output(root, "status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _read_git_output(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

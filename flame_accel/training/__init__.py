@@ -2,7 +2,7 @@
 
 from flame_accel.training.garbage_collection import GarbageCollection
 from flame_accel.training.optimizer import build_optimizer, check_optimizer_support
-from flame_accel.training.pass_graphs import PassGraphs
+from flame_accel.training.pass_graphs import PassGraphs, build_pass_graphs
 from flame_accel.training.randomness import seed_process_and_set_determinism
 from flame_accel.training.schedule import is_due, learning_rate
 from flame_accel.training.spike_guard import (
@@ -13,7 +13,6 @@ from flame_accel.training.spike_guard import (
 from flame_accel.training.step import (
     StepResult,
     batch_to_device_with_host_boundaries,
-    build_pass_graphs,
     train_step,
 )
 

@@ -17,12 +17,25 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
+from flame_accel.config import Config, UserError
+from flame_accel.kernels import triton_has_device
 from flame_accel.kernels.boundaries_on_host import view_padded_boundaries
+from flame_accel.parallel import is_deepspeed
+from flame_accel.training.loss import (
+    accepts_num_items_in_batch,
+    compute_unscaled_nats_over_global_targets,
+)
+from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger("flame_accel")
 
+GRAPHED_MODELS = (
+    "delta_net", "gated_deltanet", "gla", "kda", "mamba2", "rwkv7", "transformer",
+)  # fmt: skip
+"""Model types whose passes are graphs unless switched off: those that were measured."""
 FEWEST_DOCUMENTS = 16
 """Documents to which smaller numbers are padded."""
 
@@ -140,7 +153,7 @@ class PassGraphs:
         # capturing does nothing to the gradients; too little memory is one of these
         except RuntimeError as error:
             self._gave_up = True
-            logger.warning(
+            log.warning(
                 "passes run without CUDA graphs (training.cuda_graphs): %s",
                 str(error).splitlines()[0],
             )
@@ -202,3 +215,56 @@ def _fill_static_inputs_and_pad_boundaries(
             tensor[len(boundaries) :].fill_(batch["input_ids"].numel())
         else:
             tensor.copy_(batch[name])
+
+
+def build_pass_graphs(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    config: Config,
+) -> PassGraphs | None:
+    """What runs the passes of a run as CUDA graphs, which is logged; None if they are not used.
+
+    Args:
+        accelerator: The run's Accelerator.
+        model: The prepared model.
+        optimizer: The prepared optimizer.
+        config: Whether graphs are asked for, and what may be in their way.
+
+    Raises:
+        UserError: They are asked for, and this run cannot have them.
+    """
+    training, asked = config.training, config.training.cuda_graphs
+    if asked == "never":
+        return None
+    reason = _find_reason_against_graphs(accelerator, model, optimizer, config)
+    if reason is not None and asked == "always":
+        raise UserError(reason, where="training.cuda_graphs", remedy="remove the option")
+    untried = training.compile or config.float8.recipe_name is not None
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if reason is not None or (asked == "auto" and (untried or model_type not in GRAPHED_MODELS)):
+        return None
+    log.info("forward and backward passes: CUDA graphs")
+    return PassGraphs(
+        accelerator,
+        model,
+        partial(compute_unscaled_nats_over_global_targets, accelerator, model),
+        longest_document=training.context_len or training.seq_len,
+        scale=training.gradient_accumulation_steps,
+    )
+
+
+def _find_reason_against_graphs(
+    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer, config: Config
+) -> str | None:
+    if accelerator.device.type != "cuda" or not triton_has_device():
+        return "graphs need a CUDA device and Triton"
+    if accelerator.num_processes > 1 or accelerator.is_fsdp2 or is_deepspeed(accelerator):
+        return "passes are graphs on one GPU only"
+    if config.activation_checkpoint.mode != "none":
+        return "activation checkpointing reads the state of random numbers, which a graph cannot"
+    if isinstance(optimizer.optimizer, OptimizerInBackward):
+        return "the optimizer steps within the backward pass, with another learning rate each time"
+    if not accepts_num_items_in_batch(type(model)):
+        return f"{type(model).__name__} does not divide its loss by num_items_in_batch"
+    return None

@@ -1,12 +1,9 @@
-"""One optimizer update: micro-batches, loss over all targets, clipping, guard against NaN and inf.
+"""One optimizer update: micro-batches, clipping, guard against NaN and inf.
 
 Nothing here waits for the device: losses, norms and the guard's decision stay tensors, so that the
-host runs ahead of the device. The caller logs, counts and saves.
+host runs ahead of the device. The caller logs, counts and saves. The loss is that of `loss`.
 """
 
-import functools
-import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,30 +13,22 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from flame_accel.config import Config, UserError
-from flame_accel.kernels import triton_has_device
 from flame_accel.kernels.boundaries_on_host import remember_boundaries
 from flame_accel.parallel import (
     UpdateResult,
-    all_reduce_sum_over_dp,
-    autocast_unless_fsdp2,
     average_fsdp2_ignored_gradients,
     clip_gradients_and_get_norm,
     dp_size,
     is_deepspeed,
     read_deepspeed_update_result,
-    unwrap_model,
+)
+from flame_accel.training.loss import (
+    compute_unscaled_nats_over_global_targets,
+    count_global_targets_or_one,
 )
 from flame_accel.training.optimizer_in_backward import OptimizerInBackward
 from flame_accel.training.pass_graphs import PassGraphs
 from flame_accel.training.spike_guard import SpikeDecision, SpikeGuard
-
-log = logging.getLogger("flame_accel")
-
-GRAPHED_MODELS = (
-    "delta_net", "gated_deltanet", "gla", "kda", "mamba2", "rwkv7", "transformer",
-)  # fmt: skip
-"""Model types whose passes are graphs unless switched off: those that were measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,34 +45,6 @@ class StepResult:
     """1.0 if the update was skipped: that norm was not finite, or it was a spike; 0-dimensional."""
     spike: SpikeDecision | None = None
     """What the guard against spikes says, if there is one."""
-
-
-@functools.cache
-def accepts_num_items_in_batch(model_class: type[nn.Module]) -> bool:
-    """Whether forward divides a summed loss by `num_items_in_batch`, as fla's models do."""
-    parameters = inspect.signature(model_class.forward).parameters
-    if "num_items_in_batch" in parameters:
-        return True
-    has_kwargs = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return has_kwargs and model_class.forward.__module__.startswith("transformers.")
-
-
-def count_global_targets_or_one(
-    accelerator: Accelerator, local_targets: int, *, same_on_all_ranks: bool
-) -> int | Tensor:
-    """Number of target tokens of a step on all ranks; 1 if there are none, since it is a divisor.
-
-    Args:
-        accelerator: The run's Accelerator.
-        local_targets: Number of target tokens of this rank.
-        same_on_all_ranks: Whether every rank has the same number, which saves an all-reduce.
-    """
-    if accelerator.num_processes == 1 or same_on_all_ranks:
-        return max(1, local_targets * dp_size(accelerator))
-    # filled on the device: a copy from the host would wait for it
-    local = torch.full((), local_targets, device=accelerator.device)
-    total = all_reduce_sum_over_dp(accelerator, local)
-    return total.clamp(min=1)
 
 
 def train_step(
@@ -192,32 +153,6 @@ def clip_and_update_or_finish_backward_update(
     return UpdateResult(grad_norm, found_inf)
 
 
-def compute_unscaled_nats_over_global_targets(
-    accelerator: Accelerator,
-    model: nn.Module,
-    micro_batch: Mapping[str, Any],
-    global_targets: int | Tensor,
-) -> Tensor:
-    """The nats of a micro-batch divided by the number of targets of the whole step, 0-dimensional.
-
-    Args:
-        accelerator: The run's Accelerator.
-        model: The prepared model.
-        micro_batch: On the device, with `num_targets` in addition to the model's inputs.
-        global_targets: Number of target tokens of the step on all ranks.
-    """
-    inputs = {name: value for name, value in micro_batch.items() if name != "num_targets"}
-    if accepts_num_items_in_batch(type(unwrap_model(accelerator, model))):
-        with autocast_unless_fsdp2(accelerator):
-            return model(**inputs, num_items_in_batch=global_targets).loss
-    with autocast_unless_fsdp2(accelerator):
-        mean = model(**inputs).loss
-    if not micro_batch["num_targets"]:
-        # a mean over no targets; its gradients are zeros, and every rank takes part in backward
-        mean = mean.nan_to_num()
-    return mean * micro_batch["num_targets"] / global_targets
-
-
 def step_unless_found_inf_and_zero_grad(
     optimizer: AcceleratedOptimizer, found_inf: Tensor, *, set_to_none: bool = True
 ) -> None:
@@ -254,56 +189,3 @@ def batch_to_device_with_host_boundaries(
     if "cu_seqlens" in batch:
         remember_boundaries(on_device["cu_seqlens"], batch["cu_seqlens"].tolist())
     return on_device
-
-
-def build_pass_graphs(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: AcceleratedOptimizer,
-    config: Config,
-) -> PassGraphs | None:
-    """What runs the passes of a run as CUDA graphs, which is logged; None if they are not used.
-
-    Args:
-        accelerator: The run's Accelerator.
-        model: The prepared model.
-        optimizer: The prepared optimizer.
-        config: Whether graphs are asked for, and what may be in their way.
-
-    Raises:
-        UserError: They are asked for, and this run cannot have them.
-    """
-    training, asked = config.training, config.training.cuda_graphs
-    if asked == "never":
-        return None
-    reason = _find_reason_against_graphs(accelerator, model, optimizer, config)
-    if reason is not None and asked == "always":
-        raise UserError(reason, where="training.cuda_graphs", remedy="remove the option")
-    untried = training.compile or config.float8.recipe_name is not None
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if reason is not None or (asked == "auto" and (untried or model_type not in GRAPHED_MODELS)):
-        return None
-    log.info("forward and backward passes: CUDA graphs")
-    return PassGraphs(
-        accelerator,
-        model,
-        functools.partial(compute_unscaled_nats_over_global_targets, accelerator, model),
-        longest_document=training.context_len or training.seq_len,
-        scale=training.gradient_accumulation_steps,
-    )
-
-
-def _find_reason_against_graphs(
-    accelerator: Accelerator, model: nn.Module, optimizer: AcceleratedOptimizer, config: Config
-) -> str | None:
-    if accelerator.device.type != "cuda" or not triton_has_device():
-        return "graphs need a CUDA device and Triton"
-    if accelerator.num_processes > 1 or accelerator.is_fsdp2 or is_deepspeed(accelerator):
-        return "passes are graphs on one GPU only"
-    if config.activation_checkpoint.mode != "none":
-        return "activation checkpointing reads the state of random numbers, which a graph cannot"
-    if isinstance(optimizer.optimizer, OptimizerInBackward):
-        return "the optimizer steps within the backward pass, with another learning rate each time"
-    if not accepts_num_items_in_batch(type(model)):
-        return f"{type(model).__name__} does not divide its loss by num_items_in_batch"
-    return None

@@ -11,7 +11,7 @@ from flame_accel import kernels
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.training import PassGraphs
-from flame_accel.training.step import compute_unscaled_nats_over_global_targets
+from flame_accel.training.loss import compute_unscaled_nats_over_global_targets
 
 pytestmark = [
     pytest.mark.gpu,

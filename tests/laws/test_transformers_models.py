@@ -4,7 +4,9 @@ import pytest
 
 from flame_accel.config.errors import UserError
 from flame_accel.diagnosis.conformance.laws import TRIAL_LAWS, run_law_checks
-from flame_accel.diagnosis.small_model_trial import check_keeps_documents_apart_unless_fla_model
+from flame_accel.diagnosis.conformance.packing_support import (
+    check_keeps_documents_apart_unless_fla_model,
+)
 from flame_accel.models.transformers_catalogue import (
     tiny_transformers_config,
     transformers_only_decoder_config_classes,

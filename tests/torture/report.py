@@ -9,7 +9,7 @@ from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
-from flame_accel.observe.run_folder import git_commit_and_dirty, package_versions
+from flame_accel.observe.environment import git_commit_and_dirty, package_versions
 from tests.torture.experiments import EXPERIMENTS
 from tests.torture.laboratory import Outcome, summarize
 

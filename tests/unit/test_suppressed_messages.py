@@ -26,8 +26,11 @@ FOREIGN = [
         "transformers.integrations.hub_kernels",
         "`causal_conv1d_fn` is falling back to its reference PyTorch implementation because ...",
     ),
+    ("fla.layers.mamba3", "Mamba-3 fast path is not available because `x` is None. "),
+    ("fla.layers.mamba2", "Mamba2 does not recommend using Triton's conv1d backend, as it ..."),
 ]
 SHOWN = [
+    ("fla.layers.mamba2", "the state is not kept"),
     (
         "transformers.integrations.hub_kernels",
         "`mamba_chunk_scan_combined` is falling back to its reference PyTorch implementation",

@@ -27,9 +27,9 @@ from flame_accel.config import Config
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.documents import Skipped
 from flame_accel.data.even_sampling import evenly_spread_indices
-from flame_accel.data.from_options import RunData, bos_eos_pad_config_kwargs
+from flame_accel.data.from_options import RunData
 from flame_accel.data.lanes.lane import Lanes
-from flame_accel.data.tokens.tokenizer import vocabulary_size
+from flame_accel.data.tokens.tokenizer import bos_eos_pad_config_kwargs, vocabulary_size
 
 LINE_WRAPPER = textwrap.TextWrapper(
     width=78, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False

@@ -5,7 +5,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -191,3 +191,19 @@ def write_byte_tokenizer(folder: Path) -> None:
     }
     write_text_atomically(folder / "tokenizer.json", build_byte_tokenizer().to_str(pretty=True))
     write_json_atomically(folder / "tokenizer_config.json", config, indent=2)
+
+
+class BosEosPadKwargs(TypedDict):
+    """The token ids that a model's config has; None: the tokenizer has no such token."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+
+def bos_eos_pad_config_kwargs(tokenizer: PreTrainedTokenizerBase) -> BosEosPadKwargs:
+    """The ids of a tokenizer's special tokens under the names that a model's config has."""
+    ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    # transformers' annotation has strings as well
+    bos, eos, pad = (cast(int | None, token_id) for token_id in ids)
+    return {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}

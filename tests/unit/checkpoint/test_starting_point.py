@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 
+from flame_accel.checkpoint import warn_about_unused_weights
 from flame_accel.config import UserError
+from flame_accel.observe import get_logger
 from tests.helpers.checkpoints import list_checkpoints
 from tests.helpers.runs import WITHOUT_SAMPLE, read_log, read_losses
 
@@ -69,3 +71,16 @@ def test_only_an_intact_checkpoint_or_model_is_started_from(train_here, flags, t
     for source, problem in problems.items():
         with pytest.raises(UserError, match=problem):
             train_here(flags(**WITHOUT_SAMPLE, **{"checkpoint.initial_load_path": source}))
+
+
+def test_weights_next_to_the_config_that_are_not_loaded_are_logged(tmp_path, monkeypatch):
+    logged: list[str] = []
+    monkeypatch.setattr(get_logger(), "warning", lambda text, *values: logged.append(text % values))
+    (tmp_path / "config.json").write_text("{}")
+    warn_about_unused_weights(str(tmp_path))
+    warn_about_unused_weights("org/model")
+    assert logged == []
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name in (str(tmp_path), str(tmp_path / "config.json")):
+        warn_about_unused_weights(name)
+        assert f"--checkpoint.initial_load_path {tmp_path}" in logged.pop()

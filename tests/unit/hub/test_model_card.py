@@ -148,10 +148,10 @@ def test_a_checkpoint_has_the_card_of_its_step(finished, tmp_path):
 def test_a_resumed_run_says_with_which_options_it_made_which_steps(
     train_here, flags, tmp_path, monkeypatch
 ):
-    from flame_accel.observe import run_folder
+    from flame_accel.observe import environment
 
     train_here(flags(**WITHOUT_SAMPLE))
-    monkeypatch.setattr(run_folder, "device_name", lambda device: "Other CPU")
+    monkeypatch.setattr(environment, "device_name", lambda device: "Other CPU")
     train_here(flags(**WITHOUT_SAMPLE, **{"training.steps": 12, "optimizer.lr": 0.5}))
     card = read_card(tmp_path / "run/hf")
     table = rows(card)

@@ -1,7 +1,5 @@
 """Installing the PyTorch kernels: what is replaced, restored, refused, and what models then do."""
 
-import ctypes
-import platform
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 from flame_accel import kernels
 from flame_accel.config.errors import UserError
 from flame_accel.kernels.attention.flash_attention import flash_attn_func
-from flame_accel.kernels.install import LARGEST_KEPT, _resolve_attribute_value_or_none
+from flame_accel.kernels.install import _resolve_attribute_value_or_none
 from flame_accel.kernels.replacements import (
     FIXES_EVERYWHERE,
     REPLACEMENTS,
@@ -266,34 +264,3 @@ def test_other_models_of_the_family_learn(config, options):
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
-class HeapStatistics(ctypes.Structure):
-    """glibc's `struct mallinfo2`."""
-
-    _fields_ = (
-        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
-        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks")),
-        ("keepcost", ctypes.c_size_t),
-    )
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an allocator without this setting")
-def test_holes_of_large_tensors_go_back_to_the_kernel():
-    kernels.install("torch")
-    mallinfo2 = ctypes.CDLL(None).mallinfo2
-    mallinfo2.restype = HeapStatistics
-
-    def grown_by_tensors_that_stay(size: int) -> int:
-        """Bytes that the process grew by for ten, each made while another one was there."""
-        before, stay = mallinfo2(), []
-        for _ in range(10):
-            temporary = torch.empty(size, dtype=torch.uint8)
-            stay.append(torch.empty(size, dtype=torch.uint8))
-            del temporary
-        after = mallinfo2()
-        return after.arena + after.hblkhd - before.arena - before.hblkhd
-
-    # whether a hole happens to be filled depends on where it begins
-    for size in range(LARGEST_KEPT, LARGEST_KEPT + 64, 16):
-        assert grown_by_tensors_that_stay(size) < 12 * size

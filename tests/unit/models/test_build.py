@@ -12,7 +12,6 @@ from flame_accel.models.build import (
     build_model,
     load_model_config,
     padded_or_stored_embedding_rows_or_raise,
-    warn_about_unused_weights,
 )
 from tests.helpers.checkpoints import read_weights
 from tests.helpers.model_configs import TINY_GLA, build_small, write
@@ -223,15 +222,3 @@ def test_a_length_that_means_more_than_a_length_stays():
     scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = build_trained("llama", 4096, **SMALL_LLAMA, rope_parameters=scaled)
     assert model.config.max_position_embeddings == 128
-
-
-def test_weights_next_to_the_config_that_are_not_loaded_are_logged(tmp_path, caplog):
-    file = write(tmp_path / "config.json", TINY_GLA)
-    warn_about_unused_weights(str(tmp_path))
-    warn_about_unused_weights("org/model")
-    assert caplog.text == ""
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    for name in (str(tmp_path), str(file)):
-        caplog.clear()
-        warn_about_unused_weights(name)
-        assert f"--checkpoint.initial_load_path {tmp_path}" in caplog.text

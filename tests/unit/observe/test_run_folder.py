@@ -1,6 +1,5 @@
 """The run folder: config.toml and environment.json, and what changed since the last start."""
 
-import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +8,13 @@ import pytest
 
 from flame_accel.config import Config, UserError, load_run_file, parse
 from flame_accel.data.sources.local_files import RUN_FOLDER_FILES
-from flame_accel.observe import run_folder
 from flame_accel.observe.run_folder import (
     check_run_folder_and_list_changes,
     describe_changed_options,
-    git_commit_and_dirty,
-    package_versions,
     write_config_environment_and_clear_ended,
 )
 from flame_accel.observe.starts import flat_options
-from tests.helpers.runs import ROOT, WITHOUT_SAMPLE, read_losses
+from tests.helpers.runs import WITHOUT_SAMPLE, read_losses
 
 
 @pytest.mark.covers_option("training.steps")
@@ -54,22 +50,6 @@ def test_a_folder_that_cannot_be_written_to_is_named(configured, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"job\.dump_folder = .*file/run: .*cannot be written to"):
         write_config_environment_and_clear_ended(tmp_path / "file/run", configured(), {})
-
-
-def test_packages_that_are_not_installed_have_no_version(monkeypatch):
-    monkeypatch.setattr(run_folder, "PACKAGES", ("torch", "no-such-package"))
-    assert package_versions() == {
-        "torch": importlib.metadata.version("torch"),
-        "no-such-package": None,
-    }
-
-
-def test_the_revision_is_that_of_the_checkout_and_none_outside(monkeypatch, tmp_path):
-    revision = git_commit_and_dirty()
-    if (ROOT / ".git").exists():
-        assert revision and len(revision["commit"]) == 40 and isinstance(revision["dirty"], bool)
-    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "a/b/c.py"))
-    assert git_commit_and_dirty() is None
 
 
 def build_config(

@@ -16,12 +16,9 @@ from torch import Tensor
 from flame_accel.config import UserError, parse
 from flame_accel.models.catalogue import VOCABULARY_SIZE, tiny_config
 from flame_accel.models.instantiate import instantiate_on_default_device
-from flame_accel.training import PassGraphs, step
-from flame_accel.training.pass_graphs import CapturedPass
-from flame_accel.training.step import (
-    build_pass_graphs,
-    compute_unscaled_nats_over_global_targets,
-)
+from flame_accel.training import pass_graphs
+from flame_accel.training.loss import compute_unscaled_nats_over_global_targets
+from flame_accel.training.pass_graphs import CapturedPass, PassGraphs, build_pass_graphs
 
 TARGETS = 50
 
@@ -109,7 +106,7 @@ class OneGpu:
 
 def build(monkeypatch: pytest.MonkeyPatch, model_type: str = "gla", **changes: Any) -> Any:
     """The graphs of a run on a GPU with other fields of the Accelerator, or options."""
-    monkeypatch.setattr(step, "triton_has_device", lambda: True)
+    monkeypatch.setattr(pass_graphs, "triton_has_device", lambda: True)
     accelerator: Any = OneGpu()
     options = {"model.config": "gla_1M", "model.tokenizer_path": "byte"}
     options["training.dataset"] = "python-stdlib"

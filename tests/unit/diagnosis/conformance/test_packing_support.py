@@ -12,9 +12,9 @@ from flame_accel.config import UserError
 from flame_accel.diagnosis.conformance.known_issues import KNOWN_ISSUES
 from flame_accel.diagnosis.conformance.packing_support import (
     DOCUMENTS_APART,
+    check_keeps_documents_apart_unless_fla_model,
     check_no_known_packing_issue,
 )
-from flame_accel.diagnosis.small_model_trial import check_keeps_documents_apart_unless_fla_model
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
 
 # that these models do mix documents is a law of test_models_all
