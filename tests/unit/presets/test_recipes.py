@@ -1,10 +1,11 @@
-"""Recipes that set job.use_for_integration_test run, for a few steps."""
+"""Recipes are accepted and name their source; those that ask for it run, for a few steps."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from flame_accel.config import load_run_file
+from flame_accel.config import load_run_file, parse
 from tests.helpers.runs import ROOT, read_records
 
 
@@ -25,6 +26,31 @@ SHORT = {
     "evaluation.max_tokens": 1000,
     "evaluation.sample_tokens": 4,
 }
+
+
+RECIPES = sorted((ROOT / "configs/recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_valid_run_found_by_its_name_and_says_where_it_comes_from(recipe):
+    config = parse(["--job.config_file", recipe.stem])
+    assert config.job.description
+    assert config.training.dataset
+    text = recipe.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert recipe.stem == "quickstart" or re.search(r"arXiv \d{4}\.\d{5}", text)
+
+
+def test_recipes_of_papers_read_as_many_tokens_as_the_papers():
+    for name, tokens, warmup in (
+        ("gla_340M_15B", 15e9, 0.5e9),
+        ("gated_deltanet_1.3B_100B", 100e9, 1e9),
+    ):
+        training = load_run_file(ROOT / f"configs/recipes/{name}.toml").training
+        rows = 8 * training.batch_size * training.gradient_accumulation_steps
+        assert rows * training.seq_len == 2**19
+        assert abs(training.steps * 2**19 - tokens) < 2**19
+        assert abs(training.warmup_steps * 2**19 - warmup) < 2**19
 
 
 def test_the_quickstart_is_tested():
