@@ -80,11 +80,11 @@ def options() -> dict[str, Option]:
         hints = get_type_hints(section_class, include_extras=True)
         for member in dataclasses.fields(section_class):
             name = f"{section}.{member.name}"
-            declared[name] = _option_from_field(name, hints[member.name], member.default)
+            declared[name] = option_from_annotation(name, hints[member.name], member.default)
     return declared
 
 
-def _option_from_field(name: str, annotation: Any, default: Any) -> Option:
+def option_from_annotation(name: str, annotation: Any, default: Any) -> Option:
     """The option that a field with this type and default declares."""
     optional = NoneType in get_args(annotation)
     if optional:

@@ -20,9 +20,9 @@ class ModelConfig:
     model starts with random weights unless checkpoint.initial_load_path names weights to load;
     their config is the default."""
     tokenizer_path: PathText | None = None
-    """Tokenizer: a folder, a tokenizer.json, a name on the Hub, or "byte" for the byte-level
-    tokenizer in flame_accel. None takes the tokenizer in the folder or Hub repository of
-    model.config."""
+    """Tokenizer: a folder, a tokenizer.json, a name on the Hub, "byte" for the byte-level tokenizer
+    in flame_accel, or "numbers:N" for the numbers below N, the tokens of synthetic tasks. None
+    takes the tokenizer in the folder or Hub repository of model.config."""
     norm_type: Literal["layernorm", "np_layernorm", "rmsnorm", "fused_rmsnorm"] | None = None
     """Type of normalization in the blocks and before the head. layernorm has no bias, np_layernorm
     no parameters; fused_rmsnorm is fla's kernel for rmsnorm. None keeps the type of the model
@@ -144,8 +144,9 @@ class TrainingConfig:
     45 minutes, anything else three times as long as the slowest step so far. 0 turns it off."""
     dataset: PathList | None = None
     """Training data (required): a file, a folder, a glob pattern, a token cache made by `prepare`,
-    the name of a dataset on the Hub, or "python-stdlib" (the sources of Python's standard library).
-    Several datasets are separated by commas."""
+    the name of a dataset on the Hub, "python-stdlib" (the sources of Python's standard library), or
+    a task made on the fly, such as "synthetic:mqar:pairs=16:length=64". Several datasets are
+    separated by commas."""
     dataset_name: str | None = None
     """Name of the dataset's configuration. None takes its default. With several datasets, one name
     for each, separated by commas; an empty one means None."""

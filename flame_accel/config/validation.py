@@ -16,6 +16,7 @@ from flame_accel.config.flame_aliases import FLAME_ONLY
 from flame_accel.config.hub_consistency import find_hub_contradictions
 from flame_accel.config.hub_options import LICENSES, STEP
 from flame_accel.config.schema import Config, option_value, options
+from flame_accel.config.synthetic_consistency import find_synthetic_task_problems
 from flame_accel.config.unsupported import find_unsupported
 from flame_accel.config.values import format_short_masked_value
 
@@ -198,7 +199,12 @@ def find_broken_rules(
     yield from _find_missing_required_options(config)
     # a value that is out of range is not compared with others
     contradictions = find_contradictions(config, given_options)
-    for broken in (*contradictions, *find_hub_contradictions(config, given_options)):
+    contradictions = (
+        *contradictions,
+        *find_hub_contradictions(config, given_options),
+        *find_synthetic_task_problems(config),
+    )
+    for broken in contradictions:
         if out_of_range.isdisjoint(broken.options):
             yield broken
     yield from _find_run_subfolders_named_twice(config, out_of_range)

@@ -37,6 +37,17 @@ class Document(NamedTuple):
     all of them."""
 
 
+CharacterSpan = tuple[int, int]
+"""(start, stop) in characters of a text."""
+
+
+class AnsweredText(NamedTuple):
+    """A text of which only the answers are targets."""
+
+    text: str
+    answers: list[CharacterSpan]
+
+
 Encode = Callable[[Record | Skipped], Document | Skipped]
 """Makes a document of a record; a `Skipped` is returned unchanged."""
 

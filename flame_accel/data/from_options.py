@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
+from flame_accel.config.errors import UserError
+from flame_accel.config.synthetic_tasks import is_synthetic
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.documents import Document, EncodedRecord
 from flame_accel.data.lanes.lane import Lanes
@@ -35,6 +37,8 @@ from flame_accel.data.tokens.tokenizer import (
     tokenizer_identity,
 )
 
+LENGTH_SAMPLE = 64
+"""Number of documents of a task made on the fly that are measured before a run."""
 SOURCE_SEED_STRIDE = 1_000_003
 """Difference between the seeds of successive sources of a mixture."""
 
@@ -86,6 +90,8 @@ def open_data(
     )
     encoder = Encoder(tokenizer, add_bos=add_bos)
     encoded = [source.open_encoded(encoder, held_out) for source, held_out in sides.training]
+    for dataset in filter(lambda dataset: is_synthetic(dataset.name), encoded):
+        _check_documents_fit_into_rows(dataset, training)
     target = sides.evaluation
     return RunData(
         training=tuple(encoded),
@@ -94,6 +100,23 @@ def open_data(
         tokenizer=tokenizer,
         add_bos=add_bos,
     )
+
+
+def _check_documents_fit_into_rows(dataset: EncodedDataset, training: TrainingConfig) -> None:
+    """Checks that no question is cut from its answer, on a sample of the documents of a task.
+
+    Raises:
+        UserError: a document is longer than a row.
+    """
+    sample = dataset.read_in_order(table_sample_size=LENGTH_SAMPLE)
+    longest = max(len(made.tokens) for made, _ in sample if isinstance(made, Document))
+    context_len = training.context_len or training.seq_len
+    if longest > context_len:
+        raise UserError(
+            f"has documents of {longest} tokens and more, and a row has {context_len}",
+            where=f"training.dataset {dataset.name!r}",
+            remedy=f"raise --training.seq_len to {longest + longest // 8}, or ask for shorter ones",
+        )
 
 
 def describe_training_data(training: TrainingConfig, data: RunData) -> list[DatasetDescription]:

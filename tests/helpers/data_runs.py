@@ -61,6 +61,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "streaming": True,
         **BEST_FIT,
     },
+    "a task, best fit": {"dataset": "synthetic:parity:length=9:documents=40", **BEST_FIT},
 }
 
 

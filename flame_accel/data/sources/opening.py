@@ -16,11 +16,13 @@ from flame_accel.data.sources.named_datasets import NamedDataset
 from flame_accel.data.sources.options import DatasetOptions
 from flame_accel.data.sources.python_stdlib import PythonStdlib
 from flame_accel.data.sources.saved_datasets import SavedDataset
+from flame_accel.data.sources.synthetic_tasks import SyntheticDataset
 from flame_accel.data.sources.token_cache_folder import TokenCacheFolder
 from flame_accel.data.stages import LocatedDataset, RecognizedDataset, RecordSource
 
 DATASET_KINDS: Sequence[type[RecognizedDataset]] = (
     PythonStdlib,
+    SyntheticDataset,
     TokenCacheFolder,
     SavedDataset,
     LocalPathOrGlob,

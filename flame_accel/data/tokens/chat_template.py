@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.documents import Conversation, Skipped
+from flame_accel.data.documents import CharacterSpan, Conversation, Skipped
 from flame_accel.data.tokens.time_limit import TimeLimitReached, time_limit
 from flame_accel.data.tokens.tokenizer import TOKENIZER_OPTION
 
@@ -41,10 +41,6 @@ os.register_at_fork(
     after_in_parent=_RENDER_LOCK.release,
     after_in_child=_RENDER_LOCK.release,
 )
-
-
-CharacterSpan = tuple[int, int]
-"""(start, stop) in characters of a text."""
 
 
 class RenderedConversation(NamedTuple):

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
-from flame_accel.data.documents import Conversation, Document, Record, Skipped
+from flame_accel.data.documents import AnsweredText, Conversation, Document, Record, Skipped
 from flame_accel.data.tokens.chat_template import ChatTemplate, mask_tokens_in_spans
 from flame_accel.data.tokens.text_slicing import (
     SLICE_CHARACTERS,
@@ -29,6 +29,7 @@ from flame_accel.data.tokens.tokenizer import (
     TOKENIZER_OPTION,
     is_byte_tokenizer,
     tokenizer_identity,
+    vocabulary_size,
 )
 
 SLICES_PER_CALL = 32
@@ -68,6 +69,11 @@ class Encoder:
     def add_bos(self) -> bool:
         """Whether documents start with bos."""
         return self._bos is not None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids, special ones included."""
+        return vocabulary_size(self._tokenizer)
 
     def tokenizer_identity(self, *, with_chat_template: bool) -> str:
         """Hash of what the tokenizer does; see `tokenizer_identity`."""
@@ -129,15 +135,39 @@ class Encoder:
         ids.append(self._eos)
         return Document(np.fromiter(ids, dtype=np.int32, count=len(ids)))
 
-    def _encode_conversation(self, conversation: Conversation) -> Document | Skipped:
-        """Tokens as the template writes them; bos and eos are added only if it does not."""
+    def count_document_tokens(self, text: str) -> int:
+        """Number of tokens of the document that a text becomes, bos and eos included."""
+        return len(next(self._tokenize([text]))) + 1 + self.add_bos
+
+    def encode_answered_text(self, record: AnsweredText) -> Document:
+        """Encode a text; the tokens that have a character of an answer are the targets.
+
+        Raises:
+            UserError: the tokenizer does not tell which characters a token stands for.
+        """
+        encoding = self._backend_with_offsets("texts with answers").encode(
+            record.text, add_special_tokens=False
+        )
+        bos = [] if self._bos is None else [self._bos]
+        ids = np.array([*bos, *encoding.ids, self._eos], dtype=np.int32)
+        targets = np.zeros(len(ids), dtype=bool)
+        for position, (start, stop) in enumerate(encoding.offsets, len(bos)):
+            targets[position] = any(start < end and first < stop for first, end in record.answers)
+        return Document(ids, targets)
+
+    def _backend_with_offsets(self, records: str) -> Tokenizer:
         if self._backend is None:
             raise UserError(
-                "conversations need a tokenizer that tells which characters a token stands for, "
+                f"{records} need a tokenizer that tells which characters a token stands for, "
                 "which tokenizers written in Python do not",
                 where=TOKENIZER_OPTION,
                 remedy="use a tokenizer with a tokenizer.json",
             )
+        return self._backend
+
+    def _encode_conversation(self, conversation: Conversation) -> Document | Skipped:
+        """Tokens as the template writes them; bos and eos are added only if it does not."""
+        backend = self._backend_with_offsets("conversations")
         if self._chat_template is None:
             self._chat_template = ChatTemplate(self._tokenizer)
         rendered = self._chat_template.render(conversation)
@@ -146,7 +176,7 @@ class Encoder:
         text = _text_or_skipped(rendered.text)
         if isinstance(text, Skipped):
             return text
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = backend.encode(text, add_special_tokens=False)
         ids = encoding.ids
         starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
         targets = mask_tokens_in_spans(starts, rendered.assistant_spans).tolist()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal, TypedDict, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from flame_accel.config.errors import UserError
+from flame_accel.config.synthetic_tasks import NUMBERS_PREFIX
 from flame_accel.files import write_json_atomically, write_text_atomically
 from flame_accel.hub_lookup import check_model_exists_if_hub_reachable, split_hub_name_unless_path
 from flame_accel.model_files import find_unreadable_text_file
@@ -20,9 +21,10 @@ BYTE_TOKENIZER = "byte"
 BYTE_TOKENIZER_FOLDER = Path(__file__).parent / "byte_tokenizer"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-TOKENIZER_CHOICES = 'a folder with tokenizer.json, a name on the Hub, or "byte"'
+TOKENIZER_CHOICES = 'a folder with tokenizer.json, a name on the Hub, "byte" or "numbers:N"'
 EOS = "<|endoftext|>"
 PAD = "<|pad|>"
+UNKNOWN = "<|unknown|>"
 TOKENIZER_OPTION = "model.tokenizer_path"
 # letters, digits, spaces of all kinds, two alphabets and an emoji: tokenizers differ here
 PROBE_TEXT = (
@@ -34,13 +36,22 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     """Load a tokenizer that has an eos token.
 
     Args:
-        name: "byte", a folder, a tokenizer.json with a tokenizer_config.json next to it, or a name
-            on the Hub, with `@revision` or without.
+        name: "byte", "numbers:N" (see `build_number_tokenizer`), a folder, a tokenizer.json with a
+            tokenizer_config.json next to it, or a name on the Hub, with `@revision` or without.
         trust_remote_code: whether to run code that comes with the tokenizer.
 
     Raises:
         UserError: it cannot be loaded, or it has no eos token.
     """
+    if name.startswith(NUMBERS_PREFIX):
+        count = name.removeprefix(NUMBERS_PREFIX)
+        if not count.isdecimal() or not 2 <= int(count) < 2**24:
+            raise UserError(
+                f"{count!r} is not a number of tokens from 2 to 2^24",
+                where=f"{TOKENIZER_OPTION} {name}",
+                remedy=f"write {NUMBERS_PREFIX}N, such as {NUMBERS_PREFIX}8192",
+            )
+        return build_number_tokenizer(int(count))
     source = BYTE_TOKENIZER_FOLDER if name == BYTE_TOKENIZER else name
     if Path(name).is_file():
         source = _check_and_find_tokenizer_folder(Path(name))
@@ -76,6 +87,24 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
             remedy='set "eos_token" in its tokenizer_config.json to a token of its vocabulary',
         )
     return tokenizer
+
+
+def build_number_tokenizer(num_numbers: int) -> PreTrainedTokenizerBase:
+    """A tokenizer whose token i is the number i, up to `num_numbers` - 1; then eos, pad, unknown.
+
+    It reads numbers with white space between them, which is how it writes them.
+    """
+    words = [*map(str, range(num_numbers)), EOS, PAD, UNKNOWN]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _check_and_find_tokenizer_folder(tokenizer_json: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
     BatchEncoding,
@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from flame_accel.data.documents import Document, Record, Skipped
+from flame_accel.config.errors import UserError
+from flame_accel.data.documents import AnsweredText, Document, Record, Skipped
 from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import EOS, PAD, build_byte_tokenizer, load_tokenizer
 
@@ -177,3 +178,25 @@ def test_the_library_counts_as_documented() -> None:
     assert [e.ids for e in fast] == [
         e.ids for e in backend.encode_batch(texts, add_special_tokens=False)
     ]
+
+
+def test_tokens_with_a_character_of_an_answer_are_targets() -> None:
+    text, answer = "What is it? It is 417.", (18, 21)
+    document = Encoder(BYTE, add_bos=False).encode_answered_text(AnsweredText(text, [answer]))
+    assert document.targets is not None
+    assert bytes(document.tokens[document.targets].tolist()) == b"417"
+    assert document.tokens.tolist() == [*text.encode(), 256]
+    words = Tokenizer(models.WordLevel({"E": 0, "is 417": 1, "B": 2}, unk_token="E"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"is \d+"), "isolated")
+    merged = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="E", bos_token="B")
+    document = Encoder(merged, add_bos=True).encode_answered_text(AnsweredText(text, [answer]))
+    assert document.targets is not None
+    # a token that reaches into the answer from in front of it
+    assert document.tokens[document.targets].tolist() == [1]
+    assert document.tokens[0] == 2
+    assert Encoder(merged, add_bos=True).count_document_tokens(text) == len(document.tokens)
+
+
+def test_answers_need_a_tokenizer_that_knows_its_characters() -> None:
+    with pytest.raises(UserError, match="texts with answers need a tokenizer that tells which"):
+        Encoder(Letters(), add_bos=False).encode_answered_text(AnsweredText("ab", [(0, 1)]))

@@ -207,3 +207,22 @@ def test_a_file_that_cannot_be_read_is_named(
     with pytest.raises(UserError, match=rf"{name} is .*") as raised:
         load_tokenizer(str(tmp_path), False)
     assert message in str(raised.value)
+
+
+def test_the_number_tokenizer_reads_and_writes_numbers_and_loads_elsewhere(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("numbers:300", False)
+    ids = [7, 299, 0, 12]
+    assert tokenizer("7 299 0 12")["input_ids"] == ids
+    assert tokenizer.decode(ids) == "7 299 0 12"
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer)) == (300, 301, 303)
+    # a prompt of anything else is read, too
+    assert tokenizer("def 300")["input_ids"] == [tokenizer.unk_token_id] * 2
+    tokenizer.save_pretrained(tmp_path)
+    copy = load_tokenizer(str(tmp_path), False)
+    assert tokenizer_identity(copy) == tokenizer_identity(tokenizer)
+
+
+@pytest.mark.parametrize("name", ["numbers:", "numbers:1", "numbers:x", "numbers:99999999"])
+def test_a_wrong_number_of_tokens_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is not a number of tokens from 2"):
+        load_tokenizer(name, False)
