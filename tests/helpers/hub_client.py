@@ -5,6 +5,7 @@ what it read; so in this process its constants are set, and set back after the t
 repository brings (`trust_remote_code`) is tested in another process: imported modules stay.
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from huggingface_hub import close_session, constants, file_download, hf_api
 from huggingface_hub.utils import _http
 
+from flame_accel.commands import push
 from tests.helpers.hub_server import WRITE_TOKEN, HubServer
 
 REPO = "tester/model"
@@ -114,3 +116,10 @@ def skip_retry_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     for module in (_http, file_download):
         monkeypatch.setattr(module, "time", clock)
     return clock.waits
+
+
+def push_command(*arguments: object) -> None:
+    """What `flame-accel push` does, with the errors that it shows."""
+    parser = argparse.ArgumentParser()
+    push.add_arguments(parser)
+    push.run(parser.parse_args([str(argument) for argument in arguments]))

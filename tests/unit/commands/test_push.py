@@ -1,7 +1,4 @@
-"""`flame-accel push`: what it refuses, and folders that nobody may write to.
-
-What it uploads is tested in tests/laws/test_uploads.py.
-"""
+"""`flame-accel push`: what it uploads and records, what it refuses, folders nobody may write to."""
 
 import errno
 import json
@@ -15,9 +12,12 @@ import pytest
 
 from flame_accel.__main__ import main
 from flame_accel.commands.push import record_push_unless_run_uploads_elsewhere
+from flame_accel.config import UserError
 from flame_accel.hub import upload_folder
 from flame_accel.hub.upload_record import UploadRecord, read_upload_record_or_empty
+from tests.helpers.hub_client import push_command
 from tests.helpers.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer
+from tests.helpers.runs import WITHOUT_SAMPLE
 
 REPO = "tester/pushed"
 
@@ -194,3 +194,41 @@ def test_what_only_a_run_has_is_refused_for_a_model_without_one(
     assert ended.value.code == 2
     assert " ".join(words) in capsys.readouterr().err
     assert not local_hub.requests()
+
+
+def test_the_command_uploads_a_run_a_checkpoint_and_an_export(
+    train_here, flags, local_hub, tmp_path, capsys
+):
+    train_here(flags(**WITHOUT_SAMPLE))
+    run = tmp_path / "run"
+    push_command(run, "tester/run")
+    push_command(run / "checkpoint/step-4", "tester/run", "--revision", "step-4", "--tag", "early")
+    push_command(run / "hf", "tester/public", "--public", "--include-logs", "--message", "First")
+    printed = capsys.readouterr().out
+    assert "uploaded" in printed and "/tester/run" in printed
+    assert (
+        local_hub.read_file("tester/run", "model.safetensors", "main")
+        == (run / "hf/model.safetensors").read_bytes()
+    )
+    assert not {"state.json", "manifest.json"} & set(local_hub.file_names("tester/run", "step-4"))
+    assert "README.md" in local_hub.file_names("tester/run", "step-4")
+    assert not local_hub.repository("tester/public").private
+    assert not list(run.glob(".tmp-*")) and not list(run.glob("checkpoint/.tmp-*"))
+    with pytest.raises(UserError, match="no such folder"):
+        push_command(tmp_path / "nowhere", "tester/run")
+
+
+def test_a_push_is_recorded_like_an_upload_of_the_run(
+    upload_run, train_here, flags, local_hub, tmp_path
+):
+    train_here(flags(**WITHOUT_SAMPLE))
+    push_command(tmp_path / "run/checkpoint/step-4", REPO, "--revision", "step-4")
+    push_command(tmp_path / "run", REPO)
+    branches = local_hub.repository(REPO).branches
+    record = json.loads((tmp_path / "run/hub.json").read_text())
+    for branch, source, step in (("step-4", "checkpoint/step-4", 4), ("main", "hf", 8)):
+        done = record["finished"][branch]
+        assert (done["source"], done["step"], done["commit"]) == (source, step, branches[branch])
+    local_hub.forget_requests()
+    upload_run(**{"training.steps": 8, "hub.repo_id": REPO})
+    assert not local_hub.requests(method="POST")

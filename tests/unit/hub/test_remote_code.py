@@ -3,8 +3,6 @@
 One process exports every model of fla; two load them, with the code in them or after the import.
 """
 
-import importlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,7 +16,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_imports
 
 from flame_accel.data.tokens.tokenizer import load_tokenizer
-from flame_accel.hub import modeling_fla
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.hub.remote_code import write_remote_code_if_needed
@@ -26,7 +23,7 @@ from flame_accel.models.catalogue import fla_config_classes, tiny_config
 from flame_accel.models.config_fields import INITIALIZATION_FIELDS
 from flame_accel.models.instantiate import instantiate_on_default_device
 from flame_accel.models.norms import copy_config_with_norm
-from tests.helpers.runs import ROOT, launch, launch_environment
+from tests.helpers.runs import launch, launch_environment
 
 NORM_VARIANTS = {
     "gla_np_layernorm": ("gla", "np_layernorm"),
@@ -186,52 +183,3 @@ def test_a_model_of_transformers_itself_needs_no_code(tmp_path):
 def test_transformers_finds_no_import_in_the_code_whose_package_it_would_misname(exports, name):
     file = exports[0] / name / "modeling_fla.py"
     assert set(get_imports(file)) - sys.stdlib_module_names <= {"torch", "transformers"}
-
-
-def hide_packages(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    """Has this process look as if packages were not installed; in the code file only."""
-    find_spec, import_module = importlib.util.find_spec, importlib.import_module
-
-    def hide_spec(name: str) -> Any:
-        return None if name.partition(".")[0] in packages else find_spec(name)
-
-    def refuse_import(name: str) -> Any:
-        top = name.partition(".")[0]
-        if top in packages:
-            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
-        return import_module(name)
-
-    monkeypatch.setattr(modeling_fla.importlib.util, "find_spec", hide_spec)
-    monkeypatch.setattr(modeling_fla.importlib, "import_module", refuse_import)
-
-
-def test_the_code_says_which_package_is_missing(monkeypatch):
-    with monkeypatch.context() as patch:
-        hide_packages(patch, "fla")
-        with pytest.raises(ImportError, match=r": pip install flash-linear-attention$"):
-            modeling_fla.import_packages()
-    with monkeypatch.context() as patch:
-        hide_packages(patch, "flame_accel", "triton")
-        modeling_fla.import_packages()
-        with pytest.raises(ImportError, match=r"no device .*, pip install /path/to"):
-            modeling_fla.check_flame_accel_or_triton_device()
-    modeling_fla.check_flame_accel_or_triton_device()
-
-
-def test_a_folder_with_the_name_of_flame_accel_is_not_taken_for_the_package(monkeypatch, tmp_path):
-    (tmp_path / "flame_accel/flame_accel").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", ["", *(each for each in sys.path if Path(each) != ROOT)])
-    loaded = [name for name in sys.modules if name.partition(".")[0] == "flame_accel"]
-    for name in loaded:
-        monkeypatch.delitem(sys.modules, name)
-    assert importlib.util.find_spec("flame_accel") is not None
-    assert not modeling_fla.has_flame_accel()
-    monkeypatch.setattr(modeling_fla, "triton_has_device", lambda: False)
-    with pytest.raises(ImportError, match="a folder of that name does not count"):
-        modeling_fla.check_flame_accel_or_triton_device()
-
-
-def test_the_code_says_that_fla_is_too_old():
-    with pytest.raises(ImportError, match=r"attention .* has no class NewConfig.*--upgrade"):
-        modeling_fla.load_base_class_unless_author_files_pending("NewConfig")
