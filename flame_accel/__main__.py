@@ -22,6 +22,7 @@ COMMANDS = (
     "train",
     "data",
     "doctor",
+    "evaluate",
     "export",
     "generate",
     "models",

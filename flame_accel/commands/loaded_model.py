@@ -1,6 +1,7 @@
 """The model that a command is given: which one is meant, and how it is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -144,6 +145,14 @@ def has_no_chat_template(source: ModelSource) -> bool:
     )
 
 
+def has_no_tokenizer(source: ModelSource) -> bool:
+    """Whether a folder has no file of a tokenizer; False for a model of the Hub."""
+    folder = Path(source.name)
+    return folder.is_dir() and not any(
+        any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+    )
+
+
 def check_any_gpu_exists_if_cuda_asked(device: str | None) -> None:
     """Refuses a GPU where there is none."""
     if device is None or not device.startswith("cuda"):
@@ -177,7 +186,6 @@ def load_model_and_tokenizer(
         UserError: They cannot be loaded.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -189,12 +197,25 @@ def load_model_and_tokenizer(
     check_any_gpu_exists_if_cuda_asked(device)
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     options = {"revision": source.revision, "trust_remote_code": trust_remote_code}
-    try:
+    with explain_load_errors(source):
         tokenizer = AutoTokenizer.from_pretrained(source.name, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(
             source.name, dtype=getattr(torch, dtype), **options
         )
         return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+@contextmanager
+def explain_load_errors(source: ModelSource) -> Iterator[None]:
+    """Says what to do about a model that transformers cannot load in the block.
+
+    Raises:
+        UserError: In place of its errors.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
     # transformers has no exception of its own for a folder or repository that is no model
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         remedy = f"give {MODEL_KINDS}"

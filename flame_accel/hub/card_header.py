@@ -8,6 +8,7 @@ import re
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from flame_accel.hub.card_benchmarks import list_benchmark_results
 from flame_accel.hub.card_sections import is_fla_model
 from flame_accel.hub.citations import model_type_without_norm
 from flame_accel.hub.run_facts import ModelFacts
@@ -70,18 +71,18 @@ def format_header_entries(facts: ModelFacts, *, name: str) -> dict[str, str]:
         datasets=list(dict.fromkeys(datasets)) or None,
         tags=list(dict.fromkeys(tags)),
         model_name=name,
-        eval_results=list_results_at_model_step(facts),
+        eval_results=[*list_results_at_model_step(facts), *list_benchmark_results(facts)] or None,
     )
     lines = card.to_yaml().splitlines()
     entries = re.split(r"^(?=[\w-]+:)", "\n".join(lines) + "\n", flags=re.MULTILINE)[1:]
     return {entry.partition(":")[0]: entry for entry in entries}
 
 
-def list_results_at_model_step(facts: ModelFacts) -> list[EvalResult] | None:
-    """The last validation, if it is of this very model; None if there is none."""
+def list_results_at_model_step(facts: ModelFacts) -> list[EvalResult]:
+    """The last validation, if it is of this very model."""
     evaluation, dataset = facts.last_evaluation, facts.evaluation_data
     if evaluation is None or dataset is None or evaluation.step != facts.step:
-        return None
+        return []
     return [
         EvalResult(
             task_type="text-generation",
@@ -100,4 +101,4 @@ def list_results_at_model_step(facts: ModelFacts) -> list[EvalResult] | None:
         for key, value in evaluation.values.items()
         # JSON, which the Hub reads, has neither NaN nor infinities
         if math.isfinite(value)
-    ] or None
+    ]

@@ -9,6 +9,7 @@ from transformers.models.auto.configuration_auto import (
     CONFIG_MAPPING_NAMES,  # pyright: ignore[reportPrivateImportUsage]
 )
 
+from flame_accel.hub.card_benchmarks import format_benchmarks_section
 from flame_accel.hub.card_data_tables import format_data_section, format_loss_and_evaluation_section
 from flame_accel.hub.card_training_tables import (
     format_hardware_time_and_versions_section,
@@ -32,6 +33,7 @@ def format_sections(facts: ModelFacts, *, name: str, has_loss_curve: bool) -> di
         "usage": _format_usage_section(facts),
         "data": format_data_section(facts),
         "evaluation": format_loss_and_evaluation_section(facts, has_loss_curve=has_loss_curve),
+        "benchmarks": format_benchmarks_section(facts),
         "training": format_training_section_and_option_changes(facts),
         "environment": format_hardware_time_and_versions_section(facts),
         "limits": _format_limits_section(facts),

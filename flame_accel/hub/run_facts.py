@@ -14,6 +14,8 @@ from safetensors import safe_open
 from flame_accel.data.sources.dataset_descriptions import DatasetDescription
 from flame_accel.hub.model_sources import StartingWeights
 from flame_accel.json_text import parse_json_text
+from flame_accel.observe.evaluations_file import Evaluation as BenchmarkRecord
+from flame_accel.observe.evaluations_file import read_evaluations
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 from flame_accel.observe.starts import (
     OptionValue,
@@ -65,6 +67,8 @@ class ModelFacts:
     """Starts of the run whose steps are in the model, the first one first."""
     records: Sequence[Mapping[str, float]] = ()
     """Of metrics.jsonl, up to the step."""
+    benchmarks: Sequence[BenchmarkRecord] = ()
+    """Tasks and groups of lm-eval, evaluated at that very step and on all of their examples."""
 
     def option(self, name: str) -> Any:
         """The value of an option; None if it is none or was not recorded."""
@@ -177,6 +181,11 @@ def read_model_facts(
         options=read_options_that_made_step(run_folder, step),
         starts=[start for start in read_kept_starts(run_folder) if start["step"] < step],
         records=[record for record in records if record["step"] <= step],
+        benchmarks=[
+            each
+            for each in read_evaluations(run_folder)
+            if each.kind == "lm_eval" and each.step == step and each.details.get("limit") is None
+        ],
     )
 
 

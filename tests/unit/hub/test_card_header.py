@@ -24,7 +24,7 @@ def test_the_header_is_what_the_hub_reads():
 
 
 def test_only_finite_figures_of_this_very_model_are_results():
-    results = list_results_at_model_step(build_facts()) or []
+    results = list_results_at_model_step(build_facts())
     assert [(r.metric_type, r.metric_value) for r in results] == [
         ("loss", 2.5),
         ("perplexity", 12.18),
@@ -33,10 +33,10 @@ def test_only_finite_figures_of_this_very_model_are_results():
         ("org/data", "en", "test")
     }
     overflow = [*RECORDS[:-1], {**RECORDS[-1], "eval/perplexity": float("inf")}]
-    results = list_results_at_model_step(build_facts(records=overflow)) or []
+    results = list_results_at_model_step(build_facts(records=overflow))
     assert [r.metric_type for r in results] == ["loss"]
     assert ("validation: perplexity", "inf") in rows(write_body(build_facts(records=overflow)))
-    assert list_results_at_model_step(build_facts(step=9)) is None
+    assert list_results_at_model_step(build_facts(step=9)) == []
 
 
 def test_a_model_is_named_by_the_options_or_by_its_size():
