@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from lm_eval.api.group import Group
-from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from flame_accel.config import UserError
@@ -54,7 +54,7 @@ def load_tasks(
         metadata: Given to tasks that ask for it, such as those of RULER.
 
     Raises:
-        UserError: There is no such task, its data is not here, or it holds nothing.
+        UserError: There is no such task, its data is not here, or a group is empty.
     """
     manager = _open_task_manager(names, include_paths, metadata)
     found = {name: _match_file_or_registered_names(manager, name) for name in names}
@@ -73,7 +73,7 @@ def load_tasks(
         items += [group for group in groups if group.name not in inner]
         items += [task for task in loaded["tasks"].values() if task.task_name not in inner]
     tasks = LoadedTasks(manager, _drop_tasks_that_are_in_a_group(items))
-    _check_every_item_has_examples(tasks)
+    _check_every_group_has_tasks(tasks)
     return tasks
 
 
@@ -209,8 +209,13 @@ def _list_causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _describe_failure(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The error and, where it only says that there is one, what caused it."""
+    described = []
+    for each in (error, error.__cause__):
+        if each is not None:
+            lines = str(each).strip().splitlines()
+            described.append(f"{type(each).__name__}: {lines[0]}" if lines else type(each).__name__)
+    return ", by ".join(described)
 
 
 def _drop_tasks_that_are_in_a_group(items: Sequence[Task | Group]) -> list[Task | Group]:
@@ -237,21 +242,11 @@ def _drop_tasks_that_are_in_a_group(items: Sequence[Task | Group]) -> list[Task 
     ]
 
 
-def _check_every_item_has_examples(tasks: LoadedTasks) -> None:
+def _check_every_group_has_tasks(tasks: LoadedTasks) -> None:
     for group in tasks.list_groups():
         if not group.get_all_tasks():
             raise UsageError(
                 "the group holds no task",
                 where=f"--tasks {group.name}",
                 remedy="name its tasks in its YAML file, in the list `task`",
-            )
-    for task in tasks.list_tasks():
-        if not isinstance(task, ConfigurableTask):
-            continue
-        split = task.config.test_split or task.config.validation_split
-        if split is not None and len(task.dataset[split]) == 0:
-            raise UserError(
-                f"its split {split} holds no example",
-                where=f"--tasks {task.task_name}",
-                remedy="check its data, or leave the task out",
             )

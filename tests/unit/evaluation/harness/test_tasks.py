@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import lm_eval.tasks
-import pyarrow.parquet
 import pytest
 import yaml
 
@@ -56,10 +55,8 @@ def test_what_cannot_be_evaluated_is_named_with_the_reason(
 ):
     write_tasks(tmp_path)
     write_group(tmp_path, "empty")
-    nothing = {"test": str(tmp_path / "nothing.parquet")}
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], pyarrow.string())}), nothing["test"])
-    parquet = {"dataset_path": "parquet", "dataset_kwargs": {"data_files": nothing}}
-    write_task(tmp_path, "python_none", {**CHOICE_TASK, **parquet}, [])
+    write_task(tmp_path, "python_none", CHOICE_TASK, CHOICES)
+    add_function(tmp_path, "python_none", "def process(docs):\n    return docs.select([])\n")
     write_task(tmp_path, "python_lost", CHOICE_TASK, CHOICES)
     (tmp_path / "python_lost.jsonl").unlink()
     write_task(tmp_path, "python_split", {**CHOICE_TASK, "test_split": None}, CHOICES)
@@ -71,7 +68,7 @@ def test_what_cannot_be_evaluated_is_named_with_the_reason(
         ("python_choise", "no such task", "did you mean python_choice", "broken.yaml: while"),
         ("nowhere.yaml", "no such file or task"),
         ("empty", "holds no task"),
-        ("python_none", "its split test holds no example"),
+        ("python_none", "size 0", "check the YAML file"),
         ("python_lost", "python_lost.jsonl", "check the YAML file"),
         ("python_split", "must have valid or test docs"),
         ("python_hub", "python_hub: ", "org/absent", "HF_HUB_OFFLINE"),
@@ -82,11 +79,16 @@ def test_what_cannot_be_evaluated_is_named_with_the_reason(
         assert all(part in str(raised.value) for part in expected), (name, str(raised.value))
 
 
+def add_function(folder: Path, task: str, code: str) -> None:
+    """Has a task filter its examples with the function `process` of this code."""
+    (folder / f"{task}_code.py").write_text(code)
+    with (folder / f"{task}.yaml").open("a") as file:
+        file.write(f"process_docs: !function {task}_code.process\n")
+
+
 def test_a_missing_package_is_named(tmp_path: Path, without_tasks_of_lm_eval: None):
     write_task(tmp_path, "python_choice", CHOICE_TASK, CHOICES)
-    (tmp_path / "code.py").write_text("import a_package_that_is_not_there\n")
-    path = tmp_path / "python_choice.yaml"
-    path.write_text(path.read_text() + "process_docs: !function code.process\n")
+    add_function(tmp_path, "python_choice", "import a_package_that_is_not_there\n")
     with pytest.raises(UserError, match=r"a_package_that_is_not_there(.|\n)*pip install"):
         load_names(tmp_path, "python_choice")
 
