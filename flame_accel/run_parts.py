@@ -43,6 +43,7 @@ class LoopState(NamedTuple):
     eval_batches: data.EvaluationBatches | None
     """None without validation."""
     meter: observe.Meter
+    remaining_time: observe.RemainingTime
     metric_logger: observe.MetricLogger
     uploads: HubUploads
     failed_saves: FailedSaves
@@ -66,6 +67,7 @@ class LoopState(NamedTuple):
         with (
             self.watchdog.long_phase(phase),
             self.meter.throughput_paused(),
+            self.remaining_time.timed(phase),
             extended_timeout(accelerator, comm.train_timeout_seconds),
         ):
             yield

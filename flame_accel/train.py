@@ -243,7 +243,10 @@ def restore_run(
         sigma=config.training.skip_spike_sigma,
     )
     spike_guard = build_spike_guard_if_enabled(accelerator, config.training, state.spike_window)
-    writers = (meter, metric_logger, uploads, failed_saves, saver, watchdog, skipped_updates)
+    batches_per_evaluation = len(eval_batches) if eval_batches else 0
+    remaining_time = observe.build_remaining_time(config, evaluation_batches=batches_per_evaluation)
+    measures = (meter, remaining_time, metric_logger)
+    writers = (*measures, uploads, failed_saves, saver, watchdog, skipped_updates)
     return LoopState(state, start.checkpoints, batches, eval_batches, *writers, spike_guard)
 
 
@@ -301,6 +304,7 @@ def train(
         state.step += 1
         state.tokens += step_tokens
         meter.add_step(result, tokens=step_tokens)
+        loop.remaining_time.add_step()
         loop.skipped_updates.add_step(state.step, result)
         profiler.step()
         progress.update()
@@ -315,6 +319,7 @@ def train(
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):
             watchdog.enter("record", state.step)
             record |= meter.finish_window(lr=lr)
+            loop.remaining_time.add_record()
             loop.metric_logger.write_rank_values_to_own_tensorboard_if_enabled(
                 meter.local, step=state.step
             )
@@ -328,7 +333,11 @@ def train(
             )
             record |= loop.saver.take_metrics()
             record = {"step": state.step, "tokens": state.tokens} | record
-            loop.metric_logger.log_and_write_record(record, total_steps=steps)
+            loop.metric_logger.log_and_write_record(
+                record,
+                total_steps=steps,
+                remaining_seconds=loop.remaining_time.estimate_seconds(state.step),
+            )
             loop.skipped_updates.log_and_write()
             if rewind_or_stop_if_many_are_skipped(config, accelerator, components, loop):
                 progress.update(state.step - progress.n)

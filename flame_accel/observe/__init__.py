@@ -11,6 +11,7 @@ from flame_accel.observe.environment import describe_environment, device_name
 from flame_accel.observe.meter import Meter
 from flame_accel.observe.metric_logger import MetricLogger, enabled_tracker_names
 from flame_accel.observe.profiling import StepProfiler, profile_steps
+from flame_accel.observe.remaining_time import RemainingTime, build_remaining_time
 from flame_accel.observe.report import write_report
 from flame_accel.observe.run_end import log_if_already_finished, record_how_block_ends
 from flame_accel.observe.run_folder import (
@@ -24,10 +25,12 @@ from flame_accel.observe.watchdog import Watchdog
 __all__ = [
     "Meter",
     "MetricLogger",
+    "RemainingTime",
     "SkippedUpdates",
     "StepProfiler",
     "Watchdog",
     "build_progress_bar_on_terminal",
+    "build_remaining_time",
     "check_run_folder_and_log_changes",
     "describe_environment",
     "device_name",

@@ -149,14 +149,16 @@ def add_log_file_with_earlier_lines(path: Path) -> None:
     logger.addHandler(handler)
 
 
-def format_record(record: Mapping[str, float], total_steps: int) -> str:
-    """One line for a record: progress, its fields in a fixed order, and the remaining time."""
+def format_record(
+    record: Mapping[str, float], total_steps: int, remaining_seconds: float | None = None
+) -> str:
+    """One line for a record: progress, its fields in a fixed order, and the time left if known."""
     step = int(record["step"])
     width = len(str(total_steps))
     parts = [f"step {step:>{width}}/{total_steps} {step / total_steps:4.0%}"]
     parts += [text.format(record[key]) for key, text in FIELDS if key in record]
-    if "time/step_seconds" in record:
-        parts.append(f"ETA {format_seconds((total_steps - step) * record['time/step_seconds'])}")
+    if remaining_seconds is not None:
+        parts.append(f"ETA {format_seconds(remaining_seconds)}")
     return "  ".join(parts)
 
 

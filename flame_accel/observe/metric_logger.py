@@ -101,14 +101,21 @@ class MetricLogger:
             run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
             self.tracker_ids["wandb"] = run.id
 
-    def log_and_write_record(self, record: Mapping[str, float], *, total_steps: int) -> None:
+    def log_and_write_record(
+        self,
+        record: Mapping[str, float],
+        *,
+        total_steps: int,
+        remaining_seconds: float | None = None,
+    ) -> None:
         """Logs and writes a record; called on every rank, the main process writes.
 
         Args:
             record: Values by key, with the key `step`.
             total_steps: Of the run.
+            remaining_seconds: Until its end, for the console; None if unknown.
         """
-        get_logger().info("%s", format_record(record, total_steps))
+        get_logger().info("%s", format_record(record, total_steps, remaining_seconds))
         if self.accelerator.is_main_process:
             self.metrics_file.append(record)
         values = {key: value for key, value in record.items() if key != "step"}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 
@@ -32,10 +33,10 @@ def test_a_crash_and_a_second_start_change_no_bit(train_here, flags, tmp_path, m
 
     write = MetricLogger.log_and_write_record
 
-    def crash_at_6(self: MetricLogger, record: dict[str, float], *, total_steps: int) -> None:
+    def crash_at_6(self: MetricLogger, record: dict[str, float], **options: Any) -> None:
         if record["step"] == 6:
             raise KeyboardInterrupt
-        write(self, record, total_steps=total_steps)
+        write(self, record, **options)
 
     monkeypatch.setattr(MetricLogger, "log_and_write_record", crash_at_6)
     with pytest.raises(KeyboardInterrupt):

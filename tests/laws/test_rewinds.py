@@ -122,12 +122,12 @@ def test_a_run_killed_around_a_rewind_ends_with_the_same_bits(
     write, set_aside = MetricLogger.log_and_write_record, "delete_leftovers_and_rename_newer"
     num_records = 0
 
-    def write_or_crash(self: MetricLogger, record: Any, *, total_steps: int) -> None:
+    def write_or_crash(self: MetricLogger, record: Any, **options: Any) -> None:
         nonlocal num_records
         num_records += 1
         if num_records == CRASHES.get(crash):
             raise KeyboardInterrupt
-        write(self, record, total_steps=total_steps)
+        write(self, record, **options)
         if num_records == 8 and crash not in CRASHES:
             aside = mock.patch.object(CheckpointFolder, set_aside, side_effect=KeyboardInterrupt)
             patches.append(aside)
