@@ -219,7 +219,7 @@ def run_folder(command: str, checkout: Path) -> Path:
 
 
 def run_all(commands: list[str], checkout: Path, *, are_warm: bool = False, **hub: str) -> None:
-    """Runs commands in their order; each training leaves a model, the second continues."""
+    """Runs commands in their order; each training leaves a model, a second one changes nothing."""
     for command in commands:
         if command in NOT_RUN:
             continue
@@ -232,7 +232,7 @@ def run_all(commands: list[str], checkout: Path, *, are_warm: bool = False, **hu
         again = folder.exists()
         printed = run(command, checkout, **hub)
         assert (folder / "hf/model.safetensors").is_file(), command
-        assert ("continuing after step 4" in printed) == again, command
+        assert ("this run has finished, after step 4" in printed) == again, command
         if command == "bash train.sh":
             check_what_the_quickstart_shows(printed, read_records(folder))
 
