@@ -10,11 +10,7 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 TRAIN_MODULES="torch accelerate fla transformers datasets evaluate wandb tensorboard yaml"
-<<<<<<< HEAD
-TEST_MODULES="$TRAIN_MODULES pytest xdist hypothesis deepspeed torchao ruff pyright material"
-=======
-TEST_MODULES="$TRAIN_MODULES pytest xdist hypothesis deepspeed torchao lm_eval wonderwords ruff pyright"
->>>>>>> d4c0b70 (flame-accel evaluate runs tasks of lm-evaluation-harness on a run, checkpoint, export or Hub model)
+TEST_MODULES="$TRAIN_MODULES pytest xdist hypothesis deepspeed torchao lm_eval wonderwords ruff pyright material"
 
 has_modules() { # PYTHON MODULES
   # shellcheck disable=SC2086
