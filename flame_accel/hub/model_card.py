@@ -2,9 +2,10 @@
 
 A card is a function of the files of the model and of its run folder, and of what a user wrote into
 the card before it. Facts are read in `run_facts`, the parts are written in `card_header`,
-`card_sections` and `loss_curve`, and edits are kept in `card_edits`.
+`card_sections`, the picture is drawn in `observe.report`, and edits are kept in `card_edits`.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from flame_accel.hub.card_data_tables import LOSS_CURVE_FILE
 from flame_accel.hub.card_edits import CardParts, combine_with_edits
 from flame_accel.hub.card_header import choose_model_name, format_header_entries
 from flame_accel.hub.card_sections import format_sections
-from flame_accel.hub.loss_curve import draw_png_or_none_if_no_finite_loss
 from flame_accel.hub.run_facts import read_model_facts
 from flame_accel.json_text import parse_json_text
 from flame_accel.observe import get_logger
+from flame_accel.observe.report import VegaError, render_loss_png
 from flame_accel.observe.starts import CONFIG_FILE, read_options_of_last_start
 
 CARD_FILE = "README.md"
@@ -56,7 +57,7 @@ def write_model_card(
             into it stays.
     """
     facts = read_model_facts(folder, origin.run_folder, step=origin.step, tokens=origin.tokens)
-    picture = draw_png_or_none_if_no_finite_loss(facts.records)
+    picture = _draw_loss_or_warn(facts.records)
     name = choose_model_name(facts)
     parts = CardParts(
         header=format_header_entries(facts, name=name),
@@ -75,3 +76,12 @@ def write_model_card(
     if picture is not None:
         write_bytes_atomically(folder / LOSS_CURVE_FILE, picture)
     write_bytes_atomically(folder / CARD_FILE, card.text.encode("utf-8", "surrogateescape"))
+
+
+def _draw_loss_or_warn(records: Sequence[Mapping[str, float]]) -> bytes | None:
+    """A PNG of the loss; None if there is no loss, or no way to draw it, which the log says."""
+    try:
+        return render_loss_png(records)
+    except VegaError as error:
+        get_logger().warning("the model card has no picture of the loss: %s", error)
+        return None

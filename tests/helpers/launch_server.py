@@ -53,8 +53,6 @@ def import_everything() -> None:
 
     importlib.import_module("flame_accel.train")
     importlib.import_module("transformers.models.llama.modeling_llama")
-    # every first rank draws its losses
-    importlib.import_module("matplotlib.backends.backend_agg")
 
     tempfile.gettempdir()
     # no fork looks through these objects for garbage, which would also copy their pages

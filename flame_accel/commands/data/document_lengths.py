@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flame_accel.config.errors import UserError
-from flame_accel.files import replace_file
+from flame_accel.files import write_bytes_atomically
 
 BAR_WIDTH = 40
 """Longest bar of the text histogram, in characters."""
@@ -103,30 +103,68 @@ def save_histogram_png(
         cut_lengths_by_name: by name, lengths in tokens to mark.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: Vega, which draws it, cannot be used here.
     """
+    from flame_accel.observe.report import VegaError, render_picture
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
+        picture = render_picture(_histogram_spec(lengths, cut_lengths_by_name), "png", scale=2)
+    except VegaError as error:
         raise UserError(
-            "a picture needs the package matplotlib, which is not installed",
+            f"the picture cannot be drawn: {error}",
             where="--output",
-            remedy="pip install matplotlib, or leave --output out",
+            remedy="pip install vl-convert-python, or leave --output out",
         ) from error
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    write_bytes_atomically(path, picture)
+
+
+def _histogram_spec(
+    lengths: Mapping[str, np.ndarray], cut_lengths_by_name: Mapping[str, int]
+) -> dict[str, Any]:
+    """The histogram of `save_histogram_png` in Vega-Lite."""
     low = min(int(values.min()) for values in lengths.values())
     high = max(int(values.max()) for values in lengths.values())
     edges = np.geomspace(low, high + 1, 49)
-    for name, values in lengths.items():
-        weights = np.full(len(values), 1 / len(values))
-        axes.hist(values, bins=edges.tolist(), weights=weights, histtype="step", label=name)
-    for (name, limit), style in zip(cut_lengths_by_name.items(), ("--", ":"), strict=False):
-        axes.axvline(limit, color="black", linestyle=style, linewidth=1, label=name)
-    axes.set_xscale("log")
-    axes.set_xlabel("tokens in a document")
-    axes.set_ylabel("share of the documents")
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    shares = [
+        {"length": length, "share": share, "name": name}
+        for name, values in lengths.items()
+        for length, share in zip(
+            edges.tolist(),
+            [*(np.histogram(values, edges)[0] / len(values)).tolist(), 0.0],
+            strict=True,
+        )
+    ]
+    cuts = [{"length": length, "name": name} for name, length in cut_lengths_by_name.items()]
+    x = {
+        "field": "length",
+        "type": "quantitative",
+        "scale": {"type": "log", "nice": False},
+        "title": "tokens in a document",
+        "axis": {"grid": False, "format": "~s"},
+    }
+    y = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "share of the documents",
+        "axis": {"format": "~%"},
+    }
+    named = {"field": "name", "type": "nominal", "title": None}
+    return {
+        "width": 560,
+        "height": 280,
+        "background": "white",
+        "padding": 10,
+        "layer": [
+            {
+                "data": {"values": shares},
+                "mark": {"type": "line", "interpolate": "step-after"},
+                "encoding": {"x": x, "y": y, "color": {**named, "sort": None}},
+            },
+            {
+                "data": {"values": cuts},
+                "mark": {"type": "rule"},
+                "encoding": {"x": x, "strokeDash": named},
+            },
+        ],
+    }

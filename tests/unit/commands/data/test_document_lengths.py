@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,7 +49,6 @@ def test_the_lengths_say_what_is_longer_than_a_row():
 
 
 def test_the_picture_is_a_png(tmp_path: Path):
-    pytest.importorskip("matplotlib")
     path = tmp_path / "pictures" / "lengths.png"
     save_histogram_png(path, {"a": np.array([1, 10, 100]), "b": np.array([7])}, {"a row": 64})
     assert path.read_bytes().startswith(PNG)

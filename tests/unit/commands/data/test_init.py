@@ -1,11 +1,10 @@
 """The command takes the options of a run, shows every form of data, and names mistakes."""
 
-import sys
-
 import pytest
 
 from flame_accel.__main__ import main
 from flame_accel.commands.data import PICTURE, parse_options_without_required_model
+from flame_accel.observe.report import vega
 from tests.helpers.data_command import FORMS, ROW_OPTIONS, to_flags, to_json_lines
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -111,19 +110,18 @@ def test_ranks_are_rows_of_a_step(run_data_command):
 
 
 def test_the_picture_is_drawn_where_asked_for(run_data_command, tmp_path):
-    pytest.importorskip("matplotlib")
     printed = run_data_command(FORMS["mixture"], "--output", str(tmp_path / "new" / "folder"))
     picture = tmp_path / "new" / "folder" / PICTURE
     assert PICTURE in printed
     assert picture.read_bytes().startswith(PNG)
 
 
-def test_without_matplotlib_it_says_what_to_install(data_folder, monkeypatch, capsys, tmp_path):
+def test_without_what_draws_it_says_what_to_install(data_folder, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(data_folder)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(vega, "PACKAGE", "a-package-that-nobody-has")
     options = {"model.tokenizer_path": "byte", **ROW_OPTIONS, **FORMS["lines"], "output": tmp_path}
     with pytest.raises(SystemExit) as exit:
         main(["data", *to_flags(options)])
     assert exit.value.code == 1
-    assert "pip install matplotlib" in capsys.readouterr().err
+    assert "pip install vl-convert-python" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
