@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from flame_accel import data, models, observe
 from flame_accel.checkpoint import CheckpointFolder, CheckpointSaver, FailedSaves, TrainState
 from flame_accel.config import CommConfig
+from flame_accel.evaluation import Evaluator
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.parallel import extended_timeout
 from flame_accel.training import PassGraphs, SpikeGuard
@@ -40,7 +41,7 @@ class LoopState(NamedTuple):
     state: TrainState
     checkpoints: CheckpointFolder
     batches: data.StepBatches
-    eval_batches: data.EvaluationBatches | None
+    evaluator: Evaluator | None
     """None without validation."""
     meter: observe.Meter
     remaining_time: observe.RemainingTime

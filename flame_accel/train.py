@@ -27,10 +27,10 @@ from flame_accel.checkpoint import (
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
 from flame_accel.diagnosis.run_summary import log_run_summary
-from flame_accel.evaluation import validate
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
 from flame_accel.rewind import rewind_or_stop_if_many_are_skipped
+from flame_accel.run_evaluation import build_evaluator_if_configured, evaluate_and_write
 from flame_accel.run_outputs import export_and_report, save
 from flame_accel.run_parts import Components, LoopState
 from flame_accel.stop_signals import StopSignals
@@ -192,9 +192,7 @@ def restore_run(
     batches = data.build_step_batches(
         config.training, components.run_data, rank=rank, world_size=world_size, state=stream_state
     )
-    eval_batches = data.build_evaluation_batches(
-        config.training, config.evaluation, components.run_data, rank=rank, world_size=world_size
-    )
+    evaluator = build_evaluator_if_configured(config, accelerator, components)
     meter = observe.Meter(
         accelerator,
         flops_per_token=components.flops_per_token,
@@ -243,11 +241,11 @@ def restore_run(
         sigma=config.training.skip_spike_sigma,
     )
     spike_guard = build_spike_guard_if_enabled(accelerator, config.training, state.spike_window)
-    batches_per_evaluation = len(eval_batches) if eval_batches else 0
+    batches_per_evaluation = evaluator.num_batches if evaluator else 0
     remaining_time = observe.build_remaining_time(config, evaluation_batches=batches_per_evaluation)
     measures = (meter, remaining_time, metric_logger)
     writers = (*measures, uploads, failed_saves, saver, watchdog, skipped_updates)
-    return LoopState(state, start.checkpoints, batches, eval_batches, *writers, spike_guard)
+    return LoopState(state, start.checkpoints, batches, evaluator, *writers, spike_guard)
 
 
 def train(
@@ -323,10 +321,8 @@ def train(
             loop.metric_logger.write_rank_values_to_own_tensorboard_if_enabled(
                 meter.local, step=state.step
             )
-        if loop.eval_batches and is_due(state.step, config.evaluation.interval, steps):
-            # kernels may be tuned for its shapes first
-            with loop.long_phase("evaluation", accelerator, config.comm):
-                record |= validate(accelerator, components.model, loop.eval_batches, watchdog.feed)
+        if is_due(state.step, config.evaluation.interval, steps):
+            record |= evaluate_and_write(config, accelerator, components, loop)
         if record:
             record |= observe.reduce_and_check_data_metrics(
                 accelerator, batches, training.max_bad_records

@@ -27,7 +27,6 @@ from flame_accel.checkpoint.failed_loads import (
     describe_unloadable,
     load_or_fail_on_all_ranks,
 )
-from flame_accel.checkpoint.rng_state import set_all_rng_states
 from flame_accel.checkpoint.tensor_storage import (
     load_optimizer_state,
     load_weights,
@@ -40,6 +39,7 @@ from flame_accel.io_errors import is_failed_read
 from flame_accel.json_text import parse_json_text
 from flame_accel.observe import get_logger
 from flame_accel.observe.meter import MeterState
+from flame_accel.training.rng_state import set_all_rng_states
 
 Result = TypeVar("Result")
 

@@ -29,7 +29,6 @@ from flame_accel.checkpoint.optimizer_shards import (
     copy_optimizer_shard_of_rank,
     write_optimizer_shard,
 )
-from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json
 from flame_accel.checkpoint.tensor_storage import optimizer_state_bytes
 from flame_accel.checkpoint.train_state import TrainState
 from flame_accel.data.loading.stream_state import StreamState, merge_rank_states
@@ -37,6 +36,7 @@ from flame_accel.files import format_json, write_text_atomically
 from flame_accel.observe.environment import package_versions
 from flame_accel.observe.meter import MeterState
 from flame_accel.parallel import HostGroup, tp_size, unwrap_model
+from flame_accel.training.rng_state import get_all_rng_states_as_json
 
 
 class TrainingState(NamedTuple):

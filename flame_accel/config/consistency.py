@@ -144,13 +144,26 @@ def _find_metric_and_validation_contradictions(
             rule="TensorBoard is off (metrics.enable_tensorboard is false)",
             remedy="Add --metrics.enable_tensorboard, or remove metrics.rank_0_only.",
         )
+    trained_length = config.training.context_len or config.training.seq_len
+    if 0 < evaluation.max_context < trained_length:
+        yield BrokenRule(
+            options=("evaluation.max_context", "training.seq_len", "training.context_len"),
+            rule=f"is shorter than the contexts of training ({trained_length})",
+            remedy=f"Set --evaluation.max_context {8 * trained_length}, or 0.",
+        )
+    if evaluation.carry_state and not evaluation.max_context:
+        yield BrokenRule(
+            options=("evaluation.carry_state", "evaluation.max_context"),
+            rule="is for long rows (evaluation.max_context is 0)",
+            remedy=f"Add --evaluation.max_context {8 * trained_length}, or remove the option.",
+        )
     # an explicit none turns validation off, even if a run file sets the interval
     turned_off = "evaluation.dataset" in given_options
-    if evaluation.interval and not evaluation.dataset and not turned_off:
+    if evaluation.interval and not (evaluation.dataset or evaluation.sets or turned_off):
         yield BrokenRule(
-            options=("evaluation.interval", "evaluation.dataset"),
+            options=("evaluation.interval", "evaluation.dataset", "evaluation.sets"),
             rule="there is nothing to validate on (evaluation.dataset is none)",
-            remedy="Name the validation data with evaluation.dataset.",
+            remedy="Name the validation data with evaluation.dataset or evaluation.sets.",
         )
 
 

@@ -152,6 +152,12 @@ def _join_nested_keys(tables: dict[str, Any]) -> str:
 class _Object(list[tuple[str, Any]]):
     """A JSON object as a list of (key, value)."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """The object, and those that are values of it, as dictionaries."""
+        return {
+            key: value.as_dict() if isinstance(value, _Object) else value for key, value in self
+        }
+
 
 # strings, brackets, and the colon that makes a string a key
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"(\s*:)?|[{}\[\]]')
@@ -189,7 +195,7 @@ def parse_json(text: str) -> list[FileEntry]:
         line = next(lines)
         if isinstance(body, _Object):
             body = Table(
-                (key, next(lines), dict(value) if isinstance(value, _Object) else value)
+                (key, next(lines), value.as_dict() if isinstance(value, _Object) else value)
                 for key, value in body
             )
         root.append((name, line, body))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flame_accel.config.errors import BrokenRule
+from flame_accel.config.evaluation_sets import MAIN_SET, SHIPPED_METRICS, evaluation_sets
+from flame_accel.config.paths import looks_like_path
 from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.secrets import MASK
 from flame_accel.config.training_options import PER_DATASET, dataset_names, split_per_dataset_option
@@ -24,11 +26,8 @@ from flame_accel.presets import (
 _INPUTS = (
     "model.config",
     "model.tokenizer_path",
-    "evaluation.dataset",
     "checkpoint.initial_load_path",
 )
-_PREFIXES = (".", "/", "~")
-_SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
 
 
 def find_broken_dataset_and_path_rules(config: Config) -> Iterator[BrokenRule]:
@@ -90,6 +89,15 @@ def _find_missing_input_paths(config: Config) -> Iterator[BrokenRule]:
     inputs = [(name, option_value(config, name)) for name in _INPUTS]
     inputs += [("training.dataset", name) for name in dataset_names(config.training)]
     inputs += [("model.custom", path) for path in config.model.custom]
+    inputs += [
+        ("evaluation.dataset" if each.name == MAIN_SET else "evaluation.sets", each.dataset)
+        for each in evaluation_sets(config.evaluation)
+    ]
+    inputs += [
+        ("evaluation.metrics", name)
+        for name in config.evaluation.metrics
+        if name not in SHIPPED_METRICS
+    ]
     for name, path in inputs:
         missing = None if path is None else find_missing_path(name, path)
         if missing is not None:
@@ -104,7 +112,7 @@ def find_missing_path(option_name: str, path: str) -> BrokenRule | None:
     if is_model and find_preset(MODELS, path) is not None:
         return None
     # every model on the Hub has an owner: a word alone is a preset or a path
-    if not _looks_like_path(path) and not (is_model and "/" not in path):
+    if not looks_like_path(path) and not (is_model and "/" not in path):
         return None
     return BrokenRule(
         options=(option_name,),
@@ -166,15 +174,6 @@ def _find_run_folder_equal_to_training_data_folder(config: Config) -> Iterator[B
                 rule=f"is the folder of the data, {name}",
                 remedy="Name a folder of its own for the run, which may be inside that folder.",
             )
-
-
-def _looks_like_path(value: str) -> bool:
-    """Whether a text can only be a path: a name on the Hub is `owner/name` or one word."""
-    if "://" in value:
-        return False
-    return (
-        value.startswith(_PREFIXES) or value.endswith(_SUFFIXES) or value.rstrip("/").count("/") > 1
-    )
 
 
 def _path_or_glob_match_exists(path: str) -> bool:

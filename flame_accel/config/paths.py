@@ -22,6 +22,8 @@ PathText = Annotated[str, PathKind.ONE]
 PathList = Annotated[str, PathKind.COMMA_SEPARATED]
 """One path or several in one text, separated by commas."""
 
+_PREFIXES = (".", "/", "~")
+_SUFFIXES = (".json", ".jsonl", ".parquet", ".txt", ".py", ".gz", ".zst")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -57,3 +59,12 @@ def expand_comma_separated_paths(text: str) -> str:
         path = part.strip()
         parts.append(part.replace(path, expand_path(path)) if path else part)
     return ",".join(parts)
+
+
+def looks_like_path(value: str) -> bool:
+    """Whether a text can only be a path: a name on the Hub is `owner/name` or one word."""
+    if "://" in value:
+        return False
+    return (
+        value.startswith(_PREFIXES) or value.endswith(_SUFFIXES) or value.rstrip("/").count("/") > 1
+    )

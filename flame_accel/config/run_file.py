@@ -8,6 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from flame_accel.config.errors import ConfigError, Problem
+from flame_accel.config.evaluation_sets import OPTION as EVALUATION_SETS
+from flame_accel.config.evaluation_sets import join_set_tables, set_tables_as_texts
 from flame_accel.config.file_formats import PARSERS, FileEntry, SyntaxProblem, read_run_file_text
 from flame_accel.config.flame_aliases import FLAME_OPTIONS
 from flame_accel.config.schema import Config, option_value, options, sections
@@ -28,7 +30,7 @@ def read_run_file_and_problems(path: str, *, named_by: str) -> OptionSource:
     source = OptionSource()
     path = existing_else_preset_path_or_unchanged(RECIPES, path)
     try:
-        entries = _parse_run_file(path, named_by)
+        entries = join_set_tables(_parse_run_file(path, named_by))
     except ConfigError as error:
         source.problems.extend(error.problems)
         source.complete = False
@@ -97,7 +99,8 @@ def _add_option_setting_or_problem(
         source.add_problem(place_in_file, rule, remedy)
         return
     try:
-        source.add_setting(name, convert_file_value(option, entry.value), place_in_file)
+        value = set_tables_as_texts(entry.value) if name == EVALUATION_SETS else entry.value
+        source.add_setting(name, convert_file_value(option, value), place_in_file)
     except InvalidValue as error:
         shown = format_short_masked_value(entry.value)
         source.add_wrong_value_problem(name, place_in_file, error.rule, error.remedy, value=shown)

@@ -132,6 +132,16 @@ class EvaluationConfig:
     """Split of the validation dataset. None takes "validation", or everything if the dataset has no
     splits. If it is the training dataset and has no validation split, part of the documents is held
     out."""
+    sets: tuple[str, ...] = ()
+    """More validation sets, each NAME=DATASET or NAME=DATASET:SPLIT, in the forms that
+    training.dataset takes (one dataset each). In a run file also tables: [evaluation.sets.NAME]
+    with dataset, dataset_name, dataset_split, data_dir and data_files. Their metrics are
+    eval/NAME/loss and so on."""
+    metrics: tuple[str, ...] = ("loss", "perplexity", "bits_per_byte", "accuracy")
+    """Metrics of every validation set: loss, perplexity, bits_per_byte, accuracy (of the next
+    token), answer_accuracy (of runs of target tokens that are right as a whole), or paths of your
+    own modules of the evaluate library (./my_metric). Sets of questions made on the fly
+    (synthetic:NAME) have answer_accuracy in place of bits_per_byte."""
     held_out_share: float = 0.01
     """Fraction of the training documents that is held out for validation. Documents are chosen by a
     hash of their text. Used if evaluation.dataset is the training dataset and it has no validation
@@ -146,7 +156,16 @@ class EvaluationConfig:
     batch_size: int = 8
     """Number of rows per device in a validation batch."""
     max_tokens: int = 0
-    """Number of tokens to validate on, rounded up to whole documents. 0 takes all."""
+    """Number of tokens of each set to validate on, rounded up to whole documents. 0 takes all."""
+    max_context: int = 0
+    """Length of the longest context for the loss by position, in tokens, such as 8 times
+    training.seq_len: how far the model extrapolates. Each validation takes one more pass over the
+    sets, in rows of this length. 0 takes only the rows of the validation itself."""
+    carry_state: bool = False
+    """Read the rows of evaluation.max_context in pieces of training.seq_len tokens, and carry the
+    recurrent state, or the keys and values, from one piece to the next: less memory for the same
+    losses. With training.varlen each row is then one document. Models that cannot do it read rows
+    in one piece, and the log says so."""
     prompt: str = ""
     """Prompt for the sample printed at the end of training. If empty, the sample is a new document.
     """

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from flame_accel.config.errors import BrokenRule
+from flame_accel.config.evaluation_sets import MAIN_SET, evaluation_sets
 from flame_accel.config.schema import Config
 from flame_accel.config.synthetic_tasks import is_synthetic, parse_synthetic_task
 from flame_accel.config.training_options import dataset_names
@@ -32,9 +33,10 @@ def find_synthetic_task_problems(config: Config) -> Iterator[BrokenRule]:
                 rule=f"is {context_len}, and documents of {name} have {longest} tokens",
                 remedy=f"Set --training.seq_len {longest} or more.",
             )
-    evaluation = config.evaluation.dataset
-    if evaluation is not None and is_synthetic(evaluation):
-        try:
-            parse_synthetic_task(evaluation)
-        except InvalidValue as error:
-            yield BrokenRule(options=("evaluation.dataset",), rule=error.rule, remedy=error.remedy)
+    for each in evaluation_sets(config.evaluation):
+        if each.is_probe:
+            try:
+                parse_synthetic_task(each.dataset)
+            except InvalidValue as error:
+                option = "evaluation.dataset" if each.name == MAIN_SET else "evaluation.sets"
+                yield BrokenRule(options=(option,), rule=error.rule, remedy=error.remedy)

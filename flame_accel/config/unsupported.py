@@ -31,8 +31,8 @@ _BY_PREFIX = {
         remedy="Remove the option; the log says what was converted.",
     ),
     "evaluation.dataset": Unsupported(
-        reason="validation on several datasets is not supported yet",
-        remedy="Name one dataset.",
+        reason="it names one dataset",
+        remedy="Name one dataset, and the others in evaluation.sets.",
         refuses=lambda value: value is not None and "," in value,
     ),
     "activation_offload.mode": Unsupported(

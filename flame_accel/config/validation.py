@@ -12,9 +12,11 @@ from typing import Any
 
 from flame_accel.config.consistency import find_contradictions
 from flame_accel.config.errors import BrokenRule
+from flame_accel.config.evaluation_sets import SHIPPED_METRICS, find_broken_evaluation_set_rules
 from flame_accel.config.flame_aliases import FLAME_ONLY
 from flame_accel.config.hub_consistency import find_hub_contradictions
 from flame_accel.config.hub_options import LICENSES, STEP
+from flame_accel.config.paths import looks_like_path
 from flame_accel.config.schema import Config, option_value, options
 from flame_accel.config.synthetic_consistency import find_synthetic_task_problems
 from flame_accel.config.unsupported import find_unsupported
@@ -146,6 +148,11 @@ _RULES = {
         holds=lambda value: 0 < value < 1, text="must be between 0 and 1"
     ),
     "evaluation.max_tokens": _at_least(0),
+    "evaluation.metrics": _Rule(
+        holds=lambda names: all(name in SHIPPED_METRICS or looks_like_path(name) for name in names),
+        text=f"must be of {', '.join(SHIPPED_METRICS)}, or paths such as ./my_metric",
+    ),
+    "evaluation.max_context": _at_least(0),
     "evaluation.sample_tokens": _at_least(0),
     "hub.repo_id": _REPO_ID,
     "hub.when": _Rule(
@@ -197,6 +204,7 @@ def find_broken_rules(
         if (entry := find_unsupported(FLAME_ONLY[name], value)) is not None:
             yield BrokenRule(options=(name,), rule=entry.reason, remedy=entry.remedy)
     yield from _find_missing_required_options(config)
+    yield from find_broken_evaluation_set_rules(config.evaluation)
     # a value that is out of range is not compared with others
     contradictions = find_contradictions(config, given_options)
     contradictions = (

@@ -3,13 +3,14 @@
 Calls the stages of `stages` in their order; the work is done in `sources`, `lanes` and `loading`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.config.errors import UserError
+from flame_accel.config.evaluation_sets import MAIN_SET, evaluation_sets
 from flame_accel.config.synthetic_tasks import is_synthetic
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.documents import Document, EncodedRecord
@@ -39,6 +40,8 @@ from flame_accel.data.tokens.tokenizer import (
 
 LENGTH_SAMPLE = 64
 """Number of documents of a task made on the fly that are measured before a run."""
+LONGEST_PROBE = 1 << 24
+"""Tokens in the row of a question made on the fly, at most."""
 SOURCE_SEED_STRIDE = 1_000_003
 """Difference between the seeds of successive sources of a mixture."""
 
@@ -51,8 +54,8 @@ class RunData:
     """The datasets of training."""
     shares: tuple[float, ...]
     """Share of each of them in the tokens; their sum is 1."""
-    evaluation: EncodedDataset | None
-    """The dataset of evaluation; None: no evaluation."""
+    evaluation: Mapping[str, EncodedDataset]
+    """The dataset of each validation set, by its name."""
     tokenizer: PreTrainedTokenizerBase
     """The tokenizer of all datasets."""
     add_bos: bool
@@ -83,20 +86,21 @@ def open_data(
             contradict each other; bos is asked for and the tokenizer has none.
     """
     add_bos = resolve_add_bos(tokenizer, training.add_bos)
+    sets = evaluation_dataset_options(evaluation, read_like=training)
     sides = open_training_and_evaluation(
-        training_dataset_options(training),
-        evaluation_dataset_options(evaluation, read_like=training),
-        evaluation.held_out_share,
+        training_dataset_options(training), list(sets.values()), evaluation.held_out_share
     )
     encoder = Encoder(tokenizer, add_bos=add_bos)
     encoded = [source.open_encoded(encoder, held_out) for source, held_out in sides.training]
     for dataset in filter(lambda dataset: is_synthetic(dataset.name), encoded):
         _check_documents_fit_into_rows(dataset, training)
-    target = sides.evaluation
     return RunData(
         training=tuple(encoded),
         shares=data_probs_divided_by_sum(training),
-        evaluation=target and target.source.open_encoded(encoder, target.held_out),
+        evaluation={
+            name: side.source.open_encoded(encoder, side.held_out)
+            for name, side in zip(sets, sides.evaluation, strict=True)
+        },
         tokenizer=tokenizer,
         add_bos=add_bos,
     )
@@ -131,11 +135,11 @@ def describe_training_data(training: TrainingConfig, data: RunData) -> list[Data
 def describe_evaluation_data(
     training: TrainingConfig, evaluation: EvaluationConfig, data: RunData
 ) -> DatasetDescription | None:
-    """The dataset of validation, for the records of a run; None: no validation."""
-    options = evaluation_dataset_options(evaluation, read_like=training)
-    if options is None or data.evaluation is None:
+    """The dataset of `evaluation.dataset`, for the records of a run; None: there is none."""
+    options = evaluation_dataset_options(evaluation, read_like=training).get(MAIN_SET)
+    if options is None:
         return None
-    return describe_dataset_without_paths(options, data.evaluation, share=1.0)
+    return describe_dataset_without_paths(options, data.evaluation[MAIN_SET], share=1.0)
 
 
 def build_lanes(training: TrainingConfig, data: RunData, *, num_lanes: int) -> Lanes:
@@ -216,24 +220,55 @@ def build_evaluation_batches(
     *,
     rank: int,
     world_size: int,
-) -> EvaluationBatches | None:
-    """The evaluation batches of one rank, packed as in training; None: no evaluation.
+    max_context: int | None = None,
+) -> dict[str, EvaluationBatches]:
+    """The batches of each validation set for one rank, by the name of the set.
+
+    Rows are packed as in training. Questions made on the fly have a row each, of the longest
+    length: an answer stays with its question, and no model needs boundaries.
+
+    Args:
+        training: the section `training` of the options.
+        evaluation: the section `evaluation`.
+        data: the datasets of the run.
+        rank: data-parallel rank of this process.
+        world_size: number of data-parallel ranks.
+        max_context: length of rows and segments in place of that of training, for sets of texts
+            only, in batches of about as many tokens; None: as in training.
 
     Raises:
         UserError: no document, or records that `training.max_bad_records` does not allow.
     """
-    if data.evaluation is None:
-        return None
-    return pack_evaluation_batches(
-        _read_with_num_target_bytes(data.evaluation, data.tokenizer),
-        build_row_packing(training, data.padding_id),
-        name=f"evaluation.dataset {data.evaluation.name!r}",
-        policy=SkipPolicy(training.max_bad_records),
-        batch_size=evaluation.batch_size,
-        rank=rank,
-        world_size=world_size,
-        max_tokens=evaluation.max_tokens,
-    )
+    packing = build_row_packing(training, data.padding_id)
+    tokens_per_batch = evaluation.batch_size * packing.seq_len
+    without_boundaries = replace(packing, context_len=None, best_fit=False)
+    # recurrent state cannot be carried into the middle of a row that holds several documents
+    one_document = max_context is not None and packing.varlen and evaluation.carry_state
+    if max_context is not None:
+        # best fit does not cut documents at the ends of rows
+        packing = replace(
+            packing,
+            seq_len=max_context,
+            context_len=max_context if packing.varlen else None,
+            best_fit=packing.varlen,
+        )
+    if one_document:
+        packing = replace(without_boundaries, seq_len=packing.seq_len)
+    return {
+        each.name: pack_evaluation_batches(
+            _read_with_num_target_bytes(data.evaluation[each.name], data.tokenizer),
+            replace(without_boundaries, seq_len=LONGEST_PROBE) if each.is_probe else packing,
+            name=f"evaluation set {each.name}, {data.evaluation[each.name].name!r}",
+            policy=SkipPolicy(training.max_bad_records),
+            tokens_per_batch=tokens_per_batch,
+            rank=rank,
+            world_size=world_size,
+            max_tokens=evaluation.max_tokens,
+            one_document_per_row=each.is_probe or one_document,
+        )
+        for each in evaluation_sets(evaluation)
+        if max_context is None or not each.is_probe
+    }
 
 
 def stream_identity(training: TrainingConfig, data: RunData) -> Identity:

@@ -1,7 +1,11 @@
 """How good a model is: validation loss and metrics, and a sample of generated text."""
 
+from flame_accel.evaluation.evaluator import Evaluator
 from flame_accel.evaluation.final_report import try_to_sample_and_write_report_on_main
 from flame_accel.evaluation.generate import sample_prompt_with_continuation
-from flame_accel.evaluation.validate import validate
 
-__all__ = ["sample_prompt_with_continuation", "try_to_sample_and_write_report_on_main", "validate"]
+__all__ = [
+    "Evaluator",
+    "sample_prompt_with_continuation",
+    "try_to_sample_and_write_report_on_main",
+]

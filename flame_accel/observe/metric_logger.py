@@ -5,7 +5,7 @@ every rank also writes its own values for TensorBoard, in a subfolder of the com
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from flame_accel.config import MetricsConfig, UserError
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.observe.console import format_record, get_logger
-from flame_accel.observe.evaluations_file import EvaluationsFile
+from flame_accel.observe.evaluations_file import Evaluation, EvaluationsFile
 from flame_accel.observe.metrics_file import METRICS_FILE, MetricsFile
 
 
@@ -121,6 +121,12 @@ class MetricLogger:
         values = {key: value for key, value in record.items() if key != "step"}
         with self._failures_logged("trackers"):
             self.accelerator.log(values, step=int(record["step"]))
+
+    def write_evaluations(self, evaluations: Iterable[Evaluation]) -> None:
+        """Writes evaluations.jsonl; called on every rank, the main process writes."""
+        if self.accelerator.is_main_process:
+            for evaluation in evaluations:
+                self.evaluations_file.append(evaluation)
 
     @contextmanager
     def _failures_logged(self, what: str) -> Iterator[None]:

@@ -127,6 +127,16 @@ def all_reduce_sum_over_dp(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     return total / copies if total.is_floating_point() else total // copies
 
 
+def all_gather_over_dp(accelerator: Accelerator, tensor: Tensor) -> Tensor:
+    """The tensors [...] of the data-parallel ranks [dp ranks, ...], on every rank.
+
+    They have the same shape on every rank; of TP ranks, which hold the same tensor, one counts.
+    """
+    if accelerator.num_processes == 1:
+        return tensor[None]
+    return all_gather_stacked(tensor)[:: tp_size(accelerator)]
+
+
 def all_gather_concatenated(accelerator: Accelerator, tensor: Tensor) -> Tensor:
     """The tensors [n] of all ranks, concatenated in rank order [ranks * n], on every rank."""
     if accelerator.num_processes == 1:

@@ -1,6 +1,6 @@
 """What makes a run repeatable: the seeds of a process and torch's deterministic algorithms.
 
-Random states in checkpoints live in `checkpoint/rng_state`; weights and data order have seeds of
+Random states in checkpoints live in `training/rng_state`; weights and data order have seeds of
 their own, independent of these.
 """
 

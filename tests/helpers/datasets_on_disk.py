@@ -115,12 +115,10 @@ def write_saved_dict(folder: Path, *splits: str) -> str:
 def pair(
     training: dict[str, Any], evaluation: dict[str, Any], share: float = 0.1
 ) -> tuple[list[DatasetSide], DatasetSide]:
-    sides, held_out = open_training_and_evaluation(
-        training_dataset_options(TrainingConfig(**training)),
-        evaluation_dataset_options(
-            EvaluationConfig(**evaluation), read_like=TrainingConfig(**training)
-        ),
-        share,
+    sets = evaluation_dataset_options(
+        EvaluationConfig(**evaluation), read_like=TrainingConfig(**training)
     )
-    assert held_out is not None
+    sides, [held_out] = open_training_and_evaluation(
+        training_dataset_options(TrainingConfig(**training)), list(sets.values()), share
+    )
     return sides, held_out

@@ -25,7 +25,7 @@ LAYERS = (
     ("checkpoint", "evaluation"),
     ("diagnosis", "hub"),
     ("accepted_start", "run_parts"),
-    ("rewind", "run_outputs"),
+    ("rewind", "run_evaluation", "run_outputs"),
     ("train",),
     ("train_process",),
     ("commands",),

@@ -48,6 +48,9 @@ def test_a_run_ends_well_whatever_its_console_and_home_are(flags, tmp_path, faul
     options = {
         "training.dataset": data,
         "training.steps": 4,
+        # metrics are modules that are loaded through a cache
+        "evaluation.dataset": data,
+        "evaluation.held_out_share": 0.2,
         "evaluation.prompt": WORDS,
         # warnings and a progress bar of other packages
         "training.num_workers": 1,
@@ -61,6 +64,7 @@ def test_a_run_ends_well_whatever_its_console_and_home_are(flags, tmp_path, faul
     )
     run = tmp_path / "run"
     assert [record["step"] for record in read_records(run)] == [1, 2, 3, 4]
+    assert read_records(run)[-1]["eval/loss"] > 0
     assert (run / "checkpoint/step-4/manifest.json").is_file()
     assert (run / "hf/model.safetensors").is_file() and (run / "report.html").is_file()
     log = (run / "log.txt").read_text(encoding="utf-8")
@@ -71,11 +75,13 @@ def test_a_run_ends_well_whatever_its_console_and_home_are(flags, tmp_path, faul
 
 
 @pytest.mark.slow
-def test_a_fresh_process_without_home_and_console_trains_and_exports(flags, tmp_path):
-    words = [*launch_command("cpu", 1), *flags(**{"metrics.enable_tensorboard": True})]
+def test_a_fresh_process_without_home_and_console_trains_validates_and_exports(flags, tmp_path):
+    options = {"metrics.enable_tensorboard": True, "evaluation.sets": "a=python-stdlib"}
+    words = [*launch_command("cpu", 1), *flags(**options, **{"evaluation.max_tokens": 999})]
     environment = launch_environment(HOME="/proc/nowhere")
     for variable in ("HF_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         environment.pop(variable, None)
     command = f"{shlex.join(words)} >/dev/full 2>&-"
     assert subprocess.run(["bash", "-c", command], env=environment).returncode == 0
     assert (tmp_path / "run/hf/model.safetensors").is_file()
+    assert read_records(tmp_path / "run")[-1]["eval/a/accuracy"] >= 0

@@ -71,8 +71,8 @@ def format_steps_tokenizer_and_packing(
         yield f"{training.packing} packing, documents kept apart and cut at {longest:,} tokens"
     else:
         yield "documents follow each other in rows, without varlen"
-    if data.evaluation is not None:
-        yield f"evaluation on {data.evaluation}"
+    for dataset in data.evaluation.values():
+        yield f"evaluation on {dataset}"
 
 
 def print_packing_mixture_rows_and_warnings(

@@ -5,6 +5,7 @@ are computed in `flame_accel.evaluation`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from flame_accel.config.errors import UserError
 from flame_accel.data.bad_records import BadRecordCounter, SkipPolicy
 from flame_accel.data.cursors import LaneCursor, SourceCursor
 from flame_accel.data.documents import Document, EncodedRecord, Skipped
-from flame_accel.data.lanes.best_fit_packing import Window, build_padded_row
+from flame_accel.data.lanes.best_fit_packing import Segment, Window, build_padded_row
 from flame_accel.data.lanes.lane import build_lane
 from flame_accel.data.lanes.rows import Packing, Row
 from flame_accel.data.loading.micro_batch import MicroBatch, stack_rows_with_unshifted_masked_labels
@@ -28,6 +29,10 @@ class EvaluationBatches:
         rank: data-parallel rank of this process.
         world_size: number of data-parallel ranks.
         num_target_bytes: length in UTF-8 of the text of the targets, over all ranks.
+
+    Attributes:
+        num_target_bytes: see there.
+        row_length: tokens in a row.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class EvaluationBatches:
         num_target_bytes: int,
     ) -> None:
         self.num_target_bytes = num_target_bytes
+        self.row_length = packing.seq_len
         self._packing = packing
         self._batch_size = batch_size
         empty = build_padded_row([], packing.seq_len, packing.padding)
@@ -64,10 +70,11 @@ def pack_evaluation_batches(
     *,
     name: str,
     policy: SkipPolicy,
-    batch_size: int,
+    tokens_per_batch: int,
     rank: int,
     world_size: int,
     max_tokens: int = 0,
+    one_document_per_row: bool = False,
 ) -> EvaluationBatches:
     """Pack whole documents, in their order, until there are `max_tokens` tokens.
 
@@ -79,10 +86,12 @@ def pack_evaluation_batches(
         packing: how rows are filled.
         name: how messages name the data.
         policy: what happens to records that give no document.
-        batch_size: rows per rank and batch.
+        tokens_per_batch: of a rank; a batch has as many rows as fit, at least one.
         rank: data-parallel rank of this process.
         world_size: number of data-parallel ranks.
         max_tokens: number of tokens that is enough; 0: all documents.
+        one_document_per_row: rows are as long as the longest document, at most `packing.seq_len`,
+            where documents are cut; for packings without boundaries only.
 
     Raises:
         UserError: no document at all, or a record that the policy does not allow.
@@ -106,10 +115,17 @@ def pack_evaluation_batches(
             where=name,
             remedy="name other data, or raise evaluation.held_out_share if these are held out",
         )
+    if one_document_per_row:
+        assert not packing.varlen
+        longest = max(2, *(len(document.tokens) for document in documents))
+        packing = replace(packing, seq_len=min(longest, packing.seq_len))
+        rows = [pad_single_document(document, packing) for document in documents]
+    else:
+        rows = pack_single_pass(documents, packing)
     return EvaluationBatches(
-        pack_single_pass(documents, packing),
+        rows,
         packing,
-        batch_size=batch_size,
+        batch_size=max(1, tokens_per_batch // packing.seq_len),
         rank=rank,
         world_size=world_size,
         num_target_bytes=num_target_bytes,
@@ -136,6 +152,12 @@ class _DocumentsThenPaddingReader:
 
     def consume_peeked(self) -> None:
         self._position += 1
+
+
+def pad_single_document(document: Document, packing: Packing) -> Row:
+    """The row of one document, cut or padded to the length of rows."""
+    segment = Segment(document, 0, min(len(document.tokens), packing.seq_len))
+    return build_padded_row([segment], packing.seq_len, packing.padding)
 
 
 def pack_single_pass(documents: Sequence[Document], packing: Packing) -> list[Row]:

@@ -43,7 +43,7 @@ class OpenedDatasets(NamedTuple):
     """The opened datasets of a run."""
 
     training: list[DatasetSide]
-    evaluation: DatasetSide | None
+    evaluation: list[DatasetSide]
 
 
 def open_chosen_split(options: DatasetOptions) -> RecordSource:
@@ -61,21 +61,21 @@ def open_chosen_split(options: DatasetOptions) -> RecordSource:
 
 
 def open_training_and_evaluation(
-    training: Sequence[DatasetOptions], evaluation: DatasetOptions | None, held_out_share: float
+    training: Sequence[DatasetOptions], evaluation: Sequence[DatasetOptions], held_out_share: float
 ) -> OpenedDatasets:
     """Open the datasets of training and of evaluation, and keep their documents apart.
 
-    Evaluation reads the same dataset as a training source if dataset (the path, however it is
+    A validation set reads the same dataset as a training source if dataset (the path, however it is
     written), dataset_name, data_dir and data_files are equal. Its split is then the one it asks
     for, else "validation", else, if there is none, the split of that training source. If that is
-    the split that the training source reads, evaluation takes the documents whose hash is below
+    the split that the training source reads, the set takes the documents whose hash is below
     the share and training the others; both get the same object. All training sources that read
     this split of this dataset are divided, and no others. Different splits are never divided:
     whoever asks for overlapping ones (train and train[:1%]) gets them.
 
     Args:
         training: the datasets of the mixture.
-        evaluation: the dataset of the evaluation; None: no evaluation.
+        evaluation: the datasets of the validation sets.
         held_out_share: share of the documents that evaluation takes, 0 to 1.
 
     Raises:
@@ -85,27 +85,31 @@ def open_training_and_evaluation(
         located = [locate_dataset(options) for options in training]
         splits = list(map(_choose_split_or_section_default, located, training))
         sources = [one.open_split(split) for one, split in zip(located, splits, strict=True)]
-        if evaluation is None:
-            return OpenedDatasets([DatasetSide(source, None) for source in sources], None)
-        target = locate_dataset(evaluation)
-        key = _dataset_key_without_split(evaluation)
-        same = [i for i, one in enumerate(training) if _dataset_key_without_split(one) == key]
-        # without a validation split, that of the training source is divided
-        shares_split = same and not evaluation.dataset_split and "validation" not in target.splits
-        split = (
-            splits[same[0]]
-            if shares_split
-            else _choose_split_or_section_default(target, evaluation)
-        )
-        divided = [i for i in same if splits[i] == split]
+        divided: set[int] = set()
+        targets: list[DatasetSide] = []
+        for options in evaluation:
+            target = locate_dataset(options)
+            key = _dataset_key_without_split(options)
+            same = [i for i, one in enumerate(training) if _dataset_key_without_split(one) == key]
+            # without a validation split, that of the training source is divided
+            shares_split = same and not options.dataset_split and "validation" not in target.splits
+            split = (
+                splits[same[0]]
+                if shares_split
+                else _choose_split_or_section_default(target, options)
+            )
+            shared = [i for i in same if splits[i] == split]
+            divided.update(shared)
+            if shared:
+                held_out = HeldOut(held_out_share, "evaluation")
+                targets.append(DatasetSide(sources[shared[0]], held_out))
+            else:
+                targets.append(DatasetSide(target.open_split(split), None))
         sides = [
             DatasetSide(source, HeldOut(held_out_share, "training") if i in divided else None)
             for i, source in enumerate(sources)
         ]
-        if divided:
-            held_out = HeldOut(held_out_share, "evaluation")
-            return OpenedDatasets(sides, DatasetSide(sources[divided[0]], held_out))
-        return OpenedDatasets(sides, DatasetSide(target.open_split(split), None))
+        return OpenedDatasets(sides, targets)
 
 
 def locate_dataset(options: DatasetOptions) -> LocatedDataset:
@@ -146,5 +150,5 @@ def _choose_split_or_section_default(
     raise UserError(
         f"no split {chosen!r}; there are: {names}",
         where=options.error_location,
-        remedy=f"name one of these with {options.section}.dataset_split",
+        remedy=f"name one of these with {options.option_prefix}dataset_split",
     )

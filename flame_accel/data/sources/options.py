@@ -15,6 +15,7 @@ from flame_accel.config import (
     split_per_dataset_option,
 )
 from flame_accel.config.errors import UsageError
+from flame_accel.config.evaluation_sets import MAIN_SET, evaluation_sets
 from flame_accel.config.training_options import PER_DATASET
 from flame_accel.data.sources.record_parsing import MAX_DOCUMENT_BYTES, RecordColumn
 
@@ -43,13 +44,20 @@ class DatasetOptions:
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     """Longer documents count as damaged."""
     section: Literal["training", "evaluation"] = "training"
-    """Section of the options: named in messages, and its default split is train for training and
-    validation for evaluation."""
+    """Section of the options: its default split is train for training and validation for
+    evaluation."""
+    set_name: str | None = None
+    """Name of the validation set; None: that of the section's own options."""
+
+    @property
+    def option_prefix(self) -> str:
+        """What messages put in front of the name of an option."""
+        return f"{self.section}." if self.set_name is None else f"evaluation.sets.{self.set_name}."
 
     @property
     def error_location(self) -> str:
         """How messages name the dataset: its option and its value."""
-        return f"{self.section}.dataset {self.dataset!r}"
+        return f"{self.option_prefix}dataset {self.dataset!r}"
 
     @property
     def data_files_list(self) -> list[str]:
@@ -73,7 +81,9 @@ class DatasetOptions:
             UserError: names those that are given.
         """
         given = [
-            f"{self.section}.{name}" for name in option_names if getattr(self, name) is not None
+            f"{self.option_prefix}{name}"
+            for name in option_names
+            if getattr(self, name) is not None
         ]
         if given:
             raise UsageError(
@@ -106,21 +116,23 @@ def training_dataset_options(training: TrainingConfig) -> list[DatasetOptions]:
 
 def evaluation_dataset_options(
     evaluation: EvaluationConfig, *, read_like: TrainingConfig
-) -> DatasetOptions | None:
-    """Options of the dataset of evaluation, read like those of training; None: no evaluation."""
-    if evaluation.dataset is None:
-        return None
-    return DatasetOptions(
-        dataset=evaluation.dataset,
-        dataset_name=evaluation.dataset_name,
-        dataset_split=evaluation.dataset_split,
-        data_dir=evaluation.data_dir,
-        data_files=evaluation.data_files,
-        text_column=read_like.text_column,
-        streaming=read_like.streaming,
-        max_document_bytes=read_like.max_document_bytes,
-        section="evaluation",
-    )
+) -> dict[str, DatasetOptions]:
+    """Options of the dataset of each validation set, by its name; read like those of training."""
+    return {
+        each.name: DatasetOptions(
+            dataset=each.dataset,
+            dataset_name=each.dataset_name,
+            dataset_split=each.dataset_split,
+            data_dir=each.data_dir,
+            data_files=each.data_files,
+            text_column=read_like.text_column,
+            streaming=read_like.streaming,
+            max_document_bytes=read_like.max_document_bytes,
+            section="evaluation",
+            set_name=None if each.name == MAIN_SET else each.name,
+        )
+        for each in evaluation_sets(evaluation)
+    }
 
 
 def data_probs_divided_by_sum(training: TrainingConfig) -> tuple[float, ...]:

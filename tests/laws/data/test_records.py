@@ -15,6 +15,7 @@ import pytest
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.config.errors import UserError
+from flame_accel.config.evaluation_sets import MAIN_SET
 from flame_accel.data.documents import Document, Record, Skipped
 from flame_accel.data.from_options import (
     RunData,
@@ -148,7 +149,7 @@ def test_held_out_documents_are_those_that_training_does_not_read(files: dict[st
     for dataset, streaming in ((files["c"], False), (f"{files['c']}.jsonl", True)):
         training = TrainingConfig(dataset=dataset, streaming=streaming, seq_len=16, batch_size=4)
         data = open_data(training, replace(EVALUATION, dataset=dataset), BYTE)
-        assert data.evaluation is not None
+        evaluation = data.evaluation[MAIN_SET]
         sides.add(
             tuple(
                 frozenset(
@@ -156,7 +157,7 @@ def test_held_out_documents_are_those_that_training_does_not_read(files: dict[st
                     for document, _ in part.read_in_order()
                     if isinstance(document, Document)
                 )
-                for part in (data.training[0], data.evaluation)
+                for part in (data.training[0], evaluation)
             )
         )
         training = replace(training, num_workers=0)
@@ -164,8 +165,10 @@ def test_held_out_documents_are_those_that_training_does_not_read(files: dict[st
         assert len([*islice(batches, 50)]) == 50
         # held-out documents are passed over, but not bad; one text is empty
         assert batches.counts_of_rank.skipped > batches.counts_of_rank.bad == 0
-        held_out = build_evaluation_batches(training, EVALUATION, data, rank=0, world_size=1)
-        assert held_out is not None
+        options = replace(EVALUATION, dataset=dataset)
+        [held_out] = build_evaluation_batches(
+            training, options, data, rank=0, world_size=1
+        ).values()
         _, evaluated = next(iter(sides))
         num_tokens = sum(map(len, evaluated))
         assert sum(batch["num_targets"] for batch in held_out) == num_tokens - 1
@@ -208,10 +211,8 @@ def test_conversations_have_targets_that_differ_between_ranks(tmp_path: Path) ->
     assert ord("a") in wanted
     assert ord("q") not in wanted
     assert batch["num_targets"] == (batch["labels"][:, 1:] != IGNORED_LABEL).sum()
-    held_out = build_evaluation_batches(training, evaluation, data, rank=0, world_size=1)
-    assert held_out is not None
-    assert data.evaluation is not None
-    found = [document for document, _ in data.evaluation.read_in_order()]
+    [held_out] = build_evaluation_batches(training, evaluation, data, rank=0, world_size=1).values()
+    found = [document for document, _ in data.evaluation[MAIN_SET].read_in_order()]
     documents = [document for document in found if isinstance(document, Document)]
     num_targets = sum(batch["num_targets"] for batch in held_out)
     assert 0 < num_targets < sum(len(document.tokens) for document in documents)

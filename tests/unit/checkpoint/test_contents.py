@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from flame_accel.checkpoint import CheckpointFolder, TrainState
 from flame_accel.checkpoint.contents import load_checkpoint
-from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
 from flame_accel.checkpoint.snapshot import take_snapshot, write_snapshot
 from flame_accel.checkpoint.tensor_storage import initialize_optimizer_state
 from flame_accel.config import UserError
@@ -21,6 +20,7 @@ from flame_accel.data.cursors import LaneCursor
 from flame_accel.data.loading.stream_state import build_rank_state
 from flame_accel.data.tokens.tokenizer import load_tokenizer
 from flame_accel.parallel import HostGroup
+from flame_accel.training.rng_state import get_all_rng_states_as_json, set_all_rng_states
 from tests.helpers.checkpoints import equal_tensors, list_checkpoints, read_weights
 from tests.helpers.runs import WITHOUT_SAMPLE, read_losses, read_records
 

@@ -4,7 +4,7 @@ import pytest
 
 from flame_accel.config import ConfigError, parse
 from tests.helpers.optimizers import STEP_IN_BACKWARD
-from tests.helpers.options import only_problem, parse_flags
+from tests.helpers.options import only_problem, parse_flags, refusal
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,13 @@ def test_options_that_stepping_in_backward_needs_are_named(flags, change, remedy
     with pytest.raises(ConfigError) as raised:
         parse(flags(**STEP_IN_BACKWARD | change))
     assert f"Add {remedy}, or remove optimizer.early_step_in_backward" in str(raised.value)
+
+
+def test_long_contexts_are_longer_than_those_of_training():
+    short = refusal("--training.seq_len=64", "--evaluation.max_context=63")
+    assert "is shorter than the contexts of training (64)" in short
+    assert "--evaluation.max_context 512" in short
+    parse_flags("--training.seq_len=64", "--evaluation.max_context=64")
+    varlen = ("--training.varlen", "--training.context_len=32", "--training.seq_len=64")
+    parse_flags(*varlen, "--evaluation.max_context=32")
+    assert "is for long rows" in refusal("--evaluation.carry_state")

@@ -14,6 +14,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from flame_accel.config import Config, UserError, parse
+from flame_accel.config.evaluation_sets import MAIN_SET
 from flame_accel.data import (
     build_evaluation_batches,
     build_step_batches,
@@ -152,7 +153,7 @@ def test_options_narrow_a_dataset(configured, corpus, library, section, options,
     data = data_of(
         configured(**{f"{side}.dataset": corpus for side in ("training", "evaluation")} | sides)
     )
-    [training], evaluation = data.training, data.evaluation
+    [training], evaluation = data.training, data.evaluation[MAIN_SET]
     narrowed, other = (training, evaluation)[:: 1 if section == "training" else -1]
     assert texts_of(narrowed) == [f"{name}: {i}" for i in range(20)]
     assert len(texts_of(other)) == 40
@@ -230,7 +231,7 @@ def test_how_much_is_evaluated_and_in_which_batches(configured, library):
         )
         return build_evaluation_batches(
             config.training, config.evaluation, data_of(config), rank=0, world_size=1
-        )
+        )[MAIN_SET]
 
     whole, part = evaluated(), evaluated(max_tokens=31, batch_size=1)
     # whole documents, of which the last goes beyond: "a: 0" to "a: 9" have 5 tokens with their end

@@ -53,7 +53,7 @@ def build(
         packing,
         name="data",
         policy=SkipPolicy(max_bad),
-        batch_size=2,
+        tokens_per_batch=2 * packing.seq_len,
         rank=rank,
         world_size=world_size,
         max_tokens=max_tokens,

@@ -183,5 +183,5 @@ def test_of_a_mixture_only_the_source_that_evaluation_names_is_divided(tmp_path)
 
 def test_without_evaluation_all_documents_are_training(tmp_path):
     file = write_many(tmp_path / "a.jsonl")
-    [training], evaluation = open_training_and_evaluation([DatasetOptions(dataset=file)], None, 0.1)
-    assert (training.held_out, evaluation) == (None, None)
+    [training], evaluation = open_training_and_evaluation([DatasetOptions(dataset=file)], [], 0.1)
+    assert (training.held_out, evaluation) == (None, [])

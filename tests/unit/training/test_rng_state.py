@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from flame_accel.checkpoint.rng_state import get_all_rng_states_as_json, set_all_rng_states
+from flame_accel.training.rng_state import get_all_rng_states_as_json, set_all_rng_states
 
 
 @pytest.fixture(autouse=True)

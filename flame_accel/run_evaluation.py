@@ -1,0 +1,49 @@
+"""The evaluation within a run: built for its model and data, and what is made of its findings."""
+
+from accelerate import Accelerator
+
+from flame_accel.config import Config
+from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
+from flame_accel.evaluation import Evaluator
+from flame_accel.models.norms import base_model_type
+from flame_accel.parallel import unwrap_model
+from flame_accel.run_parts import Components, LoopState
+
+
+def build_evaluator_if_configured(
+    config: Config, accelerator: Accelerator, components: Components
+) -> Evaluator | None:
+    """The evaluator of a run; None without validation sets."""
+    if not components.run_data.evaluation:
+        return None
+    model_config = unwrap_model(accelerator, components.model).config
+    device = "cuda" if accelerator.device.type == "cuda" else "cpu"
+    broken = known_issue_reasons_by_law(base_model_type(model_config), device)
+    return Evaluator(
+        accelerator,
+        config.evaluation,
+        config.training,
+        components.run_data,
+        may_carry_state="reads in pieces" not in broken,
+    )
+
+
+def evaluate_and_write(
+    config: Config, accelerator: Accelerator, components: Components, loop: LoopState
+) -> dict[str, float]:
+    """Evaluates the model, if the run has validation sets; returns what metrics.jsonl says of it.
+
+    Every rank must call it.
+    """
+    if loop.evaluator is None:
+        return {}
+    # kernels may be tuned for its shapes first
+    with loop.long_phase("evaluation", accelerator, config.comm):
+        found = loop.evaluator.evaluate(
+            components.model,
+            step=loop.state.step,
+            tokens=loop.state.tokens,
+            after_batch=loop.watchdog.feed,
+        )
+    loop.metric_logger.write_evaluations(found.evaluations)
+    return found.record
