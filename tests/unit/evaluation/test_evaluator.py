@@ -135,6 +135,7 @@ def test_the_mode_of_every_module_and_the_random_states_are_as_before(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.covers_option("evaluation.metrics")
 @pytest.mark.usefixtures("torch_kernels", "one_thread")
 def test_sets_have_keys_and_lines_of_their_own(
     configured: Configured, corpus: Path, log: pytest.LogCaptureFixture

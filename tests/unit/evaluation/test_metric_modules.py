@@ -66,7 +66,6 @@ def test_a_hopeless_loss_has_no_finite_perplexity():
     assert MetricModule("perplexity").compute(columns) == {"perplexity": math.inf}
 
 
-@pytest.mark.covers_option("evaluation.metrics")
 def test_a_module_of_the_user_gets_the_columns_that_it_asks_for(tmp_path: Path):
     path = write_module(
         tmp_path,
