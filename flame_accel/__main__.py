@@ -29,6 +29,7 @@ COMMANDS = (
     "prepare",
     "push",
     "report",
+    "sweep",
     "tune",
 )
 SCRIPT = "flame-accel"
