@@ -177,7 +177,11 @@ def test_every_package_that_is_imported_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {canonicalize_name(Requirement(text).name) for group in groups for text in group}
-    other_names = {"fla": "flash-linear-attention", "yaml": "pyyaml"}
+    other_names = {
+        "fla": "flash-linear-attention",
+        "vl_convert": "vl-convert-python",
+        "yaml": "pyyaml",
+    }
     # torch brings it on Linux; nothing imports it where there is none
     known = {*sys.stdlib_module_names, "flame_accel", "tomli", "triton"}
     for path in (ROOT / "flame_accel").rglob("*.py"):
