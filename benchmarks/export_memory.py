@@ -70,8 +70,6 @@ def export_in_process(output: Path, options: list[str]) -> None:
         config.training,
         config.comm,
         run_folder=str(output),
-        tensorboard_folder="",
-        tracker_names=[],
     )
     train.setup_run(config, accelerator, output)
     start = find_starting_point(accelerator, output, config.checkpoint, total_steps=1)

@@ -123,8 +123,6 @@ class OursVariant(Variant):
             self.config.training,
             self.config.comm,
             run_folder=str(run_folder),
-            tensorboard_folder=str(run_folder / "tb"),
-            tracker_names=observe.enabled_tracker_names(self.config.metrics),
         )
         train.setup_run(self.config, self.accelerator, run_folder)
         kernels.apply_tune_kernels_option(self.config.model.tune_kernels, None, 0)

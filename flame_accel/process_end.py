@@ -13,8 +13,17 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+_hung_threads = threading.Event()
+"""Set if a thread hangs for which, or for whose exit functions, Python would wait for ever."""
+
+
+def end_without_waiting() -> None:
+    """Has the process end as soon as its block does: no thread or exit function is waited for."""
+    _hung_threads.set()
 
 
 @contextmanager
@@ -22,7 +31,8 @@ def exit_without_teardown() -> Iterator[None]:
     """The block is all that the program does: how it ends is how the process ends.
 
     Threads that are no daemons are waited for, and functions of `atexit` are called that were
-    registered in the block. Then the process ends at once, with the exit code of the block.
+    registered in the block, unless `end_without_waiting` was called. Then the process ends at once,
+    with the exit code of the block.
     """
     code = 1
 
@@ -46,3 +56,9 @@ def exit_without_teardown() -> Iterator[None]:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
         raise
+    finally:
+        if _hung_threads.is_set():
+            error = sys.exc_info()[1]
+            if error is not None and not isinstance(error, SystemExit):
+                sys.excepthook(type(error), error, error.__traceback__)
+            flush_and_exit()

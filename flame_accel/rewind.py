@@ -90,10 +90,9 @@ def _replace_state_but_data_position(
     if accelerator.is_main_process:
         try:
             observe.keep_earlier_records(run_folder, begins_anew=False, goes_back=True)
-            loop.metric_logger.metrics_file.go_back(state.step)
-            loop.metric_logger.evaluations_file.go_back(state.step)
         except OSError as error:
             log.warning("records of steps that are taken back: %s", describe_if_io_error(error))
+    loop.metric_logger.go_back(state.step)
 
 
 def _describe_rewinds(rewinds: int) -> str:

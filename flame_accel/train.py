@@ -4,6 +4,7 @@
 parsed before torch is imported, in `train_process`; processes are launched in `commands/train`.
 """
 
+import math
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,7 @@ from flame_accel.training import (
 )
 
 log = observe.get_logger()
+SECONDS_FOR_TRACKERS_AFTER_SIGNAL = 5.0
 
 
 def main(config: Config, stop_signals: StopSignals) -> None:
@@ -56,8 +58,6 @@ def main(config: Config, stop_signals: StopSignals) -> None:
         config.training,
         config.comm,
         run_folder=str(run_folder),
-        tensorboard_folder=str(run_folder / config.metrics.save_tb_folder),
-        tracker_names=observe.enabled_tracker_names(config.metrics),
     )
     uploads = HubUploads(accelerator, config.hub, run_folder, custom_modules=config.model.custom)
     with ExitStack() as at_end:
@@ -83,6 +83,7 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             components = build_components(config, accelerator, model_config, start)
             loop = restore_run(config, accelerator, components, start, uploads)
         lock.keeps_changes = True
+        at_end.callback(finish_trackers, config, loop, stop_signals)
         if config.checkpoint.create_seed_checkpoint:
             save(config, loop, last=True)
             loop.failed_saves.raise_if_latest_failed()
@@ -110,6 +111,12 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             loop.failed_saves.raise_if_latest_failed()
         wait_seconds = 0 if stop_signals.received else config.hub.wait_seconds
         uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step, wait_seconds)
+
+
+def finish_trackers(config: Config, loop: LoopState, stop_signals: StopSignals) -> None:
+    """Waits for what the trackers still lack, for a shorter time once a signal has come."""
+    longest = SECONDS_FOR_TRACKERS_AFTER_SIGNAL if stop_signals.received else math.inf
+    loop.metric_logger.finish_trackers(min(config.metrics.wait_seconds, longest))
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> KernelKind:
@@ -204,13 +211,11 @@ def restore_run(
         run_folder,
         metrics=config.metrics,
         options=asdict(config),
-        step=state.step,
-        tracker_ids=state.tracker_ids,
     )
-    state.tracker_ids = metric_logger.tracker_ids
     change_run_folder_as_start_is_accepted(
         accelerator, config, start, restored, components.run_data
     )
+    metric_logger.start_trackers(state.step)
     if state.step == 0 and config.checkpoint.initial_load_path is None:
         warn_about_unused_weights(str(config.model.config))
     uploads.resume_planned_uploads(start.checkpoints.in_use)

@@ -2,7 +2,7 @@
 
     step-N/
       config.json, model*.safetensors, tokenizer    a Hugging Face model with the fp32 weights
-      state.json                                    step, tokens, tracker ids
+      state.json                                    step, tokens
       optimizer/*.safetensors                       `<parameter>.<state>`, sharded as in memory
       data.json                                     cursors of all lanes, for any world size
       ranks.json                                    meter states of all data-parallel ranks
@@ -13,7 +13,7 @@ writes it. Tensors are read and written in `tensor_storage`; `folder` makes a ch
 `restore` decides which one to load.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -138,6 +138,11 @@ def load_checkpoint(
     return RestoredState(read.state, stream_state, read.meter_states)
 
 
+def _to_train_state(stored: Mapping[str, Any]) -> TrainState:
+    # which older versions wrote; trackers.json of the run folder has them now
+    return TrainState(**{name: stored[name] for name in stored if name != "tracker_ids"})
+
+
 def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
     """Reads the JSON files of a checkpoint.
 
@@ -153,7 +158,7 @@ def _read_json_files(checkpoint: Path, rank: int) -> _JsonFiles:
                 raise
             raise UnloadableCheckpointError(describe_unloadable(name, error)) from error
 
-    state = read("state.json", lambda content: TrainState(**content))
+    state = read("state.json", _to_train_state)
     if not has_training_state(checkpoint):
         return _JsonFiles(state, None, (), None)
     has_rank = (checkpoint / f"rank-{rank}.json").exists()

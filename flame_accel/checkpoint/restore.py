@@ -209,8 +209,6 @@ def _load_initial_weights_or_full_checkpoint(
             f"nothing is left of training.steps = {total_steps}",
             "raise training.steps, or add train_state to checkpoint.exclude_from_loading",
         )
-    # the trackers must not append to the other run
-    restored.state.tracker_ids.clear()
     restored.state.rewinds = 0
     get_logger().info("starting after step %d, from %s", restored.state.step, name)
     return restored

@@ -11,8 +11,6 @@ class TrainState:
     """Completed updates."""
     tokens: int = 0
     """Tokens that those updates read, on all ranks."""
-    tracker_ids: dict[str, str] = field(default_factory=dict)
-    """Ids under which the trackers know the run."""
     rewinds: int = 0
     """How many times the run has gone back to a checkpoint, past data whose updates it skipped."""
     spike_window: list[list[float]] = field(default_factory=list)

@@ -138,7 +138,8 @@ def _find_metric_and_validation_contradictions(
     config: Config, given_options: Collection[str]
 ) -> Iterator[BrokenRule]:
     metrics, evaluation = config.metrics, config.evaluation
-    if not (metrics.rank_0_only or metrics.enable_tensorboard):
+    has_tensorboard = metrics.enable_tensorboard or "tensorboard" in metrics.trackers
+    if not (metrics.rank_0_only or has_tensorboard):
         yield BrokenRule(
             options=("metrics.rank_0_only", "metrics.enable_tensorboard"),
             rule="TensorBoard is off (metrics.enable_tensorboard is false)",

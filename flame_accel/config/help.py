@@ -50,6 +50,7 @@ COMMON_OPTIONS = (
     "metrics.log_freq",
     "metrics.enable_tensorboard",
     "metrics.enable_wandb",
+    "metrics.trackers",
     "checkpoint.interval",
     "checkpoint.keep_latest_k",
     "checkpoint.initial_load_path",

@@ -66,6 +66,15 @@ class MetricsConfig:
     times and memory to a subfolder, which needs metrics.enable_tensorboard."""
     enable_wandb: bool = False
     """Also send the metrics to Weights & Biases."""
+    trackers: tuple[str, ...] = ()
+    """Trackers to send the metrics to, such as trackio or mlflow, separated by commas: any that
+    Accelerate has, by its name (tensorboard and wandb too)."""
+    project: str = "flame_accel"
+    """Project of the run in the trackers (MLflow: experiment). WANDB_PROJECT and
+    MLFLOW_EXPERIMENT_NAME replace it."""
+    wait_seconds: int = 60
+    """Longest time to wait for the trackers to take the last records when the run ends, in seconds.
+    After a signal it is at most 5."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -133,6 +133,8 @@ _RULES = {
     ),
     "metrics.log_freq": _at_least(1),
     "metrics.save_tb_folder": _INSIDE_RUN_FOLDER,
+    "metrics.project": _ONE_LINE,
+    "metrics.wait_seconds": _at_least(0),
     "checkpoint.folder": _INSIDE_RUN_FOLDER,
     "checkpoint.interval": _at_least(1),
     "checkpoint.keep_latest_k": _at_least(0),

@@ -15,9 +15,13 @@ from flame_accel.diagnosis.conformance.packing_support import (
 )
 from flame_accel.diagnosis.trainability import check_machine_and_list_warnings
 from flame_accel.kernels.install import KernelKind
-from flame_accel.observe import get_logger
+from flame_accel.observe import check_trackers_can_start, get_logger
 from flame_accel.observe.profiling import check_memory_snapshot_support
-from flame_accel.parallel import check_parallel_options, compute_dtype
+from flame_accel.parallel import (
+    check_parallel_options,
+    compute_dtype,
+    run_on_main_and_broadcast,
+)
 from flame_accel.training import check_optimizer_support, check_spike_guard_support
 
 
@@ -48,6 +52,7 @@ def check_run_support_and_log_warnings(
     check_optimizer_support(accelerator, config.optimizer)
     check_async_mode(accelerator, config.checkpoint.async_mode)
     check_spike_guard_support(accelerator, config.training)
+    run_on_main_and_broadcast(accelerator, lambda: check_trackers_can_start(config.metrics))
     check_memory_snapshot_support(accelerator.device, config.profiling)
     if config.training.varlen:
         check_no_known_packing_issue(model_config, active_kernels=active_kernels)

@@ -9,7 +9,7 @@ from flame_accel.observe.data_progress import reduce_and_check_data_metrics
 from flame_accel.observe.earlier_records import keep_earlier_records
 from flame_accel.observe.environment import describe_environment, device_name
 from flame_accel.observe.meter import Meter
-from flame_accel.observe.metric_logger import MetricLogger, enabled_tracker_names
+from flame_accel.observe.metric_logger import MetricLogger
 from flame_accel.observe.profiling import StepProfiler, profile_steps
 from flame_accel.observe.remaining_time import RemainingTime, build_remaining_time
 from flame_accel.observe.report import write_report
@@ -20,6 +20,7 @@ from flame_accel.observe.run_folder import (
     write_run_description_and_open_log,
 )
 from flame_accel.observe.skipped_updates import SkippedUpdates
+from flame_accel.observe.trackers import check_trackers_can_start
 from flame_accel.observe.watchdog import Watchdog
 
 __all__ = [
@@ -32,9 +33,9 @@ __all__ = [
     "build_progress_bar_on_terminal",
     "build_remaining_time",
     "check_run_folder_and_log_changes",
+    "check_trackers_can_start",
     "describe_environment",
     "device_name",
-    "enabled_tracker_names",
     "get_logger",
     "keep_earlier_records",
     "log_changed_kernel_packages",

@@ -16,6 +16,7 @@ from flame_accel.observe.metrics_file import METRICS_FILE
 from flame_accel.observe.run_end import ENDED_FILE
 from flame_accel.observe.skipped_updates import SKIPPED_FILE
 from flame_accel.observe.starts import CONFIG_FILE, ENVIRONMENT_FILE
+from flame_accel.observe.trackers import TRACKERS_FILE
 
 EARLIER = "earlier-"
 COPIED = (
@@ -27,7 +28,7 @@ COPIED = (
     ENDED_FILE,
     "report.html",
 )
-MOVED = (*COPIED, "log.txt")
+MOVED = (*COPIED, "log.txt", TRACKERS_FILE)
 
 
 def keep_earlier_records(run_folder: Path, *, begins_anew: bool, goes_back: bool) -> None:

@@ -4,41 +4,37 @@ Values come from `meter` and `evaluation`; nothing is computed here. With `metri
 every rank also writes its own values for TensorBoard, in a subfolder of the common one.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from flame_accel.config import MetricsConfig, UserError
+from flame_accel.config import MetricsConfig
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.observe.console import format_record, get_logger
 from flame_accel.observe.evaluations_file import Evaluation, EvaluationsFile
 from flame_accel.observe.metrics_file import METRICS_FILE, MetricsFile
-
-
-def enabled_tracker_names(metrics: MetricsConfig) -> list[str]:
-    """Accelerate's names of the enabled trackers."""
-    names = {"tensorboard": metrics.enable_tensorboard, "wandb": metrics.enable_wandb}
-    return [name for name, enabled in names.items() if enabled]
+from flame_accel.observe.trackers import (
+    RunDescription,
+    TrackerDelivery,
+    TrackerIdentities,
+    build_tracker_run,
+    enabled_tracker_names,
+)
+from flame_accel.process_end import end_without_waiting
 
 
 class MetricLogger:
     """Writes the records of a run to the console, metrics.jsonl and Accelerate's trackers.
 
     Args:
-        accelerator: The run's accelerator, built with `log_with=enabled_tracker_names(...)`.
-        run_folder: Folder of metrics.jsonl; W&B writes below it.
+        accelerator: The run's accelerator.
+        run_folder: Folder of metrics.jsonl.
         metrics: Options of section metrics.
         options: Every option of the run by section, as the trackers' hyper-parameters.
-        step: Number of completed steps; trackers drop what they have of later ones, which will be
-            written again.
-        tracker_ids: The resumed run's ids by tracker; empty for a new run.
-
-    Raises:
-        UserError: A tracker is enabled and its package is not installed.
     """
 
     def __init__(
@@ -48,58 +44,81 @@ class MetricLogger:
         *,
         metrics: MetricsConfig,
         options: Mapping[str, Mapping[str, Any]],
-        step: int,
-        tracker_ids: Mapping[str, str],
     ) -> None:
         self.accelerator = accelerator
         self.metrics_file = MetricsFile(run_folder / METRICS_FILE)
         self.evaluations_file = EvaluationsFile(run_folder)
+        self._metrics = metrics
         self._failing: set[str] = set()
-        self.tracker_ids = dict(tracker_ids)
-        names = enabled_tracker_names(metrics)
-        self._start_trackers_or_raise_and_keep_wandb_id(names, run_folder, options, step)
-        self.local_writer: Any = None
-        if not metrics.rank_0_only:
-            # only where it is needed: it takes long to import
-            from torch.utils.tensorboard import SummaryWriter
-
-            folder = run_folder / metrics.save_tb_folder / f"rank-{accelerator.process_index}"
-            self.local_writer = SummaryWriter(str(folder), purge_step=step + 1)
-
-    def _start_trackers_or_raise_and_keep_wandb_id(
-        self,
-        names: Sequence[str],
-        run_folder: Path,
-        options: Mapping[str, Mapping[str, Any]],
-        step: int,
-    ) -> None:
-        if not names:
-            return
-        # Accelerate leaves out what is not installed
-        available = {str(getattr(name, "value", name)) for name in self.accelerator.log_with}
-        if missing := set(names) - available:
-            raise UserError(
-                f"cannot start the tracker {', '.join(sorted(missing))}",
-                where="metrics.enable_*",
-                remedy="install its package, or disable it",
-            )
-        init_kwargs: dict[str, dict[str, Any]] = {
-            "tensorboard": {"purge_step": step + 1},
-            "wandb": {
-                "dir": str(run_folder),
-                "name": run_folder.resolve().name,
-                "id": self.tracker_ids.get("wandb"),
-                "resume": "allow",
-            },
-        }
-        self.accelerator.init_trackers(
-            os.environ.get("WANDB_PROJECT", "flame_accel"),
-            flatten_options_without_secrets(options),
-            {name: init_kwargs[name] for name in names},
+        self._description = RunDescription(
+            project=metrics.project,
+            name=run_folder.resolve().name,
+            options=flatten_options_without_secrets(options),
+            run_folder=run_folder,
+            tensorboard_folder=run_folder / metrics.save_tb_folder,
         )
-        if self.accelerator.is_main_process and "wandb" in names:
-            run: Any = self.accelerator.get_tracker("wandb", unwrap=True)
-            self.tracker_ids["wandb"] = run.id
+        self._deliveries: list[TrackerDelivery] = []
+        self._local_writer: Any = None
+
+    def start_trackers(self, step: int) -> None:
+        """Starts what sends records to the trackers, once metrics.jsonl ends at a step.
+
+        Args:
+            step: Number of completed steps: what trackers have of later ones comes again.
+        """
+        if self.accelerator.is_main_process:
+            identities = TrackerIdentities(self._description.run_folder)
+            for name in enabled_tracker_names(self._metrics):
+                run = build_tracker_run(name, self._description, identities)
+                self._deliveries.append(TrackerDelivery(run, self.metrics_file.path, step=step))
+                self._deliveries[-1].start()
+        if not self._metrics.rank_0_only:
+            self._open_local_writer(step)
+
+    def _open_local_writer(self, step: int) -> None:
+        # only where it is needed: it takes long to import
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = self._description.tensorboard_folder / f"rank-{self.accelerator.process_index}"
+        self._local_writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def go_back(self, step: int) -> None:
+        """Has the records after a step dropped everywhere: they come again. Every rank calls it.
+
+        Raises:
+            OSError: On the main process: the files of records cannot be read or written.
+        """
+        if self._local_writer is not None:
+            self._local_writer.close()
+            self._open_local_writer(step)
+        if self.accelerator.is_main_process:
+            self.metrics_file.go_back(step)
+            self.evaluations_file.go_back(step)
+            for delivery in self._deliveries:
+                delivery.go_back(step)
+
+    def finish_trackers(self, wait_seconds: float) -> None:
+        """Ends the trackers' runs, and waits for their last records for a limited time.
+
+        A tracker that hangs longer is left behind, and so is what would wait for it as the process
+        ends. The next start of the run sends what it lacks.
+        """
+        deadline = time.monotonic() + wait_seconds
+        for delivery in self._deliveries:
+            delivery.close()
+        for delivery in self._deliveries:
+            if not delivery.join(max(0.0, deadline - time.monotonic())):
+                end_without_waiting()
+                reason = f"has not taken its last records within {wait_seconds:.0f} s"
+            elif delivery.has_failed:
+                reason = "failed"
+            else:
+                continue
+            get_logger().warning(
+                "%s %s; metrics.jsonl has all records, and a start that resumes the run sends them",
+                *(delivery.name, reason),
+            )
+        self._deliveries.clear()
 
     def log_and_write_record(
         self,
@@ -118,9 +137,8 @@ class MetricLogger:
         get_logger().info("%s", format_record(record, total_steps, remaining_seconds))
         if self.accelerator.is_main_process:
             self.metrics_file.append(record)
-        values = {key: value for key, value in record.items() if key != "step"}
-        with self._failures_logged("trackers"):
-            self.accelerator.log(values, step=int(record["step"]))
+            for delivery in self._deliveries:
+                delivery.add(record)
 
     def write_evaluations(self, evaluations: Iterable[Evaluation]) -> None:
         """Writes evaluations.jsonl; called on every rank, the main process writes."""
@@ -144,12 +162,12 @@ class MetricLogger:
         self, values_of_rank: Mapping[str, float], *, step: int
     ) -> None:
         """Writes this rank's own values for TensorBoard, with `metrics.no_rank_0_only`."""
-        if self.local_writer is None:
+        if self._local_writer is None:
             return
         with self._failures_logged("TensorBoard"):
             for name, value in values_of_rank.items():
-                self.local_writer.add_scalar(name, value, global_step=step)
-            self.local_writer.flush()
+                self._local_writer.add_scalar(name, value, global_step=step)
+            self._local_writer.flush()
 
 
 def flatten_options_without_secrets(options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

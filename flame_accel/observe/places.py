@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from flame_accel.config import Config, UserError
+from flame_accel.observe.trackers import TRACKERS_FILE, enabled_tracker_names
 
 FILES = (
     "config.toml",
@@ -18,6 +19,7 @@ FILES = (
     "metrics.jsonl",
     "report.html",
     "skipped.jsonl",
+    TRACKERS_FILE,
 )
 APPENDED = ("evaluations.jsonl", "log.txt", "metrics.jsonl", "skipped.jsonl")
 """Files that are not replaced, so that they have to be writable themselves."""
@@ -32,9 +34,10 @@ def check_places_of_outputs(run_folder: Path, config: Config) -> None:
     folders = ["hf", "watchdog"]
     if config.checkpoint.enable_checkpoint:
         folders.append(config.checkpoint.folder)
-    if config.metrics.enable_tensorboard:
+    trackers = enabled_tracker_names(config.metrics)
+    if "tensorboard" in trackers:
         folders.append(config.metrics.save_tb_folder)
-    if config.metrics.enable_wandb:
+    if "wandb" in trackers:
         folders.append("wandb")
     if config.profiling.enable_profiling:
         folders.append(config.profiling.save_traces_folder)

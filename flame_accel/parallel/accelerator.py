@@ -9,7 +9,6 @@ argument. Preparing model and optimizer with it is `prepare`.
 
 import os
 import warnings
-from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -44,8 +43,6 @@ def build_accelerator(
     comm: CommConfig,
     *,
     run_folder: str,
-    tensorboard_folder: str,
-    tracker_names: Sequence[str],
 ) -> Accelerator:
     """Builds the run's Accelerator for the devices and processes that the launcher provided.
 
@@ -53,8 +50,6 @@ def build_accelerator(
         training: Precision, accumulation and the degrees of parallelism.
         comm: Timeouts and the flight recorder of collectives.
         run_folder: Folder in which the run writes.
-        tensorboard_folder: Folder of TensorBoard's files.
-        tracker_names: Names of Accelerate's trackers.
 
     Raises:
         UserError: Devices are missing, the launch is not supported, or options contradict its
@@ -98,8 +93,7 @@ def build_accelerator(
             ),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, bucket_cap_mb=100),
         ],
-        project_config=ProjectConfiguration(project_dir=run_folder, logging_dir=tensorboard_folder),
-        log_with=list(tracker_names) or None,
+        project_config=ProjectConfiguration(project_dir=run_folder),
         step_scheduler_with_optimizer=False,
     )
     if zero is not None:

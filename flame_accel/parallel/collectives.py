@@ -99,7 +99,7 @@ class HostGroup:
 
 
 def end_training_and_destroy_groups(accelerator: Accelerator) -> None:
-    """Ends trackers and process groups; the groups' objects stay until this process ends.
+    """Ends the process groups; the groups' objects stay until this process ends.
 
     DDP's reducer would free the last reference with the GIL held, and join gloo's thread, which may
     be waiting for the GIL to free the tensors of its last broadcast: a deadlock.

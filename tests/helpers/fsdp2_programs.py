@@ -42,9 +42,7 @@ def build(training: TrainingConfig, precision: str = "no") -> Accelerator:
     """The Accelerator of a launch, with the precision of its YAML."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     kernels.install()
-    return build_accelerator(
-        training, CommConfig(), run_folder=".", tensorboard_folder=".", tracker_names=[]
-    )
+    return build_accelerator(training, CommConfig(), run_folder=".")
 
 
 def all_rows() -> Tensor:

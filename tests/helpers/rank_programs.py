@@ -52,8 +52,6 @@ def build(**training: Any) -> Accelerator:
         TrainingConfig(**training),
         CommConfig(train_timeout_seconds=SECONDS),
         run_folder=".",
-        tensorboard_folder=".",
-        tracker_names=[],
     )
 
 

@@ -36,8 +36,6 @@ def build_on_cpu(tmp_path: Path) -> Iterator[Callable[..., Accelerator]]:
             TrainingConfig(),
             comm or CommConfig(),
             run_folder=str(tmp_path),
-            tensorboard_folder=str(tmp_path),
-            tracker_names=[],
         )
 
     yield build
