@@ -67,8 +67,8 @@ class MetricsConfig:
     enable_wandb: bool = False
     """Also send the metrics to Weights & Biases."""
     trackers: tuple[str, ...] = ()
-    """Trackers to send the metrics to, such as trackio or mlflow, separated by commas: any that
-    Accelerate has, by its name (tensorboard and wandb too)."""
+    """Further trackers, such as trackio or mlflow. Separated by commas: any that Accelerate has, by
+    its name."""
     project: str = "flame_accel"
     """Project of the run in the trackers (MLflow: experiment). WANDB_PROJECT and
     MLFLOW_EXPERIMENT_NAME replace it."""

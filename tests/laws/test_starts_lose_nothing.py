@@ -157,8 +157,9 @@ def test_a_start_that_is_refused_changes_no_byte(
     case: str,
 ):
     # as where the package is not installed
-    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
-    monkeypatch.setattr("accelerate.accelerator.filter_trackers", lambda *_: [])
+    monkeypatch.setattr(
+        "flame_accel.observe.trackers.enabled.is_package_installed", lambda name: name != "wandb"
+    )
     remember_as_unfinished(finished)
     leftover = finished / "checkpoint/step-8.tmp-writing"
     leftover.mkdir()

@@ -50,6 +50,7 @@ class TrackerRun:
         self.tracker: Any = None
         """A `GeneralTracker` of Accelerate; None while closed."""
         self._sent_steps: list[int] = []
+        self._logged_identity: RunIdentity | None = None
 
     @property
     def identity(self) -> RunIdentity | None:
@@ -111,10 +112,10 @@ class TrackerRun:
             tracker.store_init_configuration(dict(self.description.options))
 
     def keep_identity(self, identity: RunIdentity) -> None:
-        """Writes down what the tracker calls the run, and logs it if that is new."""
-        earlier = self.identity
+        """Writes down what the tracker calls the run, and logs it unless this process has."""
         self.identities.keep(self.name, identity)
-        if earlier is None or (earlier.id, earlier.url) != (identity.id, identity.url):
+        if self._logged_identity != identity:
+            self._logged_identity = identity
             words = (f"run {identity.name}", identity.id, identity.url or identity.file)
             get_logger().info("%s: %s", self.name, ", ".join(filter(None, words)))
 

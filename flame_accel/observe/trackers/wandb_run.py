@@ -12,9 +12,11 @@ anew under another id.
 import os
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flame_accel.files import rename_and_sync
 from flame_accel.observe.console import get_logger
 from flame_accel.observe.trackers.identities import RunIdentity
 from flame_accel.observe.trackers.tracker_run import Record, TrackerRun
@@ -32,15 +34,12 @@ class WandbRun(TrackerRun):
 
         self.close()
         earlier = self.identity
-        if earlier is not None and earlier.file:
-            file = self.description.run_folder / earlier.file
-            if file.is_file():
-                os.replace(file, file.with_name(file.name + SUPERSEDED))
         run_id = earlier.id if earlier else os.environ.get("WANDB_RUN_ID") or _new_id()
+        self._supersede_offline_files(run_id)
         if wandb.setup().settings.mode not in ("online", "shared"):
-            self._start(run_id, is_new=True)
+            self._start(run_id)
             return 0
-        self._start(run_id, is_new=earlier is None, resume=os.environ.get("WANDB_RESUME", "allow"))
+        self._start(run_id, resume=os.environ.get("WANDB_RESUME", "allow"))
         last_step_held = self.tracker.run.starting_step - 1
         if last_step_held <= last_valid_step:
             return sum(record["step"] <= last_step_held for record in records)
@@ -48,7 +47,7 @@ class WandbRun(TrackerRun):
         valid = [int(record["step"]) for record in records if record["step"] <= last_valid_step]
         try:
             if valid:
-                self._start(run_id, is_new=False, resume_from=f"{run_id}?_step={valid[-1]}")
+                self._start(run_id, resume_from=f"{run_id}?_step={valid[-1]}")
                 return len(valid)
         except wandb.Error as error:
             get_logger().info("wandb: run %s cannot be rewound: %s", run_id, error)
@@ -58,25 +57,26 @@ class WandbRun(TrackerRun):
             "run, %s",
             *(run_id, last_valid_step, new_id),
         )
-        self._start(new_id, is_new=True, resume="never")
+        self._start(new_id, resume="never")
         return 0
 
-    def _start(self, run_id: str, *, is_new: bool, **options: Any) -> None:
+    def _supersede_offline_files(self, run_id: str) -> None:
+        folder = Path(os.environ.get("WANDB_DIR") or self.description.run_folder)
+        for file in folder.glob(f"*wandb/offline-run-*-{run_id}/run-{run_id}.wandb"):
+            rename_and_sync(file, file.with_name(file.name + SUPERSEDED))
+
+    def _start(self, run_id: str, **options: Any) -> None:
+        name = os.environ.get("WANDB_NAME") or self.description.name
+        # first, so that a file of a start that is killed now is known to be the run's
+        identity = RunIdentity(id=run_id, name=name)
+        self.identities.keep(self.name, self.identity or identity)
         if "WANDB_DIR" not in os.environ:
             options["dir"] = str(self.description.run_folder)
-        if "WANDB_NAME" not in os.environ:
-            options["name"] = self.description.name
         project = os.environ.get("WANDB_PROJECT", "")
-        self.start(is_new=is_new, project=project, id=run_id, **options)
+        self.start(is_new=True, project=project, id=run_id, name=name, **options)
         run = self.tracker.run
-        self.keep_identity(
-            RunIdentity(
-                id=run.id,
-                name=run.name or os.environ.get("WANDB_NAME") or self.description.name,
-                url=run.url or "",
-                file=self.relative_path(Path(run.settings.sync_file)) if run.offline else "",
-            )
-        )
+        file = self.relative_path(Path(run.settings.sync_file)) if run.offline else ""
+        self.keep_identity(replace(identity, url=run.url or "", file=file))
 
 
 def _new_id() -> str:

@@ -216,6 +216,7 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         "hub.when": st.sampled_from(["end", "checkpoint", "3"]),
         "hub.revision": st.sampled_from(["main", "a/b"]),
         "hub.tag": st.just(None),
+        "metrics.project": st.sampled_from(["flame_accel", 'A "name": #1']),
         "hub.model_name": st.sampled_from([None, 'A "name": #1']),
         "hub.license": st.sampled_from([None, "mit"]),
         "hub.language": st.sampled_from([(), ("en", "code")]),

@@ -163,6 +163,9 @@ DEFAULTS = {
         "save_tb_folder": "tb",
         "rank_0_only": True,
         "enable_wandb": False,
+        "trackers": (),
+        "project": "flame_accel",
+        "wait_seconds": 60,
     },
     "checkpoint": {
         "enable_checkpoint": True,
