@@ -4,8 +4,8 @@ import importlib.util
 
 from flame_accel.config import MetricsConfig, UserError
 
-PIP_NAMES = {"trackio": "trackio", "mlflow": "'mlflow-skinny' 'sqlalchemy' 'alembic'"}
-"""What to install for a tracker, where it is not a package of the tracker's name."""
+PIP_NAMES = {"mlflow": "mlflow-skinny sqlalchemy alembic"}
+"""What to install for a tracker, where it is not just the package of the tracker's name."""
 
 
 def enabled_tracker_names(metrics: MetricsConfig) -> list[str]:
