@@ -1,8 +1,10 @@
 """What any tracker of Accelerate gets from a run, and what is told before one that cannot start."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,12 +126,17 @@ def test_an_unknown_name_is_told_with_those_that_exist(configured: Configured):
 def test_wandb_without_a_key_is_told_unless_it_is_offline(
     configured: Configured, monkeypatch: pytest.MonkeyPatch
 ):
-    wandb = pytest.importorskip("wandb")
     metrics = configured(**{"metrics.enable_wandb": True}).metrics
     asked: list[dict[str, bool]] = []
-    monkeypatch.setattr(wandb, "login", lambda **options: bool(asked.append(options)))
+    settings = SimpleNamespace(mode="")
+    wandb = SimpleNamespace(
+        __spec__=SimpleNamespace(origin="wandb"),
+        setup=lambda: SimpleNamespace(settings=settings),
+        login=lambda **options: bool(asked.append(options)),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     for mode, refused in (("offline", False), ("disabled", False), ("online", True)):
-        monkeypatch.setattr(wandb.setup().settings, "mode", mode)
+        settings.mode = mode
         if refused:
             with pytest.raises(UserError, match="no API key"):
                 check_trackers_can_start(metrics)

@@ -1,5 +1,6 @@
 """W&B online, with a server in memory: which run and which steps it ends up with."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +62,7 @@ def resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
         monkeypatch.delenv(name, raising=False)
 
     def start(server: Server, step: int) -> list[int]:
-        monkeypatch.setitem(__import__("sys").modules, "wandb", server)
+        monkeypatch.setitem(sys.modules, "wandb", server)
         identities = TrackerIdentities(tmp_path)
         description = RunDescription("project", "name", {}, tmp_path, tmp_path)
         run = WandbRun("wandb", description, identities)
