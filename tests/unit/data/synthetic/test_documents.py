@@ -5,7 +5,6 @@ The solvers know the rule of a task, not the code that makes its documents.
 
 import pickle
 import re
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.synthetic.documents import ENDLESS, SyntheticDocuments
 from flame_accel.data.tokens.encoder import Encoder
 from flame_accel.data.tokens.tokenizer import build_number_tokenizer, load_tokenizer
+from tests.helpers.probe_solvers import ID_TASKS, SolvedTask
 
 BYTE = Encoder(load_tokenizer("byte", False), add_bos=False)
 NUMBERS = Encoder(build_number_tokenizer(64), add_bos=False)
@@ -25,35 +25,9 @@ def open_task(name: str, split: str = "train", encoder: Encoder = BYTE) -> Synth
     return SyntheticDocuments(name, parse_synthetic_task(name), split, encoder)
 
 
-def solve_mqar(tokens: list[int], at: int) -> int:
-    """The value behind the only earlier place of the key."""
-    (place,) = [i for i in range(at - 1) if tokens[i] == tokens[at - 1]]
-    return tokens[place + 1]
-
-
-def solve_sum(modulus: int) -> Callable[[list[int], int], int]:
-    return lambda tokens, at: sum(tokens[: at - 1]) % modulus
-
-
-def solve_copying(tokens: list[int], at: int) -> int:
-    """The n-th token that is no noise, n places behind the marker."""
-    marker = tokens.index(max(tokens))
-    return [token for token in tokens[:marker] if token][at - marker - 1]
-
-
-ID_TASKS: dict[str, tuple[Callable[[list[int], int], int], int, int]] = {
-    # solver, answers of a document, values that an answer can have
-    "synthetic:mqar:vocab=64:pairs=8:length=40": (solve_mqar, 8, 32),
-    "synthetic:mqar:vocab=64:pairs=8:length=64:filler=zero:power=1": (solve_mqar, 8, 32),
-    "synthetic:modular_addition:modulus=7:length=20": (solve_sum(7), 1, 7),
-    "synthetic:parity": (solve_sum(2), 1, 2),
-    "synthetic:selective_copying:vocab=9:tokens=5:length=30": (solve_copying, 5, 8),
-}
-
-
-@pytest.mark.parametrize("name", ID_TASKS)
-def test_the_rule_gives_exactly_the_targets_and_chance_gives_its_share(name: str) -> None:
-    solve, answers, choices = ID_TASKS[name]
+@pytest.mark.parametrize("task", ID_TASKS, ids=lambda task: task.name)
+def test_the_rule_gives_exactly_the_targets_and_chance_gives_its_share(task: SolvedTask) -> None:
+    name, solve, answers, choices = task
     documents = open_task(name)
     longest = documents.task.longest_document
     seen = np.zeros(64, dtype=int)
@@ -81,7 +55,7 @@ def test_the_rule_gives_exactly_the_targets_and_chance_gives_its_share(name: str
 def test_queries_of_mqar_are_near_to_their_pairs_as_the_power_law_says() -> None:
     def mean_place(power: str) -> float:
         documents = open_task(f"synthetic:mqar:vocab=64:pairs=4:length=128:power={power}")
-        return float(np.mean([np.flatnonzero(documents[i].targets) for i in range(100)]))
+        return float(np.mean([np.flatnonzero(targets_of(documents, i)) for i in range(100)]))
 
     # uniform queries are in the middle of what follows the 8 tokens of the pairs
     assert mean_place("1") == pytest.approx(68.5, abs=6)
@@ -91,6 +65,12 @@ def test_queries_of_mqar_are_near_to_their_pairs_as_the_power_law_says() -> None
 def test_lengths_of_sums_are_all_in_use() -> None:
     documents = open_task("synthetic:parity:min_length=3:length=6")
     assert {len(documents[i].tokens) - 2 for i in range(200)} == {3, 4, 5, 6}
+
+
+def targets_of(documents: SyntheticDocuments, index: int) -> np.ndarray:
+    targets = documents[index].targets
+    assert targets is not None
+    return targets
 
 
 def text_and_answer(documents: SyntheticDocuments, index: int) -> tuple[str, str]:
