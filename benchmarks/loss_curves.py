@@ -3,8 +3,9 @@
 `ours` is the loop of `flame_accel.train` with its defaults, `plain` what a user of fla writes (see
 `variants.py`). Whether the faster arithmetic learns as much is the difference of their mean losses
 over the last steps; the norms of gradients before clipping are kept beside them. How far equally
-good runs are apart is seen from `perturbed`: the plain loop from weights of which each is changed
-by a millionth. `ours_fp32_residual` tells what the residual stream in bf16 does.
+good runs are apart is seen from `perturbed` and `ours_perturbed`: the same loops from weights of
+which each is changed by a millionth. `ours_fp32_residual` tells what the residual stream in bf16
+does. `gradient_norms.py` compares the gradient norms of both at the same weights.
 
     python benchmarks/train_tokenizer.py TOKENIZER
     python benchmarks/loss_curves.py --tokenizer TOKENIZER --models gla --output losses.json
@@ -15,6 +16,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from flame_accel.config import Config
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
 from flame_accel.training import learning_rate
 
-RUNS = ("ours", "plain", "perturbed", "ours_fp32_residual")
+RUNS = ("ours", "plain", "perturbed", "ours_perturbed", "ours_fp32_residual")
 FIRST = 4
 """Batches whose losses are compared before the first step."""
 
@@ -40,7 +42,7 @@ class Curves(NamedTuple):
 
 
 def main() -> None:
-    """Measures one model after the other, and writes and prints the result of each."""
+    """Measures one model after the other, and writes and prints the results after each run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
     parser.add_argument("--models", nargs="+", default=["gla"])
@@ -55,14 +57,14 @@ def main() -> None:
     # what `accelerate launch` sets
     os.environ.setdefault("ACCELERATE_MIXED_PRECISION", "bf16")
     for model in arguments.models:
-        result = measure_model(arguments, model)
-        save_result(arguments.output, result)
-        curves = "losses", "gradient_norms"
-        print({name: value for name, value in result.items() if name not in curves}, flush=True)
+        for result in measure_model(arguments, model):
+            save_result(arguments.output, result)
+            means = {name: x for name, x in result.items() if name.endswith("mean_loss")}
+            print(model, means, result["differences"], flush=True)
 
 
-def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
-    """Trains a model twice from the same weights."""
+def measure_model(arguments: argparse.Namespace, model: str) -> Iterator[dict[str, Any]]:
+    """Trains a model several times from the same weights; the result so far after each run."""
     from importlib.metadata import version
 
     from device_measures import device_name
@@ -87,36 +89,40 @@ def measure_model(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     print(f"{model}: {first_losses}", flush=True)
     for run in arguments.runs:
         begin = time.monotonic()
+        start = perturb(weights) if run.endswith("perturbed") else weights
         if run.startswith("ours"):
-            options = {"training.residual_dtype": "float32"} if run != "ours" else {}
-            curves[run] = train_ours(case, weights, arguments.steps, changes | options)
+            fp32 = {"training.residual_dtype": "float32"} if run.endswith("fp32_residual") else {}
+            curves[run] = train_ours(case, start, arguments.steps, changes | fp32)
         else:
-            start = weights if run == "plain" else perturb(weights)
             curves[run] = train_plain(case, start, batches, config)
         mean = statistics.fmean(curves[run].losses[-arguments.last :])
         seconds = time.monotonic() - begin
         print(f"{model}: {run} {mean:.5f}, took {seconds:.0f} s", flush=True)
-    means = {name: statistics.fmean(run.losses[-arguments.last :]) for name, run in curves.items()}
-    return {
-        "model": model,
-        "size": arguments.size,
-        "shape": arguments.shape,
-        "gpu": device_name(),
-        "steps": arguments.steps,
-        "last": arguments.last,
-        **{f"{name}_mean_loss": round(mean, 5) for name, mean in means.items()},
-        "differences": {name: round(x - means["plain"], 5) for name, x in means.items()},
-        "first_losses": first_losses,
-        "largest_gradient_norms": {
-            name: [round(x, 1) for x in sorted(run.gradient_norms)[-5:]]
-            for name, run in curves.items()
-        },
-        "losses": {name: [round(x, 5) for x in run.losses] for name, run in curves.items()},
-        "gradient_norms": {
-            name: [round(x, 3) for x in run.gradient_norms] for name, run in curves.items()
-        },
-        "versions": {name: version(name) for name in PACKAGES},
-    }
+        means = {
+            name: statistics.fmean(run.losses[-arguments.last :]) for name, run in curves.items()
+        }
+        yield {
+            "model": model,
+            "size": arguments.size,
+            "shape": arguments.shape,
+            "gpu": device_name(),
+            "steps": arguments.steps,
+            "last": arguments.last,
+            **{f"{name}_mean_loss": round(mean, 5) for name, mean in means.items()},
+            "differences": {
+                name: round(x - means["plain"], 5) for name, x in means.items() if "plain" in means
+            },
+            "first_losses": first_losses,
+            "largest_gradient_norms": {
+                name: [round(x, 1) for x in sorted(run.gradient_norms)[-5:]]
+                for name, run in curves.items()
+            },
+            "losses": {name: [round(x, 5) for x in run.losses] for name, run in curves.items()},
+            "gradient_norms": {
+                name: [round(x, 3) for x in run.gradient_norms] for name, run in curves.items()
+            },
+            "versions": {name: version(name) for name in PACKAGES},
+        }
 
 
 def first_losses_in_fp32_and_bf16(
