@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from flame_accel.diagnosis.conformance.generation_laws import GENERATION_LAWS
-from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
+from flame_accel.diagnosis.conformance.known_issues import (
+    known_issue_reasons_by_law,
+    laws_decided_by_rounding,
+)
 from flame_accel.diagnosis.conformance.laws import run_law_checks
 from flame_accel.kernels.tuning import disable_tuning_then_forget_choices_made
 from flame_accel.models.catalogue import fla_config_classes, tiny_config
@@ -21,4 +24,5 @@ def test_a_model_generates_what_one_pass_computes(model_type):
         findings = list(run_law_checks(tiny_config(model_type), "cuda", GENERATION_LAWS))
     broken = {finding.law: finding.reason for finding in findings if not finding.holds}
     known = known_issue_reasons_by_law(model_type, "cuda").keys() & GENERATION_LAWS.keys()
-    assert broken.keys() == known, broken
+    always = known - laws_decided_by_rounding(model_type, "cuda")
+    assert always <= broken.keys() <= known, broken

@@ -47,6 +47,14 @@ def seed_and_compute_uncached_autocast_logits(
         return model(input_ids=ids, use_cache=False, **options).logits.float()
 
 
+def compute_uncached_fp32_logits(
+    model: PreTrainedModel, ids: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """Logits of one pass, without a cache and without autocast."""
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False, **options).logits.float()
+
+
 def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     """Norm of the difference over the norm of the reference."""
     return ((result - reference).norm() / reference.norm()).item()
