@@ -330,7 +330,10 @@ def train(
             record |= evaluate_and_write(config, accelerator, components, loop)
         if record:
             record |= observe.reduce_and_check_data_metrics(
-                accelerator, batches, training.max_bad_records
+                accelerator,
+                batches,
+                training.max_bad_records,
+                source_names=[dataset.name for dataset in components.run_data.training],
             )
             record |= loop.saver.take_metrics()
             record = {"step": state.step, "tokens": state.tokens} | record

@@ -198,6 +198,12 @@ class StepBatches:
         )
 
     @property
+    def source_tokens_of_rank(self) -> list[int]:
+        """Number of tokens that this rank's lanes have read from each source so far."""
+        columns = zip(*(cursor.sources for cursor in self._cursors), strict=True)
+        return [sum(source.tokens for source in sources) for sources in columns]
+
+    @property
     def packing_efficiency_of_rank(self) -> float:
         """Share of the tokens yielded by this process that is not padding; 1 before the first."""
         return 1 - self._num_padding / max(1, self._num_slots)

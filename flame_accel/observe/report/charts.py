@@ -128,6 +128,7 @@ EVALUATION_METRICS = {
     "perplexity": ("Perplexity", "", NUMBER),
     "bits_per_byte": ("Bits per byte", "bits", NUMBER),
     "accuracy": ("Accuracy", "share of the targets", SHARE),
+    "answer_accuracy": ("Accuracy of the answers", "share of the answers", SHARE),
 }
 NOT_DRAWN = {
     "step",

@@ -15,7 +15,16 @@ MOST_EVENTS = 200
 NAMES_OF_A_RUN = ("job.dump_folder", "job.config_file", "job.description")
 """Options that differ between any two runs and say nothing."""
 LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "word_perplexity", "byte_perplexity")
-HIGHER_IS_BETTER = ("accuracy", "acc", "acc_norm", "exact_match", "f1", "recall", "score")
+HIGHER_IS_BETTER = (
+    "accuracy",
+    "answer_accuracy",
+    "acc",
+    "acc_norm",
+    "exact_match",
+    "f1",
+    "recall",
+    "score",
+)
 SECTIONS = {"set": "Validation sets", "probe": "Probes", "lm_eval": "lm-eval tasks"}
 ENVIRONMENT_ROWS = {
     "device": "device",
@@ -83,7 +92,7 @@ def list_figures(runs: Sequence[RunRecord]) -> list[Row]:
         row("accuracy", last("eval/accuracy"), "{:.2%}", 1),
         Row("tokens", ["" if value is None else format_count(value) for value in tokens]),
         Row("training time", ["" if value is None else format_time(value) for value in seconds]),
-        row("training FLOPs", flops, "{:.3g}"),
+        Row("training FLOPs", [f"{n:.3g}".replace("e+", "e") if n else "" for n in flops]),
         row("tokens per second", typical("throughput/tokens_per_second"), "{:,.0f}", 1),
         row("TFLOP/s per device", typical("throughput/tflops_per_device"), "{:.3g}", 1),
         row("MFU", typical("throughput/mfu"), "{:.1%}", 1),
@@ -117,7 +126,11 @@ def list_differing_options(runs: Sequence[RunRecord]) -> list[Row]:
     for name in names:
         cells = [format_value(run.options.get(name, "")) for run in runs]
         if len(set(cells)) > 1 and name not in NAMES_OF_A_RUN:
-            rows.append(Row(name, cells))
+            folders = {cell.rpartition("/")[0] for cell in cells}
+            # of paths in the same folder, only what differs
+            rows.append(
+                Row(name, [c.rpartition("/")[2] for c in cells] if len(folders) == 1 else cells)
+            )
     return rows
 
 

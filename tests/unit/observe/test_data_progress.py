@@ -19,6 +19,7 @@ def batches(*, skipped: int = 0, bad: int = 0, packing_efficiency: float = 1.0) 
         max_source_epoch_of_rank=1.5,
         counts_of_rank=ConsumedSkippedBadCounts(10, skipped, bad),
         packing_efficiency_of_rank=packing_efficiency,
+        source_tokens_of_rank=[300, 0, 100],
     )
 
 
@@ -51,3 +52,16 @@ def test_bad_records_of_all_ranks_together_end_a_run(ranks):
     assert reduce_and_check_data_metrics(ACCELERATOR, bad, 6)["data/skipped_documents"] == 6
     with pytest.raises(UserError, match="6"):
         reduce_and_check_data_metrics(ACCELERATOR, bad, 5)
+
+
+def test_of_several_sources_each_has_its_share_of_the_tokens(ranks):
+    names = ["/data/books.jsonl", "org/code", "/more/books.jsonl"]
+    record = reduce_and_check_data_metrics(ACCELERATOR, batches(), None, source_names=names)
+    assert record == {
+        "epoch": 1.5,
+        "data/share/books.jsonl": 0.75,
+        "data/share/code": 0.0,
+        "data/share/books.jsonl 2": 0.25,
+    }
+    alone = reduce_and_check_data_metrics(ACCELERATOR, batches(), None, source_names=names[:1])
+    assert alone == {"epoch": 1.5}

@@ -59,11 +59,25 @@ def test_the_status_says_how_far_a_run_is(ended: dict[str, object], recent: bool
 
 def test_only_options_that_differ_are_listed():
     runs = [
-        RunRecord("a", options={"optimizer.lr": 3e-4, "training.steps": 5, "job.dump_folder": "x"}),
-        RunRecord("b", options={"optimizer.lr": 1e-3, "training.steps": 5, "new.one": True}),
+        RunRecord(
+            "a",
+            options={
+                "optimizer.lr": 3e-4,
+                "training.steps": 5,
+                "job.dump_folder": "x",
+                "a.b": "c/d",
+            },
+        ),
+        RunRecord(
+            "b", options={"optimizer.lr": 1e-3, "training.steps": 5, "new.one": True, "a.b": "c/e"}
+        ),
     ]
     listed = {row.name: row.cells for row in list_differing_options(runs)}
-    assert listed == {"optimizer.lr": ["0.0003", "0.001"], "new.one": ["", "true"]}
+    assert listed == {
+        "optimizer.lr": ["0.0003", "0.001"],
+        "a.b": ["d", "e"],
+        "new.one": ["", "true"],
+    }
 
 
 def test_evaluations_are_those_of_the_last_step_with_their_errors():
