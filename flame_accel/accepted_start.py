@@ -12,6 +12,7 @@ from flame_accel.checkpoint import (
     RestoredState,
     StartingPoint,
     delete_leftovers_and_rename_newer_if_enabled,
+    known_best,
 )
 from flame_accel.config import Config, UserError
 from flame_accel.data import RunData
@@ -47,7 +48,9 @@ def change_run_folder_as_start_is_accepted(
     """
     run_folder = Path(config.job.dump_folder)
 
-    def change() -> None:
+    best = known_best(restored.state, config.checkpoint)
+
+    def change_and_find_best() -> bool:
         try:
             observe.keep_earlier_records(
                 run_folder,
@@ -56,6 +59,9 @@ def change_run_folder_as_start_is_accepted(
             )
             delete_leftovers_and_rename_newer_if_enabled(
                 start, restored.checkpoint, config.checkpoint
+            )
+            best_exists = config.checkpoint.enable_checkpoint and start.checkpoints.relink_best(
+                best and best["step"]
             )
             observe.write_run_description_and_open_log(
                 accelerator,
@@ -70,5 +76,7 @@ def change_run_folder_as_start_is_accepted(
                 where=f"job.dump_folder = {run_folder}",
                 remedy="make room there, or see to the permissions, and repeat the command",
             ) from error
+        return best_exists
 
-    run_on_main_and_broadcast(accelerator, change)
+    if not run_on_main_and_broadcast(accelerator, change_and_find_best):
+        restored.state.best = None

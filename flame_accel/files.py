@@ -164,6 +164,25 @@ def _rename_or_swap_keeping_old(temporary: Path, folder: Path) -> None:
     sync_to_disk(folder.parent)
 
 
+def replace_link(link: Path, target: str) -> None:
+    """Create or replace a symbolic link atomically.
+
+    Args:
+        link: its path; its folder must exist.
+        target: what it says, relative to its folder.
+
+    Raises:
+        OSError: The filesystem has no links, or something else has the name.
+    """
+    temporary = link.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{link.name}")
+    try:
+        temporary.symlink_to(target)
+        os.replace(temporary, link)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_to_disk(link.parent)
+
+
 def rename_and_sync(source: Path, target: Path) -> None:
     """Rename a file or folder that is already on the disk, within its folder."""
     os.rename(source, target)

@@ -15,7 +15,12 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from flame_accel import observe
-from flame_accel.checkpoint import SUPERSEDED, RestoredState, load_checkpoint_or_raise_user_error
+from flame_accel.checkpoint import (
+    SUPERSEDED,
+    RestoredState,
+    known_best,
+    load_checkpoint_or_raise_user_error,
+)
 from flame_accel.config import Config, UserError
 from flame_accel.io_errors import describe_if_io_error
 from flame_accel.parallel import run_on_main_and_broadcast
@@ -58,12 +63,14 @@ def rewind_or_stop_if_many_are_skipped(
             accelerator, found, model=components.model, optimizer=components.optimizer
         )
         # a start must not take a checkpoint that holds skipped updates for the newest one
-        run_on_main_and_broadcast(
-            accelerator,
-            lambda: loop.checkpoints.delete_leftovers_and_rename_newer(
-                found, newer_suffix=SUPERSEDED
-            ),
-        )
+        best = known_best(restored.state, config.checkpoint)
+
+        def set_aside_and_find_best() -> bool:
+            loop.checkpoints.delete_leftovers_and_rename_newer(found, newer_suffix=SUPERSEDED)
+            return loop.checkpoints.relink_best(best and best["step"])
+
+        if not run_on_main_and_broadcast(accelerator, set_aside_and_find_best):
+            restored.state.best = None
     log.warning(
         "step %d: the last %d updates were skipped: the run goes back to step %d, %s, and goes on "
         "with the data behind them (rewind %d of at most %d, training.max_rewinds)",
@@ -84,6 +91,7 @@ def _replace_state_but_data_position(
     state.step, state.tokens = restored.state.step, restored.state.tokens
     # those that the checkpoint knows of are not all: the run may come from another one
     state.rewinds += 1
+    state.best = restored.state.best
     loop.meter.go_back(restored.meter_states)
     if loop.spike_guard is not None:
         loop.spike_guard.replace_window(restored.state.spike_window)

@@ -2,6 +2,7 @@
 
 from accelerate import Accelerator
 
+from flame_accel.checkpoint import note_if_best
 from flame_accel.config import Config
 from flame_accel.diagnosis.conformance.known_issues import known_issue_reasons_by_law
 from flame_accel.evaluation import Evaluator
@@ -46,4 +47,5 @@ def evaluate_and_write(
             after_batch=loop.watchdog.feed,
         )
     loop.metric_logger.write_evaluations(found.evaluations)
+    note_if_best(loop.state, found.record, config.checkpoint)
     return found.record

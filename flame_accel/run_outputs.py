@@ -6,15 +6,22 @@ import torch
 from accelerate import Accelerator
 
 from flame_accel.checkpoint import (
+    CheckpointFolder,
     TrainState,
+    known_best,
+    load_checkpoint_or_raise_user_error,
     weights_only_dtype_if_seed_or_last,
 )
+from flame_accel.checkpoint_files import find_damage
 from flame_accel.config import Config
 from flame_accel.evaluation import try_to_sample_and_write_report_on_main
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
-from flame_accel.parallel import extended_timeout
+from flame_accel.observe import get_logger
+from flame_accel.parallel import extended_timeout, run_on_main_and_broadcast
 from flame_accel.run_parts import Components, LoopState
+
+log = get_logger()
 
 
 def save(config: Config, loop: LoopState, *, last: bool) -> None:
@@ -24,6 +31,7 @@ def save(config: Config, loop: LoopState, *, last: bool) -> None:
     if config.training.max_rewinds:
         skips = loop.meter.sync_and_count_consecutive_skips()
         loop.checkpoints.last_good_step = step - skips
+    loop.checkpoints.best_step = loop.state.best["step"] if loop.state.best else None
     loop.state.spike_window = loop.spike_guard.accepted_values() if loop.spike_guard else []
 
     def upload_if_due(checkpoint: Path) -> None:
@@ -51,6 +59,7 @@ def export_and_report(
 ) -> None:
     """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
     exported = run_folder / "hf"
+    state = _load_best_if_it_is_exported(config, accelerator, components, state)
     with extended_timeout(accelerator, config.comm.train_timeout_seconds):
         export_model(
             accelerator,
@@ -64,3 +73,33 @@ def export_and_report(
     try_to_sample_and_write_report_on_main(
         accelerator, exported, run_folder, config.evaluation, seed=seed, title=title
     )
+
+
+def _load_best_if_it_is_exported(
+    config: Config, accelerator: Accelerator, components: Components, state: TrainState
+) -> TrainState:
+    """Loads the best checkpoint into the model, with `checkpoint.export_best`.
+
+    Returns:
+        The counters of the model that is to be exported.
+    """
+    best = known_best(state, config.checkpoint)
+    if not config.checkpoint.export_best or best is None or best["step"] == state.step:
+        return state
+    folder = Path(config.job.dump_folder) / config.checkpoint.folder
+    checkpoint = CheckpointFolder(folder, keep_latest_k=0).checkpoint_path(best["step"])
+    damage = run_on_main_and_broadcast(
+        accelerator,
+        lambda: find_damage(checkpoint) if checkpoint.is_dir() else "it could not be saved",
+    )
+    if damage is not None:
+        log.warning(
+            "the model of the last step is exported, not the best checkpoint, %s: %s",
+            *(checkpoint, damage),
+        )
+        return state
+    log.info("exporting the best checkpoint, %s", checkpoint)
+    with extended_timeout(accelerator, config.comm.train_timeout_seconds):
+        return load_checkpoint_or_raise_user_error(
+            accelerator, checkpoint, model=components.model, optimizer=components.optimizer
+        ).state

@@ -347,7 +347,10 @@ def train(
                 progress.update(state.step - progress.n)
                 continue
         stops = any_rank_agrees(stop_signals.received is not None)
-        if saves.is_due_on_all_ranks(state.step, step_was_logged=bool(record), run_stops=stops):
+        is_best = state.best is not None and state.best["step"] == state.step
+        if saves.is_due_on_all_ranks(
+            state.step, step_was_logged=bool(record), run_stops=stops, is_best=is_best
+        ):
             with loop.long_phase("save", accelerator, config.comm):
                 save(config, loop, last=stops or state.step == steps)
         garbage.freeze_first_or_collect_if_due(state.step)

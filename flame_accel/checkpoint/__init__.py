@@ -1,5 +1,6 @@
 """What survives a restart: atomic checkpoint folders, their contents, and Hugging Face weights."""
 
+from flame_accel.checkpoint.best import known_best, note_if_best
 from flame_accel.checkpoint.contents import (
     RestoredState,
     weights_only_dtype_if_seed_or_last,
@@ -35,7 +36,9 @@ __all__ = [
     "check_async_mode",
     "delete_leftovers_and_rename_newer_if_enabled",
     "find_or_download_starting_point",
+    "known_best",
     "load_checkpoint_or_raise_user_error",
+    "note_if_best",
     "own_run_folder",
     "restore_starting_point",
     "warn_about_unused_weights",

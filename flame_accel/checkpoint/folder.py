@@ -32,6 +32,8 @@ from flame_accel.io_errors import describe_if_io_error
 from flame_accel.observe import get_logger
 
 DAMAGED, SUPERSEDED = "damaged", "superseded"
+BEST = "best"
+"""Name of the link to the best checkpoint."""
 log = get_logger()
 
 
@@ -50,6 +52,8 @@ class CheckpointFolder:
             before the first save after that.
         last_good_step: Step of the latest update that was not skipped, if the run may have to go
             back to the newest checkpoint from before it, which is then not deleted either.
+        best_step: Step of the best checkpoint so far, which is not deleted before the next better
+            one is complete; None if there is none. The link `best` leads to it.
         unloadable: Intact folders whose contents could not be loaded, and why.
     """
 
@@ -60,6 +64,7 @@ class CheckpointFolder:
         self.unloadable: dict[Path, str] = {}
         self.in_use: set[Path] = set()
         self.last_good_step: int | None = None
+        self.best_step: int | None = None
 
     def checkpoint_path(self, step: int) -> Path:
         """The `step-N` folder of a complete checkpoint, whether or not it exists."""
@@ -107,6 +112,8 @@ class CheckpointFolder:
         files.sync_then_rename_or_swap_with_existing(temporary, final)
         if replaced:
             files.rename_and_sync(temporary, _first_free_path_with_suffix(final, SUPERSEDED))
+        if step == self.best_step:
+            self._link_best_or_warn(step)
         try:
             self._delete_all_but_latest_k_unless_in_use(step)
         except OSError as error:
@@ -128,15 +135,49 @@ class CheckpointFolder:
                 shutil.rmtree(leftover)
         last = -1 if self.last_good_step is None else self.last_good_step
         good = [step for step in entries.checkpoints if step <= last]
+        # while a better one is in flight, the link still leads to the one before
+        kept_best = (self.best_step, self._linked_best_step())
         kept = 1
         for step, folder in reversed(entries.checkpoints.items()):
             if step < newest and kept < self.keep_latest_k:
                 kept += find_damage(folder, step=step, compare_checksums=False) is None
-            elif step < newest and folder not in self.in_use and step not in good[-1:]:
+            elif step in kept_best or step in good[-1:] or folder in self.in_use:
+                continue
+            elif step < newest:
                 # it is no checkpoint any more once deleting it has begun
                 temporary = self.temporary_path(step)
                 files.rename_and_sync(folder, temporary)
                 shutil.rmtree(temporary)
+
+    def _link_best_or_warn(self, step: int) -> None:
+        try:
+            files.replace_link(self.path / BEST, self.checkpoint_path(step).name)
+        except OSError as error:
+            log.warning(
+                "%s cannot be a link to the best checkpoint: %s",
+                *(self.path / BEST, describe_if_io_error(error)),
+            )
+
+    def _linked_best_step(self) -> int | None:
+        link = self.path / BEST
+        return step_of_checkpoint_name(os.readlink(link)) if link.is_symlink() else None
+
+    def relink_best(self, step: int | None) -> bool:
+        """Makes a checkpoint the best one, if it exists; a link to nowhere is removed.
+
+        Called by the process that owns the run folder, once it has loaded.
+
+        Returns:
+            Whether it exists.
+        """
+        exists = step is not None and step in self.list_entries().checkpoints
+        self.best_step = step if exists else None
+        link = self.path / BEST
+        if exists and step is not None and self._linked_best_step() != step:
+            self._link_best_or_warn(step)
+        elif link.is_symlink() and not link.exists():
+            link.unlink()
+        return exists
 
     def find_newest_intact_checkpoint(self) -> Path | None:
         """Finds the newest checkpoint that can be used. Changes nothing.

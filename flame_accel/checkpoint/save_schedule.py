@@ -40,12 +40,17 @@ class SaveSchedule:
     def saves_before_last_step(self, completed_steps: int) -> bool:
         """Whether a checkpoint may be due between the next step and the last one."""
         config = self.config
-        if not config.enable_checkpoint or config.interval_type == "seconds":
+        if not config.enable_checkpoint or config.interval_type == "seconds" or config.keep_best:
             return config.enable_checkpoint
         return (completed_steps // config.interval + 1) * config.interval < self.total_steps
 
     def is_due_on_all_ranks(
-        self, completed_steps: int, *, step_was_logged: bool, run_stops: bool = False
+        self,
+        completed_steps: int,
+        *,
+        step_was_logged: bool,
+        run_stops: bool = False,
+        is_best: bool = False,
     ) -> bool:
         """Whether to save after a step. Every rank must call it with the same arguments.
 
@@ -53,10 +58,11 @@ class SaveSchedule:
             completed_steps: Number of completed steps, this one included.
             step_was_logged: Whether the step was logged, so that the ranks have just synchronised.
             run_stops: Whether the run ends after this step.
+            is_best: Whether its validation found the best model so far.
         """
         if not self.config.enable_checkpoint:
             return False
-        if run_stops or completed_steps == self.total_steps:
+        if run_stops or is_best or completed_steps == self.total_steps:
             return True
         if self.config.interval_type == "step":
             return completed_steps % self.config.interval == 0

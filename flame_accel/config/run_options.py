@@ -99,6 +99,16 @@ class CheckpointConfig:
     weights."""
     keep_latest_k: int = 3
     """Number of checkpoints to keep. Older ones are deleted; 0 keeps all."""
+    keep_best: str | None = None
+    """Metric of the validation by which the best checkpoint is kept: eval/loss, or eval/NAME/loss
+    of a set of evaluation.sets. Whenever a validation finds a better model, it is saved; this
+    checkpoint is never deleted before the next better one is complete, and best in the checkpoint
+    folder is a link to it."""
+    best_direction: Literal["auto", "min", "max"] = "auto"
+    """Whether the lowest or the highest value of checkpoint.keep_best is the best one. auto is max
+    for accuracies and min for other metrics of the package; for your own metrics say which."""
+    export_best: bool = False
+    """Export the best checkpoint (checkpoint.keep_best) at the end, in place of the last one."""
     max_failures: int = 3
     """Number of saves in a row that may fail (full disk, I/O error) before the run ends: the one
     with this number ends it. The last save of a run must not fail."""

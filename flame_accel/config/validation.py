@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from flame_accel.config.best_checkpoint import find_best_checkpoint_contradictions
 from flame_accel.config.consistency import find_contradictions
 from flame_accel.config.errors import BrokenRule
 from flame_accel.config.evaluation_sets import SHIPPED_METRICS, find_broken_evaluation_set_rules
@@ -212,6 +213,7 @@ def find_broken_rules(
     contradictions = (
         *contradictions,
         *find_hub_contradictions(config, given_options),
+        *find_best_checkpoint_contradictions(config),
         *find_synthetic_task_problems(config),
     )
     for broken in contradictions:

@@ -1,6 +1,7 @@
 """A checkpoint exists whole or not at all, whatever breaks it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -244,3 +245,63 @@ def test_checkpoints_are_in_the_named_folder(train_here, flags, tmp_path):
     train_here(flags(**few))
     assert (tmp_path / "run/kept/here/step-2/manifest.json").is_file()
     assert not (tmp_path / "run/checkpoint").exists()
+
+
+def best_of(folder: CheckpointFolder) -> str | None:
+    link = folder.path / "best"
+    return os.readlink(link) if link.is_symlink() else None
+
+
+def test_the_best_checkpoint_is_linked_and_stays_until_a_better_one_is_complete(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path, keep_latest_k=1)
+    found = []
+    for step, best in ((1, None), (2, 2), (3, 2), (4, 2), (5, 5), (6, 5)):
+        folder.best_step = best
+        save(folder, step)
+        found.append((steps(folder), best_of(folder)))
+    assert found == [
+        ([1], None),
+        ([2], "step-2"),
+        ([2, 3], "step-2"),
+        ([2, 4], "step-2"),
+        ([5], "step-5"),
+        ([5, 6], "step-5"),
+    ]
+    assert find_damage(tmp_path / "best") is None
+    assert folder.find_newest_intact_checkpoint() == tmp_path / "step-6"
+
+
+def test_the_best_checkpoint_stays_if_the_better_one_cannot_be_saved(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path, keep_latest_k=1)
+    folder.best_step = 1
+    save(folder, 1)
+    # that of step 2 is known to be better, and its save fails
+    folder.best_step = 2
+    save(folder, 3)
+    assert (steps(folder), best_of(folder)) == ([1, 3], "step-1")
+
+
+def test_a_start_links_the_best_checkpoint_that_it_knows(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path, keep_latest_k=0)
+    for step in (1, 2, 3):
+        folder.best_step = step
+        save(folder, step)
+    again = CheckpointFolder(tmp_path, keep_latest_k=0)
+    find_and_clean_up(again, 2)
+    assert not (tmp_path / "best").exists()
+    assert again.relink_best(1) and (again.best_step, best_of(again)) == (1, "step-1")
+    # the one that was the best is gone, or none is known
+    for unknown in (9, None):
+        assert not again.relink_best(unknown) and again.best_step is None
+        assert best_of(again) == "step-1"
+    shutil.rmtree(tmp_path / "step-1")
+    assert not again.relink_best(None) and best_of(again) is None
+
+
+def test_what_has_the_name_of_the_link_costs_no_checkpoint(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path, keep_latest_k=1)
+    (tmp_path / "best").mkdir()
+    folder.best_step = 1
+    save(folder, 1)
+    save(folder, 2)
+    assert steps(folder) == [1, 2] and names(tmp_path / "best") == []

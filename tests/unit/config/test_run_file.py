@@ -202,6 +202,8 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         "evaluation.max_context": st.just(0),
         "evaluation.carry_state": st.just(False),
         "checkpoint.enable_checkpoint": st.just(True),
+        "checkpoint.keep_best": st.just(None),
+        "checkpoint.export_best": st.just(False),
         "checkpoint.folder": st.sampled_from(["checkpoint", "a b/c"]),
         "checkpoint.initial_load_path": st.sampled_from([None, "org/model"]),
         "checkpoint.initial_load_model_weights_only": st.just(True),
