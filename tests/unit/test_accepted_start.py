@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from flame_accel import observe
 from flame_accel.accepted_start import change_run_folder_as_start_is_accepted
+from flame_accel.checkpoint import TrainState
 from flame_accel.config import UserError, parse
 from tests.helpers.runs import ROOT, WITHOUT_SAMPLE, launch
 
@@ -26,7 +27,7 @@ def test_a_full_disk_ends_the_start_with_the_folder_and_what_to_do(tmp_path, mon
     options = ["--model.config=gla_1M", "--training.dataset=python-stdlib"]
     config = parse([*options, "--model.tokenizer_path=byte", f"--job.dump_folder={tmp_path}"])
     start: Any = SimpleNamespace(load_step_acts=False)
-    restored: Any = SimpleNamespace(checkpoint=None)
+    restored: Any = SimpleNamespace(checkpoint=None, state=TrainState())
     data: Any = None
     with pytest.raises(UserError, match="cannot be written to: No space left") as raised:
         change_run_folder_as_start_is_accepted(Accelerator(cpu=True), config, start, restored, data)

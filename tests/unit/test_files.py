@@ -28,6 +28,7 @@ from flame_accel.files import (
     rename_and_sync,
     replace_file,
     replace_folder,
+    replace_link,
     sync_then_rename_or_swap_with_existing,
     sync_to_disk,
     write_bytes_atomically,
@@ -465,3 +466,14 @@ def test_damage_is_found_and_named(tmp_path, damage):
     break_file(tmp_path / "sub/a")
     assert describe_first_damage(tmp_path, described, compare_checksums=True) == message
     assert describe_first_damage(tmp_path, described) == (None if only_in_content else message)
+
+
+def test_a_link_is_replaced_whole_and_never_a_folder(tmp_path: Path):
+    link = tmp_path / "best"
+    for target in ("a", "b"):
+        replace_link(link, target)
+        assert os.readlink(link) == target
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        replace_link(tmp_path / "folder", "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "folder"]
