@@ -22,7 +22,7 @@ from flame_accel.config import load_run_file, parse
 from tests.helpers.runs import ROOT, launch_environment, read_records, run_python
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-TASKS = ("train", "own_model", "continue", "sweep", "generate", "run_folder", "hub", "migrate")
+TASKS = ("train", "own_model", "continue", "sweep", "generate", "lm_eval", "run_folder", "hub", "migrate")
 """Pages of docs/ whose commands run after those of README.md, in this order."""
 TASK_TEXTS = [(ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in TASKS]
 # later flags win: a run of seconds, without a network
@@ -49,6 +49,8 @@ SMALLER = {
     "Qwen/Qwen3-0.6B@main": "exp/quickstart/hf",
     "lr_scheduler.warmup_steps 1024": "lr_scheduler.warmup_steps 1",
     "my_name/": "tester/",
+    "zero_shot": "python_lines --include_path my_tasks",
+    "ruler": "python_lines --include_path my_tasks",
 }
 # it runs this suite
 NOT_RUN = {"bash test.sh"}
@@ -57,6 +59,7 @@ CHECK = "python -m flame_accel.config "
 COMMANDS = (
     "python -m flame_accel data ",
     "python -m flame_accel doctor ",
+    "python -m flame_accel evaluate ",
     "python -m flame_accel export ",
     "python -m flame_accel generate ",
     "python -m flame_accel models ",
@@ -78,7 +81,7 @@ class Block(NamedTuple):
 def read_blocks(text: str) -> list[Block]:
     """The blocks; one that shows a file has "... `name`:" or "`name` (...):" in the line above."""
     found = re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)```\n", text, re.DOTALL)
-    names = [re.search(r"`([\w.]+\.(?:toml|json|py))`[^`]*:$", above) for above, _, _ in found]
+    names = [re.search(r"`([\w./]+\.(?:toml|jsonl?|py|yaml))`[^`]*:$", above) for above, _, _ in found]
     return [
         Block(language, name[1] if name else "", body)
         for (_, language, body), name in zip(found, names, strict=True)
@@ -101,20 +104,24 @@ def read_commands(block: Block) -> list[str]:
 def is_training(command: str) -> bool:
     starts = ("accelerate launch", "python -m flame_accel train", "flame-accel train")
     started = "bash train.sh" in command or command.startswith(starts)
-    return started and not command.endswith(" -h")
+    return started and not command.endswith(" -h") and " evaluate " not in command
 
 
 def is_quick(command: str) -> bool:
     """The quickstart, and one command of each kind that needs no other run."""
     if is_training(command):
         return command == "bash train.sh"
-    needs_more = command.startswith(("flame-accel", "python -m flame_accel sweep ", *INSTALL))
+    # evaluate draws its progress, and its data is another's
+    starts = ("flame-accel", "python -m flame_accel sweep ", *INSTALL)
+    needs_more = command.startswith(starts) or " --tasks " in command
     return not needs_more and "my_" not in command and "step-" not in command
 
 
 def is_known(command: str) -> bool:
-    beginnings = ("python -c ", "flame-accel -", "flame-accel train -h", CHECK, *COMMANDS, *INSTALL)
+    beginnings = ("python -c ", "flame-accel -", "flame-accel train -h", "python -m lm_eval ", CHECK)
+    beginnings += (*COMMANDS, *INSTALL)
     known = command in NOT_RUN or command.startswith(beginnings)
+    known |= command.startswith("accelerate launch") and " evaluate " in command
     return known or is_training(command) or command == "bash train.sh -h"
 
 
@@ -148,6 +155,7 @@ def checkout(tmp_path: Path, corpus: Path) -> Path:
         path.chmod(0o755)
     make_installable(tmp_path)
     for block in BLOCKS:
+        (tmp_path / block.file).parent.mkdir(exist_ok=True)
         if block.file.endswith(".json"):
             (tmp_path / block.file).write_text(json.dumps(shrink(json.loads(block.body))))
         elif block.file:
