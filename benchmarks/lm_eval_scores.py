@@ -3,8 +3,8 @@
     python benchmarks/lm_eval_scores.py exp/quickstart [--examples 200] [--output scores.md]
 
 The tasks are made of the Python standard library on this machine, so that no network is needed:
-`next_line`, which of four lines follows (multiple choice), and `source_text` (perplexity). Both
-programs run as a user runs them. Prints a Markdown table; exit code 1 if a score differs.
+`real_line`, which of four lines is not shuffled (multiple choice), and `source_text` (perplexity).
+Both programs run as a user runs them. Prints a Markdown table; exit code 1 if a score differs.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 
 CHOICES, CONTEXT_LINES, TEXT_CHARACTERS = 4, 4, 600
-NEXT_LINE = {
-    "task": "next_line",
+REAL_LINE = {
+    "task": "real_line",
     "output_type": "multiple_choice",
     "doc_to_text": "{{prompt}}",
     "doc_to_choice": "choices",
@@ -60,7 +60,7 @@ def make_tasks(folder: Path, examples: int) -> None:
         source = generator.choice(lines)
         start = generator.randrange(len(source) - CONTEXT_LINES)
         *before, right = source[start : start + CONTEXT_LINES + 1]
-        wrong = [generator.choice(generator.choice(lines)) for _ in range(CHOICES - 1)]
+        wrong = ["".join(generator.sample(right, len(right))) for _ in range(CHOICES - 1)]
         label = generator.randrange(CHOICES)
         choices = [*wrong[:label], right, *wrong[label:]]
         questions.append({"prompt": "\n".join(before) + "\n", "choices": choices, "label": label})
@@ -70,7 +70,7 @@ def make_tasks(folder: Path, examples: int) -> None:
         text = generator.choice(long)
         start = generator.randrange(len(text) - TEXT_CHARACTERS)
         documents.append({"text": text[start : start + TEXT_CHARACTERS]})
-    for task, records in ((NEXT_LINE, questions), (SOURCE_TEXT, documents)):
+    for task, records in ((REAL_LINE, questions), (SOURCE_TEXT, documents)):
         data = folder / f"{task['task']}.jsonl"
         data.write_text("".join(json.dumps(record) + "\n" for record in records))
         content = {
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=200)
     parser.add_argument("--output", type=Path, help="file for the table")
     arguments = parser.parse_args()
-    names = [str(task["task"]) for task in (NEXT_LINE, SOURCE_TEXT)]
+    names = [str(task["task"]) for task in (REAL_LINE, SOURCE_TEXT)]
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         make_tasks(place, arguments.examples)

@@ -23,9 +23,10 @@ from flame_accel.evaluation.harness.results import (
 )
 from flame_accel.evaluation.harness.tasks import LoadedTasks
 from flame_accel.files import write_text_atomically
-from flame_accel.hub.model_card import STATE_FILE, ModelOrigin, write_model_card
+from flame_accel.hub.model_card import CARD_FILE, STATE_FILE, ModelOrigin, write_model_card
 from flame_accel.hub.uploaded_files import find_run_folder_of_model, has_checkpoint_manifest
 from flame_accel.json_text import parse_json_text
+from flame_accel.observe import get_logger
 from flame_accel.observe.evaluations_file import (
     EVALUATIONS_FILE,
     Evaluation,
@@ -33,7 +34,9 @@ from flame_accel.observe.evaluations_file import (
     read_evaluations,
 )
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
+from flame_accel.observe.report import REPORT_FILE, VegaError, write_page
 from flame_accel.observe.run_end import read_finished_step
+from flame_accel.observe.tensorboard_evaluations import write_evaluations_to_tensorboard
 
 RESULTS_FOLDER = "lm_eval"
 """Of a run: all that lm-eval returned, one file per evaluation."""
@@ -175,7 +178,9 @@ def write_result_files(
 
 
 def record_in_run(run: RunOfModel, records: Sequence[Evaluation]) -> list[Path]:
-    """Adds records to evaluations.jsonl of a run, and writes the card of its export again.
+    """Adds records to evaluations.jsonl of a run, and writes again what shows them.
+
+    That is the card of its export, its report, and TensorBoard if the run has used it.
 
     Returns:
         The files that were written.
@@ -189,7 +194,8 @@ def record_in_run(run: RunOfModel, records: Sequence[Evaluation]) -> list[Path]:
         file.go_back(sys.maxsize)
         for record in records:
             file.append(record)
-        kept = {(each.step, each.kind, each.name) for each in read_evaluations(run.folder)}
+        recorded = read_evaluations(run.folder)
+        kept = {(each.step, each.kind, each.name) for each in recorded}
         if any((each.step, each.kind, each.name) not in kept for each in records):
             raise UserError(
                 "the results could not be added",
@@ -203,7 +209,16 @@ def record_in_run(run: RunOfModel, records: Sequence[Evaluation]) -> list[Path]:
                 run_folder=run.folder, step=run.model.step, tokens=run.model.tokens
             )
             write_model_card(export, origin)
-            written.append(export / "README.md")
+            written.append(export / CARD_FILE)
+        if (report := run.folder / REPORT_FILE).is_file():
+            try:
+                write_page([run.folder], report)
+                written.append(report)
+            except VegaError as error:
+                get_logger().warning("%s stays as it is: %s", report, error)
+        curves = write_evaluations_to_tensorboard(run.folder, recorded)
+        if curves is not None:
+            written.append(curves)
     return written
 
 

@@ -81,7 +81,9 @@ class Block(NamedTuple):
 def read_blocks(text: str) -> list[Block]:
     """The blocks; one that shows a file has "... `name`:" or "`name` (...):" in the line above."""
     found = re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)```\n", text, re.DOTALL)
-    names = [re.search(r"`([\w./]+\.(?:toml|jsonl?|py|yaml))`[^`]*:$", above) for above, _, _ in found]
+    names = [
+        re.search(r"`([\w./]+\.(?:toml|jsonl?|py|yaml))`[^`]*:$", above) for above, _, _ in found
+    ]
     return [
         Block(language, name[1] if name else "", body)
         for (_, language, body), name in zip(found, names, strict=True)
@@ -118,7 +120,13 @@ def is_quick(command: str) -> bool:
 
 
 def is_known(command: str) -> bool:
-    beginnings = ("python -c ", "flame-accel -", "flame-accel train -h", "python -m lm_eval ", CHECK)
+    beginnings = (
+        "python -c ",
+        "flame-accel -",
+        "flame-accel train -h",
+        "python -m lm_eval ",
+        CHECK,
+    )
     beginnings += (*COMMANDS, *INSTALL)
     known = command in NOT_RUN or command.startswith(beginnings)
     known |= command.startswith("accelerate launch") and " evaluate " in command

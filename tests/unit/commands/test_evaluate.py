@@ -105,6 +105,7 @@ def test_the_scores_are_those_of_lm_eval_on_the_export_and_stand_in_record_file_
     assert in_card == expected
     assert judge_card(text) == ([], [])
     assert OWN_TEXT in text and str(finished) not in text
+    assert "python_choice" in (finished / "report.html").read_text()
 
 
 def test_evaluating_again_replaces_the_record_and_keeps_both_files(
