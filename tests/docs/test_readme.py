@@ -22,7 +22,17 @@ from flame_accel.config import load_run_file, parse
 from tests.helpers.runs import ROOT, launch_environment, read_records, run_python
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-TASKS = ("train", "own_model", "continue", "sweep", "generate", "lm_eval", "run_folder", "hub", "migrate")
+TASKS = (
+    "train",
+    "own_model",
+    "continue",
+    "sweep",
+    "generate",
+    "lm_eval",
+    "run_folder",
+    "hub",
+    "migrate",
+)
 """Pages of docs/ whose commands run after those of README.md, in this order."""
 TASK_TEXTS = [(ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in TASKS]
 # later flags win: a run of seconds, without a network
