@@ -43,8 +43,8 @@ class ModelConfig:
     Without effect where fla runs on PyTorch."""
     flash_qla: bool = False
     """Compute the gated delta rule of training with the package FlashQLA where it is installed, the
-    GPU is a Hopper, keys have 128 channels and values a multiple of it. Off, since its results in a
-    run were not compared on a GPU yet. Without effect where fla runs on PyTorch."""
+    GPU is a Hopper, keys have 128 channels and values a multiple of it. Off, since no long run has
+    been made with it, and none with CUDA graphs. Without effect where fla runs on PyTorch."""
     recompute_operators: Literal["auto", "always", "never"] = "auto"
     """Compute again in the backward pass what the operators of KDA and RWKV-7 have computed in the
     forward pass. never keeps it, which is faster, has the same bits and takes more memory (340M:
