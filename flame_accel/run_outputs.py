@@ -69,9 +69,15 @@ def export_and_report(
             dtype=getattr(torch, config.checkpoint.export_dtype),
             card_origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
         )
-    title, seed = config.job.description, config.training.seed
     try_to_sample_and_write_report_on_main(
-        accelerator, exported, run_folder, config.evaluation, seed=seed, title=title
+        accelerator,
+        exported,
+        run_folder,
+        config.evaluation,
+        seed=config.training.seed,
+        step=state.step,
+        tokens=state.tokens,
+        title=config.job.description,
     )
 
 

@@ -79,9 +79,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def compare_runs(plan: list[PlannedRun], outcomes: list[Outcome]) -> None:
-    """Prints a table for each recipe, and writes it next to its runs."""
+    """Prints a table for each recipe, and writes it and a report next to its runs."""
     from flame_accel.commands.sweep_table import render_table
     from flame_accel.files import write_text_atomically
+    from flame_accel.observe.report import REPORT_FILE, write_page
 
     for recipe in dict.fromkeys(run.recipe for run in plan):
         runs = [outcome.run for outcome in outcomes if outcome.run.recipe == recipe]
@@ -93,3 +94,6 @@ def compare_runs(plan: list[PlannedRun], outcomes: list[Outcome]) -> None:
         print(f"\n{recipe}\n\n{table}")
         write_text_atomically(folder / "table.md", table)
         print(f"table: {folder / 'table.md'}")
+        title = f"{recipe}: {len(with_records)} runs"
+        write_page([run.folder for run in with_records], folder / REPORT_FILE, title=title)
+        print(f"report: {folder / REPORT_FILE}")

@@ -9,8 +9,13 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from flame_accel.config import EvaluationConfig
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.evaluation.generate import load_export_and_sample_prompt_with_continuation
 from flame_accel.observe import get_logger, write_report
+from flame_accel.observe.evaluations_file import Evaluation, EvaluationsFile, Sample
+
+EXPORTED_MODEL = "exported model"
+"""Name of the record with the sample."""
 
 
 def try_to_sample_and_write_report_on_main(
@@ -20,9 +25,11 @@ def try_to_sample_and_write_report_on_main(
     options: EvaluationConfig,
     *,
     seed: int,
+    step: int,
+    tokens: int,
     title: str,
 ) -> None:
-    """Logs a sample of generated text, if so configured, and writes report.html.
+    """Logs and records a sample of generated text, if so configured, and writes report.html.
 
     The main process does it, and raises no `Exception`: failures are logged.
 
@@ -32,22 +39,36 @@ def try_to_sample_and_write_report_on_main(
         run_folder: The run folder, whose measurements are drawn.
         options: Options of section evaluation.
         seed: Random seed of the sample.
+        step: Number of completed training steps.
+        tokens: Number of tokens that the model was trained on.
         title: Heading of the report; the folder's name if empty.
     """
     if not accelerator.is_main_process:
         return
     log = get_logger()
-    sample = ""
     try:
         if options.sample_tokens:
             sample = load_export_and_sample_prompt_with_continuation(
                 exported, accelerator.device, options, seed=seed
             )
             log.info("sample of the exported model:\n%s", sample)
+            sample, prompt = mask_secrets(sample), mask_secrets(options.prompt)
+            # a tokenizer may not give back what it was given
+            prompt = prompt if sample.startswith(prompt) else ""
+            EvaluationsFile(run_folder).append(
+                Evaluation(
+                    step=step,
+                    tokens=tokens,
+                    kind="set",
+                    name=EXPORTED_MODEL,
+                    metrics={},
+                    samples=[Sample(prompt=prompt, text=sample.removeprefix(prompt))],
+                )
+            )
     except Exception as error:
         log.warning("no sample of the exported model: %s: %s", type(error).__name__, error)
     try:
-        page = write_report(run_folder, title=title or run_folder.name, sample=sample)
+        page = write_report(run_folder, title=title or run_folder.name)
         log.info("report: %s", page)
     except Exception as error:
         log.warning("no report: %s: %s", type(error).__name__, error)

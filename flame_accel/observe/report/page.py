@@ -40,13 +40,12 @@ SECTION_TITLES = {
 """Sections of charts, in the order of the page."""
 
 
-def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
+def write_report(run_folder: Path, *, title: str) -> Path:
     """Writes the report of a run into its folder.
 
     Args:
         run_folder: The run folder, in any state.
         title: Heading of the page.
-        sample: Text that the exported model generated; empty omits it.
 
     Returns:
         Path of the page.
@@ -55,7 +54,7 @@ def write_report(run_folder: Path, *, title: str, sample: str = "") -> Path:
         OSError: The page cannot be written.
     """
     path = run_folder / REPORT_FILE
-    write_text_atomically(path, render_page([read_run(run_folder)], title=title, sample=sample))
+    write_text_atomically(path, render_page([read_run(run_folder)], title=title))
     return path
 
 
@@ -85,15 +84,12 @@ def write_page(
     write_text_atomically(output, render_page(runs, title=title, reload_seconds=reload_seconds))
 
 
-def render_page(
-    runs: Sequence[RunRecord], *, title: str, sample: str = "", reload_seconds: float = 0
-) -> str:
+def render_page(runs: Sequence[RunRecord], *, title: str, reload_seconds: float = 0) -> str:
     """The page of some runs as HTML.
 
     Args:
         runs: At least one.
         title: Heading of the page.
-        sample: Text that the exported model generated; empty omits it.
         reload_seconds: Interval in which the page loads itself again; 0: never.
     """
     # it takes as long to import as the rest of the report to be made
@@ -125,7 +121,6 @@ def render_page(
         charts=charts,
         events=[tables.list_events(run) for run in runs],
         samples=[_list_samples(run) for run in runs],
-        final_sample=sample,
         environment=tables.list_environment(runs),
         colors=LIGHT_COLORS,
         reload_seconds=f"{reload_seconds:g}" if reload_seconds else "",

@@ -171,6 +171,7 @@ def test_a_sweep_trains_compares_and_continues(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "mqar_small"
     table = (folder / "table.md").read_text()
+    assert "<title>" in (folder / "report.html").read_text()
     assert table in first.stdout
     rows = [line.split(" | ")[0] for line in table.splitlines()[2:]]
     assert rows == ["| gla", "| transformer"]
