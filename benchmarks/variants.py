@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import mkdtemp
@@ -21,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallb
 from transformers import TrainingArguments as TrainerArguments
 
 from flame_accel import kernels, observe, parallel, train
-from flame_accel.config import ModelConfig, parse
+from flame_accel.config import parse
 from flame_accel.data import build_step_batches
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.fused.replace import fused_kernels_disabled
@@ -150,20 +149,13 @@ class OursVariant(Variant):
         last_step = self.loop.state.step + steps
         config = replace(self.config, training=replace(self.config.training, steps=last_step))
         # what another variant has installed does not go away
-        serve_only_configured_packages(self.config.model)
+        options = self.config.model
+        install_package_kernels([p for p in KERNEL_PACKAGES if getattr(options, p.option)])
         fused = self.config.model.fused_kernels
         with nullcontext() if fused else fused_kernels_disabled():
             train.train(
                 config, self.accelerator, self.components, self.loop, profiler, StopSignals()
             )
-
-
-def serve_only_configured_packages(options: ModelConfig) -> None:
-    """Has the packages that section `model` names serve, and no other."""
-    for package in KERNEL_PACKAGES:
-        if not getattr(options, package.option):
-            import_module(package.module).deactivate()
-    install_package_kernels([p for p in KERNEL_PACKAGES if getattr(options, p.option)])
 
 
 class PlainVariant(Variant):

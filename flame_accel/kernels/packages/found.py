@@ -47,7 +47,17 @@ KERNEL_PACKAGES = (
     ),
 )
 
-_active: dict[str, str] = {}
+
+class ActivePackage(NamedTuple):
+    """A package that serves in this process."""
+
+    version: str
+    deactivate: Callable[[], None]
+    """Ends that."""
+
+
+_active: dict[str, ActivePackage] = {}
+"""By the name that pip knows."""
 _allowed: list[bool] = [True]
 
 
@@ -68,18 +78,20 @@ def package_kernels_are_allowed() -> bool:
 
 def active_kernel_packages() -> dict[str, str]:
     """Packages whose kernels serve in this process -> their versions."""
-    return dict(_active)
+    return {distribution: active.version for distribution, active in _active.items()}
 
 
 def install_package_kernels(packages: Sequence[KernelPackage]) -> dict[str, str]:
-    """Lets the kernels of those packages serve that are installed and run on this GPU.
+    """Lets the kernels of those packages serve that are installed and run on this GPU, no others.
 
-    Lasts until `uninstall`. A package that is installed and fails to load is named in a warning;
-    what it would serve runs as without it.
+    Lasts until `uninstall` or the next call. A package that is installed and fails to load is named
+    in a warning; what it would serve runs as without it.
 
     Returns:
         The packages that serve now, and their versions.
     """
+    for distribution in _active.keys() - {package.distribution for package in packages}:
+        _deactivate(distribution)
     for package in packages:
         version = _installed_version(package.distribution)
         if version is None or _gpu_capability() != HOPPER:
@@ -97,8 +109,8 @@ def install_package_kernels(packages: Sequence[KernelPackage]) -> dict[str, str]
                 package.serves,
             )
             continue
-        _active[package.distribution] = version
-        _undo_actions.append(partial(_deactivate, package.distribution, module.deactivate))
+        _active[package.distribution] = ActivePackage(version, module.deactivate)
+        _undo_actions.append(partial(_deactivate, package.distribution))
     return active_kernel_packages()
 
 
@@ -109,9 +121,10 @@ def _installed_version(distribution: str) -> str | None:
         return None
 
 
-def _deactivate(distribution: str, deactivate_module: Callable[[], None]) -> None:
-    if _active.pop(distribution, None) is not None:
-        deactivate_module()
+def _deactivate(distribution: str) -> None:
+    active = _active.pop(distribution, None)
+    if active is not None:
+        active.deactivate()
 
 
 def _gpu_capability() -> tuple[int, int] | None:

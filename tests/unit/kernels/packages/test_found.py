@@ -67,6 +67,12 @@ def test_a_package_serves_until_uninstall(package):
     assert active_kernel_packages() == {}
 
 
+def test_a_package_that_a_later_run_of_the_process_leaves_out_serves_no_more(package):
+    install_package_kernels([package])
+    assert install_package_kernels([]) == {} == active_kernel_packages()
+    assert calls_of(package) == ["activate", "deactivate"]
+
+
 def test_a_package_that_does_not_load_is_told_and_left_out(package, caplog):
     sys.modules[package.module].loads = False  # type: ignore[attr-defined]
     with caplog.at_level(logging.WARNING, logger="flame_accel"):
