@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--include-logs",
         action="store_true",
-        help="also upload metrics.jsonl, report.html and config.toml of the run",
+        help="also upload metrics.jsonl, evaluations.jsonl, report.html and config.toml of the run",
     )
     add_custom_modules_argument(parser)
 

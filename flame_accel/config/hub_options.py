@@ -44,8 +44,8 @@ class HubConfig:
     """Replace a model on the branch that this run did not upload; without it the run is refused
     before its first step."""
     include_logs: bool = False
-    """Also upload metrics.jsonl, report.html and config.toml, to the folder training/ of the
-    repository. Absolute paths in them are reduced to their last part."""
+    """Also upload metrics.jsonl, evaluations.jsonl, report.html and config.toml, to the folder
+    training/ of the repository. Absolute paths in them are reduced to their last part."""
     wait_seconds: int = 600
     """Longest time to wait for the last upload when training has ended, in seconds."""
     model_name: str | None = None

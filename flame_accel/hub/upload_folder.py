@@ -24,6 +24,7 @@ from flame_accel.hub.uploaded_files import (
 from flame_accel.json_text import parse_json_text
 from flame_accel.models import load_model_config
 from flame_accel.observe import get_logger, write_report
+from flame_accel.observe.evaluations_file import EVALUATIONS_FILE
 from flame_accel.observe.metrics_file import METRICS_FILE
 
 LOGS_FOLDER = "training"
@@ -127,11 +128,12 @@ def _write_config_copy_metrics_and_draw_report(
     # an attempt before this one may have made them
     logs.mkdir(exist_ok=True)
     files.write_text_atomically(logs / CONFIG_FILE, to_toml(config))
-    metrics = run_folder / METRICS_FILE
-    if metrics.is_file():
-        # the run may be writing its next line
-        whole, newline, _ = metrics.read_text(encoding="utf-8").rpartition("\n")
-        files.write_text_atomically(logs / METRICS_FILE, whole + newline)
+    for name in (METRICS_FILE, EVALUATIONS_FILE):
+        if (run_folder / name).is_file():
+            # the run may be writing its next line
+            whole, newline, _ = (run_folder / name).read_text(encoding="utf-8").rpartition("\n")
+            files.write_text_atomically(logs / name, whole + newline)
+    if (logs / METRICS_FILE).is_file():
         write_report(logs, title=config.job.description or run_folder.name)
 
 

@@ -1,7 +1,7 @@
 """Results of lm-eval in TensorBoard, beside the curves of the run that they belong to.
 
 They are found after the run has ended, so they have a folder of their own, which is a copy of what
-evaluations.jsonl holds. The curves themselves are written in `metric_logger`.
+evaluations.jsonl holds. The curves themselves are written in `trackers`.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,9 @@ def write_evaluations_to_tensorboard(
         The folder; None if the run has not used TensorBoard.
     """
     options = read_options_of_last_start(run_folder)
-    if options.get("metrics.enable_tensorboard") is not True:
+    others = options.get("metrics.trackers")
+    listed = "tensorboard" in others if isinstance(others, (list, tuple)) else False
+    if options.get("metrics.enable_tensorboard") is not True and not listed:
         return None
     from torch.utils.tensorboard import SummaryWriter
 

@@ -124,3 +124,26 @@ def test_examples_of_the_card_load_what_is_uploaded_but_for_a_path_of_the_user(
     )
     expected = f'path = "a/b"\nmodel = A.{call}\npath = "./mine"\n'
     assert (model / "README.md").read_text() == expected
+
+
+def test_logs_hold_the_whole_lines_of_evaluations_and_the_report_shows_them(
+    model, configured, tmp_path
+):
+    run_folder = tmp_path / "run"
+    write_config_environment_and_clear_ended(run_folder, configured(), {})
+    (run_folder / "metrics.jsonl").write_text('{"step": 1, "tokens": 64, "train/loss": 2.0}\n')
+    record = {"step": 1, "tokens": 64, "kind": "lm_eval", "name": "piqa", "metrics": {"acc": 0.5}}
+    line = json.dumps(record) + "\n"
+    (run_folder / "evaluations.jsonl").write_text(line + line[:9])
+    (model / "config.json").write_text('{"auto_map": {}}')
+    (model / "README.md").write_text("mine")
+    add_missing_code_card_logs_and_hide_paths(
+        model,
+        run_folder,
+        ModelOrigin(),
+        example_repo_id="a/b",
+        example_revision="main",
+        include_logs=True,
+    )
+    assert (model / "training/evaluations.jsonl").read_text() == line
+    assert "piqa" in (model / "training/report.html").read_text()

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flame_accel.config import Config, to_toml
@@ -13,14 +14,19 @@ PIQA = Evaluation(step=4, tokens=1, kind="lm_eval", name="piqa", metrics={"acc":
 PROBE = replace(PIQA, kind="probe", name="mqar")
 
 
-def make_run(folder: Path, *, uses_tensorboard: bool) -> Path:
-    metrics = replace(Config().metrics, enable_tensorboard=uses_tensorboard)
+def make_run(folder: Path, **metrics_options: object) -> Path:
+    metrics = replace(Config().metrics, **metrics_options)
     (folder / "config.toml").write_text(to_toml(replace(Config(), metrics=metrics)))
     return folder
 
 
-def test_every_result_is_there_once_however_often_it_is_written(tmp_path: Path):
-    run = make_run(tmp_path, uses_tensorboard=True)
+@pytest.mark.parametrize(
+    "options", [{"enable_tensorboard": True}, {"trackers": ("trackio", "tensorboard")}], ids=str
+)
+def test_every_result_is_there_once_however_often_it_is_written(
+    options: dict[str, object], tmp_path: Path
+):
+    run = make_run(tmp_path, **options)
     later = replace(PIQA, step=8, metrics={"acc": 0.75})
     write_evaluations_to_tensorboard(run, [PIQA, PROBE])
     folder = write_evaluations_to_tensorboard(run, [PIQA, PROBE, later])
@@ -32,6 +38,6 @@ def test_every_result_is_there_once_however_often_it_is_written(tmp_path: Path):
 
 
 def test_a_run_without_tensorboard_gets_no_folder(tmp_path: Path):
-    run = make_run(tmp_path, uses_tensorboard=False)
+    run = make_run(tmp_path, trackers=("trackio",))
     assert write_evaluations_to_tensorboard(run, [PIQA]) is None
     assert [path.name for path in run.iterdir()] == ["config.toml"]
