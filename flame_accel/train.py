@@ -26,8 +26,12 @@ from flame_accel.checkpoint import (
     warn_about_unused_weights,
 )
 from flame_accel.config import Config, to_toml
+from flame_accel.diagnosis.dry_run import print_dry_run
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
-from flame_accel.diagnosis.run_summary import log_run_summary
+from flame_accel.diagnosis.run_summary import (
+    log_larger_micro_batch_if_it_fits,
+    log_run_summary,
+)
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
 from flame_accel.rewind import rewind_or_stop_if_many_are_skipped
@@ -53,6 +57,9 @@ SECONDS_FOR_TRACKERS_AFTER_SIGNAL = 5.0
 
 def main(config: Config, stop_signals: StopSignals) -> None:
     """Trains, validates and exports one model; a `UserError` loses nothing of earlier runs."""
+    if config.job.dry_run:
+        print_dry_run(config)
+        return
     run_folder = Path(config.job.dump_folder)
     accelerator = parallel.build_accelerator(
         config.training,
@@ -317,6 +324,8 @@ def train(
             if saves.saves_before_last_step(state.step):
                 with loop.long_phase("save", accelerator, config.comm):
                     loop.saver.choose_thread_and_log()
+        elif state.step == first_step + 1:
+            log_larger_micro_batch_if_it_fits(accelerator, training)
 
         record: dict[str, Any] = {}
         if state.step == 1 or is_due(state.step, config.metrics.log_freq, steps):

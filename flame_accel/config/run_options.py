@@ -28,6 +28,18 @@ class JobConfig:
     """Add this run file to the integration tests, which then run it."""
     print_args: bool = False
     """Print all options with their values when the run starts."""
+    dry_run: bool = field(default=False, compare=False)
+    """Train nothing and write nothing: print the options, the parameters by part, the memory per
+    device and the largest micro-batch that fits, the schedule, the first rows of data, and the time
+    that the run would take."""
+    dry_run_format: Literal["text", "json"] = field(default="text", compare=False)
+    """Format of what job.dry_run prints; json is one object."""
+    dry_run_gpu: str = field(default="", compare=False)
+    """GPU that job.dry_run estimates for, by the name that PyTorch gives it, such as NVIDIA H200.
+    Empty: the GPU of this machine, or those that were measured if it has none."""
+    gpu_hour_price: float = field(default=0.0, compare=False)
+    """Price of an hour of one GPU, in any currency, for the cost that job.dry_run prints; 0 prints
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

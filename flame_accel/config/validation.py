@@ -90,6 +90,7 @@ _CHECKPOINT_PARTS = ("optimizer", "lr_scheduler", "dataloader", "train_state")
 
 _RULES = {
     "job.dump_folder": _Rule(holds=bool, text="must not be empty"),
+    "job.gpu_hour_price": _at_least(0),
     "profiling.save_traces_folder": _INSIDE_RUN_FOLDER,
     "profiling.profile_freq": _at_least(1),
     "profiling.save_memory_snapshot_folder": _INSIDE_RUN_FOLDER,

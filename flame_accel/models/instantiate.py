@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
@@ -108,7 +109,8 @@ def _check_all_values_initialized(model: PreTrainedModel, where: str) -> None:
 
 
 def _has_unwritten_values(tensor: torch.Tensor) -> bool:
-    if tensor.is_meta or tensor.dtype == torch.bool:
+    # sizes without values
+    if tensor.is_meta or isinstance(tensor, FakeTensor) or tensor.dtype == torch.bool:
         return False
     if tensor.is_floating_point() or tensor.is_complex():
         return bool(tensor.isnan().any())

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flame_accel.commands.data.row_tracing import TracedLane, TracedRow
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.cursors import SourceCursor
 from flame_accel.data.documents import Document, Skipped
 from flame_accel.data.lanes.rows import Packing
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
+from flame_accel.data.row_tracing import TracedLane, TracedRow
 from flame_accel.data.stages import DocumentReader
 
 EOS = 256

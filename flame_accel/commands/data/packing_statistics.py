@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flame_accel.commands.data.row_tracing import TracedRow
+from flame_accel.data.row_tracing import TracedRow
 
 
 class PackingStatistics(NamedTuple):

@@ -21,14 +21,14 @@ from flame_accel.commands.data.packing_statistics import (
     compute_packing_statistics,
     format_packing_table,
 )
-from flame_accel.commands.data.row_formatting import RowVocabulary, format_rows
-from flame_accel.commands.data.row_tracing import trace_first_rows
 from flame_accel.config import Config
 from flame_accel.data.bad_records import SkipPolicy
 from flame_accel.data.documents import Skipped
 from flame_accel.data.even_sampling import evenly_spread_indices
 from flame_accel.data.from_options import RunData
 from flame_accel.data.lanes.lane import Lanes
+from flame_accel.data.row_formatting import RowVocabulary, format_rows
+from flame_accel.data.row_tracing import trace_first_rows
 from flame_accel.data.tokens.tokenizer import bos_eos_pad_config_kwargs, vocabulary_size
 
 LINE_WRAPPER = textwrap.TextWrapper(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def is_unpadded_training_call(
@@ -33,6 +34,7 @@ def are_whole_parameters(tensors: Iterable[Tensor | None]) -> bool:
     """Whether all are plain parameters of this process.
 
     A DTensor, a quantized or an adapted weight computes in its own way; ZeRO-3 gathers weights of
-    modules that are called.
+    modules that are called. A fake one stands for a plain one.
     """
-    return all(x is None or (type(x) is nn.Parameter and not hasattr(x, "ds_id")) for x in tensors)
+    plain = (nn.Parameter, FakeTensor)
+    return all(x is None or (type(x) in plain and not hasattr(x, "ds_id")) for x in tensors)

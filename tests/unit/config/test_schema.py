@@ -73,6 +73,10 @@ DEFAULTS = {
         "description": "",
         "use_for_integration_test": False,
         "print_args": False,
+        "dry_run": False,
+        "dry_run_format": "text",
+        "dry_run_gpu": "",
+        "gpu_hour_price": 0.0,
     },
     "model": {
         "config": None,

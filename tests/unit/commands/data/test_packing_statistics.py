@@ -4,8 +4,8 @@ from flame_accel.commands.data.packing_statistics import (
     PackingStatistics,
     compute_packing_statistics,
 )
-from flame_accel.commands.data.row_tracing import TracedLane
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
+from flame_accel.data.row_tracing import TracedLane
 from tests.helpers.traced_rows import PACKINGS, ROW, LetterDocuments, open_only_reader, trace_rows
 
 

@@ -1,8 +1,14 @@
 """The sections show shares, masks, held-out documents, packings and damaged records."""
 
+import numpy as np
 import pytest
 
-from tests.helpers.data_command import FORMS, TEXTS, to_json_lines
+from flame_accel.commands.data import parse_options_without_required_model
+from flame_accel.data import build_step_batches, load_tokenizer, open_data
+from flame_accel.data.from_options import build_lanes
+from flame_accel.data.loading.micro_batch import IGNORED_LABEL
+from flame_accel.data.row_tracing import trace_first_rows
+from tests.helpers.data_command import FORMS, ROW_OPTIONS, TEXTS, to_flags, to_json_lines
 
 
 @pytest.mark.covers_option("training.data_probs")
@@ -48,3 +54,28 @@ def test_damaged_records_are_named(run_data_command, data_folder):
     assert "half.jsonl, line 31" in told and "--training.max_bad_records" in told
     options = {"training.dataset": "half.jsonl", "training.max_bad_records": 2}
     assert "skips up to 2" in run_data_command(options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_rows_are_those_of_step_1(form, data_folder, monkeypatch):
+    monkeypatch.chdir(data_folder)
+    options = {
+        "model.tokenizer_path": "byte",
+        **ROW_OPTIONS,
+        "training.num_workers": 0,
+        **FORMS[form],
+    }
+    config = parse_options_without_required_model(to_flags(options))
+    data = open_data(
+        config.training,
+        config.evaluation,
+        load_tokenizer(str(config.model.tokenizer_path), False),
+    )
+    step = next(iter(build_step_batches(config.training, data, rank=0, world_size=1)))
+    ids = np.concatenate([batch["input_ids"].numpy().reshape(-1, 48) for batch in step])
+    labels = np.concatenate([batch["labels"].numpy().reshape(-1, 48) for batch in step])
+    stream = build_lanes(config.training, data, num_lanes=len(ids))
+    rows = trace_first_rows(stream, range(len(ids)), 1, lambda skipped: None)
+    for row, expected, label in zip(rows, ids, labels, strict=True):
+        assert np.array_equal(row.tokens, expected)
+        assert np.array_equal(row.targets, label != IGNORED_LABEL)

@@ -5,15 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flame_accel.commands.data import parse_options_without_required_model
-from flame_accel.commands.data.row_tracing import TracedLane, trace_first_rows
-from flame_accel.data import build_step_batches, load_tokenizer, open_data
 from flame_accel.data.cursors import LaneCursor, SourceCursor
-from flame_accel.data.from_options import build_lanes
 from flame_accel.data.lanes.lane import build_lane
 from flame_accel.data.lanes.shuffled_table import ShuffledTable
-from flame_accel.data.loading.micro_batch import IGNORED_LABEL
-from tests.helpers.data_command import FORMS, ROW_OPTIONS, to_flags
+from flame_accel.data.row_tracing import TracedLane
 from tests.helpers.traced_rows import PACKINGS, ROW, LetterDocuments, open_only_reader, trace_rows
 
 
@@ -54,28 +49,3 @@ def test_pieces_say_where_their_tokens_stand_in_the_document():
         for p in second.pieces
     ]
     assert shown == [(0, True, 21, 50, 50), (29, False, 0, 3, 10)]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_the_rows_are_those_of_step_1(form, data_folder, monkeypatch):
-    monkeypatch.chdir(data_folder)
-    options = {
-        "model.tokenizer_path": "byte",
-        **ROW_OPTIONS,
-        "training.num_workers": 0,
-        **FORMS[form],
-    }
-    config = parse_options_without_required_model(to_flags(options))
-    data = open_data(
-        config.training,
-        config.evaluation,
-        load_tokenizer(str(config.model.tokenizer_path), False),
-    )
-    step = next(iter(build_step_batches(config.training, data, rank=0, world_size=1)))
-    ids = np.concatenate([batch["input_ids"].numpy().reshape(-1, 48) for batch in step])
-    labels = np.concatenate([batch["labels"].numpy().reshape(-1, 48) for batch in step])
-    stream = build_lanes(config.training, data, num_lanes=len(ids))
-    rows = trace_first_rows(stream, range(len(ids)), 1, lambda skipped: None)
-    for row, expected, label in zip(rows, ids, labels, strict=True):
-        assert np.array_equal(row.tokens, expected)
-        assert np.array_equal(row.targets, label != IGNORED_LABEL)

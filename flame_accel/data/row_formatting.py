@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flame_accel.commands.data.row_tracing import Piece, TracedRow
+from flame_accel.data.row_tracing import Piece, TracedRow
 
 WIDTH = 78
 """Columns of a line; a screen of 80 then has room for an indent."""

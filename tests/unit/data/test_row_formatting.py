@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from flame_accel.commands.data.row_formatting import RowVocabulary, format_rows
 from flame_accel.data.lanes.rows import Packing
+from flame_accel.data.row_formatting import RowVocabulary, format_rows
 from tests.helpers.traced_rows import (
     EOS,
     PACKINGS,
