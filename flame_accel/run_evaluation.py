@@ -14,8 +14,8 @@ from flame_accel.run_parts import Components, LoopState
 def build_evaluator_if_configured(
     config: Config, accelerator: Accelerator, components: Components
 ) -> Evaluator | None:
-    """The evaluator of a run; None without validation sets."""
-    if not components.run_data.evaluation:
+    """The evaluator of a run; None without validation sets and prompts."""
+    if not components.run_data.evaluation and config.evaluation.prompts is None:
         return None
     model_config = unwrap_model(accelerator, components.model).config
     device = "cuda" if accelerator.device.type == "cuda" else "cpu"

@@ -160,7 +160,8 @@ def _find_metric_and_validation_contradictions(
         )
     # an explicit none turns validation off, even if a run file sets the interval
     turned_off = "evaluation.dataset" in given_options
-    if evaluation.interval and not (evaluation.dataset or evaluation.sets or turned_off):
+    evaluates = evaluation.dataset or evaluation.sets or evaluation.prompts
+    if evaluation.interval and not (evaluates or turned_off):
         yield BrokenRule(
             options=("evaluation.interval", "evaluation.dataset", "evaluation.sets"),
             rule="there is nothing to validate on (evaluation.dataset is none)",

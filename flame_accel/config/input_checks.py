@@ -26,6 +26,7 @@ from flame_accel.presets import (
 _INPUTS = (
     "model.config",
     "model.tokenizer_path",
+    "evaluation.prompts",
     "checkpoint.initial_load_path",
 )
 

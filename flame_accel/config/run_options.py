@@ -197,11 +197,19 @@ class EvaluationConfig:
     recurrent state, or the keys and values, from one piece to the next: less memory for the same
     losses. With training.varlen each row is then one document. Models that cannot do it read rows
     in one piece, and the log says so."""
+    prompts: PathText | None = None
+    """File of prompts that the model continues at each validation, for the log and
+    evaluations.jsonl: a text file with one on each line, or JSONL with prompt or messages. None
+    generates nothing then."""
+    sample_temperature: float = 0.8
+    """Temperature of the samples, at validations and at the end of training. 0 takes the likeliest
+    token each time; otherwise training.seed decides, so that samples can be compared."""
     prompt: str = ""
     """Prompt for the sample printed at the end of training. If empty, the sample is a new document.
     """
     sample_tokens: int = 128
-    """Length of the sample printed at the end of training, in tokens. 0 prints none."""
+    """Length of each sample, at validations and at the end of training, in tokens. 0 generates
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -157,6 +157,7 @@ _RULES = {
         text=f"must be of {', '.join(SHIPPED_METRICS)}, or paths such as ./my_metric",
     ),
     "evaluation.max_context": _at_least(0),
+    "evaluation.sample_temperature": _at_least(0),
     "evaluation.sample_tokens": _at_least(0),
     "hub.repo_id": _REPO_ID,
     "hub.when": _Rule(

@@ -5,6 +5,8 @@ A set is read in `validate` and its figures are made in `metric_modules`; record
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
@@ -14,8 +16,10 @@ from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.config.evaluation_sets import MAIN_SET, EvaluationSet, evaluation_sets
 from flame_accel.data import EvaluationBatches, RunData, build_evaluation_batches
 from flame_accel.evaluation.evaluation_mode import evaluation_mode
+from flame_accel.evaluation.generate import GenerationSettings
 from flame_accel.evaluation.metric_modules import MetricModule
 from flame_accel.evaluation.validate import PassResult, evaluate_rows
+from flame_accel.evaluation.validation_samples import ValidationSamples
 from flame_accel.observe import get_logger
 from flame_accel.observe.evaluations_file import Evaluation
 from flame_accel.parallel import dp_rank, dp_size, run_on_main_and_broadcast
@@ -46,7 +50,7 @@ class Evaluator:
         may_carry_state: Whether the model is known to read in pieces what it reads as a whole.
 
     Raises:
-        UserError: A metric cannot be loaded, or a set has no document.
+        UserError: A metric cannot be loaded, a set has no document, or prompts cannot be read.
     """
 
     def __init__(
@@ -82,6 +86,16 @@ class Evaluator:
         self._modules: dict[str, MetricModule] = {}
         self._names_by_set = {each.name: _metric_names(each, options) for each in self._sets}
         self._token_metrics = self._load_metrics_on_main()
+        self._samples = None
+        if options.prompts is not None and options.sample_tokens:
+            settings = GenerationSettings(
+                max_new_tokens=options.sample_tokens,
+                temperature=options.sample_temperature,
+                seed=training.seed,
+            )
+            self._samples = ValidationSamples(
+                accelerator, run_data.tokenizer, Path(options.prompts), settings
+            )
 
     @property
     def num_batches(self) -> int:
@@ -124,6 +138,14 @@ class Evaluator:
             evaluations = [
                 self._evaluate_set(model, each, step, tokens, after_batch) for each in self._sets
             ]
+            samples = self._samples.generate(model, step=step) if self._samples else []
+        if samples:
+            if not evaluations:
+                evaluations = [
+                    Evaluation(step=step, tokens=tokens, kind="set", name=MAIN_SET, metrics={})
+                ]
+            # they belong to no set in particular
+            evaluations[0] = replace(evaluations[0], samples=samples)
         record: dict[str, float] = {}
         for found in evaluations:
             prefix = "eval/" if found.name == MAIN_SET else f"eval/{found.name}/"

@@ -51,6 +51,7 @@ def generate_continuations(
     padding_token: int,
     streamer: BaseStreamer | None = None,
     prefill_chunk_tokens: int | None = None,
+    wait_for_other_ranks: bool = False,
 ) -> list[list[int]]:
     """Continues a batch of prompts, padded on the left.
 
@@ -63,6 +64,8 @@ def generate_continuations(
         prefill_chunk_tokens: Number of tokens of a prompt that the model reads in one pass, to
             bound the memory; only for fla's models with a cache, and only without padding. All if
             None.
+        wait_for_other_ranks: Whether other ranks, which have a part of the weights, generate too:
+            all then take as many steps, whenever each of them reaches an end token.
 
     Returns:
         The tokens of each continuation, end token included.
@@ -92,6 +95,7 @@ def generate_continuations(
             num_beams=settings.beams,
             pad_token_id=padding_token,
             streamer=streamer,
+            synced_gpus=wait_for_other_ranks,
             **options,
         )
     generation_config: Any = model.generation_config
@@ -176,6 +180,7 @@ def load_export_and_sample_prompt_with_continuation(
             prompt=evaluation.prompt,
             new_tokens=evaluation.sample_tokens,
             seed=seed,
+            temperature=evaluation.sample_temperature,
         )
 
 

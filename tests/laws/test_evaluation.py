@@ -42,6 +42,7 @@ def write_texts(path: Path, count: int) -> Path:
 def evaluation(tmp_path: Path) -> dict[str, Any]:
     """The options of an evaluation with all there is: sets, the user's metric, long contexts."""
     (tmp_path / "agreement.py").write_text(METRIC)
+    (tmp_path / "prompts.txt").write_text("text 1: \nhello\n")
     return {
         "evaluation.dataset": write_texts(tmp_path / "a.jsonl", 21),
         "evaluation.sets": f"b={write_texts(tmp_path / 'b.jsonl', 7)}",
@@ -50,19 +51,29 @@ def evaluation(tmp_path: Path) -> dict[str, Any]:
         "evaluation.batch_size": 3,
         "evaluation.max_context": 256,
         "evaluation.carry_state": True,
+        "evaluation.prompts": tmp_path / "prompts.txt",
+        "evaluation.sample_tokens": 8,
     }
 
 
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 def test_a_run_with_evaluation_ends_with_the_bits_of_one_without(
-    train_here: TrainHere, flags: Flags, evaluation: dict[str, Any], tmp_path: Path
+    train_here: TrainHere,
+    flags: Flags,
+    evaluation: dict[str, Any],
+    tmp_path: Path,
+    compiled: bool,
 ):
     """With dropout, which draws random numbers in each step of training."""
     model = tmp_path / "gpt2.json"
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "vocab_size": 258}
     model.write_text(json.dumps({"model_type": "gpt2", "resid_pdrop": 0.3, **sizes}))
-    options = {**SHORT_RUN, "training.steps": 4, "model.config": model}
+    changes = {"training.steps": 4, "model.config": model, "training.compile": compiled}
     for name, more in (("without", {}), ("with", evaluation)):
-        train_here(flags(**options, **more, **{"job.dump_folder": tmp_path / name}))
+        folder = {"job.dump_folder": tmp_path / name}
+        train_here(flags(**{**SHORT_RUN, **changes, **more, **folder}))
     assert len(read_evaluations(tmp_path / "with")) == 8
     assert not read_evaluations(tmp_path / "without")
     assert read_losses(tmp_path / "with") == read_losses(tmp_path / "without")
@@ -82,7 +93,7 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
 def test_ranks_with_unequal_rows_find_what_one_process_finds(
     train_here: TrainHere, flags: Flags, evaluation: dict[str, Any], tmp_path: Path, engine: str
 ):
-    options = {**SHORT_RUN, **evaluation}
+    options = {**SHORT_RUN, **evaluation, "evaluation.sample_temperature": 0}
     alone = {"job.dump_folder": tmp_path / "alone", "evaluation.batch_size": 2}
     train_here(flags(**{**options, **alone}))
     together = {"job.dump_folder": tmp_path / engine, "training.batch_size": 2}
@@ -91,6 +102,10 @@ def test_ranks_with_unequal_rows_find_what_one_process_finds(
     assert [(e.step, e.name) for e in found] == [(e.step, e.name) for e in expected]
     assert {e.name for e in found} == {"validation", "b"}
     for one, other in zip(expected, found, strict=True):
+        assert list(one.samples) == list(other.samples)
+        assert [sample["prompt"] for sample in one.samples] == (
+            ["text 1: ", "hello"] if one.name == "validation" else []
+        )
         assert one.metrics["agreement"] == one.metrics["accuracy"]
         for name, value in figures(one).items():
             assert figures(other)[name] == pytest.approx(value, rel=1e-4, nan_ok=True), name

@@ -199,6 +199,7 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         "evaluation.interval": st.just(0),
         "evaluation.sets": st.sampled_from([(), ("a=org/b", 'c=d:e;data_files="f",g')]),
         "evaluation.metrics": st.sampled_from([(), ("loss", "accuracy")]),
+        "evaluation.prompts": st.just(None),
         "evaluation.max_context": st.just(0),
         "evaluation.carry_state": st.just(False),
         "checkpoint.enable_checkpoint": st.just(True),

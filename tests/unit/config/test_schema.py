@@ -205,6 +205,8 @@ DEFAULTS = {
         "max_tokens": 0,
         "max_context": 0,
         "carry_state": False,
+        "prompts": None,
+        "sample_temperature": 0.8,
         "prompt": "",
         "sample_tokens": 128,
     },
@@ -287,4 +289,5 @@ def test_options_know_which_of_them_are_paths() -> None:
         "evaluation.dataset": PathKind.COMMA_SEPARATED,
         "evaluation.data_dir": PathKind.ONE,
         "evaluation.data_files": PathKind.COMMA_SEPARATED,
+        "evaluation.prompts": PathKind.ONE,
     }
