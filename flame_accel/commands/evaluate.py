@@ -128,7 +128,11 @@ def run(arguments: argparse.Namespace) -> None:
         evaluate_tasks,
         load_harness_model,
     )
-    from flame_accel.evaluation.harness.tasks import find_longest_ruler_prompt, load_tasks
+    from flame_accel.evaluation.harness.tasks import (
+        check_unsafe_code_is_confirmed,
+        find_longest_ruler_prompt,
+        load_tasks,
+    )
     from flame_accel.models import register_models
 
     outputs = choose_outputs(source.name, arguments.output_path)
@@ -147,6 +151,8 @@ def run(arguments: argparse.Namespace) -> None:
     settings.set_seeds()
     metadata = {"pretrained": source.name, **task_metadata}
     tasks = load_tasks(names, include_paths=arguments.include_path, metadata=metadata)
+    if not arguments.confirm_run_unsafe_code:
+        check_unsafe_code_is_confirmed(tasks)
     register_models(arguments.custom)
     with explain_load_errors(source):
         model = load_harness_model(

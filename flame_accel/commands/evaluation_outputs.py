@@ -5,6 +5,7 @@ decided in `evaluation.harness.results`, what the card says in `hub.card_benchma
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,8 +86,10 @@ def choose_outputs(model_name: str, output_path: Path | None) -> Outputs:
         notice = f"the step of {folder} is not known: its run went on after it was exported"
         return Outputs(None, (output_path or Path(RESULTS_FOLDER)) / label, notice)
     try:
-        with hold_run_lock(run_folder, wait_seconds=0.0):
-            pass
+        # one process of a launch writes, and asks
+        if os.environ.get("RANK", "0") == "0":
+            with hold_run_lock(run_folder, wait_seconds=0.0):
+                pass
     except UserError as error:
         if output_path is None:
             raise UserError(

@@ -125,8 +125,9 @@ def load_harness_model(arguments: ModelArguments) -> DataParallelModel:
     longest = arguments.longest_prompt
     if longest is not None and "max_length" not in others and longest > model.max_length:
         # the fields of a config say how far it was trained; what was to be found would be cut off
-        print(f"max_length={longest}: prompts are that long; --model_args max_length=N changes it")
         model._max_length = longest
+        if model.rank == 0:
+            print(f"max_length={longest}, as the longest prompt; --model_args max_length=N wins")
     return model
 
 

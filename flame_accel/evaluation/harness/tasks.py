@@ -77,6 +77,21 @@ def load_tasks(
     return tasks
 
 
+def check_unsafe_code_is_confirmed(tasks: LoadedTasks) -> None:
+    """Refuses tasks that run what the model writes, unless the user has agreed to it.
+
+    Raises:
+        UsageError: There is such a task.
+    """
+    unsafe = [task.task_name for task in tasks.list_tasks() if getattr(task, "UNSAFE_CODE", False)]
+    if unsafe:
+        raise UsageError(
+            "these tasks run code that the model writes, on this machine",
+            where=f"--tasks {','.join(unsafe)}",
+            remedy="--confirm_run_unsafe_code allows it; a container is the place for that",
+        )
+
+
 def list_tasks_of(item: Task | Group) -> list[Task]:
     """The tasks of a group, or the task itself."""
     return item.get_all_tasks() if isinstance(item, Group) else [item]
@@ -102,7 +117,7 @@ def _open_task_manager(
         )
 
     own = open_with(include_paths, include_defaults=False)
-    if all(name in own.all_subtasks for name in names):
+    if all({*_list_member_names(own, name)} <= {*own.all_subtasks} for name in names):
         return own
     return open_with([GROUPS_FOLDER, *include_paths], include_defaults=True)
 
@@ -190,14 +205,17 @@ def _make_load_error(manager: TaskManager, name: str, error: Exception) -> UserE
 
 
 def _list_member_names(manager: TaskManager, name: str) -> list[str]:
-    """The tasks that a group or tag stands for; a task is its own."""
+    """The tasks that a group or tag stands for; a task is its own, and so is an unknown name."""
     entry = manager.task_index.get(name)
-    children = [] if entry is None else [*((entry.cfg or {}).get("task") or [])]
     if entry is None or entry.kind.name not in ("GROUP", "TAG"):
         return [name]
-    children = sorted(entry.tags) if entry.kind.name == "TAG" else children
-    names = [child if isinstance(child, str) else child.get("task", "") for child in children]
-    return [leaf for child in names if child for leaf in _list_member_names(manager, child)]
+    listed = [*((entry.cfg or {}).get("task") or [])]
+    children = sorted(entry.tags) if entry.kind.name == "TAG" else listed
+    names = [
+        child if isinstance(child, str) else str(child.get("task") or child.get("group"))
+        for child in children
+    ]
+    return [leaf for child in names for leaf in _list_member_names(manager, child)]
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:

@@ -108,6 +108,26 @@ def test_the_scores_are_those_of_lm_eval_on_the_export_and_stand_in_record_file_
     assert "python_choice" in (finished / "report.html").read_text()
 
 
+def test_a_group_is_recorded_with_the_average_that_it_names(
+    finished: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
+):
+    reported = {"python_choice": ["acc_norm"], "python_text": ["bits_per_byte"]}
+    group = {
+        "group": "mine",
+        "task": ["python_choice", {"group": "inner", "task": ["python_text"]}],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+        "metadata": {"version": 1, "reported": reported, "averaged": ["acc_norm"]},
+    }
+    (tasks / "mine.yaml").write_text(json.dumps(group))
+    evaluate(finished, tasks, names="mine")
+    found = recorded_scores(finished)
+    assert set(found) == {"python_choice", "python_text", "mine"}
+    acc, norm = found["python_choice"]["acc"], found["python_choice"]["acc_norm"]
+    assert found["mine"] == {"acc": acc, "average": norm}
+    assert f"mine: average {norm:.4f}" in capsys.readouterr().out
+    assert "| `mine` |" in (finished / "hf/README.md").read_text()
+
+
 def test_evaluating_again_replaces_the_record_and_keeps_both_files(
     finished: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -9,6 +9,7 @@ import yaml
 from flame_accel.config import UserError
 from flame_accel.evaluation.harness.tasks import (
     GROUPS_FOLDER,
+    check_unsafe_code_is_confirmed,
     find_longest_ruler_prompt,
     load_tasks,
 )
@@ -77,6 +78,18 @@ def test_what_cannot_be_evaluated_is_named_with_the_reason(
         with pytest.raises(UserError) as raised:
             load_names(tmp_path, name)
         assert all(part in str(raised.value) for part in expected), (name, str(raised.value))
+
+
+def test_a_task_that_runs_code_of_the_model_has_to_be_confirmed(tmp_path: Path):
+    write_task(tmp_path, "python_run", {**CHOICE_TASK, "unsafe_code": True}, CHOICES)
+    write_tasks(tmp_path, "python_choice")
+    check_unsafe_code_is_confirmed(
+        load_tasks(["python_choice"], include_paths=[tmp_path], metadata={})
+    )
+    with pytest.raises(UserError, match="--confirm_run_unsafe_code"):
+        check_unsafe_code_is_confirmed(
+            load_tasks(["python_run"], include_paths=[tmp_path], metadata={})
+        )
 
 
 def add_function(folder: Path, task: str, code: str) -> None:
