@@ -26,7 +26,7 @@ from flame_accel.commands.loaded_model import (
 )
 from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
-from flame_accel.hub.uploaded_files import has_checkpoint_manifest
+from flame_accel.hub.uploaded_files import checksum_of_model_files, has_checkpoint_manifest
 from flame_accel.json_text import parse_json_text
 
 INSTALL_COMMAND = 'pip install "lm-eval[ruler]>=0.4.13"'
@@ -92,7 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metadata", metavar="JSON", help="""for tasks, such as '{"max_seq_lengths": [1024]}'"""
     )
     parser.add_argument("--seed", type=int, metavar="N", help="one for all (0, 1234, 1234, 1234)")
-    parser.add_argument("--use_cache", metavar="FILE", help="keep answers, to go on after a stop")
+    parser.add_argument(
+        "--use_cache",
+        metavar="FILE",
+        help="keep answers, to go on after a stop; each model has its own",
+    )
     parser.add_argument(
         "--output_path",
         type=Path,
@@ -143,7 +147,7 @@ def run(arguments: argparse.Namespace) -> None:
         apply_chat_template=arguments.apply_chat_template,
         system_instruction=arguments.system_instruction,
         fewshot_as_multiturn=arguments.fewshot_as_multiturn,
-        use_cache=arguments.use_cache,
+        use_cache=_name_answer_cache_of_model(arguments.use_cache, source),
         log_samples=arguments.log_samples,
         confirm_run_unsafe_code=arguments.confirm_run_unsafe_code,
         seeds=SEEDS if arguments.seed is None else (arguments.seed,) * len(SEEDS),
@@ -228,6 +232,16 @@ def _check_arguments_and_parse_metadata(
             remedy="""write it as '{"max_seq_lengths": [1024, 2048]}'""",
         )
     return metadata
+
+
+def _name_answer_cache_of_model(path: str | None, source: ModelSource) -> str | None:
+    """The cache of one model's answers: lm-eval looks them up by their prompts alone."""
+    if path is None:
+        return None
+    folder = Path(source.name)
+    if folder.is_dir():
+        return f"{path}-{checksum_of_model_files(folder, '.safetensors')[:12]}"
+    return f"{path}-{source.name.replace('/', '__')}-{source.revision or 'main'}"
 
 
 def _check_tokenizer_and_chat_template(arguments: argparse.Namespace, source: ModelSource) -> None:

@@ -162,6 +162,9 @@ def _describe_setting(results: Mapping[str, Any], task: str) -> dict[str, Any]:
         "num_fewshot": results["n-shot"].get(task, 0),
         "limit": config["limit"],
         "chat_template": bool(results.get("chat_template")),
+        "system_instruction": results.get("system_instruction"),
+        "gen_kwargs": config.get("gen_kwargs"),
+        "max_length": results.get("max_length"),
         "dtype": str(config.get("model_dtype", "")).removeprefix("torch."),
         "lm_eval": results["lm_eval_version"],
     }

@@ -114,7 +114,7 @@ def test_a_group_is_recorded_with_the_average_that_it_names(
     reported = {"python_choice": ["acc_norm"], "python_text": ["bits_per_byte"]}
     group = {
         "group": "mine",
-        "task": ["python_choice", {"group": "inner", "task": ["python_text"]}],
+        "task": ["python_choice", "python_text"],
         "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
         "metadata": {"version": 1, "reported": reported, "averaged": ["acc_norm"]},
     }
@@ -151,6 +151,22 @@ def test_a_checkpoint_is_evaluated_at_its_own_step(finished: Path, tasks: Path):
     (record,) = read_evaluations(finished)
     assert (record.step, record.details["model"]) == (4, "checkpoint/step-4")
     assert file_digests(finished / "hf")["README.md"] == card
+
+
+def test_a_model_is_not_given_the_cached_answers_of_another(
+    finished: Path, tasks: Path, tmp_path: Path
+):
+    cache = ("--use_cache", tmp_path / "answers")
+    evaluate(finished / "checkpoint/step-4", tasks, *cache, names="python_text")
+    evaluate(finished, tasks, *cache, names="python_text")
+    evaluate(finished, tasks, *cache, names="python_text")
+    with_cache = [each.metrics for each in read_evaluations(finished)]
+    (finished / "evaluations.jsonl").unlink()
+    evaluate(finished / "checkpoint/step-4", tasks, names="python_text")
+    evaluate(finished, tasks, names="python_text")
+    assert [each.metrics for each in read_evaluations(finished)] == with_cache
+    assert with_cache[0] != with_cache[1]
+    assert len(list(tmp_path.glob("answers-*.db"))) == 2
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
