@@ -145,12 +145,17 @@ def test_evaluating_again_replaces_the_record_and_keeps_both_files(
     assert "README.md" in capsys.readouterr().out
 
 
-def test_a_checkpoint_is_evaluated_at_its_own_step(finished: Path, tasks: Path):
+def test_a_checkpoint_is_evaluated_at_its_own_step_and_its_export_says_so(
+    finished: Path, tasks: Path, tmp_path: Path
+):
     card = file_digests(finished / "hf")["README.md"]
-    evaluate(finished / "checkpoint/step-4", tasks, names="python_choice")
+    checkpoint = finished / "checkpoint/step-4"
+    evaluate(checkpoint, tasks, names="python_choice")
     (record,) = read_evaluations(finished)
     assert (record.step, record.details["model"]) == (4, "checkpoint/step-4")
     assert file_digests(finished / "hf")["README.md"] == card
+    main(["export", str(checkpoint), str(tmp_path / "exported")])
+    assert "| `python_choice` |" in (tmp_path / "exported/README.md").read_text()
 
 
 def test_a_model_is_not_given_the_cached_answers_of_another(
