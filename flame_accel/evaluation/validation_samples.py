@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flame_accel import kernels
+from flame_accel.config.secrets import mask_secrets
 from flame_accel.evaluation.generate import (
     GenerationSettings,
     check_prompt_fits_context,
@@ -108,12 +109,13 @@ class ValidationSamples:
         )
         text = tokenizer.decode(continuation, skip_special_tokens=True)
         assert isinstance(text, str)
-        return Sample(prompt=prompt.shown, text=text)
+        return Sample(prompt=prompt.shown, text=mask_secrets(text))
 
 
 def _shown(prompt: Prompt) -> str:
     content = prompt.content
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return mask_secrets(text)
 
 
 def _without_compilation() -> AbstractContextManager[object]:

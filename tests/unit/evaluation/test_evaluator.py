@@ -149,3 +149,20 @@ def test_sets_have_keys_and_lines_of_their_own(
         (3, 99, "set", "b"),
     ]
     assert "evaluation set a: loss" in log.text and "evaluation set b: loss" in log.text
+
+
+@pytest.mark.usefixtures("torch_kernels", "one_thread")
+def test_questions_made_on_the_fly_are_whole_in_rows_of_any_length(configured: Configured):
+    """Longer than those of training, beside which they are evaluated; nothing else is a target."""
+    options = {"evaluation.max_context": 128, "training.seq_len": 32}
+    sets = "mqar=synthetic:mqar:pairs=4:length=64:vocab=200:documents=21"
+    found = evaluate(configured(**options, **{"evaluation.sets": sets}))
+    assert set(found.record) == {
+        f"eval/mqar/{name}" for name in ("loss", "perplexity", "accuracy", "answer_accuracy")
+    }
+    [mqar] = found.evaluations
+    assert (mqar.kind, mqar.name) == ("probe", "mqar")
+    # each of 4 keys is asked for once in each document; an answer is one token
+    assert mqar.details["targets"] == 21 * 4
+    assert mqar.metrics["answer_accuracy"] == mqar.metrics["accuracy"]
+    assert mqar.by_position["edges"][-1] <= 64

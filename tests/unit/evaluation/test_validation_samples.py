@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from flame_accel import kernels
 from flame_accel.config import UserError
 from flame_accel.data import load_tokenizer
+from flame_accel.evaluation.final_report import EXPORTED_MODEL
 from flame_accel.evaluation.generate import GenerationSettings
 from flame_accel.evaluation.validation_samples import ValidationSamples
 from flame_accel.models.catalogue import tiny_config
@@ -82,7 +83,8 @@ def test_a_run_writes_samples_to_its_log_and_evaluations(
         "evaluation.sample_tokens": 5,
     }
     train_here(flags(**{**SHORT_RUN, **options}))
-    found = read_evaluations(tmp_path / "run")
+    *found, exported = read_evaluations(tmp_path / "run")
+    assert exported.name == EXPORTED_MODEL
     assert [(each.step, each.name, each.metrics) for each in found] == [
         (1, "validation", {}),
         (2, "validation", {}),
