@@ -171,7 +171,8 @@ def _list_rows(chart: Chart, names: Sequence[str]) -> dict[str, list[dict[str, A
         if len(of_curve) <= FEW_POINTS:
             rows["points"] += of_curve
         rows["gaps"] += [{"x": x, "series": name} for x in curve.gaps]
-    return rows | {"raw": [], "events": [], "labels": []}
+    events = [{"x": x, "color": "#6B6B6B"} for x in chart.x_marks]
+    return rows | {"raw": [], "events": events, "labels": []}
 
 
 def _spans(values: Sequence[float], ratio: float) -> bool:

@@ -64,6 +64,8 @@ class Chart:
     """Title of the x axis; None: steps, or what the reader chooses instead."""
     ranges: Sequence[Sequence[float]] = field(default_factory=list)
     """Edges of the bins on the x axis of each series, where there are bins."""
+    x_marks: Sequence[float] = ()
+    """Places on the x axis to mark: the lengths of the contexts in training."""
 
 
 LOSS = ChartKind(
@@ -150,7 +152,7 @@ def build_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     several = len(runs) > 1
     if several:
         kinds = [each for kind in kinds for each in _one_key_each(kind)]
-    number = sum(key in _keys_of(run) for kind in kinds for key in kind.keys for run in runs)
+    number = sum(key in run.keys for kind in kinds for key in kind.keys for run in runs)
     points = min(max(MOST_POINTS_IN_ALL // max(number, 1), FEWEST_POINTS), MOST_POINTS)
     charts = [build_record_chart(kind, runs, most_points=points) for kind in kinds]
     charts += _build_position_charts(runs)
@@ -159,7 +161,7 @@ def build_charts(runs: Sequence[RunRecord]) -> list[Chart]:
 
 def list_chart_kinds(runs: Sequence[RunRecord]) -> Iterator[ChartKind]:
     """What the charts of the records of some runs show; some may turn out to be empty."""
-    keys = dict.fromkeys(key for run in runs for key in _keys_of(run))
+    keys = dict.fromkeys(key for run in runs for key in run.keys)
     yield from KNOWN
     by_metric: dict[str, dict[str, str]] = {}
     for key in keys:
@@ -183,10 +185,6 @@ def list_chart_kinds(runs: Sequence[RunRecord]) -> Iterator[ChartKind]:
     for key in keys:
         if key not in drawn and not key.startswith("eval/"):
             yield ChartKind(key, "", {key: key}, section="other")
-
-
-def _keys_of(run: RunRecord) -> dict[str, None]:
-    return dict.fromkeys(key for record in run.records for key in record)
 
 
 def _one_key_each(kind: ChartKind) -> list[ChartKind]:
@@ -225,6 +223,7 @@ def _build_position_charts(runs: Sequence[RunRecord]) -> list[Chart]:
         for evaluation in sorted(run.evaluations, key=lambda each: each.step):
             for metric in evaluation.by_position.keys() - {"edges"}:
                 last.setdefault((evaluation.name, metric), {})[index] = evaluation
+    trained_lengths = sorted(set(filter(None, map(_trained_length, runs))))
     charts = []
     for (name, metric), evaluations in sorted(last.items()):
         title, unit, format = EVALUATION_METRICS.get(metric, (metric, "", NUMBER))
@@ -239,8 +238,18 @@ def _build_position_charts(runs: Sequence[RunRecord]) -> list[Chart]:
             curve = Curve(middles, drawn, None, None, gaps, values[-1])
             series.append(Series(index, f"step {evaluation.step:,}", index, 0, curve))
             ranges.append(edges)
+        if trained_lengths:
+            unit += ", dotted: context in training"
         kind = ChartKind(
             f"{title} by position: {name}", unit, {}, section="position", format=format
         )
-        charts.append(Chart(kind, series, "position in the context (tokens)", ranges))
+        charts.append(
+            Chart(kind, series, "position in the context (tokens)", ranges, trained_lengths)
+        )
     return charts
+
+
+def _trained_length(run: RunRecord) -> float | None:
+    """Tokens in the longest context of training."""
+    values = (run.options.get(f"training.{name}") for name in ("context_len", "seq_len"))
+    return next((value for value in values if isinstance(value, int) and value > 0), None)

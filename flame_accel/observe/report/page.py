@@ -22,7 +22,7 @@ from flame_accel.observe.report.chart_spec import (
     build_base_spec,
 )
 from flame_accel.observe.report.charts import Chart, build_charts
-from flame_accel.observe.report.curves import Curve, measure_x_axes
+from flame_accel.observe.report.curves import Curve
 from flame_accel.observe.report.read_runs import RunRecord, read_run, read_runs
 from flame_accel.observe.report.vega import VegaError, load_javascript
 
@@ -161,7 +161,7 @@ def _list_data(runs: Sequence[RunRecord], charts: Sequence[Chart]) -> dict[str, 
         "runs": [
             {
                 "name": run.name,
-                "axes": measure_x_axes(run.records),
+                "axes": run.x_axes,
                 "starts": [int(start["step"]) for start in run.starts[1:]],
                 "skipped": [int(each["step"]) for each in run.skipped][: tables.MOST_EVENTS],
             }
@@ -196,6 +196,7 @@ def _list_chart(chart: Chart) -> dict[str, Any]:
             for series in chart.series
         ],
         "ranges": chart.ranges,
+        "marks": chart.x_marks,
     }
 
 

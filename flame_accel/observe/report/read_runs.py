@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from flame_accel.observe.damaged_records import (
 )
 from flame_accel.observe.evaluations_file import Evaluation, read_evaluations
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
+from flame_accel.observe.report.curves import XAxes, measure_x_axes
 from flame_accel.observe.run_end import ENDED_FILE
 from flame_accel.observe.skipped_updates import SKIPPED_FILE
 from flame_accel.observe.starts import (
@@ -61,6 +63,16 @@ class RunRecord:
     """Whether the last measurement is so recent that the run may go on."""
     problems: Sequence[str] = ()
     """What could not be read, as sentences."""
+
+    @cached_property
+    def keys(self) -> dict[str, None]:
+        """All keys of the records, in the order in which they first occur."""
+        return dict.fromkeys(key for record in self.records for key in record)
+
+    @cached_property
+    def x_axes(self) -> XAxes:
+        """Tokens, time and FLOPs at some steps."""
+        return measure_x_axes(self.records)
 
     @property
     def last_step(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flame_accel.observe.report.curves import last_finite, measure_x_axes, median
+from flame_accel.observe.report.curves import last_finite, median
 from flame_accel.observe.report.read_runs import RunRecord
 
 MOST_EVENTS = 200
@@ -79,8 +79,8 @@ def list_figures(runs: Sequence[RunRecord]) -> list[Row]:
 
     best = [_best_validation(run) for run in runs]
     tokens = [last_finite(run.records, "tokens") for run in runs]
-    seconds = [(measure_x_axes(run.records)["seconds"] or [None])[-1] for run in runs]
-    flops = [(measure_x_axes(run.records)["flops"] or [None])[-1] for run in runs]
+    seconds = [(run.x_axes["seconds"] or [None])[-1] for run in runs]
+    flops = [(run.x_axes["flops"] or [None])[-1] for run in runs]
     skipped = last("optimizer/skipped_steps")
     memory = [_largest(run.records, "memory/peak_gib") for run in runs]
     rows = [

@@ -186,7 +186,7 @@ function buildSpec(chart, lines, width, isMain, theme) {
     raw: lines.flatMap(({rows, weight}) => (weight ? rows.map((row) => ({...row, y: logY && row.raw <= 0 ? null : row.raw})) : [])),
     points: lines.filter(few).flatMap(({rows}) => rows),
     gaps: lines.flatMap(({gaps}) => gaps),
-    events: chart.xUnit ? [] : collectEvents(chart, palette, muted),
+    events: chart.xUnit ? chart.marks.map((x) => ({x, color: muted})) : collectEvents(chart, palette, muted),
     labels,
   };
   const ticks = Math.max(3, Math.min(8, Math.floor(width / 90)));

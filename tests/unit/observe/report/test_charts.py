@@ -71,7 +71,9 @@ def evaluation(step: int, **by_position: list[float]) -> Evaluation:
 def test_the_last_evaluation_by_position_is_drawn():
     early = evaluation(5, edges=[0, 64], loss=[9.0])
     late = evaluation(10, edges=[0, 64, 128, 256], loss=[3.0, math.nan, 2.0])
-    (chart,) = build_charts([RunRecord(name="a", evaluations=[late, early])])
+    options = {"training.seq_len": 64, "training.context_len": "none"}
+    (chart,) = build_charts([RunRecord(name="a", evaluations=[late, early], options=options)])
+    assert chart.x_marks == [64]
     assert chart.kind.title == "Validation loss by position: long"
     assert chart.series[0].curve.steps == [32, 96, 192]
     assert chart.series[0].curve.values == [3.0, None, 2.0]
