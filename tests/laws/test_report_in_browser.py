@@ -136,7 +136,7 @@ def test_every_chart_has_its_curves(show):
     assert chart(page, "Loss").locator("svg text", has_text="\u00d7").count() == 1
     for title in ("Learning rate", "Gradient norm", HOSTILE):
         assert len(lines(page, title)) == 1, title
-    assert len(lines(page, f"Validation loss by position: {HOSTILE}")) == 1
+    assert len(lines(page, f"Loss by position: {HOSTILE}")) == 1
     # a restart and a skipped update
     assert chart(page, "Loss").locator("g.mark-rule.role-mark line").count() == 2
     assert page.locator(".sample pre").text_content() == f"def {HOSTILE}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from flame_accel.config.evaluation_sets import MAIN_SET
 from flame_accel.observe.evaluations_file import Evaluation
 from flame_accel.observe.report.curves import Curve, extract_curve
 from flame_accel.observe.report.read_runs import RunRecord
@@ -221,12 +222,18 @@ def _build_position_charts(runs: Sequence[RunRecord]) -> list[Chart]:
     last: dict[tuple[str, str], dict[int, Evaluation]] = {}
     for index, run in enumerate(runs):
         for evaluation in sorted(run.evaluations, key=lambda each: each.step):
-            for metric in evaluation.by_position.keys() - {"edges"}:
+            for metric in evaluation.by_position:
                 last.setdefault((evaluation.name, metric), {})[index] = evaluation
     trained_lengths = sorted(set(filter(None, map(_trained_length, runs))))
+    x_unit = "position (tokens" + ("; dotted: trained length)" if trained_lengths else ")")
     charts = []
-    for (name, metric), evaluations in sorted(last.items()):
+    for (name, metric), evaluations in last.items():
+        if metric == "edges":
+            continue
         title, unit, format = EVALUATION_METRICS.get(metric, (metric, "", NUMBER))
+        title = title.removeprefix("Validation ").capitalize() + " by position"
+        if name != MAIN_SET:
+            title += f": {name}"
         series, ranges = [], []
         for index, evaluation in evaluations.items():
             edges, values = evaluation.by_position.get("edges", []), evaluation.by_position[metric]
@@ -238,14 +245,8 @@ def _build_position_charts(runs: Sequence[RunRecord]) -> list[Chart]:
             curve = Curve(middles, drawn, None, None, gaps, values[-1])
             series.append(Series(index, f"step {evaluation.step:,}", index, 0, curve))
             ranges.append(edges)
-        if trained_lengths:
-            unit += ", dotted: context in training"
-        kind = ChartKind(
-            f"{title} by position: {name}", unit, {}, section="position", format=format
-        )
-        charts.append(
-            Chart(kind, series, "position in the context (tokens)", ranges, trained_lengths)
-        )
+        kind = ChartKind(title, unit, {}, section="position", format=format)
+        charts.append(Chart(kind, series, x_unit, ranges, trained_lengths))
     return charts
 
 

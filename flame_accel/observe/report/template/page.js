@@ -140,13 +140,14 @@ function logTicks(low, high, count) {
 
 // names at the ends of their curves, moved apart where they would overlap at the right end
 function placeLabels(lines, toPixels, height, xDomain) {
-  const gap = 14, early = xDomain[0] + (xDomain[1] - xDomain[0]) * 0.85;
+  const gap = 14;
   const labels = lines
     .map(({rows, name}) => ({last: rows.findLast((row) => row.y !== null), series: name, text: shorten(name)}))
     .filter(({last}) => last)
     .map(({last, ...rest}) => ({...rest, x: last.x, y: toPixels(last.y)}))
     .sort((a, b) => a.y - b.y);
-  const atEnd = labels.filter(({x}) => x >= early);
+  const last = Math.max(...labels.map(({x}) => x)) - (xDomain[1] - xDomain[0]) * 0.1;
+  const atEnd = labels.filter(({x}) => x >= last);
   atEnd.forEach((each, n) => { if (n) each.y = Math.max(each.y, atEnd[n - 1].y + gap); });
   let limit = height;
   for (const each of atEnd.toReversed()) {

@@ -74,7 +74,7 @@ def test_the_last_evaluation_by_position_is_drawn():
     options = {"training.seq_len": 64, "training.context_len": "none"}
     (chart,) = build_charts([RunRecord(name="a", evaluations=[late, early], options=options)])
     assert chart.x_marks == [64]
-    assert chart.kind.title == "Validation loss by position: long"
+    assert chart.kind.title == "Loss by position: long"
     assert chart.series[0].curve.steps == [32, 96, 192]
     assert chart.series[0].curve.values == [3.0, None, 2.0]
     assert chart.series[0].curve.gaps == [96]
