@@ -40,3 +40,18 @@ def test_the_benchmark_of_saves_runs(tiny_model: Path, tmp_path: Path):
     assert result["waiting"]["stall_seconds"] > 0
     # nothing stays behind
     assert [path.name for path in tmp_path.iterdir()] == ["saves.json"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_lm_eval_finds_the_same_scores(finished: Path, tmp_path: Path):
+    output = tmp_path / "scores.md"
+    command = [sys.executable, "benchmarks/lm_eval_scores.py", str(finished), "--examples", "5"]
+    done = subprocess.run(
+        [*command, "--output", str(output)],
+        cwd=ROOT,
+        env=launch_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert output.read_text().count("| `real_line` |") == 2
