@@ -102,6 +102,12 @@ class Evaluator:
         """Batches of this rank in an evaluation."""
         return sum(map(len, (*self._batches.values(), *self._long_batches.values())))
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens in the longest row of any set; 0 without sets."""
+        batches = (*self._batches.values(), *self._long_batches.values())
+        return max((each.row_length for each in batches), default=0)
+
     def _load_metrics_on_main(self) -> set[str]:
         """Loads all metrics; returns the names of those that need the tokens of all ranks."""
         names = dict.fromkeys(name for names in self._names_by_set.values() for name in names)

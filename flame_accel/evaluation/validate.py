@@ -170,6 +170,7 @@ def _gather_tokens(accelerator: Accelerator, scores: TargetScores, take_tokens: 
 
 def _position_means(sums: Tensor, step: int) -> PositionMeans:
     """Means of ranges of positions from sums [3, T]; ranges behind the last target are left out."""
+    sums = sums.cpu()
     last = int(sums[2].nonzero().max()) if bool(sums[2].any()) else 0
     edges = [*range(0, last + 1, step), last + 1]
     ranges: Iterator[Sequence[float]] = (

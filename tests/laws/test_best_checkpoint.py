@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from flame_accel.observe import MetricLogger
+from flame_accel.observe.evaluations_file import read_evaluations
 from tests.helpers.runs import SHORT_RUN, read_records
 
 METRIC = '''
@@ -91,6 +92,10 @@ def test_the_best_checkpoint_survives_a_crash_and_what_is_exported_is_its_model(
     train_here(scripted([2, 3], **{"checkpoint.export_best": True}))
     assert checkpoints(run) == (["step-4", "step-6"], "step-4")
     assert [record["eval/scripted"] for record in read_records(run)] == [5, 3, 4, 1, 2, 3]
+    # the evaluation of step 5, of which there is no checkpoint, was replaced
+    sets = [each.step for each in read_evaluations(run) if each.name == "validation"]
+    lines = (run / "evaluations.jsonl").read_text().count('"step": 5,')
+    assert (sets, lines) == ([1, 2, 3, 4, 5, 6], 1)
     state = json.loads((run / "checkpoint/step-6/state.json").read_text())
     assert state["best"] == {"step": 4, "metric": "eval/scripted", "value": 1}
     best, last, exported = (
