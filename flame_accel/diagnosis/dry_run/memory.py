@@ -4,6 +4,7 @@ A rehearsed pass gives weights, gradients and activations; optimizer states, the
 the shares of a sharded run are added here. DeepSpeed and tensor parallelism are not estimated.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ CONTEXT_BYTES = 2**30
 USABLE_SHARE = 0.95
 """Of a device's memory; free memory in too small pieces is the rest."""
 BF16_BYTES, FP32_BYTES = 2, 4
+MOST_ESTIMATES = 5
 GATHERED_BLOCKS = 2
 """Blocks whose weights FSDP2 has gathered at a time: that of the pass, and the next one."""
 
@@ -99,34 +101,31 @@ def add_states_and_shard(memory: PassMemory, sizes: ModelSizes, topology: Topolo
 
 
 def find_largest_micro_batch(
-    total_bytes: Callable[[int], int], device_bytes: int, *, guess: int
+    total_bytes: Callable[[int], int], device_bytes: int, *, guess: int, most_rows: int
 ) -> int:
     """The largest number of rows whose estimate is within the usable share of a device.
+
+    Memory grows by nearly the same for each row, so that few estimates are made.
 
     Args:
         total_bytes: Of a micro-batch of so many rows.
         device_bytes: Memory of the device.
         guess: Where to begin, at least 1.
+        most_rows: Of more no estimate is made: from there on a line is drawn.
 
     Returns:
         Rows; 0 if a single one does not fit.
     """
     limit = USABLE_SHARE * device_bytes
-    known: dict[int, int] = {}
-
-    def fits(rows: int) -> bool:
-        known[rows] = known.get(rows) or total_bytes(rows)
-        return known[rows] <= limit
-
-    if not fits(1):
+    rows, total = 1, total_bytes(1)
+    if total > limit:
         return 0
-    fits(max(guess, 2))
-    (few, low), (many, high) = min(known.items()), max(known.items())
-    per_row = max((high - low) / (many - few), 1)
-    best = max(int((limit - low) / per_row) + few, 1)
-    # chunks of tokens make it a little less than linear
-    while best > 1 and not fits(best):
-        best -= 1
-    while fits(best + 1):
-        best += 1
-    return best
+    following = max(min(guess, most_rows), 2)
+    for _ in range(MOST_ESTIMATES):
+        earlier, rows = rows, following
+        before, total = total, total_bytes(rows)
+        per_row = max((total - before) / (rows - earlier), 1.0)
+        following = max(rows + math.floor((limit - total) / per_row), 1)
+        if following == rows or following > most_rows:
+            return following
+    return min(rows, following)

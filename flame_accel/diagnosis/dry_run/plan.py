@@ -53,6 +53,8 @@ from flame_accel.training.pass_graphs import GRAPHED_MODELS
 
 UNKNOWN_GPU_BYTES = 80 * 2**30
 """Taken for a GPU whose memory is not known, where operators keep what fits."""
+MOST_REHEARSED_TOKENS = 2**20
+"""Of a micro-batch: the loss loops over chunks of tokens, which takes time here too."""
 UNREHEARSABLE = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -182,6 +184,8 @@ class _Rehearsal:
         self.model = model
         self.topology = topology
         self.sizes = _measure_model(model, config)
+        self.adapts_to_memory = base_model_type(model.config) == "rwkv7"
+        """Whether it keeps more where there is room, so that more rows may take less."""
         self.options = PassOptions(
             seq_len=training.seq_len,
             document_tokens=document,
@@ -197,12 +201,17 @@ class _Rehearsal:
 
     def estimate(self, rows: int, gpu_memory_bytes: int) -> DeviceMemory:
         """The memory of a device with micro-batches of so many rows."""
-        # of the models, only RWKV-7 asks for it
-        adapts = base_model_type(self.model.config) == "rwkv7"
-        key = rows, gpu_memory_bytes if adapts else 0
+        key = rows, gpu_memory_bytes if self.adapts_to_memory else 0
         if key not in self.passes:
             options = replace(self.options, gpu_memory_bytes=gpu_memory_bytes)
-            self.passes[key] = rehearse_pass(self.model, rows, options)
+            try:
+                self.passes[key] = rehearse_pass(self.model, rows, options)
+            except UNREHEARSABLE:
+                if options.document_tokens is None:
+                    raise
+                # some code computes with boundaries; rows without any take about as much
+                self.options = replace(self.options, document_tokens=None)
+                return self.estimate(rows, gpu_memory_bytes)
         return add_states_and_shard(self.passes[key], self.sizes, self.topology)
 
 
@@ -222,7 +231,11 @@ def _estimate_on_device(
             memory = rehearsal.estimate(rows, of_device)
             if device.memory_bytes is not None:
                 largest = find_largest_micro_batch(
-                    lambda n: rehearsal.estimate(n, of_device).total, of_device, guess=rows
+                    lambda n: rehearsal.estimate(n, of_device).total,
+                    of_device,
+                    # from where it keeps less
+                    guess=4 * rows if rehearsal.adapts_to_memory else rows,
+                    most_rows=max(MOST_REHEARSED_TOKENS // config.training.seq_len, 1),
                 )
         except UNREHEARSABLE as error:
             reason = f"this model reads values of its tensors, so that it cannot be told: {error}"

@@ -41,12 +41,24 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(guess: int, device_g
         return int(2**29 + rows * 2**28 - rows**0.5 * 2**20)
 
     device = device_gib * 2**30
-    largest = find_largest_micro_batch(total, device, guess=guess)
+    largest = find_largest_micro_batch(total, device, guess=guess, most_rows=10**6)
     assert total(largest) <= USABLE_SHARE * device < total(largest + 1)
 
 
+def test_few_estimates_are_made_and_none_of_huge_micro_batches() -> None:
+    asked: list[int] = []
+
+    def total(rows: int) -> int:
+        asked.append(rows)
+        return 2**30 + rows * 2**10
+
+    largest = find_largest_micro_batch(total, 2**36, guess=10**5, most_rows=100)
+    assert largest == pytest.approx(USABLE_SHARE * 2**26, rel=0.05)
+    assert asked == [1, 100]
+
+
 def test_none_fits_where_a_single_row_does_not() -> None:
-    assert find_largest_micro_batch(lambda rows: rows * 2**31, 2**31, guess=4) == 0
+    assert find_largest_micro_batch(lambda rows: rows * 2**31, 2**31, guess=4, most_rows=9) == 0
 
 
 def test_one_device_holds_everything() -> None:
