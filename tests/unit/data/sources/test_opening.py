@@ -181,6 +181,35 @@ def test_of_a_mixture_only_the_source_that_evaluation_names_is_divided(tmp_path)
     assert sorted(kept(sides[1]) + kept(evaluation)) == sorted(texts(evaluation.source))
 
 
+def test_several_sets_hold_out_documents_of_the_sources_that_they_name(tmp_path):
+    names = [write_many(tmp_path / f"{name}.jsonl") for name in "abcd"]
+    sides, sets = open_training_and_evaluation(
+        [DatasetOptions(dataset=name) for name in names[:3]],
+        [
+            DatasetOptions(dataset=name, section="evaluation", set_name=str(number))
+            for number, name in enumerate((names[0], names[3], names[2], names[0]))
+        ],
+        0.1,
+    )
+    assert [side.held_out is not None for side in sides] == [True, False, True]
+    assert [side.held_out is not None for side in sets] == [True, False, True, True]
+    # the two sets of one source have the same documents
+    assert kept(sets[0]) == kept(sets[3])
+    for training, evaluation in ((sides[0], sets[0]), (sides[2], sets[2])):
+        assert sorted(kept(training) + kept(evaluation)) == sorted(texts(evaluation.source))
+
+
+def test_a_set_that_cannot_be_opened_is_named(tmp_path):
+    file = write_many(tmp_path / "a.jsonl")
+    options = DatasetOptions(
+        dataset=file, dataset_split="validation", section="evaluation", set_name="wiki"
+    )
+    with pytest.raises(UserError) as raised:
+        open_training_and_evaluation([DatasetOptions(dataset=file)], [options], 0.1)
+    assert raised.value.where == f"evaluation.sets.wiki.dataset {file!r}"
+    assert "evaluation.sets.wiki.dataset_split" in str(raised.value.remedy)
+
+
 def test_without_evaluation_all_documents_are_training(tmp_path):
     file = write_many(tmp_path / "a.jsonl")
     [training], evaluation = open_training_and_evaluation([DatasetOptions(dataset=file)], [], 0.1)
