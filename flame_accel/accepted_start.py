@@ -9,10 +9,11 @@ from accelerate import Accelerator
 
 from flame_accel import observe
 from flame_accel.checkpoint import (
+    BestCheckpoint,
     RestoredState,
     StartingPoint,
     delete_leftovers_and_rename_newer_if_enabled,
-    known_best,
+    find_best_and_link_it,
 )
 from flame_accel.config import Config, UserError
 from flame_accel.data import RunData
@@ -48,9 +49,7 @@ def change_run_folder_as_start_is_accepted(
     """
     run_folder = Path(config.job.dump_folder)
 
-    best = known_best(restored.state, config.checkpoint)
-
-    def change_and_find_best() -> bool:
+    def change_and_find_best() -> BestCheckpoint | None:
         try:
             observe.keep_earlier_records(
                 run_folder,
@@ -60,9 +59,9 @@ def change_run_folder_as_start_is_accepted(
             delete_leftovers_and_rename_newer_if_enabled(
                 start, restored.checkpoint, config.checkpoint
             )
-            best_exists = config.checkpoint.enable_checkpoint and start.checkpoints.relink_best(
-                best and best["step"]
-            )
+            best = None
+            if config.checkpoint.enable_checkpoint:
+                best = find_best_and_link_it(start.checkpoints, restored.state, config.checkpoint)
             observe.write_run_description_and_open_log(
                 accelerator,
                 run_folder,
@@ -76,7 +75,6 @@ def change_run_folder_as_start_is_accepted(
                 where=f"job.dump_folder = {run_folder}",
                 remedy="make room there, or see to the permissions, and repeat the command",
             ) from error
-        return best_exists
+        return best
 
-    if not run_on_main_and_broadcast(accelerator, change_and_find_best):
-        restored.state.best = None
+    restored.state.best = run_on_main_and_broadcast(accelerator, change_and_find_best)

@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from flame_accel import observe
 from flame_accel.checkpoint import (
     SUPERSEDED,
+    BestCheckpoint,
     RestoredState,
-    known_best,
+    find_best_and_link_it,
     load_checkpoint_or_raise_user_error,
 )
 from flame_accel.config import Config, UserError
@@ -62,15 +63,13 @@ def rewind_or_stop_if_many_are_skipped(
         restored = load_checkpoint_or_raise_user_error(
             accelerator, found, model=components.model, optimizer=components.optimizer
         )
+
         # a start must not take a checkpoint that holds skipped updates for the newest one
-        best = known_best(restored.state, config.checkpoint)
-
-        def set_aside_and_find_best() -> bool:
+        def set_aside_and_find_best() -> BestCheckpoint | None:
             loop.checkpoints.delete_leftovers_and_rename_newer(found, newer_suffix=SUPERSEDED)
-            return loop.checkpoints.relink_best(best and best["step"])
+            return find_best_and_link_it(loop.checkpoints, restored.state, config.checkpoint)
 
-        if not run_on_main_and_broadcast(accelerator, set_aside_and_find_best):
-            restored.state.best = None
+        restored.state.best = run_on_main_and_broadcast(accelerator, set_aside_and_find_best)
     log.warning(
         "step %d: the last %d updates were skipped: the run goes back to step %d, %s, and goes on "
         "with the data behind them (rewind %d of at most %d, training.max_rewinds)",

@@ -1,6 +1,6 @@
 """What survives a restart: atomic checkpoint folders, their contents, and Hugging Face weights."""
 
-from flame_accel.checkpoint.best import known_best, note_if_best
+from flame_accel.checkpoint.best import find_best_and_link_it, known_best, note_if_best
 from flame_accel.checkpoint.contents import (
     RestoredState,
     weights_only_dtype_if_seed_or_last,
@@ -20,10 +20,11 @@ from flame_accel.checkpoint.starting_point import (
     find_or_download_starting_point,
     warn_about_unused_weights,
 )
-from flame_accel.checkpoint.train_state import TrainState
+from flame_accel.checkpoint.train_state import BestCheckpoint, TrainState
 
 __all__ = [
     "SUPERSEDED",
+    "BestCheckpoint",
     "CheckpointFolder",
     "CheckpointSaver",
     "FailedSaveError",
@@ -35,6 +36,7 @@ __all__ = [
     "TrainState",
     "check_async_mode",
     "delete_leftovers_and_rename_newer_if_enabled",
+    "find_best_and_link_it",
     "find_or_download_starting_point",
     "known_best",
     "load_checkpoint_or_raise_user_error",

@@ -134,16 +134,14 @@ class CheckpointFolder:
                 # of an earlier deletion that failed
                 shutil.rmtree(leftover)
         last = -1 if self.last_good_step is None else self.last_good_step
-        good = [step for step in entries.checkpoints if step <= last]
-        # while a better one is in flight, the link still leads to the one before
-        kept_best = (self.best_step, self._linked_best_step())
+        good = [folder for step, folder in entries.checkpoints.items() if step <= last]
+        # while a better one is in flight, the link still leads to the best one before
+        protected = {*self.in_use, *good[-1:], self.linked_best_path()}
         kept = 1
         for step, folder in reversed(entries.checkpoints.items()):
             if step < newest and kept < self.keep_latest_k:
                 kept += find_damage(folder, step=step, compare_checksums=False) is None
-            elif step in kept_best or step in good[-1:] or folder in self.in_use:
-                continue
-            elif step < newest:
+            elif step < newest and step != self.best_step and folder not in protected:
                 # it is no checkpoint any more once deleting it has begun
                 temporary = self.temporary_path(step)
                 files.rename_and_sync(folder, temporary)
@@ -158,26 +156,22 @@ class CheckpointFolder:
                 *(self.path / BEST, describe_if_io_error(error)),
             )
 
-    def _linked_best_step(self) -> int | None:
+    def linked_best_path(self) -> Path | None:
+        """The checkpoint to which the link `best` leads, whether or not it exists."""
         link = self.path / BEST
-        return step_of_checkpoint_name(os.readlink(link)) if link.is_symlink() else None
+        return self.path / os.readlink(link) if link.is_symlink() else None
 
-    def relink_best(self, step: int | None) -> bool:
-        """Makes a checkpoint the best one, if it exists; a link to nowhere is removed.
+    def link_best(self, step: int | None) -> None:
+        """Makes an existing checkpoint the best one; None removes a link to nowhere.
 
         Called by the process that owns the run folder, once it has loaded.
-
-        Returns:
-            Whether it exists.
         """
-        exists = step is not None and step in self.list_entries().checkpoints
-        self.best_step = step if exists else None
-        link = self.path / BEST
-        if exists and step is not None and self._linked_best_step() != step:
+        self.best_step = step
+        linked = self.linked_best_path()
+        if step is not None and linked != self.checkpoint_path(step):
             self._link_best_or_warn(step)
-        elif link.is_symlink() and not link.exists():
-            link.unlink()
-        return exists
+        elif linked is not None and not linked.exists():
+            (self.path / BEST).unlink()
 
     def find_newest_intact_checkpoint(self) -> Path | None:
         """Finds the newest checkpoint that can be used. Changes nothing.

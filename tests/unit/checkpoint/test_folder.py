@@ -281,23 +281,6 @@ def test_the_best_checkpoint_stays_if_the_better_one_cannot_be_saved(tmp_path: P
     assert (steps(folder), best_of(folder)) == ([1, 3], "step-1")
 
 
-def test_a_start_links_the_best_checkpoint_that_it_knows(tmp_path: Path):
-    folder = CheckpointFolder(tmp_path, keep_latest_k=0)
-    for step in (1, 2, 3):
-        folder.best_step = step
-        save(folder, step)
-    again = CheckpointFolder(tmp_path, keep_latest_k=0)
-    find_and_clean_up(again, 2)
-    assert not (tmp_path / "best").exists()
-    assert again.relink_best(1) and (again.best_step, best_of(again)) == (1, "step-1")
-    # the one that was the best is gone, or none is known
-    for unknown in (9, None):
-        assert not again.relink_best(unknown) and again.best_step is None
-        assert best_of(again) == "step-1"
-    shutil.rmtree(tmp_path / "step-1")
-    assert not again.relink_best(None) and best_of(again) is None
-
-
 def test_what_has_the_name_of_the_link_costs_no_checkpoint(tmp_path: Path):
     folder = CheckpointFolder(tmp_path, keep_latest_k=1)
     (tmp_path / "best").mkdir()
