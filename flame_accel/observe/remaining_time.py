@@ -1,8 +1,8 @@
 """How long a run still takes: its steps, and the work beside them that is due until it ends.
 
 A step costs what recent ones took, from the third of this start on: the first compile kernels and
-capture graphs. Evaluations and saves cost what they took, without the first one, which may
-compile too; before there was one, a guess. Waiting for uploads is not part of it.
+capture graphs. Evaluations and saves cost what they usually took, without the first ones, which
+may compile too; before there was one, a guess. Waiting for uploads is not part of it.
 """
 
 import time
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import NamedTuple
 
 from flame_accel.config import Config
@@ -20,7 +21,7 @@ FEW_RECORDS = 4
 """Up to so many, steps before the first record count too: a mean over few steps tells less."""
 RECENT_RECORDS = 100
 """Records over which steps are averaged."""
-SECONDS_AFTER_EXPORT = 2.0
+SECONDS_AFTER_EXPORT = 1.0
 """Card, sample and report at the end: of the quickstart on two CPU cores."""
 
 
@@ -146,8 +147,9 @@ class RemainingTime:
         measured = self._costs.get(name)
         if not measured:
             return self.work[name].guess_in_steps * step_seconds
-        usual = measured[1:][-RECENT_RECORDS:] or measured
-        return sum(usual) / len(usual)
+        # before the first save there is a look at how to save; the first real one is slow
+        usual = measured[2:] or measured[1:] or measured
+        return median(usual[-RECENT_RECORDS:])
 
 
 def build_remaining_time(config: Config, *, evaluation_batches: int) -> RemainingTime:

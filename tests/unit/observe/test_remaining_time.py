@@ -23,6 +23,8 @@ class SimulatedRun:
     step_seconds: float = 1.0
     first_steps: tuple[float, float] = (120.0, 15.0)
     jitter: float = 0.1
+    first_save_seconds: float = 0.0
+    """Beyond those of the others."""
     resumes_from: int = 0
     export_seconds: float = 0.0
     now: float = 0.0
@@ -37,7 +39,7 @@ class SimulatedRun:
         subject = RemainingTime(
             total_steps=STEPS, work=self.work, exports_like=exports_like, clock=lambda: self.now
         )
-        saved_at = 0.0
+        saved_at, first_save = 0.0, self.first_save_seconds
         self.recorded_at: dict[int, float] = {}
         for step in range(self.resumes_from + 1, STEPS + 1):
             of_start = step - self.resumes_from
@@ -59,7 +61,8 @@ class SimulatedRun:
                 if due or step == STEPS:
                     saved_at = self.now
                     with subject.timed("save"):
-                        self.spend(self.costs["save"])
+                        self.spend(self.costs["save"] + first_save)
+                    first_save = 0.0
         self.now += self.export_seconds + SECONDS_AFTER_EXPORT
 
     def is_due(self, name: str, step: int) -> bool:
@@ -75,6 +78,12 @@ RUNS = {
         {"evaluation": EVERY_50, "save": SAVES},
         {"evaluation": 12.0, "save": 5.0},
         export_seconds=5.0,
+    ),
+    "a first save of a minute": SimulatedRun(
+        {"save": PeriodicWork(every_steps=20, follows_record=True)},
+        {"save": 1.0},
+        first_save_seconds=60.0,
+        export_seconds=1.0,
     ),
     "saves by the clock": SimulatedRun(
         {"save": PeriodicWork(every_seconds=60.0, follows_record=True)},
