@@ -27,6 +27,7 @@ COMMON_OPTIONS = (
     "job.config_file",
     "job.dump_folder",
     "job.description",
+    "job.dry_run",
     "model.config",
     "model.tokenizer_path",
     "model.custom",
