@@ -34,8 +34,8 @@ def note_if_best(
     if metric is None or not evaluation:
         return
     value = evaluation.get(metric, math.nan)
-    if math.isnan(value):
-        log.warning("step %d: no %s to find the best checkpoint by", state.step, metric)
+    if not math.isfinite(value):
+        log.warning("step %d: no finite %s to find the best checkpoint by", state.step, metric)
         return
     before = known_best(state, config)
     if before is not None:

@@ -78,6 +78,8 @@ def parse_evaluation_set(text: str) -> EvaluationSet:
         key, _, value = (part.strip() for part in pair.partition("="))
         if key not in _KEYS or key == "dataset" or not value:
             raise _unknown_key_error(name, key)
+        if key in values:
+            raise InvalidValue(f"{name} has {key} twice", "Give each key once.")
         values[key] = value
     try:
         values["dataset"] = expand_path(values["dataset"])

@@ -190,8 +190,8 @@ class Needle(SyntheticTask):
     def broken_rules(self) -> Iterator[str]:
         """What is wrong with the values."""
         yield from super(Needle, self).broken_rules()
-        if self.digits < 1:
-            yield "digits must be at least 1"
+        if not 1 <= self.digits <= MOST_DIGITS:
+            yield f"digits must be from 1 to {MOST_DIGITS}"
         if self.depth is not None and not 0 <= self.depth <= 1:
             yield "depth must be from 0 to 1"
 
@@ -222,6 +222,8 @@ class Phonebook(SyntheticTask):
             yield "digits must be at least 1"
 
 
+MOST_DIGITS = 18
+"""Number of digits that a needle can have: it is a 64-bit integer."""
 MOST_NAMES = 2500
 """Number of names that a phone book can have."""
 TASKS: dict[str, type[SyntheticTask]] = {
@@ -261,6 +263,8 @@ def parse_synthetic_task(dataset: str) -> SyntheticTask:
             raise InvalidValue(
                 f"{setting!r} is no option=value of {task_name}", f"{hint} They follow colons."
             )
+        if name in values:
+            raise InvalidValue(f"{task_name} has {name} twice", "Give each option once.")
         hint = get_type_hints(task_class)[name]
         try:
             values[name] = parse_text_value(option_from_annotation(name, hint, None), text)

@@ -4,7 +4,7 @@ A set is read in `validate` and its figures are made in `metric_modules`; record
 `observe`. Nothing here changes what training goes on with (`evaluation_mode`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +84,7 @@ class Evaluator:
         if options.carry_state and not may_carry_state:
             self._warn_of_one_piece()
         self._modules: dict[str, MetricModule] = {}
+        self._names_given_twice: set[str] = set()
         self._names_by_set = {each.name: _metric_names(each, options) for each in self._sets}
         self._token_metrics = self._load_metrics_on_main()
         self._samples = None
@@ -117,6 +118,14 @@ class Evaluator:
             return {name for name, module in self._modules.items() if module.needs_tokens}
 
         return run_on_main_and_broadcast(self._accelerator, load)
+
+    def _warn_once_of_same_names(self, names: Set[str], metric: str) -> None:
+        if new := names - self._names_given_twice:
+            log.warning(
+                "the metric %s has the same names as one before it, whose figures are kept: %s",
+                *(metric, ", ".join(sorted(new))),
+            )
+            self._names_given_twice |= new
 
     def _warn_of_one_piece(self) -> None:
         log.warning(
@@ -195,7 +204,9 @@ class Evaluator:
         def compute() -> dict[str, float]:
             figures: dict[str, float] = {}
             for metric in metrics:
-                figures |= self._modules[metric].compute(columns)
+                more = self._modules[metric].compute(columns)
+                self._warn_once_of_same_names(more.keys() & figures.keys(), metric)
+                figures |= {name: more[name] for name in more if name not in figures}
             return figures
 
         figures = run_on_main_and_broadcast(self._accelerator, compute)
@@ -236,6 +247,6 @@ class Evaluator:
 def _metric_names(evaluation_set: EvaluationSet, options: EvaluationConfig) -> list[str]:
     """The metrics of a set; of answers to questions made on the fly there is no text to measure."""
     if not evaluation_set.is_probe:
-        return list(options.metrics)
-    names = [name for name in options.metrics if name != "bits_per_byte"]
+        return list(dict.fromkeys(options.metrics))
+    names = [name for name in dict.fromkeys(options.metrics) if name != "bits_per_byte"]
     return [*names, *(["answer_accuracy"] * ("answer_accuracy" not in names))]

@@ -42,12 +42,18 @@ class MetricModule:
         try:
             # from a local path nothing is downloaded; in memory it writes no files
             self._module: Any = evaluate.load(str(path), keep_in_memory=True)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            remedy = (
+                "name a module of the evaluate library: a .py file with a class of "
+                "evaluate.Metric, or a folder that has one of its name"
+            )
+            if isinstance(error, ImportError):
+                # evaluate reads import lines by a pattern: `import a, b` names a package "a,"
+                remedy = "install what is missing, and import one module on each line"
             raise UserError(
                 f"the metric cannot be loaded: {type(error).__name__}: {error}",
                 where=f"evaluation.metrics {name}",
-                remedy="name a module of the evaluate library: a .py file with a class of "
-                "evaluate.Metric, or a folder that has one of its name",
+                remedy=remedy,
             ) from error
         features: Any = self._module.features
         # some modules take their columns in several forms
@@ -73,9 +79,12 @@ class MetricModule:
         goes on.
         """
         try:
-            found = self._module.compute(**{name: columns[name] for name in self.columns}) or {}
+            found = self._module.compute(**{name: columns[name] for name in self.columns})
+            if not isinstance(found, Mapping):
+                raise TypeError(f"its figures must be a dict, not {type(found).__name__}")
             return {key: _to_number(value) for key, value in found.items()}
-        except Exception as error:
+        # also one that exits: other ranks wait for the figures
+        except (Exception, SystemExit) as error:
             if not self._failed:
                 log.warning(
                     "the metric %s has failed: %s: %s", self.name, type(error).__name__, error

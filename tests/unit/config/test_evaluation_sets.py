@@ -103,6 +103,7 @@ def test_all_problems_of_sets_are_told_at_once():
         "--evaluation.sets",
         *("alone", "empty=", "validation=x", "a b=x", "a=x;dataset_splt=y", "b=x;dataset=y"),
         *("twice=x", "twice=y", "c=/no/such/folder/file.txt", "d=synthetic:mqr"),
+        *("e=x:test;dataset_split=y",),
     )
     for part in (
         "has no name and dataset: alone",
@@ -112,6 +113,7 @@ def test_all_problems_of_sets_are_told_at_once():
         "Did you mean dataset_split?",
         "b has no key dataset",
         "names two sets twice",
+        "e has dataset_split twice",
         "/no/such/folder/file.txt does not exist",
         "there is no task 'mqr'",
     ):

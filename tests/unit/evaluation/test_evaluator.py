@@ -166,3 +166,32 @@ def test_questions_made_on_the_fly_are_whole_in_rows_of_any_length(configured: C
     assert mqar.details["targets"] == 21 * 4
     assert mqar.metrics["answer_accuracy"] == mqar.metrics["accuracy"]
     assert mqar.by_position["edges"][-1] <= 64
+
+
+OWN_LOSS = """
+import datasets
+import evaluate
+
+
+class Own(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"targets": datasets.Value("int64")})
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="", features=features
+        )
+
+    def _compute(self, targets):
+        return {"loss": -1.0, "own": 1.0}
+"""
+
+
+@pytest.mark.usefixtures("torch_kernels", "one_thread")
+def test_of_two_metrics_with_one_name_the_first_is_kept_and_that_is_said(
+    configured: Configured, corpus: Path, tmp_path: Path, log: pytest.LogCaptureFixture
+):
+    own = tmp_path / "own.py"
+    own.write_text(OWN_LOSS)
+    options: dict[str, Any] = {"evaluation.sets": f"a={corpus},b={corpus}"}
+    found = evaluate(configured(**options, **{"evaluation.metrics": f"loss,loss,{own}"}))
+    assert found.record["eval/a/loss"] > 0 and found.record["eval/a/own"] == 1
+    assert log.text.count("whose figures are kept: loss") == 1

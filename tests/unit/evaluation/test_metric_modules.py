@@ -92,6 +92,8 @@ def test_a_module_of_the_user_may_be_called_like_one_of_ours(tmp_path: Path):
         (["predictions", "nats"], None, "asks for predictions, nats"),
         (["pictures"], None, "asks for pictures"),
         ([], "import no_such_package_at_all\n", "no_such_package_at_all"),
+        ([], "import datasets, evaluate\n", "one module on each line"),
+        ([], "raise SystemExit(5)\n", "cannot be loaded: SystemExit: 5"),
         ([], "x = 1\n", "cannot be loaded"),
     ],
 )
@@ -105,7 +107,9 @@ def test_what_is_no_metric_of_a_language_model_is_refused(
         MetricModule(str(path))
 
 
-@pytest.mark.parametrize("returned", ["{}[0]", '{"half": "low"}', '{"half": [1.0]}'])
+@pytest.mark.parametrize(
+    "returned", ["{}[0]", '{"half": "low"}', '{"half": [1.0]}', "None", "__import__('sys').exit(3)"]
+)
 def test_a_module_that_fails_has_no_figures_and_says_so_once(
     tmp_path: Path, returned: str, log: pytest.LogCaptureFixture
 ):
