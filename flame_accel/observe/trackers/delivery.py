@@ -142,8 +142,6 @@ class TrackerDelivery:
             self._last_step = int(records[count - 1]["step"]) if count else 0
             self._is_open = True
         for record in records:
-            if self._goes_back_to is not None:
-                return
             if record["step"] > self._last_step:
                 self._run.log(record)
                 self._last_step = int(record["step"])

@@ -144,6 +144,16 @@ def test_a_tracker_that_hangs_delays_no_record_and_takes_no_memory(
     assert bench.stored == bench.truth
 
 
+def test_records_that_wait_as_the_run_goes_back_are_not_sent(bench: Bench):
+    bench.run.may_log.clear()
+    for number in range(5):
+        bench.record(number)
+    bench.go_back(2)
+    bench.run.may_log.set()
+    bench.finish()
+    assert bench.stored == bench.truth
+
+
 def test_a_failure_is_logged_once_and_so_is_its_end(bench: Bench, log: pytest.LogCaptureFixture):
     wait_until(lambda: bench.delivery._is_open)
     bench.run.failures += [OSError] * 3
