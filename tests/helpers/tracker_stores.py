@@ -78,6 +78,24 @@ def read_mlflow(database: Path) -> Points:
     return [(step, value) for _, step, value in rows]
 
 
+def read_sample_steps(name: str, run_folder: Path, database: Path) -> list[int]:
+    """Steps at which a tracker has generated texts."""
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        accumulator = EventAccumulator(str(run_folder / "tb/flame_accel"))
+        accumulator.Reload()
+        # this reader purges scalars only; the last of a step is shown
+        return sorted({event.step for event in accumulator.Tensors("samples/text_summary")})
+    if name == "wandb":
+        (file,) = (run_folder / "wandb").glob("offline-run-*/run-*.wandb")
+        histories = [each.history for each in read_wandb_records(file) if each.HasField("history")]
+        items = [{item.nested_key[0]: item for item in each.item} for each in histories]
+        return [json.loads(each["_step"].value_json) for each in items if "samples" in each]
+    rows = _query(database, "select step, metrics from metrics order by step")
+    return [step for step, values in rows if json.loads(values).get("samples")]
+
+
 def _query(database: Path, query: str) -> list[Any]:
     connection = sqlite3.connect(database)
     try:

@@ -11,6 +11,7 @@ from tests.helpers.bad_data import bad_data
 from tests.helpers.runs import WITHOUT_SAMPLE, launch, read_log, read_losses
 from tests.helpers.tracker_stores import (
     read_mlflow,
+    read_sample_steps,
     read_tensorboard,
     read_trackio,
     read_wandb,
@@ -86,12 +87,18 @@ def test_each_step_is_once_on_each_curve_after_kills(
 def test_steps_that_a_rewind_takes_back_are_taken_back_by_the_trackers(
     train_here: Callable[[list[str]], None],
     flags: Flags,
+    corpus: Path,
     tmp_path: Path,
     stores: Path,
     trackers: str,
 ):
+    (tmp_path / "prompts.txt").write_text("document 1\ndocument 2\n")
     options = {
-        **WITHOUT_SAMPLE,
+        "evaluation.dataset": corpus,
+        "evaluation.interval": 5,
+        "evaluation.max_tokens": 64,
+        "evaluation.prompts": tmp_path / "prompts.txt",
+        "evaluation.sample_tokens": 2,
         "training.steps": 10,
         "training.max_consecutive_skips": 3,
         "training.max_rewinds": 1,
@@ -102,6 +109,9 @@ def test_steps_that_a_rewind_takes_back_are_taken_back_by_the_trackers(
         train_here(flags(**options))
     assert "the run goes back to step 4" in read_log(tmp_path / "run")
     assert_curves_are_those_of_the_records(trackers, tmp_path / "run", stores)
+    for name in set(trackers.split(",")) - {"mlflow"}:
+        database = stores / "trackio/flame_accel.db"
+        assert read_sample_steps(name, tmp_path / "run", database) == [5, 10], name
 
 
 HANGS = """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flame_accel.config.secrets import mask_secrets
 from flame_accel.observe.console import get_logger
+from flame_accel.observe.evaluations_file import EVALUATIONS_FILE, Sample, read_evaluations
 from flame_accel.observe.metrics_file import read_records
 from flame_accel.observe.trackers.tracker_run import Record, TrackerRun
 
@@ -20,6 +21,31 @@ MOST_PENDING = 1000
 """Records that wait in memory at most; later ones are read from metrics.jsonl."""
 FIRST_RETRY_SECONDS = 10.0
 LONGEST_RETRY_SECONDS = 600.0
+
+
+class _SamplesByStep:
+    """Generated texts of evaluations.jsonl, read again when the file has changed.
+
+    A run writes the evaluations of a step before its record.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self._run_folder = run_folder
+        self._read_at = (0, 0)
+        self._samples: dict[int, list[Sample]] = {}
+
+    def of_step(self, step: int) -> list[Sample]:
+        """The texts of a step, of all evaluations."""
+        path = self._run_folder / EVALUATIONS_FILE
+        if not path.is_file():
+            return []
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) != self._read_at:
+            self._read_at = (status.st_size, status.st_mtime_ns)
+            self._samples = {}
+            for evaluation in read_evaluations(self._run_folder):
+                self._samples.setdefault(evaluation.step, []).extend(evaluation.samples)
+        return self._samples.get(step, [])
 
 
 class TrackerDelivery:
@@ -36,6 +62,7 @@ class TrackerDelivery:
         self._run = run
         self._metrics_path = metrics_path
         self._changed = threading.Condition()
+        self._samples = _SamplesByStep(metrics_path.parent)
         # shared with the thread, under the condition
         self._pending: deque[Record] = deque(maxlen=MOST_PENDING)
         self._lost_pending = False
@@ -95,7 +122,8 @@ class TrackerDelivery:
                     continue
                 closing = self._closing
             self._run_and_log_failure(self._deliver)
-        self._run_and_log_failure(self._run.close)
+        if self._is_open:
+            self._run_and_log_failure(self._run.close)
 
     def _has_work(self) -> bool:
         has_records = self._goes_back_to is not None or self._pending or not self._is_open
@@ -143,5 +171,6 @@ class TrackerDelivery:
             self._is_open = True
         for record in records:
             if record["step"] > self._last_step:
-                self._run.log(record)
-                self._last_step = int(record["step"])
+                step = int(record["step"])
+                self._run.log(record, self._samples.of_step(step))
+                self._last_step = step

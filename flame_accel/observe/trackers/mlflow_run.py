@@ -4,11 +4,16 @@ A step that is logged twice is there twice, so a run with steps that come again 
 `mlflow` can undo, and begins anew under another id.
 """
 
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from flame_accel.files import link_file
 from flame_accel.observe.console import get_logger
+from flame_accel.observe.evaluations_file import Sample
 from flame_accel.observe.trackers.identities import RunIdentity
 from flame_accel.observe.trackers.tracker_run import (
     Record,
@@ -25,6 +30,7 @@ class MlflowRun(TrackerRun):
         import mlflow
 
         self.close()
+        _create_sqlite_database_if_missing(mlflow.get_tracking_uri())
         client, run_id, count = mlflow.MlflowClient(), self._existing_run_id(), 0
         if run_id is not None:
             keys = client.get_run(run_id).data.metrics
@@ -47,7 +53,7 @@ class MlflowRun(TrackerRun):
         )
         return count
 
-    def log(self, record: Mapping[str, float]) -> None:
+    def log(self, record: Record, samples: Sequence[Sample] = ()) -> None:
         """Sends a record, with keys that MLflow allows."""
         super().log({re.sub(r"[^\w\-. /:]", "_", key): value for key, value in record.items()})
 
@@ -65,3 +71,19 @@ class MlflowRun(TrackerRun):
                 raise
             return None
         return self.identity.id if run.info.lifecycle_stage == "active" else None
+
+
+def _create_sqlite_database_if_missing(tracking_uri: str) -> None:
+    """Creates the database beside its place first: one whose tables are half made stays broken."""
+    import mlflow
+
+    path = Path(tracking_uri.removeprefix("sqlite:///"))
+    if not tracking_uri.startswith("sqlite:///") or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments()
+    # another run may have been quicker; and without hard links MLflow does it
+    with suppress(OSError):
+        link_file(temporary, path)
+    temporary.unlink()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from flame_accel.observe.evaluations_file import Sample
 from flame_accel.observe.trackers.identities import RunIdentity
 from flame_accel.observe.trackers.tracker_run import (
     Record,
@@ -35,6 +36,11 @@ class TensorboardRun(TrackerRun):
             RunIdentity(id="", name=FOLDER, file=self.relative_path(parent / FOLDER))
         )
         return count
+
+    def values_of_samples(self, samples: Sequence[Sample]) -> dict[str, object]:
+        """As Markdown, for the tab of texts."""
+        parts = [f"**{sample['prompt']}**{sample['text']}" for sample in samples]
+        return {"samples": "\n\n---\n\n".join(parts)}
 
 
 def _count_values_by_step(folder: Path) -> dict[int, int]:

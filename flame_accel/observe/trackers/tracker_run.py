@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flame_accel.observe.console import get_logger
+from flame_accel.observe.evaluations_file import Sample
 from flame_accel.observe.trackers.identities import RunIdentity, TrackerIdentities
 
 Record = Mapping[str, float]
@@ -76,11 +77,17 @@ class TrackerRun:
         self.keep_identity(RunIdentity(id="", name=self.description.name))
         return 0
 
-    def log(self, record: Record) -> None:
-        """Sends a record of a step after all that were sent."""
-        values = {key: value for key, value in record.items() if key != "step"}
+    def log(self, record: Record, samples: Sequence[Sample] = ()) -> None:
+        """Sends a record of a step after all that were sent, with texts generated at that step."""
+        values: dict[str, object] = {key: value for key, value in record.items() if key != "step"}
+        if samples:
+            values |= self.values_of_samples(samples)
         self.tracker.log(values, step=int(record["step"]))
         self._sent_steps.append(int(record["step"]))
+
+    def values_of_samples(self, samples: Sequence[Sample]) -> dict[str, object]:
+        """Generated texts as values for `GeneralTracker.log`; none if it shows no text."""
+        return {}
 
     def close(self) -> None:
         """Sends what the tracker has buffered, and ends its part of the run; may be closed."""

@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Sequence
 
+from flame_accel.observe.evaluations_file import Sample
 from flame_accel.observe.trackers.identities import RunIdentity
 from flame_accel.observe.trackers.tracker_run import Record, TrackerRun
 
@@ -25,6 +26,13 @@ class TrackioRun(TrackerRun):
         run = self.tracker.run
         self.keep_identity(RunIdentity(id=str(run.id), name=name, url=run.url or ""))
         return 0
+
+    def values_of_samples(self, samples: Sequence[Sample]) -> dict[str, object]:
+        """As a table."""
+        import trackio
+
+        rows = [[sample["prompt"], sample["text"]] for sample in samples]
+        return {"samples": trackio.Table(columns=["prompt", "text"], data=rows)}
 
     def _name_after_deleting_earlier_run(self) -> str:
         import trackio

@@ -18,6 +18,7 @@ from typing import Any
 
 from flame_accel.files import rename_and_sync
 from flame_accel.observe.console import get_logger
+from flame_accel.observe.evaluations_file import Sample
 from flame_accel.observe.trackers.identities import RunIdentity
 from flame_accel.observe.trackers.tracker_run import Record, TrackerRun
 
@@ -59,6 +60,13 @@ class WandbRun(TrackerRun):
         )
         self._start(new_id, resume="never")
         return 0
+
+    def values_of_samples(self, samples: Sequence[Sample]) -> dict[str, object]:
+        """As a table."""
+        import wandb
+
+        rows = [[sample["prompt"], sample["text"]] for sample in samples]
+        return {"samples": wandb.Table(columns=["prompt", "text"], data=rows)}
 
     def _supersede_offline_files(self, run_id: str) -> None:
         folder = Path(os.environ.get("WANDB_DIR") or self.description.run_folder)
