@@ -9,6 +9,7 @@ import itertools
 import os
 import secrets
 from collections.abc import Sequence
+from typing import Any
 
 from flame_accel.observe.evaluations_file import Sample
 from flame_accel.observe.trackers.identities import RunIdentity
@@ -31,7 +32,7 @@ class TrackioRun(TrackerRun):
         """As a table."""
         import trackio
 
-        rows = [[sample["prompt"], sample["text"]] for sample in samples]
+        rows: list[list[Any]] = [[sample["prompt"], sample["text"]] for sample in samples]
         return {"samples": trackio.Table(columns=["prompt", "text"], data=rows)}
 
     def _name_after_deleting_earlier_run(self) -> str:

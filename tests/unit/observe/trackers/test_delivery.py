@@ -31,14 +31,12 @@ class StoredRun(TrackerRun):
         self.stored = stored
         self.failures: list[type[BaseException]] = []
         """Raised by the next calls, the last one first."""
-        self.fails_to_open = False
+        self.always_fails = False
         self.may_log = threading.Event()
         self.may_log.set()
 
     def open(self, records: Sequence[Record], last_valid_step: int) -> int:
         self._fail_if_planned()
-        if self.fails_to_open:
-            raise OSError("always")
         self.stored[:] = [each for each in self.stored if each["step"] <= last_valid_step]
         count = len(self.stored)
         assert [each["step"] for each in self.stored] == [each["step"] for each in records[:count]]
@@ -50,9 +48,12 @@ class StoredRun(TrackerRun):
         self.stored.append(dict(record))
 
     def close(self) -> None:
-        self._fail_if_planned()
+        if not self.always_fails:
+            self._fail_if_planned()
 
     def _fail_if_planned(self) -> None:
+        if self.always_fails:
+            raise OSError("always")
         if self.failures:
             raise self.failures.pop()("planned")
 
@@ -173,7 +174,7 @@ def test_a_failure_is_logged_once_and_so_is_its_end(bench: Bench, log: pytest.Lo
 
 
 def test_a_tracker_that_always_fails_ends_with_the_run(bench: Bench, log: pytest.LogCaptureFixture):
-    bench.run.fails_to_open = True
+    bench.run.always_fails = True
     bench.record(1)
     bench.finish()
     assert bench.delivery.has_failed and bench.stored == []
