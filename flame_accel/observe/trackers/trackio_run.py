@@ -32,7 +32,7 @@ class TrackioRun(TrackerRun):
         """As a table."""
         import trackio
 
-        rows: list[list[Any]] = [[sample["prompt"], sample["text"]] for sample in samples]
+        rows: Any = [[sample["prompt"], sample["text"]] for sample in samples]
         return {"samples": trackio.Table(columns=["prompt", "text"], data=rows)}
 
     def _name_after_deleting_earlier_run(self) -> str:

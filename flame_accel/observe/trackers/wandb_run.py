@@ -65,7 +65,7 @@ class WandbRun(TrackerRun):
         """As a table."""
         import wandb
 
-        rows: list[list[Any]] = [[sample["prompt"], sample["text"]] for sample in samples]
+        rows: Any = [[sample["prompt"], sample["text"]] for sample in samples]
         return {"samples": wandb.Table(columns=["prompt", "text"], data=rows)}
 
     def _supersede_offline_files(self, run_id: str) -> None:
