@@ -56,6 +56,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                     "time/step_seconds": 2.0,
                     "throughput/tokens_per_second_per_device": 500.0,
                     "throughput/tflops_per_device": 5.0,
+                    "data/share/books": 0.75,
+                    "data/share/code": 0.25,
                     HOSTILE: step,
                 }
                 | ({"eval/loss": 4.0 / step} if step % 10 == 0 else {})
@@ -136,6 +138,7 @@ def test_every_chart_has_its_curves(show):
     assert chart(page, "Loss").locator("svg text", has_text="\u00d7").count() == 1
     for title in ("Learning rate", "Gradient norm", HOSTILE):
         assert len(lines(page, title)) == 1, title
+    assert len(lines(page, "Mixture of the data")) == 2
     assert len(lines(page, f"Loss by position: {HOSTILE}")) == 1
     # a restart and a skipped update
     assert chart(page, "Loss").locator("g.mark-rule.role-mark line").count() == 2

@@ -136,11 +136,12 @@ def build_picture_spec(
                 encoding["legend"] = legend if len(names) > 1 else None
             elif channel == "x" and "field" in encoding:
                 encoding["title"] = chart.x_unit or "step"
-                encoding["axis"] = {"format": LARGE, "tickCount": 6}
+                encoding["axis"] = {"labelExpr": f"format(datum.value, '{LARGE}')", "tickCount": 6}
             elif channel == "y" and encoding.get("scale", 0) is not None and "field" in encoding:
                 encoding["title"] = chart.kind.unit or chart.kind.title
                 encoding["scale"] = scale
-                encoding["axis"] = {"format": chart.kind.format, "tickCount": 5}
+                number = f"format(datum.value, '{chart.kind.format}')"
+                encoding["axis"] = {"labelExpr": number, "tickCount": 5}
     return {
         **spec,
         "datasets": datasets,

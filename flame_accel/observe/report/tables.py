@@ -60,7 +60,7 @@ class Event(NamedTuple):
 
     step: int
     kind: str
-    """`start`, `skipped` or `rewind`."""
+    """`restart`, `skipped` or `rewind`."""
     text: str
 
 
@@ -174,7 +174,7 @@ def list_environment(runs: Sequence[RunRecord]) -> list[Row]:
 
 def list_events(run: RunRecord) -> list[Event]:
     """Restarts, skipped updates and rewinds of a run, the first `MOST_EVENTS` by step."""
-    events = [Event(int(s["step"]), "start", _describe_start(s)) for s in run.starts[1:]]
+    events = [Event(int(s["step"]), "restart", _describe_start(s)) for s in run.starts[1:]]
     for record in run.skipped:
         step = int(record["step"])
         if "rewound_to" in record:
@@ -233,7 +233,7 @@ def _with_error(value: float | None, error: float | None) -> str:
         return ""
     told = f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
     known = error is not None and math.isfinite(error)
-    return f"{told} ± {error:.2g}" if known else told
+    return f"{told} ± {error:.4f}" if known else told
 
 
 def _best_validation(run: RunRecord) -> str:

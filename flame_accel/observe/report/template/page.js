@@ -191,11 +191,10 @@ function buildSpec(chart, lines, width, isMain, theme) {
     labels,
   };
   const ticks = Math.max(3, Math.min(8, Math.floor(width / 90)));
-  const xAxis = {format: "~s", tickCount: ticks, labelFlush: false, labelOverlap: true};
-  if (state.axis === "seconds" && !chart.xUnit) xAxis.format = "~g";
-  if (state.axis === "flops" && !chart.xUnit) xAxis.format = "~e";
-  if (state.axis === "tokens" || chart.xUnit) xAxis.labelExpr = "replace(datum.label, 'G', 'B')";
-  const yAxis = {format: chart.format, tickCount: isMain ? 6 : 4, labelOverlap: true};
+  // an axis's own format would round to the distance of its ticks
+  const format = chart.xUnit ? "~s" : {step: "~s", tokens: "~s", seconds: "~g", flops: "~e"}[state.axis];
+  const xAxis = {labelExpr: `replace(format(datum.value, '${format}'), 'G', 'B')`, tickCount: ticks, labelFlush: false, labelOverlap: true};
+  const yAxis = {labelExpr: `format(datum.value, '${chart.format}')`, tickCount: isMain ? 6 : 4, labelOverlap: true};
   if (logY) yAxis.values = logTicks(domain[0], domain[1], isMain ? 6 : 4);
   const scales = {
     x: {type: logX(chart) ? "log" : "linear", domain: xDomain, nice: false, ...(logX(chart) ? {} : {zero: false})},

@@ -98,7 +98,7 @@ def test_evaluations_are_those_of_the_last_step_with_their_errors():
     assert [(r.name, r.cells, r.best) for r in sets.rows] == [
         ("code · loss", ["1.5000", "1.0000"], [False, True])
     ]
-    assert [(r.name, r.cells) for r in tasks.rows] == [("piqa · acc", ["0.5000 ± 0.01", ""])]
+    assert [(r.name, r.cells) for r in tasks.rows] == [("piqa · acc", ["0.5000 ± 0.0100", ""])]
 
 
 def test_events_say_what_happened_and_why():
@@ -120,7 +120,7 @@ def test_events_say_what_happened_and_why():
     )
     assert [tuple(event) for event in list_events(run)] == [
         (3, "skipped", "the norm of its gradient is nan"),
-        (7, "start", "resumed on H200, 2 processes; optimizer.lr: 0.001 → 0.0003"),
+        (7, "restart", "resumed on H200, 2 processes; optimizer.lr: 0.001 → 0.0003"),
         (9, "rewind", "went back to step-5"),
     ]
 
