@@ -14,6 +14,7 @@ ALLOWED = {
     ("observe/watchdog.py", "open"),  # stacks, written while the process hangs
     ("commands/continuations.py", "open"),  # generated texts, line by line
     ("hub/modeling_fla.py", "write_bytes"),  # travels with a model, without this package
+    ("commands/sweep_runs.py", "open"),  # the console of each run
     ("standard_streams.py", "open"),  # /dev/null
     ("cache_folders.py", "mkdtemp"),  # in place of a cache folder that cannot be written
 }

@@ -179,6 +179,7 @@ def test_every_package_that_is_imported_is_a_dependency():
     declared = {canonicalize_name(Requirement(text).name) for group in groups for text in group}
     other_names = {
         "fla": "flash-linear-attention",
+        "mlflow": "mlflow-skinny",
         "vl_convert": "vl-convert-python",
         "yaml": "pyyaml",
     }

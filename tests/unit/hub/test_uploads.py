@@ -18,7 +18,7 @@ from tests.helpers.runs import read_log
 
 @pytest.mark.covers_option("hub.repo_id", "hub.private")
 def test_the_exported_model_is_on_the_hub_when_the_run_ends(upload_run, local_hub, tmp_path):
-    upload_run()
+    upload_run(**{"hub.repo_id": REPO})
     names = local_hub.file_names(REPO, "main")
     assert set(names) >= set(MODEL)
     assert not any("optimizer" in name or "state" in name or "rank" in name for name in names)
