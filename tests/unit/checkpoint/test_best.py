@@ -49,7 +49,7 @@ def test_a_step_without_the_metric_is_not_the_best_and_that_is_said(log):
     note_if_best(state, {"eval/accuracy": 0.5}, LOSS)
     note_if_best(state, {}, LOSS)
     assert state.best is None
-    assert log.text.count("step 5: no eval/loss to find the best checkpoint by") == 1
+    assert log.text.count("step 5: no finite eval/loss to find the best checkpoint by") == 1
 
 
 @pytest.fixture
