@@ -1,7 +1,8 @@
 """Configurations of other architectures with the sizes of a given one, so that they compare.
 
-Width, layers, heads, MLP, short convolutions and the shape of the recurrent state are taken over;
-everything else has the defaults of its architecture. Parameters still differ a little, since gates
+Width, layers, heads, MLP, short convolutions and the shape of the recurrent state are taken over,
+and for softmax attention whether queries and keys are normalized; everything else has the defaults
+of its architecture. Parameters still differ a little, since gates
 and output projections do.
 """
 
@@ -132,6 +133,9 @@ def matched_config(model_type: str, like: PreTrainedConfig) -> PreTrainedConfig:
     if model_type == "hgrn2":
         sizes["expand_ratio"] = shape.key_dim
     fields |= {name: value for name, value in sizes.items() if name in known}
+    # as a norm of any kind; DeltaNet's is its own
+    if model_type in ATTENTION_TYPES and "qk_norm" in known:
+        fields["qk_norm"] = bool(given.get("qk_norm"))
     config = config_class(**fields)
     reached = state_shape(config)
     same = reached.elements == shape.elements if reached else model_type in ATTENTION_TYPES

@@ -173,6 +173,7 @@ def test_a_sweep_trains_compares_and_continues(tmp_path: Path) -> None:
     table = (folder / "table.md").read_text()
     assert "<title>" in (folder / "report.html").read_text()
     assert table in first.stdout
+    assert (folder / "report.html").is_file()
     rows = [line.split(" | ")[0] for line in table.splitlines()[2:]]
     assert rows == ["| gla", "| transformer"]
     lr = [

@@ -105,3 +105,9 @@ def test_what_cannot_have_that_state_is_refused() -> None:
     slots = build("gsa", hidden_size=64)
     with pytest.raises(UsageError, match="as the gsa of the recipe"):
         matched_config("gla", slots)
+
+
+def test_attention_normalizes_queries_and_keys_if_the_given_model_does() -> None:
+    assert matched_config("transformer", build("delta_net")).to_dict()["qk_norm"] is True
+    assert matched_config("transformer", LIKE).to_dict()["qk_norm"] is False
+    assert matched_config("delta_net", LIKE).to_dict()["qk_norm"] == "l2"
