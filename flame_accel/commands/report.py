@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flame_accel.config import UsageError
+from flame_accel.config import UsageError, UserError
 
 FILES_OF_A_RUN = ("metrics.jsonl", "config.toml", "environment.json")
 """A run folder has at least one of them."""
@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
             where="--watch",
             remedy="choose at least 1",
         )
-    from flame_accel.observe.report import REPORT_FILE, write_images, write_page
+    from flame_accel.observe.report import REPORT_FILE, VegaError, write_images, write_page
+    from flame_accel.observe.report.vega import PACKAGE
 
     output = arguments.output or (
         folders[0] / REPORT_FILE if len(folders) == 1 else Path(REPORT_FILE)
@@ -69,8 +70,15 @@ def run(arguments: argparse.Namespace) -> None:
     write_page(folders, output, title=arguments.title, reload_seconds=arguments.watch or 0)
     print(output, flush=True)
     if arguments.images is not None:
-        for path in write_images(folders, arguments.images):
-            print(path)
+        try:
+            written = write_images(folders, arguments.images)
+        except VegaError as error:
+            raise UserError(
+                f"no pictures: {error}",
+                where=f"--images {arguments.images}",
+                remedy=f"the page is written; for pictures, install {PACKAGE}",
+            ) from error
+        print(*written, sep="\n")
     if arguments.watch is not None:
         _watch(folders, output, arguments.title, arguments.watch)
 

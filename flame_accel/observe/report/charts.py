@@ -22,6 +22,9 @@ NUMBER, LARGE, SHARE = "~g", "~s", "~%"
 """Formats of an axis, as d3 has them."""
 Section = Literal["training", "speed", "evaluation", "position", "data", "other"]
 
+MOST_TITLE = 100
+"""Characters of a title; the rest is cut."""
+
 
 @dataclass(frozen=True)
 class ChartKind:
@@ -38,6 +41,10 @@ class ChartKind:
     can_be_smoothed: bool = False
     log_y: bool = False
     """Whether the y axis is logarithmic at first; it can be for any chart."""
+
+    def __post_init__(self) -> None:
+        # a name of a user's metric may have any characters; Vega refuses a line break in a title
+        object.__setattr__(self, "title", " ".join(self.title.split())[:MOST_TITLE])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The charts of the report as pictures: for a paper, and for the card of a model."""
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from flame_accel.files import write_bytes_atomically
@@ -32,15 +33,27 @@ def write_images(run_folders: Sequence[Path], folder: Path) -> list[Path]:
     """
     runs = read_runs(run_folders)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
+    names: set[str] = set()
     for chart in build_charts(runs):
         spec = build_picture_spec(chart, [run.name for run in runs], width=WIDTH, height=HEIGHT)
-        name = re.sub(r"[^a-z0-9]+", "-", chart.kind.title.lower()).strip("-")
+        name = _free_file_name(chart.kind.title, names)
+        names.add(name)
         for format in ("png", "svg"):
             path = folder / f"{name}.{format}"
             write_bytes_atomically(path, render_picture(spec, format, scale=PIXELS_OF_PNG))
             written.append(path)
     return written
+
+
+def _free_file_name(title: str, taken: Collection[str]) -> str:
+    """What a title is as the name of a file, without suffix, unlike those that are taken."""
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "chart"
+    return next(
+        each
+        for number in itertools.count(1)
+        if (each := name if number == 1 else f"{name}-{number}") not in taken
+    )
 
 
 def render_loss_png(records: Sequence[Mapping[str, float]]) -> bytes | None:

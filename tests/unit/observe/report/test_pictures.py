@@ -1,5 +1,6 @@
 """Pictures: the same bytes for the same values, every curve in its colour, none without values."""
 
+import json
 import math
 import struct
 from pathlib import Path
@@ -48,3 +49,12 @@ def test_each_chart_of_some_runs_is_written(tmp_path: Path):
     drawn = (tmp_path / "images/loss.svg").read_text()
     for run, color in zip(("one", "two"), LIGHT_COLORS, strict=False):
         assert f">{run}</text>" in drawn and color in drawn
+
+
+def test_each_metric_has_pictures_of_its_own_whatever_it_is_called(tmp_path: Path):
+    keys = ("a.b", "a/b", "eval/", "line\nbreak", 'quote"', "back\\slash", "</script>", "x" * 300)
+    records = [{"step": step, **dict.fromkeys(keys, 1.0)} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    written = write_images([tmp_path], tmp_path / "images")
+    assert len(set(written)) == 2 * len(keys)
+    assert all(path.stem and path.stat().st_size for path in written)
