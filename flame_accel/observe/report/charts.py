@@ -43,8 +43,10 @@ class ChartKind:
     """Whether the y axis is logarithmic at first; it can be for any chart."""
 
     def __post_init__(self) -> None:
-        # a name of a user's metric may have any characters; Vega refuses a line break in a title
-        object.__setattr__(self, "title", " ".join(self.title.split())[:MOST_TITLE])
+        # a name of a user's metric may have any characters; Vega reads titles as code,
+        # in which a line break is an error and a backslash an escape
+        title = " ".join(self.title.replace("\\", "/").split())
+        object.__setattr__(self, "title", title[:MOST_TITLE])
 
 
 @dataclass(frozen=True)

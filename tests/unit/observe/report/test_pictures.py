@@ -52,7 +52,7 @@ def test_each_chart_of_some_runs_is_written(tmp_path: Path):
 
 
 def test_each_metric_has_pictures_of_its_own_whatever_it_is_called(tmp_path: Path):
-    keys = ("a.b", "a/b", "eval/", "line\nbreak", 'quote"', "back\\slash", "</script>", "x" * 300)
+    keys = ("a.b", "a/b", "eval/", "line\nbreak", 'quote"', "a\\b", "</script>", "x" * 300)
     records = [{"step": step, **dict.fromkeys(keys, 1.0)} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     written = write_images([tmp_path], tmp_path / "images")
