@@ -1,9 +1,11 @@
-"""Names of models on the Hub; asks it once, for a few seconds, whether one exists.
+"""Names of models on the Hub; asks it once, for a few seconds, whether one exists or it answers.
 
 The libraries that load from the Hub retry a failed connection for about half a minute; a name that
 does not exist, or a machine without a network, is answered here instead. Loading is up to callers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,3 +76,33 @@ def check_model_exists_if_hub_reachable(name: str, *, where: str, remedy: str) -
     except Exception:
         return False
     return True
+
+
+def is_hub_reachable() -> bool:
+    """Whether the Hub answers at all; not if connections are forbidden (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
+    # without a connection, what is raised depends on the HTTP library of huggingface_hub
+    except Exception:
+        return False
+    return True
+
+
+@contextmanager
+def offline_unless_hub_reachable() -> Iterator[None]:
+    """Has datasets be loaded from the local cache alone if the Hub does not answer.
+
+    Each of them is otherwise asked for again and again, for half a minute.
+    """
+    import datasets.config
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not is_hub_reachable():
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

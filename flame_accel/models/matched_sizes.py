@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedConfig
 
 from flame_accel.config.errors import UsageError
+from flame_accel.config.suggestions import nearest_text
 from flame_accel.files import write_text_atomically
 from flame_accel.models.catalogue import fla_config_classes
 
@@ -100,10 +101,13 @@ def matched_config(model_type: str, like: PreTrainedConfig) -> PreTrainedConfig:
         return like
     config_class = fla_config_classes().get(model_type)
     if config_class is None:
+        names = sorted(fla_config_classes())
+        near = nearest_text(model_type, names)
         raise UsageError(
             f"{model_type!r} is neither a preset, a file nor an architecture of fla",
             where="--models",
-            remedy=f"name some of {', '.join(fla_config_classes())}, presets or JSON files",
+            remedy=(f"did you mean {near}? " if near else "")
+            + f"Name some of {', '.join(names)}, presets or JSON files",
         )
     given = like.to_dict()
     heads = given.get("num_heads")

@@ -4,8 +4,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import datasets.config
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -21,6 +22,8 @@ from flame_accel.data.tokens.tokenizer import load_tokenizer
 from flame_accel.hub_lookup import (
     TIMEOUT_SECONDS,
     check_model_exists_if_hub_reachable,
+    is_hub_reachable,
+    offline_unless_hub_reachable,
     split_hub_name_unless_path,
 )
 from flame_accel.models import load_model_config
@@ -111,3 +114,29 @@ def test_loading_asks_the_hub_only_where_it_can_be_reached(
     assert local_only == [not reachable] * 2
     for error in (model_error, tokenizer_error):
         assert ("the Hub cannot be reached" in str(error.value)) == (not reachable)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_datasets_are_not_asked_for_of_a_hub_that_does_not_answer(
+    answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[float] = []
+
+    class Session:
+        def head(self, url: str, *, timeout: float) -> None:
+            questions.append(timeout)
+            if not answers:
+                raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    for settings in (constants, datasets.config):
+        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+    with offline_unless_hub_reachable():
+        assert constants.HF_HUB_OFFLINE == datasets.config.HF_HUB_OFFLINE == (not answers)
+    assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+    assert questions == [TIMEOUT_SECONDS]
+
+
+def test_a_hub_that_must_not_be_asked_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not is_hub_reachable()

@@ -6,6 +6,7 @@ own. They are loaded before the model, so that a mistake is answered at once. Wh
 """
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,14 @@ from lm_eval.tasks import TaskManager
 
 from flame_accel.config import UserError
 from flame_accel.config.errors import UsageError
+from flame_accel.hub_lookup import offline_unless_hub_reachable
 
 GROUPS_FOLDER = Path(__file__).parent / "groups"
 RULER_PREFIXES = ("niah_", "ruler_")
 RULER_DEFAULT_LENGTH = 4096
 """Tokens of a prompt of RULER, unless the metadata say otherwise."""
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""With one of them nobody asks the Hub."""
 NETWORK_ERRORS = ("Offline", "Connect", "Timeout", "LocalEntryNotFound", "ProxyError")
 """In names of exceptions: the data is not on this machine, and nobody was there to ask for it."""
 
@@ -61,17 +65,8 @@ def load_tasks(
     unknown = [name for name, matches in found.items() if not matches]
     if unknown:
         raise _make_unknown_tasks_error(manager, unknown, include_paths)
-    items: list[Task | Group] = []
-    for name in dict.fromkeys(match for matches in found.values() for match in matches):
-        try:
-            loaded = manager.load([name])
-        # the data and code of others: whatever is wrong there, nothing can be evaluated
-        except Exception as error:
-            raise _make_load_error(manager, name, error) from error
-        groups = loaded.get("groups", {}).values()
-        inner = {child for group in groups for child in group.child_names}
-        items += [group for group in groups if group.name not in inner]
-        items += [task for task in loaded["tasks"].values() if task.task_name not in inner]
+    with offline_unless_hub_reachable():
+        items = _load_each(manager, [match for matches in found.values() for match in matches])
     tasks = LoadedTasks(manager, _drop_tasks_that_are_in_a_group(items))
     _check_every_group_has_tasks(tasks)
     return tasks
@@ -120,6 +115,26 @@ def _open_task_manager(
     if all({*_list_member_names(own, name)} <= {*own.all_subtasks} for name in names):
         return own
     return open_with([GROUPS_FOLDER, *include_paths], include_defaults=True)
+
+
+def _load_each(manager: TaskManager, names: Sequence[str]) -> list[Task | Group]:
+    """The tasks and groups of these names, groups in groups left out.
+
+    Raises:
+        UserError: One cannot be loaded.
+    """
+    items: list[Task | Group] = []
+    for name in dict.fromkeys(names):
+        try:
+            loaded = manager.load([name])
+        # the data and code of others: whatever is wrong there, nothing can be evaluated
+        except Exception as error:
+            raise _make_load_error(manager, name, error) from error
+        groups = loaded.get("groups", {}).values()
+        inner = {child for group in groups for child in group.child_names}
+        items += [group for group in groups if group.name not in inner]
+        items += [task for task in loaded["tasks"].values() if task.task_name not in inner]
+    return items
 
 
 def _match_file_or_registered_names(manager: TaskManager, name: str) -> list[str]:
@@ -183,14 +198,16 @@ def _make_load_error(manager: TaskManager, name: str, error: Exception) -> UserE
     tasks_by_reason: dict[str, list[str]] = {}
     for task, reason in failures.items():
         tasks_by_reason.setdefault(_describe_failure(reason), []).append(task)
-    lines = "; ".join(f"{', '.join(tasks)}: {why}" for why, tasks in tasks_by_reason.items())
+    lines = [f"\n      {', '.join(tasks)}: {why}" for why, tasks in tasks_by_reason.items()]
     reasons = [e for each in failures.values() for e in _list_causes(each)]
     if any(isinstance(e, ImportError) for e in reasons):
         remedy = 'install it; lm-eval has extras for some tasks: pip install "lm-eval[ruler]"'
     elif any(mark in type(e).__name__ for e in reasons for mark in NETWORK_ERRORS):
+        forbidding = [name for name in OFFLINE_VARIABLES if os.environ.get(name)]
+        instead = f"unset {' and '.join(forbidding)}" if forbidding else "check it"
         remedy = (
-            "this needs a network once: unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, or run it on "
-            "a machine with a network and take along its cache of datasets (HF_HOME)"
+            f"this needs a network once: {instead}, or run it on a machine with one "
+            "and take along its cache of datasets (HF_HOME)"
         )
     else:
         remedy = "check the YAML file of the task and its data, or leave the task out"
@@ -198,7 +215,7 @@ def _make_load_error(manager: TaskManager, name: str, error: Exception) -> UserE
     if left and failures:
         remedy += f". What can be evaluated here: --tasks {left.replace(' ', '')}"
     return UserError(
-        f"cannot be loaded: {lines or _describe_failure(error)}",
+        f"cannot be loaded:{''.join(lines) or f' {_describe_failure(error)}'}",
         where=f"--tasks {name}",
         remedy=remedy,
     )

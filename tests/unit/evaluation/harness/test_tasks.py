@@ -78,6 +78,12 @@ def test_what_cannot_be_evaluated_is_named_with_the_reason(
         with pytest.raises(UserError) as raised:
             load_names(tmp_path, name)
         assert all(part in str(raised.value) for part in expected), (name, str(raised.value))
+    # a line for each reason
+    assert len([line for line in str(raised.value).splitlines() if "python_" in line]) == 3
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with pytest.raises(UserError, match="this needs a network once: check it") as raised:
+        load_names(tmp_path, "python_hub")
+    assert "unset" not in str(raised.value)
 
 
 def test_a_task_that_runs_code_of_the_model_has_to_be_confirmed(tmp_path: Path):
