@@ -100,9 +100,7 @@ def test_what_cannot_have_that_state_is_refused() -> None:
             matched_config(model_type, LIKE)
     with pytest.raises(UsageError, match="'delta' is neither a preset, a file nor an architecture"):
         matched_config("delta", LIKE)
-    with pytest.raises(
-        UsageError, match=r"did you mean delta_net\? Name some of abc, "
-    ):
+    with pytest.raises(UsageError, match=r"did you mean delta_net\? Name some of abc, "):
         matched_config("delta_nett", LIKE)
     # of as many numbers in another shape
     assert state_shape(matched_config("hgrn2", LIKE)) == (4, 16, 16)
