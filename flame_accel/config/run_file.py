@@ -118,13 +118,20 @@ def _add_unknown_section_problem(
     source.add_problem(place_in_file, "there is no such section", remedy)
 
 
-def to_toml(config: Config) -> str:
+def to_toml(config: Config, *, only_changed: bool = False) -> str:
     """All options as a TOML run file that reads back equal; "none" stands for None.
 
     Secrets are masked: a run that reads the file asks for these options.
+
+    Args:
+        config: Whose options.
+        only_changed: Leaves out those that have their defaults.
     """
     lines: list[str] = []
+    defaults = Config()
     for name in options():
+        if only_changed and option_value(config, name) == option_value(defaults, name):
+            continue
         section, _, key = name.partition(".")
         if f"[{section}]" not in lines:
             lines += ["", f"[{section}]"]

@@ -21,10 +21,9 @@ MAX_PIECES = 10
 ELLIPSIS = " ... "
 START_MARKS = {True: "===", False: "---"}
 """Mark of a piece by whether it starts a segment."""
-LEGEND = {
-    START_MARKS[True]: "state is reset and targets stop here: nothing crosses",
-    START_MARKS[False]: "the next document: the model sees across",
-}
+SEGMENT_MEANING = "state is reset and targets stop here: nothing crosses"
+ROW_MEANING = "a row begins: state is reset, and the first token is no target"
+NEXT_MEANING = "the next document: the model sees across"
 
 
 class RowVocabulary(NamedTuple):
@@ -41,8 +40,12 @@ class RowVocabulary(NamedTuple):
 
 def format_rows(rows: Sequence[TracedRow], vocabulary: RowVocabulary) -> Iterator[str]:
     """Lines for rows, a block of lines each."""
-    marks = {START_MARKS[piece.starts_segment] for row in rows for piece in row.pieces}
-    yield from (f"{mark} {meaning}" for mark, meaning in LEGEND.items() if mark in marks)
+    pieces = [piece for row in rows for piece in row.pieces]
+    if any(piece.starts_segment for piece in pieces):
+        within_rows = any(piece.starts_segment and piece.start for piece in pieces)
+        yield f"{START_MARKS[True]} {SEGMENT_MEANING if within_rows else ROW_MEANING}"
+    if not all(piece.starts_segment for piece in pieces):
+        yield f"{START_MARKS[False]} {NEXT_MEANING}"
     for row in rows:
         targets = f"{int(row.targets.sum()):,} targets"
         yield f"lane {row.lane}: {len(row.tokens):,} tokens, {targets}"

@@ -98,7 +98,9 @@ class Plan:
     """What a run would be."""
 
     options: str
-    """As a run file."""
+    """As a run file: all of them."""
+    changed_options: str
+    """As a run file: those that have not their defaults."""
     model_type: str
     parameters: dict[str, int]
     """By part; a tied one counts once."""
@@ -159,6 +161,7 @@ def plan_run(config: Config) -> Plan:
     )
     return Plan(
         options=to_toml(config),
+        changed_options=to_toml(config, only_changed=True),
         model_type=model_config.model_type,
         parameters=parameters,
         topology=topology,

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+
 from flame_accel.config import Config
 from flame_accel.diagnosis.dry_run.plan import DeviceEstimate, Plan
 from flame_accel.diagnosis.dry_run.run_time import GPU_MEMORY_GIB
@@ -57,7 +59,11 @@ def _estimate_as_object(estimate: DeviceEstimate) -> dict[str, Any]:
 def format_plan(plan: Plan, config: Config) -> Iterator[str]:
     """Lines of text, in sections."""
     training = config.training
-    yield from _section("options", plan.options.strip().splitlines())
+    if config.job.print_args:
+        yield from _section("options", plan.options.strip().splitlines())
+    else:
+        title = "options that differ from their defaults (all: --job.print_args)"
+        yield from _section(title, plan.changed_options.strip().splitlines())
     total = sum(plan.parameters.values())
     yield from _section(
         f"parameters of {plan.model_type}",
@@ -86,6 +92,9 @@ def format_plan(plan: Plan, config: Config) -> Iterator[str]:
     )
     steps, rates = zip(*plan.rates, strict=True)
     yield from _section("learning rate", plot_rates(steps, rates))
+    if not config.job.dry_run_gpu and not torch.cuda.is_available():
+        names = ", ".join(estimate.device.name for estimate in plan.estimates)
+        yield f"\nThis machine has no GPU: memory and time are those of {names}, not of this CPU."
     for estimate in plan.estimates:
         yield from _section(estimate.device.name, _format_estimate(estimate, plan, config))
     yield from _section(f"data: {plan.data}", plan.first_rows)
@@ -106,9 +115,9 @@ def _format_estimate(estimate: DeviceEstimate, plan: Plan, config: Config) -> It
         yield f"memory of a device, micro-batches of {training.batch_size} rows{graphs}:"
         for name, part in MEMORY_PARTS.items():
             if size := memory._asdict()[name]:
-                yield f"  {part:<40}{size / 2**30:8.2f} GiB"
+                yield f"  {part:<40}{_format_bytes(size):>12}"
         of = estimate.device.memory_bytes
-        yield f"  {'in all':<40}{memory.total / 2**30:8.2f} GiB" + (
+        yield f"  {'in all':<40}{_format_bytes(memory.total):>12}" + (
             f" of {of / 2**30:.1f}" if of else ""
         )
     if estimate.largest_micro_batch is not None:
@@ -146,6 +155,11 @@ def _advise(largest: int, config: Config) -> Iterator[str]:
             f"--training.batch_size {rows * accumulation // fewer[0]} "
             f"--training.gradient_accumulation_steps {fewer[0]}"
         )
+
+
+def _format_bytes(size: int) -> str:
+    """In GiB, below one in MiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 
 def _format_duration(seconds: float) -> str:

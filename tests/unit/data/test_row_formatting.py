@@ -38,6 +38,19 @@ def test_rows_show_where_nothing_crosses_and_what_is_cut():
     assert varlen[0] == "lane 0: 32 tokens, 29 targets"
 
 
+def test_the_legend_says_what_holds_of_these_rows():
+    def legend(lengths: Sequence[int], packing: str) -> list[str]:
+        lines = format_rows(trace_rows(lengths, PACKINGS[packing], 1), VOCABULARY)
+        return [line for line in lines if line.startswith(("---", "==="))]
+
+    row_start = "=== a row begins: state is reset, and the first token is no target"
+    assert legend([90], "rows") == [row_start]
+    assert legend([5, 90], "rows") == [row_start, "--- the next document: the model sees across"]
+    assert legend([2, 90], "varlen") == [
+        "=== state is reset and targets stop here: nothing crosses"
+    ]
+
+
 def test_rows_show_padding():
     assert format_first_row([1, 2], PACKINGS["best_fit"])[0].startswith("lane 0: 32 tokens, ")
     lines = format_first_row([18, 18, 18] * 40, PACKINGS["best_fit"])

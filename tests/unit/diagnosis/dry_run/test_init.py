@@ -24,15 +24,31 @@ def test_people_read_what_a_run_would_be(train_here, flags, tmp_path, capsys):
     seven.write_text(json.dumps(fields))
     accumulation = {"training.gradient_accumulation_steps": 4, "training.batch_size": 1}
     text = printed(train_here, capsys, flags(**options, **accumulation, **{"model.config": seven}))
-    for part in ("[optimizer]", "parameters of gla", "feed-forward", "256 tokens a step"):
+    for part in ("gpu_hour_price = 2.5", "parameters of gla", "feed-forward", "256 tokens a step"):
         assert part in text
     assert "FLOPs of a token" in text and "learning rate" in text and "*" in text
+    weights = next(line for line in text.splitlines() if "weights, fp32" in line)
+    assert weights.endswith("GiB")
+    assert "This machine has no GPU" not in text
     assert "CUDA context" in text and "GiB of 139.8" in text
     assert "largest micro-batch that fits" in text
     assert "same step in fewer passes: --training.batch_size 4 --training.gradient_acc" in text
     assert "at 2.50 an hour" in text
     assert "lane 0:" in text and "targets" in text
     assert not (tmp_path / "run").exists()
+
+
+def test_a_small_model_on_a_machine_without_a_gpu(train_here, flags, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    options = {"job.dry_run": True, "metrics.log_freq": 3}
+    text = printed(train_here, capsys, flags(**options))
+    listed = text.partition("parameters of gla")[0]
+    assert "log_freq = 3" in listed and "beta2" not in listed and "--job.print_args" in listed
+    assert "This machine has no GPU: memory and time are those of NVIDIA" in text
+    weights = next(line for line in text.splitlines() if "weights, fp32" in line)
+    assert weights.endswith("MiB") and "0.00 GiB" not in text
+    everything = printed(train_here, capsys, flags(**options, **{"job.print_args": True}))
+    assert "beta2 = 0.95" in everything.partition("parameters of gla")[0]
 
 
 @pytest.mark.covers_option("job.dry_run_format")
