@@ -22,7 +22,11 @@ from flame_accel.parallel import (
     compute_dtype,
     run_on_main_and_broadcast,
 )
-from flame_accel.training import check_optimizer_support, check_spike_guard_support
+from flame_accel.training import (
+    check_optimizer_support,
+    check_spike_guard_support,
+    describe_long_warmup,
+)
 
 
 def check_run_support_and_log_warnings(
@@ -57,6 +61,9 @@ def check_run_support_and_log_warnings(
     if config.training.varlen:
         check_no_known_packing_issue(model_config, active_kernels=active_kernels)
         check_keeps_documents_apart_unless_fla_model(model_config, accelerator.device.type)
+    long_warmup = describe_long_warmup(config.training)
+    if long_warmup is not None:
+        get_logger().warning("learning rate: %s", long_warmup)
     for warning in check_machine_and_list_warnings(
         model_config,
         config.model.kernels,

@@ -12,6 +12,8 @@ from flame_accel.hub.markdown_table import format_four_digits_nan_or_inf
 from flame_accel.hub.run_facts import BenchmarkRecord, ModelFacts
 
 STDERR = "_stderr"
+FEW_EXAMPLES = 100
+"""With fewer of them a result says how many there were."""
 
 
 def format_benchmarks_section(facts: ModelFacts) -> str:
@@ -32,7 +34,7 @@ def format_benchmarks_section(facts: ModelFacts) -> str:
         for metric, value in _list_metrics(record).items():
             error = record.metrics.get(_stderr_name(metric))
             cells = [
-                f"`{record.name}`",
+                f"`{record.name}`{_describe_few_examples(record)}",
                 str(record.details.get("num_fewshot", "")),
                 metric,
                 format_four_digits_nan_or_inf(value),
@@ -49,7 +51,7 @@ def list_benchmark_results(facts: ModelFacts) -> list[EvalResult]:
             task_type="text-generation",
             task_name="Text generation",
             dataset_type=record.details["dataset"],
-            dataset_name=record.name,
+            dataset_name=f"{record.name}{_describe_few_examples(record)}",
             dataset_config=record.details.get("config"),
             dataset_split=record.details.get("split"),
             dataset_args={"num_few_shot": record.details.get("num_fewshot", 0)},
@@ -63,6 +65,14 @@ def list_benchmark_results(facts: ModelFacts) -> list[EvalResult]:
         # JSON, which the Hub reads, has neither NaN nor infinities
         if math.isfinite(value)
     ]
+
+
+def _describe_few_examples(record: BenchmarkRecord) -> str:
+    """The number of examples where it is small, to stand behind the task's name; else empty."""
+    examples = record.details.get("examples")
+    if not isinstance(examples, int) or examples >= FEW_EXAMPLES:
+        return ""
+    return f" ({examples} example{'' if examples == 1 else 's'})"
 
 
 def _list_metrics(record: BenchmarkRecord) -> dict[str, float]:

@@ -152,12 +152,15 @@ def add_log_file_with_earlier_lines(path: Path) -> None:
 def format_record(
     record: Mapping[str, float], total_steps: int, remaining_seconds: float | None = None
 ) -> str:
-    """One line for a record: progress, its fields in a fixed order, and the time left if known."""
+    """One line for a record: progress, its fields in a fixed order, and the time left if known.
+
+    After the last step no time is named: what follows says so itself.
+    """
     step = int(record["step"])
     width = len(str(total_steps))
     parts = [f"step {step:>{width}}/{total_steps} {step / total_steps:4.0%}"]
     parts += [text.format(record[key]) for key, text in FIELDS if key in record]
-    if remaining_seconds is not None:
+    if remaining_seconds is not None and step < total_steps:
         parts.append(f"ETA {format_seconds(remaining_seconds)}")
     return "  ".join(parts)
 

@@ -6,7 +6,7 @@ before each update, so that no scheduler has to be prepared, stepped or saved.
 
 import math
 
-from flame_accel.config import OptimizerConfig
+from flame_accel.config import OptimizerConfig, TrainingConfig
 
 
 def is_due(step: int, interval: int, total_steps: int) -> bool:
@@ -19,6 +19,19 @@ def num_decay_steps(optimizer: OptimizerConfig, *, total_steps: int, warmup_step
     if optimizer.scheduler == "wsd":
         return round(optimizer.decay_ratio * total_steps)
     return total_steps - warmup_steps
+
+
+def describe_long_warmup(training: TrainingConfig) -> str | None:
+    """What to say of a warm-up that takes more than half of the steps; None of a shorter one.
+
+    A recipe's warm-up is easily longer than what is left of its steps in a short run.
+    """
+    if 2 * training.warmup_steps <= training.steps:
+        return None
+    return (
+        f"the warm-up takes {training.warmup_steps:,} of {training.steps:,} steps; "
+        f"a fifth of them: --training.warmup_steps {training.steps // 5}"
+    )
 
 
 def learning_rate(

@@ -10,6 +10,7 @@ from flame_accel.config import Config
 from flame_accel.diagnosis.dry_run.plan import DeviceEstimate, Plan
 from flame_accel.diagnosis.dry_run.run_time import GPU_MEMORY_GIB
 from flame_accel.diagnosis.dry_run.schedule_plot import plot_rates
+from flame_accel.training import describe_long_warmup
 
 MEMORY_PARTS = {
     "weights": "weights, fp32",
@@ -92,6 +93,8 @@ def format_plan(plan: Plan, config: Config) -> Iterator[str]:
     )
     steps, rates = zip(*plan.rates, strict=True)
     yield from _section("learning rate", plot_rates(steps, rates))
+    if (long_warmup := describe_long_warmup(training)) is not None:
+        yield f"  {long_warmup}"
     if not config.job.dry_run_gpu and not torch.cuda.is_available():
         names = ", ".join(estimate.device.name for estimate in plan.estimates)
         yield f"\nThis machine has no GPU: memory and time are those of {names}, not of this CPU."

@@ -44,15 +44,17 @@ def test_what_does_not_keep_a_machine_from_training_is_logged_before_the_model_i
 
     def build(*arguments: object) -> None:
         assert any("This machine: less than 1 GiB is free" in line for line in logged)
+        assert any("the warm-up takes 5 of 8 steps" in line for line in logged)
         raise LookupError("reached")
 
     almost_full = Folder(purpose="the run", path="exp", free_bytes=2**29, writable=True)
     facts = replace(GOOD, folders=(almost_full,))
     monkeypatch.setattr(trainability, "collect_machine_facts", lambda *arguments: facts)
-    monkeypatch.setattr(get_logger(), "info", lambda text, *values: logged.append(text % values))
+    for level in ("info", "warning"):
+        monkeypatch.setattr(get_logger(), level, lambda text, *values: logged.append(text % values))
     monkeypatch.setattr(train, "build_components", build)
     with pytest.raises(LookupError, match="reached"):
-        train_here(flags())
+        train_here(flags(**{"training.warmup_steps": 5}))
 
 
 @pytest.mark.usefixtures("no_build")

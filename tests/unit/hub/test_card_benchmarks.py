@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from flame_accel.hub.card_benchmarks import format_benchmarks_section, list_benchmark_results
 from flame_accel.hub.card_header import format_header_entries
 from flame_accel.hub.run_facts import read_model_facts
@@ -44,6 +46,18 @@ def test_the_table_has_every_metric_with_its_error_and_the_hub_each_finite_one()
     header = format_header_entries(facts, name="x")
     assert "0.625" in header["model-index"]
     assert judge_card("---\n" + "".join(header.values()) + "---\n") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("examples", "said"), [(1, " (1 example)"), (99, " (99 examples)"), (100, "")]
+)
+def test_a_result_of_few_examples_says_their_number(examples: int, said: str):
+    record = replace(PIQA, details={**PIQA.details, "examples": examples})
+    facts = build_facts(benchmarks=[record])
+    assert f"| `piqa (5-shot)`{said} | 5 | acc |" in format_benchmarks_section(facts)
+    assert [result.dataset_name for result in list_benchmark_results(facts)] == [
+        f"piqa (5-shot){said}"
+    ]
 
 
 def test_without_benchmarks_nothing_is_said():

@@ -21,6 +21,7 @@ def test_a_line_has_the_fields_in_order_and_the_time_left():
     record = {"optimizer/lr": 1e-3, "train/loss": 2.5, "step": 40}
     line = format_record(record, 160, 7200.0)
     assert line == "step  40/160  25%  loss 2.5000  lr 1.000e-03  ETA 2:00:00"
+    assert "ETA" not in format_record({**record, "step": 160}, 160, 2.0)
     assert format_seconds(59.6) == "0:01:00"
 
 

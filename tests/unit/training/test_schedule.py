@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flame_accel.config import OptimizerConfig
-from flame_accel.training import is_due, learning_rate
+from flame_accel.config import OptimizerConfig, TrainingConfig
+from flame_accel.training import describe_long_warmup, is_due, learning_rate
 from flame_accel.training.schedule import num_decay_steps
 from tests.helpers.runs import SHORT_RUN, read_records
 
@@ -102,3 +102,11 @@ def test_work_is_due_at_its_interval_and_after_the_last_step():
 )
 def test_wsd_decays_in_its_tail_and_the_others_after_the_warm_up(options, expected):
     assert num_decay_steps(OptimizerConfig(**options), total_steps=20, warmup_steps=3) == expected
+
+
+@pytest.mark.parametrize(("steps", "long"), [(200, False), (199, True), (100, True)])
+def test_a_warm_up_of_more_than_half_of_the_steps_is_named(steps: int, long: bool) -> None:
+    said = describe_long_warmup(TrainingConfig(steps=steps, warmup_steps=100))
+    assert (said is not None) == long
+    assert said is None or f"100 of {steps} steps" in said
+    assert said is None or f"--training.warmup_steps {steps // 5}" in said
