@@ -1,10 +1,10 @@
 """The table of a sweep: the final figures of its runs, in Markdown. Drawn from the run folders."""
 
-import json
 import math
-import struct
 from collections.abc import Sequence
 from pathlib import Path
+
+from safetensors import safe_open
 
 from flame_accel.commands.sweep_plan import PlannedRun
 from flame_accel.models.matched_sizes import state_shape
@@ -67,10 +67,8 @@ def _describe_model(run_folder: Path) -> tuple[str, str]:
 
 def _count_stored_parameters(safetensors_file: Path) -> int:
     """Elements of all tensors, by the header of the file."""
-    with safetensors_file.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    with safe_open(safetensors_file, "numpy") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.offset_keys())
 
 
 def _render_row(cells: Sequence[str]) -> str:

@@ -97,6 +97,7 @@ def test_files_from_outside_are_parsed_by_that_one_function():
         "checkpoint/identity.py",
         "commands/models.py",
         "data/tokens/text_slicing.py",
+        "diagnosis/dry_run/run_time.py",
         "diagnosis/conformance/support_table.py",
         "hub/hub_request.py",
         "json_text.py",

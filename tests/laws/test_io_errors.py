@@ -119,11 +119,13 @@ ERRORS = {
     "full disk, in Rust": SafetensorError("I/O error: No space left (os error 28)"),
 }
 FEWEST_ARGUMENTS = {
+    "evaluate": ["a", "--tasks=b"],
     "export": ["a", "b"],
     "generate": ["a", "--prompt=x"],
     "prepare": ["--training.dataset=a", "--model.tokenizer_path=b", "--output=c"],
     "push": ["a", "owner/name"],
     "report": ["a"],
+    "sweep": ["quickstart", "--models=gla"],
     "tune": ["--model.config=a"],
 }
 

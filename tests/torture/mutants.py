@@ -129,8 +129,8 @@ MUTANTS = (
     Mutant(
         "a signal stops without a save",
         "checkpoint/save_schedule.py",
-        "if run_stops or completed_steps == self.total_steps:",
-        "if completed_steps == self.total_steps:",
+        "if run_stops or is_best or completed_steps == self.total_steps:",
+        "if is_best or completed_steps == self.total_steps:",
         ("tests/laws/test_stops_lose_nothing.py",),
     ),
     Mutant(

@@ -4,6 +4,7 @@ import pytest
 
 from flame_accel.config import EvaluationConfig, TrainingConfig
 from flame_accel.config.errors import UsageError, UserError
+from flame_accel.config.evaluation_sets import MAIN_SET
 from flame_accel.data.from_options import open_data
 from flame_accel.data.sources.opening import open_chosen_split
 from flame_accel.data.sources.options import DatasetOptions
@@ -17,13 +18,11 @@ def test_training_and_validation_have_documents_of_their_own() -> None:
     data = open_data(
         TrainingConfig(dataset=MQAR), EvaluationConfig(dataset=MQAR), load_tokenizer("byte", False)
     )
-    assert data.evaluation is not None
-    (training,) = data.training
-    assert training.held_out is None
-    assert data.evaluation.held_out is None
-    first, second = (next(one.read_in_order()) for one in (training, data.evaluation))
+    (training,), validation = data.training, data.evaluation[MAIN_SET]
+    assert training.held_out is None and validation.held_out is None
+    first, second = (next(one.read_in_order()) for one in (training, validation))
     assert first.document.tokens.tolist() != second.document.tokens.tolist()
-    assert data.evaluation.num_records == 1000
+    assert validation.num_records == 1000
 
 
 def test_a_shared_split_is_refused() -> None:
