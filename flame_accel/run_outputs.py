@@ -1,5 +1,7 @@
 """What a run writes besides its records: checkpoints, the exported model, and the report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from flame_accel.checkpoint import (
 )
 from flame_accel.checkpoint_files import find_damage
 from flame_accel.config import Config
-from flame_accel.evaluation import try_to_sample_and_write_report_on_main
+from flame_accel.evaluation import try_to_sample_on_main, try_to_write_report_on_main
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
 from flame_accel.observe import get_logger
@@ -50,14 +52,14 @@ def save(config: Config, loop: LoopState, *, last: bool) -> None:
     )
 
 
-def export_and_report(
+def export_and_sample(
     config: Config,
     accelerator: Accelerator,
     components: Components,
     state: TrainState,
     run_folder: Path,
 ) -> None:
-    """Exports the model to `hf/`, logs a sample of generated text, and writes the report."""
+    """Exports the model to `hf/`, and logs a sample of text that it generates."""
     exported = run_folder / "hf"
     state = _load_best_if_it_is_exported(config, accelerator, components, state)
     with extended_timeout(accelerator, config.comm.train_timeout_seconds):
@@ -69,7 +71,7 @@ def export_and_report(
             dtype=getattr(torch, config.checkpoint.export_dtype),
             card_origin=ModelOrigin(run_folder=run_folder, step=state.step, tokens=state.tokens),
         )
-    try_to_sample_and_write_report_on_main(
+    try_to_sample_on_main(
         accelerator,
         exported,
         run_folder,
@@ -77,8 +79,14 @@ def export_and_report(
         seed=config.training.seed,
         step=state.step,
         tokens=state.tokens,
-        title=config.job.description,
     )
+
+
+@contextmanager
+def report_at_end(config: Config, accelerator: Accelerator, run_folder: Path) -> Iterator[None]:
+    """Writes report.html after a block that raises nothing, which records the end of the run."""
+    yield
+    try_to_write_report_on_main(accelerator, run_folder, config.job.description)
 
 
 def _load_best_if_it_is_exported(

@@ -36,7 +36,7 @@ from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
 from flame_accel.rewind import rewind_or_stop_if_many_are_skipped
 from flame_accel.run_evaluation import build_evaluator_if_configured, evaluate_and_write
-from flame_accel.run_outputs import export_and_report, save
+from flame_accel.run_outputs import export_and_sample, report_at_end, save
 from flame_accel.run_parts import Components, LoopState
 from flame_accel.stop_signals import StopSignals
 from flame_accel.training import (
@@ -105,6 +105,8 @@ def main(config: Config, stop_signals: StopSignals) -> None:
         )
         with (
             stop_signals.deferred(saves=config.checkpoint.enable_checkpoint),
+            # after the end is recorded, so that the report says how the run ended
+            report_at_end(config, accelerator, run_folder),
             observe.record_how_block_ends(accelerator, run_folder, lambda: loop.state.step),
             loop.watchdog.watching(),
             loop.saver.finished_at_end(),
@@ -114,7 +116,7 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             with observe.profile_steps(accelerator, config.profiling, run_folder, step) as profiler:
                 train(config, accelerator, components, loop, profiler, stop_signals)
             with loop.watchdog.long_phase("export"):
-                export_and_report(config, accelerator, components, loop.state, run_folder)
+                export_and_sample(config, accelerator, components, loop.state, run_folder)
             loop.failed_saves.raise_if_latest_failed()
         wait_seconds = 0 if stop_signals.received else config.hub.wait_seconds
         uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step, wait_seconds)

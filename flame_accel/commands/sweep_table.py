@@ -9,6 +9,7 @@ from safetensors import safe_open
 from flame_accel.commands.sweep_plan import PlannedRun
 from flame_accel.models.matched_sizes import state_shape
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
+from flame_accel.observe.report.curves import median_tokens_per_second
 
 
 def render_table(runs: Sequence[PlannedRun]) -> str:
@@ -24,7 +25,7 @@ def render_table(runs: Sequence[PlannedRun]) -> str:
         if key.startswith("eval/") and not key.endswith("perplexity")
     ]
     header = ["run", "parameters", "state per layer", "steps", "tokens", "train/loss"]
-    header += [*evaluated, "tokens/s"]
+    header += [*evaluated, "tokens/s (median)"]
     lines = [_render_row(header), _render_row(["---", *["---:"] * (len(header) - 1)])]
     for run, row in zip(runs, figures, strict=True):
         cells = [run.name, *_describe_model(run.folder)]
@@ -41,10 +42,9 @@ def _final_figures(run_folder: Path) -> dict[str, float]:
     last: dict[str, float] = {}
     for record in records:
         last |= record
-    key = "throughput/tokens_per_second"
-    speeds = sorted(record[key] for record in records if key in record)
-    if speeds:
-        last[key] = speeds[len(speeds) // 2]
+    speed = median_tokens_per_second(records)
+    if speed is not None:
+        last["throughput/tokens_per_second"] = speed
     return last
 
 

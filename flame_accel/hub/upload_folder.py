@@ -23,7 +23,7 @@ from flame_accel.hub.uploaded_files import (
 )
 from flame_accel.json_text import parse_json_text
 from flame_accel.models import load_model_config
-from flame_accel.observe import get_logger, write_report
+from flame_accel.observe import get_logger, title_run, write_report
 from flame_accel.observe.evaluations_file import EVALUATIONS_FILE
 from flame_accel.observe.metrics_file import METRICS_FILE
 
@@ -134,7 +134,7 @@ def _write_config_copy_metrics_and_draw_report(
             whole, newline, _ = (run_folder / name).read_text(encoding="utf-8").rpartition("\n")
             files.write_text_atomically(logs / name, whole + newline)
     if (logs / METRICS_FILE).is_file():
-        write_report(logs, title=config.job.description or run_folder.name)
+        write_report(logs, title=title_run(config.job.description, run_folder.name))
 
 
 def _list_local_paths(run_folder: Path | None, config: Config | None) -> set[str]:

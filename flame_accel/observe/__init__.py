@@ -12,7 +12,7 @@ from flame_accel.observe.meter import Meter
 from flame_accel.observe.metric_logger import MetricLogger
 from flame_accel.observe.profiling import StepProfiler, profile_steps
 from flame_accel.observe.remaining_time import RemainingTime, build_remaining_time
-from flame_accel.observe.report import write_report
+from flame_accel.observe.report import title_run, write_report
 from flame_accel.observe.run_end import log_if_already_finished, record_how_block_ends
 from flame_accel.observe.run_folder import (
     check_run_folder_and_log_changes,
@@ -44,6 +44,7 @@ __all__ = [
     "record_how_block_ends",
     "reduce_and_check_data_metrics",
     "setup_console_logging",
+    "title_run",
     "write_report",
     "write_run_description_and_open_log",
 ]

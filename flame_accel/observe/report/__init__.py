@@ -5,7 +5,7 @@
 here knows more of a run than its folder does.
 """
 
-from flame_accel.observe.report.page import REPORT_FILE, write_page, write_report
+from flame_accel.observe.report.page import REPORT_FILE, title_run, write_page, write_report
 from flame_accel.observe.report.pictures import render_loss_png, write_images
 from flame_accel.observe.report.vega import VegaError, render_picture
 
@@ -14,6 +14,7 @@ __all__ = [
     "VegaError",
     "render_loss_png",
     "render_picture",
+    "title_run",
     "write_images",
     "write_page",
     "write_report",

@@ -112,6 +112,11 @@ def last_finite(records: Sequence[Mapping[str, float]], key: str) -> float | Non
     return next((v for r in reversed(records) if math.isfinite(v := r.get(key, math.nan))), None)
 
 
+def median_tokens_per_second(records: Sequence[Mapping[str, float]]) -> float | None:
+    """The speed of a run in words and tables: the median of its records, of all devices."""
+    return median(records, "throughput/tokens_per_second")
+
+
 def median(records: Sequence[Mapping[str, float]], key: str) -> float | None:
     """The median of the finite values of a key."""
     values = [value for r in records if math.isfinite(value := r.get(key, math.nan))]

@@ -70,7 +70,7 @@ def write_page(
     Args:
         run_folders: The run folders, in any state.
         output: Path of the page; its folder is created.
-        title: Heading of the page; None: the description of a run, or its name, or their number.
+        title: Heading of the page; None: that of `title_run`, or the number of runs.
         reload_seconds: Interval in which the page loads itself again; 0: never.
 
     Raises:
@@ -78,10 +78,15 @@ def write_page(
     """
     runs = read_runs(run_folders)
     if not title:
-        described = runs[0].options.get("job.description") or runs[0].name
-        title = str(described) if len(runs) == 1 else f"{len(runs)} runs"
+        described = str(runs[0].options.get("job.description", ""))
+        title = title_run(described, runs[0].name) if len(runs) == 1 else f"{len(runs)} runs"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(output, render_page(runs, title=title, reload_seconds=reload_seconds))
+
+
+def title_run(description: str, name: str) -> str:
+    """The heading of a run's page: its folder's name tells variants of a recipe apart."""
+    return f"{description} \u00b7 {name}" if description and description != name else name
 
 
 def render_page(runs: Sequence[RunRecord], *, title: str, reload_seconds: float = 0) -> str:

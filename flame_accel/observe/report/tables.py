@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from flame_accel.observe.report.curves import last_finite, median
+from flame_accel.observe.report.curves import (
+    last_finite,
+    median,
+    median_tokens_per_second,
+)
 from flame_accel.observe.report.read_runs import RunRecord
 
 MOST_EVENTS = 200
@@ -83,6 +87,7 @@ def list_figures(runs: Sequence[RunRecord]) -> list[Row]:
     flops = [(run.x_axes["flops"] or [None])[-1] for run in runs]
     skipped = last("optimizer/skipped_steps")
     memory = [_largest(run.records, "memory/peak_gib") for run in runs]
+    speeds = [median_tokens_per_second(run.records) for run in runs]
     rows = [
         Row("status", [describe_status(run) for run in runs]),
         row("training loss", last("train/loss"), "{:.4f}", -1),
@@ -93,7 +98,7 @@ def list_figures(runs: Sequence[RunRecord]) -> list[Row]:
         Row("tokens", ["" if value is None else format_count(value) for value in tokens]),
         Row("training time", ["" if value is None else format_time(value) for value in seconds]),
         Row("training FLOPs", [f"{n:.3g}".replace("e+", "e") if n else "" for n in flops]),
-        row("tokens per second", typical("throughput/tokens_per_second"), "{:,.0f}", 1),
+        row("tokens per second (median)", speeds, "{:,.0f}", 1),
         row("TFLOP/s per device", typical("throughput/tflops_per_device"), "{:.3g}", 1),
         row("MFU", typical("throughput/mfu"), "{:.1%}", 1),
         row("peak memory (GiB)", memory, "{:.2f}", -1),

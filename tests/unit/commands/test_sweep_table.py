@@ -41,7 +41,7 @@ def test_a_row_has_the_last_figures_of_its_run(tmp_path: Path) -> None:
     ]
     assert header == [
         *("run", "parameters", "state per layer", "steps", "tokens", "train/loss"),
-        *("eval/accuracy", "tokens/s"),
+        *("eval/accuracy", "tokens/s (median)"),
     ]
     # two heads of 8 x 16
     assert rows == [

@@ -64,7 +64,7 @@ def test_a_deterministic_run_configures_torch_and_cublas(train_here, flags, tmp_
         "flame_accel.train.train",
         lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()),
     )
-    monkeypatch.setattr("flame_accel.train.export_and_report", lambda *_: None)
+    monkeypatch.setattr("flame_accel.train.export_and_sample", lambda *_: None)
     try:
         for deterministic in (False, True):
             folder = {"job.dump_folder": tmp_path / str(deterministic)}

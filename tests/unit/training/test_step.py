@@ -32,7 +32,7 @@ def test_skip_nan_inf_decides_what_becomes_of_such_an_update(
         return result
 
     monkeypatch.setattr(train, "train_step", spoil)
-    monkeypatch.setattr(train, "export_and_report", lambda *_: None)
+    monkeypatch.setattr(train, "export_and_sample", lambda *_: None)
     train_here(flags(**SHORT_RUN, **{"training.skip_nan_inf": skips}))
     assert finite == [skips, skips]
 

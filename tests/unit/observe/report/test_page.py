@@ -124,6 +124,6 @@ def test_a_comparison_names_the_runs_and_what_differs(tmp_path: Path):
 @pytest.mark.covers_option("job.description")
 def test_description_titles_the_report(train_here, flags, tmp_path):
     train_here(flags(**SHORT_RUN, **{"job.description": "a <small> run"}))
-    assert "<title>a &lt;small&gt; run</title>" in (tmp_path / "run/report.html").read_text()
+    assert "<title>a &lt;small&gt; run · run</title>" in (tmp_path / "run/report.html").read_text()
     train_here(flags(**SHORT_RUN, **{"job.dump_folder": tmp_path / "nameless"}))
     assert "<title>nameless</title>" in (tmp_path / "nameless/report.html").read_text()
