@@ -62,7 +62,7 @@ def check_run_support_and_log_warnings(
         check_no_known_packing_issue(model_config, active_kernels=active_kernels)
         check_keeps_documents_apart_unless_fla_model(model_config, accelerator.device.type)
     long_warmup = describe_long_warmup(config.training)
-    if long_warmup is not None:
+    if long_warmup is not None and accelerator.is_main_process:
         get_logger().warning("learning rate: %s", long_warmup)
     for warning in check_machine_and_list_warnings(
         model_config,

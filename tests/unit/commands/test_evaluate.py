@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from flame_accel.__main__ import main
 from flame_accel.checkpoint.run_lock import RunLock
 from flame_accel.observe.evaluations_file import read_evaluations
-from tests.helpers.harness_tasks import CHOICES, write_tasks
+from tests.helpers.harness_tasks import CHOICES, TASKS, write_tasks
 from tests.helpers.local_hub.card_rules import judge_card
 from tests.helpers.runs import ROOT, file_digests, launch, run_python
 
@@ -99,7 +99,11 @@ def test_the_scores_are_those_of_lm_eval_on_the_export_and_stand_in_record_file_
     text = card.read_text()
     results = ModelCard(text).data.eval_results or []
     in_card = {
-        name: {r.metric_name: r.metric_value for r in results if r.dataset_name == name}
+        name: {
+            r.metric_name: r.metric_value
+            for r in results
+            if r.dataset_name == f"{name} ({len(TASKS[name][1])} examples)"
+        }
         for name in expected
     }
     assert in_card == expected
@@ -155,7 +159,10 @@ def test_a_checkpoint_is_evaluated_at_its_own_step_and_its_export_says_so(
     assert (record.step, record.details["model"]) == (4, "checkpoint/step-4")
     assert file_digests(finished / "hf")["README.md"] == card
     main(["export", str(checkpoint), str(tmp_path / "exported")])
-    assert "| `python_choice` |" in (tmp_path / "exported/README.md").read_text()
+    assert (
+        f"| `python_choice` ({len(CHOICES)} examples) |"
+        in (tmp_path / "exported/README.md").read_text()
+    )
 
 
 def test_a_model_is_not_given_the_cached_answers_of_another(
