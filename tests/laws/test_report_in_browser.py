@@ -72,10 +72,29 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         starts = [{"step": 0, "changed_options": []}, {"step": 30, "changed_options": []}]
         (run / "environment.json").write_text(json.dumps({"device": HOSTILE, "starts": starts}))
         (run / "skipped.jsonl").write_text('{"step": 7, "reason": "its loss is nan"}\n')
+    probe = folder / "probe"
+    probe.mkdir()
+    metrics = MetricsFile(probe / "metrics.jsonl")
+    for step in range(1, STEPS + 1):
+        metrics.append({"step": step, "train/loss": 5.0 / step})
+    last = {"eval/loss": 2.0, "eval/perplexity": 250.0}
+    last |= {"eval/recall/answer_accuracy": 0.0, "eval/recall/accuracy": 1.0}
+    metrics.append({"step": STEPS} | last)
+    EvaluationsFile(probe).append(
+        Evaluation(
+            *(STEPS, STEPS, "probe", "recall", {"loss": 2.0}),
+            by_position={
+                "edges": [0, 32, 64, 128],
+                "loss": [math.nan, 2.5, 2.0],
+                "accuracy": [math.nan, 0.0, 0.0],
+            },
+        )
+    )
     (folder / "empty").mkdir()
-    paths = {name: folder / f"{name}.html" for name in ("one", "two", "empty")}
+    paths = {name: folder / f"{name}.html" for name in ("one", "two", "probe", "empty")}
     write_page(runs[:1], paths["one"], title=HOSTILE)
     write_page(runs, paths["two"])
+    write_page([probe], paths["probe"])
     write_page([folder / "empty"], paths["empty"])
     return paths
 
@@ -143,6 +162,44 @@ def test_every_chart_has_its_curves(show):
     # a restart and a skipped update
     assert chart(page, "Loss").locator("g.mark-rule.role-mark line").count() == 2
     assert page.locator(".sample pre").text_content() == f"def {HOSTILE}"
+
+
+def axis_labels(page: "Page", title: str) -> list[list[str]]:
+    """The labels of the axes of a chart, x first."""
+    axes = chart(page, title).locator("g.role-axis-label").all()
+    return [each.locator("text").all_text_contents() for each in axes]
+
+
+def test_one_validation_is_a_point_at_the_end_of_the_run(show):
+    page = show("probe")
+    assert chart(page, "Loss").locator("g.mark-symbol path").count() == 1
+    for title in ("Loss", "Perplexity", "Accuracy"):
+        x, y = axis_labels(page, title)
+        # a narrow chart has a label every 20 steps
+        assert int(x[0]) <= 20 and x[-1] == "60", title
+        assert not any("e" in label for label in y)
+
+
+def test_shares_are_between_0_and_100_percent(show):
+    page = show("probe")
+    titles = ("Accuracy", "Accuracy of the answers", "Accuracy by position: recall")
+    for title in titles:
+        _, y = axis_labels(page, title)
+        assert (y[0], y[-1]) == ("0%", "100%"), title
+
+
+def test_positions_without_targets_have_no_marks(show):
+    page = show("probe")
+    for metric in ("Loss", "Accuracy"):
+        figure = chart(page, f"{metric} by position: recall")
+        assert figure.locator("g.mark-symbol path").count() == 2
+        assert figure.locator("svg text", has_text="\u00d7").count() == 0
+
+
+def test_no_heading_of_a_chart_is_cut(show):
+    page = show("probe", viewport={"width": 1200, "height": 900})
+    wide = "[...document.querySelectorAll('.unit')].filter(u => u.scrollWidth > u.clientWidth + 1)"
+    assert page.evaluate(f"{wide}.map(u => u.textContent)") == []
 
 
 def test_the_x_axis_can_be_chosen(show):

@@ -7,7 +7,7 @@ choose the axes; `fill_in` does it for a picture.
 from collections.abc import Sequence
 from typing import Any
 
-from flame_accel.observe.report.charts import LARGE, Chart
+from flame_accel.observe.report.charts import LARGE, NUMBER, SHARE, Chart
 from flame_accel.observe.report.vega import VegaLiteSpec
 
 LIGHT_COLORS = (
@@ -22,6 +22,8 @@ DASHES = ([1, 0], [5, 3], [1.5, 2.5], [7, 3, 1.5, 3])
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 FEW_POINTS = 40
 """Up to this number, each point of a curve has a dot."""
+PLAIN_NUMBER = "abs(datum.value) >= 1e-3 && abs(datum.value) < 1e6"
+"""Of which numbers an axis shows all digits; others may have a power of ten."""
 WIDE_SPAN = 4.0
 """Above this ratio of the values of a loss, the axis of a picture is logarithmic."""
 
@@ -123,7 +125,10 @@ def build_picture_spec(
     datasets = _list_rows(chart, names)
     values = [row["y"] for row in datasets["lines"] if row["y"] is not None]
     is_wide = "loss" in chart.kind.title.lower() and _spans(values, WIDE_SPAN)
-    scale = {"type": "log" if is_wide else "linear", "zero": chart.kind.starts_at_zero}
+    scale: dict[str, Any] = {"type": "log" if is_wide else "linear", "zero": chart.kind.starts_at_zero}
+    if chart.kind.format == SHARE and values and not chart.kind.starts_at_zero:
+        if all(value == values[0] and 0 <= value <= 1 for value in values):
+            scale["domain"] = [0, 1]
     legend = {"title": None, "orient": "top-right", "symbolType": "stroke", "symbolStrokeWidth": 2}
     styles = {
         "color": [LIGHT_COLORS[each.color % len(LIGHT_COLORS)] for each in chart.series],
@@ -141,6 +146,9 @@ def build_picture_spec(
                 encoding["title"] = chart.kind.unit or chart.kind.title
                 encoding["scale"] = scale
                 number = f"format(datum.value, '{chart.kind.format}')"
+                if chart.kind.format == NUMBER:
+                    plain = "format(datum.value, ',.6~r')"
+                    number = f"{PLAIN_NUMBER} ? {plain} : {number}"
                 encoding["axis"] = {"labelExpr": number, "tickCount": 5}
     return {
         **spec,

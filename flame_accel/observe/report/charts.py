@@ -6,7 +6,6 @@ A key that is not known here gets a chart too. How a chart looks is in `chart_sp
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal
 
 from flame_accel.config.evaluation_sets import MAIN_SET
@@ -72,8 +71,8 @@ class Chart:
     series: Sequence[Series]
     x_unit: str | None = None
     """Title of the x axis; None: steps, or what the reader chooses instead."""
-    ranges: Sequence[Sequence[float]] = field(default_factory=list)
-    """Edges of the bins on the x axis of each series, where there are bins."""
+    ranges: Sequence[Sequence[tuple[float, float]]] = field(default_factory=list)
+    """Of each series, the bin on the x axis of each value, where there are bins: from, up to."""
     x_marks: Sequence[float] = ()
     """Places on the x axis to mark: the lengths of the contexts in training."""
 
@@ -139,8 +138,8 @@ EVALUATION_METRICS = {
     "loss": ("Validation loss", "nats per token", NUMBER),
     "perplexity": ("Perplexity", "", NUMBER),
     "bits_per_byte": ("Bits per byte", "bits", NUMBER),
-    "accuracy": ("Accuracy", "share of the targets", SHARE),
-    "answer_accuracy": ("Accuracy of the answers", "share of the answers", SHARE),
+    "accuracy": ("Accuracy", "of the targets", SHARE),
+    "answer_accuracy": ("Accuracy of the answers", "whole answers", SHARE),
 }
 NOT_DRAWN = {
     "step",
@@ -248,15 +247,33 @@ def _build_position_charts(runs: Sequence[RunRecord]) -> list[Chart]:
             edges, values = evaluation.by_position.get("edges", []), evaluation.by_position[metric]
             if len(edges) != len(values) + 1 or not all(map(math.isfinite, edges)):
                 continue
-            middles = [(a + b) / 2 for a, b in pairwise(edges)]
+            has_targets = _list_ranges_with_targets(evaluation, len(values))
+            kept = [n for n, has in enumerate(has_targets) if has]
+            if not kept:
+                continue
+            values = [values[n] for n in kept]
+            middles = [(edges[n] + edges[n + 1]) / 2 for n in kept]
             drawn = [value if math.isfinite(value) else None for value in values]
             gaps = [x for x, value in zip(middles, drawn, strict=True) if value is None]
             curve = Curve(middles, drawn, None, None, gaps, values[-1])
             series.append(Series(index, f"step {evaluation.step:,}", index, 0, curve))
-            ranges.append(edges)
+            ranges.append([(edges[n], edges[n + 1]) for n in kept])
         kind = ChartKind(title, unit, {}, section="position", format=format)
         charts.append(Chart(kind, series, x_unit, ranges, trained_lengths))
     return charts
+
+
+def _list_ranges_with_targets(evaluation: Evaluation, count: int) -> list[bool]:
+    """Which of the ranges of positions have targets, of which the others have no figures.
+
+    The share of the targets that are right is finite wherever there are any, also if their loss is
+    not. Without it, a range has none if no figure of it is known.
+    """
+    by_position = evaluation.by_position
+    right = by_position.get("accuracy")
+    if right is not None and len(right) == count:
+        return [math.isfinite(value) for value in right]
+    return [True] * count
 
 
 def _trained_length(run: RunRecord) -> float | None:

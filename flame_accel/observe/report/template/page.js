@@ -57,6 +57,12 @@ function stepToAxis(run, step, axis = state.axis) {
   return axis === "seconds" ? value / timeUnit[1] : value;
 }
 
+// the first and the last place of a run on the chosen axis
+function runEnds(run) {
+  const {step: steps} = data.runs[run].axes;
+  return steps.length ? [steps[0], steps.at(-1)].map((step) => stepToAxis(run, step)).filter((x) => x !== null) : [];
+}
+
 // ---- rows of a chart
 
 // exponential moving average that does not lean on its first value
@@ -113,9 +119,13 @@ function yDomain(chart, lines, logY) {
   }
   if (low > high) return null;
   if (logY) return low === high ? [low / 1.5, high * 1.5] : [low / (high / low) ** 0.05, high * (high / low) ** 0.05];
-  if (chart.zero && low >= 0) return [0, high * 1.06 || 1];
+  // a share is never outside 0 to 100 %
+  const isShare = chart.format.endsWith("%") && low >= 0 && high <= 1;
+  if (isShare && low === high && !chart.zero) return [0, 1];
+  const limit = isShare ? (end) => Math.min(Math.max(end, 0), 1) : (end) => end;
+  if (chart.zero && low >= 0) return [0, limit(high * 1.06 || 1)];
   const air = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
-  return [low - air, high + air];
+  return [limit(low - air), limit(high + air)];
 }
 
 // about `count` round values between two others
@@ -159,6 +169,12 @@ function placeLabels(lines, toPixels, height, xDomain) {
 
 const shorten = (name) => (name.length > 26 ? `${name.slice(0, 25)}…` : name);
 
+// d3's "~g" has powers of ten where a plain number is as short
+function numberExpr(format) {
+  const text = `format(datum.value, '${format}')`;
+  return format === "~g" ? `abs(datum.value) >= 1e-3 && abs(datum.value) < 1e6 ? format(datum.value, ',.6~r') : ${text}` : text;
+}
+
 // ---- a chart
 
 function buildSpec(chart, lines, width, isMain, theme) {
@@ -173,12 +189,14 @@ function buildSpec(chart, lines, width, isMain, theme) {
   const palette = chart.series.map((series) => colors[series.color % colors.length]);
   const share = (y) => (logY ? Math.log(y / domain[0]) / Math.log(domain[1] / domain[0]) : (y - domain[0]) / (domain[1] - domain[0]));
   const labelled = chart.series.length > 1 && (data.runs.length === 1 || (isMain && width >= 520));
-  const few = ({series}) => lines.every((line) => line.series.dash !== series.dash || line.rows.length <= data.fewPoints);
+  const few = ({series}) => lines.every((line) => line.series.name !== series.name || line.rows.length <= data.fewPoints);
   const xs = lines.flatMap(({rows, gaps}) => [...rows, ...gaps].map(({x}) => x));
+  // a curve of few values has the width of its run
+  if (!chart.xUnit) xs.push(...lines.flatMap(({series}) => runEnds(series.run)).filter((x) => !logX(chart) || x > 0));
   let xDomain = [Math.min(...xs), Math.max(...xs)];
   if (state.zoom && !chart.xUnit) xDomain = state.zoom;
   if (xDomain[0] === xDomain[1]) xDomain = [xDomain[0] * 0.9 - 1e-9, xDomain[1] * 1.1 + 1e-9];
-  if (chart.xUnit) xDomain[0] = Math.min(xDomain[0], ...chart.ranges.map((edges) => edges[0]));
+  if (chart.xUnit) xDomain[0] = Math.min(xDomain[0], ...chart.ranges.map((ranges) => ranges[0][0]));
   // of several runs, only the first curve of each: the colour tells whose the others are
   const named = data.runs.length > 1 ? lines.filter(({series}) => !series.dash) : lines;
   const labels = labelled ? placeLabels(named, (y) => height * (1 - share(y)), height, xDomain) : [];
@@ -194,7 +212,7 @@ function buildSpec(chart, lines, width, isMain, theme) {
   // an axis's own format would round to the distance of its ticks
   const format = chart.xUnit ? "~s" : {step: "~s", tokens: "~s", seconds: "~g", flops: "~e"}[state.axis];
   const xAxis = {labelExpr: `replace(format(datum.value, '${format}'), 'G', 'B')`, tickCount: ticks, labelFlush: false, labelOverlap: true};
-  const yAxis = {labelExpr: `format(datum.value, '${chart.format}')`, tickCount: isMain ? 6 : 4, labelOverlap: true};
+  const yAxis = {labelExpr: numberExpr(chart.format), tickCount: isMain ? 6 : 4, labelOverlap: true};
   if (logY) yAxis.values = logTicks(domain[0], domain[1], isMain ? 6 : 4);
   const scales = {
     x: {type: logX(chart) ? "log" : "linear", domain: xDomain, nice: false, ...(logX(chart) ? {} : {zero: false})},
@@ -324,8 +342,8 @@ function showValues(figure, event) {
 }
 
 function rangeOf(chart, {row, series}) {
-  const edges = chart.ranges[chart.series.indexOf(series)];
-  return `${NUMBER.format(edges[row.n])} to ${NUMBER.format(edges[row.n + 1] - 1)}`;
+  const [from, end] = chart.ranges[chart.series.indexOf(series)][row.n];
+  return `${NUMBER.format(from)} to ${NUMBER.format(end - 1)}`;
 }
 
 let dragged = null;

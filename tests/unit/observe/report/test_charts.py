@@ -85,3 +85,18 @@ def test_edges_that_do_not_fit_are_not_drawn():
     endless = evaluation(5, edges=[0, math.inf], loss=[9.0])
     for each in (wrong, endless, evaluation(5, loss=[1.0])):
         assert build_charts([RunRecord(name="a", evaluations=[each])]) == []
+
+
+def test_positions_without_targets_are_left_out_and_others_that_are_not_finite_are_gaps():
+    probe = evaluation(
+        5, edges=[0, 64, 128, 256], loss=[math.nan, math.nan, 2.0], accuracy=[math.nan, 0.5, 1.0]
+    )
+    loss, accuracy = build_charts([RunRecord(name="a", evaluations=[probe])])
+    assert (loss.series[0].curve.steps, loss.series[0].curve.gaps) == ([96, 192], [96])
+    assert accuracy.series[0].curve.values == [0.5, 1.0]
+    assert loss.ranges == accuracy.ranges == [[(64, 128), (128, 256)]]
+
+
+def test_a_set_without_any_targets_by_position_has_no_chart():
+    none = evaluation(5, edges=[0, 64], loss=[math.nan], accuracy=[math.nan])
+    assert build_charts([RunRecord(name="a", evaluations=[none])]) == []
