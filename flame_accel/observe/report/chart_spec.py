@@ -126,9 +126,9 @@ def build_picture_spec(
     values = [row["y"] for row in datasets["lines"] if row["y"] is not None]
     is_wide = "loss" in chart.kind.title.lower() and _spans(values, WIDE_SPAN)
     scale: dict[str, Any] = {"type": "log" if is_wide else "linear", "zero": chart.kind.starts_at_zero}
-    if chart.kind.format == SHARE and values and not chart.kind.starts_at_zero:
-        if all(value == values[0] and 0 <= value <= 1 for value in values):
-            scale["domain"] = [0, 1]
+    is_share = chart.kind.format == SHARE and not chart.kind.starts_at_zero
+    if is_share and len(set(values)) == 1 and 0 <= values[0] <= 1:
+        scale["domain"] = [0, 1]
     legend = {"title": None, "orient": "top-right", "symbolType": "stroke", "symbolStrokeWidth": 2}
     styles = {
         "color": [LIGHT_COLORS[each.color % len(LIGHT_COLORS)] for each in chart.series],
