@@ -125,7 +125,8 @@ def build_picture_spec(
     datasets = _list_rows(chart, names)
     values = [row["y"] for row in datasets["lines"] if row["y"] is not None]
     is_wide = "loss" in chart.kind.title.lower() and _spans(values, WIDE_SPAN)
-    scale: dict[str, Any] = {"type": "log" if is_wide else "linear", "zero": chart.kind.starts_at_zero}
+    scale: dict[str, Any] = {"type": "log" if is_wide else "linear"}
+    scale["zero"] = chart.kind.starts_at_zero
     is_share = chart.kind.format == SHARE and not chart.kind.starts_at_zero
     if is_share and len(set(values)) == 1 and 0 <= values[0] <= 1:
         scale["domain"] = [0, 1]
