@@ -27,11 +27,11 @@ class JobConfig:
     use_for_integration_test: bool = False
     """Add this run file to the integration tests, which then run it."""
     print_args: bool = False
-    """Print all options with their values when the run starts."""
+    """Print all options with their values when the run starts, or in job.dry_run."""
     dry_run: bool = field(default=False, compare=False)
-    """Train nothing and write nothing: print the options, the parameters by part, the memory per
-    device and the largest micro-batch that fits, the schedule, the first rows of data, and the time
-    that the run would take."""
+    """Train nothing and write nothing: print the options that differ from their defaults (all with
+    job.print_args), the parameters by part, the memory per device and the largest micro-batch that
+    fits, the schedule, the first rows of data, and the time that the run would take."""
     dry_run_format: Literal["text", "json"] = field(default="text", compare=False)
     """Format of what job.dry_run prints; json is one object."""
     dry_run_gpu: str = field(default="", compare=False)
