@@ -134,7 +134,8 @@ def _write_config_copy_metrics_and_draw_report(
             whole, newline, _ = (run_folder / name).read_text(encoding="utf-8").rpartition("\n")
             files.write_text_atomically(logs / name, whole + newline)
     if (logs / METRICS_FILE).is_file():
-        write_report(logs, title=title_run(config.job.description, run_folder.name))
+        title = title_run(config.job.description, run_folder.name)
+        write_report(logs, title=title, end_recorded_in=run_folder)
 
 
 def _list_local_paths(run_folder: Path | None, config: Config | None) -> set[str]:

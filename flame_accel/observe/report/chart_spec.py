@@ -69,7 +69,8 @@ def build_base_spec() -> VegaLiteSpec:
             },
             {
                 "data": {"name": "points"},
-                "mark": {"type": "point", "filled": True, "size": 22, "opacity": 1, "clip": True},
+                # all are within the axes; at an end of them half a point is too little to see
+                "mark": {"type": "point", "filled": True, "size": 22, "opacity": 1},
                 "encoding": {**at, "y": y},
             },
             {

@@ -40,12 +40,13 @@ SECTION_TITLES = {
 """Sections of charts, in the order of the page."""
 
 
-def write_report(run_folder: Path, *, title: str) -> Path:
+def write_report(run_folder: Path, *, title: str, end_recorded_in: Path | None = None) -> Path:
     """Writes the report of a run into its folder.
 
     Args:
         run_folder: The run folder, in any state.
         title: Heading of the page.
+        end_recorded_in: The folder with ended.json; the run folder if None.
 
     Returns:
         Path of the page.
@@ -54,7 +55,9 @@ def write_report(run_folder: Path, *, title: str) -> Path:
         OSError: The page cannot be written.
     """
     path = run_folder / REPORT_FILE
-    write_text_atomically(path, render_page([read_run(run_folder)], title=title))
+    write_text_atomically(
+        path, render_page([read_run(run_folder, end_recorded_in=end_recorded_in)], title=title)
+    )
     return path
 
 

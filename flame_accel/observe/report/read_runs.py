@@ -80,17 +80,22 @@ class RunRecord:
         return int(self.records[-1]["step"]) if self.records else 0
 
 
-def read_run(run_folder: Path, *, name: str | None = None) -> RunRecord:
+def read_run(
+    run_folder: Path, *, name: str | None = None, end_recorded_in: Path | None = None
+) -> RunRecord:
     """Reads a run folder, whatever state it is in.
 
     Args:
         run_folder: The run folder; it may be empty.
         name: What the run is called; its folder's name if None.
+        end_recorded_in: The folder with ended.json; the run folder if None.
     """
     problems: list[str] = []
 
+    ended_file = (end_recorded_in or run_folder) / ENDED_FILE
+
     def read_or_note(file: str, read: Callable[[], ReadT], otherwise: ReadT) -> ReadT:
-        if not (run_folder / file).is_file():
+        if not (ended_file if file == ENDED_FILE else run_folder / file).is_file():
             return otherwise
         try:
             return read()
@@ -115,7 +120,7 @@ def read_run(run_folder: Path, *, name: str | None = None) -> RunRecord:
         environment=read_or_note(
             ENVIRONMENT_FILE, lambda: read_json_object(run_folder / ENVIRONMENT_FILE), {}
         ),
-        ended=read_or_note(ENDED_FILE, lambda: read_json_object(run_folder / ENDED_FILE), {}),
+        ended=read_or_note(ENDED_FILE, lambda: read_json_object(ended_file), {}),
         is_recent=metrics.is_file()
         and time.time() - metrics.stat().st_mtime < STILL_RUNNING_SECONDS,
         problems=problems,

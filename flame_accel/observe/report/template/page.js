@@ -124,7 +124,9 @@ function yDomain(chart, lines, logY) {
   if (isShare && low === high && !chart.zero) return [0, 1];
   const limit = isShare ? (end) => Math.min(Math.max(end, 0), 1) : (end) => end;
   if (chart.zero && low >= 0) return [0, limit(high * 1.06 || 1)];
-  const air = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1;
+  // what differs by chance from one range of positions to the next is not to fill the chart
+  const least = chart.xUnit && low !== high ? (isShare ? 0.1 : 0.5) : 0;
+  const air = Math.max((high - low) * 0.06 || Math.abs(high) * 0.1 || 1, (least - high + low) / 2);
   return [limit(low - air), limit(high + air)];
 }
 

@@ -121,6 +121,16 @@ def test_a_comparison_names_the_runs_and_what_differs(tmp_path: Path):
     assert [series["run"] for series in data_of(page)["charts"][0]["series"]] == [0, 1]
 
 
+def test_a_report_of_copies_says_how_the_run_ended(tmp_path: Path):
+    (tmp_path / "copies").mkdir()
+    MetricsFile(tmp_path / "copies/metrics.jsonl").append({"step": 1, "train/loss": 2.5})
+    (tmp_path / "ended.json").write_text('{"reason": "finished", "step": 1}')
+    copies = tmp_path / "copies"
+    page = write_report(copies, title="run", end_recorded_in=tmp_path).read_text()
+    assert "finished, step 1" in page
+    assert "running, step 1" in write_report(copies, title="run").read_text()
+
+
 @pytest.mark.covers_option("job.description")
 def test_description_titles_the_report(train_here, flags, tmp_path):
     train_here(flags(**SHORT_RUN, **{"job.description": "a <small> run"}))
