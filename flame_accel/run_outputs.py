@@ -1,8 +1,10 @@
-"""What a run writes besides its records: checkpoints, the exported model, and the report."""
+"""What a run writes: records, checkpoints, the exported model, and the report."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,15 +17,63 @@ from flame_accel.checkpoint import (
     weights_only_dtype_if_seed_or_last,
 )
 from flame_accel.checkpoint_files import find_damage
-from flame_accel.config import Config
+from flame_accel.config import CheckpointConfig, Config, TrainingConfig
 from flame_accel.evaluation import try_to_sample_on_main, try_to_write_report_on_main
 from flame_accel.hub.export import export_model
 from flame_accel.hub.model_card import ModelOrigin
-from flame_accel.observe import get_logger
+from flame_accel.observe import get_logger, reduce_and_check_data_metrics
 from flame_accel.parallel import extended_timeout, run_on_main_and_broadcast
 from flame_accel.run_parts import Components, LoopState
+from flame_accel.stop_signals import StopSignals
 
 log = get_logger()
+SECONDS_FOR_TRACKERS_AFTER_SIGNAL = 5.0
+
+
+def log_and_write_record(
+    training: TrainingConfig,
+    accelerator: Accelerator,
+    components: Components,
+    loop: LoopState,
+    metrics: dict[str, Any],
+) -> None:
+    """Completes the metrics of a step and writes them: console, metrics.jsonl and trackers.
+
+    Raises:
+        UserError: More records of the data were bad than `training.max_bad_records`.
+    """
+    data_metrics = reduce_and_check_data_metrics(
+        accelerator,
+        loop.batches,
+        training.max_bad_records,
+        source_names=[dataset.name for dataset in components.run_data.training],
+    )
+    step = {"step": loop.state.step, "tokens": loop.state.tokens}
+    loop.metric_logger.log_and_write_record(
+        step | metrics | data_metrics | loop.saver.take_metrics(),
+        total_steps=training.steps,
+        remaining_seconds=loop.remaining_time.estimate_seconds(loop.state.step),
+    )
+    loop.skipped_updates.log_and_write()
+
+
+def finish_trackers(config: Config, loop: LoopState, stop_signals: StopSignals) -> None:
+    """Waits for what the trackers still lack, for a shorter time once a signal has come."""
+    longest = SECONDS_FOR_TRACKERS_AFTER_SIGNAL if stop_signals.received else math.inf
+    loop.metric_logger.finish_trackers(min(config.metrics.wait_seconds, longest))
+
+
+def log_stop_unless_its_save_failed(checkpoint: CheckpointConfig, loop: LoopState) -> None:
+    """Says after which step a signal has stopped the run, and what is saved of it.
+
+    Raises:
+        UserError: The save at the stop failed.
+    """
+    loop.failed_saves.raise_if_latest_failed()
+    if checkpoint.enable_checkpoint:
+        log.info("stopped and saved after step %d; the same command continues", loop.state.step)
+    else:
+        log.info("stopped after step %d; nothing is saved without checkpoints", loop.state.step)
 
 
 def save(config: Config, loop: LoopState, *, last: bool) -> None:

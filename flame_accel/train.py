@@ -4,7 +4,6 @@
 parsed before torch is imported, in `train_process`; processes are launched in `commands/train`.
 """
 
-import math
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -28,15 +27,19 @@ from flame_accel.checkpoint import (
 from flame_accel.config import Config, to_toml
 from flame_accel.diagnosis.dry_run import print_dry_run
 from flame_accel.diagnosis.run_checks import check_run_support_and_log_warnings
-from flame_accel.diagnosis.run_summary import (
-    log_larger_micro_batch_if_it_fits,
-    log_run_summary,
-)
+from flame_accel.diagnosis.run_summary import log_larger_micro_batch_if_it_fits, log_run_summary
 from flame_accel.hub.uploads import HubUploads
 from flame_accel.kernels.install import KernelKind
 from flame_accel.rewind import rewind_or_stop_if_many_are_skipped
 from flame_accel.run_evaluation import build_evaluator_if_configured, evaluate_and_write
-from flame_accel.run_outputs import export_and_sample, report_at_end, save
+from flame_accel.run_outputs import (
+    export_and_sample,
+    finish_trackers,
+    log_and_write_record,
+    log_stop_unless_its_save_failed,
+    report_at_end,
+    save,
+)
 from flame_accel.run_parts import Components, LoopState
 from flame_accel.stop_signals import StopSignals
 from flame_accel.training import (
@@ -52,7 +55,6 @@ from flame_accel.training import (
 )
 
 log = observe.get_logger()
-SECONDS_FOR_TRACKERS_AFTER_SIGNAL = 5.0
 
 
 def main(config: Config, stop_signals: StopSignals) -> None:
@@ -62,9 +64,7 @@ def main(config: Config, stop_signals: StopSignals) -> None:
         return
     run_folder = Path(config.job.dump_folder)
     accelerator = parallel.build_accelerator(
-        config.training,
-        config.comm,
-        run_folder=str(run_folder),
+        config.training, config.comm, run_folder=str(run_folder)
     )
     uploads = HubUploads(accelerator, config.hub, run_folder, custom_modules=config.model.custom)
     with ExitStack() as at_end:
@@ -120,12 +120,6 @@ def main(config: Config, stop_signals: StopSignals) -> None:
             loop.failed_saves.raise_if_latest_failed()
         wait_seconds = 0 if stop_signals.received else config.hub.wait_seconds
         uploads.upload_export_wait_then_abort(run_folder / "hf", loop.state.step, wait_seconds)
-
-
-def finish_trackers(config: Config, loop: LoopState, stop_signals: StopSignals) -> None:
-    """Waits for what the trackers still lack, for a shorter time once a signal has come."""
-    longest = SECONDS_FOR_TRACKERS_AFTER_SIGNAL if stop_signals.received else math.inf
-    loop.metric_logger.finish_trackers(min(config.metrics.wait_seconds, longest))
 
 
 def setup_run(config: Config, accelerator: Accelerator, run_folder: Path) -> KernelKind:
@@ -216,10 +210,7 @@ def restore_run(
         states=restored.meter_states,
     )
     metric_logger = observe.MetricLogger(
-        accelerator,
-        run_folder,
-        metrics=config.metrics,
-        options=asdict(config),
+        accelerator, run_folder, metrics=config.metrics, options=asdict(config)
     )
     change_run_folder_as_start_is_accepted(
         accelerator, config, start, restored, components.run_data
@@ -340,20 +331,7 @@ def train(
         if is_due(state.step, config.evaluation.interval, steps):
             record |= evaluate_and_write(config, accelerator, components, loop)
         if record:
-            record |= observe.reduce_and_check_data_metrics(
-                accelerator,
-                batches,
-                training.max_bad_records,
-                source_names=[dataset.name for dataset in components.run_data.training],
-            )
-            record |= loop.saver.take_metrics()
-            record = {"step": state.step, "tokens": state.tokens} | record
-            loop.metric_logger.log_and_write_record(
-                record,
-                total_steps=steps,
-                remaining_seconds=loop.remaining_time.estimate_seconds(state.step),
-            )
-            loop.skipped_updates.log_and_write()
+            log_and_write_record(training, accelerator, components, loop, record)
             if rewind_or_stop_if_many_are_skipped(config, accelerator, components, loop):
                 progress.update(state.step - progress.n)
                 continue
@@ -368,9 +346,5 @@ def train(
     garbage.unfreeze_and_leave_collector_disabled()
     progress.close()
     if stops:
-        loop.failed_saves.raise_if_latest_failed()
-        if config.checkpoint.enable_checkpoint:
-            log.info("stopped and saved after step %d; the same command continues", state.step)
-        else:
-            log.info("stopped after step %d; nothing is saved without checkpoints", state.step)
+        log_stop_unless_its_save_failed(config.checkpoint, loop)
         stop_signals.stop()

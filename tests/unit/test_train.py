@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flame_accel.config import load_run_file, parse
-from tests.helpers.runs import SHORT_RUN, read_log, read_records
+from tests.helpers.runs import ROOT, SHORT_RUN, read_log, read_records
 
 SAVE_KEYS = {"checkpoint/stall_seconds", "checkpoint/write_seconds"}
 RECORD_KEYS = {
@@ -96,3 +96,8 @@ def test_others_wait_for_long_while_a_start_hashes_downloads_and_copies(
         ("build_components", [77]),
         ("restore_starting_point", [77]),
     ]
+
+
+def test_the_story_is_read_in_one_sitting():
+    story = ROOT / "flame_accel/train.py"
+    assert len(story.read_text(encoding="utf-8").splitlines()) <= 350
