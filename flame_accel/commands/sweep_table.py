@@ -1,15 +1,13 @@
 """The table of a sweep: the final figures of its runs, in Markdown. Drawn from the run folders."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-
-from safetensors import safe_open
 
 from flame_accel.commands.sweep_plan import PlannedRun
 from flame_accel.models.matched_sizes import state_shape
 from flame_accel.observe.metrics_file import METRICS_FILE, read_records
 from flame_accel.observe.report.curves import median_tokens_per_second
+from flame_accel.observe.report.read_runs import count_stored_parameters
 
 
 def render_table(runs: Sequence[PlannedRun]) -> str:
@@ -60,15 +58,9 @@ def _describe_model(run_folder: Path) -> tuple[str, str]:
     models.register_models(())
     shape = state_shape(AutoConfig.from_pretrained(config_file.parent))
     return (
-        f"{_count_stored_parameters(weights):,}",
+        f"{count_stored_parameters(weights):,}",
         f"{shape.elements:,}" if shape else "all tokens",
     )
-
-
-def _count_stored_parameters(safetensors_file: Path) -> int:
-    """Elements of all tensors, by the header of the file."""
-    with safe_open(safetensors_file, "numpy") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.offset_keys())
 
 
 def _render_row(cells: Sequence[str]) -> str:

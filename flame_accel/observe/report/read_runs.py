@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError, safe_open
+
 from flame_accel.io_errors import describe_if_io_error
 from flame_accel.observe.damaged_records import (
     DamagedRecordError,
@@ -33,6 +35,7 @@ from flame_accel.observe.starts import (
 )
 from flame_accel.observe.step_records import read_step_records
 
+WEIGHTS_FILE = "hf/model.safetensors"
 STILL_RUNNING_SECONDS = 600
 """A run without a recorded end is taken to go on if its last record is not older than this."""
 MOST_INTEGER = 10**300
@@ -59,6 +62,8 @@ class RunRecord:
     environment: Mapping[str, Any] = field(default_factory=dict)
     ended: Mapping[str, Any] = field(default_factory=dict)
     """`reason`, `step`, `time` and `what`; empty if no end is recorded."""
+    num_parameters: int | None = None
+    """Of the exported model; None if there is none in one file."""
     is_recent: bool = False
     """Whether the last measurement is so recent that the run may go on."""
     problems: Sequence[str] = ()
@@ -121,10 +126,26 @@ def read_run(
             ENVIRONMENT_FILE, lambda: read_json_object(run_folder / ENVIRONMENT_FILE), {}
         ),
         ended=read_or_note(ENDED_FILE, lambda: read_json_object(ended_file), {}),
+        num_parameters=read_or_note(
+            WEIGHTS_FILE, lambda: count_stored_parameters(run_folder / WEIGHTS_FILE), None
+        ),
         is_recent=metrics.is_file()
         and time.time() - metrics.stat().st_mtime < STILL_RUNNING_SECONDS,
         problems=problems,
     )
+
+
+def count_stored_parameters(safetensors_file: Path) -> int:
+    """Elements of all tensors, by the header of the file.
+
+    Raises:
+        OSError, ValueError: It cannot be read, or is damaged.
+    """
+    try:
+        with safe_open(safetensors_file, "numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.offset_keys())
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def _read_sorted_floats(metrics_file: Path) -> list[dict[str, float]]:

@@ -90,6 +90,7 @@ def list_figures(runs: Sequence[RunRecord]) -> list[Row]:
     speeds = [median_tokens_per_second(run.records) for run in runs]
     rows = [
         Row("status", [describe_status(run) for run in runs]),
+        Row("parameters", [f"{n:,}" if (n := run.num_parameters) else "" for run in runs]),
         row("training loss", last("train/loss"), "{:.4f}", -1),
         row("validation loss", last("eval/loss"), "{:.4f}", -1),
         Row("best validation loss", best),

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from flame_accel.observe.report.page import render_page
 from flame_accel.observe.report.read_runs import read_run, read_runs
+from flame_accel.observe.report.tables import list_figures
 
 
 def test_an_empty_folder_is_a_run_without_records(tmp_path: Path):
@@ -57,3 +60,16 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path: Path):
     for folder in folders:
         folder.mkdir(parents=True)
     assert [run.name for run in read_runs(folders)] == ["a/run", "b/run", "c"]
+
+
+def test_parameters_are_those_of_the_exported_model(tmp_path: Path):
+    assert read_run(tmp_path).num_parameters is None
+    (tmp_path / "hf").mkdir()
+    weights = tmp_path / "hf/model.safetensors"
+    save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)}, weights)
+    run = read_run(tmp_path)
+    assert run.num_parameters == 17
+    assert {row.name: row.cells for row in list_figures([run])}["parameters"] == ["17"]
+    weights.write_bytes(b"no header")
+    damaged = read_run(tmp_path)
+    assert damaged.num_parameters is None and "hf/model.safetensors" in damaged.problems[0]
