@@ -70,7 +70,7 @@ def test_a_hub_that_refuses_is_a_mistake_and_one_that_does_not_answer_is_none(
     assert exit_code(["push", str(finished), "tester/model"]) == 1
 
 
-def test_the_readme_lists_them():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("### Exit codes")[2].partition("\n#")[0]
+def test_the_page_of_the_run_folder_lists_them():
+    text = (ROOT / "docs/run_folder.md").read_text(encoding="utf-8")
+    section = text.partition("## Exit codes")[2].partition("\n#")[0]
     assert re.findall(r"^\| (\d+|128 \+ N) \|", section, re.M) == ["0", "1", "2", "75", "128 + N"]

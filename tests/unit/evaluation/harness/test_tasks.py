@@ -9,6 +9,7 @@ import yaml
 from flame_accel.config import UserError
 from flame_accel.evaluation.harness.tasks import (
     GROUPS_FOLDER,
+    OFFLINE_VARIABLES,
     check_unsafe_code_is_confirmed,
     find_longest_ruler_prompt,
     load_tasks,
@@ -80,7 +81,8 @@ def test_what_cannot_be_evaluated_is_named_with_the_reason(
         assert all(part in str(raised.value) for part in expected), (name, str(raised.value))
     # a line for each reason
     assert len([line for line in str(raised.value).splitlines() if "python_" in line]) == 3
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for name in OFFLINE_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="this needs a network once: check it") as raised:
         load_names(tmp_path, "python_hub")
     assert "unset" not in str(raised.value)
