@@ -23,7 +23,7 @@ PORTABLE = 1
 """cudaHostRegisterPortable of the CUDA runtime."""
 CGROUP = Path("/sys/fs/cgroup")
 SHARE_OF_AVAILABLE_MEMORY = 0.7
-"""Copies fit if they take at most so much of the host memory that is available."""
+"""Copies fit if they take at most this fraction of the host memory that is available."""
 
 
 class _Chunk(NamedTuple):

@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--use_cache",
         metavar="FILE",
-        help="keep answers, to go on after a stop; each model has its own",
+        help="keep answers, to resume after a stop; each model has its own",
     )
     parser.add_argument(
         "--output_path",

@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=SECONDS_BETWEEN_PAGES,
         metavar="SECONDS",
-        help="make the page again whenever the runs go on, until all have finished; an open page "
-        f"shows it by itself (default: every {SECONDS_BETWEEN_PAGES} seconds)",
+        help="make the page again whenever the runs have new records, until all have finished; an "
+        f"open page shows it by itself (default: every {SECONDS_BETWEEN_PAGES} seconds)",
     )
 
 

@@ -81,8 +81,8 @@ def evaluate_rows(
         model: The model as Accelerate prepared it, in evaluation mode.
         batches: This rank's batches; every rank has the same number.
         position_step: Width of the ranges of positions.
-        piece_length: Reads rows in pieces of so many tokens, and carries the model's cache from one
-            to the next; for rows without boundaries. None reads them in one piece.
+        piece_length: Tokens of the pieces in which rows are read, with the model's cache carried
+            from one to the next; for rows without boundaries. None reads them in one piece.
         take_tokens: Called on the main process with what was predicted; None gathers nothing.
         after_batch: Called after each batch, which the device may still compute.
     """

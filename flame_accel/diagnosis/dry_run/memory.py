@@ -108,7 +108,7 @@ def find_largest_micro_batch(
     Memory grows by nearly the same for each row, so that few estimates are made.
 
     Args:
-        total_bytes: Of a micro-batch of so many rows.
+        total_bytes: Of a micro-batch with a given number of rows.
         device_bytes: Memory of the device.
         guess: Where to begin, at least 1.
         most_rows: Of more no estimate is made: from there on a line is drawn.

@@ -203,7 +203,7 @@ class _Rehearsal:
             prepare_for_rehearsal(model, self.options, config.activation_checkpoint)
 
     def estimate(self, rows: int, gpu_memory_bytes: int) -> DeviceMemory:
-        """The memory of a device with micro-batches of so many rows."""
+        """The memory of a device with micro-batches of `rows` rows."""
         key = rows, gpu_memory_bytes if self.adapts_to_memory else 0
         if key not in self.passes:
             options = replace(self.options, gpu_memory_bytes=gpu_memory_bytes)
